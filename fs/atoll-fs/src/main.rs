@@ -1,0 +1,2 @@
+//! The `atoll-fs` binary.
+fn main() {}
