@@ -1,1 +1,3 @@
-//! Skeleton.
+//! The client: sessions, buffers, chunk writers and readers, and the filesystem that they make.
+
+pub mod vfs;
