@@ -1,3 +1,4 @@
 //! The client: sessions, buffers, chunk writers and readers, and the filesystem that they make.
 
+pub mod metadata;
 pub mod vfs;

@@ -2,8 +2,9 @@
 //!
 //! A connection ([`transport`]) begins with a [`handshake`] in which both ends prove that they know the
 //! cluster's key, and then carries [`frame`]s, encrypted or not ([`secure`]). A [`client`] has many requests
-//! in flight on one connection, a [`server`] answers them in any order. The messages are in [`storage`]
-//! (clients and storage servers) and [`registration`] (storage servers and the metadata service).
+//! in flight on one connection, a [`server`] answers them in any order. The messages are in [`metadata`]
+//! (clients and the metadata service), [`storage`] (clients and storage servers) and [`registration`]
+//! (storage servers and the metadata service).
 //!
 //! No message is interpreted here; the only decisions are about connections.
 
@@ -11,6 +12,7 @@ pub mod checksum;
 pub mod client;
 pub mod frame;
 pub mod handshake;
+pub mod metadata;
 mod outbox;
 pub mod peer;
 pub mod registration;
