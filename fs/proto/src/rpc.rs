@@ -8,17 +8,12 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::frame::{FRAME_BYTES_MAX, FrameError};
 use crate::status::{Status, StatusCode};
 
-/// The first kind of the messages between clients and the metadata service (0x100 … 0x1ff).
+/// The first kind of the messages to the metadata service: of clients, tools and its own members (0x100 … 0x1ff).
 pub const KINDS_METADATA: u16 = 0x100;
 /// The first kind of the messages to storage servers (0x200 … 0x2ff).
 pub const KINDS_STORAGE: u16 = 0x200;
 /// The first kind of the messages from storage servers to the metadata service (0x300 … 0x3ff).
 pub const KINDS_REGISTRATION: u16 = 0x300;
-/// The first kind of the messages between metadata servers (0x400 … 0x4ff).
-pub const KINDS_CONSENSUS: u16 = 0x400;
-/// The first kind of the messages of administrators' tools (0x500 … 0x5ff).
-pub const KINDS_ADMIN: u16 = 0x500;
-
 /// A request and its reply. One-way messages and pushes use it too; their reply is `()`.
 pub trait Rpc {
     /// The number that names the message on the wire.
