@@ -161,6 +161,7 @@ fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
             sessions::open(txn, now, client, *incarnation, *supersedes)
         }
         Op::CloseSession => sessions::end(txn, now, session),
+        Op::Refuse { error } => Err((*error).into()),
         // The service refuses these from the wire; this is the second bolt on the door.
         _ if !internal => Err(FsError::NotPermitted.into()),
         Op::Bootstrap { cluster, hash_key, config } => {
