@@ -343,6 +343,12 @@ pub enum Op {
         /// The new set.
         replicas: Vec<ServerId>,
     },
+    /// What the leader put in the place of a command that it can't let through for a reason that no record
+    /// shows (a server's disk is full). The slot keeps the refusal like any other outcome.
+    Refuse {
+        /// Why.
+        error: FsError,
+    },
 }
 
 /// Something that a server was ordered to do and has done.
