@@ -23,7 +23,7 @@ status=0
 started=$EPOCHSECONDS
 exec 3> >(exec tee "$log")
 tee_pid=$!
-hack/cargo.sh test --workspace --no-fail-fast "$@" </dev/null >&3 3>&- || status=$?
+hack/cargo.sh test --workspace --no-fail-fast ${CI:+--locked} "$@" </dev/null >&3 3>&- || status=$?
 exec 3>&-
 # tee ends with its last writer. A process that a test left behind would keep it open: do not wait for that one.
 for _ in $(seq 50); do
