@@ -793,4 +793,14 @@ mod promises {
         );
         volume.check();
     }
+
+    #[test]
+    fn a_refusal_by_the_leader_is_kept_for_the_retry_that_could_be_let_through() {
+        let mut volume = Volume::new(VolumeConfig::default());
+        let asked = volume.command(volume.session, create("a"));
+        let request = atoll_core::namespace::request_hash(&asked.op);
+        let refused = Command { op: Op::Refuse { error: FsError::NoSpace, request }, ..asked.clone() };
+        assert_eq!(volume.run(&refused), Outcome::Refused(FsError::NoSpace));
+        assert_eq!(volume.run(&asked), Outcome::Refused(FsError::NoSpace));
+    }
 }
