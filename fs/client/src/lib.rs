@@ -2,4 +2,7 @@
 
 pub mod arena;
 pub mod metadata;
+pub mod session;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vfs;
