@@ -142,6 +142,8 @@ pub struct PendingTruncation {
     pub from: SegmentIndex,
     /// Segments of an older truncate epoch are gone.
     pub epoch: u32,
+    /// Their bytes still count as mapped, until they are freed one by one.
+    pub counted: bool,
 }
 
 /// An inode.
