@@ -343,6 +343,15 @@ pub enum Op {
         /// The new set.
         replicas: Vec<ServerId>,
     },
+    /// What the leader put in the place of a command that it can't let through for a reason that no record
+    /// shows (a server's disk is full). The slot keeps the refusal like any other outcome.
+    Refuse {
+        /// Why.
+        error: FsError,
+        /// [`request_hash`](crate::namespace::request_hash) of what the client asked for, so that a retry which
+        /// could be let through by now still meets the refusal that may have been answered already.
+        request: u64,
+    },
 }
 
 /// Something that a server was ordered to do and has done.
