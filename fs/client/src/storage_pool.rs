@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use atoll_core::ids::{ChunkId, Generation, ServerId};
+use atoll_core::ids::{ChunkId, Generation, ServerId, SessionId};
 use atoll_proto::metadata::{Answer, Query, ServerInfo};
 use atoll_proto::storage::{ReadChunk, ReadChunkReply, StorageError, SyncChunk, WriteChunk};
 use atoll_proto::{Address, ConnectOptions, Identity, Peer, Role, RpcError};
@@ -78,7 +78,7 @@ pub trait Storage: Send + Sync + 'static {
 /// How servers are reached.
 #[derive(Clone)]
 pub struct PoolConfig {
-    /// Who we are.
+    /// The cluster, its key and the policy of encryption; the role is always that of the current session.
     pub identity: Identity,
     /// Where this client is (`host`, `zone`, …), to read from what is near.
     pub labels: BTreeMap<String, String>,
@@ -108,7 +108,8 @@ struct Servers {
 
 struct Server {
     info: ServerInfo,
-    peer: Option<Peer>,
+    /// With the session as which it connects.
+    peer: Option<(SessionId, Peer)>,
     last_use: u64,
     failing_since: Option<Instant>,
 }
@@ -144,14 +145,19 @@ impl<M: Metadata> StoragePool<M> {
         self.known_peer_at(server, false)
     }
 
-    fn known_peer_at(&self, server: ServerId, whatever_version: bool) -> Result<Option<Peer>, StorageFailure> {
+    fn known_peer_at(
+        &self,
+        server: ServerId,
+        whatever_version: bool,
+    ) -> Result<Option<Peer>, StorageFailure> {
         let mut servers = self.servers.lock();
         if !whatever_version && servers.version != Some(self.metadata.servers_version()) {
             return Ok(None);
         }
         let Some(found) = servers.known.get_mut(&server) else { return Ok(None) };
         found.last_use = self.uses.fetch_add(1, Ordering::Relaxed);
-        if let Some(peer) = &found.peer {
+        let session = self.metadata.session();
+        if let Some((_, peer)) = found.peer.as_ref().filter(|(connected_as, _)| *connected_as == session) {
             return Ok(Some(peer.clone()));
         }
         let address = match self.config.local.get(&server) {
@@ -162,9 +168,9 @@ impl<M: Metadata> StoragePool<M> {
                 .parse()
                 .map_err(|error| StorageFailure::Unreachable(format!("server {server}: {error}")))?,
         };
-        let options = ConnectOptions::new(self.config.identity.clone()).expecting(Role::Storage(server));
-        let peer = Peer::new(address, options);
-        found.peer = Some(peer.clone());
+        let identity = Identity { role: Role::Client(session), ..self.config.identity.clone() };
+        let peer = Peer::new(address, ConnectOptions::new(identity).expecting(Role::Storage(server)));
+        found.peer = Some((session, peer.clone()));
         close_least_used(&mut servers);
         Ok(Some(peer))
     }
@@ -252,7 +258,8 @@ impl<M: Metadata> Storage for StoragePool<M> {
     ) -> BoxFuture<'a, Result<(), StorageFailure>> {
         async move {
             let peer = self.peer(server).await?;
-            let (reply, _) = self.note(server, peer.call_within::<WriteChunk>(request, body, deadline).await)?;
+            let (reply, _) =
+                self.note(server, peer.call_within::<WriteChunk>(request, body, deadline).await)?;
             if request.sync && !reply.durable {
                 return Err(StorageFailure::Broken(format!("storage server {server} did not sync")));
             }

@@ -5,6 +5,8 @@
 //! right until they are trimmed, and then the storage server answers "gone" and the map is asked for again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use atoll_core::attributes::Attributes;
 use atoll_core::commands::{NewPiece, NewPlace};
@@ -85,6 +87,18 @@ pub struct Span {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unknown(pub SegmentIndex);
 
+/// Memory of all maps that share it (bytes, estimated).
+#[derive(Clone, Debug, Default)]
+pub struct MapMemory(Arc<AtomicUsize>);
+
+impl MapMemory {
+    /// Bytes at this moment.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// See the module.
 #[derive(Default)]
 pub struct FileMap {
@@ -94,6 +108,13 @@ pub struct FileMap {
     /// Segments from here on that aren't among `segments` are empty.
     empty_from: Option<u64>,
     cost_bytes: usize,
+    memory: MapMemory,
+}
+
+impl Drop for FileMap {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }
 
 fn cost(pieces: &[MappedPiece]) -> usize {
@@ -114,21 +135,35 @@ impl FileMap {
         self.cost_bytes
     }
 
+    /// Nothing known; what will be counts for `memory`.
+    #[must_use]
+    pub fn new(memory: MapMemory) -> Self {
+        let mut map = FileMap::default();
+        map.memory = memory;
+        map
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
-        *self = FileMap::default();
+        self.change = None;
+        self.segments.clear();
+        self.empty_from = None;
+        self.memory.0.fetch_sub(std::mem::take(&mut self.cost_bytes), Ordering::Relaxed);
     }
 
     fn put(&mut self, segment: SegmentIndex, pieces: Vec<MappedPiece>) {
-        self.cost_bytes += cost(&pieces);
-        if let Some(old) = self.segments.insert(segment, pieces) {
-            self.cost_bytes -= cost(&old);
-        }
+        self.take(segment);
+        let cost = cost(&pieces);
+        self.cost_bytes += cost;
+        self.memory.0.fetch_add(cost, Ordering::Relaxed);
+        self.segments.insert(segment, pieces);
     }
 
     fn take(&mut self, segment: SegmentIndex) -> Option<Vec<MappedPiece>> {
         let pieces = self.segments.remove(&segment)?;
-        self.cost_bytes -= cost(&pieces);
+        let cost = cost(&pieces);
+        self.cost_bytes -= cost;
+        self.memory.0.fetch_sub(cost, Ordering::Relaxed);
         Some(pieces)
     }
 
@@ -325,7 +360,9 @@ fn cut(pieces: Vec<MappedPiece>, start: u32, end: u32) -> Vec<MappedPiece> {
 fn part(piece: &MappedPiece, start: u32, end: u32) -> MappedPiece {
     let skip = start - piece.start;
     let data = match &piece.data {
-        PieceData::Inline(bytes) => PieceData::Inline(bytes.slice(skip as usize..(end - piece.start) as usize)),
+        PieceData::Inline(bytes) => {
+            PieceData::Inline(bytes.slice(skip as usize..(end - piece.start) as usize))
+        }
         PieceData::Chunk { chunk, offset } => {
             PieceData::Chunk { chunk: *chunk, offset: offset + u64::from(skip) }
         }

@@ -75,6 +75,8 @@ impl Run {
 /// What one commit is to cover.
 #[derive(Debug)]
 pub struct Batch {
+    /// The blocks that its bytes lie in, oldest first.
+    blocks: Vec<Arc<DataBlock>>,
     /// By offset, without overlap.
     pub runs: Vec<Run>,
     /// All writes up to this number are in it, or were in a batch before.
@@ -91,6 +93,15 @@ pub struct Batch {
     pub kill_suidgid: bool,
     /// The byte after the last one.
     pub end: u64,
+}
+
+impl Batch {
+    /// The batch is committed, or lost for good: its blocks are of no use to an adopter any more, even if somebody
+    /// still looks at them. In order, so that an adopter that finds some of them replays a newer one over an
+    /// older one and never the other way round.
+    pub fn retire(&self) {
+        self.blocks.iter().for_each(|block| block.retire());
+    }
 }
 
 /// The dirty ranges of one file. No lock, no wait; the caller holds both.
@@ -201,7 +212,14 @@ impl DirtyFile {
 
     /// Adds `data` to the last write's block, if it was written directly behind it and nobody looks at that
     /// block. Returns how many bytes were taken.
-    pub fn extend(&mut self, offset: u64, data: &[u8], now: Instant, mtime: Timestamp, kill_suidgid: bool) -> usize {
+    pub fn extend(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        now: Instant,
+        mtime: Timestamp,
+        kill_suidgid: bool,
+    ) -> usize {
         if self.last_sequence <= self.batched {
             return 0;
         }
@@ -318,6 +336,7 @@ impl DirtyFile {
     pub fn next_batch(&mut self, whole_segments: bool) -> Option<Batch> {
         let cut = self.choose_cut(whole_segments)?;
         let mut runs: Vec<Run> = Vec::new();
+        let mut blocks: Vec<Arc<DataBlock>> = Vec::new();
         let mut bytes = 0;
         for (offset, range) in &self.ranges {
             if range.sequence <= self.batched || range.sequence > cut {
@@ -325,6 +344,7 @@ impl DirtyFile {
             }
             let length = range.length as u64;
             bytes += length;
+            blocks.push(Arc::clone(&range.block));
             match runs.last_mut() {
                 Some(last) if last.end() == *offset && offset % SEGMENT_BYTES != 0 => {
                     last.length += length;
@@ -333,6 +353,8 @@ impl DirtyFile {
                 _ => runs.push(Run { offset: *offset, length, parts: vec![range.bytes()] }),
             }
         }
+        blocks.sort_by_key(|block| block.order());
+        blocks.dedup_by_key(|block| block.order());
         let reservation = self.reserved.min(bytes.next_multiple_of(BLOCK_BYTES));
         self.reserved -= reservation;
         self.fresh_bytes -= bytes;
@@ -344,7 +366,7 @@ impl DirtyFile {
         if all {
             self.kill_suidgid = false;
         }
-        Some(Batch { runs, cut, base, bytes, reservation, mtime, kill_suidgid, end })
+        Some(Batch { blocks, runs, cut, base, bytes, reservation, mtime, kill_suidgid, end })
     }
 
     fn choose_cut(&self, whole_segments: bool) -> Option<u64> {
@@ -387,13 +409,16 @@ impl DirtyFile {
         best.or(Some(self.last_sequence))
     }
 
-    /// The batch up to `cut` is committed, or lost for good: its ranges go. Returns their blocks, oldest first;
-    /// drop them in that order and outside of any lock: an adopter that finds a newer block without an older
-    /// one that it overlaps replays the right bytes.
+    /// The batch up to `cut` is committed, or lost for good: its ranges go. Returns their blocks, oldest first, to
+    /// be dropped outside of any lock.
     #[must_use]
     pub fn settle(&mut self, cut: u64) -> Vec<Arc<DataBlock>> {
-        let gone: Vec<u64> =
-            self.ranges.iter().filter(|(_, range)| range.sequence <= cut).map(|(offset, _)| *offset).collect();
+        let gone: Vec<u64> = self
+            .ranges
+            .iter()
+            .filter(|(_, range)| range.sequence <= cut)
+            .map(|(offset, _)| *offset)
+            .collect();
         let mut blocks = Vec::with_capacity(gone.len());
         for offset in gone {
             if let Some(range) = self.ranges.remove(&offset) {
@@ -411,8 +436,20 @@ impl DirtyFile {
         blocks
     }
 
+    /// Nothing is on its way. If nothing is left either, all writes are done with.
+    pub fn settle_vanished(&mut self) {
+        if self.ranges.is_empty() {
+            self.settled = self.last_sequence;
+            self.batched = self.last_sequence;
+            self.cuts.clear();
+        }
+    }
+
     /// The batch could not be committed now: its ranges, and those of all later batches, are fresh again.
     pub fn unbatch(&mut self, batch: &Batch, now: Instant) {
+        if batch.cut <= self.settled {
+            return;
+        }
         self.reserved += batch.reservation;
         self.kill_suidgid |= batch.kill_suidgid;
         if self.batched > batch.base {
