@@ -228,7 +228,7 @@ impl DirtyFile {
             None => data.len(),
         };
         let Some((start, range)) = self.ranges.range_mut(..offset).next_back() else { return 0 };
-        let ends_here = start + range.length as u64 == offset && offset % SEGMENT_BYTES != 0;
+        let ends_here = start + range.length as u64 == offset && !offset.is_multiple_of(SEGMENT_BYTES);
         if !ends_here || range.sequence != self.last_sequence {
             return 0;
         }
@@ -390,7 +390,7 @@ impl DirtyFile {
             while index < fresh.len() && fresh[index].0 == sequence {
                 ranges += 1;
                 bytes += fresh[index].1;
-                at_segment_end |= fresh[index].2 % SEGMENT_BYTES == 0;
+                at_segment_end |= fresh[index].2.is_multiple_of(SEGMENT_BYTES);
                 index += 1;
             }
             if fitting.is_some() && (ranges > COMMIT_PIECES_MAX || bytes > BATCH_BYTES_MAX) {
