@@ -41,6 +41,7 @@ fn what_was_synced_survives_power_cuts_and_the_rest_is_a_prefix() {
 #[test]
 fn a_build_without_syncs_is_found_out() {
     let lost = cut_repeatedly(10, 7, &["--copies", "2", "--unsafe-no-sync"]);
-    let lost = lost.expect_err("ten power cuts without a single sync went unnoticed: this test proves nothing");
+    let lost =
+        lost.expect_err("ten power cuts without a single sync went unnoticed: this test proves nothing");
     println!("found out, as it should be: {lost}");
 }

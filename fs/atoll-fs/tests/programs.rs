@@ -16,7 +16,8 @@ use rand::{Rng, SeedableRng};
 
 /// One cluster with 3 copies for all programs, each in a folder of its own. (A static is never dropped, so each test
 /// holds it through [`Shared`], and the last one takes it down.)
-static CLUSTER: LazyLock<std::sync::Mutex<Option<std::sync::Weak<Cluster>>>> = LazyLock::new(Default::default);
+static CLUSTER: LazyLock<std::sync::Mutex<Option<std::sync::Weak<Cluster>>>> =
+    LazyLock::new(Default::default);
 
 fn cluster() -> std::sync::Arc<Cluster> {
     let mut shared = CLUSTER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -49,7 +50,12 @@ fn generate_repository(at: &Path, files: usize, commits: usize) {
         let per_commit = files.div_ceil(commits);
         for commit in 0..commits {
             let message = format!("commit {commit}");
-            write!(stream, "commit refs/heads/main\ncommitter T <t@example.org> {} +0000\n", 1_700_000_000 + commit).unwrap();
+            write!(
+                stream,
+                "commit refs/heads/main\ncommitter T <t@example.org> {} +0000\n",
+                1_700_000_000 + commit
+            )
+            .unwrap();
             writeln!(stream, "data {}\n{message}", message.len()).unwrap();
             for at in 0..per_commit {
                 let number = commit * per_commit + at;
@@ -57,7 +63,8 @@ fn generate_repository(at: &Path, files: usize, commits: usize) {
                 for _ in 0..rng.random_range(1..60) {
                     let _ = writeln!(content, "line {} of file {number}", rng.random::<u32>());
                 }
-                writeln!(stream, "M 100644 inline dir{}/sub{}/file{number}.txt", number % 37, number % 11).unwrap();
+                writeln!(stream, "M 100644 inline dir{}/sub{}/file{number}.txt", number % 37, number % 11)
+                    .unwrap();
                 writeln!(stream, "data {}\n{content}", content.len()).unwrap();
             }
         }
@@ -86,7 +93,8 @@ fn cargo_builds_and_builds_nothing_the_second_time() {
     let cluster = cluster();
     let at = folder(&cluster, "cargo");
     run("cargo", &["init", "-q", "--name", "built", "--vcs", "none", "."], &at);
-    fs::write(at.join("src/main.rs"), "mod other;\nfn main() { println!(\"{}\", other::answer()); }\n").unwrap();
+    fs::write(at.join("src/main.rs"), "mod other;\nfn main() { println!(\"{}\", other::answer()); }\n")
+        .unwrap();
     fs::write(at.join("src/other.rs"), "pub fn answer() -> u32 { 42 }\n").unwrap();
     let build = || {
         let output = Command::new("cargo")
@@ -109,11 +117,14 @@ fn sqlite_keeps_its_integrity_in_both_journal_modes() {
     let at = folder(&cluster, "sqlite");
     for journal in ["DELETE", "TRUNCATE"] {
         let mut script = format!("PRAGMA journal_mode={journal};\nPRAGMA synchronous=FULL;\n");
-        script.push_str("CREATE TABLE t (id INTEGER PRIMARY KEY, k INTEGER, v TEXT);\nCREATE INDEX i ON t (k);\n");
+        script.push_str(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, k INTEGER, v TEXT);\nCREATE INDEX i ON t (k);\n",
+        );
         for round in 0..60 {
             script.push_str("BEGIN;\n");
             for row in 0..50 {
-                let _ = writeln!(script, "INSERT INTO t (k, v) VALUES ({}, hex(randomblob(200)));", round * row);
+                let _ =
+                    writeln!(script, "INSERT INTO t (k, v) VALUES ({}, hex(randomblob(200)));", round * row);
             }
             script.push_str("COMMIT;\n");
             if round % 10 == 9 {
@@ -164,7 +175,10 @@ fn tar_brings_back_every_kind_of_file() {
     run("tar", &["--xattrs", "--format=posix", "-cf", archive, "tree"], source.path());
     run("tar", &["--xattrs", "--xattrs-include=user.*", "-xpf", archive], &at);
     run("tar", &["--xattrs", "-df", archive], &at);
-    let list = ["-c", "find tree -printf '%p %y %m %U %G %l %T@ %s %n\\n' | grep -v ' d ' | sort; getfattr -R -d tree"];
+    let list = [
+        "-c",
+        "find tree -printf '%p %y %m %U %G %l %T@ %s %n\\n' | grep -v ' d ' | sort; getfattr -R -d tree",
+    ];
     assert_eq!(run("sh", &list, &at), run("sh", &list, source.path()));
 }
 
@@ -190,7 +204,8 @@ fn fio_verifies_what_it_wrote() {
         ("mapped", &["--rw=randwrite", "--bs=4k", "--size=8M", "--ioengine=mmap"]),
         ("direct", &["--rw=randwrite", "--bs=4k", "--size=8M", "--direct=1"]),
     ] {
-        let mut arguments = vec!["--output-format=terse", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"];
+        let mut arguments =
+            vec!["--output-format=terse", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1"];
         let name = format!("--name={name}");
         arguments.push(&name);
         arguments.extend_from_slice(options);

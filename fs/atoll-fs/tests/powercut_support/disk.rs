@@ -129,7 +129,13 @@ impl Filesystem for DiskFs {
         if ino == FILE_INO {
             reply.attr(&TTL, &self.0.attributes());
         } else {
-            let root = FileAttr { ino: INodeNo::ROOT, kind: FileType::Directory, perm: 0o700, nlink: 2, ..self.0.attributes() };
+            let root = FileAttr {
+                ino: INodeNo::ROOT,
+                kind: FileType::Directory,
+                perm: 0o700,
+                nlink: 2,
+                ..self.0.attributes()
+            };
             reply.attr(&TTL, &root);
         }
     }

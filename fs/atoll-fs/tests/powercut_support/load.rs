@@ -75,7 +75,8 @@ impl Record {
         record.round += 1;
         let round = record.round;
         let stop = Arc::new(AtomicBool::new(false));
-        let writers: [Writer; 6] = [synced_files, synced_files, replaced_file, log_file, sequence, overwritten_blocks];
+        let writers: [Writer; 6] =
+            [synced_files, synced_files, replaced_file, log_file, sequence, overwritten_blocks];
         let threads = writers
             .into_iter()
             .enumerate()
@@ -105,7 +106,10 @@ impl Record {
         for (name, (length, wanted)) in &self.synced {
             let content = read(name)?;
             if content.len() != *length || hash(&content) != *wanted {
-                return Err(format!("{name} was synced with {length} bytes and has other content ({} bytes)", content.len()));
+                return Err(format!(
+                    "{name} was synced with {length} bytes and has other content ({} bytes)",
+                    content.len()
+                ));
             }
         }
         for (name, (synced, written)) in &self.replaced {
@@ -118,7 +122,8 @@ impl Record {
             if *written == 0 && !mountpoint.join(name).exists() {
                 continue;
             }
-            let content = read(name).or_else(|error| if *synced == 0 { Ok(Vec::new()) } else { Err(error) })?;
+            let content =
+                read(name).or_else(|error| if *synced == 0 { Ok(Vec::new()) } else { Err(error) })?;
             let entries = (content.len() / ENTRY_BYTES) as u64;
             if entries < *synced || entries > *written {
                 return Err(format!("{name} has {entries} entries, {synced} were synced, {written} written"));
@@ -172,7 +177,13 @@ fn number_of(bytes: &[u8]) -> Option<u64> {
     (bytes.len() % 8 == 0 && bytes.chunks(8).all(|word| word == first.to_le_bytes())).then_some(first)
 }
 
-fn synced_files(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, stop: &AtomicBool) -> io::Result<()> {
+fn synced_files(
+    root: &Path,
+    id: u64,
+    rng: &mut StdRng,
+    record: &mut Record,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     for at in 0.. {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -193,7 +204,13 @@ fn synced_files(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, sto
     Ok(())
 }
 
-fn replaced_file(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, stop: &AtomicBool) -> io::Result<()> {
+fn replaced_file(
+    root: &Path,
+    id: u64,
+    rng: &mut StdRng,
+    record: &mut Record,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     let name = format!("replaced-{id}");
     let temporary: PathBuf = root.join(format!("replaced-{id}.tmp"));
     for version in 1u64.. {
@@ -224,7 +241,13 @@ fn replaced_file(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, st
     Ok(())
 }
 
-fn log_file(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, stop: &AtomicBool) -> io::Result<()> {
+fn log_file(
+    root: &Path,
+    id: u64,
+    rng: &mut StdRng,
+    record: &mut Record,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     let name = format!("log-{id}");
     record.logs.insert(name.clone(), (0, 0));
     let mut file = File::create(root.join(&name))?;
@@ -242,7 +265,13 @@ fn log_file(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, stop: &
     Ok(())
 }
 
-fn sequence(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, stop: &AtomicBool) -> io::Result<()> {
+fn sequence(
+    root: &Path,
+    id: u64,
+    rng: &mut StdRng,
+    record: &mut Record,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     let name = format!("sequence-{id}");
     record.sequences.insert(name.clone(), (0, 0));
     let folder = root.join(&name);
@@ -261,9 +290,16 @@ fn sequence(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, stop: &
     Ok(())
 }
 
-fn overwritten_blocks(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, stop: &AtomicBool) -> io::Result<()> {
+fn overwritten_blocks(
+    root: &Path,
+    id: u64,
+    rng: &mut StdRng,
+    record: &mut Record,
+    stop: &AtomicBool,
+) -> io::Result<()> {
     let name = format!("blocks-{id}");
-    let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(root.join(&name))?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(root.join(&name))?;
     record.blocks.insert(name.clone(), vec![(0, 0); 64]);
     let mut counter = 0u64;
     while !stop.load(Ordering::Relaxed) {

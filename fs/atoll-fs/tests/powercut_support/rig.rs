@@ -35,7 +35,11 @@ impl Rig {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let disk = Disk::new(DISK_BYTES);
-        let session = fuser::spawn_mount(DiskFs(Arc::clone(&disk)), folder.path().join("disk"), &fuser::Config::default());
+        let session = fuser::spawn_mount(
+            DiskFs(Arc::clone(&disk)),
+            folder.path().join("disk"),
+            &fuser::Config::default(),
+        );
         Rig {
             mountpoint: folder.path().join("mnt"),
             folder,
@@ -59,11 +63,16 @@ impl Rig {
     pub fn power_on(&mut self) -> Result<(), String> {
         self.disk.power_on();
         let image = self.folder.path().join("disk").join(FILE);
-        let device = run("losetup", &["--find", "--show", "--direct-io=on", image.to_str().unwrap()], Path::new("/"));
+        let device =
+            run("losetup", &["--find", "--show", "--direct-io=on", image.to_str().unwrap()], Path::new("/"));
         let device = device.trim().to_owned();
         self.device = Some(device.clone());
         if !self.formatted {
-            run("mkfs.ext4", &["-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", &device], Path::new("/"));
+            run(
+                "mkfs.ext4",
+                &["-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", &device],
+                Path::new("/"),
+            );
             self.formatted = true;
         }
         run("mount", &["-t", "ext4", &device, self.ext4().to_str().unwrap()], Path::new("/"));
@@ -76,7 +85,11 @@ impl Rig {
             .args(&self.flags)
             .output()
             .unwrap();
-        if output.status.success() { Ok(()) } else { Err(format!("the cluster did not come up: {}", text(&output))) }
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("the cluster did not come up: {}", text(&output)))
+        }
     }
 
     fn pid(&self) -> Option<i32> {
