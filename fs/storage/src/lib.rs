@@ -1,1 +1,4 @@
-//! Skeleton.
+//! The storage server: keeps chunk replicas on one disk.
+
+pub mod chunk_file;
+pub mod disk;
