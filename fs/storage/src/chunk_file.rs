@@ -15,6 +15,8 @@ pub use self::bitmap::{Bitmap, runs};
 pub use self::error::ChunkError;
 pub use self::header::{BLOCK, CAPACITY_BYTES_MAX, Geometry, Header, HeaderError, Layout, Writer};
 use self::header::{SLOT_BYTES, SLOTS};
+pub use self::read::{Blocks, Checked};
+pub use self::write::Written;
 
 mod bitmap;
 mod error;
@@ -193,6 +195,11 @@ impl ChunkFile {
     /// The chunk this is a replica of.
     pub fn chunk(&self) -> ChunkId {
         self.chunk
+    }
+
+    /// Data bytes it may hold.
+    pub fn capacity(&self) -> u64 {
+        self.geometry.capacity()
     }
 
     /// Whether the replica is sealed.

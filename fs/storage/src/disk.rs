@@ -96,6 +96,9 @@ pub trait DiskFile: Send + Sync {
     /// Gives a range's space back; it then reads as zeroes. The file's length stays.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Drops what is cached of a range, so that the next read comes from the disk. A hint.
+    fn forget_cached(&self, offset: u64, len: u64);
+
     /// The file's length, bytes.
     fn len(&self) -> io::Result<u64>;
 

@@ -37,7 +37,9 @@ impl ChunkFile {
             if let Some(length) = header.sealed
                 && blocks.end > blocks_of(length)
             {
-                return Err(ChunkError::Missing((blocks_of(length).max(blocks.start)..blocks.end).map(u64::from).collect()));
+                return Err(ChunkError::Missing(
+                    (blocks_of(length).max(blocks.start)..blocks.end).map(u64::from).collect(),
+                ));
             }
         }
         self.expect_untrimmed(&blocks)?;
@@ -50,8 +52,9 @@ impl ChunkFile {
         let read = self.file.read_at(&mut data, self.geometry.data_at(blocks.start))?;
         data[read..].fill(0);
         let sums = checksums(self.chunk, blocks.start.into(), &data);
-        let bad: Vec<u64> =
-            numbers(blocks.clone().zip(table.iter().zip(&sums)).filter(|(_, (old, new))| **old != stored(**new)));
+        let bad: Vec<u64> = numbers(
+            blocks.clone().zip(table.iter().zip(&sums)).filter(|(_, (old, new))| **old != stored(**new)),
+        );
         if !bad.is_empty() {
             // A trim may have come in between and given back what was just read.
             self.expect_untrimmed(&blocks)?;
@@ -61,7 +64,8 @@ impl ChunkFile {
     }
 
     /// Verifies the written blocks of a range, wherever they are; trimmed and unwritten ones are passed over.
-    /// A piece that the disk can't read is tried again block by block, so that one bad sector is one bad block.
+    /// The disk is asked, not the cache. What it can't read as a piece is tried again block by block, so that one
+    /// bad sector is one bad block. All of the range is held in memory at once: ask for a megabyte or so.
     pub fn check(&self, blocks: Range<u32>) -> Result<Checked, ChunkError> {
         let end = match self.header.read().sealed {
             Some(length) => blocks_of(length),
@@ -74,7 +78,9 @@ impl ChunkFile {
         }
         let table = self.read_table(blocks.clone())?;
         let trimmed = self.header.read().trimmed.clone();
-        let written = blocks.clone().zip(&table).filter(|(block, sum)| **sum != 0 && !trimmed.contains(*block));
+        let written =
+            blocks.clone().zip(&table).filter(|(block, sum)| **sum != 0 && !trimmed.contains(*block));
+        self.file.forget_cached(self.geometry.data_at(blocks.start), blocks.len() as u64 * BLOCK);
         for run in runs(written.map(|(block, _)| block)) {
             let at = (run.start - blocks.start) as usize;
             self.check_run(run.clone(), &table[at..at + run.len()], &mut found);

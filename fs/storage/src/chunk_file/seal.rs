@@ -20,7 +20,9 @@ impl ChunkFile {
         if let Some(sealed) = header.sealed {
             // What is below the seal was made durable by it.
             return match length_bytes {
-                Some(length) if blocks_of(length) > blocks_of(sealed) => Err(ChunkError::Sealed { length: sealed }),
+                Some(length) if blocks_of(length) > blocks_of(sealed) => {
+                    Err(ChunkError::Sealed { length: sealed })
+                }
                 _ => Ok(()),
             };
         }

@@ -21,7 +21,8 @@ impl ChunkFile {
         let mut blocks = Vec::new();
         for range in ranges {
             // A block that is dead only in part is kept.
-            let run = range.start.div_ceil(BLOCK) as u32..(range.end.min(self.geometry.capacity()) / BLOCK) as u32;
+            let run =
+                range.start.div_ceil(BLOCK) as u32..(range.end.min(self.geometry.capacity()) / BLOCK) as u32;
             // The last block of a sealed chunk counts as whole when the range reaches the chunk's end.
             let reaches_end = header.sealed.is_some_and(|length| range.end >= length);
             let end = if reaches_end { limit } else { run.end.min(limit) };

@@ -6,7 +6,10 @@ use std::ops::Range;
 use atoll_core::ids::Generation;
 use atoll_proto::checksum::{ChecksumError, verify};
 
-use super::{BLOCK, ChunkError, ChunkFile, FILL_BYTES, Header, Layout, Order, Writer, ZEROES_BYTES, blocks_of, stored, zeroes};
+use super::{
+    BLOCK, ChunkError, ChunkFile, FILL_BYTES, Header, Layout, Order, Writer, ZEROES_BYTES, blocks_of, stored,
+    zeroes,
+};
 
 /// What a write did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Disk, DiskFile, DiskLock, DirEntry, Space, parent};
+use super::{DirEntry, Disk, DiskFile, DiskLock, Space, parent};
 
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
@@ -203,7 +203,12 @@ impl FaultyDisk {
     /// The paths of all files.
     pub fn files(&self) -> Vec<String> {
         let state = self.state.lock();
-        state.names.iter().filter(|(_, node)| matches!(node, Node::File(_))).map(|(path, _)| path.clone()).collect()
+        state
+            .names
+            .iter()
+            .filter(|(_, node)| matches!(node, Node::File(_)))
+            .map(|(path, _)| path.clone())
+            .collect()
     }
 
     /// How many syncs of files were made, failed ones included.
@@ -319,7 +324,10 @@ impl Disk for FaultyDisk {
     fn space(&self) -> io::Result<Space> {
         let state = self.state.lock();
         let used = state.used_pages * PAGE as u64;
-        Ok(Space { capacity_bytes: state.capacity_bytes, free_bytes: state.capacity_bytes.saturating_sub(used) })
+        Ok(Space {
+            capacity_bytes: state.capacity_bytes,
+            free_bytes: state.capacity_bytes.saturating_sub(used),
+        })
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn DiskLock>> {
@@ -424,6 +432,8 @@ impl DiskFile for FaultyFile {
         self.change(Op::Punch, FileOp::Punch { offset, len })
     }
 
+    fn forget_cached(&self, _offset: u64, _len: u64) {}
+
     fn len(&self) -> io::Result<u64> {
         let mut state = self.disk.state.lock();
         state.enter_file(Op::Read, self)?;
@@ -450,7 +460,8 @@ impl State {
         if self.off {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        let fault = self.faults.iter_mut().find(|f| f.op == op && f.times > 0 && path.contains(&f.path_contains));
+        let fault =
+            self.faults.iter_mut().find(|f| f.op == op && f.times > 0 && path.contains(&f.path_contains));
         match fault {
             Some(fault) => {
                 fault.times -= 1;
@@ -541,8 +552,11 @@ impl State {
         }
         self.inodes.retain(|id, inode| inode.handles > 0 || live.contains(id));
         // Space is given back when the live name goes, as a filesystem does, though a cut may bring the file back.
-        let named: HashSet<u64> =
-            self.names.values().filter_map(|n| if let Node::File(inode) = n { Some(*inode) } else { None }).collect();
+        let named: HashSet<u64> = self
+            .names
+            .values()
+            .filter_map(|n| if let Node::File(inode) = n { Some(*inode) } else { None })
+            .collect();
         self.used_pages = self
             .inodes
             .iter()
@@ -552,7 +566,8 @@ impl State {
     }
 
     fn lose_power(&mut self) {
-        let survivors = if self.journal.is_empty() { 0 } else { self.rng.random_range(0..=self.journal.len()) };
+        let survivors =
+            if self.journal.is_empty() { 0 } else { self.rng.random_range(0..=self.journal.len()) };
         self.commit_names(survivors);
         self.journal.clear();
         self.names = self.durable_names.clone();

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Disk, DiskFile, DiskLock, DirEntry, Space};
+use super::{DirEntry, Disk, DiskFile, DiskLock, Space};
 
 /// Buffers given to one `pwritev`; the kernel takes up to 1024.
 const IOVECS_MAX: usize = 1024;
@@ -100,13 +100,18 @@ impl Disk for RealDisk {
         check(result as i64)?;
         // SAFETY: statvfs succeeded, so it filled the buffer.
         let stat = unsafe { stat.assume_init() };
-        let unit = stat.f_frsize as u64;
-        Ok(Space { capacity_bytes: stat.f_blocks as u64 * unit, free_bytes: stat.f_bavail as u64 * unit })
+        let unit = stat.f_frsize;
+        Ok(Space { capacity_bytes: stat.f_blocks * unit, free_bytes: stat.f_bavail * unit })
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn DiskLock>> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(self.path(path))?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(FILE_MODE)
+            .open(self.path(path))?;
         // flock belongs to the open file description: it goes with the process however that ends, and a second
         // opener in the same process is refused too.
         // SAFETY: the descriptor is open for as long as `file` lives.
@@ -192,6 +197,19 @@ impl DiskFile for RealFile {
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         fallocate(&self.file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    }
+
+    fn forget_cached(&self, offset: u64, len: u64) {
+        // Only clean pages go, so nothing can be lost, and an error changes nothing.
+        // SAFETY: the descriptor is open for as long as `self.file` lives.
+        unsafe {
+            libc::posix_fadvise(
+                self.file.as_raw_fd(),
+                offset as libc::off_t,
+                len as libc::off_t,
+                libc::POSIX_FADV_DONTNEED,
+            );
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

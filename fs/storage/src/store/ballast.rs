@@ -37,6 +37,11 @@ impl Ballast {
         Ok(this)
     }
 
+    /// No ballast.
+    pub(super) fn none() -> Self {
+        Self { bytes: 0, held: Mutex::new(false) }
+    }
+
     /// Gives the space up. Whether there was any.
     pub(super) fn release(&self, disk: &dyn Disk) -> io::Result<bool> {
         let mut held = self.held.lock();

@@ -32,7 +32,9 @@ pub enum StoreError {
         ours: ClusterId,
     },
     /// A newer release wrote it.
-    #[error("{folder} has format {found}, this release knows {FOLDER_FORMAT}: start the release that wrote it, or a newer one")]
+    #[error(
+        "{folder} has format {found}, this release knows {FOLDER_FORMAT}: start the release that wrote it, or a newer one"
+    )]
     Newer {
         /// The folder.
         folder: String,
@@ -40,7 +42,9 @@ pub enum StoreError {
         found: u32,
     },
     /// The identity file makes no sense.
-    #[error("the identity file in {folder} is damaged ({reason}): it is left alone; restore the file, or replace this server")]
+    #[error(
+        "the identity file in {folder} is damaged ({reason}): it is left alone; restore the file, or replace this server"
+    )]
     BadIdentity {
         /// The folder.
         folder: String,

@@ -79,7 +79,8 @@ fn known(text: &[u8], cluster: ClusterId, disk: &dyn Disk) -> Result<StoreIdenti
         return Err(StoreError::Newer { folder: folder(), found: version.format });
     }
     let file: IdentityFile = serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
-    let found: ClusterId = file.cluster.parse().map_err(|_| damaged(format!("cluster '{}'", file.cluster)))?;
+    let found: ClusterId =
+        file.cluster.parse().map_err(|_| damaged(format!("cluster '{}'", file.cluster)))?;
     let server: ServerId = file.server.parse().map_err(|_| damaged(format!("server '{}'", file.server)))?;
     if found != cluster {
         return Err(StoreError::OtherCluster { folder: folder(), found, ours: cluster });
