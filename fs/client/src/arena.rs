@@ -521,6 +521,12 @@ impl DataBlock {
         data.len()
     }
 
+    /// The data is committed: an adopter doesn't find it any more. The room comes back when this is dropped,
+    /// which may be later, if somebody still looks at the bytes. Not to be called by two threads at once.
+    pub fn retire(&self) {
+        self.put_record(State::Free);
+    }
+
     fn put_record(&self, state: State) {
         let record = Record {
             version: 0,

@@ -17,7 +17,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 use serde::Serialize;
 
-use crate::secure::Source;
+use crate::secure::{Source, TAG_BYTES};
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 24;
@@ -369,12 +369,25 @@ impl FrameReader {
             frame.body = self.buffer.split_to(header.body_bytes).freeze();
             return Ok(Some(frame));
         }
-        let mut body = BytesMut::with_capacity(header.body_bytes);
+        let mut body = BytesMut::with_capacity(header.body_bytes + TAG_BYTES);
         let here = header.body_bytes.min(self.buffer.len());
         body.extend_from_slice(&self.buffer[..here]);
         self.buffer.advance(here);
         self.partial = Some(Partial { frame, body, need: header.body_bytes });
         if here == header.body_bytes { self.buffered() } else { Ok(None) }
+    }
+
+    /// Reads and forgets until the peer closes or the connection fails. Who closes a socket with unread bytes in it
+    /// makes the system throw away what it has sent last; this is for last words that are to arrive.
+    pub async fn discard(&mut self) {
+        self.partial = None;
+        loop {
+            self.buffer.clear();
+            self.buffer.reserve(READ_BUFFER_BYTES);
+            if !matches!(self.source.read(&mut self.buffer, READ_BUFFER_BYTES).await, Ok(1..)) {
+                return;
+            }
+        }
     }
 
     /// Waits for more bytes; `false` when the peer closed the connection between two frames.
