@@ -34,9 +34,8 @@ impl Geometry {
     /// For chunks of `capacity_bytes` of data. `None` unless that is a whole number of blocks, at least one,
     /// at most [`CAPACITY_BYTES_MAX`].
     pub fn new(capacity_bytes: u64) -> Option<Self> {
-        let valid = capacity_bytes >= BLOCK
-            && capacity_bytes <= CAPACITY_BYTES_MAX
-            && capacity_bytes.is_multiple_of(BLOCK);
+        let valid =
+            (BLOCK..=CAPACITY_BYTES_MAX).contains(&capacity_bytes) && capacity_bytes.is_multiple_of(BLOCK);
         valid.then_some(Self { capacity: capacity_bytes })
     }
 
