@@ -14,6 +14,7 @@
 //! No decision about files is made in this crate.
 
 mod abi;
+pub mod adapter;
 pub mod bundle;
 pub mod device;
 #[cfg(any(test, feature = "mock"))]
