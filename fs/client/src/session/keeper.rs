@@ -235,8 +235,11 @@ pub(super) async fn tell_closed(inner: Arc<Inner>) {
             () = tokio::time::sleep(CLOSE_NOTICE_DELAY) => {}
         }
         let State::Open(current) = *inner.state.borrow() else { continue };
+        // Under the lock: who opens one of these files right now asks the service after this is queued on the
+        // same connection, or takes the file out of the notice.
+        let mut files = inner.open_files.lock();
         loop {
-            let closed: Vec<InodeId> = inner.open_files.lock().take_closed();
+            let closed: Vec<InodeId> = files.take_closed();
             if closed.is_empty() {
                 break;
             }
@@ -244,8 +247,8 @@ pub(super) async fn tell_closed(inner: Arc<Inner>) {
             let sent =
                 inner.service.connection().map(|connection| connection.send::<Close>(&notice, Body::Empty));
             if !matches!(sent, Some(Ok(()))) {
-                // With the next one that is closed, or by the reclaim that a new leader asks for.
-                inner.open_files.lock().put_back(notice.closed);
+                // With the next one that is closed.
+                files.put_back(notice.closed);
                 break;
             }
         }
