@@ -11,12 +11,13 @@ mod writing;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_core::attributes::Attributes;
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::file::ErrorMark;
@@ -304,11 +305,7 @@ impl<M: Metadata> DataPath<M> {
     pub fn install_map(&self, ino: InodeId, extents: &Extents) {
         self.shared.reader.learn(&extents.chunks);
         let file = self.shared.file(ino);
-        {
-            let mut inner = file.inner.lock();
-            inner.learn(&extents.attributes);
-            inner.map.install(extents, false);
-        }
+        file.inner.lock().install(extents, false);
         self.shared.bound_maps();
     }
 
@@ -389,3 +386,8 @@ async fn background<M: Metadata>(shared: Arc<Shared<M>>, stop: CancellationToken
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

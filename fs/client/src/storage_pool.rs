@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_core::ids::{ChunkId, Generation, ServerId, SessionId};
 use atoll_proto::metadata::{Answer, Query, ServerInfo};
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::metadata::Metadata;
 

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::metadata::ClientError;
-use crate::read::map::{FileMap, MapMemory};
+use crate::read::map::{Extents, FileMap, MapMemory};
 use crate::read::readahead::Readahead;
 use crate::write::buffer::DirtyFile;
 
@@ -78,6 +78,15 @@ impl Inner {
         if self.attributes.as_ref().is_none_or(|known| known.change < attributes.change) {
             self.attributes = Some(attributes.clone());
         }
+    }
+
+    /// Takes a part of the map in, unless a newer change than it knows of is known of here; says whether. `afresh`
+    /// as in [`FileMap::install`].
+    pub fn install(&mut self, extents: &Extents, afresh: bool) -> bool {
+        self.learn(&extents.attributes);
+        // Attributes are known of every commit; the map alone may know of fewer.
+        let newest = self.attributes.as_ref().map_or(0, |attributes| attributes.change);
+        newest <= extents.attributes.change && self.map.install(extents, afresh)
     }
 
     /// The file's size with what is dirty; `known` is what the caller knows of it.

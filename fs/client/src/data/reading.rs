@@ -3,7 +3,6 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use atoll_core::error::FsError;
 use atoll_core::extents;
@@ -12,6 +11,7 @@ use atoll_core::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use atoll_proto::metadata::Query;
 use bytes::Bytes;
 use futures::future::try_join_all;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::file::FileState;
@@ -215,10 +215,7 @@ impl<M: Metadata> Shared<M> {
                 inner.attributes = Some(extents.attributes.clone());
                 inner.map.clear();
             }
-            inner.learn(&extents.attributes);
-            // Attributes are known of every commit; the map alone may know of fewer.
-            let newest = inner.attributes.as_ref().map_or(0, |attributes| attributes.change);
-            newest <= extents.attributes.change && inner.map.install(&extents, afresh)
+            inner.install(&extents, afresh)
         };
         self.bound_maps();
         Ok(taken)

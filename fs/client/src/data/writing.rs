@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use atoll_core::attributes::Attributes;
 use atoll_core::commands::{NewPlace, Op, Outcome};
@@ -13,6 +12,7 @@ use atoll_core::limits::{
 };
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use tokio::time::Instant;
 
 use super::file::FileState;
 use super::{Shared, Why};

@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_core::ids::ChunkId;
 use bytes::Bytes;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit};
+use tokio::time::Instant;
 
 use super::chunk_reader::ReadError;
 
@@ -93,12 +94,15 @@ impl Readahead {
         let follows = offset == self.next && self.next > 0;
         let near = offset.abs_diff(self.next) <= SLACK_BYTES.min(self.streak) && self.streak > 0;
         let begins = offset == 0 && length >= FIRST_READ_BYTES_MIN;
-        if !(follows || near) && !begins {
+        if !follows && !near {
             // A reader that jumps: nothing that was read for where it was is of use.
-            *self = Readahead { next: end, planning: self.planning, ..Readahead::default() };
-            return None;
+            *self = Readahead { planning: self.planning, ..Readahead::default() };
+            if !begins {
+                self.next = end;
+                return None;
+            }
         }
-        self.next = if begins { end } else { self.next.max(end) };
+        self.next = self.next.max(end);
         self.streak = self.streak.saturating_add(length);
         self.ahead.retain(|ahead| {
             ahead.file_end + SLACK_BYTES > self.next

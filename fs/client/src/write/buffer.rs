@@ -6,11 +6,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
 
 use atoll_core::attributes::Timestamp;
 use atoll_core::limits::{BLOCK_BYTES, COMMIT_PIECES_MAX, SEGMENT_BYTES};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::arena::DataBlock;
 

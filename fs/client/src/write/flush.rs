@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_core::commands::{NewPiece, NewPlace, Op, Outcome};
 use atoll_core::error::FsError;
@@ -15,6 +15,7 @@ use atoll_core::limits::{BLOCK_BYTES, COMMIT_INLINE_BYTES_MAX, COMMIT_PIECES_MAX
 use atoll_proto::metadata::ChunkInfo;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use tokio::time::Instant;
 
 use super::buffer::{Batch, Run};
 use super::chunk_writer::{OpenChunk, Placement, Purpose, padding};

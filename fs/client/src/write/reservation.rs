@@ -2,12 +2,13 @@
 //! want of space later. It is asked for in large pieces and handed out in small ones.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_core::commands::{Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::limits::BLOCK_BYTES;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::metadata::{ClientError, Metadata};
 
