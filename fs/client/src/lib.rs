@@ -4,6 +4,9 @@ pub mod arena;
 pub mod data;
 pub mod metadata;
 pub mod read;
+pub mod session;
 pub mod storage_pool;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod vfs;
 pub mod write;

@@ -93,11 +93,18 @@ impl FuserSession {
     /// # Errors
     /// What ended it, if that was something else.
     pub async fn ended(&self) -> io::Result<()> {
+        self.watch().await
+    }
+
+    /// As [`ended`](Self::ended), for a task of its own.
+    pub fn watch(&self) -> impl Future<Output = io::Result<()>> + Send + use<> {
         let mut state = self.state.clone();
-        let state = state.wait_for(|state| matches!(state, State::Ended(_))).await;
-        match state.as_deref() {
-            Ok(State::Ended(Some(error))) => Err(copy(error)),
-            _ => Ok(()),
+        async move {
+            let state = state.wait_for(|state| matches!(state, State::Ended(_))).await;
+            match state.as_deref() {
+                Ok(State::Ended(Some(error))) => Err(copy(error)),
+                _ => Ok(()),
+            }
         }
     }
 }
