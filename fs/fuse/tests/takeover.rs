@@ -240,7 +240,11 @@ fn a_request_under_way_outlives_its_servers() {
         Device::from_fd(std::os::fd::AsFd::as_fd(&mounted.device).try_clone_to_owned().expect("dup"));
     let bundle = Bundle::new(device, 2, Layout::default(), &mounted.options).expect("bundle");
     let mut server = serve(&bundle, backing.path(), true);
-    let mut stuck = role("role_stuck").env(STUCK, mounted.path.join("stuck")).spawn().expect("starts");
+    let mut stuck = role("role_stuck")
+        .env(STUCK, mounted.path.join("stuck"))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("starts");
     for _ in 0..2 {
         // Longer than a successor waits before it asks the kernel.
         std::thread::sleep(Duration::from_millis(1200));
