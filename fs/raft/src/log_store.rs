@@ -2,7 +2,7 @@
 //! [`crate::writer`].
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -14,9 +14,10 @@ use tokio::sync::oneshot;
 use crate::account::Account;
 use crate::disk::{Disk, DiskFile};
 use crate::error::LogError;
-use crate::files::{Files, Maker, Prepared, is_spare, segment_name, sequence_of};
+use crate::files::{Files, Maker, Prepared, is_spare};
 use crate::record::{self, Kind};
-use crate::segment::{HEADER_BYTES, Replay, SegmentIndex};
+use crate::recovery::find_segments;
+use crate::segment::SegmentIndex;
 use crate::types::{LogPosition, MemberId};
 use crate::vote::{self, VoteRecord};
 use crate::writer::{Queue, Writer};
@@ -198,9 +199,10 @@ impl LogStore {
         let mut kept = Vec::new();
         for spare in spares.drain(..) {
             let usable = kept.len() < 2
-                && disk.open(&spare).and_then(|file| file.len()).is_ok_and(|len| {
-                    len == u64::from(config.segment_bytes) && !spare.ends_with("spare-new")
-                });
+                && disk
+                    .open(&spare)
+                    .and_then(|file| file.len())
+                    .is_ok_and(|len| len == u64::from(config.segment_bytes) && !spare.ends_with("spare-new"));
             if usable {
                 kept.push(spare);
             } else {
@@ -316,16 +318,19 @@ impl LogStore {
         &self,
         position: Option<LogPosition>,
     ) -> oneshot::Receiver<Result<(), LogError>> {
+        if position.map_or(0, |p| p.index + 1) >= self.shared.state.lock().next() {
+            let (done, result) = oneshot::channel();
+            // The receiver is right here.
+            let _ = done.send(Ok(()));
+            return result;
+        }
         self.shared.queue.mark(Kind::Truncate, position)
     }
 
     /// Drops the entries up to `position`. If the log ends before it, the log goes on after it,
     /// durably at the end of the receiver that is returned. Otherwise files are dropped in the
     /// background, and a crash may bring some of the entries back.
-    pub(crate) fn purge(
-        &self,
-        position: LogPosition,
-    ) -> Option<oneshot::Receiver<Result<(), LogError>>> {
+    pub(crate) fn purge(&self, position: LogPosition) -> Option<oneshot::Receiver<Result<(), LogError>>> {
         let mut state = self.shared.state.lock();
         if state.base.is_some_and(|base| base.index >= position.index) {
             return None;
@@ -335,11 +340,9 @@ impl LogStore {
             return Some(self.shared.queue.mark(Kind::Jump, Some(position)));
         }
         state.base = Some(position);
-        while state
-            .cache
-            .front()
-            .is_some_and(|front| front.position.index <= position.index && front.position.index < state.written)
-        {
+        while state.cache.front().is_some_and(|front| {
+            front.position.index <= position.index && front.position.index < state.written
+        }) {
             if let Some(front) = state.cache.pop_front() {
                 state.cache_bytes -= front.payload.len();
             }
@@ -535,107 +538,4 @@ fn read_places(places: &Places) -> Result<Vec<LogEntry>, LogError> {
         });
     }
     Ok(entries)
-}
-
-/// A segment as found, with what the writer needs to go on in it.
-struct FoundSegment {
-    segment: Segment,
-    segment_bytes: u32,
-    end: u32,
-    chain: u32,
-    empty: bool,
-}
-
-impl std::ops::Deref for FoundSegment {
-    type Target = Segment;
-    fn deref(&self) -> &Segment {
-        &self.segment
-    }
-}
-
-impl From<FoundSegment> for Prepared {
-    fn from(found: FoundSegment) -> Self {
-        Prepared {
-            path: found.segment.path,
-            file: found.segment.file,
-            sequence: found.segment.sequence,
-            segment_bytes: found.segment_bytes,
-            chain: found.chain,
-        }
-    }
-}
-
-struct Found {
-    segments: Vec<FoundSegment>,
-    base: Option<LogPosition>,
-    last: Option<LogPosition>,
-    account: Account,
-}
-
-impl Found {
-    fn push_empty(&mut self, made: Prepared) {
-        self.segments.push(FoundSegment {
-            segment: Segment {
-                path: made.path,
-                file: made.file,
-                sequence: made.sequence,
-                index: SegmentIndex::default(),
-            },
-            segment_bytes: made.segment_bytes,
-            end: HEADER_BYTES,
-            chain: made.chain,
-            empty: true,
-        });
-    }
-}
-
-/// Reads all segments in a folder.
-fn find_segments(
-    dir: &Path,
-    disk: &dyn Disk,
-    names: &[String],
-    member: MemberId,
-) -> Result<Found, LogError> {
-    let mut sequences: Vec<u64> = names.iter().filter_map(|name| sequence_of(name)).collect();
-    sequences.sort_unstable();
-    let mut replay = Replay::default();
-    let mut files = Vec::with_capacity(sequences.len());
-    let mut bytes = Vec::new();
-    for sequence in sequences {
-        let path = dir.join(segment_name(sequence));
-        let file = disk.open(&path).map_err(|e| LogError::io("open", &path, e))?;
-        let len = file.len().map_err(|e| LogError::io("read", &path, e))?;
-        let len = usize::try_from(len).unwrap_or(usize::MAX).min(u32::MAX as usize);
-        bytes.resize(len, 0);
-        let read = file.read_at(&mut bytes, 0).map_err(|e| LogError::io("read", &path, e))?;
-        replay.read_segment(&path, &bytes[..read], member)?;
-        if let Some(segment) = replay.segments.last()
-            && segment.header.sequence != sequence
-        {
-            return Err(LogError::damaged(
-                &path,
-                0,
-                format!("by its header it is segment {:016x}", segment.header.sequence),
-            ));
-        }
-        files.push(file);
-    }
-    let segments = replay
-        .segments
-        .into_iter()
-        .zip(files)
-        .map(|(found, file)| FoundSegment {
-            segment_bytes: found.header.segment_bytes,
-            end: found.end,
-            chain: found.chain,
-            empty: found.empty,
-            segment: Segment {
-                path: found.path,
-                file,
-                sequence: found.header.sequence,
-                index: found.index,
-            },
-        })
-        .collect();
-    Ok(Found { segments, base: replay.base, last: replay.last, account: replay.account })
 }

@@ -119,6 +119,8 @@ fn truncates_durably() {
     for i in 0..100 {
         append(&store, vec![entry(1, i, vec![i as u8; 300])]).unwrap();
     }
+    wait(store.truncate_after(Some(pos(1, 200)))).unwrap();
+    assert_eq!(store.ends().1, Some(pos(1, 99)));
     wait(store.truncate_after(Some(pos(1, 20)))).unwrap();
     assert_eq!(store.ends().1, Some(pos(1, 20)));
     assert_eq!(store.read(15, 90, usize::MAX).unwrap().len(), 6);
@@ -381,8 +383,7 @@ fn crash_run(seed: u64, lies: bool) -> Result<u32, String> {
                         );
                         // Often several are under way.
                         queued.is_ok()
-                            && (rng.random_bool(0.6)
-                                || answer.recv_timeout(HANG).expect("an answer").is_ok())
+                            && (rng.random_bool(0.6) || answer.recv_timeout(HANG).expect("an answer").is_ok())
                     }
                     70..78 => {
                         let Some(last) = now.last else { continue };
@@ -391,7 +392,8 @@ fn crash_run(seed: u64, lies: bool) -> Result<u32, String> {
                             continue;
                         }
                         let upto = rng.random_range(from..=last.index);
-                        let position = upto.checked_sub(1).and_then(|i| now.entries.get(&i)).map(|e| e.position);
+                        let position =
+                            upto.checked_sub(1).and_then(|i| now.entries.get(&i)).map(|e| e.position);
                         if position.is_none() && upto > 0 {
                             continue;
                         }

@@ -312,6 +312,9 @@ mod tests {
 
     const SIZE: u32 = 4096 + 4096;
 
+    /// Kind, term and index, payload.
+    type Record<'a> = (Kind, Option<(u64, u64)>, &'a [u8]);
+
     /// Builds a segment by hand, batch by batch.
     struct Build {
         sequence: u64,
@@ -327,12 +330,11 @@ mod tests {
             Self { sequence, bytes, at: HEADER_BYTES as usize, chain }
         }
 
-        fn batch(&mut self, records: &[(Kind, Option<(u64, u64)>, &[u8])]) -> &mut Self {
+        fn batch(&mut self, records: &[Record<'_>]) -> &mut Self {
             let start = self.at as u32;
             for (kind, position, payload) in records {
                 let position = position.map(|(term, index)| LogPosition { term, index });
-                let (header, crc) =
-                    encode_header(self.sequence, self.chain, start, *kind, position, payload);
+                let (header, crc) = encode_header(self.sequence, self.chain, start, *kind, position, payload);
                 self.bytes[self.at..self.at + 40].copy_from_slice(&header);
                 self.bytes[self.at + 40..self.at + 40 + payload.len()].copy_from_slice(payload);
                 self.at += record_bytes(payload.len());

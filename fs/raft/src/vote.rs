@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+
 use crate::disk::Disk;
 use crate::error::LogError;
 use crate::types::MemberId;
@@ -13,7 +15,7 @@ const NAME: &str = "vote";
 const NEW_NAME: &str = "vote.new";
 
 /// For whom this member voted last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VoteRecord {
     /// In which term.
     pub(crate) term: u64,
@@ -29,12 +31,7 @@ pub(crate) struct VoteRecord {
 ///
 /// The file, little-endian: magic (8 bytes), format version (4), CRC-32C of the file with this
 /// field zero (4), member (8), term (8), node (8), committed (1), zeroes (7).
-pub(crate) fn write(
-    disk: &dyn Disk,
-    dir: &Path,
-    member: MemberId,
-    vote: VoteRecord,
-) -> Result<(), LogError> {
+pub(crate) fn write(disk: &dyn Disk, dir: &Path, member: MemberId, vote: VoteRecord) -> Result<(), LogError> {
     let mut bytes = [0; BYTES];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
