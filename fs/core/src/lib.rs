@@ -1,1 +1,21 @@
-//! Skeleton.
+//! What the filesystem decides, and nothing else: ids, records, commands and the operations on the
+//! namespace. No I/O, no clock and no randomness: they are arguments.
+
+pub mod attributes;
+pub mod check;
+pub mod chunks;
+pub mod commands;
+pub mod error;
+pub mod extents;
+pub mod ids;
+pub mod intervals;
+pub mod keys;
+pub mod limits;
+pub mod namespace;
+mod purge;
+pub mod query;
+pub mod records;
+mod sessions;
+pub mod store;
+pub mod txn;
+mod volume;

@@ -1,0 +1,105 @@
+//! The metadata service as the rest of the client sees it. [`crate::session`] implements it over the wire;
+//! tests implement it over records in memory.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_core::attributes::{Timestamp, VolumeUse};
+use atoll_core::commands::{Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::{InodeId, SessionId};
+use atoll_core::records::VolumeConfig;
+use atoll_proto::metadata::{Answer, Query};
+
+use crate::vfs::Errno;
+
+/// Why a request to the cluster came to nothing. While servers are merely away requests wait; they fail only
+/// if the mount was given a timeout.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// The filesystem refused.
+    #[error("{0}")]
+    Fs(#[from] FsError),
+    /// The session that this belonged to is lost: what it had not committed is gone.
+    #[error("session lost")]
+    SessionLost,
+    /// The cluster was away for longer than the mount's timeout.
+    #[error("the cluster did not answer in time")]
+    TimedOut,
+    /// The client is stopping.
+    #[error("client stopped")]
+    Stopped,
+}
+
+impl From<ClientError> for Errno {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Fs(error) => error.into(),
+            // EIO: what was written is lost, or can't be reached.
+            ClientError::SessionLost | ClientError::Stopped => Errno(5),
+            // ETIMEDOUT
+            ClientError::TimedOut => Errno(110),
+        }
+    }
+}
+
+/// What the rest of the client has to hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The session is lost and a new one is about to be used: chunks and reservations of the old one are gone,
+    /// and so is what was not committed. Told before anything happens in the new session.
+    SessionLost,
+    /// Another session needs room: give back what is reserved and not used.
+    ReturnReservation,
+}
+
+/// Called with each [`Event`]; must not wait.
+pub type Hook = Box<dyn Fn(Event) + Send + Sync>;
+
+/// Requests to the metadata service. Retries, finding the leader, slots and exactly-once are its business.
+pub trait Metadata: Send + Sync + 'static {
+    /// Carries out one mutation, once. `Outcome::Refused` is returned as [`ClientError::Fs`].
+    fn mutate(&self, op: Op) -> impl Future<Output = Result<Outcome, ClientError>> + Send;
+
+    /// Asks something.
+    fn ask(&self, query: Query) -> impl Future<Output = Result<Answer, ClientError>> + Send;
+
+    /// The current session.
+    fn session(&self) -> SessionId;
+
+    /// Names this process towards chunks: a successor has a higher one.
+    fn incarnation(&self) -> u64;
+
+    /// Now, by the leader's clock.
+    fn now(&self) -> Timestamp;
+
+    /// The volume's configuration.
+    fn config(&self) -> Arc<VolumeConfig>;
+
+    /// New small data may travel inside commits (the inline budget has room).
+    fn inline_allowed(&self) -> bool;
+
+    /// Changes whenever a storage server's address or state does: ask [`Query::Servers`] then.
+    fn servers_version(&self) -> u64;
+
+    /// Use of the volume as it was heard of last; from memory.
+    fn volume(&self) -> VolumeUse {
+        VolumeUse::default()
+    }
+
+    /// How long the cluster hasn't answered; `None` if it does.
+    fn away_for(&self) -> Option<Duration> {
+        None
+    }
+
+    /// A file that was just made is open: the service is told, in the background. (For others
+    /// [`Query::Open`] does that.)
+    fn opened(&self, _ino: InodeId) {}
+
+    /// The last handle of a file is closed: the service is told, in the background.
+    fn closed(&self, _ino: InodeId) {}
+
+    /// Calls `hook` with each event from now on.
+    fn subscribe(&self, _hook: Hook) {}
+}

@@ -1,0 +1,387 @@
+//! Chunks: who writes them, who holds them, what of them is in use, and what servers have to do about it.
+
+use std::collections::BTreeMap;
+
+use crate::commands::{INTERNAL, OrderDone, Outcome};
+use crate::error::FsError;
+use crate::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId, SessionId};
+use crate::intervals::Intervals;
+use crate::keys;
+use crate::limits::{BLOCK_BYTES, COPIES_MAX};
+use crate::records::{ChunkKind, ChunkRecord, DeadRecord, OrderRecord, Piece, Place, Record, SegmentRecord};
+use crate::store::{Family, Read};
+use crate::txn::{OpResult, Txn};
+
+/// Back references and dead ranges of one chunk at most: one a block.
+const PER_CHUNK_MAX: usize = 1 << 20;
+
+/// The blocks of `chunk` that pieces refer to, by chunk. Extents begin at a block, but what a later overwrite
+/// leaves of them may begin and end anywhere: a block that is touched is in use.
+pub(crate) fn blocks_of(pieces: &[Piece]) -> BTreeMap<ChunkId, Intervals> {
+    let mut blocks: BTreeMap<ChunkId, Intervals> = BTreeMap::new();
+    for piece in pieces {
+        if let Place::Chunk { chunk, offset } = piece.place {
+            let first = offset / BLOCK_BYTES;
+            let end = (offset + u64::from(piece.length)).div_ceil(BLOCK_BYTES);
+            blocks.entry(chunk).or_default().add(first, end);
+        }
+    }
+    blocks
+}
+
+/// What other segments refer to of `chunk`.
+fn other_references(
+    txn: &Txn<'_>,
+    chunk: ChunkId,
+    except: Option<(InodeId, SegmentIndex)>,
+) -> OpResult<Intervals> {
+    let mut blocks = Intervals::default();
+    for (key, _) in txn.collect_prefix(Family::System, &keys::back_references(chunk), PER_CHUNK_MAX)? {
+        let (Some(ino), Some(segment)) = (keys::second_number(&key), keys::third_number(&key)) else {
+            continue;
+        };
+        let at = (InodeId(ino), SegmentIndex(segment));
+        if Some(at) == except {
+            continue;
+        }
+        if let Some(found) = txn.load::<SegmentRecord>(Family::Extents, &keys::segment(at.0, at.1))?
+            && let Some(here) = blocks_of(&found.pieces).get(&chunk)
+        {
+            blocks.add_all(here);
+        }
+    }
+    Ok(blocks)
+}
+
+/// Brings chunks and back references from what a segment refers to `before` to what it does `after`.
+pub(crate) fn account(
+    txn: &mut Txn<'_>,
+    at: (InodeId, SegmentIndex),
+    before: &[Piece],
+    after: &[Piece],
+) -> OpResult<()> {
+    let was = blocks_of(before);
+    let is = blocks_of(after);
+    let chunks: std::collections::BTreeSet<ChunkId> = was.keys().chain(is.keys()).copied().collect();
+    for chunk in chunks {
+        let none = Intervals::default();
+        let (was_here, is_here) = (was.get(&chunk).unwrap_or(&none), is.get(&chunk).unwrap_or(&none));
+        let reference = keys::back_reference(chunk, at.0, at.1);
+        match (was_here.is_empty(), is_here.is_empty()) {
+            (true, false) => txn.mark(reference),
+            (false, true) => txn.delete(Family::System, reference),
+            _ => {}
+        }
+        let mut dead = was_here.without(is_here);
+        let mut new = is_here.without(was_here);
+        if dead.is_empty() && new.is_empty() {
+            continue;
+        }
+        let shared = before.iter().chain(after).any(|piece| {
+            piece.shared && matches!(piece.place, Place::Chunk { chunk: other, .. } if other == chunk)
+        });
+        if shared {
+            let others = other_references(txn, chunk, Some(at))?;
+            dead = dead.without(&others);
+            new = new.without(&others);
+        }
+        let Some(mut record) = txn.chunk(chunk)? else { continue };
+        record.live_blocks = (record.live_blocks + new.total()).saturating_sub(dead.total());
+        bury(txn, chunk, &mut record, &dead)?;
+        finish(txn, chunk, &record)?;
+    }
+    Ok(())
+}
+
+/// Records ranges as dead and tells the replicas' servers to trim them.
+fn bury(txn: &mut Txn<'_>, chunk: ChunkId, record: &mut ChunkRecord, dead: &Intervals) -> OpResult<()> {
+    if dead.is_empty() {
+        return Ok(());
+    }
+    record.dead_blocks += dead.total();
+    if record.sealed && record.live_blocks == 0 {
+        return Ok(());
+    }
+    for (first, end) in dead.iter() {
+        let waiting = record.replicas.clone();
+        txn.put(Family::System, keys::dead(chunk, first), &DeadRecord { blocks: end - first, waiting });
+    }
+    for server in record.replicas.clone() {
+        txn.order(server, chunk, |order| order.trim = true)?;
+    }
+    Ok(())
+}
+
+/// Stores a chunk's record; a sealed one that nothing refers to goes altogether.
+fn finish(txn: &mut Txn<'_>, chunk: ChunkId, record: &ChunkRecord) -> OpResult<()> {
+    if !(record.sealed && record.live_blocks == 0) {
+        txn.put_chunk(chunk, record);
+        return Ok(());
+    }
+    for (key, _) in txn.collect_prefix(Family::System, &keys::dead_ranges(chunk), PER_CHUNK_MAX)? {
+        txn.delete(Family::System, key);
+    }
+    txn.delete(Family::System, keys::chunk(chunk));
+    for server in &record.replicas {
+        txn.order(*server, chunk, |order| *order = OrderRecord { delete: true, ..OrderRecord::default() })?;
+    }
+    Ok(())
+}
+
+/// A new chunk for `session` on the servers that the leader chose.
+pub(crate) fn create(
+    txn: &mut Txn<'_>,
+    session: SessionId,
+    kind: ChunkKind,
+    incarnation: u64,
+    replicas: &[ServerId],
+) -> OpResult<Outcome> {
+    let volume = txn.volume()?;
+    let distinct: std::collections::BTreeSet<_> = replicas.iter().collect();
+    if replicas.len() < usize::from(volume.config.copies_min)
+        || replicas.is_empty()
+        || replicas.len() > usize::from(COPIES_MAX)
+        || distinct.len() != replicas.len()
+    {
+        return Err(FsError::NoServers.into());
+    }
+    for server in replicas {
+        if txn.get(Family::System, &keys::server(*server))?.is_none() {
+            return Err(FsError::NoServers.into());
+        }
+    }
+    let volume = txn.volume_mut()?;
+    let chunk = ChunkId(volume.next_chunk);
+    volume.next_chunk += 1;
+    let record = ChunkRecord {
+        generation: Generation(1),
+        writer: session,
+        incarnation,
+        replicas: replicas.to_vec(),
+        copies: volume.config.copies,
+        kind,
+        capacity: volume.config.chunk_bytes,
+        committed: 0,
+        sealed: false,
+        live_blocks: 0,
+        dead_blocks: 0,
+    };
+    txn.put_chunk(chunk, &record);
+    txn.mark(keys::written(session, chunk));
+    Ok(Outcome::Chunk(chunk, Box::new(record)))
+}
+
+/// Checks that `session` may refer to `length` bytes at `offset` of a chunk that it writes, and counts them as
+/// committed.
+pub(crate) fn commit(
+    txn: &mut Txn<'_>,
+    session: SessionId,
+    (chunk, generation, offset): (ChunkId, Generation, u64),
+    length: u64,
+) -> OpResult<()> {
+    if offset % BLOCK_BYTES != 0 {
+        return Err(FsError::InvalidArgument.into());
+    }
+    let mut record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
+    let end = offset + length;
+    if record.sealed || record.generation != generation || record.writer != session || end > record.capacity {
+        return Err(FsError::StaleChunk.into());
+    }
+    if end > record.committed {
+        record.committed = end;
+        txn.put_chunk(chunk, &record);
+    }
+    Ok(())
+}
+
+/// No more writes: the length is what was committed, without asking the replicas; what is beyond is cut there.
+pub(crate) fn seal(txn: &mut Txn<'_>, session: SessionId, chunk: ChunkId) -> OpResult<Outcome> {
+    let Some(record) = txn.chunk(chunk)? else { return Ok(Outcome::Done) };
+    if session != INTERNAL && record.writer != session {
+        return Err(FsError::StaleChunk.into());
+    }
+    seal_record(txn, chunk, record)?;
+    Ok(Outcome::Done)
+}
+
+fn seal_record(txn: &mut Txn<'_>, chunk: ChunkId, mut record: ChunkRecord) -> OpResult<()> {
+    txn.delete(Family::System, keys::written(record.writer, chunk));
+    if record.sealed {
+        return Ok(());
+    }
+    record.sealed = true;
+    let (generation, length) = (record.generation, record.committed.next_multiple_of(BLOCK_BYTES));
+    for server in &record.replicas {
+        txn.order(*server, chunk, |order| order.seal = Some((generation, length)))?;
+    }
+    finish(txn, chunk, &record)
+}
+
+/// Seals every chunk that `session` writes.
+pub(crate) fn seal_all(txn: &mut Txn<'_>, session: SessionId) -> OpResult<()> {
+    for (key, _) in txn.collect_prefix(Family::System, &keys::written_by(session), PER_CHUNK_MAX)? {
+        let chunk = keys::second_number(&key).map(ChunkId);
+        txn.delete(Family::System, key);
+        if let Some(chunk) = chunk
+            && let Some(record) = txn.chunk(chunk)?
+        {
+            seal_record(txn, chunk, record)?;
+        }
+    }
+    Ok(())
+}
+
+/// Goes on without servers that are gone: a new generation, which commits must name.
+pub(crate) fn shrink(
+    txn: &mut Txn<'_>,
+    session: SessionId,
+    chunk: ChunkId,
+    generation: Generation,
+    without: &[ServerId],
+) -> OpResult<Outcome> {
+    let record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
+    if record.sealed || record.writer != session || record.generation != generation {
+        return Err(FsError::StaleChunk.into());
+    }
+    let left: Vec<ServerId> = record.replicas.iter().copied().filter(|s| !without.contains(s)).collect();
+    if left.len() < usize::from(txn.volume()?.config.copies_min.max(1)) {
+        return Err(FsError::NoServers.into());
+    }
+    replace_replicas(txn, chunk, record, left)
+}
+
+/// Gives a chunk another set of replicas.
+pub(crate) fn set_replicas(
+    txn: &mut Txn<'_>,
+    chunk: ChunkId,
+    generation: Generation,
+    replicas: &[ServerId],
+) -> OpResult<Outcome> {
+    let record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
+    if record.generation != generation || !record.sealed {
+        return Err(FsError::StaleChunk.into());
+    }
+    if replicas.is_empty() {
+        return Err(FsError::InvalidArgument.into());
+    }
+    replace_replicas(txn, chunk, record, replicas.to_vec())
+}
+
+fn replace_replicas(
+    txn: &mut Txn<'_>,
+    chunk: ChunkId,
+    mut record: ChunkRecord,
+    replicas: Vec<ServerId>,
+) -> OpResult<Outcome> {
+    let gone: Vec<ServerId> = record.replicas.iter().copied().filter(|s| !replicas.contains(s)).collect();
+    let new: Vec<ServerId> = replicas.iter().copied().filter(|s| !record.replicas.contains(s)).collect();
+    for server in &gone {
+        // Should it come back, what it holds is of an old generation.
+        txn.order(*server, chunk, |order| *order = OrderRecord { delete: true, ..OrderRecord::default() })?;
+    }
+    let mut trims = false;
+    for (key, value) in txn.collect_prefix(Family::System, &keys::dead_ranges(chunk), PER_CHUNK_MAX)? {
+        let mut dead = DeadRecord::decode(&value)?;
+        dead.waiting.retain(|server| !gone.contains(server));
+        dead.waiting.extend(&new);
+        if dead.waiting.is_empty() {
+            txn.delete(Family::System, key);
+        } else {
+            trims = true;
+            txn.put(Family::System, key, &dead);
+        }
+    }
+    for server in &new {
+        txn.order(*server, chunk, |order| *order = OrderRecord { trim: trims, ..OrderRecord::default() })?;
+    }
+    record.generation = Generation(record.generation.0 + 1);
+    record.replicas = replicas;
+    if record.sealed {
+        let (generation, length) = (record.generation, record.committed.next_multiple_of(BLOCK_BYTES));
+        for server in &record.replicas {
+            txn.order(*server, chunk, |order| order.seal = Some((generation, length)))?;
+        }
+    }
+    txn.put_chunk(chunk, &record);
+    Ok(Outcome::Chunk(chunk, Box::new(record)))
+}
+
+/// Records as dead what no extent of a sealed chunk refers to: bytes that were written and never committed.
+/// Ranges that were trimmed before are named again; to trim twice does no harm.
+pub(crate) fn sweep(txn: &mut Txn<'_>, chunk: ChunkId) -> OpResult<Outcome> {
+    let Some(mut record) = txn.chunk(chunk)? else { return Ok(Outcome::Done) };
+    if !record.sealed {
+        return Err(FsError::InvalidArgument.into());
+    }
+    let live = other_references(txn, chunk, None)?;
+    let blocks = record.committed.div_ceil(BLOCK_BYTES);
+    let mut garbage = Intervals::default();
+    garbage.add(0, blocks);
+    let garbage = garbage.without(&live);
+    for (key, _) in txn.collect_prefix(Family::System, &keys::dead_ranges(chunk), PER_CHUNK_MAX)? {
+        txn.delete(Family::System, key);
+    }
+    record.live_blocks = live.total();
+    record.dead_blocks = 0;
+    bury(txn, chunk, &mut record, &garbage)?;
+    finish(txn, chunk, &record)?;
+    Ok(Outcome::Done)
+}
+
+/// A server has done what it was ordered to.
+pub(crate) fn orders_done(txn: &mut Txn<'_>, server: ServerId, done: &[OrderDone]) -> OpResult<Outcome> {
+    for item in done {
+        match item {
+            OrderDone::Deleted(chunk) => {
+                let key = keys::order(server, *chunk);
+                if txn.load::<OrderRecord>(Family::System, &key)?.is_some_and(|order| order.delete) {
+                    txn.delete(Family::System, key);
+                }
+            }
+            OrderDone::Sealed(chunk, generation) => txn.order(server, *chunk, |order| {
+                if order.seal.is_some_and(|(wanted, _)| wanted == *generation) {
+                    order.seal = None;
+                }
+            })?,
+            OrderDone::Trimmed(chunk, ranges) => trimmed(txn, server, *chunk, ranges)?,
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+fn trimmed(txn: &mut Txn<'_>, server: ServerId, chunk: ChunkId, ranges: &[(u64, u64)]) -> OpResult<()> {
+    for (first, blocks) in ranges {
+        let key = keys::dead(chunk, *first);
+        let Some(mut dead) = txn.load::<DeadRecord>(Family::System, &key)? else { continue };
+        if dead.blocks != *blocks {
+            // A sweep has drawn the range anew since.
+            continue;
+        }
+        dead.waiting.retain(|waiting| *waiting != server);
+        if dead.waiting.is_empty() {
+            txn.delete(Family::System, key);
+        } else {
+            txn.put(Family::System, key, &dead);
+        }
+    }
+    let mut more = false;
+    for (_, value) in txn.collect_prefix(Family::System, &keys::dead_ranges(chunk), PER_CHUNK_MAX)? {
+        more |= DeadRecord::decode(&value)?.waiting.contains(&server);
+    }
+    txn.order(server, chunk, |order| order.trim = more)
+}
+
+/// A server holds replicas that no record places there. Chunk ids are never used twice, so a chunk that has
+/// no record, or whose record names other servers, will not come back to it.
+pub(crate) fn delete_stray(txn: &mut Txn<'_>, server: ServerId, chunks: &[ChunkId]) -> OpResult<Outcome> {
+    for chunk in chunks {
+        let wanted = txn.chunk(*chunk)?.is_some_and(|record| record.replicas.contains(&server));
+        let known = chunk.0 < txn.volume()?.next_chunk;
+        if !wanted && known {
+            txn.order(server, *chunk, |order| {
+                *order = OrderRecord { delete: true, ..OrderRecord::default() }
+            })?;
+        }
+    }
+    Ok(Outcome::Done)
+}

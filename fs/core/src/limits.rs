@@ -1,0 +1,42 @@
+//! Every limit of the filesystem, with its unit.
+
+/// Bytes in one block: the unit of checksums, of placement in a chunk and of quota.
+pub const BLOCK_BYTES: u64 = 4096;
+/// Bytes of a file that one segment record maps.
+pub const SEGMENT_BYTES: u64 = 1 << 20;
+/// Data bytes a chunk holds at most.
+pub const CHUNK_BYTES: u64 = 64 << 20;
+/// A file up to this size lives in the metadata service (bytes).
+pub const INLINE_FILE_BYTES_MAX: u64 = 16 << 10;
+/// A synchronous overwrite up to this size travels inside its commit (bytes).
+pub const INLINE_WRITE_BYTES_MAX: u64 = 16 << 10;
+/// Bytes in a name (`NAME_MAX`).
+pub const NAME_BYTES_MAX: usize = 255;
+/// Bytes in a symbolic link's target (`PATH_MAX` less the terminating NUL).
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Hard links to one inode, and subdirectories are not counted against it.
+pub const LINKS_MAX: u32 = 65_000;
+/// Bytes in an extended attribute's name (`XATTR_NAME_MAX`).
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+/// Bytes in an extended attribute's value (`XATTR_SIZE_MAX`).
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+/// Bytes of all attribute names of an inode together (`XATTR_LIST_MAX`).
+pub const XATTR_LIST_BYTES_MAX: usize = 64 << 10;
+/// The largest offset a file can have (`off_t` is signed).
+pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
+/// Pieces in one segment above which it is rewritten in the background.
+pub const SEGMENT_PIECES_SOFT_MAX: usize = 64;
+/// Segments that one command frees itself; what is beyond is freed by the background purge.
+pub const SEGMENTS_FREED_PER_COMMAND: usize = 64;
+/// Truncations of one inode that may wait for the background purge at the same time.
+pub const PENDING_TRUNCATIONS_MAX: usize = 8;
+/// Bytes of data in one commit (inline data of all its pieces).
+pub const COMMIT_INLINE_BYTES_MAX: u64 = 1 << 20;
+/// Pieces in one commit of extents.
+pub const COMMIT_PIECES_MAX: usize = 1024;
+/// Operation slots of one session, slot 0 (the journal) included.
+pub const SESSION_SLOTS_MAX: u32 = 256;
+/// Sessions of one cluster, the dead ones that wait for their successor included.
+pub const SESSIONS_MAX: usize = 10_000;
+/// Replicas of a chunk.
+pub const COPIES_MAX: u8 = 5;

@@ -1,0 +1,47 @@
+//! Hard links.
+
+use bytes::Bytes;
+
+use crate::attributes::Timestamp;
+use crate::commands::Outcome;
+use crate::error::FsError;
+use crate::ids::InodeId;
+use crate::limits::LINKS_MAX;
+use crate::namespace::check_name;
+use crate::namespace::create::touch_directory;
+use crate::txn::{OpResult, Txn, change_time};
+
+pub(super) fn link(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    ino: InodeId,
+    parent: InodeId,
+    name: &Bytes,
+) -> OpResult<Outcome> {
+    check_name(name)?;
+    let mut record = txn.inode(ino)?;
+    if record.is_directory() {
+        return Err(FsError::NotPermitted.into());
+    }
+    if record.nlink == 0 {
+        // Its last name went while the caller looked; a file without a name gets none again.
+        return Err(FsError::NotFound.into());
+    }
+    if record.nlink >= LINKS_MAX {
+        return Err(FsError::TooManyLinks.into());
+    }
+    let mut directory = txn.directory(parent)?;
+    if txn.find(parent, name)?.is_some() {
+        return Err(FsError::Exists.into());
+    }
+    txn.insert_entry(parent, name, ino, record.kind())?;
+    record.nlink += 1;
+    record.ctime = change_time(now, &record);
+    record.change += 1;
+    txn.put_inode(ino, &record);
+    directory.entries += 1;
+    let changed = change_time(now, &directory);
+    touch_directory(&mut directory, changed);
+    txn.put_inode(parent, &directory);
+    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+}

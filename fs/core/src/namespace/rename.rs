@@ -1,0 +1,160 @@
+//! renameat2(2).
+
+use bytes::Bytes;
+
+use crate::attributes::Timestamp;
+use crate::commands::{Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE};
+use crate::error::FsError;
+use crate::ids::{InodeId, ROOT};
+use crate::namespace::check_name;
+use crate::namespace::create::touch_directory;
+use crate::namespace::unlink::drop_link;
+use crate::txn::{OpResult, Txn, change_time};
+
+/// Directories between an inode and the root that a walk upwards passes at most; a longer way is a loop.
+const DEPTH_MAX: u32 = 1 << 20;
+
+type Place<'a> = (InodeId, &'a Bytes);
+
+pub(super) fn rename(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    from: Place<'_>,
+    to: Place<'_>,
+    flags: u32,
+) -> OpResult<Outcome> {
+    check_name(from.1)?;
+    check_name(to.1)?;
+    if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 || flags == RENAME_NOREPLACE | RENAME_EXCHANGE {
+        return Err(FsError::InvalidArgument.into());
+    }
+    txn.directory(from.0)?;
+    txn.directory(to.0)?;
+    if flags & RENAME_EXCHANGE != 0 {
+        exchange(txn, now, from, to)
+    } else {
+        replace(txn, now, from, to, flags)
+    }
+}
+
+fn replace(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    from: Place<'_>,
+    to: Place<'_>,
+    flags: u32,
+) -> OpResult<Outcome> {
+    let source = txn.find(from.0, from.1)?.ok_or(FsError::NotFound)?;
+    let target = txn.find(to.0, to.1)?;
+    let mut moved = txn.inode(source.ino)?;
+    let is_directory = moved.is_directory();
+    if is_directory && from.0 != to.0 && is_below(txn, to.0, source.ino)? {
+        return Err(FsError::InvalidArgument.into());
+    }
+    if let Some(target) = &target {
+        if flags & RENAME_NOREPLACE != 0 {
+            return Err(FsError::Exists.into());
+        }
+        if target.ino == source.ino {
+            // Two names of one file: POSIX says to do nothing.
+            return Ok(Outcome::Inode(Box::new(moved.attributes(source.ino))));
+        }
+        let mut replaced = txn.inode(target.ino)?;
+        match (is_directory, replaced.is_directory()) {
+            (true, false) => return Err(FsError::NotDirectory.into()),
+            (false, true) => return Err(FsError::IsDirectory.into()),
+            (true, true) if replaced.entries > 0 => return Err(FsError::NotEmpty.into()),
+            _ => {}
+        }
+        txn.remove_entry(to.0, to.1, target)?;
+        drop_link(txn, now, target.ino, &mut replaced)?;
+        let mut directory = txn.inode(to.0)?;
+        directory.entries = directory.entries.saturating_sub(1);
+        directory.nlink -= u32::from(replaced.is_directory());
+        txn.put_inode(to.0, &directory);
+    }
+    txn.remove_entry(from.0, from.1, &source)?;
+    txn.insert_entry(to.0, to.1, source.ino, moved.kind())?;
+
+    let mut directory = txn.inode(from.0)?;
+    directory.entries = directory.entries.saturating_sub(1);
+    directory.nlink -= u32::from(is_directory);
+    let changed = change_time(now, &directory);
+    touch_directory(&mut directory, changed);
+    txn.put_inode(from.0, &directory);
+    let mut directory = txn.inode(to.0)?;
+    directory.entries += 1;
+    directory.nlink += u32::from(is_directory);
+    let changed = if from.0 == to.0 { directory.ctime } else { change_time(now, &directory) };
+    touch_directory(&mut directory, changed);
+    txn.put_inode(to.0, &directory);
+
+    if is_directory {
+        moved.parent = to.0;
+    }
+    moved.ctime = change_time(now, &moved);
+    moved.change += 1;
+    txn.put_inode(source.ino, &moved);
+    Ok(Outcome::Inode(Box::new(moved.attributes(source.ino))))
+}
+
+fn exchange(txn: &mut Txn<'_>, now: Timestamp, from: Place<'_>, to: Place<'_>) -> OpResult<Outcome> {
+    let one = txn.find(from.0, from.1)?.ok_or(FsError::NotFound)?;
+    let two = txn.find(to.0, to.1)?.ok_or(FsError::NotFound)?;
+    let mut first = txn.inode(one.ino)?;
+    if one.ino == two.ino {
+        return Ok(Outcome::Inode(Box::new(first.attributes(one.ino))));
+    }
+    let mut second = txn.inode(two.ino)?;
+    if from.0 != to.0
+        && ((first.is_directory() && is_below(txn, to.0, one.ino)?)
+            || (second.is_directory() && is_below(txn, from.0, two.ino)?))
+    {
+        return Err(FsError::InvalidArgument.into());
+    }
+    txn.remove_entry(from.0, from.1, &one)?;
+    txn.remove_entry(to.0, to.1, &two)?;
+    txn.insert_entry(from.0, from.1, two.ino, second.kind())?;
+    txn.insert_entry(to.0, to.1, one.ino, first.kind())?;
+    for (ino, record, parent) in [(one.ino, &mut first, to.0), (two.ino, &mut second, from.0)] {
+        if record.is_directory() {
+            record.parent = parent;
+        }
+        record.ctime = change_time(now, record);
+        record.change += 1;
+        txn.put_inode(ino, record);
+    }
+    // Read after the inodes were written: one of them may itself be a parent of the other's name.
+    let mut directory = txn.inode(from.0)?;
+    if from.0 != to.0 {
+        directory.nlink =
+            directory.nlink + u32::from(second.is_directory()) - u32::from(first.is_directory());
+    }
+    let changed = change_time(now, &directory);
+    touch_directory(&mut directory, changed);
+    txn.put_inode(from.0, &directory);
+    if from.0 != to.0 {
+        let mut directory = txn.inode(to.0)?;
+        directory.nlink =
+            directory.nlink + u32::from(first.is_directory()) - u32::from(second.is_directory());
+        let changed = change_time(now, &directory);
+        touch_directory(&mut directory, changed);
+        txn.put_inode(to.0, &directory);
+    }
+    Ok(Outcome::Inode(Box::new(first.attributes(one.ino))))
+}
+
+/// True if `inner` is `outer` or somewhere below it.
+fn is_below(txn: &Txn<'_>, inner: InodeId, outer: InodeId) -> OpResult<bool> {
+    let mut at = inner;
+    for _ in 0..DEPTH_MAX {
+        if at == outer {
+            return Ok(true);
+        }
+        if at == ROOT {
+            return Ok(false);
+        }
+        at = txn.inode(at)?.parent;
+    }
+    Err(FsError::Io.into())
+}

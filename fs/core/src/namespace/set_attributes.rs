@@ -1,0 +1,55 @@
+//! `chmod`, `chown`, `truncate`, `utimensat`.
+
+use crate::attributes::{AttributeChanges, FileKind, S_IFMT, TimeChange, Timestamp, without_setid};
+use crate::commands::Outcome;
+use crate::error::FsError;
+use crate::extents;
+use crate::ids::InodeId;
+use crate::limits::FILE_BYTES_MAX;
+use crate::txn::{OpResult, Txn, change_time};
+
+pub(super) fn set_attributes(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    ino: InodeId,
+    changes: &AttributeChanges,
+) -> OpResult<Outcome> {
+    let mut record = txn.inode(ino)?;
+    if let Some(size) = changes.size {
+        match record.kind() {
+            FileKind::File => {}
+            FileKind::Directory => return Err(FsError::IsDirectory.into()),
+            _ => return Err(FsError::InvalidArgument.into()),
+        }
+        if size > FILE_BYTES_MAX {
+            return Err(FsError::FileTooLarge.into());
+        }
+        extents::resize(txn, ino, &mut record, size)?;
+    }
+    let changed = change_time(now, &record);
+    if changes.size.is_some() {
+        record.mtime = changed;
+    }
+    if (changes.uid.is_some() || changes.gid.is_some()) && !record.is_directory() {
+        // chown(2): an executable that changes hands loses its set-id bits.
+        record.mode = without_setid(record.mode);
+    }
+    if changes.kill_suidgid && !record.is_directory() {
+        record.mode = without_setid(record.mode);
+    }
+    if let Some(mode) = changes.mode {
+        record.mode = (record.mode & S_IFMT) | (mode & 0o7777);
+    }
+    record.uid = changes.uid.unwrap_or(record.uid);
+    record.gid = changes.gid.unwrap_or(record.gid);
+    let at = |change: TimeChange| match change {
+        TimeChange::Now => now,
+        TimeChange::To(time) => time,
+    };
+    record.atime = changes.atime.map_or(record.atime, at);
+    record.mtime = changes.mtime.map_or(record.mtime, at);
+    record.ctime = changed;
+    record.change += 1;
+    txn.put_inode(ino, &record);
+    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+}

@@ -1,0 +1,60 @@
+//! Removing names: `unlink` and `rmdir`.
+
+use crate::attributes::Timestamp;
+use crate::commands::Outcome;
+use crate::error::FsError;
+use crate::ids::InodeId;
+use crate::keys;
+use crate::namespace::check_name;
+use crate::namespace::create::touch_directory;
+use crate::records::{InodeRecord, OrphanRecord};
+use crate::store::Family;
+use crate::txn::{OpResult, Txn, change_time};
+
+pub(super) fn unlink(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    parent: InodeId,
+    name: &[u8],
+    directory_wanted: bool,
+) -> OpResult<Outcome> {
+    check_name(name)?;
+    let mut directory = txn.directory(parent)?;
+    let found = txn.find(parent, name)?.ok_or(FsError::NotFound)?;
+    let mut record = txn.inode(found.ino)?;
+    match (directory_wanted, record.is_directory()) {
+        (true, false) => return Err(FsError::NotDirectory.into()),
+        (false, true) => return Err(FsError::IsDirectory.into()),
+        (true, true) if record.entries > 0 => return Err(FsError::NotEmpty.into()),
+        _ => {}
+    }
+    txn.remove_entry(parent, name, &found)?;
+    directory.entries = directory.entries.saturating_sub(1);
+    if record.is_directory() {
+        directory.nlink = directory.nlink.saturating_sub(1);
+    }
+    let changed = change_time(now, &directory);
+    touch_directory(&mut directory, changed);
+    txn.put_inode(parent, &directory);
+    drop_link(txn, now, found.ino, &mut record)?;
+    Ok(Outcome::Inode(Box::new(record.attributes(found.ino))))
+}
+
+/// Takes one link from an inode; without a name left it becomes an orphan, which goes (and stops counting
+/// against the quota) when no session holds it open.
+pub(super) fn drop_link(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    ino: InodeId,
+    record: &mut InodeRecord,
+) -> OpResult<()> {
+    record.nlink = if record.is_directory() { 0 } else { record.nlink.saturating_sub(1) };
+    record.ctime = change_time(now, record);
+    record.change += 1;
+    if record.nlink == 0 {
+        let orphan = OrphanRecord { since: now, purging: false };
+        txn.put(Family::System, keys::orphan(ino), &orphan);
+    }
+    txn.put_inode(ino, record);
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! Reading the records, without changing any.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::attributes::{Attributes, FileKind};
+use crate::error::FsError;
+use crate::ids::{ChunkId, InodeId, SegmentIndex};
+use crate::keys;
+use crate::records::{
+    ChunkRecord, EntryRecord, InodeRecord, OrphanRecord, Piece, Place, Record, SegmentRecord, Superblock,
+};
+use crate::store::{Family, Read, StoreError, prefix_end};
+pub use crate::txn::{OpError, OpResult, find_entry, load};
+
+/// The volume's record; `WrongCluster` if it isn't bootstrapped.
+///
+/// # Errors
+/// If it doesn't exist or the store fails.
+pub fn superblock(from: &dyn Read) -> OpResult<Superblock> {
+    load(from, Family::System, &keys::superblock())?.ok_or(OpError::Refused(FsError::WrongCluster))
+}
+
+/// An inode's record; `Stale` if there is none.
+///
+/// # Errors
+/// If it doesn't exist or the store fails.
+pub fn inode(from: &dyn Read, ino: InodeId) -> OpResult<InodeRecord> {
+    load(from, Family::Inodes, &keys::inode(ino))?.ok_or(OpError::Refused(FsError::Stale))
+}
+
+/// True if the inode has no name and is being freed: it can't be opened any more.
+///
+/// # Errors
+/// If the store fails.
+pub fn is_purging(from: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
+    Ok(load::<OrphanRecord>(from, Family::System, &keys::orphan(ino))?.is_some_and(|orphan| orphan.purging))
+}
+
+/// The inode that `name` names in `parent`; `.` and `..` too.
+///
+/// # Errors
+/// `NotFound`, `NotDirectory`, or if the store fails.
+pub fn lookup(from: &dyn Read, hash_key: (u64, u64), parent: InodeId, name: &[u8]) -> OpResult<Attributes> {
+    if name.len() > crate::limits::NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong.into());
+    }
+    // The common case needs no look at the directory: its entry says enough.
+    if name != b"."
+        && name != b".."
+        && let Some(found) = find_entry(from, hash_key, parent, name)?
+    {
+        return Ok(inode(from, found.ino)?.attributes(found.ino));
+    }
+    let directory = inode(from, parent)?;
+    if !directory.is_directory() {
+        return Err(FsError::NotDirectory.into());
+    }
+    match name {
+        b"." => Ok(directory.attributes(parent)),
+        b".." => Ok(inode(from, directory.parent)?.attributes(directory.parent)),
+        _ => Err(FsError::NotFound.into()),
+    }
+}
+
+/// An entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its position.
+    pub cookie: u64,
+    /// Its name.
+    pub name: Bytes,
+    /// What it names.
+    pub ino: InodeId,
+    /// The type of that.
+    pub kind: FileKind,
+}
+
+/// Entries of a directory after `cookie`, until `enough` says so (it is asked after each entry).
+///
+/// # Errors
+/// `Stale`, `NotDirectory`, or if the store fails.
+pub fn read_directory(
+    from: &dyn Read,
+    ino: InodeId,
+    cookie: u64,
+    mut enough: impl FnMut(&Listed) -> bool,
+) -> OpResult<(InodeId, Vec<Listed>, bool)> {
+    let directory = inode(from, ino)?;
+    if !directory.is_directory() {
+        return Err(FsError::NotDirectory.into());
+    }
+    let mut entries = Vec::new();
+    let mut failed = None;
+    let mut end = true;
+    let start = keys::entry_at(ino, cookie.saturating_add(1));
+    from.scan(Family::Names, &start, &prefix_end(&keys::entries(ino)), &mut |key, value| {
+        match (keys::cookie_of(key), EntryRecord::decode(value)) {
+            (Some(cookie), Ok(EntryRecord::Entry { name, ino, kind, .. })) => {
+                entries.push(Listed { cookie, name, ino, kind });
+                if enough(&entries[entries.len() - 1]) {
+                    end = false;
+                    return ControlFlow::Break(());
+                }
+            }
+            (_, Ok(_)) => {}
+            (_, Err(error)) => {
+                failed = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok((directory.parent, entries, end)),
+    }
+}
+
+/// The pieces of up to `count` segments from `first` on, as they are in the records; segments that a
+/// truncation cut off are left out.
+///
+/// # Errors
+/// If the store fails.
+pub fn segments(
+    from: &dyn Read,
+    ino: InodeId,
+    record: &InodeRecord,
+    first: SegmentIndex,
+    count: u64,
+) -> Result<Vec<(SegmentIndex, Vec<Piece>)>, StoreError> {
+    let mut found = Vec::new();
+    let mut failed = None;
+    let end = match first.0.checked_add(count) {
+        Some(end) => keys::segment(ino, SegmentIndex(end)),
+        None => prefix_end(&keys::inode(ino)),
+    };
+    from.scan(Family::Extents, &keys::segment(ino, first), &end, &mut |key, value| match (
+        keys::segment_of(key),
+        SegmentRecord::decode(value),
+    ) {
+        (Some(segment), Ok(stored)) => {
+            if !record.is_cut_off(segment, stored.epoch) {
+                found.push((segment, stored.pieces));
+            }
+            ControlFlow::Continue(())
+        }
+        (None, _) => ControlFlow::Continue(()),
+        (_, Err(error)) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    failed.map_or(Ok(found), Err)
+}
+
+/// The bytes of a piece that is inline; `None` for others.
+///
+/// # Errors
+/// If the value is missing or too short, or the store fails.
+pub fn inline_bytes(
+    from: &dyn Read,
+    ino: InodeId,
+    segment: SegmentIndex,
+    piece: &Piece,
+) -> Result<Option<Bytes>, StoreError> {
+    let Place::Inline { id, skip } = piece.place else { return Ok(None) };
+    let value = from.get(Family::Inline, &keys::inline(ino, segment, id))?.map(Bytes::from);
+    let (start, end) = (skip as usize, skip as usize + piece.length as usize);
+    match value {
+        Some(value) if value.len() >= end => Ok(Some(value.slice(start..end))),
+        _ => Err(StoreError::Damaged(format!("inline bytes of inode {ino}, segment {segment} are missing"))),
+    }
+}
+
+/// A chunk's record.
+///
+/// # Errors
+/// If the store fails.
+pub fn chunk(from: &dyn Read, chunk: ChunkId) -> Result<Option<ChunkRecord>, StoreError> {
+    load(from, Family::System, &keys::chunk(chunk))
+}
+
+/// Value of an extended attribute.
+///
+/// # Errors
+/// `NoAttribute`, `Stale`, or if the store fails.
+pub fn xattr(from: &dyn Read, ino: InodeId, name: &[u8]) -> OpResult<Bytes> {
+    match from.get(Family::Xattrs, &keys::xattr(ino, name))? {
+        Some(value) => Ok(value.into()),
+        None => {
+            inode(from, ino)?;
+            Err(FsError::NoAttribute.into())
+        }
+    }
+}
+
+/// Names of the extended attributes of an inode, each ended by NUL.
+///
+/// # Errors
+/// `Stale`, or if the store fails.
+pub fn xattr_names(from: &dyn Read, ino: InodeId) -> OpResult<Bytes> {
+    let mut names = Vec::new();
+    if inode(from, ino)?.xattr_list_bytes > 0 {
+        let prefix = keys::inode(ino);
+        from.scan(Family::Xattrs, &prefix, &prefix_end(&prefix), &mut |key, _| {
+            if let Some(name) = keys::xattr_name_of(key) {
+                names.extend_from_slice(name);
+                names.push(0);
+            }
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok(names.into())
+}

@@ -1,0 +1,80 @@
+//! Sessions: their beginning, their end, and what is kept for a successor.
+
+use crate::attributes::Timestamp;
+use crate::chunks;
+use crate::commands::Outcome;
+use crate::error::FsError;
+use crate::ids::{SessionId, SlotId};
+use crate::keys;
+use crate::limits::{SESSION_SLOTS_MAX, SESSIONS_MAX};
+use crate::records::{Record, SessionRecord, SlotRecord};
+use crate::store::Family;
+use crate::txn::{OpResult, Txn};
+
+/// Begins a session. One that it supersedes is ended, its last outcomes are told, and then it is forgotten.
+pub(crate) fn open(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    client: &str,
+    incarnation: u64,
+    supersedes: Option<SessionId>,
+) -> OpResult<Outcome> {
+    if txn.collect_prefix(Family::System, &keys::sessions(), SESSIONS_MAX + 1)?.len() >= SESSIONS_MAX {
+        return Err(FsError::TooManySessions.into());
+    }
+    let mut previous = Vec::new();
+    if let Some(old) = supersedes {
+        end(txn, now, old)?;
+        let slots = txn.collect_prefix(Family::System, &keys::slots(old), SESSION_SLOTS_MAX as usize)?;
+        for (key, value) in slots {
+            let slot = SlotRecord::decode(&value)?;
+            if let Some(number) = keys::second_number(&key) {
+                previous.push((SlotId(number as u32), slot.sequence, slot.outcome));
+            }
+        }
+    }
+    let volume = txn.volume_mut()?;
+    let session = SessionId(volume.next_session);
+    volume.next_session += 1;
+    let record = SessionRecord {
+        client: client.to_owned(),
+        incarnation,
+        opened: now,
+        ended: None,
+        bytes_reserved: 0,
+        journal_broken: false,
+    };
+    txn.put(Family::System, keys::session(session), &record);
+    Ok(Outcome::Session(session, previous))
+}
+
+/// Ends a session: it can commit nothing any more. Its chunks are sealed, its promises come back, its slots
+/// stay until [`forget`].
+pub(crate) fn end(txn: &mut Txn<'_>, now: Timestamp, session: SessionId) -> OpResult<Outcome> {
+    let key = keys::session(session);
+    let Some(mut record) = txn.load::<SessionRecord>(Family::System, &key)? else { return Ok(Outcome::Done) };
+    if record.ended.is_some() {
+        return Ok(Outcome::Done);
+    }
+    let reserved = std::mem::take(&mut record.bytes_reserved);
+    let volume = txn.volume_mut()?;
+    volume.bytes_reserved = volume.bytes_reserved.saturating_sub(reserved);
+    record.ended = Some(now);
+    txn.put(Family::System, key, &record);
+    chunks::seal_all(txn, session)?;
+    Ok(Outcome::Done)
+}
+
+/// Removes an ended session and its slots.
+pub(crate) fn forget(txn: &mut Txn<'_>, session: SessionId) -> OpResult<Outcome> {
+    let key = keys::session(session);
+    let Some(record) = txn.load::<SessionRecord>(Family::System, &key)? else { return Ok(Outcome::Done) };
+    if record.ended.is_none() {
+        return Err(FsError::InvalidArgument.into());
+    }
+    for (slot, _) in txn.collect_prefix(Family::System, &keys::slots(session), SESSION_SLOTS_MAX as usize)? {
+        txn.delete(Family::System, slot);
+    }
+    txn.delete(Family::System, key);
+    Ok(Outcome::Done)
+}

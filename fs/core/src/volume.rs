@@ -1,0 +1,190 @@
+//! The volume as a whole: its making, its quota, its storage servers.
+
+use std::collections::BTreeMap;
+
+use crate::attributes::{S_IFMT, Timestamp};
+use crate::commands::{INTERNAL, Outcome};
+use crate::error::FsError;
+use crate::ids::{ClusterId, ROOT, ServerId, SessionId};
+use crate::keys;
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, COPIES_MAX};
+use crate::records::{InodeRecord, ServerRecord, SessionRecord, Superblock, VolumeConfig};
+use crate::store::Family;
+use crate::txn::{OpResult, Txn};
+
+/// The feature level of this program's first version.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// The first number given to a file; the ones before are kept for the root and for later uses.
+const FIRST_INODE: u64 = 16;
+
+fn check(config: &VolumeConfig) -> OpResult<()> {
+    let sound = config.copies >= 1
+        && config.copies <= COPIES_MAX
+        && config.copies_min >= 1
+        && config.copies_min <= config.copies
+        && config.bytes_total >= BLOCK_BYTES
+        && config.inodes_total >= 1
+        && config.chunk_bytes.is_multiple_of(BLOCK_BYTES)
+        && (1 << 20..=CHUNK_BYTES * 16).contains(&config.chunk_bytes)
+        && u64::from(config.inline_file_bytes) <= crate::limits::COMMIT_INLINE_BYTES_MAX;
+    if sound { Ok(()) } else { Err(FsError::InvalidArgument.into()) }
+}
+
+/// Makes the volume: its record and its root directory. To do it again for the same cluster changes nothing.
+pub(crate) fn bootstrap(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    cluster: ClusterId,
+    hash_key: (u64, u64),
+    config: &VolumeConfig,
+) -> OpResult<Outcome> {
+    if let Some(superblock) = txn.superblock() {
+        return if superblock.cluster == cluster {
+            Ok(Outcome::Done)
+        } else {
+            Err(FsError::WrongCluster.into())
+        };
+    }
+    check(config)?;
+    let (uid, gid, mode) = config.root;
+    txn.set_superblock(Superblock {
+        cluster,
+        feature_level: FEATURE_LEVEL,
+        hash_key,
+        config: config.clone(),
+        next_inode: FIRST_INODE,
+        next_chunk: 1,
+        next_session: 1,
+        next_inline: 1,
+        epoch: 1,
+        bytes_used: 0,
+        bytes_reserved: 0,
+        inodes_used: 1,
+        inline_bytes: 0,
+        created: now,
+    });
+    let root = InodeRecord {
+        mode: (0o040_000 & S_IFMT) | (mode & 0o7777),
+        nlink: 2,
+        uid,
+        gid,
+        rdev: 0,
+        size: 0,
+        mapped: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        change: 1,
+        birth: 1,
+        parent: ROOT,
+        entries: 0,
+        target: bytes::Bytes::new(),
+        xattr_list_bytes: 0,
+        truncate_epoch: 0,
+        truncations: Vec::new(),
+    };
+    txn.put_inode(ROOT, &root);
+    Ok(Outcome::Done)
+}
+
+/// Changes the configuration. A capacity below what is used is allowed: nothing more can be written then.
+pub(crate) fn configure(txn: &mut Txn<'_>, config: &VolumeConfig) -> OpResult<Outcome> {
+    check(config)?;
+    txn.volume_mut()?.config = config.clone();
+    Ok(Outcome::Done)
+}
+
+/// A storage server joins or has moved.
+pub(crate) fn put_server(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    server: ServerId,
+    address: &str,
+    labels: &BTreeMap<String, String>,
+) -> OpResult<Outcome> {
+    txn.volume()?;
+    let key = keys::server(server);
+    let known: Option<ServerRecord> = txn.load(Family::System, &key)?;
+    let record = ServerRecord {
+        address: address.to_owned(),
+        labels: labels.clone(),
+        joined: known.as_ref().map_or(now, |known| known.joined),
+        draining: known.as_ref().is_some_and(|known| known.draining),
+    };
+    if known.as_ref() != Some(&record) {
+        txn.put(Family::System, key, &record);
+    }
+    Ok(Outcome::Done)
+}
+
+/// Charges the difference between what a file was and is charged. `promise`: whose reservation it comes out
+/// of, and how many bytes of it are used up. Beyond a promise there must be room.
+pub(crate) fn charge(
+    txn: &mut Txn<'_>,
+    before: u64,
+    after: u64,
+    promise: Option<(SessionId, u64)>,
+) -> OpResult<()> {
+    let mut promised = 0;
+    if let Some((session, bytes)) = promise
+        && bytes > 0
+    {
+        promised = take_promise(txn, session, bytes)?;
+    }
+    let volume = txn.volume_mut()?;
+    if after > before + promised && after - before - promised > volume.volume_use().bytes_free() {
+        return Err(FsError::NoSpace.into());
+    }
+    volume.bytes_used = (volume.bytes_used + after).saturating_sub(before);
+    Ok(())
+}
+
+/// Uses up to `bytes` of a session's reservation; returns how many it had.
+fn take_promise(txn: &mut Txn<'_>, session: SessionId, bytes: u64) -> OpResult<u64> {
+    if session == INTERNAL {
+        return Ok(0);
+    }
+    let key = keys::session(session);
+    let Some(mut record) = txn.load::<SessionRecord>(Family::System, &key)? else { return Ok(0) };
+    let taken = record.bytes_reserved.min(bytes);
+    if taken > 0 {
+        record.bytes_reserved -= taken;
+        txn.put(Family::System, key, &record);
+        let volume = txn.volume_mut()?;
+        volume.bytes_reserved = volume.bytes_reserved.saturating_sub(taken);
+    }
+    Ok(taken)
+}
+
+/// Promises a session bytes of quota, so that what it buffers can't fail late.
+pub(crate) fn reserve(
+    txn: &mut Txn<'_>,
+    session: SessionId,
+    bytes: u64,
+    bytes_min: u64,
+) -> OpResult<Outcome> {
+    if bytes_min > bytes || !bytes.is_multiple_of(BLOCK_BYTES) {
+        return Err(FsError::InvalidArgument.into());
+    }
+    let free = txn.volume()?.volume_use().bytes_free();
+    // Not all that is left to one session, unless it needs it: others ask too.
+    let fair = (free / 4) / BLOCK_BYTES * BLOCK_BYTES;
+    let granted = bytes.min(fair.max(bytes_min));
+    if granted > free {
+        return Err(FsError::NoSpace.into());
+    }
+    let key = keys::session(session);
+    let mut record: SessionRecord = txn.load(Family::System, &key)?.ok_or(FsError::SessionExpired)?;
+    record.bytes_reserved += granted;
+    txn.put(Family::System, key, &record);
+    txn.volume_mut()?.bytes_reserved += granted;
+    Ok(Outcome::Reserved(granted))
+}
+
+/// Takes back what a session doesn't need.
+pub(crate) fn unreserve(txn: &mut Txn<'_>, session: SessionId, bytes: u64) -> OpResult<Outcome> {
+    take_promise(txn, session, bytes)?;
+    Ok(Outcome::Done)
+}

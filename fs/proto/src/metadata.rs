@@ -1,0 +1,424 @@
+//! Messages between clients and the metadata service (kinds 0x100 to 0x1ff).
+//!
+//! A client sends its requests to the member that it takes for the leader. Whoever isn't answers
+//! [`MetadataError::NotLeader`] with a hint. Mutations carry their identity, so a client may send one again
+//! whenever it does not know what became of it.
+
+use std::collections::BTreeMap;
+
+use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
+use atoll_core::commands::{Command, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId, MemberId, SegmentIndex, ServerId, SessionId};
+use atoll_core::records::VolumeConfig;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::rpc::Rpc;
+use crate::status::Status;
+
+/// Why the metadata service did not carry a request out. What a command itself is refused with is an
+/// [`Outcome`], not one of these.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum MetadataError {
+    /// This member doesn't lead. The request had no effect.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader's id and address, if known.
+        leader: Option<(MemberId, String)>,
+    },
+    /// The leader lost its office while it worked: a mutation may have taken effect or not; send it again.
+    #[error("leadership lost")]
+    LeadershipLost,
+    /// The cluster isn't bootstrapped yet.
+    #[error("the cluster is not bootstrapped")]
+    NotBootstrapped,
+    /// The query was refused.
+    #[error("{0}")]
+    Fs(FsError),
+    /// The member can't go on (its disk failed or is full); try another, or again later.
+    #[error("metadata server failed: {0}")]
+    Failed(String),
+}
+
+/// Carries out a mutation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MutateRequest {
+    /// The mutation.
+    pub command: Command,
+}
+
+/// What came of a mutation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MutateReply {
+    /// Its outcome, stored with the slot.
+    pub outcome: Outcome,
+}
+
+/// Asks something; changes no record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskRequest {
+    /// Who asks.
+    pub session: SessionId,
+    /// What.
+    pub query: Query,
+}
+
+/// Questions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Query {
+    /// The inode that `name` names in `parent`; `.` and `..` too. → [`Answer::Inode`]
+    Lookup {
+        /// The directory.
+        parent: InodeId,
+        /// The name.
+        name: Bytes,
+    },
+    /// Attributes. → [`Answer::Inode`]
+    Inode {
+        /// Of which.
+        ino: InodeId,
+    },
+    /// Target of a symbolic link. → [`Answer::Bytes`]
+    ReadLink {
+        /// Of which.
+        ino: InodeId,
+    },
+    /// Entries of a directory after a cookie. → [`Answer::Directory`]
+    ReadDirectory {
+        /// The directory.
+        ino: InodeId,
+        /// Entries after this one; 0: from the start. `.` and `..` are not among them.
+        cookie: u64,
+        /// About how many bytes of names and attributes to return.
+        bytes_max: u32,
+        /// With attributes.
+        plus: bool,
+    },
+    /// Registers that the session holds the file open (it is kept when its last name goes) and returns its
+    /// attributes and first extents. → [`Answer::Extents`]
+    Open {
+        /// Which.
+        ino: InodeId,
+        /// How many segments to map along, from the start.
+        segments: u32,
+    },
+    /// Attributes and extents. → [`Answer::Extents`]
+    Extents {
+        /// Of which.
+        ino: InodeId,
+        /// First segment.
+        first: SegmentIndex,
+        /// How many.
+        segments: u32,
+    },
+    /// Value of an extended attribute. → [`Answer::Bytes`]
+    GetXattr {
+        /// Of which inode.
+        ino: InodeId,
+        /// Which.
+        name: Bytes,
+    },
+    /// Names of the extended attributes, each ended by NUL. → [`Answer::Bytes`]
+    ListXattr {
+        /// Of which inode.
+        ino: InodeId,
+    },
+    /// Size and use of the volume. → [`Answer::Volume`]
+    Volume,
+    /// Replicas of chunks, as far as these still exist. → [`Answer::Chunks`]
+    Chunks {
+        /// Which.
+        chunks: Vec<ChunkId>,
+    },
+    /// The storage servers. → [`Answer::Servers`]
+    Servers,
+}
+
+/// Where the bytes of a piece are, for a reader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PieceData {
+    /// Here.
+    Inline(Bytes),
+    /// In a chunk, from this byte on.
+    Chunk {
+        /// The chunk.
+        chunk: ChunkId,
+        /// First byte in it.
+        offset: u64,
+    },
+    /// Allocated, never written: zeroes.
+    Unwritten,
+    /// Lost in all copies.
+    Lost,
+}
+
+/// A run of bytes of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedPiece {
+    /// First byte, counted from the start of its segment.
+    pub start: u32,
+    /// Length in bytes.
+    pub length: u32,
+    /// Where they are.
+    pub data: PieceData,
+}
+
+/// A chunk, for a reader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkInfo {
+    /// Which.
+    pub chunk: ChunkId,
+    /// Generation of its replica set.
+    pub generation: Generation,
+    /// Servers that hold it.
+    pub replicas: Vec<ServerId>,
+}
+
+/// One entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    /// Its name.
+    pub name: Bytes,
+    /// What it names.
+    pub ino: InodeId,
+    /// The type of that.
+    pub kind: FileKind,
+    /// Its own position; the next question asks for what comes after it.
+    pub cookie: u64,
+    /// Attributes, if asked for.
+    pub attributes: Option<Attributes>,
+}
+
+/// A storage server, for a client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerInfo {
+    /// Which.
+    pub server: ServerId,
+    /// Where it listens.
+    pub address: String,
+    /// Its labels (for reading from the nearest).
+    pub labels: BTreeMap<String, String>,
+    /// It is heard of.
+    pub alive: bool,
+}
+
+/// Answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Attributes of an inode.
+    Inode(Attributes),
+    /// A target, a value or names.
+    Bytes(Bytes),
+    /// Entries of a directory.
+    Directory {
+        /// The directory's own parent.
+        parent: InodeId,
+        /// Entries, by cookie.
+        entries: Vec<DirectoryEntry>,
+        /// There are no more.
+        end: bool,
+    },
+    /// Extents of a file.
+    Extents {
+        /// The file's attributes.
+        attributes: Attributes,
+        /// Pieces by segment, in order; segments without pieces are left out.
+        segments: Vec<(SegmentIndex, Vec<MappedPiece>)>,
+        /// How many segments, from the first that was asked for, the answer covers (it is bounded in bytes).
+        covered: u32,
+        /// The chunks that the pieces name.
+        chunks: Vec<ChunkInfo>,
+    },
+    /// Use of the volume.
+    Volume(VolumeUse),
+    /// Chunks.
+    Chunks(Vec<ChunkInfo>),
+    /// Storage servers.
+    Servers(Vec<ServerInfo>),
+}
+
+/// Keeps a session alive; sent every third of its lifetime at the latest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionHeartbeat {
+    /// Which.
+    pub session: SessionId,
+    /// The term of the leader that was last told all open files; if it is older than the leader's, the reply
+    /// asks for them again.
+    pub reclaimed_term: u64,
+}
+
+/// The reply to a session's heartbeat.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionHeartbeatReply {
+    /// The leader's clock.
+    pub now: Timestamp,
+    /// How long the session lives without a further heartbeat (milliseconds).
+    pub lifetime_ms: u32,
+    /// The leader's term.
+    pub term: u64,
+    /// The leader doesn't know which files the session has open: send [`ReclaimRequest`].
+    pub reclaim: bool,
+    /// Give back what is reserved and not used: another session needs it.
+    pub return_reservation: bool,
+    /// New files and small overwrites may travel inline.
+    pub inline_allowed: bool,
+    /// Use of the volume.
+    pub volume: VolumeUse,
+    /// Changes whenever a server's address or state does: ask [`Query::Servers`] then.
+    pub servers_version: u64,
+    /// What a client has to know of the configuration.
+    pub config: VolumeConfig,
+}
+
+/// Tells a new leader which files the session has open.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReclaimRequest {
+    /// Which session.
+    pub session: SessionId,
+    /// All of them (in the last message of several if `more` is false).
+    pub open: Vec<InodeId>,
+    /// Another message with further ones follows.
+    pub more: bool,
+}
+
+/// Tells that files were closed. One-way: a lost one is made good by the next reclaim or the session's end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloseNotice {
+    /// Which session.
+    pub session: SessionId,
+    /// The session holds these open no more.
+    pub closed: Vec<InodeId>,
+}
+
+/// Makes the volume. Idempotent for the same cluster id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootstrapRequest {
+    /// The new cluster.
+    pub cluster: ClusterId,
+    /// Its configuration.
+    pub config: VolumeConfig,
+}
+
+/// Asks any member how the cluster is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusRequest;
+
+/// How the cluster is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// Its id.
+    pub cluster: Option<ClusterId>,
+    /// The member that answers.
+    pub member: MemberId,
+    /// It leads.
+    pub is_leader: bool,
+    /// The leader, if known.
+    pub leader: Option<(MemberId, String)>,
+    /// Raft term.
+    pub term: u64,
+    /// Last applied log index.
+    pub applied: u64,
+    /// Members and their addresses.
+    pub members: Vec<(MemberId, String)>,
+    /// Storage servers.
+    pub servers: Vec<ServerStatus>,
+    /// Sessions that are alive.
+    pub sessions: Vec<SessionStatus>,
+    /// Use of the volume.
+    pub volume: VolumeUse,
+    /// Replicas wanted.
+    pub copies: u8,
+    /// Chunks that exist.
+    pub chunks: u64,
+    /// Sealed chunks with fewer replicas than wanted on live servers.
+    pub chunks_short: u64,
+    /// Orphans that wait.
+    pub orphans: u64,
+    /// Bytes of inline data.
+    pub inline_bytes: u64,
+    /// What is wrong, in words, each with what to do. Empty: healthy.
+    pub problems: Vec<String>,
+}
+
+/// A storage server in a status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Which.
+    pub server: ServerId,
+    /// Where.
+    pub address: String,
+    /// It is heard of.
+    pub alive: bool,
+    /// Bytes its disk holds.
+    pub capacity: u64,
+    /// Bytes in use on it.
+    pub used: u64,
+    /// Bytes free on it.
+    pub free: u64,
+    /// Replicas on it.
+    pub chunks: u64,
+    /// Milliseconds since it was heard of.
+    pub silent_ms: u64,
+}
+
+/// A session in a status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Which.
+    pub session: SessionId,
+    /// What the client calls itself.
+    pub client: String,
+    /// Since when.
+    pub opened: Timestamp,
+    /// Files it holds open.
+    pub open_files: u64,
+    /// Bytes of quota promised to it.
+    pub bytes_reserved: u64,
+}
+
+/// Message kinds.
+pub mod kind {
+    /// [`MutateRequest`](super::MutateRequest) → [`MutateReply`](super::MutateReply)
+    pub const MUTATE: u16 = 0x101;
+    /// [`AskRequest`](super::AskRequest) → [`Answer`](super::Answer)
+    pub const ASK: u16 = 0x102;
+    /// [`SessionHeartbeat`](super::SessionHeartbeat) → [`SessionHeartbeatReply`](super::SessionHeartbeatReply)
+    pub const SESSION_HEARTBEAT: u16 = 0x103;
+    /// [`ReclaimRequest`](super::ReclaimRequest) → `()`
+    pub const RECLAIM: u16 = 0x104;
+    /// [`CloseNotice`](super::CloseNotice), one-way
+    pub const CLOSE: u16 = 0x105;
+    /// [`BootstrapRequest`](super::BootstrapRequest) → `()`
+    pub const BOOTSTRAP: u16 = 0x110;
+    /// [`StatusRequest`](super::StatusRequest) → [`ClusterStatus`](super::ClusterStatus)
+    pub const STATUS: u16 = 0x111;
+    /// Between members: opaque to all but the Raft crate.
+    pub const RAFT: u16 = 0x120;
+}
+
+impl From<MetadataError> for Status {
+    fn from(error: MetadataError) -> Status {
+        Status::service(&error)
+    }
+}
+
+macro_rules! rpc {
+    ($($request:ty => $reply:ty, $kind:ident;)*) => {
+        $(impl Rpc for $request {
+            const KIND: u16 = kind::$kind;
+            type Request = $request;
+            type Reply = $reply;
+        })*
+    };
+}
+
+rpc! {
+    MutateRequest => MutateReply, MUTATE;
+    AskRequest => Answer, ASK;
+    SessionHeartbeat => SessionHeartbeatReply, SESSION_HEARTBEAT;
+    ReclaimRequest => (), RECLAIM;
+    CloseNotice => (), CLOSE;
+    BootstrapRequest => (), BOOTSTRAP;
+    StatusRequest => ClusterStatus, STATUS;
+}

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Installs the Debian packages that building and testing Atoll needs. Does nothing, quickly and without the
+# network, when all of them are there; otherwise says what it installs and why. Needs root (or sudo) only then.
+#
+#   hack/setup.sh          all of them
+#   hack/setup.sh build    only what a build needs
+#   hack/setup.sh --list   print them, install nothing
+set -euo pipefail
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+
+# bindgen reads RocksDB's C header through libclang. On Debian 12 the library and its own headers are 7 MB; the
+# package libclang-dev, whose name is the same in every release, brings 30 MB of objects nobody links.
+. /etc/os-release
+case ${ID:-}${VERSION_ID:-} in
+  debian12) clang=(libclang1-14 libclang-common-14-dev) ;;
+  *) clang=(libclang-dev) ;;
+esac
+
+build_packages=$(
+  cat <<PACKAGES
+ca-certificates         downloads of crates
+g++                     compiles RocksDB, links every program
+pkg-config              build scripts of crates look for libraries with it
+make                    the targets of the Makefile
+util-linux              flock: two builds at once take turns; losetup, mount
+$(printf '%s reads a C header for the RocksDB bindings\n' "${clang[@]}")
+PACKAGES
+)
+test_packages=$(
+  cat <<'PACKAGES'
+fuse3                   fusermount3: mounting and unmounting as an ordinary user
+acl                     setfacl, getfacl: access lists in the tests
+attr                    setfattr, getfattr: extended attributes in the tests
+e2fsprogs               mkfs.ext4: the disk that loses power, and the file system to compare with
+git                     real program: clone and fsck of a repository
+sqlite3                 real program: transactions and an integrity check
+tar                     real program: a tree with every type of file
+xz-utils                real program: packed trees
+rsync                   real program: the second run has nothing to do
+fio                     real program: random writes, verified; the benchmarks
+dbench                  real program: a file server's load
+procps                  memory and processes of the demonstration
+PACKAGES
+)
+
+case ${1:-all} in
+  all) packages=$build_packages$'\n'$test_packages ;;
+  build) packages=$build_packages ;;
+  --list) printf '%s\n%s\n' "$build_packages" "$test_packages"; exit 0 ;;
+  *) fail "unknown argument '$1' (none, 'build' or '--list')" ;;
+esac
+
+missing=()
+while read -r package why; do
+  # dpkg-query prints a word for installed, half-installed and removed packages, and fails for unknown ones.
+  state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [ "$state" = installed ] && continue
+  missing+=("$package")
+  say "missing: $package ($why)"
+done <<<"$packages"
+
+if [ ${#missing[@]} -gt 0 ]; then
+  as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || fail "run this as root: apt-get install --no-install-recommends ${missing[*]}"
+    as_root=(sudo)
+  fi
+  say "apt-get update, then install ${#missing[@]} packages"
+  log=$(mktemp)
+  trap 'rm -f "$log"' EXIT
+  # apt waits for another apt-get to finish instead of failing; what it prints matters only when it fails.
+  apt() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -q -y "$@" >>"$log" 2>&1 </dev/null
+  }
+  # A mirror that is out of reach must not stop an install from the lists that are there.
+  apt update || say "apt-get update had errors, going on with the package lists that are there"
+  apt install --no-install-recommends "${missing[@]}" || {
+    tail -n 30 "$log" >&2
+    fail "apt-get install failed, its last lines are above"
+  }
+  say "installed: ${missing[*]}"
+fi
+
+for tool in cargo rustc; do
+  command -v $tool >/dev/null || fail "no $tool: install Rust 1.95 or newer from https://rustup.rs"
+done
+need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
+have=$(rustc --version | cut -d' ' -f2)
+[ "$(printf '%s\n%s\n' "$need" "${have%%-*}" | sort -V | head -n 1)" = "$need" ] ||
+  fail "rustc is $have, Atoll needs $need or newer: rustup update"
+
+# Containers often come without the device file although the kernel has the module.
+if [ "${1:-all}" != build ] && [ ! -c /dev/fuse ]; then
+  if [ "$(id -u)" -eq 0 ]; then
+    modprobe fuse 2>/dev/null || true
+    [ -c /dev/fuse ] || mknod -m 666 /dev/fuse c 10 229 || true
+  fi
+  [ -c /dev/fuse ] || fail "no /dev/fuse: load the kernel module 'fuse', or start the container with --device /dev/fuse"
+fi
