@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::buffer::{Batch, Run};
+use super::buffer::{Batch, BatchLimits, Run};
 use super::chunk_writer::{OpenChunk, Placement, Purpose, padding};
 use crate::data::file::FileState;
 use crate::data::{Shared, Why};
@@ -230,7 +230,7 @@ impl<M: Metadata> Shared<M> {
         let session = self.metadata.session();
         let (batch, size) = {
             let mut inner = file.inner.lock();
-            let batch = inner.dirty.next_batch(why == Why::Much);
+            let batch = inner.dirty.next_batch(BatchLimits::of_commit(why == Why::Much));
             let committed = inner.attributes.as_ref().map_or(0, |attributes| attributes.size);
             (batch, committed)
         };
