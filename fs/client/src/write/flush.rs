@@ -144,6 +144,15 @@ struct Transfer {
     items: Vec<(usize, Placement)>,
 }
 
+/// A task that flushes a file behind its writers.
+struct Running(Arc<FileState>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.flushers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// What follows a refused commit.
 enum Next {
     /// Send it again, as it is.
@@ -203,7 +212,9 @@ impl<M: Metadata> Shared<M> {
             return;
         }
         let (shared, state) = (Arc::clone(self), Arc::clone(file));
+        let running = Running(Arc::clone(file));
         tokio::spawn(async move {
+            let _running = running;
             let target = state.inner.lock().dirty.last_sequence();
             loop {
                 if let Err(error) = shared.flush_batch(&state, why).await {
@@ -219,7 +230,6 @@ impl<M: Metadata> Shared<M> {
                     break;
                 }
             }
-            state.flushers.fetch_sub(1, Ordering::AcqRel);
         });
     }
 
