@@ -27,7 +27,13 @@ fn in_chunk(start: u32, length: u32, offset: u64) -> MappedPiece {
 }
 
 fn extents(change: u64, size: u64, segments: Vec<(SegmentIndex, Vec<MappedPiece>)>, covered: u32) -> Extents {
-    Extents { first: SegmentIndex(0), attributes: attributes(change, size), segments, covered, chunks: Vec::new() }
+    Extents {
+        first: SegmentIndex(0),
+        attributes: attributes(change, size),
+        segments,
+        covered,
+        chunks: Vec::new(),
+    }
 }
 
 fn new_piece(offset: u64, length: u64, at: u64) -> NewPiece {
@@ -54,7 +60,10 @@ fn holes_and_what_is_beyond_the_end_are_zeroes() {
         Ok(vec![zero_span(50, 50), chunk_span(100, 100, 1, 4096), zero_span(200, 100)])
     );
     assert_eq!(map.lookup(120, 130), Ok(vec![chunk_span(120, 10, 1, 4116)]));
-    assert_eq!(map.lookup(5 * SEGMENT_BYTES, 5 * SEGMENT_BYTES + 1), Ok(vec![zero_span(5 * SEGMENT_BYTES, 1)]));
+    assert_eq!(
+        map.lookup(5 * SEGMENT_BYTES, 5 * SEGMENT_BYTES + 1),
+        Ok(vec![zero_span(5 * SEGMENT_BYTES, 1)])
+    );
 }
 
 #[test]
@@ -71,7 +80,10 @@ fn only_what_an_answer_covers_is_known() {
 fn our_commits_move_it_on_and_others_make_it_unknown() {
     let mut map = FileMap::default();
     assert!(map.install(&extents(5, 100, vec![(SegmentIndex(0), vec![in_chunk(0, 100, 0)])], 1), false));
-    map.commit(&[new_piece(40, 20, 8192), new_piece(SEGMENT_BYTES, 10, 12288)], &attributes(6, SEGMENT_BYTES + 10));
+    map.commit(
+        &[new_piece(40, 20, 8192), new_piece(SEGMENT_BYTES, 10, 12288)],
+        &attributes(6, SEGMENT_BYTES + 10),
+    );
     assert_eq!(
         map.lookup(0, 101),
         Ok(vec![
@@ -81,7 +93,10 @@ fn our_commits_move_it_on_and_others_make_it_unknown() {
             zero_span(100, 1)
         ])
     );
-    assert_eq!(map.lookup(SEGMENT_BYTES, SEGMENT_BYTES + 10), Ok(vec![chunk_span(SEGMENT_BYTES, 10, 2, 12288)]));
+    assert_eq!(
+        map.lookup(SEGMENT_BYTES, SEGMENT_BYTES + 10),
+        Ok(vec![chunk_span(SEGMENT_BYTES, 10, 2, 12288)])
+    );
     // An answer from before it is refused; one that has it already makes the commit's own news old.
     assert!(!map.install(&extents(5, 100, Vec::new(), 1), false));
     assert!(map.install(&extents(7, 100, vec![(SegmentIndex(0), vec![in_chunk(0, 100, 0)])], 1), false));
@@ -102,7 +117,10 @@ fn a_truncation_cuts_and_what_grows_back_is_zeroes() {
     map.truncate(&attributes(3, size));
     assert_eq!(
         map.lookup(0, size),
-        Ok(vec![chunk_span(0, SEGMENT_BYTES + 100, 1, 0), zero_span(SEGMENT_BYTES + 100, size - SEGMENT_BYTES - 100)])
+        Ok(vec![
+            chunk_span(0, SEGMENT_BYTES + 100, 1, 0),
+            zero_span(SEGMENT_BYTES + 100, size - SEGMENT_BYTES - 100)
+        ])
     );
 }
 

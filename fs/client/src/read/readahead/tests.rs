@@ -34,7 +34,10 @@ fn jumps_are_no_stream_and_end_one() {
         assert_eq!(reads.observe(at << 20, 4096, BIG), None);
     }
     let budget = Arc::new(Semaphore::new(10));
-    assert_eq!(reads.observe((500 << 20) + 4096, REQUEST, BIG).map(|(from, _)| from), Some((500 << 20) + 4096 + REQUEST));
+    assert_eq!(
+        reads.observe((500 << 20) + 4096, REQUEST, BIG).map(|(from, _)| from),
+        Some((500 << 20) + 4096 + REQUEST)
+    );
     reads.planned((501 << 20) + 4096, vec![ahead(0, 1 << 20, &budget)]);
     assert_eq!(budget.available_permits(), 9);
     assert_eq!(reads.observe(5 << 20, 4096, BIG), None);
