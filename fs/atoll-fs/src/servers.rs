@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use atoll_metadata::server::{MetadataConfig, MetadataServer, StartError as MetadataError};
 use atoll_metadata::store::folder::FolderError;
-use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer, StoreError};
+use atoll_storage::store::StoreError;
+use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer};
 use prometheus_client::registry::Registry;
 
 use crate::cli::{MetadataArgs, StorageArgs};
@@ -37,9 +38,8 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
         let asked_to_end = signals::listen()?;
         let mut registry = Registry::with_prefix("atoll");
         let server = MetadataServer::start(config, &mut registry).await.map_err(metadata_failure)?;
-        let server = Arc::new(server);
-        let watched = Arc::clone(&server);
-        let ready: http::Readiness = Arc::new(move || watched.health().err());
+        let health = server.health_probe();
+        let ready: http::Readiness = Arc::new(move || health().err());
         http::serve(&args.http, Arc::new(registry), ready).await?;
         let signal = asked_to_end.await;
         tracing::info!(signal, "stopping");

@@ -13,6 +13,9 @@ use atoll_core::ids::InodeId;
 use crate::request::Operation;
 use crate::session::{Call, Handler};
 
+/// What one COPY_FILE_RANGE copies at most where its reply's count has 32 bits (1 GiB); the caller asks again.
+pub(crate) const NARROW_COPY_BYTES_MAX: u64 = 1 << 30;
+
 /// Serves a filesystem over our own session.
 pub struct Adapter<V> {
     filesystem: Arc<V>,

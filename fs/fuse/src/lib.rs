@@ -17,6 +17,7 @@ mod abi;
 pub mod adapter;
 pub mod bundle;
 pub mod device;
+pub mod fuser_transport;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 pub mod notify;

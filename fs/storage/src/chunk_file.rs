@@ -157,7 +157,16 @@ impl ChunkFile {
     }
 
     /// Opens the file of a replica that `create` made.
-    pub fn open(disk: &dyn Disk, path: &str, cluster: ClusterId, chunk: ChunkId) -> Result<Self, ChunkError> {
+    ///
+    /// `ours`: this process made it and has written all that is in it, so nothing of it was lost (it was only
+    /// closed meanwhile); else its tail is verified before it is written to.
+    pub fn open(
+        disk: &dyn Disk,
+        path: &str,
+        cluster: ClusterId,
+        chunk: ChunkId,
+        ours: bool,
+    ) -> Result<Self, ChunkError> {
         let file = match disk.open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(ChunkError::NotFound),
             other => other?,
@@ -177,7 +186,18 @@ impl ChunkFile {
                 filled_bytes = end;
             }
         }
-        Ok(Self::assemble(file, header, Order { sequence, filled_bytes, tail: None }))
+        let sealed = header.sealed.is_some();
+        let this = Self::assemble(file, header, Order { sequence, filled_bytes, tail: None });
+        if ours && !sealed {
+            let table = this.read_table(0..this.geometry.blocks())?;
+            let mut written = Bitmap::new(this.geometry.blocks());
+            (0..)
+                .zip(&table)
+                .filter(|(_, sum)| **sum != 0)
+                .for_each(|(block, _)| written.insert(block..block + 1));
+            this.order.lock().tail = Some(Tail { written, end: table_end(&table) as u32, recovered: false });
+        }
+        Ok(this)
     }
 
     fn assemble(file: Arc<dyn DiskFile>, header: Header, order: Order) -> Self {
@@ -288,7 +308,7 @@ impl ChunkFile {
         let mut bytes = vec![0; blocks.len() * 4];
         let read = self.file.read_at(&mut bytes, self.geometry.checksum_at(blocks.start))?;
         bytes[read..].fill(0);
-        Ok(bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+        Ok(decode_table(&bytes))
     }
 
     /// The blocks that a byte range touches. The range begins at a block and isn't empty.
@@ -361,6 +381,10 @@ fn slot_at(sequence: u64) -> u64 {
 /// The form in which a checksum is stored.
 fn stored(checksum: u32) -> u32 {
     checksum.max(1)
+}
+
+fn decode_table(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 fn table_end(table: &[u32]) -> u64 {

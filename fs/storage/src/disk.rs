@@ -75,6 +75,9 @@ pub trait DiskFile: Send + Sync {
     /// Reads until `buf` is full or the file ends; returns how many bytes were read.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// As [`Self::read_at`], if that needs no waiting for the disk; `None` if it does, or if nobody can tell.
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>>;
+
     /// Writes all of `bufs`, one after the other, at `offset`. After an error any part may have been written.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
 

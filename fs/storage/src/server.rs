@@ -235,6 +235,12 @@ impl StorageHandle {
         self.registered.load(Ordering::Relaxed)
     }
 
+    /// Asks [`Self::is_registered`], also after the handle has gone elsewhere: for a health endpoint.
+    pub fn registration(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let registered = self.registered.clone();
+        move || registered.load(Ordering::Relaxed)
+    }
+
     /// How many replicas it keeps.
     pub fn chunks(&self) -> usize {
         self.store.len()

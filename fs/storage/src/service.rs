@@ -27,6 +27,10 @@ use crate::sync_group::Ticket;
 /// Bytes of chunk data that are being read or written at once, over all connections; more wait.
 pub const BYTES_IN_FLIGHT_MAX: usize = 64 << 20;
 
+/// Reads up to this length are answered on the spot if they are cached (bytes): as long as a task may keep others
+/// from running.
+const INLINE_READ_BYTES_MAX: u32 = 64 << 10;
+
 /// Answers requests.
 pub struct StorageService {
     pub(crate) store: Arc<Store>,
@@ -114,8 +118,17 @@ impl StorageService {
             return Err(StorageError::Invalid(format!("a read of {} bytes", request.length)).into());
         }
         let _bytes = self.bytes_in_flight(request.length as usize).await?;
-        let store = self.store.clone();
         let offset = request.offset / BLOCK * BLOCK;
+        // What is cached and short is read on the spot: a change of threads would cost more than the read. Whatever
+        // is in the way is found again, and dealt with, on the patient way.
+        if request.length <= INLINE_READ_BYTES_MAX
+            && let Some(open) = self.store.chunk_if_open(request.chunk)
+            && let Ok(Some(blocks)) =
+                open.file.read_cached(offset, request.offset - offset + u64::from(request.length))
+        {
+            return self.blocks_read(offset, blocks);
+        }
+        let store = self.store.clone();
         let job = move |_place| {
             let open = store.chunk(request.chunk).map_err(|error| wire_error(error, None))?;
             let end = request.offset.saturating_add(request.length.into());
@@ -123,6 +136,10 @@ impl StorageService {
             store.noting(request.chunk, read).map_err(|error| wire_error(error, Some(&open)))
         };
         let blocks: Blocks = self.pool.run(Lane::Read, job).await.map_err(closed)??;
+        self.blocks_read(offset, blocks)
+    }
+
+    fn blocks_read(&self, offset: u64, blocks: Blocks) -> Result<Response, Status> {
         self.metrics.bytes_read.inc_by(blocks.data.len() as u64);
         Response::to::<ReadChunk>(&ReadChunkReply { offset, checksums: blocks.checksums }, blocks.data)
     }

@@ -83,6 +83,8 @@ struct Known {
     sealed: Option<(Generation, u64)>,
     /// Bad blocks were found.
     bad: bool,
+    /// This process made it.
+    ours: bool,
 }
 
 /// One line of the inventory.
@@ -214,6 +216,11 @@ impl Store {
         }
     }
 
+    /// The replica of a chunk, if it is open already. Doesn't block.
+    pub fn chunk_if_open(&self, id: ChunkId) -> Option<Arc<OpenChunk>> {
+        self.cache.find(id)
+    }
+
     /// The replica of a chunk.
     pub fn chunk(&self, id: ChunkId) -> Result<Arc<OpenChunk>, ChunkError> {
         if let Some(open) = self.cache.find(id) {
@@ -258,17 +265,15 @@ impl Store {
         };
         let file = self.noting(id, self.make(id, header))?;
         let open = Arc::new(OpenChunk::new(file));
-        self.index.write().insert(id, Known::default());
+        self.index.write().insert(id, Known { ours: true, ..Known::default() });
         self.cache.keep(id, open.clone());
         self.changes.present(id);
         Ok(open)
     }
 
     fn open_chunk(&self, id: ChunkId) -> Result<Arc<OpenChunk>, ChunkError> {
-        if !self.index.read().contains_key(&id) {
-            return Err(ChunkError::NotFound);
-        }
-        let file = ChunkFile::open(&*self.disk, &path_of(id), self.identity.cluster, id);
+        let ours = self.index.read().get(&id).ok_or(ChunkError::NotFound)?.ours;
+        let file = ChunkFile::open(&*self.disk, &path_of(id), self.identity.cluster, id, ours);
         let file = match file {
             Err(ChunkError::NotFound) => {
                 // It was there at the start: somebody took it away behind our back.
@@ -378,7 +383,7 @@ impl Store {
         // Not through the cache: an inventory would sweep it clean.
         let info = match self.cache.find(id) {
             Some(open) => open.file.info(),
-            None => ChunkFile::open(&*self.disk, &path_of(id), self.identity.cluster, id)
+            None => ChunkFile::open(&*self.disk, &path_of(id), self.identity.cluster, id, false)
                 .and_then(|file| file.info()),
         };
         match info {

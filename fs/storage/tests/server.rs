@@ -480,7 +480,8 @@ async fn it_finds_the_leader_tells_its_news_and_carries_out_orders() {
     let inventory = leader.heartbeats.lock().iter().find(|h| h.changes.complete).unwrap().changes.clone();
     assert_eq!(inventory.present.iter().map(|replica| replica.chunk.0).collect::<Vec<_>>(), vec![1, 2, 3]);
     assert_eq!((inventory.from, inventory.through), (None, Some(ChunkId(3))));
-    assert!(server.is_registered());
+    let registered = server.registration();
+    assert!(server.is_registered() && registered());
 
     let order = |number, order| NumberedOrder { number, order };
     let orders = vec![
@@ -531,7 +532,7 @@ async fn it_finds_the_leader_tells_its_news_and_carries_out_orders() {
     *leader.forget.lock() = true;
     until("the second registration", || leader.registered.lock().len() >= 2).await;
     stop_leader.cancel();
-    until("the loss", || !server.is_registered()).await;
+    until("the loss", || !registered()).await;
     assert_eq!(
         read(&client, 1, BLOCK, 1).await.unwrap().1,
         data[..BLOCK as usize],

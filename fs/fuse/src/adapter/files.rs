@@ -5,11 +5,8 @@ use atoll_core::attributes::AttributeChanges;
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 
-use super::{answer, answer_done, inode};
+use super::{NARROW_COPY_BYTES_MAX, answer, answer_done, inode};
 use crate::session::Call;
-
-/// What one COPY_FILE_RANGE copies at most where its reply's count has 32 bits (1 GiB); the caller asks again.
-const NARROW_COPY_BYTES_MAX: u64 = 1 << 30;
 
 /// `kill_suid_sgid` comes with `O_TRUNC` from callers whose truncation clears these bits.
 pub(super) async fn open<V: Vfs>(filesystem: &V, call: Call, flags: u32, kill_suid_sgid: bool) {

@@ -1,10 +1,11 @@
 //! Reading a replica: nothing leaves it that doesn't have its checksum.
 
+use std::io;
 use std::ops::Range;
 
 use atoll_proto::checksum::checksums;
 
-use super::{BLOCK, ChunkError, ChunkFile, blocks_of, runs, stored};
+use super::{BLOCK, ChunkError, ChunkFile, blocks_of, decode_table, runs, stored};
 
 /// Verified blocks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,26 +32,51 @@ impl ChunkFile {
     /// Blocks that were trimmed are `Gone`, never zeroes; ones that were never written are `Missing`; ones that
     /// don't have their checksum are `Corrupt`, and each error names all of them.
     pub fn read(&self, offset: u64, length: u64) -> Result<Blocks, ChunkError> {
+        let patient = |buf: &mut [u8], at| {
+            let read = self.file.read_at(buf, at)?;
+            // What lies past the file's end was never written.
+            buf[read..].fill(0);
+            Ok(true)
+        };
+        let read = self.read_by(patient, offset, length)?;
+        read.ok_or_else(|| ChunkError::Io(io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// As [`Self::read`], if that needs no waiting for the disk; `None` if it does.
+    pub fn read_cached(&self, offset: u64, length: u64) -> Result<Option<Blocks>, ChunkError> {
+        let cached = |buf: &mut [u8], at| Ok(self.file.read_cached_at(buf, at)? == Some(buf.len()));
+        self.read_by(cached, offset, length)
+    }
+
+    /// `fetch` fills a buffer from a place in the file, or says that it can't now.
+    fn read_by(
+        &self,
+        fetch: impl Fn(&mut [u8], u64) -> io::Result<bool>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<Blocks>, ChunkError> {
         let blocks = self.block_range(offset, length)?;
+        let sealed = self.header.read().sealed;
+        if let Some(length) = sealed
+            && blocks.end > blocks_of(length)
         {
-            let header = self.header.read();
-            if let Some(length) = header.sealed
-                && blocks.end > blocks_of(length)
-            {
-                return Err(ChunkError::Missing(
-                    (blocks_of(length).max(blocks.start)..blocks.end).map(u64::from).collect(),
-                ));
-            }
+            let beyond = blocks_of(length).max(blocks.start)..blocks.end;
+            return Err(ChunkError::Missing(beyond.map(u64::from).collect()));
         }
         self.expect_untrimmed(&blocks)?;
-        let table = self.read_table(blocks.clone())?;
+        let mut table = vec![0; blocks.len() * 4];
+        if !fetch(&mut table, self.geometry.checksum_at(blocks.start))? {
+            return Ok(None);
+        }
+        let table = decode_table(&table);
         let missing: Vec<u64> = numbers(blocks.clone().zip(&table).filter(|(_, sum)| **sum == 0));
         if !missing.is_empty() {
             return Err(ChunkError::Missing(missing));
         }
         let mut data = vec![0; blocks.len() * BLOCK as usize];
-        let read = self.file.read_at(&mut data, self.geometry.data_at(blocks.start))?;
-        data[read..].fill(0);
+        if !fetch(&mut data, self.geometry.data_at(blocks.start))? {
+            return Ok(None);
+        }
         let sums = checksums(self.chunk, blocks.start.into(), &data);
         let bad: Vec<u64> = numbers(
             blocks.clone().zip(table.iter().zip(&sums)).filter(|(_, (old, new))| **old != stored(**new)),
@@ -60,7 +86,7 @@ impl ChunkFile {
             self.expect_untrimmed(&blocks)?;
             return Err(ChunkError::Corrupt(bad));
         }
-        Ok(Blocks { data, checksums: sums })
+        Ok(Some(Blocks { data, checksums: sums }))
     }
 
     /// Verifies the written blocks of a range, wherever they are; trimmed and unwritten ones are passed over.

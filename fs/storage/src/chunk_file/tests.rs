@@ -39,7 +39,7 @@ fn new_chunk(disk: &FaultyDisk, layout: Layout) -> ChunkFile {
 }
 
 fn reopen(disk: &FaultyDisk) -> ChunkFile {
-    ChunkFile::open(disk, PATH, CLUSTER, CHUNK).unwrap()
+    ChunkFile::open(disk, PATH, CLUSTER, CHUNK, false).unwrap()
 }
 
 fn disk() -> FaultyDisk {
@@ -307,7 +307,7 @@ fn the_header_survives_damage_to_either_slot() {
         disk.flip_bit(PATH, slot + 20, 1);
         assert_eq!(read(&reopen(&disk), 0, 1).unwrap(), bytes(1, 1));
         disk.flip_bit(PATH, SLOT_BYTES - slot + 20, 1);
-        assert!(matches!(ChunkFile::open(&disk, PATH, CLUSTER, CHUNK), Err(ChunkError::Damaged(_))));
+        assert!(matches!(ChunkFile::open(&disk, PATH, CLUSTER, CHUNK, false), Err(ChunkError::Damaged(_))));
     }
 }
 
@@ -315,9 +315,9 @@ fn the_header_survives_damage_to_either_slot() {
 fn a_file_of_another_cluster_or_chunk_is_refused() {
     let disk = disk();
     drop(new_chunk(&disk, Layout::Stream));
-    assert!(matches!(ChunkFile::open(&disk, PATH, ClusterId(1), CHUNK), Err(ChunkError::Damaged(_))));
-    assert!(matches!(ChunkFile::open(&disk, PATH, CLUSTER, ChunkId(1)), Err(ChunkError::Damaged(_))));
-    assert!(matches!(ChunkFile::open(&disk, "no", CLUSTER, CHUNK), Err(ChunkError::NotFound)));
+    assert!(matches!(ChunkFile::open(&disk, PATH, ClusterId(1), CHUNK, false), Err(ChunkError::Damaged(_))));
+    assert!(matches!(ChunkFile::open(&disk, PATH, CLUSTER, ChunkId(1), false), Err(ChunkError::Damaged(_))));
+    assert!(matches!(ChunkFile::open(&disk, "no", CLUSTER, CHUNK, false), Err(ChunkError::NotFound)));
 }
 
 #[test]
@@ -351,6 +351,19 @@ fn a_full_disk_is_told_and_forgotten_when_there_is_room() {
     chunk.sync().unwrap();
 }
 
+#[test]
+fn one_that_was_only_closed_goes_on() {
+    let disk = disk();
+    let chunk = new_chunk(&disk, Layout::Stream);
+    write(&chunk, 0, &bytes(1, 2)).unwrap();
+    drop(chunk);
+    let chunk = ChunkFile::open(&disk, PATH, CLUSTER, CHUNK, true).unwrap();
+    chunk.sync_covers(GENERATION, None).unwrap();
+    assert_eq!(write(&chunk, 0, &bytes(1, 2)).unwrap(), Written::Again);
+    assert!(matches!(write(&chunk, 1, &bytes(2, 1)), Err(ChunkError::Overwrite { block: 1 })));
+    assert_eq!(chunk.read_cached(0, 2 * BLOCK).unwrap().unwrap().data, bytes(1, 2));
+}
+
 /// What a run with power cuts remembers of one block.
 #[derive(Debug, Clone)]
 struct Sent {
@@ -381,7 +394,7 @@ fn run_with_cuts(seed: u64, syncs_work: bool) -> Result<(), String> {
     let mut model = Model::default();
     for round in 0..4 {
         let chunk =
-            ChunkFile::open(&disk, PATH, CLUSTER, CHUNK).map_err(|e| format!("round {round}: {e}"))?;
+            ChunkFile::open(&disk, PATH, CLUSTER, CHUNK, false).map_err(|e| format!("round {round}: {e}"))?;
         look(&chunk, &mut model).map_err(|e| format!("round {round}: {e}"))?;
         disk.power_off_after(rng.random_range(1..60));
         // A sealed and trimmed chunk has nothing left to change: the power goes all the same.
@@ -393,7 +406,7 @@ fn run_with_cuts(seed: u64, syncs_work: bool) -> Result<(), String> {
         drop(chunk);
         disk.power_on();
     }
-    let chunk = ChunkFile::open(&disk, PATH, CLUSTER, CHUNK).map_err(|e| e.to_string())?;
+    let chunk = ChunkFile::open(&disk, PATH, CLUSTER, CHUNK, false).map_err(|e| e.to_string())?;
     look(&chunk, &mut model)
 }
 

@@ -20,10 +20,12 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use self::content::{Content, FileOp, PAGE};
 use super::{DirEntry, Disk, DiskFile, DiskLock, Space, parent};
 
-const PAGE: usize = 4096;
-const SECTOR: usize = 512;
+mod content;
+#[cfg(test)]
+mod tests;
 
 /// A call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,19 +101,6 @@ struct Inode {
     durable: Content,
     pending: Vec<FileOp>,
     handles: u64,
-}
-
-#[derive(Default, Clone)]
-struct Content {
-    pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
-    len: u64,
-}
-
-enum FileOp {
-    Write { offset: u64, data: Arc<[u8]> },
-    SetLen(u64),
-    Allocate { offset: u64, len: u64 },
-    Punch { offset: u64, len: u64 },
 }
 
 impl FaultyDisk {
@@ -396,6 +385,10 @@ impl DiskFile for FaultyFile {
         Ok(state.inodes[&self.inode].live.read(buf, offset))
     }
 
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        self.read_at(buf, offset).map(Some)
+    }
+
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let data: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
         if data.is_empty() {
@@ -586,235 +579,5 @@ impl State {
             inode.handles = 0;
         }
         self.collect();
-    }
-}
-
-impl Content {
-    fn read(&self, buf: &mut [u8], offset: u64) -> usize {
-        let end = self.len.min(offset + buf.len() as u64);
-        let mut done = 0;
-        while offset + (done as u64) < end {
-            let at = offset + done as u64;
-            let (page, skip) = (at / PAGE as u64, at as usize % PAGE);
-            let n = (PAGE - skip).min((end - at) as usize);
-            match self.pages.get(&page) {
-                Some(data) => buf[done..done + n].copy_from_slice(&data[skip..skip + n]),
-                None => buf[done..done + n].fill(0),
-            }
-            done += n;
-        }
-        done
-    }
-
-    fn pages_missing(&self, op: &FileOp) -> u64 {
-        let (offset, len) = match op {
-            FileOp::Write { offset, data } => (*offset, data.len() as u64),
-            FileOp::Allocate { offset, len } => (*offset, *len),
-            FileOp::SetLen(_) | FileOp::Punch { .. } => return 0,
-        };
-        pages_of(offset, len).filter(|page| !self.pages.contains_key(page)).count() as u64
-    }
-
-    fn apply(&mut self, op: &FileOp) {
-        match op {
-            FileOp::Write { offset, data } => self.write(*offset, data),
-            FileOp::SetLen(len) => self.set_len(*len),
-            FileOp::Allocate { offset, len } => {
-                for page in pages_of(*offset, *len) {
-                    self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE]));
-                }
-                self.len = self.len.max(offset + len);
-            }
-            FileOp::Punch { offset, len } => {
-                for page in pages_of(*offset, *len) {
-                    self.punch_page(page, *offset, offset + len);
-                }
-            }
-        }
-    }
-
-    fn apply_in_part(&mut self, op: &FileOp, rng: &mut StdRng) {
-        match op {
-            FileOp::Write { offset, data } => {
-                let end = offset + data.len() as u64;
-                for page in pages_of(*offset, data.len() as u64) {
-                    let draw = rng.random_range(0..10);
-                    let start = page * PAGE as u64;
-                    for sector in (start..start + PAGE as u64).step_by(SECTOR) {
-                        let (from, to) = (sector.max(*offset), (sector + SECTOR as u64).min(end));
-                        let stays = match draw {
-                            0..4 => true,
-                            4..8 => false,
-                            _ => rng.random_bool(0.5),
-                        };
-                        if from < to && stays {
-                            self.write(from, &data[(from - offset) as usize..(to - offset) as usize]);
-                        }
-                    }
-                }
-            }
-            FileOp::SetLen(_) | FileOp::Allocate { .. } => {
-                if rng.random_bool(0.5) {
-                    self.apply(op);
-                }
-            }
-            FileOp::Punch { offset, len } => {
-                for page in pages_of(*offset, *len) {
-                    if rng.random_bool(0.5) {
-                        self.punch_page(page, *offset, offset + len);
-                    }
-                }
-            }
-        }
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) {
-        let mut done = 0;
-        while done < data.len() {
-            let at = offset + done as u64;
-            let skip = at as usize % PAGE;
-            let n = (PAGE - skip).min(data.len() - done);
-            let page = self.pages.entry(at / PAGE as u64).or_insert_with(|| Arc::new([0; PAGE]));
-            Arc::make_mut(page)[skip..skip + n].copy_from_slice(&data[done..done + n]);
-            done += n;
-        }
-        self.len = self.len.max(offset + data.len() as u64);
-    }
-
-    fn set_len(&mut self, len: u64) {
-        if len < self.len {
-            self.pages.split_off(&len.div_ceil(PAGE as u64));
-            let skip = len as usize % PAGE;
-            if skip > 0
-                && let Some(page) = self.pages.get_mut(&(len / PAGE as u64))
-            {
-                Arc::make_mut(page)[skip..].fill(0);
-            }
-        }
-        self.len = len;
-    }
-
-    /// Punches what of one page lies in `from..to`: whole pages go, parts are zeroed.
-    fn punch_page(&mut self, page: u64, from: u64, to: u64) {
-        let start = page * PAGE as u64;
-        if from <= start && start + PAGE as u64 <= to {
-            self.pages.remove(&page);
-        } else if let Some(data) = self.pages.get_mut(&page) {
-            let (from, to) = (from.max(start) - start, to.min(start + PAGE as u64) - start);
-            Arc::make_mut(data)[from as usize..to as usize].fill(0);
-        }
-    }
-}
-
-fn pages_of(offset: u64, len: u64) -> std::ops::Range<u64> {
-    offset / PAGE as u64..(offset + len).div_ceil(PAGE as u64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(file: &dyn DiskFile, len: usize) -> Vec<u8> {
-        let mut buf = vec![0; len];
-        let n = file.read_at(&mut buf, 0).unwrap();
-        buf.truncate(n);
-        buf
-    }
-
-    #[test]
-    fn synced_data_and_names_survive_every_cut() {
-        for seed in 0..50 {
-            let disk = FaultyDisk::new(seed, 1 << 20);
-            disk.create_dir("d").unwrap();
-            disk.sync_dir("").unwrap();
-            let file = disk.create("d/a").unwrap();
-            file.write_at(&[5; 9000], 0).unwrap();
-            file.sync_data().unwrap();
-            disk.sync_dir("d").unwrap();
-            file.write_at(&[6; 100], 9000).unwrap();
-            disk.power_on();
-            assert!(file.sync_data().is_err(), "a file from before the cut is dead");
-            let file = disk.open("d/a").unwrap();
-            assert_eq!(read(&*file, 9000), vec![5; 9000]);
-        }
-    }
-
-    #[test]
-    fn unsynced_data_is_lost_tornly_for_some_seed() {
-        let (mut kept, mut lost, mut torn) = (0, 0, 0);
-        for seed in 0..200 {
-            let disk = FaultyDisk::new(seed, 1 << 20);
-            let file = disk.create("a").unwrap();
-            disk.sync_dir("").unwrap();
-            file.write_at(&[0; 4096], 0).unwrap();
-            file.sync_data().unwrap();
-            file.write_at(&[7; 4096], 0).unwrap();
-            disk.power_on();
-            match read(&*disk.open("a").unwrap(), 4096).iter().filter(|b| **b == 7).count() {
-                0 => lost += 1,
-                4096 => kept += 1,
-                n if n % SECTOR == 0 => torn += 1,
-                n => panic!("torn within a sector: {n}"),
-            }
-        }
-        assert!(kept > 0 && lost > 0 && torn > 0, "{kept} {lost} {torn}");
-    }
-
-    #[test]
-    fn names_survive_as_a_prefix() {
-        let (mut none, mut one, mut both) = (0, 0, 0);
-        for seed in 0..100 {
-            let disk = FaultyDisk::new(seed, 1 << 20);
-            disk.create("a").unwrap();
-            disk.rename("a", "b").unwrap();
-            disk.power_on();
-            match (disk.open("a").is_ok(), disk.open("b").is_ok()) {
-                (false, false) => none += 1,
-                (true, false) => one += 1,
-                (false, true) => both += 1,
-                (true, true) => panic!("a rename made two names"),
-            }
-        }
-        assert!(none > 0 && one > 0 && both > 0);
-    }
-
-    #[test]
-    fn a_failed_sync_loses_what_it_should_have_kept() {
-        let disk = FaultyDisk::new(1, 1 << 20);
-        let file = disk.create("a").unwrap();
-        disk.sync_dir("").unwrap();
-        file.write_at(&[7; 10], 0).unwrap();
-        disk.fail(Fault { op: Op::Sync, path_contains: "a".into(), errno: libc::EIO, times: 1 });
-        assert!(file.sync_data().is_err());
-        file.sync_data().unwrap();
-        assert_eq!(read(&*file, 10), vec![7; 10], "the cache still shows it");
-        disk.power_on();
-        assert_eq!(read(&*disk.open("a").unwrap(), 10), Vec::<u8>::new());
-    }
-
-    #[test]
-    fn full_and_given_back() {
-        let disk = FaultyDisk::new(1, 8 * 4096);
-        let file = disk.create("a").unwrap();
-        file.write_at(&[1; 8 * 4096], 0).unwrap();
-        assert!(super::super::is_no_space(&file.write_at(&[1; 1], 8 * 4096).unwrap_err()));
-        file.write_at(&[2; 4096], 0).unwrap();
-        file.punch(4096, 8192).unwrap();
-        assert_eq!(disk.space().unwrap().free_bytes, 8192);
-        drop(file);
-        disk.unlink("a").unwrap();
-        assert_eq!(disk.space().unwrap().free_bytes, 8 * 4096);
-    }
-
-    #[test]
-    fn the_fuse_blows_after_so_many_changes() {
-        let disk = FaultyDisk::new(1, 1 << 20);
-        let file = disk.create("a").unwrap();
-        disk.power_off_after(1);
-        file.write_at(&[1], 0).unwrap();
-        assert!(file.write_at(&[1], 0).is_err());
-        assert!(disk.is_off() && file.len().is_err());
-        disk.power_on();
-        disk.create("b").unwrap();
     }
 }

@@ -150,6 +150,25 @@ impl DiskFile for RealFile {
         Ok(done)
     }
 
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        let wanted = buf.len();
+        let part = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: wanted };
+        // SAFETY: the one iovec describes `buf`, which is ours for the length of the call.
+        let result = unsafe {
+            libc::preadv2(self.file.as_raw_fd(), &part, 1, offset as libc::off_t, libc::RWF_NOWAIT)
+        };
+        match check(result as i64) {
+            Ok(read) if read as usize == wanted => Ok(Some(wanted)),
+            // A short read is the file's end or the end of what is cached: the patient way tells which.
+            Ok(_) => Ok(None),
+            Err(error) => match error.raw_os_error() {
+                // Not cached; interrupted; or a filesystem that can't tell.
+                Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP) => Ok(None),
+                _ => Err(error),
+            },
+        }
+    }
+
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let mut offset = offset;
         // Where the next write starts: the buffer, and how much of it is written already.
@@ -267,6 +286,20 @@ mod tests {
         assert!(back[..10].iter().all(|b| *b == 0));
         assert!(back[10..5010].iter().all(|b| *b == 1));
         assert!(back[5010..8010].iter().all(|b| *b == 2));
+    }
+
+    #[test]
+    fn what_was_just_written_is_read_without_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = RealDisk::new(folder.path(), true).unwrap();
+        let file = disk.create("a").unwrap();
+        file.write_at(&[3; 8192], 0).unwrap();
+        let mut back = vec![0; 8192];
+        // A filesystem that can't tell says so, one that can has all of it.
+        if let Some(read) = file.read_cached_at(&mut back, 0).unwrap() {
+            assert_eq!((read, back), (8192, vec![3; 8192]));
+        }
+        assert_eq!(file.read_cached_at(&mut [0; 100], 8150).unwrap(), None, "the end is for the patient way");
     }
 
     #[test]
