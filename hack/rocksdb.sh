@@ -127,7 +127,8 @@ compile() {
 export -f compile
 export started=$EPOCHSECONDS
 say "compiling $total parts, $jobs at a time: about $((11 / jobs + 1)) minutes, once per machine"
-printf '%s\0' "${parts[@]}" | xargs -0 -P "$jobs" -I{} bash -c 'compile "$@"' _ {} "${flags[@]}" 9>&- ||
+# The compilers inherit the lock: should this shell be killed, the next run waits until they have ended.
+printf '%s\0' "${parts[@]}" | xargs -0 -P "$jobs" -I{} bash -c 'compile "$@"' _ {} "${flags[@]}" ||
   fail "the build failed; what is done stays in $work"
 
 ar crs "$work/librocksdb.a" "$work"/part-*.o

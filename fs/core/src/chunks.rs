@@ -8,9 +8,7 @@ use crate::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId, SessionId
 use crate::intervals::Intervals;
 use crate::keys;
 use crate::limits::{BLOCK_BYTES, COPIES_MAX};
-use crate::records::{
-    ChunkKind, ChunkRecord, DeadRecord, InodeRecord, OrderRecord, Piece, Place, Record, SegmentRecord,
-};
+use crate::records::{ChunkKind, ChunkRecord, DeadRecord, OrderRecord, Piece, Place, Record, SegmentRecord};
 use crate::store::{Family, Read};
 use crate::txn::{OpResult, Txn};
 
@@ -19,7 +17,7 @@ const PER_CHUNK_MAX: usize = 1 << 20;
 
 /// The blocks of `chunk` that pieces refer to, by chunk. Extents begin at a block, but what a later overwrite
 /// leaves of them may begin and end anywhere: a block that is touched is in use.
-fn blocks_of(pieces: &[Piece]) -> BTreeMap<ChunkId, Intervals> {
+pub(crate) fn blocks_of(pieces: &[Piece]) -> BTreeMap<ChunkId, Intervals> {
     let mut blocks: BTreeMap<ChunkId, Intervals> = BTreeMap::new();
     for piece in pieces {
         if let Place::Chunk { chunk, offset } = piece.place {
@@ -46,10 +44,10 @@ fn other_references(
         if Some(at) == except {
             continue;
         }
-        if let Some(found) = txn.load::<SegmentRecord>(Family::Extents, &keys::segment(at.0, at.1))? {
-            if let Some(here) = blocks_of(&found.pieces).get(&chunk) {
-                blocks.add_all(here);
-            }
+        if let Some(found) = txn.load::<SegmentRecord>(Family::Extents, &keys::segment(at.0, at.1))?
+            && let Some(here) = blocks_of(&found.pieces).get(&chunk)
+        {
+            blocks.add_all(here);
         }
     }
     Ok(blocks)
@@ -386,10 +384,4 @@ pub(crate) fn delete_stray(txn: &mut Txn<'_>, server: ServerId, chunks: &[ChunkI
         }
     }
     Ok(Outcome::Done)
-}
-
-/// True if a piece of the inode may still be moved: helper for workers that read records themselves.
-#[must_use]
-pub fn is_current(record: &InodeRecord, segment: SegmentIndex, found: &SegmentRecord) -> bool {
-    !record.is_cut_off(segment, found.epoch)
 }

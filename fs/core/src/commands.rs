@@ -348,6 +348,9 @@ pub enum Op {
     Refuse {
         /// Why.
         error: FsError,
+        /// [`request_hash`](crate::namespace::request_hash) of what the client asked for, so that a retry which
+        /// could be let through by now still meets the refusal that may have been answered already.
+        request: u64,
     },
 }
 

@@ -2,6 +2,7 @@
 //! namespace. No I/O, no clock and no randomness: they are arguments.
 
 pub mod attributes;
+pub mod check;
 pub mod chunks;
 pub mod commands;
 pub mod error;

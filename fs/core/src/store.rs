@@ -114,6 +114,9 @@ pub fn prefix_end(prefix: &[u8]) -> Vec<u8> {
 /// One write of a batch: the new value, or `None` to delete.
 pub type Write = (Family, Vec<u8>, Option<Vec<u8>>);
 
+/// A replaced value, to take the change back: family, key, and what the overlay had there.
+type Replaced = (Family, Vec<u8>, Option<Option<Vec<u8>>>);
+
 type Map<V> = [BTreeMap<Vec<u8>, V>; Family::ALL.len()];
 
 /// A store in memory.
@@ -165,7 +168,7 @@ pub struct Overlay<'a> {
     base: &'a dyn Read,
     writes: Map<Option<Vec<u8>>>,
     /// What the current command replaced, newest last, to take it back.
-    undo: Vec<(Family, Vec<u8>, Option<Option<Vec<u8>>>)>,
+    undo: Vec<Replaced>,
 }
 
 impl<'a> Overlay<'a> {

@@ -14,6 +14,9 @@ use atoll_core::records::VolumeConfig;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::rpc::Rpc;
+use crate::status::Status;
+
 /// Why the metadata service did not carry a request out. What a command itself is refused with is an
 /// [`Outcome`], not one of these.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -297,6 +300,10 @@ pub struct BootstrapRequest {
     pub config: VolumeConfig,
 }
 
+/// Asks any member how the cluster is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusRequest;
+
 /// How the cluster is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterStatus {
@@ -384,8 +391,34 @@ pub mod kind {
     pub const CLOSE: u16 = 0x105;
     /// [`BootstrapRequest`](super::BootstrapRequest) → `()`
     pub const BOOTSTRAP: u16 = 0x110;
-    /// `()` → [`ClusterStatus`](super::ClusterStatus)
+    /// [`StatusRequest`](super::StatusRequest) → [`ClusterStatus`](super::ClusterStatus)
     pub const STATUS: u16 = 0x111;
     /// Between members: opaque to all but the Raft crate.
     pub const RAFT: u16 = 0x120;
+}
+
+impl From<MetadataError> for Status {
+    fn from(error: MetadataError) -> Status {
+        Status::service(&error)
+    }
+}
+
+macro_rules! rpc {
+    ($($request:ty => $reply:ty, $kind:ident;)*) => {
+        $(impl Rpc for $request {
+            const KIND: u16 = kind::$kind;
+            type Request = $request;
+            type Reply = $reply;
+        })*
+    };
+}
+
+rpc! {
+    MutateRequest => MutateReply, MUTATE;
+    AskRequest => Answer, ASK;
+    SessionHeartbeat => SessionHeartbeatReply, SESSION_HEARTBEAT;
+    ReclaimRequest => (), RECLAIM;
+    CloseNotice => (), CLOSE;
+    BootstrapRequest => (), BOOTSTRAP;
+    StatusRequest => ClusterStatus, STATUS;
 }

@@ -53,13 +53,17 @@ pub fn execute(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome, StoreErr
 }
 
 /// A hash of what is asked for, to tell a retry from another request in the same slot.
-fn request_hash(command: &Command) -> u64 {
-    // A leader that proposes a command again may choose other servers for a new chunk: not part of the request.
-    let mut op = command.op.clone();
-    if let Op::CreateChunk { replicas, .. } = &mut op {
-        replicas.clear();
+#[must_use]
+pub fn request_hash(op: &Op) -> u64 {
+    match op {
+        Op::Refuse { request, .. } => *request,
+        // A leader that proposes a command again may choose other servers for a new chunk: not part of the
+        // request.
+        Op::CreateChunk { kind, incarnation, .. } => {
+            hash_of(&Op::CreateChunk { kind: *kind, incarnation: *incarnation, replicas: Vec::new() })
+        }
+        op => hash_of(op),
     }
-    hash_of(&op)
 }
 
 /// A hash of the stored form of `value`.
@@ -84,7 +88,7 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
     }
     let slot_key = keys::slot(command.session, command.slot);
     let last: Option<SlotRecord> = txn.load(Family::System, &slot_key)?;
-    let hash = request_hash(command);
+    let hash = request_hash(&command.op);
     let last_sequence = last.as_ref().map_or(0, |slot| slot.sequence);
     if let Some(last) = last
         && last.sequence == command.sequence
@@ -161,7 +165,7 @@ fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
             sessions::open(txn, now, client, *incarnation, *supersedes)
         }
         Op::CloseSession => sessions::end(txn, now, session),
-        Op::Refuse { error } => Err((*error).into()),
+        Op::Refuse { error, .. } => Err((*error).into()),
         // The service refuses these from the wire; this is the second bolt on the door.
         _ if !internal => Err(FsError::NotPermitted.into()),
         Op::Bootstrap { cluster, hash_key, config } => {

@@ -1,0 +1,63 @@
+# Everything works from a fresh clone: what is missing is installed (apt) or built first.
+# Nothing is built inside the checkout: see hack/env.sh for where, hack/cargo.sh for how clones share it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Test programs of the binary crate with a target of their own: `make test-model` runs fs/atoll-fs/tests/model.rs.
+suites := $(patsubst fs/atoll-fs/tests/%.rs,%,$(wildcard fs/atoll-fs/tests/*.rs))
+
+.PHONY: help
+help: ## Show this help
+	@echo 'Atoll: a replicated file system for each Kubernetes volume.'
+	@echo
+	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+	@for suite in $(suites); do \
+	  printf '  make %-15s %s\n' "test-$$suite" "$$(sed -nE '1s|^//! (.*)|\1|p' fs/atoll-fs/tests/$$suite.rs)"; \
+	done
+	@. hack/env.sh; echo; echo "Built files: $$CARGO_TARGET_DIR (CARGO_TARGET_DIR); RocksDB: $$ATOLL_CACHE (ATOLL_CACHE)"
+
+.PHONY: setup
+setup: ## Install the Debian packages that building and testing need
+	@hack/setup.sh
+
+.PHONY: build
+build: ## Build every program
+	@hack/setup.sh build
+	@hack/cargo.sh build --workspace
+
+.PHONY: check
+check: ## Format, lints, licences and the rules of the house
+	@hack/setup.sh build
+	cargo fmt --all --check
+	hack/check-house.sh
+	hack/licences.sh
+	if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; fi
+	hack/cargo.sh clippy --workspace --all-targets -- -D warnings
+
+.PHONY: fix
+fix: ## Format, and apply what the lints suggest
+	@hack/setup.sh build
+	hack/cargo.sh clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	cargo fmt --all
+
+.PHONY: test
+test: ## Run every test (.ci/run does the same)
+	@hack/test.sh
+
+.PHONY: demo
+demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace
+	@hack/demo.sh
+
+.PHONY: bench
+bench: ## Measure Atoll beside the local file system and a FUSE passthrough
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace
+	@hack/bench.sh
+
+.PHONY: $(addprefix test-,$(suites))
+$(addprefix test-,$(suites)): test-%:
+	@hack/test.sh --test $*

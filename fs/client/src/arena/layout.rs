@@ -1,0 +1,257 @@
+//! The arena's bytes: where what is, and how a successor tells what is whole.
+//!
+//! ```text
+//! header (one page)   magic, version, sizes, CRC-32C
+//! op slots            each: two state records of 64 bytes, then room for one encoded command
+//! index               one pair of state records for each unit of the data area
+//! data area           units of 4 KiB; a data block is a run of them, described by its first unit's records
+//! ```
+//!
+//! Nothing is a pointer: all places are slot and unit numbers. All numbers are little-endian.
+//!
+//! **A state record comes in pairs** and a change writes the older one of the pair: it has a version one
+//! higher and a checksum. A process can die between any two instructions; what it wrote before is there (the
+//! memory is shared and the machine lives on), so a successor finds either the new record whole, or takes the
+//! old one. Bytes are written before the record that describes them, into room that no current record
+//! describes, and the record carries their checksum.
+
+use crc_fast::CrcAlgorithm;
+
+/// First bytes of an arena.
+pub const MAGIC: [u8; 8] = *b"ATLarena";
+/// The format that this program writes, and the only one that it adopts.
+pub const VERSION: u32 = 1;
+/// Bytes of the header and alignment of all areas.
+pub const PAGE_BYTES: usize = 4096;
+/// Bytes of a unit of the data area.
+pub const UNIT_BYTES: usize = 4096;
+/// Bytes of one state record.
+pub const RECORD_BYTES: usize = 64;
+/// Bytes of a pair of them.
+pub const PAIR_BYTES: usize = 2 * RECORD_BYTES;
+
+/// The sizes of an arena, from which all places follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Op slots.
+    pub op_slots: u32,
+    /// Bytes that an encoded command may have.
+    pub op_bytes_max: u32,
+    /// Units of the data area.
+    pub units: u32,
+}
+
+impl Layout {
+    /// From one op slot to the next (bytes).
+    #[must_use]
+    pub fn op_stride(&self) -> usize {
+        (PAIR_BYTES + self.op_bytes_max as usize).next_multiple_of(PAGE_BYTES)
+    }
+
+    /// Where an op slot begins.
+    #[must_use]
+    pub fn op(&self, slot: u32) -> usize {
+        PAGE_BYTES + slot as usize * self.op_stride()
+    }
+
+    /// Where the index record pair of a unit begins.
+    #[must_use]
+    pub fn index(&self, unit: usize) -> usize {
+        self.op(self.op_slots) + unit * PAIR_BYTES
+    }
+
+    /// Where a unit begins.
+    #[must_use]
+    pub fn unit(&self, unit: usize) -> usize {
+        self.index(self.units as usize).next_multiple_of(PAGE_BYTES) + unit * UNIT_BYTES
+    }
+
+    /// Bytes of the whole arena.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.unit(self.units as usize)
+    }
+
+    /// The header.
+    #[must_use]
+    pub fn encode(&self) -> [u8; 36] {
+        let mut header = [0; 36];
+        header[..8].copy_from_slice(&MAGIC);
+        let numbers =
+            [VERSION, self.op_slots, self.op_bytes_max, self.units, UNIT_BYTES as u32, RECORD_BYTES as u32];
+        for (at, number) in numbers.iter().enumerate() {
+            header[8 + at * 4..12 + at * 4].copy_from_slice(&number.to_le_bytes());
+        }
+        let crc = crc(&header[..32]);
+        header[32..].copy_from_slice(&crc.to_le_bytes());
+        header
+    }
+
+    /// Reads a header; `Err` says what is wrong with it.
+    ///
+    /// # Errors
+    /// If it isn't the header of an arena of this format.
+    pub fn decode(header: &[u8; 36]) -> Result<Self, String> {
+        let number = |at: usize| u32_at(header, 8 + at * 4);
+        if header[..8] != MAGIC {
+            return Err("this is no arena".into());
+        }
+        if number(0) != VERSION {
+            return Err(format!("the arena has format {}, this program knows {VERSION}", number(0)));
+        }
+        if crc(&header[..32]) != u32_at(header, 32) {
+            return Err("the arena's header is damaged".into());
+        }
+        if number(4) != UNIT_BYTES as u32 || number(5) != RECORD_BYTES as u32 {
+            return Err("the arena has other units than this program".into());
+        }
+        Ok(Layout { op_slots: number(1), op_bytes_max: number(2), units: number(3) })
+    }
+}
+
+/// What is at a slot or unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Nothing.
+    #[default]
+    Free,
+    /// An operation that was or may have been sent and has no outcome yet, or data that is not committed.
+    Full,
+}
+
+/// A state record, decoded. What `a`, `b`, `c` mean is its user's business.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// Higher than that of the other record of the pair, if this is the current one.
+    pub version: u64,
+    /// Op: session. Data: inode.
+    pub a: u64,
+    /// Op: sequence. Data: offset in the file.
+    pub b: u64,
+    /// Data: order.
+    pub c: u64,
+    /// Bytes.
+    pub length: u32,
+    /// Of the bytes.
+    pub crc: u32,
+    /// Data: units of the run.
+    pub units: u32,
+    /// Whether there is anything.
+    pub state: State,
+}
+
+impl Record {
+    /// The stored form.
+    #[must_use]
+    pub fn encode(&self) -> [u8; RECORD_BYTES] {
+        let mut bytes = [0; RECORD_BYTES];
+        for (at, number) in [self.version, self.a, self.b, self.c].iter().enumerate() {
+            bytes[at * 8..at * 8 + 8].copy_from_slice(&number.to_le_bytes());
+        }
+        let state = match self.state {
+            State::Free => 1,
+            State::Full => 2,
+        };
+        for (at, number) in [self.length, self.crc, self.units, state].iter().enumerate() {
+            bytes[32 + at * 4..36 + at * 4].copy_from_slice(&number.to_le_bytes());
+        }
+        let crc = crc(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the stored form; `None` if it was never written or not to its end.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        if u64_at(bytes, 0) == 0 || crc(&bytes[..60]) != u32_at(bytes, 60) {
+            return None;
+        }
+        Some(Record {
+            version: u64_at(bytes, 0),
+            a: u64_at(bytes, 8),
+            b: u64_at(bytes, 16),
+            c: u64_at(bytes, 24),
+            length: u32_at(bytes, 32),
+            crc: u32_at(bytes, 36),
+            units: u32_at(bytes, 40),
+            state: match u32_at(bytes, 44) {
+                1 => State::Free,
+                2 => State::Full,
+                _ => return None,
+            },
+        })
+    }
+
+    /// The current record of a pair; a default one if neither was written.
+    #[must_use]
+    pub fn current(pair: &[u8]) -> Record {
+        let first = Record::decode(&pair[..RECORD_BYTES]).unwrap_or_default();
+        let second = Record::decode(&pair[RECORD_BYTES..PAIR_BYTES]).unwrap_or_default();
+        if second.version > first.version { second } else { first }
+    }
+
+    /// Where in the pair the record of this version goes: never where the one before it is.
+    #[must_use]
+    pub fn place(version: u64) -> usize {
+        (version % 2) as usize * RECORD_BYTES
+    }
+}
+
+/// CRC-32C.
+#[must_use]
+pub fn crc(bytes: &[u8]) -> u32 {
+    crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut number = [0; 4];
+    number.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(number)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_follow_one_another_without_overlap() {
+        let layout = Layout { op_slots: 3, op_bytes_max: 5000, units: 100 };
+        assert_eq!(layout.op(0), 4096);
+        assert_eq!(layout.op(1) - layout.op(0), 8192);
+        assert_eq!(layout.index(0), layout.op(3));
+        assert!(layout.unit(0) >= layout.index(100));
+        assert_eq!(layout.unit(0) % PAGE_BYTES, 0);
+        assert_eq!(layout.bytes(), layout.unit(0) + 100 * UNIT_BYTES);
+        assert_eq!(Layout::decode(&layout.encode()), Ok(layout));
+    }
+
+    #[test]
+    fn a_header_that_is_not_ours_is_refused() {
+        let header = Layout { op_slots: 3, op_bytes_max: 5000, units: 100 }.encode();
+        for at in 0..header.len() {
+            let mut damaged = header;
+            damaged[at] ^= 1;
+            assert!(Layout::decode(&damaged).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_torn_record_leaves_the_one_before() {
+        let old = Record { version: 4, a: 1, b: 2, c: 3, length: 5, crc: 6, units: 7, state: State::Full };
+        let new = Record { version: 5, state: State::Free, ..old };
+        for torn in 0..=RECORD_BYTES {
+            let mut pair = [0u8; PAIR_BYTES];
+            pair[Record::place(4)..][..RECORD_BYTES].copy_from_slice(&old.encode());
+            pair[Record::place(5)..][..torn].copy_from_slice(&new.encode()[..torn]);
+            let expected = if torn == RECORD_BYTES { new } else { old };
+            assert_eq!(Record::current(&pair), expected, "{torn} bytes written");
+        }
+        assert_eq!(Record::current(&[0; PAIR_BYTES]), Record::default());
+    }
+}

@@ -1,0 +1,135 @@
+//! Where things are in the memory that requests are read into. Another process, maybe of another release,
+//! adopts this memory: changes raise [`VERSION`].
+//!
+//! ```text
+//! 0           header page: magic, version, counts, what INIT negotiated
+//! 4096        slots:   one request each:  [64 bytes SlotHeader][request, 8128 bytes]
+//! …           buffers: one payload each:  [4016 bytes unused][80 bytes prefix][payload, page-aligned]
+//! ```
+//!
+//! A request is read by one `readv` into the first 80 bytes of a slot (exactly what precedes a WRITE's data)
+//! and a buffer. So only requests that are really large touch a buffer's pages, and a WRITE's data is aligned
+//! to a page. What fits is then copied up behind the slot's first 80 bytes, and the buffer is free for the next
+//! request; what doesn't keeps its buffer, and the 80 bytes are copied to the prefix, in front of the payload.
+//! Either way the message is contiguous, and at every instant in between a successor finds all of it.
+
+use std::sync::atomic::AtomicU32;
+
+use crate::abi::input::{InHeader, WriteIn};
+
+/// First bytes of the memory.
+pub const MAGIC: [u8; 8] = *b"atollreq";
+/// Version of this layout.
+pub const VERSION: u32 = 1;
+
+/// Bytes of a page, the unit of everything here.
+pub const PAGE_BYTES: usize = 4096;
+/// Bytes of the header page.
+pub const HEADER_BYTES: usize = PAGE_BYTES;
+/// Bytes from one slot to the next.
+pub const SLOT_BYTES: usize = 2 * PAGE_BYTES;
+/// Bytes of a slot in front of its request.
+pub const SLOT_HEADER_BYTES: usize = size_of::<SlotHeader>();
+/// The largest request that a slot holds by itself: a symbolic link with the longest name and target fits.
+pub const SLOT_REQUEST_BYTES_MAX: usize = SLOT_BYTES - SLOT_HEADER_BYTES;
+/// The bytes of a request that are read into the slot at first; the rest goes to the buffer.
+pub const PREFIX_BYTES: usize = size_of::<InHeader>() + size_of::<WriteIn>();
+/// The largest payload: `max_write`, and the size of the largest reply to READ.
+pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+/// Bytes from one buffer to the next: the prefix has the end of a page of its own.
+pub const BUFFER_BYTES: usize = PAGE_BYTES + PAYLOAD_BYTES_MAX;
+
+/// Requests that may be unanswered at a time, unless told otherwise. More wait in the kernel. They are many, since a
+/// blocked lock holds one for as long as it blocks.
+pub const SLOTS_DEFAULT: u32 = 4096;
+/// Large requests (mostly WRITEs) that may be unanswered at a time, unless told otherwise.
+pub const BUFFERS_DEFAULT: u32 = 64;
+/// Slots and buffers that a memory may have; above it, a memory that is offered for adoption is refused.
+pub const COUNT_MAX: u32 = 1 << 16;
+
+/// The memory's first page.
+#[repr(C)]
+pub struct MemoryHeader {
+    pub magic: [u8; 8],
+    pub version: u32,
+    pub slots: u32,
+    pub buffers: u32,
+    /// 1 once `negotiated` is valid. It is set before INIT is answered.
+    pub ready: AtomicU32,
+    pub negotiated: [AtomicU32; 10],
+}
+
+/// In front of each slot's request. The request's own first word, its length, is not 0 while it is unanswered.
+#[repr(C)]
+pub struct SlotHeader {
+    /// Which device descriptor of the bundle it was read from, and must be answered on.
+    pub device: AtomicU32,
+    /// The buffer that has what doesn't fit (index + 1); 0 when the slot has it all.
+    pub buffer: AtomicU32,
+    pub spare: [AtomicU32; 14],
+}
+
+/// How many slots and buffers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Requests that may be unanswered at a time.
+    pub slots: u32,
+    /// Large requests that may be unanswered at a time.
+    pub buffers: u32,
+}
+
+impl Default for Layout {
+    fn default() -> Layout {
+        Layout { slots: SLOTS_DEFAULT, buffers: BUFFERS_DEFAULT }
+    }
+}
+
+impl Layout {
+    /// All bytes.
+    pub fn total_bytes(self) -> usize {
+        HEADER_BYTES + self.slots as usize * SLOT_BYTES + self.buffers as usize * BUFFER_BYTES
+    }
+
+    /// Where a slot begins.
+    pub fn slot_offset(self, slot: u32) -> usize {
+        debug_assert!(slot < self.slots);
+        HEADER_BYTES + slot as usize * SLOT_BYTES
+    }
+
+    /// Where a buffer begins (its unused part).
+    pub fn buffer_offset(self, buffer: u32) -> usize {
+        debug_assert!(buffer < self.buffers);
+        HEADER_BYTES + self.slots as usize * SLOT_BYTES + buffer as usize * BUFFER_BYTES
+    }
+
+    /// Where a buffer's payload begins.
+    pub fn payload_offset(self, buffer: u32) -> usize {
+        self.buffer_offset(buffer) + PAGE_BYTES
+    }
+
+    /// Where a buffer's prefix begins.
+    pub fn prefix_offset(self, buffer: u32) -> usize {
+        self.payload_offset(buffer) - PREFIX_BYTES
+    }
+}
+
+const _: () = {
+    assert!(size_of::<SlotHeader>() == 64);
+    assert!(size_of::<MemoryHeader>() <= HEADER_BYTES);
+    assert!(PREFIX_BYTES == 80);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_overlaps_and_payloads_are_on_page_boundaries() {
+        let layout = Layout { slots: 3, buffers: 2 };
+        assert_eq!(layout.slot_offset(0), HEADER_BYTES);
+        assert_eq!(layout.slot_offset(2) + SLOT_BYTES, layout.buffer_offset(0));
+        assert_eq!(layout.buffer_offset(1) + BUFFER_BYTES, layout.total_bytes());
+        assert_eq!(layout.payload_offset(1) % PAGE_BYTES, 0);
+        assert_eq!(layout.prefix_offset(1) + PREFIX_BYTES, layout.payload_offset(1));
+    }
+}

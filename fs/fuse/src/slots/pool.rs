@@ -1,0 +1,202 @@
+//! Which slots and buffers are free.
+
+use parking_lot::{Condvar, Mutex};
+
+use super::RequestMemory;
+
+/// Slots that keep their pages when they are freed.
+const RESIDENT_SLOTS: u32 = 128;
+/// Buffers that keep their pages (1 MiB each) when they are freed: one for each reader and a few for WRITEs.
+const RESIDENT_BUFFERS: u32 = 4;
+
+/// The free list. Numbers are given out lowest first, so that few pages are ever touched.
+pub(crate) struct Pool {
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+struct State {
+    slots: Bitmap,
+    buffers: Bitmap,
+    /// Buffers whose pages are there.
+    populated: Vec<bool>,
+    closed: bool,
+}
+
+impl Pool {
+    /// All free.
+    pub fn new(memory: &RequestMemory) -> Pool {
+        let layout = memory.layout();
+        Pool {
+            state: Mutex::new(State {
+                slots: Bitmap::all_free(layout.slots),
+                buffers: Bitmap::all_free(layout.buffers),
+                populated: vec![false; layout.buffers as usize],
+                closed: false,
+            }),
+            freed: Condvar::new(),
+        }
+    }
+
+    /// Takes a slot, waiting for one; `None` once the pool is closed.
+    pub fn take_slot(&self) -> Option<u32> {
+        let mut state = self.state.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            match state.slots.take_lowest() {
+                Some(slot) => return Some(slot),
+                None => self.freed.wait(&mut state),
+            }
+        }
+    }
+
+    /// Takes a buffer with all its pages, waiting for one; `None` once the pool is closed.
+    pub fn take_buffer(&self, memory: &RequestMemory) -> Option<u32> {
+        let mut state = self.state.lock();
+        let buffer = loop {
+            if state.closed {
+                return None;
+            }
+            match state.buffers.take_lowest() {
+                Some(buffer) => break buffer,
+                None => self.freed.wait(&mut state),
+            }
+        };
+        let populated = std::mem::replace(&mut state.populated[buffer as usize], true);
+        drop(state);
+        if !populated {
+            memory.populate_buffer(buffer);
+        }
+        Some(buffer)
+    }
+
+    /// Takes this very slot, which a predecessor left unanswered. False if it is taken already.
+    pub fn take_this_slot(&self, slot: u32) -> bool {
+        self.state.lock().slots.take(slot)
+    }
+
+    /// Takes this very buffer. False if it is taken already.
+    pub fn take_this_buffer(&self, buffer: u32) -> bool {
+        self.state.lock().buffers.take(buffer)
+    }
+
+    /// Frees a slot. Its request has been answered and its mark cleared.
+    pub fn free_slot(&self, memory: &RequestMemory, slot: u32) {
+        if slot >= RESIDENT_SLOTS {
+            memory.drop_slot_pages(slot);
+        }
+        self.state.lock().slots.free(slot);
+        self.freed.notify_all();
+    }
+
+    /// Frees a buffer.
+    pub fn free_buffer(&self, memory: &RequestMemory, buffer: u32) {
+        let resident = buffer < RESIDENT_BUFFERS;
+        if !resident {
+            memory.drop_buffer_pages(buffer);
+        }
+        let mut state = self.state.lock();
+        state.populated[buffer as usize] &= resident;
+        state.buffers.free(buffer);
+        drop(state);
+        // Readers may be waiting for a slot or for a buffer: one who waits for the other would swallow the call.
+        self.freed.notify_all();
+    }
+
+    /// Whether more than a quarter of the buffers are free, so that some may be lent beyond their request's reply.
+    pub fn may_lend(&self) -> bool {
+        let state = self.state.lock();
+        state.buffers.free * 4 > state.buffers.count
+    }
+
+    /// Requests that hold a slot now.
+    pub fn slots_taken(&self) -> u32 {
+        let state = self.state.lock();
+        state.slots.count - state.slots.free
+    }
+
+    /// Buffers that are taken now.
+    #[cfg(test)]
+    pub fn buffers_taken(&self) -> u32 {
+        let state = self.state.lock();
+        state.buffers.count - state.buffers.free
+    }
+
+    /// Wakes all who wait, with nothing.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.freed.notify_all();
+    }
+}
+
+/// A set of numbers; a set bit is free.
+struct Bitmap {
+    words: Vec<u64>,
+    count: u32,
+    free: u32,
+    /// No word before this one has a free bit.
+    hint: usize,
+}
+
+impl Bitmap {
+    fn all_free(count: u32) -> Bitmap {
+        let mut words = vec![u64::MAX; count.div_ceil(64) as usize];
+        if let (Some(last), rest @ 1..) = (words.last_mut(), count % 64) {
+            *last = (1 << rest) - 1;
+        }
+        Bitmap { words, count, free: count, hint: 0 }
+    }
+
+    fn take_lowest(&mut self) -> Option<u32> {
+        for at in self.hint..self.words.len() {
+            if self.words[at] != 0 {
+                let bit = self.words[at].trailing_zeros();
+                self.words[at] &= self.words[at] - 1;
+                self.hint = at;
+                self.free -= 1;
+                return Some(at as u32 * 64 + bit);
+            }
+        }
+        self.hint = self.words.len();
+        None
+    }
+
+    fn take(&mut self, number: u32) -> bool {
+        let (at, bit) = (number as usize / 64, 1u64 << (number % 64));
+        let free = self.words[at] & bit != 0;
+        self.words[at] &= !bit;
+        self.free -= u32::from(free);
+        free
+    }
+
+    fn free(&mut self, number: u32) {
+        let (at, bit) = (number as usize / 64, 1u64 << (number % 64));
+        assert!(number < self.count && self.words[at] & bit == 0, "freed twice, or never taken");
+        self.words[at] |= bit;
+        self.hint = self.hint.min(at);
+        self.free += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bitmap_gives_the_lowest_number_and_never_one_twice() {
+        let mut bitmap = Bitmap::all_free(70);
+        let all: Vec<u32> = std::iter::from_fn(|| bitmap.take_lowest()).collect();
+        assert_eq!(all, (0..70).collect::<Vec<_>>());
+        bitmap.free(68);
+        bitmap.free(3);
+        assert_eq!(bitmap.take_lowest(), Some(3));
+        assert_eq!(bitmap.take_lowest(), Some(68));
+        assert_eq!(bitmap.take_lowest(), None);
+        bitmap.free(65);
+        assert!(bitmap.take(65));
+        assert!(!bitmap.take(65));
+        assert_eq!(bitmap.free, 0);
+    }
+}

@@ -1,0 +1,127 @@
+use super::*;
+use crate::abi::Pod;
+use crate::abi::input::InHeader;
+
+fn small() -> RequestMemory {
+    RequestMemory::create(Layout { slots: 200, buffers: 6 }).expect("memory")
+}
+
+/// Plays the kernel's copy: the first bytes into the slot, the rest into the buffer.
+fn fill(memory: &RequestMemory, slot: u32, buffer: u32, message: &[u8]) {
+    memory.slot(slot).buffer.store(buffer + 1, Ordering::Relaxed);
+    let head = message.len().min(PREFIX_BYTES);
+    // SAFETY: the test alone uses the memory; all lengths are within the places.
+    unsafe {
+        memory.request_ptr(slot).copy_from_nonoverlapping(message.as_ptr(), head);
+        memory.payload_ptr(buffer).copy_from_nonoverlapping(message[head..].as_ptr(), message.len() - head);
+    }
+}
+
+fn request(len: usize) -> Vec<u8> {
+    let header = InHeader { len: len as u32, unique: 8, ..InHeader::default() };
+    let mut message = header.as_bytes().to_vec();
+    message.extend((message.len()..len).map(|i| (i % 251) as u8));
+    message
+}
+
+#[test]
+fn requests_of_every_size_become_contiguous() {
+    let memory = small();
+    for (len, keeps_buffer) in [
+        (40, false),
+        (PREFIX_BYTES, false),
+        (PREFIX_BYTES + 1, false),
+        (SLOT_REQUEST_BYTES_MAX, false),
+        (SLOT_REQUEST_BYTES_MAX + 1, true),
+        (PREFIX_BYTES + PAYLOAD_BYTES_MAX, true),
+    ] {
+        let message = request(len);
+        fill(&memory, 1, 2, &message);
+        // SAFETY: the test alone uses the memory.
+        let kept = unsafe { memory.make_contiguous(1, len) };
+        assert_eq!(kept, keeps_buffer, "{len} bytes");
+        // SAFETY: as above.
+        assert!(unsafe { memory.message(1, kept.then_some(2), len) } == message, "{len} bytes");
+        assert_eq!(memory.unanswered(1).load(Ordering::Relaxed), len as u32);
+    }
+}
+
+#[test]
+fn a_successor_finds_what_the_predecessor_read() {
+    let memory = small();
+    let message = request(100_000);
+    fill(&memory, 7, 3, &message);
+    let negotiated = Negotiated { minor: 45, max_write: 1 << 20, ..Negotiated::default() };
+    assert_eq!(memory.negotiated(), None);
+    memory.set_negotiated(&negotiated);
+
+    let descriptor = memory.file().try_clone_to_owned().expect("dup");
+    drop(memory);
+    let memory = RequestMemory::adopt(descriptor).expect("adopts");
+    assert_eq!(memory.layout(), Layout { slots: 200, buffers: 6 });
+    assert_eq!(memory.negotiated(), Some(negotiated));
+    let pool = Pool::new(&memory);
+    let unfinished = memory.unfinished(&pool, 1);
+    assert_eq!(unfinished, [Unfinished { slot: 7, device: 0, len: message.len(), buffer: Some(3) }]);
+    assert!(!pool.take_this_slot(7) && !pool.take_this_buffer(3), "nobody else gets them");
+    // SAFETY: the test alone uses the memory.
+    assert!(unsafe { memory.message(7, Some(3), message.len()) } == message);
+}
+
+#[test]
+fn damaged_slots_are_emptied() {
+    let memory = small();
+    fill(&memory, 0, 1, &request(50_000));
+    // Names the same buffer; a length beyond all bounds; a descriptor that doesn't exist.
+    fill(&memory, 1, 1, &request(50_000));
+    memory.unanswered(2).store(u32::MAX, Ordering::Relaxed);
+    fill(&memory, 3, 2, &request(100));
+    memory.slot(3).device.store(9, Ordering::Relaxed);
+    let pool = Pool::new(&memory);
+    let slots: Vec<u32> = memory.unfinished(&pool, 2).iter().map(|found| found.slot).collect();
+    assert_eq!(slots, [0]);
+    assert!((1..4).all(|slot| memory.unanswered(slot).load(Ordering::Relaxed) == 0));
+}
+
+#[test]
+fn strangers_are_refused() {
+    let file = memfd_create(c"stranger", MFdFlags::MFD_ALLOW_SEALING).expect("memfd");
+    assert!(matches!(RequestMemory::adopt(file.try_clone().expect("dup")), Err(AdoptError::Damaged)));
+    let file = File::from(file);
+    file.set_len(1 << 20).expect("set_len");
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)).expect("seal");
+    assert!(matches!(RequestMemory::adopt(file.into()), Err(AdoptError::Foreign)));
+}
+
+#[test]
+fn idle_memory_is_small() {
+    let memory = small();
+    let pool = Pool::new(&memory);
+    let buffers: Vec<u32> = (0..6).map(|_| pool.take_buffer(&memory).expect("open")).collect();
+    let slots: Vec<u32> = (0..200).map(|_| pool.take_slot().expect("open")).collect();
+    for slot in &slots {
+        memory.slot(*slot).device.store(1, Ordering::Relaxed);
+    }
+    let busy = memory.resident_bytes().expect("stat");
+    assert!(busy >= 6 << 20, "buffers come with their pages: {busy}");
+    assert!(!pool.may_lend());
+    buffers.into_iter().for_each(|buffer| pool.free_buffer(&memory, buffer));
+    slots.into_iter().for_each(|slot| pool.free_slot(&memory, slot));
+    assert!(pool.may_lend());
+    assert_eq!((pool.slots_taken(), pool.buffers_taken()), (0, 0));
+    let idle = memory.resident_bytes().expect("stat");
+    assert!(idle < 6 << 20, "all but the resident few are given back: {idle}");
+    assert!(idle <= 4 * BUFFER_BYTES as u64 + 128 * SLOT_BYTES as u64 + HEADER_BYTES as u64, "{idle}");
+}
+
+#[test]
+fn a_closed_pool_lets_nobody_wait() {
+    let memory = RequestMemory::create(Layout { slots: 1, buffers: 1 }).expect("memory");
+    let pool = Pool::new(&memory);
+    assert_eq!(pool.take_slot(), Some(0));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(|| pool.take_slot());
+        pool.close();
+        assert_eq!(waiter.join().expect("no panic"), None);
+    });
+}

@@ -1,0 +1,67 @@
+//! The protocol's changelog, and the two numbers that two peers compare before they say anything else.
+//!
+//! The *protocol version* is the framing, the handshake and the encoding of messages. Two peers use the
+//! highest version that both speak. The *feature level* is what a cluster has switched on: a message or a
+//! field of a level is used only when every member of the cluster knows it.
+//!
+//! A release understands one release more and one less, so that a rolling upgrade never has two
+//! processes that can't talk to each other.
+//!
+//! # Changelog
+//!
+//! | protocol | feature level | what came |
+//! | --- | --- | --- |
+//! | 1 | 1 | frames of 24-byte headers, plain hello, `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, postcard messages: metadata, storage, registration |
+
+use std::fmt;
+
+/// The oldest protocol version that this build speaks.
+pub const PROTOCOL_MIN: u16 = 1;
+/// The newest protocol version that this build speaks.
+pub const PROTOCOL_MAX: u16 = 1;
+/// The highest feature level that this build knows.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// The protocol versions that a peer speaks, both ends included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProtocolRange {
+    /// The oldest version.
+    pub min: u16,
+    /// The newest version.
+    pub max: u16,
+}
+
+impl ProtocolRange {
+    /// What this build speaks.
+    pub const OURS: ProtocolRange = ProtocolRange { min: PROTOCOL_MIN, max: PROTOCOL_MAX };
+
+    /// The highest version that both speak, if there is one.
+    pub fn agree(self, other: ProtocolRange) -> Option<u16> {
+        let chosen = self.max.min(other.max);
+        (chosen >= self.min && chosen >= other.min).then_some(chosen)
+    }
+}
+
+impl fmt::Display for ProtocolRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.min == self.max {
+            write!(f, "{}", self.min)
+        } else {
+            write!(f, "{} to {}", self.min, self.max)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_common_version_is_chosen() {
+        let ours = ProtocolRange { min: 2, max: 4 };
+        assert_eq!(ours.agree(ProtocolRange { min: 3, max: 9 }), Some(4));
+        assert_eq!(ours.agree(ProtocolRange { min: 1, max: 2 }), Some(2));
+        assert_eq!(ours.agree(ProtocolRange { min: 5, max: 6 }), None);
+        assert_eq!(ours.agree(ProtocolRange { min: 0, max: 1 }), None);
+    }
+}
