@@ -1,2 +1,62 @@
-//! The `atoll-fs` binary.
-fn main() {}
+//! `atoll-fs`: the processes of an Atoll filesystem, and the commands of its administrator.
+
+mod bootstrap;
+mod cli;
+mod cluster;
+mod exit;
+mod http;
+#[cfg(feature = "servers")]
+mod local;
+mod mount;
+mod mountpoint;
+#[cfg(feature = "servers")]
+mod servers;
+mod signals;
+mod size;
+mod status;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command, LogFormat};
+use crate::exit::{Failure, Outcome};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match start_logging(&cli).and_then(|()| run(cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("atoll-fs: {failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome {
+    match command {
+        #[cfg(feature = "servers")]
+        Command::Metadata(args) => servers::metadata(args),
+        #[cfg(feature = "servers")]
+        Command::Storage(args) => servers::storage(args),
+        Command::Mount(args) => mount::run(args),
+        #[cfg(feature = "servers")]
+        Command::Local(command) => local::run(command),
+        Command::Bootstrap(args) => bootstrap::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Keygen(args) => cluster::keygen(&args),
+    }
+}
+
+fn start_logging(cli: &Cli) -> Outcome {
+    let filter = EnvFilter::try_new(&cli.log).map_err(|error| {
+        Failure::failed(format_args!("--log '{}': {error}; try a level such as info or debug", cli.log))
+    })?;
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match cli.log_format {
+        LogFormat::Text => subscriber.with_ansi(false).init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}

@@ -377,6 +377,19 @@ impl FrameReader {
         if here == header.body_bytes { self.buffered() } else { Ok(None) }
     }
 
+    /// Reads and forgets until the peer closes or the connection fails. Who closes a socket with unread bytes in it
+    /// makes the system throw away what it has sent last; this is for last words that are to arrive.
+    pub async fn discard(&mut self) {
+        self.partial = None;
+        loop {
+            self.buffer.clear();
+            self.buffer.reserve(READ_BUFFER_BYTES);
+            if !matches!(self.source.read(&mut self.buffer, READ_BUFFER_BYTES).await, Ok(1..)) {
+                return;
+            }
+        }
+    }
+
     /// Waits for more bytes; `false` when the peer closed the connection between two frames.
     pub async fn fill(&mut self) -> Result<bool, FrameError> {
         let read = match &mut self.partial {

@@ -183,6 +183,7 @@ impl Sink {
         queue.push_back(Piece { bytes: frame.head, permit: None });
         match frame.body {
             Body::Empty => {}
+            Body::One(bytes) if bytes.is_empty() => {}
             Body::One(bytes) => queue.push_back(Piece { bytes, permit: None }),
             Body::Many(pieces) => {
                 queue.extend(

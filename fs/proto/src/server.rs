@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -264,6 +265,14 @@ pub async fn serve_within<H: Handler>(
     drop(listener);
     connections.close();
     connections.wait().await;
+    // What lost its connection may still be worked on.
+    server.work.close();
+    if tokio::time::timeout(SHUTDOWN_DEADLINE, server.work.wait()).await.is_err() {
+        tracing::warn!(
+            requests = server.work.len(),
+            "requests without a connection were unfinished at the shutdown"
+        );
+    }
 }
 
 struct Server<H> {
@@ -312,36 +321,27 @@ impl<H: Handler> Server<H> {
             heard: AtomicBool::new(true),
         };
         tracing::debug!(peer = %peer.remote.role, address = %peer.remote.address, "connected");
-        let end = match self.handler.connected(&peer) {
-            Ok(()) => {
-                let mut reader = FrameReader::new(source);
-                let writer = outbox.run();
-                let mut writer = pin!(writer.fuse());
-                let end = tokio::select! {
-                    end = connection.read(&mut reader) => end,
-                    ended = &mut writer => End::Lost(format!("writing failed: {:?}", ended.err())),
-                    () = connection.watch_silence() => End::Lost("the peer is silent".into()),
-                    () = token.cancelled() => End::Lost("it was closed by this process".into()),
-                    () = self.shutdown.cancelled() => End::Shutdown,
-                };
-                let farewell = connection.say_farewell(&end);
-                tokio::select! {
-                    () = farewell => {}
-                    _ = &mut writer => {}
-                }
-                self.handler.disconnected(&peer);
-                end
-            }
-            Err(status) => {
-                let end = End::Refused(status);
-                let farewell = connection.say_farewell(&end);
-                tokio::select! {
-                    () = farewell => {}
-                    _ = outbox.run() => {}
-                }
-                end
-            }
+        let mut reader = FrameReader::new(source);
+        let mut writer = pin!(outbox.run().fuse());
+        let admitted = self.handler.connected(&peer);
+        let welcome = admitted.is_ok();
+        let end = match admitted {
+            Err(status) => End::Refused(status),
+            Ok(()) => tokio::select! {
+                end = connection.read(&mut reader) => end,
+                ended = &mut writer => End::Lost(format!("writing failed: {:?}", ended.err())),
+                () = connection.watch_silence() => End::Lost("the peer is silent".into()),
+                () = token.cancelled() => End::Lost("it was closed by this process".into()),
+                () = self.shutdown.cancelled() => End::Shutdown,
+            },
         };
+        tokio::select! {
+            () = connection.say_farewell(&end, &mut reader) => {}
+            _ = &mut writer => {}
+        }
+        if welcome {
+            self.handler.disconnected(&peer);
+        }
         outbox.close();
         token.cancel();
         let (role, address) = (peer.remote.role, &peer.remote.address);
@@ -435,7 +435,12 @@ impl<H: Handler> Conn<H> {
         let permit = self.permit(&request).await;
         let (handler, peer, outbox) = (self.handler.clone(), self.peer.clone(), self.outbox.clone());
         let mut work = Box::pin(async move {
-            let result = handler.handle(&peer, request).await;
+            // A panic is a bug in the handler. It costs this request, not the connection with all its others.
+            let handled = AssertUnwindSafe(handler.handle(&peer, request)).catch_unwind().await;
+            let result = handled.unwrap_or_else(|_| {
+                tracing::error!(kind, peer = %peer.remote.role, "the handler of a message panicked");
+                Err(Status::internal("the server has a bug: its log has the place"))
+            });
             match (frame_type, result) {
                 (FrameType::OneWay, Ok(_)) => {}
                 (FrameType::OneWay, Err(status)) => {
@@ -449,11 +454,24 @@ impl<H: Handler> Conn<H> {
                     }
                 }
             }
-            outbox
         });
-        if futures::poll!(&mut work).is_pending() {
-            self.work.spawn(async move { work.await.wake() });
+        if futures::poll!(&mut work).is_ready() {
+            // It goes out with what else is answered before the connection has to wait for more.
+            return;
         }
+        let (outbox, peer) = (self.outbox.clone(), self.peer.clone());
+        let (requests, all) = (self.requests.clone(), self.limits.requests_in_flight);
+        self.work.spawn(async move {
+            work.await;
+            // The answer in the outbox still has its permit.
+            let alone = requests.available_permits() + 1 == all;
+            if !alone {
+                outbox.wake();
+            } else if let Err(error) = outbox.flush() {
+                tracing::debug!(peer = %peer.remote.role, %error, "an answer couldn't be written");
+                peer.pusher.close();
+            }
+        });
     }
 
     /// Waits until the request has its place in the connection's bounds: while it waits nothing is read.
@@ -498,45 +516,51 @@ impl<H: Handler> Conn<H> {
 
     /// The last words of a connection. A shutdown waits for what is being worked on, and says so when
     /// nothing was left: then the peer knows that what it has no answer for was not carried out.
-    async fn say_farewell(&self, end: &End) {
+    async fn say_farewell(&self, end: &End, reader: &mut FrameReader) {
         let last = match end {
-            End::Closed => None,
-            End::Lost(_) => return,
-            End::Violation(error) => Some(Status::new(StatusCode::Protocol, error.to_string())),
-            End::Refused(status) => Some(status.clone()),
-            End::Shutdown => None,
-        };
-        if matches!(end, End::Shutdown | End::Closed) {
-            let all = self.requests.acquire_many(self.limits.requests_in_flight as u32);
-            let finished = async {
-                self.outbox.wake();
-                all.await.is_ok()
-            };
-            if !tokio::time::timeout(SHUTDOWN_DEADLINE, finished).await.unwrap_or(false) {
-                tracing::warn!(peer = %self.peer.remote.role, "requests were unfinished when their connection ended");
-                return;
+            End::Closed | End::Lost(_) => return,
+            End::Violation(error) => error_frame(0, 0, &Status::new(StatusCode::Protocol, error.to_string())),
+            End::Refused(status) => error_frame(0, 0, status),
+            End::Shutdown => {
+                if !self.finished_within(SHUTDOWN_DEADLINE).await {
+                    tracing::warn!(peer = %self.peer.remote.role, "requests were unfinished at the end of the shutdown");
+                    return;
+                }
+                OutFrame::raw(FrameType::Goodbye, 0, 0, &[], Body::Empty)
             }
-        }
-        let frame = match &last {
-            Some(status) => OutFrame::encode(FrameType::Error, 0, 0, status, Body::Empty),
-            None if matches!(end, End::Shutdown) => OutFrame::raw(FrameType::Goodbye, 0, 0, &[], Body::Empty),
-            None => return,
         };
-        if let Ok(frame) = frame
-            && self.outbox.queue(frame, None).is_ok()
-            && tokio::time::timeout(FAREWELL_DEADLINE, self.outbox.drained()).await.is_err()
-        {
-            tracing::debug!(peer = %self.peer.remote.role, "the peer didn't take its last message");
+        let heard = async {
+            if let Ok(frame) = last
+                && self.outbox.queue(frame, None).is_ok()
+            {
+                self.outbox.drained().await;
+                reader.discard().await;
+            }
+        };
+        if tokio::time::timeout(FAREWELL_DEADLINE, heard).await.is_err() {
+            tracing::debug!(peer = %self.peer.remote.role, "the peer didn't close after its last message");
         }
     }
+
+    /// Waits until every request is answered and its answer written.
+    async fn finished_within(&self, deadline: Duration) -> bool {
+        self.outbox.wake();
+        let all = self.requests.acquire_many(self.limits.requests_in_flight as u32);
+        tokio::time::timeout(deadline, all).await.is_ok()
+    }
+}
+
+fn error_frame(kind: u16, request_id: u64, status: &Status) -> Result<OutFrame, FrameError> {
+    OutFrame::encode(FrameType::Error, kind, request_id, status, Body::Empty)
 }
 
 /// The frame that answers a request. An answer beyond the limits becomes an error that says so.
 fn answer(kind: u16, request_id: u64, result: Result<Response, Status>) -> Result<OutFrame, FrameError> {
-    let refusal = |status: &Status| OutFrame::encode(FrameType::Error, kind, request_id, status, Body::Empty);
     let frame = match result {
         Ok(response) => OutFrame::raw(FrameType::Reply, kind, request_id, &response.meta, response.body),
-        Err(status) => refusal(&status),
+        Err(status) => error_frame(kind, request_id, &status),
     };
-    frame.or_else(|error| refusal(&Status::internal(format!("the answer can't be sent: {error}"))))
+    frame.or_else(|error| {
+        error_frame(kind, request_id, &Status::internal(format!("the answer can't be sent: {error}")))
+    })
 }

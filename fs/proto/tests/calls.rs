@@ -165,3 +165,18 @@ async fn dropping_the_last_handle_closes_the_connection() {
     until("the server noticed", || running.server.disconnected.load(Ordering::SeqCst) == 1).await;
     running.stop().await;
 }
+
+#[tokio::test]
+async fn a_handler_that_panics_costs_one_request() {
+    let running = Running::memory(Encryption::Off);
+    let connection = running.connect().await;
+    for late in [false, true] {
+        let error = connection.call::<Panic>(&late, ()).await.expect_err("has a bug");
+        assert!(
+            matches!(&error, RpcError::Refused(status) if status.code == StatusCode::Internal),
+            "{error}"
+        );
+        echo(&connection, 10).await;
+    }
+    running.stop().await;
+}

@@ -44,6 +44,9 @@ rpc!(Note, 0xf06, u64, ());
 // Has the server push so many notes.
 rpc!(PushMe, 0xf07, u64, ());
 
+// Panics, at once or (true) after a turn.
+rpc!(Panic, 0xf08, bool, ());
+
 #[derive(Default)]
 pub struct TestServer {
     pub gate: Notify,
@@ -90,6 +93,12 @@ impl Handler for TestServer {
                         .map_err(|error| Status::internal(error.to_string()))?;
                 }
                 Response::to::<PushMe>(&(), ())
+            }
+            Panic::KIND => {
+                if request.decode::<Panic>()? {
+                    tokio::task::yield_now().await;
+                }
+                panic!("a bug, on purpose");
             }
             other => Err(Status::unknown_kind(other)),
         }

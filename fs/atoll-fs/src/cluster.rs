@@ -1,0 +1,129 @@
+//! What the commands have in common: the cluster's id and key, and calls to its metadata servers.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use atoll_core::ids::ClusterId;
+use atoll_proto::client::{ConnectError, ConnectOptions, Connection};
+use atoll_proto::handshake::{ClusterKey, Encryption, Identity, Role};
+use atoll_proto::metadata::MetadataError;
+use atoll_proto::rpc::{Rpc, RpcError};
+use atoll_proto::transport::Address;
+
+use crate::cli::{ClusterArgs, KeygenArgs};
+use crate::exit::{Code, Context, Failure, Outcome};
+
+/// How long a single command waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Reads the cluster's id and key.
+///
+/// # Errors
+/// If one of them can't be read.
+pub fn identity(args: &ClusterArgs) -> Result<(ClusterId, ClusterKey, Encryption), Failure> {
+    let id = args.cluster.parse().map_err(|_| {
+        Failure::failed(format_args!(
+            "--cluster '{}' is no cluster id: it has 32 hexadecimal digits, as 'atoll-fs keygen' prints",
+            args.cluster
+        ))
+    })?;
+    let content = fs::read(&args.key_file)
+        .map_err(|error| Failure::failed(format_args!("can't read the key file {}: {error}", args.key_file.display())))?;
+    let key = ClusterKey::parse(&content).context(args.key_file.display())?;
+    let encryption = if args.encrypt { Encryption::Required } else { Encryption::Off };
+    Ok((id, key, encryption))
+}
+
+/// Reads addresses.
+///
+/// # Errors
+/// If one is none.
+pub fn addresses(texts: &[String]) -> Result<Vec<Address>, Failure> {
+    texts.iter().map(|text| text.parse().map_err(Failure::failed)).collect()
+}
+
+/// Makes a cluster id and a key.
+///
+/// # Errors
+/// If the file exists or can't be written.
+pub fn keygen(args: &KeygenArgs) -> Outcome {
+    let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&args.key_file);
+    let mut file = match file {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(Failure::refused(format_args!(
+                "{} exists: a key that is overwritten locks its cluster for good; name a new file",
+                args.key_file.display()
+            )));
+        }
+        Err(error) => return Err(Failure::failed(format_args!("{}: {error}", args.key_file.display()))),
+    };
+    let text = ClusterKey::random().to_hex() + "\n";
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).context(args.key_file.display())?;
+    println!("{}", ClusterId(rand::random()));
+    Ok(())
+}
+
+/// Asks the first metadata server that answers, or the leader that it names.
+///
+/// # Errors
+/// If none answers, or it refuses.
+pub async fn ask<R: Rpc>(
+    (id, key, encryption): (ClusterId, ClusterKey, Encryption),
+    addresses: &[String],
+    request: &R::Request,
+) -> Result<R::Reply, Failure> {
+    let options = ConnectOptions::new(Identity { cluster: id, role: Role::Admin, key, encryption });
+    let mut candidates = self::addresses(addresses)?;
+    let mut reasons = Vec::new();
+    let mut at = 0;
+    // Each server is asked once, and each that one of them names as the leader.
+    while at < candidates.len() && at < 16 {
+        let address = candidates[at].clone();
+        at += 1;
+        match Connection::connect(&address, &options).await {
+            Ok(connection) => match connection.call_within::<R>(request, PATIENCE).await {
+                Ok((reply, _)) => return Ok(reply),
+                Err(error) => match error.typed::<MetadataError>() {
+                    Some(MetadataError::NotLeader { leader: Some((_, leader)) }) => {
+                        if let Ok(leader) = leader.parse() {
+                            candidates.push(leader);
+                        }
+                        reasons.push(format!("{address}: not the leader, which is at {leader}"));
+                    }
+                    Some(MetadataError::NotLeader { leader: None }) => {
+                        reasons.push(format!("{address}: no leader is elected yet"));
+                    }
+                    Some(error) => return Err(Failure::failed(format_args!("{address}: {error}"))),
+                    None if matches!(error, RpcError::Refused(_)) => {
+                        return Err(Failure::failed(format_args!("{address}: {error}")));
+                    }
+                    None => reasons.push(format!("{address}: {error}")),
+                },
+            },
+            // A wrong id or key won't be right at the next address.
+            Err(error @ ConnectError::Handshake { .. }) => return Err(Failure::refused(error)),
+            Err(error) => reasons.push(error.to_string()),
+        }
+    }
+    Err(Failure::new(
+        Code::Unreachable,
+        format_args!("no metadata server answered: {}", reasons.join("; ")),
+    ))
+}
+
+/// A runtime for one command.
+///
+/// # Errors
+/// If the system refuses one.
+pub fn runtime(threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .max_blocking_threads(64)
+        .thread_name("atoll")
+        .enable_all()
+        .build()
+        .context("runtime")
+}

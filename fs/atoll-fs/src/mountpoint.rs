@@ -1,0 +1,80 @@
+//! Is this a place to mount on?
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use atoll_core::ids::ClusterId;
+use atoll_fuse::device;
+
+use crate::exit::{Code, Context, Failure};
+
+/// What was found at a mount point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// An empty folder: mount here.
+    Free,
+    /// A mount of this very cluster that answers.
+    OursAlive,
+}
+
+/// Looks at the place for a mount of `cluster`. A dead mount of the same cluster, which a killed process left
+/// behind, is detached.
+///
+/// # Errors
+/// If something else is mounted there, or it is no empty folder.
+pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf, Found), Failure> {
+    let path = absolute(path)?;
+    let source = device::source_name(cluster);
+    if let Some(mount) = device::find_mount(&path).context("mount table")? {
+        if mount.source != source {
+            return Err(Failure::refused(format_args!(
+                "{} is mounted already ({} from {}): unmount it first, or choose another mount point",
+                path.display(),
+                mount.kind,
+                mount.source
+            )));
+        }
+        // Several may lie on top of one another after several crashes.
+        while device::detach_dead(&path, &source).map_err(|error| Failure::failed(error.to_string()))? {
+            tracing::warn!(path = %path.display(), "detached the dead mount that an earlier process left behind");
+        }
+        if device::find_mount(&path).context("mount table")?.is_some() {
+            return Ok((path, Found::OursAlive));
+        }
+    }
+    match fs::metadata(&path) {
+        Ok(found) if !found.is_dir() => {
+            Err(Failure::refused(format_args!("{} is no folder: name an empty folder", path.display())))
+        }
+        Ok(_) => {
+            let mut entries =
+                fs::read_dir(&path).map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?;
+            if entries.next().is_some() {
+                return Err(Failure::refused(format_args!(
+                    "{} isn't empty, and a mount would hide what is in it: name an empty folder",
+                    path.display()
+                )));
+            }
+            Ok((path, Found::Free))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
+            fs::create_dir_all(&path)
+                .map_err(|error| Failure::failed(format_args!("can't make {}: {error}", path.display())))?;
+            Ok((path, Found::Free))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::new(
+            Code::NotFound,
+            format_args!("{} doesn't exist: make the folder first", path.display()),
+        )),
+        Err(error) => Err(Failure::failed(format_args!("{}: {error}", path.display()))),
+    }
+}
+
+/// The path from the root, with links in its parents resolved. The last part is left alone: to look at it could
+/// hang on a dead mount.
+pub fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(path).context(path.display())?;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
+    Ok(fs::canonicalize(parent).unwrap_or_else(|_| parent.to_owned()).join(name))
+}

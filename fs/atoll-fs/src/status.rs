@@ -1,0 +1,162 @@
+//! `atoll-fs status`: how a cluster is, on one screen.
+
+use std::fmt::Write;
+
+use atoll_core::ids::ClusterId;
+use atoll_proto::handshake::{ClusterKey, Encryption};
+use atoll_proto::metadata::{ClusterStatus, StatusRequest};
+use serde_json::json;
+
+use crate::cli::{Output, StatusArgs};
+use crate::cluster;
+use crate::exit::{Code, Failure, Outcome};
+use crate::size::Size;
+
+/// Width of the bar that shows how full the volume is, in characters.
+const BAR: u64 = 30;
+
+/// `atoll-fs status`
+///
+/// # Errors
+/// If the cluster can't be reached, or isn't healthy (after it was shown).
+pub fn run(args: &StatusArgs) -> Outcome {
+    let (id, key, encryption) = cluster::identity(&args.cluster)?;
+    show(id, key, encryption == Encryption::Required, &args.metadata.metadata, args.output)
+}
+
+/// Asks and prints.
+///
+/// # Errors
+/// As [`run`].
+pub fn show(id: ClusterId, key: ClusterKey, encrypt: bool, addresses: &[String], output: Output) -> Outcome {
+    let encryption = if encrypt { Encryption::Required } else { Encryption::Off };
+    let status = cluster::runtime(1)?.block_on(cluster::ask::<StatusRequest>(
+        (id, key, encryption),
+        addresses,
+        &StatusRequest,
+    ))?;
+    match output {
+        Output::Table => print!("{}", table(&status)),
+        Output::Json => println!("{:#}", document(&status)),
+    }
+    if status.problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::new(Code::Unhealthy, format_args!("{} problem(s), see above", status.problems.len())))
+    }
+}
+
+fn table(status: &ClusterStatus) -> String {
+    let mut text = String::new();
+    let volume = &status.volume;
+    let health = if status.problems.is_empty() { "healthy" } else { "NOT HEALTHY" };
+    let cluster = status.cluster.map_or("not bootstrapped".to_owned(), |id| id.to_string());
+    let taken = volume.bytes_used + volume.bytes_reserved;
+    let filled = (taken.min(volume.bytes_total) * BAR).checked_div(volume.bytes_total).unwrap_or(0);
+    let percent = (taken * 100).checked_div(volume.bytes_total).unwrap_or(0);
+    let bar: String = (0..BAR).map(|at| if at < filled { '#' } else { '.' }).collect();
+    let mut line = |label: &str, value: String| {
+        let _ = writeln!(text, "{label:<10} {value}");
+    };
+    line("cluster", format!("{cluster}   {health}"));
+    line("space", format!("[{bar}] {percent}%   {} of {}", Size(volume.bytes_used), Size(volume.bytes_total)));
+    line("files", format!("{} of {}   inline data {}", volume.inodes_used, volume.inodes_total, Size(status.inline_bytes)));
+    line(
+        "chunks",
+        format!("{}   copies wanted {}   short of copies {}", status.chunks, status.copies, status.chunks_short),
+    );
+    for (member, address) in &status.members {
+        let role = if status.leader.as_ref().is_some_and(|(leader, _)| leader == member) { "leader" } else { "member" };
+        line("metadata", format!("{member}   {role}   {address}   term {}   applied {}", status.term, status.applied));
+    }
+    for server in &status.servers {
+        let state = if server.alive {
+            "alive".to_owned()
+        } else {
+            format!("SILENT for {} s", server.silent_ms / 1000)
+        };
+        line(
+            "storage",
+            format!(
+                "{}   {state}   {}   {} used, {} free   {} chunks",
+                server.server,
+                server.address,
+                Size(server.used),
+                Size(server.free),
+                server.chunks
+            ),
+        );
+    }
+    for session in &status.sessions {
+        line("mount", format!("{}   {}   {} open files", session.session, session.client, session.open_files));
+    }
+    for problem in &status.problems {
+        line("problem", problem.clone());
+    }
+    text
+}
+
+fn document(status: &ClusterStatus) -> serde_json::Value {
+    json!({
+        "cluster": status.cluster.map(|id| id.to_string()),
+        "healthy": status.problems.is_empty(),
+        "problems": status.problems,
+        "volume": {
+            "bytesTotal": status.volume.bytes_total,
+            "bytesUsed": status.volume.bytes_used,
+            "bytesReserved": status.volume.bytes_reserved,
+            "inodesTotal": status.volume.inodes_total,
+            "inodesUsed": status.volume.inodes_used,
+            "inlineBytes": status.inline_bytes,
+        },
+        "chunks": { "count": status.chunks, "short": status.chunks_short, "copies": status.copies },
+        "orphans": status.orphans,
+        "metadata": {
+            "member": status.member.to_string(),
+            "leader": status.leader.as_ref().map(|(id, address)| json!({ "member": id.to_string(), "address": address })),
+            "term": status.term,
+            "applied": status.applied,
+            "members": status.members.iter()
+                .map(|(id, address)| json!({ "member": id.to_string(), "address": address })).collect::<Vec<_>>(),
+        },
+        "storage": status.servers.iter().map(|server| json!({
+            "server": server.server.to_string(),
+            "address": server.address,
+            "alive": server.alive,
+            "silentMs": server.silent_ms,
+            "capacity": server.capacity,
+            "used": server.used,
+            "free": server.free,
+            "chunks": server.chunks,
+        })).collect::<Vec<_>>(),
+        "sessions": status.sessions.iter().map(|session| json!({
+            "session": session.session.to_string(),
+            "client": session.client,
+            "openedMs": session.opened.millis(),
+            "openFiles": session.open_files,
+            "bytesReserved": session.bytes_reserved,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_core::attributes::VolumeUse;
+
+    use super::*;
+
+    #[test]
+    fn a_status_says_in_words_what_is_wrong() {
+        let status = ClusterStatus {
+            cluster: Some(ClusterId(7)),
+            volume: VolumeUse { bytes_total: 100 << 20, bytes_used: 50 << 20, ..VolumeUse::default() },
+            problems: vec!["storage server 1 is silent: start it".into()],
+            ..ClusterStatus::default()
+        };
+        let text = table(&status);
+        assert!(text.contains("NOT HEALTHY") && text.contains("start it") && text.contains("50%"), "{text}");
+        assert_eq!(document(&status)["healthy"], false);
+        let empty = table(&ClusterStatus::default());
+        assert!(empty.contains("not bootstrapped"), "{empty}");
+    }
+}
