@@ -6,6 +6,7 @@
 use atoll_core::commands::{Command, NewPlace, Op};
 use atoll_core::error::FsError;
 use atoll_core::ids::ServerId;
+use atoll_core::namespace::request_hash;
 use atoll_core::records::Superblock;
 
 use crate::placement::{self, Candidate};
@@ -68,8 +69,9 @@ pub fn needs_facts(op: &Op) -> bool {
 
 /// Fills in what the leader decides; a command that can't be let through becomes a refusal.
 pub fn admit(command: &mut Command, volume: &Superblock, facts: &Facts) {
+    let request = request_hash(&command.op);
     if let Err(error) = check(&mut command.op, volume, facts) {
-        command.op = Op::Refuse { error };
+        command.op = Op::Refuse { error, request };
     }
 }
 
@@ -102,7 +104,9 @@ fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError>
     Ok(())
 }
 
-fn choose(volume: &Superblock, facts: &Facts) -> Vec<ServerId> {
+/// Servers for the replicas of a new chunk: as many as copies are wanted, or as there are.
+#[must_use]
+pub fn choose(volume: &Superblock, facts: &Facts) -> Vec<ServerId> {
     let config = &volume.config;
     placement::place(&facts.candidates, &[], usize::from(config.copies), config.chunk_bytes, facts.seed)
 }
@@ -176,6 +180,10 @@ mod tests {
         command.op
     }
 
+    fn refusal(asked: &Op, error: FsError) -> Op {
+        Op::Refuse { error, request: request_hash(asked) }
+    }
+
     fn chunk() -> Op {
         Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() }
     }
@@ -197,7 +205,7 @@ mod tests {
             let Op::CreateChunk { replicas, .. } = admitted(chunk(), &volume(), &facts(servers)) else { panic!() };
             assert_eq!(replicas.len(), expected);
         }
-        assert_eq!(admitted(chunk(), &volume(), &facts(1)), Op::Refuse { error: FsError::NoServers });
+        assert_eq!(admitted(chunk(), &volume(), &facts(1)), refusal(&chunk(), FsError::NoServers));
     }
 
     #[test]
@@ -205,7 +213,7 @@ mod tests {
         let mut facts = facts(3);
         facts.room = Some(8192 + 5000);
         let reserve = |bytes, bytes_min| Op::Reserve { bytes, bytes_min };
-        let refused = Op::Refuse { error: FsError::NoSpace };
+        let refused = refusal(&reserve(1 << 20, 8192), FsError::NoSpace);
         assert_eq!(admitted(reserve(1 << 20, 8192), &volume(), &facts), refused);
         assert_eq!(admitted(reserve(1 << 20, 4096), &volume(), &facts), reserve(4096, 4096));
         facts.room = None;
@@ -217,7 +225,7 @@ mod tests {
         let mut volume = volume();
         assert_eq!(admitted(inline_write(), &volume, &facts(3)), inline_write());
         volume.inline_bytes = 1000;
-        assert_eq!(admitted(inline_write(), &volume, &facts(3)), Op::Refuse { error: FsError::InlineBudget });
+        assert_eq!(admitted(inline_write(), &volume, &facts(3)), refusal(&inline_write(), FsError::InlineBudget));
     }
 
     #[test]
@@ -225,7 +233,7 @@ mod tests {
         let facts = Facts { disk_low: true, ..facts(3) };
         let unlink = Op::Unlink { parent: InodeId(1), name: b"a".as_slice().into(), directory: false };
         assert_eq!(admitted(unlink.clone(), &volume(), &facts), unlink);
-        assert_eq!(admitted(inline_write(), &volume(), &facts), Op::Refuse { error: FsError::NoSpace });
-        assert_eq!(admitted(chunk(), &volume(), &facts), Op::Refuse { error: FsError::NoSpace });
+        assert_eq!(admitted(inline_write(), &volume(), &facts), refusal(&inline_write(), FsError::NoSpace));
+        assert_eq!(admitted(chunk(), &volume(), &facts), refusal(&chunk(), FsError::NoSpace));
     }
 }

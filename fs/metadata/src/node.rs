@@ -13,6 +13,7 @@ use atoll_core::keys;
 use atoll_core::query::OpError;
 use atoll_core::records::{Record, ServerRecord, SessionRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use atoll_proto::Identity;
 use atoll_proto::metadata::MetadataError;
 use atoll_raft::{Leadership, PeerError, RaftError, RaftStatus};
 use bytes::Bytes;
@@ -42,6 +43,9 @@ pub trait Consensus: Log {
 
     /// Answers a request of another member.
     fn handle_peer(&self, kind: u16, payload: Bytes) -> BoxFuture<'_, Result<Bytes, PeerError>>;
+
+    /// Makes everything durable that is applied now, so that a crash needs no log of it.
+    fn flush(&self) -> BoxFuture<'_, Result<(), RaftError>>;
 }
 
 /// A mutation that is being carried out, for those who send it again meanwhile.
@@ -74,6 +78,8 @@ pub struct Node {
     /// The metadata disk has little room.
     pub(crate) disk_low: AtomicBool,
     pub(crate) metrics: Metrics,
+    /// How this server introduces itself to others.
+    pub(crate) identity: Identity,
     pub(crate) stopping: CancellationToken,
 }
 

@@ -16,6 +16,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{FutureExt, poll};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use crate::metrics::Metrics;
 use crate::state_machine::{self, Batch};
@@ -52,10 +53,10 @@ pub struct Proposer {
 
 impl Proposer {
     /// Starts the task that proposes; it ends when the last clone is dropped.
-    pub fn start(log: Arc<impl Log>, metrics: Metrics) -> Proposer {
+    pub fn start<L: Log + ?Sized>(log: Arc<L>, metrics: Metrics) -> (Proposer, JoinHandle<()>) {
         let (queue, jobs) = mpsc::channel(QUEUE_COMMANDS_MAX);
-        tokio::spawn(run(log, jobs, metrics));
-        Proposer { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }
+        let task = tokio::spawn(run(log, jobs, metrics));
+        (Proposer { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }, task)
     }
 
     /// Carries out one command.
@@ -101,7 +102,7 @@ pub fn proposal_error(error: ProposeError) -> MetadataError {
 
 type Waiting = Vec<oneshot::Sender<Result<Outcome, MetadataError>>>;
 
-async fn run(log: Arc<impl Log>, mut jobs: mpsc::Receiver<Job>, metrics: Metrics) {
+async fn run<L: Log + ?Sized>(log: Arc<L>, mut jobs: mpsc::Receiver<Job>, metrics: Metrics) {
     let mut in_flight: FuturesUnordered<BoxFuture<'static, (Waiting, Result<Bytes, ProposeError>)>> =
         FuturesUnordered::new();
     let mut queued: VecDeque<Job> = VecDeque::new();
@@ -224,7 +225,7 @@ mod tests {
     #[tokio::test]
     async fn what_comes_while_entries_are_on_their_way_becomes_one_entry() {
         let log = Arc::new(FakeLog::default());
-        let proposer = Proposer::start(log.clone(), Metrics::default());
+        let (proposer, _) = Proposer::start(log.clone(), Metrics::default());
         let mut tasks = Vec::new();
         for number in 0..200 {
             let proposer = proposer.clone();
@@ -256,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn a_batch_is_bounded_in_bytes_and_keeps_the_order() {
         let log = Arc::new(FakeLog::default());
-        let proposer = Proposer::start(log.clone(), Metrics::default());
+        let (proposer, _) = Proposer::start(log.clone(), Metrics::default());
         let commands: Vec<Command> = (0..12).map(|number| command(number, 200 << 10)).collect();
         let all = tokio::spawn({
             let proposer = proposer.clone();
@@ -277,7 +278,7 @@ mod tests {
     async fn everyone_is_told_why_it_failed() {
         let log = Arc::new(FakeLog::default());
         *log.fail.lock() = Some(ProposeError::NotLeader { leader: Some((7, "host:1".into())) });
-        let proposer = Proposer::start(log.clone(), Metrics::default());
+        let (proposer, _) = Proposer::start(log.clone(), Metrics::default());
         let expected = MetadataError::NotLeader { leader: Some((MemberId(7), "host:1".into())) };
         assert_eq!(proposer.propose(&command(1, 0)).await, Err(expected));
         *log.fail.lock() = Some(ProposeError::OutcomeUnknown { leader: None });

@@ -110,7 +110,12 @@ impl Node {
             .map_err(refused)?;
         self.take_reports(&beat).await.map_err(refusal)?;
         self.take_inventory(server, &beat.changes).await.map_err(refusal)?;
-        let orders = self.orders_for(server).map_err(|error| refusal(store_error(&error)))?;
+        let (orders, idle) = self.orders_for(server).map_err(|error| refusal(store_error(&error)))?;
+        if !idle.is_empty() {
+            // A sweep can leave an order to trim for which nothing is left: done.
+            let done = idle.into_iter().map(|chunk| OrderDone::Trimmed(chunk, Vec::new())).collect();
+            self.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
+        }
         self.still_leads(term).map_err(refusal)?;
         Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, orders, full_inventory })
     }
@@ -156,7 +161,11 @@ impl Node {
         let record = query::chunk(&*self.machine.store(), chunk).map_err(|error| store_error(&error))?;
         Ok(match record {
             Some(record) if record.generation == generation && !record.replicas.contains(&server) => {
+                // Servers that were given up don't count any more; should one come back, it is told to delete.
+                let now = clock::since_boot();
+                let servers = self.office.servers.lock();
                 let mut replicas = record.replicas;
+                replicas.retain(|other| servers.health(*other, now).is_some_and(|health| health != Health::Dead));
                 replicas.push(server);
                 tracing::info!(%chunk, %server, "a chunk has a new replica");
                 Some(Op::SetReplicas { chunk, generation, replicas })
@@ -262,8 +271,8 @@ impl Node {
         Ok(lost)
     }
 
-    /// What the server is to do now.
-    fn orders_for(&self, server: ServerId) -> Result<Vec<NumberedOrder>, StoreError> {
+    /// What the server is to do now, and chunks of which it has nothing to trim though it was told so.
+    fn orders_for(&self, server: ServerId) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), StoreError> {
         let room = self.office.orders.lock().room(server).min(TASKS_MAX);
         let store = self.machine.store();
         let records = store.snapshot();
@@ -287,12 +296,16 @@ impl Node {
         if let Some(error) = failed {
             return Err(error);
         }
+        let mut idle = Vec::new();
         for task in &mut tasks {
             if task.order.trim && !task.order.delete {
                 task.dead = dead_ranges(&records, task.chunk, server)?;
+                if task.dead.is_empty() {
+                    idle.push(task.chunk);
+                }
             }
         }
-        Ok(self.office.orders.lock().orders(server, &tasks, clock::since_boot()))
+        Ok((self.office.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
     }
 }
 
