@@ -154,6 +154,13 @@ impl Servers {
         Ok(!entry.inventoried)
     }
 
+    /// This process stood still for `gap`: it couldn't have heard anybody meanwhile.
+    pub fn forgive(&mut self, gap: Duration) {
+        for entry in self.entries.values_mut() {
+            entry.heard += gap;
+        }
+    }
+
     /// Counts changes of who is alive and where; call it now and then.
     pub fn version(&mut self, now: Duration) -> u64 {
         for entry in self.entries.values_mut() {

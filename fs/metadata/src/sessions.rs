@@ -235,6 +235,13 @@ impl Sessions {
         found
     }
 
+    /// This process stood still for `gap`: it couldn't have heard anybody meanwhile.
+    pub fn forgive(&mut self, gap: Duration) {
+        for entry in self.entries.values_mut() {
+            entry.heard += gap;
+        }
+    }
+
     /// Asks all sessions but `except` to give back what they don't use of their reservations.
     pub fn recall_reservations(&mut self, except: SessionId) {
         for (session, entry) in &mut self.entries {
@@ -294,6 +301,14 @@ mod tests {
         table.ended(B);
         assert_eq!(table.heard(B, at(17)), Err(Unknown));
         assert_eq!(table.expired(at(26)), [A]);
+    }
+
+    #[test]
+    fn a_leader_that_stood_still_does_not_blame_the_sessions() {
+        let mut table = Sessions::begin(3, LIFE, at(0), [A]);
+        table.forgive(Duration::from_secs(60));
+        assert_eq!(table.expired(at(60)), []);
+        assert_eq!(table.expired(at(76)), [A]);
     }
 
     #[test]

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, SessionId};
-use atoll_core::keys;
 use atoll_core::query::{self, OpError, OpResult};
-use atoll_core::records::{InodeRecord, OrphanRecord, Piece, Place};
-use atoll_core::store::{Family, Read, StoreError};
+use atoll_core::records::{InodeRecord, Piece, Place};
+use atoll_core::store::{Read, StoreError};
 use atoll_proto::metadata::{
     Answer, AskRequest, ChunkInfo, DirectoryEntry, MappedPiece, MetadataError, PieceData, Query, ServerInfo,
 };
@@ -214,9 +213,4 @@ fn chunk_infos(records: &dyn Read, chunks: BTreeSet<ChunkId>) -> Result<Vec<Chun
         }
     }
     Ok(infos)
-}
-
-/// The orphan record of an inode, if it has no name.
-pub(crate) fn orphan(records: &dyn Read, ino: InodeId) -> Result<Option<OrphanRecord>, StoreError> {
-    query::load(records, Family::System, &keys::orphan(ino))
 }

@@ -67,11 +67,11 @@ async fn compact(node: &Node, mover: &Mutex<Mover>, chunk: ChunkId) -> Result<()
     let mut bytes = 0;
     for (ino, segment) in references(&*store, chunk).map_err(|error| store_error(&error))? {
         for run in find(node, chunk, ino, segment)? {
-            if bytes + run.bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
+            if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
                 relocate(node, mover, std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
-            bytes += run.bytes();
+            bytes += run.stored_bytes();
             batch.push(run);
         }
     }

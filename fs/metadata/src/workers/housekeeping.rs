@@ -19,6 +19,8 @@ use crate::store::ballast::{Ballast, Room};
 
 /// How often this looks.
 const TICK: Duration = Duration::from_millis(200);
+/// Between two ticks this process was stopped, or its machine starved or asleep, if more than this has passed.
+const STANDSTILL_MIN: Duration = Duration::from_secs(2);
 /// Ticks between looks at what changes slowly.
 const DISK_TICKS: u64 = 5;
 const MEASURE_TICKS: u64 = 25;
@@ -39,8 +41,16 @@ pub(super) async fn run(node: Arc<Node>, mut ballast: Ballast) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = Idle::default();
+    let mut last = clock::since_boot();
     for tick in 0_u64.. {
         ticks.tick().await;
+        let gap = clock::since_boot().saturating_sub(last);
+        if gap > STANDSTILL_MIN {
+            tracing::warn!(gap_ms = gap.as_millis() as u64, "this process stood still");
+            node.office.sessions.lock().forgive(gap);
+            node.office.servers.lock().forgive(gap);
+        }
+        last = clock::since_boot();
         node.leave_office_if_over();
         if node.lead().is_ok()
             && let Err(error) = expire(&node).await

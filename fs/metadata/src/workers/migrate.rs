@@ -99,11 +99,11 @@ async fn step(node: &Node, mover: &Mutex<Mover>, keys: &[Vec<u8>]) -> Result<(),
     for key in keys {
         let (Some(ino), Some(segment)) = (keys::first_number(key), keys::second_number(key)) else { continue };
         for run in find(node, InodeId(ino), SegmentIndex(segment))? {
-            if bytes + run.bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
+            if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
                 relocate(node, mover, std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
-            bytes += run.bytes();
+            bytes += run.stored_bytes();
             batch.push(run);
         }
     }
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(plan(InodeId(1), SegmentIndex(0), &pieces(10)).len(), 5);
         let crowded = plan(InodeId(1), SegmentIndex(0), &pieces(100));
         assert_eq!(crowded.len(), 1);
-        assert_eq!(crowded[0].bytes(), 10_000);
+        assert_eq!(crowded[0].stored_bytes(), 12_288);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::admission::{self, Facts};
 use crate::clock;
 use crate::node::{Node, query_error, store_error};
 
-/// Bytes of runs that are read, written and committed together.
+/// Bytes of runs (in whole blocks) that are read, written and committed together; a run alone may have as many.
 pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
 /// How long one read or write may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
@@ -68,8 +68,13 @@ pub(super) struct Run {
 
 impl Run {
     /// Bytes of the run.
-    pub(super) fn bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         self.pieces.iter().map(|piece| piece.length as usize).sum()
+    }
+
+    /// Bytes that it takes in a chunk: whole blocks.
+    pub(super) fn stored_bytes(&self) -> usize {
+        self.bytes().next_multiple_of(BLOCK_BYTES as usize)
     }
 }
 
@@ -121,8 +126,16 @@ impl Mover {
         let term = self.node.lead()?;
         self.seal_leftovers(term).await?;
         let mut parts = Vec::with_capacity(runs.len());
-        for run in &runs {
-            parts.push(self.read_run(run).await?);
+        let mut found = Vec::with_capacity(runs.len());
+        for run in runs {
+            if let Some(part) = self.read_run(&run).await? {
+                parts.push(part);
+                found.push(run);
+            }
+        }
+        let runs = found;
+        if runs.is_empty() {
+            return Ok(0);
         }
         let places = self.write(&parts).await?;
         let moved = runs.iter().map(|run| run.bytes() as u64).collect::<Vec<_>>();
@@ -149,7 +162,8 @@ impl Mover {
         Ok(bytes)
     }
 
-    async fn read_run(&mut self, run: &Run) -> Result<Bytes, MoveError> {
+    /// The bytes of a run; `None` if some of them are no longer where the segment said.
+    async fn read_run(&mut self, run: &Run) -> Result<Option<Bytes>, MoveError> {
         let mut bytes = BytesMut::with_capacity(run.bytes());
         for piece in &run.pieces {
             match piece.place {
@@ -157,18 +171,18 @@ impl Mover {
                     let found = query::inline_bytes(&*self.node.machine.store(), run.ino, run.segment, piece);
                     match found {
                         Ok(Some(part)) => bytes.extend_from_slice(&part),
-                        // Overwritten since the segment was read: the commit will find that too.
-                        Ok(None) | Err(_) => bytes.resize(bytes.len() + piece.length as usize, 0),
+                        // Overwritten since the segment was read.
+                        Ok(None) | Err(_) => return Ok(None),
                     }
                 }
                 Place::Chunk { chunk, offset } => {
                     let part = self.read_chunk(chunk, offset, piece.length).await?;
                     bytes.extend_from_slice(&part);
                 }
-                Place::Unwritten | Place::Lost => bytes.resize(bytes.len() + piece.length as usize, 0),
+                Place::Unwritten | Place::Lost => return Ok(None),
             }
         }
-        Ok(bytes.freeze())
+        Ok(Some(bytes.freeze()))
     }
 
     async fn read_chunk(&mut self, chunk: ChunkId, offset: u64, length: u32) -> Result<Bytes, MoveError> {
