@@ -42,5 +42,10 @@ fn a_mount_behaves_as_a_local_folder_when_everything_is_killed_in_between() {
 #[test]
 fn the_second_transport_behaves_as_a_local_folder() {
     let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi", "--transport", "fuser"]);
-    run("the_second_transport_behaves_as_a_local_folder", &cluster, 3, &Options { operations: 3_000, kills: 0 });
+    run(
+        "the_second_transport_behaves_as_a_local_folder",
+        &cluster,
+        3,
+        &Options { operations: 3_000, kills: 0 },
+    );
 }

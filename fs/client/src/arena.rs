@@ -181,13 +181,13 @@ impl Arena {
     /// If it isn't an arena, or one of another format.
     pub fn adopt(fd: OwnedFd) -> Result<Adopted, ArenaError> {
         let memory = Memory::adopt(fd)?;
-        if memory.len() < PAGE_BYTES {
+        if memory.size() < PAGE_BYTES {
             return Err(ArenaError::Foreign("this is no arena".into()));
         }
         let mut header = [0; 36];
         header.copy_from_slice(&memory.read(0, 36)?);
         let layout = Layout::decode(&header).map_err(ArenaError::Foreign)?;
-        if layout.bytes() != memory.len() {
+        if layout.bytes() != memory.size() {
             return Err(ArenaError::Foreign("the arena's size doesn't fit its header".into()));
         }
         let arena = Arc::new(Self::over(memory, layout));
@@ -519,6 +519,12 @@ impl DataBlock {
         self.length += data.len();
         self.put_record(State::Full);
         data.len()
+    }
+
+    /// The data is committed: an adopter doesn't find it any more. The room comes back when this is dropped,
+    /// which may be later, if somebody still looks at the bytes. Not to be called by two threads at once.
+    pub fn retire(&self) {
+        self.put_record(State::Free);
     }
 
     fn put_record(&self, state: State) {

@@ -3,11 +3,12 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
-use atoll_core::attributes::Timestamp;
+use atoll_core::attributes::{Timestamp, VolumeUse};
 use atoll_core::commands::{Op, Outcome};
 use atoll_core::error::FsError;
-use atoll_core::ids::SessionId;
+use atoll_core::ids::{InodeId, SessionId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::metadata::{Answer, Query};
 
@@ -43,6 +44,19 @@ impl From<ClientError> for Errno {
     }
 }
 
+/// What the rest of the client has to hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The session is lost and a new one is about to be used: chunks and reservations of the old one are gone,
+    /// and so is what was not committed. Told before anything happens in the new session.
+    SessionLost,
+    /// Another session needs room: give back what is reserved and not used.
+    ReturnReservation,
+}
+
+/// Called with each [`Event`]; must not wait.
+pub type Hook = Box<dyn Fn(Event) + Send + Sync>;
+
 /// Requests to the metadata service. Retries, finding the leader, slots and exactly-once are its business.
 pub trait Metadata: Send + Sync + 'static {
     /// Carries out one mutation, once. `Outcome::Refused` is returned as [`ClientError::Fs`].
@@ -68,4 +82,24 @@ pub trait Metadata: Send + Sync + 'static {
 
     /// Changes whenever a storage server's address or state does: ask [`Query::Servers`] then.
     fn servers_version(&self) -> u64;
+
+    /// Use of the volume as it was heard of last; from memory.
+    fn volume(&self) -> VolumeUse {
+        VolumeUse::default()
+    }
+
+    /// How long the cluster hasn't answered; `None` if it does.
+    fn away_for(&self) -> Option<Duration> {
+        None
+    }
+
+    /// A file that was just made is open: the service is told, in the background. (For others
+    /// [`Query::Open`] does that.)
+    fn opened(&self, _ino: InodeId) {}
+
+    /// The last handle of a file is closed: the service is told, in the background.
+    fn closed(&self, _ino: InodeId) {}
+
+    /// Calls `hook` with each event from now on.
+    fn subscribe(&self, _hook: Hook) {}
 }

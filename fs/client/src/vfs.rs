@@ -172,6 +172,8 @@ macro_rules! vfs_trait {
     ($($(#[$doc:meta])* fn $name:ident(&self $(, $arg:ident : $ty:ty)* $(,)?) -> $ret:ty;)*) => {
         /// The operations. Every method may be called from many threads at once. A future that is dropped
         /// before it completes leaves the filesystem consistent.
+        // The kernel's requests have as many fields as they have.
+        #[allow(clippy::too_many_arguments)]
         pub trait Vfs: Send + Sync + 'static {
             $($(#[$doc])* fn $name(&self $(, $arg: $ty)*) -> impl Future<Output = $ret> + Send;)*
 

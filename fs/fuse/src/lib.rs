@@ -14,8 +14,10 @@
 //! No decision about files is made in this crate.
 
 mod abi;
+pub mod adapter;
 pub mod bundle;
 pub mod device;
+pub mod fuser_transport;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 pub mod notify;

@@ -155,11 +155,18 @@ impl Session {
 
     /// Waits until the session is over.
     pub async fn ended(&self) -> End {
+        self.watch().await
+    }
+
+    /// As [`ended`](Self::ended), for a task of its own.
+    pub fn watch(&self) -> impl Future<Output = End> + Send + use<> {
         let mut state = self.state.clone();
-        let state = state.wait_for(|state| matches!(state, State::Ended(_))).await;
-        match state.as_deref() {
-            Ok(State::Ended(end)) => *end,
-            _ => End::Stopped,
+        async move {
+            let state = state.wait_for(|state| matches!(state, State::Ended(_))).await;
+            match state.as_deref() {
+                Ok(State::Ended(end)) => *end,
+                _ => End::Stopped,
+            }
         }
     }
 

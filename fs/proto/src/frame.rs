@@ -17,7 +17,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 use serde::Serialize;
 
-use crate::secure::Source;
+use crate::secure::{Source, TAG_BYTES};
 
 /// Bytes of a frame's header.
 pub const HEADER_BYTES: usize = 24;
@@ -369,7 +369,7 @@ impl FrameReader {
             frame.body = self.buffer.split_to(header.body_bytes).freeze();
             return Ok(Some(frame));
         }
-        let mut body = BytesMut::with_capacity(header.body_bytes);
+        let mut body = BytesMut::with_capacity(header.body_bytes + TAG_BYTES);
         let here = header.body_bytes.min(self.buffer.len());
         body.extend_from_slice(&self.buffer[..here]);
         self.buffer.advance(here);

@@ -24,7 +24,7 @@ pub type BoxWrite = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 /// The longest Noise message, in bytes.
 const RECORD_BYTES_MAX: usize = 65535;
 /// The authentication tag of a Noise message, in bytes.
-const TAG_BYTES: usize = 16;
+pub(crate) const TAG_BYTES: usize = 16;
 /// The most plaintext that one record holds, in bytes.
 const RECORD_PLAIN_BYTES_MAX: usize = RECORD_BYTES_MAX - TAG_BYTES;
 /// Ciphertext that is read ahead, in bytes.
@@ -68,8 +68,8 @@ impl Source {
         }
     }
 
-    /// Appends at most `max` bytes (at least one) to `into`, which has room for them. Returns how many; 0 when
-    /// the peer closed.
+    /// Appends at most `max` bytes (at least one) to `into`, which has room for them (and for a tag
+    /// more, if nothing is to be copied twice). Returns how many; 0 when the peer closed.
     pub async fn read(&mut self, into: &mut BytesMut, max: usize) -> io::Result<usize> {
         let Some(sealed) = &mut self.sealed else {
             return self.io.read_buf(&mut into.limit(max)).await;
@@ -116,13 +116,15 @@ impl SealedSource {
         }
         let plain_bytes =
             bytes.checked_sub(TAG_BYTES).ok_or_else(|| broken("an encrypted record is too short"))?;
-        let direct = plain_bytes <= max;
+        // Opening happens in place, so it needs room for the tag too.
+        let direct = plain_bytes <= max && into.capacity() - into.len() >= bytes;
         let target = if direct { &mut *into } else { &mut self.plain };
         let start = target.len();
-        target.resize(start + plain_bytes, 0);
+        target.resize(start + bytes, 0);
         self.cipher
             .read_message(self.nonce, &self.raw[2..2 + bytes], &mut target[start..])
             .map_err(|_| broken("an encrypted record doesn't verify: it was damaged or tampered with"))?;
+        target.truncate(start + plain_bytes);
         self.nonce += 1;
         self.raw.advance(2 + bytes);
         Ok(Opened::Some(if direct { plain_bytes } else { 0 }))
@@ -253,22 +255,34 @@ impl Sink {
 
 impl SealedSink {
     fn record(&mut self) -> io::Result<Bytes> {
-        self.scratch.clear();
+        if let Some(first) = self.plain.front_mut()
+            && first.bytes.len() > RECORD_PLAIN_BYTES_MAX
+        {
+            let plain = first.bytes.split_to(RECORD_PLAIN_BYTES_MAX);
+            return self.seal(&plain);
+        }
+        let mut plain = std::mem::take(&mut self.scratch);
+        plain.clear();
         while let Some(first) = self.plain.front_mut() {
-            let room = RECORD_PLAIN_BYTES_MAX - self.scratch.len();
-            let now = first.bytes.len().min(room);
-            self.scratch.extend_from_slice(&first.bytes[..now]);
+            let now = first.bytes.len().min(RECORD_PLAIN_BYTES_MAX - plain.len());
+            plain.extend_from_slice(&first.bytes[..now]);
             first.bytes.advance(now);
             if !first.bytes.is_empty() {
                 break;
             }
             self.plain.pop_front();
         }
-        let sealed_bytes = self.scratch.len() + TAG_BYTES;
+        let record = self.seal(&plain);
+        self.scratch = plain;
+        record
+    }
+
+    fn seal(&mut self, plain: &[u8]) -> io::Result<Bytes> {
+        let sealed_bytes = plain.len() + TAG_BYTES;
         let mut record = vec![0; 2 + sealed_bytes];
         record[..2].copy_from_slice(&(sealed_bytes as u16).to_le_bytes());
         self.cipher
-            .write_message(self.nonce, &self.scratch, &mut record[2..])
+            .write_message(self.nonce, plain, &mut record[2..])
             .map_err(|_| broken("a record couldn't be encrypted"))?;
         self.nonce += 1;
         Ok(record.into())

@@ -125,7 +125,8 @@ impl Cluster {
             .arg(&self.data)
             .output()
             .unwrap();
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("status: {error}: {}", text(&output)))
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("status: {error}: {}", text(&output)))
     }
 
     /// The end of its log.
@@ -159,8 +160,11 @@ impl Drop for Cluster {
 /// Takes away every mount below a folder, without asking the mounts themselves.
 pub fn detach_all(folder: &Path) {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mut points: Vec<&str> =
-        table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|path| Path::new(path).starts_with(folder)).collect();
+    let mut points: Vec<&str> = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|path| Path::new(path).starts_with(folder))
+        .collect();
     points.reverse();
     for point in points {
         let _ = nix::mount::umount2(point, nix::mount::MntFlags::MNT_DETACH);

@@ -111,15 +111,18 @@ impl Call {
     /// Draws one.
     pub fn random(rng: &mut StdRng, known: &[Vec<u8>]) -> Call {
         let path = random_path(rng, known);
-        let mode = [0o777, 0o755, 0o644, 0o600, 0o4755, 0o2755, 0o2775, 0o1777, 0o000, 0o6777][rng.random_range(0..10)];
+        let mode = [0o777, 0o755, 0o644, 0o600, 0o4755, 0o2755, 0o2775, 0o1777, 0o000, 0o6777]
+            [rng.random_range(0..10)];
         let handle = rng.random_range(0..6);
-        let xattr = [&b"user.a"[..], b"user.b", b"user.\xff", b"trusted.t", b"user."][rng.random_range(0..5)].to_vec();
+        let xattr = [&b"user.a"[..], b"user.b", b"user.\xff", b"trusted.t", b"user."][rng.random_range(0..5)]
+            .to_vec();
         match rng.random_range(0..40) {
             0..=3 => Call::Mkdir(path, mode),
             4 => Call::Rmdir(path),
             5 | 6 => Call::Unlink(path),
             7 => {
-                let kind = [libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFREG, libc::S_IFCHR][rng.random_range(0..4)];
+                let kind =
+                    [libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFREG, libc::S_IFCHR][rng.random_range(0..4)];
                 Call::Mknod(path, kind | (mode & 0o777))
             }
             8 => Call::Symlink(random_path(rng, known), path),
@@ -231,24 +234,32 @@ impl Tree {
             Call::Mkdir(path, mode) => unit(unsafe { libc::mkdir(self.c(path).as_ptr(), *mode) }),
             Call::Rmdir(path) => unit(unsafe { libc::rmdir(self.c(path).as_ptr()) }),
             Call::Unlink(path) => unit(unsafe { libc::unlink(self.c(path).as_ptr()) }),
-            Call::Mknod(path, mode) => unit(unsafe { libc::mknod(self.c(path).as_ptr(), *mode, libc::makedev(1, 3)) }),
+            Call::Mknod(path, mode) => {
+                unit(unsafe { libc::mknod(self.c(path).as_ptr(), *mode, libc::makedev(1, 3)) })
+            }
             Call::Symlink(target, path) => {
                 let target = CString::new(target.clone()).unwrap();
                 unit(unsafe { libc::symlink(target.as_ptr(), self.c(path).as_ptr()) })
             }
             Call::Readlink(path) => {
                 let mut buffer = vec![0u8; 5000];
-                let n = unsafe { libc::readlink(self.c(path).as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+                let n = unsafe {
+                    libc::readlink(self.c(path).as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+                };
                 if n < 0 { Err(errno()) } else { Ok(buffer[..n as usize].to_vec()) }
             }
             Call::Link(from, to) => unit(unsafe { libc::link(self.c(from).as_ptr(), self.c(to).as_ptr()) }),
             Call::Rename(from, to, flags) => {
                 let (from, to) = (self.c(from), self.c(to));
-                unit(unsafe { libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), *flags) })
+                unit(unsafe {
+                    libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), *flags)
+                })
             }
             Call::Chmod(path, mode) => unit(unsafe { libc::chmod(self.c(path).as_ptr(), *mode) }),
             Call::Chown(path, uid, gid) => unit(unsafe { libc::lchown(self.c(path).as_ptr(), *uid, *gid) }),
-            Call::Truncate(path, size) => unit(unsafe { libc::truncate(self.c(path).as_ptr(), *size as i64) }),
+            Call::Truncate(path, size) => {
+                unit(unsafe { libc::truncate(self.c(path).as_ptr(), *size as i64) })
+            }
             Call::Utimens(path, atime, mtime) => {
                 let times = [timespec(*atime), timespec(*mtime)];
                 let path = self.c(path);
@@ -283,7 +294,9 @@ impl Tree {
             Call::SetXattr(path, name, value, flags) => {
                 let name = CString::new(name.clone()).unwrap();
                 let value_at = value.as_ptr().cast();
-                unit(unsafe { libc::lsetxattr(self.c(path).as_ptr(), name.as_ptr(), value_at, value.len(), *flags) })
+                unit(unsafe {
+                    libc::lsetxattr(self.c(path).as_ptr(), name.as_ptr(), value_at, value.len(), *flags)
+                })
             }
             Call::GetXattr(path, name) => {
                 let name = CString::new(name.clone()).unwrap();
@@ -294,11 +307,14 @@ impl Tree {
             }
             Call::ListXattr(path) => {
                 let mut buffer = vec![0u8; 70_000];
-                let n = unsafe { libc::llistxattr(self.c(path).as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+                let n = unsafe {
+                    libc::llistxattr(self.c(path).as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+                };
                 if n < 0 {
                     return Err(errno());
                 }
-                let mut names: Vec<&[u8]> = buffer[..n as usize].split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
+                let mut names: Vec<&[u8]> =
+                    buffer[..n as usize].split(|b| *b == 0).filter(|n| !n.is_empty()).collect();
                 names.sort_unstable();
                 Ok(names.join(&b'/'))
             }
@@ -409,7 +425,8 @@ impl Users {
 
     /// Starts the threads on both trees.
     pub fn start(ours: &Path, reference: &Path) -> Users {
-        let identities: [(u32, u32, &[u32]); Users::COUNT] = [(0, 0, &[]), (1001, 1001, &[1002]), (1002, 1002, &[])];
+        let identities: [(u32, u32, &[u32]); Users::COUNT] =
+            [(0, 0, &[]), (1001, 1001, &[1002]), (1002, 1002, &[])];
         let users = identities.map(|(uid, gid, groups)| {
             let (orders, receiver) = mpsc::channel::<Order>();
             let (sender, answers) = mpsc::channel();

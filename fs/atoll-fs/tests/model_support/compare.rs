@@ -74,14 +74,13 @@ fn look(root: &Path, path: &[u8]) -> (Seen, Times) {
         let c_name = CString::new(name).unwrap();
         let mut value = vec![0u8; 70_000];
         // SAFETY: as above.
-        let n = unsafe { libc::lgetxattr(c.as_ptr(), c_name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        let n =
+            unsafe { libc::lgetxattr(c.as_ptr(), c_name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
         xattrs.insert(name.to_vec(), value[..n.max(0) as usize].to_vec());
     }
     let attributes = String::from_utf8(shown(&stat)).unwrap();
-    let times = Times {
-        mtime: (stat.st_mtime, stat.st_mtime_nsec),
-        ctime: (stat.st_ctime, stat.st_ctime_nsec),
-    };
+    let times =
+        Times { mtime: (stat.st_mtime, stat.st_mtime_nsec), ctime: (stat.st_ctime, stat.st_ctime_nsec) };
     (Seen { attributes, content, target, xattrs }, times)
 }
 
@@ -111,7 +110,11 @@ pub fn trees(ours: &Path, reference: &Path, history: &[String]) {
                 latest = group.drain(..).map(|(my, _)| my).fold(latest, |a, b| a.max(b));
                 at = their;
             }
-            assert!(my >= latest, "{what} of {path} is before what the local folder says it is after\n{}", recent());
+            assert!(
+                my >= latest,
+                "{what} of {path} is before what the local folder says it is after\n{}",
+                recent()
+            );
             group.push((my, path));
         }
     }

@@ -44,7 +44,9 @@ pub fn run_seed(cluster: &Cluster, seed: u64, options: &Options) {
         let (mine, theirs) = users.run(user, &call);
         if mine != theirs {
             let recent = history[history.len().saturating_sub(12)..].join("\n");
-            panic!("seed {seed}: the mount says {mine:?}, the local folder {theirs:?}\nlast operations:\n{recent}");
+            panic!(
+                "seed {seed}: the mount says {mine:?}, the local folder {theirs:?}\nlast operations:\n{recent}"
+            );
         }
         if at % 40 == 0 {
             known = compare::paths(&reference);

@@ -190,7 +190,7 @@ mod tests {
         for _ in 0..5000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let number = (random >> 33) as usize;
-            if number % 3 == 0 && !held.is_empty() {
+            if number.is_multiple_of(3) && !held.is_empty() {
                 let run = held.swap_remove(number % held.len());
                 model[run.clone()].fill(false);
                 units.free(run);

@@ -65,7 +65,7 @@ impl Memory {
 
     /// Bytes of it.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.bytes
     }
 

@@ -128,6 +128,16 @@ impl Call {
         self.pod(&reply::attributes(attributes));
     }
 
+    /// Answers STATX, and is passed around.
+    pub(crate) fn statx_owned(self, attributes: AttributeReply) {
+        self.statx(&attributes);
+    }
+
+    /// Answers GETATTR, and is passed around.
+    pub(crate) fn attributes_owned(self, attributes: AttributeReply) {
+        self.attributes(&attributes);
+    }
+
     /// Answers STATX.
     pub fn statx(self, attributes: &AttributeReply) {
         self.pod(&reply::statx(attributes));

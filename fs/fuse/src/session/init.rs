@@ -49,6 +49,9 @@ pub struct InitOptions {
     /// The server clears set-id bits when a request says so. Without it the kernel looks for file capabilities before
     /// every write.
     pub handle_killpriv: bool,
+    /// A successor asks the kernel for what is missing in the request memory (Linux 6.9). Without it the memory alone
+    /// has to do, as on older kernels.
+    pub resend: bool,
     /// Requests that nobody waits for (read-ahead, write-back, direct I/O of AIO) under way at a time.
     pub max_background: u16,
     /// Number of these from which the kernel considers the mount congested.
@@ -65,6 +68,7 @@ impl Default for InitOptions {
             dont_mask: false,
             allow_idmap: true,
             handle_killpriv: true,
+            resend: true,
             max_background: 256,
             congestion_threshold: 192,
             max_write: PAYLOAD_BYTES_MAX as u32,
@@ -183,8 +187,10 @@ pub(crate) fn negotiate(kernel: &Init, options: &InitOptions) -> Result<Answer, 
     for (_, flag) in optional.into_iter().filter(|(chosen, _)| *chosen) {
         wanted |= flag;
     }
-    if !options.handle_killpriv {
-        wanted = wanted & !InitFlags::HANDLE_KILLPRIV_V2;
+    let refusable =
+        [(options.handle_killpriv, InitFlags::HANDLE_KILLPRIV_V2), (options.resend, InitFlags::HAS_RESEND)];
+    for (_, flag) in refusable.into_iter().filter(|(chosen, _)| !*chosen) {
+        wanted = wanted & !flag;
     }
     let max_write = options.max_write.clamp(PAGE_BYTES as u32, PAYLOAD_BYTES_MAX as u32);
     Ok(Answer::Agreed(Negotiated {

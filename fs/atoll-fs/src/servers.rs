@@ -1,0 +1,113 @@
+//! `atoll-fs metadata` and `atoll-fs storage`: a server each, until SIGTERM.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_metadata::server::{MetadataConfig, MetadataServer, StartError as MetadataError};
+use atoll_metadata::store::folder::FolderError;
+use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer, StoreError};
+use prometheus_client::registry::Registry;
+
+use crate::cli::{MetadataArgs, StorageArgs};
+use crate::cluster::{self, runtime};
+use crate::exit::{Failure, Outcome};
+use crate::{http, signals};
+
+/// Threads that answer requests; what blocks has threads of its own.
+const SERVER_THREADS: usize = 2;
+
+/// Runs a metadata server.
+///
+/// # Errors
+/// If it can't start.
+pub fn metadata(args: MetadataArgs) -> Outcome {
+    let (id, key, encryption) = cluster::identity(&args.cluster)?;
+    let listen = args.listen.parse().map_err(Failure::failed)?;
+    let config = MetadataConfig {
+        advertise: args.advertise,
+        encryption,
+        session_lifetime: Duration::from_secs(args.session_lifetime.into()),
+        ballast_bytes: args.ballast.0,
+        sync: !args.unsafe_no_sync,
+        ..MetadataConfig::new(args.data, listen, id, key)
+    };
+    runtime(SERVER_THREADS)?.block_on(async {
+        let asked_to_end = signals::listen()?;
+        let mut registry = Registry::with_prefix("atoll");
+        let server = MetadataServer::start(config, &mut registry).await.map_err(metadata_failure)?;
+        let health = server.health_probe();
+        let ready: http::Readiness = Arc::new(move || health().err());
+        http::serve(&args.http, Arc::new(registry), ready).await?;
+        let signal = asked_to_end.await;
+        tracing::info!(signal, "stopping");
+        server.shutdown().await;
+        Ok(())
+    })
+}
+
+/// Runs a storage server.
+///
+/// # Errors
+/// If it can't start.
+pub fn storage(args: StorageArgs) -> Outcome {
+    let (id, key, encryption) = cluster::identity(&args.cluster)?;
+    let listen = args.listen.parse().map_err(Failure::failed)?;
+    let config = StorageConfig {
+        advertise: args.advertise,
+        metadata: cluster::addresses(&args.metadata.metadata)?,
+        encryption,
+        labels: labels(&args.labels)?,
+        ballast_bytes: args.ballast.0,
+        sync: !args.unsafe_no_sync,
+        ..StorageConfig::new(args.data, listen, id, key)
+    };
+    runtime(SERVER_THREADS)?.block_on(async {
+        let asked_to_end = signals::listen()?;
+        let server = StorageServer::start(config).await.map_err(storage_failure)?;
+        let mut registry = Registry::with_prefix("atoll");
+        server.register_metrics(&mut registry);
+        let registered = server.registration();
+        let ready: http::Readiness = Arc::new(move || {
+            (!registered()).then(|| "not registered: the metadata service has not been reached lately".to_owned())
+        });
+        http::serve(&args.http, Arc::new(registry), ready).await?;
+        let signal = asked_to_end.await;
+        tracing::info!(signal, "stopping");
+        server.shutdown().await;
+        Ok(())
+    })
+}
+
+fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    texts
+        .iter()
+        .map(|text| match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Failure::failed(format_args!("--labels '{text}': write KEY=VALUE, such as zone=a"))),
+        })
+        .collect()
+}
+
+fn refused(error: impl Display) -> Failure {
+    Failure::refused(error)
+}
+
+/// The exit code by the kind of error: what would touch somebody else's data is a refusal.
+pub fn metadata_failure(error: MetadataError) -> Failure {
+    match error {
+        MetadataError::Folder(FolderError::Io { .. }) => Failure::failed(error),
+        MetadataError::Folder(_) | MetadataError::State(_) | MetadataError::Raft(_) => refused(error),
+        MetadataError::Bind(_) | MetadataError::Advertise(_) | MetadataError::Stopped => Failure::failed(error),
+    }
+}
+
+/// As [`metadata_failure`].
+pub fn storage_failure(error: StorageError) -> Failure {
+    match error {
+        StorageError::Store(StoreError::Io { .. }) => Failure::failed(error),
+        StorageError::Store(_) => refused(error),
+        StorageError::Folder { .. } | StorageError::Bind(_) | StorageError::NoAddress { .. } => Failure::failed(error),
+    }
+}

@@ -1,0 +1,5 @@
+//! The pieces of the power cut test.
+
+pub mod disk;
+pub mod load;
+pub mod rig;

@@ -1,0 +1,152 @@
+//! The machine that loses power: the forgetful disk, a loop device, ext4, and a local cluster with its data there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use fuser::BackgroundSession;
+use nix::mount::{MntFlags, umount2};
+
+use super::disk::{Disk, DiskFs, FILE};
+use crate::common::{ATOLL_FS, alive, detach_all, kill_and_wait, require_fuse, run, text, wait_until};
+
+/// Size of the disk: room for what a run writes, most of it a hole.
+const DISK_BYTES: u64 = 3 << 30;
+
+/// The machine.
+pub struct Rig {
+    folder: tempfile::TempDir,
+    disk: Arc<Disk>,
+    session: Option<BackgroundSession>,
+    device: Option<String>,
+    formatted: bool,
+    /// Where the cluster is mounted.
+    pub mountpoint: PathBuf,
+    flags: Vec<String>,
+}
+
+impl Rig {
+    /// A machine that is off; `flags` go to `local up`.
+    pub fn new(flags: &[&str]) -> Rig {
+        require_fuse();
+        let folder = tempfile::Builder::new().prefix("atoll-powercut-").tempdir().unwrap();
+        for name in ["disk", "ext4"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let disk = Disk::new(DISK_BYTES);
+        let session = fuser::spawn_mount(
+            DiskFs(Arc::clone(&disk)),
+            folder.path().join("disk"),
+            &fuser::Config::default(),
+        );
+        Rig {
+            mountpoint: folder.path().join("mnt"),
+            folder,
+            disk,
+            session: Some(session.unwrap()),
+            device: None,
+            formatted: false,
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+        }
+    }
+
+    fn ext4(&self) -> PathBuf {
+        self.folder.path().join("ext4")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.ext4().join("data")
+    }
+
+    /// Mounts the disk (its journal is replayed) and starts the cluster.
+    pub fn power_on(&mut self) -> Result<(), String> {
+        self.disk.power_on();
+        let image = self.folder.path().join("disk").join(FILE);
+        let device =
+            run("losetup", &["--find", "--show", "--direct-io=on", image.to_str().unwrap()], Path::new("/"));
+        let device = device.trim().to_owned();
+        self.device = Some(device.clone());
+        if !self.formatted {
+            run(
+                "mkfs.ext4",
+                &["-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1", &device],
+                Path::new("/"),
+            );
+            self.formatted = true;
+        }
+        run("mount", &["-t", "ext4", &device, self.ext4().to_str().unwrap()], Path::new("/"));
+        let output = Command::new(ATOLL_FS)
+            .args(["local", "up"])
+            .arg(&self.mountpoint)
+            .arg("--data")
+            .arg(self.data())
+            .args(["--capacity", "1Gi"])
+            .args(&self.flags)
+            .output()
+            .unwrap();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("the cluster did not come up: {}", text(&output)))
+        }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        for entry in fs::read_dir("/run/atoll").ok()?.filter_map(Result::ok) {
+            let Ok(content) = fs::read(entry.path()) else { continue };
+            let Ok(running) = serde_json::from_slice::<serde_json::Value>(&content) else { continue };
+            if running["mountpoint"].as_str().map(Path::new) == Some(&self.mountpoint) {
+                return running["pid"].as_i64().map(|pid| pid as i32).filter(|pid| alive(*pid));
+            }
+        }
+        None
+    }
+
+    /// Cuts the power: first the disk, then every process, as when the machine goes dark.
+    pub fn cut(&mut self, seed: u64) {
+        let pid = self.pid().expect("a running cluster");
+        self.disk.cut(seed);
+        self.end(Some(pid));
+    }
+
+    fn end(&mut self, pid: Option<i32>) {
+        if let Some(pid) = pid {
+            kill_and_wait(pid);
+        }
+        let ext4 = self.ext4();
+        if let Some(device) = self.device.take() {
+            let attempt = || {
+                let _ = umount2(&ext4, MntFlags::empty());
+                let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+                !table.contains(ext4.to_str().unwrap())
+            };
+            if std::thread::panicking() {
+                let _ = umount2(&ext4, MntFlags::MNT_DETACH);
+            } else {
+                wait_until("ext4 is unmounted", attempt);
+            }
+            let _ = Command::new("losetup").args(["-d", &device]).output();
+            if !std::thread::panicking() {
+                wait_until("the loop device is free", || {
+                    let output = Command::new("losetup").arg(&device).output().unwrap();
+                    !output.status.success()
+                });
+            }
+        }
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let pid = self.pid();
+        self.disk.power_on();
+        self.end(pid);
+        // The dead mount of the killed cluster.
+        detach_all(&self.mountpoint);
+        if let Some(session) = self.session.take() {
+            let _ = session.umount_and_join();
+        }
+        detach_all(self.folder.path());
+    }
+}

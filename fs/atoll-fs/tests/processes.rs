@@ -1,0 +1,363 @@
+//! The same pieces as processes of their own: two mounts, servers that die and come back, damaged chunks.
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use common::{ATOLL_FS, detach_all, kill_and_wait, require_fuse, text, wait_until};
+
+/// A cluster of separate processes on loopback.
+struct Processes {
+    folder: tempfile::TempDir,
+    id: String,
+    metadata: Option<Child>,
+    metadata_address: String,
+    storage: Vec<(Option<Child>, String)>,
+    mounts: Vec<(Child, PathBuf)>,
+}
+
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+impl Processes {
+    fn start(storage: usize, copies: u8) -> Processes {
+        require_fuse();
+        let folder = tempfile::Builder::new().prefix("atoll-processes-").tempdir().unwrap();
+        let key = folder.path().join("key");
+        let output = Command::new(ATOLL_FS).arg("keygen").arg(&key).output().unwrap();
+        assert!(output.status.success());
+        let mut cluster = Processes {
+            id: String::from_utf8(output.stdout).unwrap().trim().to_owned(),
+            folder,
+            metadata: None,
+            metadata_address: free_address(),
+            storage: (0..storage).map(|_| (None, free_address())).collect(),
+            mounts: Vec::new(),
+        };
+        cluster.start_metadata();
+        let copies = copies.to_string();
+        wait_until("bootstrap", || {
+            let arguments = ["--capacity", "2Gi", "--copies", &copies, "--copies-min", "1"];
+            cluster.command("bootstrap").args(arguments).output().unwrap().status.success()
+        });
+        for number in 0..storage {
+            cluster.start_storage(number);
+        }
+        wait_until("all storage servers are alive", || cluster.alive_servers() == storage);
+        cluster
+    }
+
+    /// A command with the cluster's flags.
+    fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(ATOLL_FS);
+        command.arg(name).args(["--cluster", &self.id]).arg("--key-file").arg(self.folder.path().join("key"));
+        if name != "metadata" {
+            command.args(["--metadata", &self.metadata_address]);
+        }
+        command
+    }
+
+    fn spawn(&self, mut command: Command, log: &str) -> Child {
+        let log = OpenOptions::new().create(true).append(true).open(self.folder.path().join(log)).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    }
+
+    fn start_metadata(&mut self) {
+        let mut command = self.command("metadata");
+        command.arg("--data").arg(self.folder.path().join("metadata"));
+        command.args([
+            "--listen",
+            &self.metadata_address,
+            "--http",
+            "127.0.0.1:0",
+            "--session-lifetime",
+            "5",
+        ]);
+        self.metadata = Some(self.spawn(command, "metadata.log"));
+    }
+
+    fn start_storage(&mut self, number: usize) {
+        let mut command = self.command("storage");
+        command.arg("--data").arg(self.folder.path().join(format!("storage-{number}")));
+        command.args(["--listen", &self.storage[number].1, "--http", "127.0.0.1:0"]);
+        command.args(["--labels", &format!("host={number}")]);
+        self.storage[number].0 = Some(self.spawn(command, &format!("storage-{number}.log")));
+    }
+
+    fn mount(&mut self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        let mut command = self.command("mount");
+        command.arg(&path);
+        let child = self.spawn(command, &format!("{name}.log"));
+        self.mounts.push((child, path.clone()));
+        wait_until("mounted", || {
+            let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            table.lines().any(|line| line.split(' ').nth(4) == path.to_str()) && fs::metadata(&path).is_ok()
+        });
+        path
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let output = self.command("status").args(["-o", "json"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or(serde_json::Value::Null)
+    }
+
+    fn alive_servers(&self) -> usize {
+        let status = self.status();
+        let servers = status["storage"].as_array().cloned().unwrap_or_default();
+        servers.iter().filter(|server| server["alive"] == true).count()
+    }
+
+    fn kill(child: &mut Option<Child>) {
+        if let Some(mut child) = child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn chunk_files(&self, number: usize) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.folder.path().join(format!("storage-{number}"))];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().filter_map(Result::ok) {
+                if entry.path().is_dir() {
+                    folders.push(entry.path());
+                } else if entry.metadata().unwrap().len() > 1 << 20
+                    && !entry.file_name().to_string_lossy().contains("ballast")
+                {
+                    found.push(entry.path());
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for entry in fs::read_dir(self.folder.path()).unwrap().filter_map(Result::ok) {
+                if entry.path().extension().is_some_and(|extension| extension == "log") {
+                    let log = fs::read_to_string(entry.path()).unwrap_or_default();
+                    let lines: Vec<&str> = log.lines().collect();
+                    eprintln!(
+                        "--- {}\n{}",
+                        entry.path().display(),
+                        lines[lines.len().saturating_sub(12)..].join("\n")
+                    );
+                }
+            }
+        }
+        for (mut child, _) in self.mounts.drain(..) {
+            kill_and_wait(child.id() as i32);
+            let _ = child.wait();
+        }
+        detach_all(self.folder.path());
+        for (child, _) in &mut self.storage {
+            Processes::kill(child);
+        }
+        Processes::kill(&mut self.metadata);
+    }
+}
+
+fn pattern(bytes: usize, seed: u8) -> Vec<u8> {
+    (0..bytes).map(|at| (at as u8).wrapping_mul(17).wrapping_add((at >> 8) as u8) ^ seed).collect()
+}
+
+#[test]
+fn two_mounts_agree_from_close_to_open() {
+    let mut cluster = Processes::start(2, 2);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    for (round, bytes) in [10usize, 5_000, 20_000, 3_000_000, 100, 0].into_iter().enumerate() {
+        let (writer, reader) = if round % 2 == 0 { (&one, &two) } else { (&two, &one) };
+        fs::write(writer.join("file"), pattern(bytes, round as u8)).unwrap();
+        assert!(fs::read(reader.join("file")).unwrap() == pattern(bytes, round as u8), "round {round}");
+        assert_eq!(fs::metadata(reader.join("file")).unwrap().len(), bytes as u64);
+    }
+    // Names are seen at once.
+    fs::create_dir(one.join("folder")).unwrap();
+    fs::rename(two.join("file"), two.join("folder/moved")).unwrap();
+    assert!(one.join("folder/moved").exists() && !one.join("file").exists());
+    // A file that one mount unlinks stays with the other that has it open.
+    fs::write(one.join("open"), pattern(100_000, 1)).unwrap();
+    let held = File::open(two.join("open")).unwrap();
+    fs::remove_file(one.join("open")).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let mut content = vec![0; 100_000];
+    held.read_exact_at(&mut content, 0).unwrap();
+    assert!(content == pattern(100_000, 1));
+    assert!(!two.join("open").exists());
+    // Exclusive creation has one winner.
+    let winners = (0..40).map(|at| {
+        let race = |root: &Path| {
+            let path = root.join(format!("race-{at}"));
+            std::thread::spawn(move || OpenOptions::new().write(true).create_new(true).open(path).is_ok())
+        };
+        let (a, b) = (race(&one), race(&two));
+        u32::from(a.join().unwrap()) + u32::from(b.join().unwrap())
+    });
+    assert!(winners.into_iter().all(|winners| winners == 1));
+}
+
+#[test]
+fn servers_that_are_killed_under_load_give_no_error() {
+    let mut cluster = Processes::start(3, 2);
+    let mount = cluster.mount("mnt");
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writers: Vec<_> = (0..3u8)
+        .map(|writer| {
+            let (mount, stop) = (mount.clone(), std::sync::Arc::clone(&stop));
+            std::thread::spawn(move || {
+                let mut count = 0u32;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let bytes = [100, 9_000, 70_000, 2_000_000][count as usize % 4];
+                    let path = mount.join(format!("file-{writer}-{count}"));
+                    let mut file = File::create(&path).unwrap();
+                    file.write_all(&pattern(bytes, writer)).unwrap();
+                    file.sync_all().unwrap();
+                    drop(file);
+                    assert!(fs::read(&path).unwrap() == pattern(bytes, writer));
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    let pause = || std::thread::sleep(std::time::Duration::from_millis(700));
+    for round in 0..4 {
+        pause();
+        if round % 2 == 0 {
+            Processes::kill(&mut cluster.metadata);
+            pause();
+            cluster.start_metadata();
+        } else {
+            let number = round % 3;
+            Processes::kill(&mut cluster.storage[number].0);
+            pause();
+            cluster.start_storage(number);
+        }
+    }
+    wait_until("all storage servers are back", || cluster.alive_servers() == 3);
+    pause();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let counts: Vec<u32> =
+        writers.into_iter().map(|writer| writer.join().expect("a writer saw an error")).collect();
+    assert!(counts.iter().all(|count| *count > 0));
+    for (writer, count) in counts.into_iter().enumerate() {
+        for at in 0..count {
+            let bytes = [100, 9_000, 70_000, 2_000_000][at as usize % 4];
+            let content = fs::read(mount.join(format!("file-{writer}-{at}"))).unwrap();
+            assert!(content == pattern(bytes, writer as u8), "file-{writer}-{at}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_missing_or_short_replica_goes_unnoticed_and_damage_everywhere_is_an_error() {
+    let mut cluster = Processes::start(2, 2);
+    let mount = cluster.mount("mnt");
+    let content = pattern(5_000_000, 9);
+    let mut file = File::create(mount.join("file")).unwrap();
+    file.write_all(&content).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let read_fresh = |path: &Path| {
+        // Past the kernel's pages.
+        let file = File::open(path).unwrap();
+        nix::fcntl::posix_fadvise(&file, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        let mut content = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut content, 0).map(|()| content)
+    };
+    let damage = |files: &[PathBuf], how: fn(&File)| {
+        assert!(!files.is_empty(), "no chunk file found");
+        for path in files {
+            how(&OpenOptions::new().read(true).write(true).open(path).unwrap());
+        }
+    };
+    let flip_everything = |file: &File| {
+        let length = file.metadata().unwrap().len();
+        let mut block = vec![0; 4096];
+        for at in (1 << 19..length / 4096 * 4096).step_by(4096) {
+            if file.read_exact_at(&mut block, at).is_ok() && block.iter().any(|byte| *byte != 0) {
+                block[100] ^= 4;
+                file.write_all_at(&block, at).unwrap();
+            }
+        }
+    };
+    damage(&cluster.chunk_files(0), flip_everything);
+    assert!(read_fresh(&mount.join("file")).unwrap() == content, "a flipped bit got through");
+    damage(&cluster.chunk_files(0), |file| file.set_len(300_000).unwrap());
+    assert!(read_fresh(&mount.join("file")).unwrap() == content, "a short replica got through");
+    for path in cluster.chunk_files(0) {
+        fs::remove_file(path).unwrap();
+    }
+    assert!(read_fresh(&mount.join("file")).unwrap() == content, "a missing replica got through");
+    damage(&cluster.chunk_files(1), flip_everything);
+    let error = read_fresh(&mount.join("file")).expect_err("damaged bytes were served");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    // Nothing else is disturbed.
+    fs::write(mount.join("other"), pattern(1_000_000, 3)).unwrap();
+    assert!(fs::read(mount.join("other")).unwrap() == pattern(1_000_000, 3));
+}
+
+#[test]
+fn one_server_of_two_is_enough_to_go_on_writing() {
+    let mut cluster = Processes::start(2, 2);
+    let mount = cluster.mount("mnt");
+    fs::write(mount.join("before"), pattern(1_000_000, 1)).unwrap();
+    Processes::kill(&mut cluster.storage[0].0);
+    let mut file = File::create(mount.join("during")).unwrap();
+    file.write_all(&pattern(1_000_000, 2)).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    assert!(fs::read(mount.join("before")).unwrap() == pattern(1_000_000, 1));
+    assert!(fs::read(mount.join("during")).unwrap() == pattern(1_000_000, 2));
+    wait_until("status tells of the silent server", || {
+        let status = cluster.status();
+        status["healthy"] == false
+            && status["problems"].as_array().is_some_and(|problems| !problems.is_empty())
+    });
+    cluster.start_storage(0);
+    wait_until("the server is back", || cluster.alive_servers() == 2);
+}
+
+#[test]
+fn sigterm_writes_everything_out() {
+    let mut cluster = Processes::start(1, 1);
+    let mount = cluster.mount("mnt");
+    fs::write(mount.join("file"), pattern(2_000_000, 5)).unwrap();
+    let mut open = File::create(mount.join("open")).unwrap();
+    open.write_all(&pattern(300_000, 6)).unwrap();
+    let (mut child, path) = cluster.mounts.pop().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
+    let status = child.wait().unwrap();
+    assert!(status.success(), "the mount ended with {status}");
+    drop(open);
+    detach_all(&path);
+    let mount = cluster.mount("again");
+    assert!(fs::read(mount.join("file")).unwrap() == pattern(2_000_000, 5));
+    assert!(fs::read(mount.join("open")).unwrap() == pattern(300_000, 6));
+}
+
+#[test]
+fn a_storage_folder_of_another_cluster_is_refused() {
+    let cluster = Processes::start(1, 1);
+    let other = Processes::start(1, 1);
+    let output = other
+        .command("storage")
+        .arg("--data")
+        .arg(cluster.folder.path().join("storage-0"))
+        .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"])
+        .output()
+        .unwrap();
+    let said = text(&output);
+    assert!(output.status.code() == Some(4) && said.contains(&cluster.id), "{said}");
+}

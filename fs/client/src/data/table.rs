@@ -1,0 +1,120 @@
+//! The files that the data path knows something of.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use atoll_core::ids::InodeId;
+use parking_lot::Mutex;
+
+use super::file::FileState;
+use crate::read::map::MapMemory;
+
+/// Files that are known at the same time. Beyond this clean ones that nobody uses are forgotten.
+pub const FILES_MAX: usize = 16_384;
+
+/// See the module.
+#[derive(Default)]
+pub struct Table {
+    files: Mutex<Files>,
+    maps: MapMemory,
+}
+
+#[derive(Default)]
+struct Files {
+    all: HashMap<InodeId, Arc<FileState>>,
+    /// Those that aren't clean.
+    dirty: HashMap<InodeId, Arc<FileState>>,
+}
+
+impl Table {
+    /// The file, if it is known.
+    #[must_use]
+    pub fn find(&self, ino: InodeId) -> Option<Arc<FileState>> {
+        self.files.lock().all.get(&ino).cloned()
+    }
+
+    /// The file; a new one if it isn't known.
+    #[must_use]
+    pub fn file(&self, ino: InodeId) -> Arc<FileState> {
+        let mut files = self.files.lock();
+        if let Some(file) = files.all.get(&ino) {
+            return Arc::clone(file);
+        }
+        if files.all.len() >= FILES_MAX {
+            files.prune();
+        }
+        let file = FileState::new(ino, self.maps.clone());
+        files.all.insert(ino, Arc::clone(&file));
+        file
+    }
+
+    /// The file has something dirty. Returns whether that is new.
+    pub fn mark_dirty(&self, file: &Arc<FileState>) -> bool {
+        let mut files = self.files.lock();
+        // A forgotten file that is written again is known again.
+        files.all.entry(file.ino).or_insert_with(|| Arc::clone(file));
+        files.dirty.insert(file.ino, Arc::clone(file)).is_none()
+    }
+
+    /// Looks whether the file is clean by now.
+    pub fn mark_clean(&self, file: &Arc<FileState>) {
+        let mut files = self.files.lock();
+        let inner = file.inner.lock();
+        if inner.dirty.is_clean() {
+            files.dirty.remove(&file.ino);
+            if inner.forgotten && inner.errors.is_empty() {
+                files.all.remove(&file.ino);
+            }
+        }
+    }
+
+    /// All that are dirty.
+    #[must_use]
+    pub fn dirty(&self) -> Vec<Arc<FileState>> {
+        self.files.lock().dirty.values().cloned().collect()
+    }
+
+    /// All that are known.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<FileState>> {
+        self.files.lock().all.values().cloned().collect()
+    }
+
+    /// Memory of all maps (bytes, estimated).
+    #[must_use]
+    pub fn map_bytes(&self) -> usize {
+        self.maps.bytes()
+    }
+
+    /// Bytes that are dirty in all files.
+    #[must_use]
+    pub fn dirty_bytes(&self) -> u64 {
+        self.dirty().iter().map(|file| file.inner.lock().dirty.bytes()).sum()
+    }
+
+    /// Forgets a file, at once or as soon as it is clean.
+    pub fn forget(&self, ino: InodeId) {
+        let mut files = self.files.lock();
+        let Some(file) = files.all.get(&ino) else { return };
+        let mut inner = file.inner.lock();
+        inner.forgotten = true;
+        let clean = inner.dirty.is_clean();
+        drop(inner);
+        // Whoever else holds it is about to write or read it.
+        if clean && Arc::strong_count(file) == 1 {
+            files.all.remove(&ino);
+        }
+    }
+}
+
+impl Files {
+    /// Forgets what nobody holds, is clean and has no errors to tell.
+    fn prune(&mut self) {
+        self.all.retain(|_, file| {
+            let inner = file.inner.lock();
+            let needed = !inner.dirty.is_clean() || !inner.errors.is_empty() || !inner.readahead.is_empty();
+            drop(inner);
+            needed || Arc::strong_count(file) > 1
+        });
+    }
+}

@@ -1,0 +1,274 @@
+//! Reading from chunks: from the nearest replica, verified, and from another one if that fails.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use atoll_core::error::FsError;
+use atoll_core::ids::{ChunkId, ServerId};
+use atoll_core::limits::BLOCK_BYTES;
+use atoll_proto::checksum;
+use atoll_proto::metadata::{Answer, ChunkInfo, Query};
+use atoll_proto::storage::{IO_BYTES_MAX, ReadChunk, StorageError};
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::metadata::{ClientError, Metadata};
+use crate::storage_pool::{Storage, StorageFailure};
+
+/// Replica sets that are remembered. Beyond this all are forgotten and asked for again as they are needed.
+pub const CHUNKS_KNOWN_MAX: usize = 65_536;
+/// After this long without an answer another replica is asked as well.
+pub const HEDGE_AFTER: Duration = Duration::from_millis(500);
+/// How long one replica may take to answer.
+pub const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// Pauses between rounds through all replicas, from the first to the longest.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Blocks that share a preference among equally near replicas: 4 MiB, so that a stream uses all of them and a
+/// small read finds what another one has brought into the server's cache.
+const SPREAD_BLOCKS: u64 = 1024;
+
+/// Why bytes of a chunk can't be had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The map that named them is old.
+    #[error("the bytes are elsewhere by now")]
+    Gone,
+    /// No replica has them.
+    #[error("no replica has the bytes")]
+    Lost,
+    /// The cluster.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+}
+
+/// Counts since the start.
+#[derive(Debug, Default)]
+pub struct ReadCounters {
+    /// Replicas that answered with bytes that don't have their checksum.
+    pub bad_replicas: AtomicU64,
+    /// Reads that another replica had to serve.
+    pub failovers: AtomicU64,
+    /// Bytes read from storage servers.
+    pub bytes: AtomicU64,
+}
+
+/// See the module.
+pub struct ChunkReader<M> {
+    metadata: Arc<M>,
+    storage: Arc<dyn Storage>,
+    chunks: Mutex<HashMap<ChunkId, Arc<ChunkInfo>>>,
+    timeout: Option<Duration>,
+    counters: ReadCounters,
+}
+
+/// A range of a chunk: its first block's first byte, the end of its last block, the end of what is needed.
+type BlockRange = (u64, u64, u64);
+
+/// How one replica's answer was.
+enum Attempt {
+    Good(Bytes),
+    /// The range was trimmed.
+    Gone,
+    /// This replica doesn't have it, and won't by being asked again.
+    Bad,
+    /// This replica may have it later.
+    Away,
+}
+
+impl<M: Metadata> ChunkReader<M> {
+    /// `timeout`: when to give up on servers that are away; never, if `None`.
+    #[must_use]
+    pub fn new(metadata: Arc<M>, storage: Arc<dyn Storage>, timeout: Option<Duration>) -> Self {
+        let chunks = Mutex::default();
+        ChunkReader { metadata, storage, chunks, timeout, counters: ReadCounters::default() }
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn counters(&self) -> &ReadCounters {
+        &self.counters
+    }
+
+    /// Remembers replica sets that came with an answer.
+    pub fn learn(&self, infos: &[ChunkInfo]) {
+        if infos.is_empty() {
+            return;
+        }
+        let mut chunks = self.chunks.lock();
+        if chunks.len() + infos.len() > CHUNKS_KNOWN_MAX {
+            chunks.clear();
+        }
+        for info in infos {
+            match chunks.get(&info.chunk) {
+                Some(known) if known.generation > info.generation || **known == *info => {}
+                _ => {
+                    chunks.insert(info.chunk, Arc::new(info.clone()));
+                }
+            }
+        }
+    }
+
+    async fn replicas(&self, chunk: ChunkId, afresh: bool) -> Result<Arc<ChunkInfo>, ReadError> {
+        if !afresh && let Some(known) = self.chunks.lock().get(&chunk) {
+            return Ok(Arc::clone(known));
+        }
+        match self.metadata.ask(Query::Chunks { chunks: vec![chunk] }).await? {
+            Answer::Chunks(found) => {
+                let Some(info) = found.into_iter().find(|info| info.chunk == chunk) else {
+                    self.chunks.lock().remove(&chunk);
+                    return Err(ReadError::Gone);
+                };
+                let info = Arc::new(info);
+                self.chunks.lock().insert(chunk, Arc::clone(&info));
+                Ok(info)
+            }
+            other => {
+                tracing::error!(?other, "a question for chunks was answered with something else");
+                Err(ClientError::Fs(FsError::Io).into())
+            }
+        }
+    }
+
+    /// Reads a range of a chunk, at most [`IO_BYTES_MAX`] less two blocks.
+    ///
+    /// # Errors
+    /// See [`ReadError`]. Servers that are away are waited for.
+    pub async fn read(&self, chunk: ChunkId, offset: u64, length: u64) -> Result<Bytes, ReadError> {
+        let started = Instant::now();
+        let start = offset / BLOCK_BYTES * BLOCK_BYTES;
+        let end = (offset + length).next_multiple_of(BLOCK_BYTES);
+        debug_assert!(end - start <= u64::from(IO_BYTES_MAX));
+        let mut pause = RETRY_PAUSE_MIN;
+        let mut info = self.replicas(chunk, false).await?;
+        let mut asked_again = false;
+        loop {
+            match self.round(&info, (start, end, offset + length)).await {
+                Attempt::Good(blocks) => {
+                    self.counters.bytes.fetch_add(blocks.len() as u64, Ordering::Relaxed);
+                    return Ok(blocks.slice((offset - start) as usize..(offset - start + length) as usize));
+                }
+                Attempt::Gone => return Err(ReadError::Gone),
+                Attempt::Bad if asked_again => return Err(ReadError::Lost),
+                Attempt::Bad => asked_again = true,
+                Attempt::Away => {
+                    if self.timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
+                        return Err(ClientError::TimedOut.into());
+                    }
+                    tracing::warn!(%chunk, "no replica of a chunk can be reached, waiting");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                }
+            }
+            // The chunk may have other replicas by now.
+            info = self.replicas(chunk, true).await?;
+        }
+    }
+
+    /// Asks one replica after the other; the next one too when the one before takes long.
+    async fn round(&self, info: &ChunkInfo, range: BlockRange) -> Attempt {
+        let order = self.order(info, range.0);
+        let mut next = order.iter();
+        let mut asked = FuturesUnordered::new();
+        let mut worst = Attempt::Bad;
+        if let Some(server) = next.next() {
+            asked.push(self.attempt(*server, info, range));
+        }
+        loop {
+            let answer = if next.len() > 0 {
+                match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        self.counters.failovers.fetch_add(1, Ordering::Relaxed);
+                        if let Some(server) = next.next() {
+                            asked.push(self.attempt(*server, info, range));
+                        }
+                        continue;
+                    }
+                }
+            } else {
+                asked.next().await
+            };
+            match answer {
+                Some(Attempt::Good(blocks)) => return Attempt::Good(blocks),
+                Some(Attempt::Gone) => return Attempt::Gone,
+                Some(Attempt::Away) => worst = Attempt::Away,
+                Some(Attempt::Bad) => {}
+                None if next.len() == 0 => return worst,
+                None => {}
+            }
+            if asked.is_empty()
+                && let Some(server) = next.next()
+            {
+                self.counters.failovers.fetch_add(1, Ordering::Relaxed);
+                asked.push(self.attempt(*server, info, range));
+            }
+        }
+    }
+
+    /// The nearest first; of equally near ones each serves its share; those that don't answer come last.
+    fn order(&self, info: &ChunkInfo, start: u64) -> Vec<ServerId> {
+        let share = info.chunk.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (start / BLOCK_BYTES / SPREAD_BLOCKS);
+        let mut order: Vec<(bool, u32, u64, ServerId)> = info
+            .replicas
+            .iter()
+            .map(|server| {
+                let failing = self.storage.failing_for(*server).is_some();
+                let mixed = (server.0 ^ share).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 16;
+                (failing, self.storage.distance(*server), mixed, *server)
+            })
+            .collect();
+        order.sort_unstable();
+        order.into_iter().map(|(.., server)| server).collect()
+    }
+
+    async fn attempt(&self, server: ServerId, info: &ChunkInfo, (start, end, needed): BlockRange) -> Attempt {
+        let chunk = info.chunk;
+        let request =
+            ReadChunk { chunk, generation: info.generation, offset: start, length: (end - start) as u32 };
+        let (reply, body) = match self.storage.read(server, request, READ_DEADLINE).await {
+            Ok(answer) => answer,
+            Err(failure) => return self.judge(server, chunk, &failure),
+        };
+        // The chunk's last block may come without its padding.
+        if reply.offset != start || (body.len() as u64) < needed - start {
+            return self.bad(server, chunk, "it answered with another range");
+        }
+        let body = body.slice(..body.len().min((end - start) as usize));
+        let blocks = checksum::blocks_of(body.len() as u64) as usize;
+        let sums = reply.checksums.get(..blocks).unwrap_or(&reply.checksums);
+        match checksum::verify(chunk, start / BLOCK_BYTES, &body, sums) {
+            Ok(()) => Attempt::Good(body),
+            Err(error) => self.bad(server, chunk, &error.to_string()),
+        }
+    }
+
+    fn bad(&self, server: ServerId, chunk: ChunkId, why: &str) -> Attempt {
+        self.counters.bad_replicas.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(%server, %chunk, why, "a replica is bad, reading another one");
+        Attempt::Bad
+    }
+
+    fn judge(&self, server: ServerId, chunk: ChunkId, failure: &StorageFailure) -> Attempt {
+        match failure {
+            StorageFailure::Refused(StorageError::Gone) => Attempt::Gone,
+            StorageFailure::Refused(StorageError::Corrupt { .. }) => {
+                self.bad(server, chunk, &failure.to_string())
+            }
+            StorageFailure::Refused(refusal) => {
+                tracing::warn!(%server, %chunk, %refusal, "a replica can't be read");
+                Attempt::Bad
+            }
+            StorageFailure::Unreachable(why) => {
+                tracing::debug!(%server, %chunk, why, "a replica can't be reached");
+                Attempt::Away
+            }
+            StorageFailure::Broken(why) => self.bad(server, chunk, why),
+        }
+    }
+}

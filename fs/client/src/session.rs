@@ -1,0 +1,590 @@
+//! The session with the metadata service: [`MetadataClient`] finds the leader, keeps the session alive, gives
+//! every mutation its number and sends it until its outcome is known.
+//!
+//! While the service is away requests wait; [`MetadataClient::status`] says so. A session that is lost (the
+//! cluster didn't hear of us for its lifetime, or evicted us) is replaced by a new one, which learns what became
+//! of the old one's last mutations: those that took effect get their outcome, those that didn't can't any more
+//! and are done in the new session, unless they were about data: other clients may have changed the file
+//! since, and its application was promised nothing before its next fsync or close.
+
+pub mod clock;
+mod keeper;
+mod leader;
+mod open_files;
+mod slots;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use atoll_core::attributes::{Timestamp, VolumeUse};
+use atoll_core::commands::{Command, NewPlace, Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
+use atoll_core::records::VolumeConfig;
+use atoll_proto::metadata::{Answer, MutateReply, Query, SessionHeartbeatReply, kind};
+use atoll_proto::{Address, ClusterKey, Encryption, Identity, Role};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::arena::Arena;
+use crate::metadata::{ClientError, Event, Hook, Metadata};
+use clock::Clock;
+use leader::{Refusal, Service};
+use open_files::OpenFiles;
+use slots::{Slot, Slots};
+
+/// Mutations in flight when nothing else is said.
+pub const MUTATIONS_IN_FLIGHT_DEFAULT: u32 = 64;
+/// How long the first connection may take when nothing else is said.
+pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// How long a stopping client tries to say goodbye.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// Lost sessions whose last outcomes are remembered for mutations still in flight.
+const LOST_SESSIONS_MAX: usize = 8;
+
+/// How to reach a cluster.
+#[derive(Clone, Debug)]
+pub struct SessionOptions {
+    /// Metadata servers, any of them; the leader is found.
+    pub addresses: Vec<Address>,
+    /// The cluster that must answer there.
+    pub cluster: ClusterId,
+    /// Its key.
+    pub key: ClusterKey,
+    /// Policy of encryption.
+    pub encryption: Encryption,
+    /// What this client calls itself (host and mount point), for administrators.
+    pub client: String,
+    /// How long requests wait for a cluster that is away; `None`: for ever.
+    pub timeout: Option<Duration>,
+    /// How long [`MetadataClient::connect`] tries.
+    pub connect_timeout: Duration,
+    /// Mutations in flight; further ones wait. (At most as many as the arena has slots for.)
+    pub mutations_in_flight: u32,
+}
+
+impl SessionOptions {
+    /// The defaults for everything but who and where.
+    #[must_use]
+    pub fn new(addresses: Vec<Address>, cluster: ClusterId, key: ClusterKey, client: String) -> Self {
+        SessionOptions {
+            addresses,
+            cluster,
+            key,
+            encryption: Encryption::default(),
+            client,
+            timeout: None,
+            connect_timeout: CONNECT_TIMEOUT_DEFAULT,
+            mutations_in_flight: MUTATIONS_IN_FLIGHT_DEFAULT,
+        }
+    }
+}
+
+/// There is no session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// No address was given.
+    #[error("no address of a metadata server was given")]
+    NoAddress,
+    /// Nobody answered in time.
+    #[error("the cluster did not answer within {} s: {problem}", .after.as_secs())]
+    Away {
+        /// How long it was tried.
+        after: Duration,
+        /// The last problem.
+        problem: String,
+    },
+    /// Whoever answers there will never serve us.
+    #[error("{0}")]
+    Hopeless(String),
+    /// The cluster refused.
+    #[error("the cluster refuses this client: {0}")]
+    Refused(FsError),
+}
+
+/// The way to the metadata service.
+#[derive(Clone, Debug, Default)]
+pub struct Connected {
+    /// The member that answered last.
+    pub leader: Option<String>,
+    /// Since when nobody answers; `None` if somebody does.
+    pub waiting_since: Option<Instant>,
+    /// Why the last attempt failed, while waiting.
+    pub problem: Option<String>,
+}
+
+/// How the client is, for `status` and metrics.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Somebody answers.
+    pub connected: bool,
+    /// The member that answered last.
+    pub leader: Option<String>,
+    /// How long nobody has answered.
+    pub waiting: Option<Duration>,
+    /// Why the last attempt failed, while waiting.
+    pub problem: Option<String>,
+    /// The session, if there is one now.
+    pub session: Option<SessionId>,
+    /// Sessions that were lost.
+    pub sessions_lost: u64,
+    /// Use of the volume as of the last heartbeat.
+    pub volume: VolumeUse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// A (new) session is being opened.
+    Opening,
+    Open(Current),
+    Stopped,
+}
+
+/// A session; the epoch counts them from 1 and tells the slots to begin anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Current {
+    id: SessionId,
+    epoch: u64,
+}
+
+/// What became of the last mutations of a session that is lost.
+#[derive(Debug)]
+struct Lost {
+    session: SessionId,
+    outcomes: Vec<(SlotId, u64, Outcome)>,
+}
+
+impl Lost {
+    fn outcome(&self, slot: SlotId, sequence: u64) -> Option<Outcome> {
+        let found = self.outcomes.iter().find(|(known, last, _)| *known == slot && *last == sequence);
+        found.map(|(_, _, outcome)| outcome.clone())
+    }
+}
+
+struct Inner {
+    options: SessionOptions,
+    service: Service,
+    arena: Arc<Arena>,
+    slots: Arc<Slots>,
+    clock: Clock,
+    incarnation: u64,
+    state: watch::Sender<State>,
+    last_session: AtomicU64,
+    sessions_lost: AtomicU64,
+    lost: Mutex<VecDeque<Arc<Lost>>>,
+    /// A session that somebody found to be gone.
+    found_lost: Mutex<Option<SessionId>>,
+    kick: Notify,
+    open_files: Mutex<OpenFiles>,
+    close_notices: Notify,
+    heard: RwLock<Heard>,
+    hooks: RwLock<Vec<Hook>>,
+    token: CancellationToken,
+}
+
+/// What the last heartbeat told.
+#[derive(Clone, Debug, Default)]
+struct Heard {
+    lifetime: Duration,
+    term: u64,
+    inline_allowed: bool,
+    volume: VolumeUse,
+    servers_version: u64,
+    config: Arc<VolumeConfig>,
+}
+
+/// See the module. Clones share the session; dropping the last one lets it expire ([`close`](Self::close)
+/// ends it properly).
+#[derive(Clone)]
+pub struct MetadataClient {
+    inner: Arc<Inner>,
+    _stop: Arc<DropGuard>,
+}
+
+impl MetadataClient {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// If nobody answers in time, or who answers won't have us.
+    pub async fn connect(options: SessionOptions, arena: Arc<Arena>) -> Result<Self, SessionError> {
+        if options.addresses.is_empty() {
+            return Err(SessionError::NoAddress);
+        }
+        let identity = Identity {
+            cluster: options.cluster,
+            role: Role::Client(SessionId(0)),
+            key: options.key.clone(),
+            encryption: options.encryption,
+        };
+        let slots = options.mutations_in_flight.clamp(1, arena.op_slots() - 1);
+        let token = CancellationToken::new();
+        let inner = Arc::new(Inner {
+            service: Service::new(&options.addresses, identity),
+            slots: Slots::new(slots),
+            arena,
+            clock: Clock::default(),
+            // A successor of this process on this machine has a higher one; the low bits tell processes of
+            // different boots apart.
+            incarnation: ((clock::since_boot().as_micros() as u64) << 12)
+                | u64::from(rand::random::<u16>() >> 4),
+            state: watch::channel(State::Opening).0,
+            last_session: AtomicU64::new(0),
+            sessions_lost: AtomicU64::new(0),
+            lost: Mutex::default(),
+            found_lost: Mutex::default(),
+            kick: Notify::new(),
+            open_files: Mutex::default(),
+            close_notices: Notify::new(),
+            heard: RwLock::default(),
+            hooks: RwLock::default(),
+            token: token.clone(),
+            options,
+        });
+        inner.open_first().await?;
+        tokio::spawn(keeper::keep(Arc::clone(&inner)));
+        tokio::spawn(keeper::tell_closed(Arc::clone(&inner)));
+        Ok(MetadataClient { inner, _stop: Arc::new(token.drop_guard()) })
+    }
+
+    /// Ends the session. What is still in flight ends with [`ClientError::Stopped`]. Data must have been
+    /// flushed before.
+    pub async fn close(&self) {
+        let goodbye = self.mutate(Op::CloseSession);
+        if !matches!(tokio::time::timeout(CLOSE_DEADLINE, goodbye).await, Ok(Ok(_))) {
+            tracing::info!(
+                "the session could not be ended; the cluster will do so when its lifetime is over"
+            );
+        }
+        self.inner.state.send_replace(State::Stopped);
+        self.inner.slots.close();
+        self.inner.token.cancel();
+    }
+
+    /// How the client is.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let connected = self.inner.service.connected().borrow().clone();
+        Status {
+            connected: connected.leader.is_some() && connected.waiting_since.is_none(),
+            leader: connected.leader,
+            waiting: connected.waiting_since.map(|since| since.elapsed()),
+            problem: connected.problem,
+            session: match *self.inner.state.borrow() {
+                State::Open(current) => Some(current.id),
+                State::Opening | State::Stopped => None,
+            },
+            sessions_lost: self.inner.sessions_lost.load(Ordering::Relaxed),
+            volume: self.inner.heard.read().volume,
+        }
+    }
+
+    /// Changes whenever the way to the service does.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<Connected> {
+        self.inner.service.connected()
+    }
+
+    async fn in_time<T>(
+        &self,
+        request: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        match self.inner.options.timeout {
+            None => request.await,
+            Some(limit) => tokio::time::timeout(limit, request).await.unwrap_or(Err(ClientError::TimedOut)),
+        }
+    }
+}
+
+/// What becomes of a mutation that was in flight when its session was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// If it did not take effect it is done in the new session: to its application it just took longer.
+    Repeat,
+    /// It counts only if it took effect.
+    Keep,
+    /// What it is about belongs to the old session.
+    Forget,
+}
+
+fn fate(op: &Op) -> Fate {
+    match op {
+        Op::Append { data: NewPlace::Inline(_), reservation: 0, .. } => Fate::Repeat,
+        Op::Write { .. } | Op::Append { .. } => Fate::Keep,
+        Op::CreateChunk { .. }
+        | Op::SealChunk { .. }
+        | Op::ShrinkChunk { .. }
+        | Op::Reserve { .. }
+        | Op::Unreserve { .. }
+        | Op::CloseSession => Fate::Forget,
+        _ => Fate::Repeat,
+    }
+}
+
+impl Inner {
+    /// The session, once there is one.
+    async fn current(&self) -> Result<Current, ClientError> {
+        let mut state = self.state.subscribe();
+        match state.wait_for(|state| *state != State::Opening).await.as_deref() {
+            Ok(State::Open(current)) => Ok(*current),
+            _ => Err(ClientError::Stopped),
+        }
+    }
+
+    /// Waits until the session that was found to be gone is replaced; what became of its last mutations.
+    async fn replaced(&self, session: SessionId) -> Result<Option<Arc<Lost>>, ClientError> {
+        let mut state = self.state.subscribe();
+        if matches!(*state.borrow(), State::Open(current) if current.id == session) {
+            *self.found_lost.lock() = Some(session);
+            self.kick.notify_one();
+        }
+        let replaced = |state: &State| match state {
+            State::Open(current) => current.id != session,
+            State::Opening => false,
+            State::Stopped => true,
+        };
+        match state.wait_for(replaced).await.as_deref() {
+            Ok(State::Open(_)) => {
+                Ok(self.lost.lock().iter().find(|lost| lost.session == session).map(Arc::clone))
+            }
+            _ => Err(ClientError::Stopped),
+        }
+    }
+
+    /// Sends one mutation, in its slot, until its outcome is known.
+    async fn carry_out(&self, slot: Slot, op: Op) -> Result<Outcome, ClientError> {
+        let fate = fate(&op);
+        let mut command = Command {
+            session: SessionId(0),
+            slot: slot.id(),
+            sequence: 0,
+            time: self.clock.now(),
+            expect: None,
+            op,
+        };
+        loop {
+            let current = self.current().await?;
+            command.session = current.id;
+            command.sequence = slot.next(current.epoch);
+            let message = match postcard::to_allocvec(&command) {
+                Ok(bytes) => Bytes::from(bytes),
+                Err(error) => {
+                    slot.take_back(current.epoch);
+                    tracing::error!(%error, "a mutation can't be encoded");
+                    return Err(FsError::InvalidArgument.into());
+                }
+            };
+            if self.arena.record_op(slot.id(), current.id, command.sequence, &message).is_err() {
+                slot.take_back(current.epoch);
+                tracing::error!(bytes = message.len(), "a mutation is longer than a slot of the arena");
+                return Err(FsError::InvalidArgument.into());
+            }
+            let answer = tokio::select! {
+                answer = self.service.call(kind::MUTATE, &message) => answer,
+                () = self.token.cancelled() => return Err(ClientError::Stopped),
+            };
+            let outcome = match answer {
+                Ok(reply) => match postcard::from_bytes::<MutateReply>(&reply) {
+                    Ok(reply) => reply.outcome,
+                    Err(error) => {
+                        tracing::error!(%error, "the outcome of a mutation can't be read");
+                        Outcome::Refused(FsError::Io)
+                    }
+                },
+                Err(Refusal::Fs(FsError::SessionExpired)) => Outcome::Refused(FsError::SessionExpired),
+                Err(refusal) => {
+                    self.arena.clear_op(slot.id(), current.id, command.sequence);
+                    return Err(refused(refusal, slot, current.epoch));
+                }
+            };
+            if outcome == Outcome::Refused(FsError::SessionExpired) {
+                let lost = self.replaced(current.id).await?;
+                let known = lost.and_then(|lost| lost.outcome(slot.id(), command.sequence));
+                match (fate, known) {
+                    (Fate::Repeat | Fate::Keep, Some(outcome)) => {
+                        self.arena.clear_op(slot.id(), current.id, command.sequence);
+                        return Ok(outcome.into_result()?);
+                    }
+                    (Fate::Repeat, None) => continue,
+                    (Fate::Keep, None) | (Fate::Forget, _) => {
+                        self.arena.clear_op(slot.id(), current.id, command.sequence);
+                        return Err(ClientError::SessionLost);
+                    }
+                }
+            }
+            self.arena.clear_op(slot.id(), current.id, command.sequence);
+            if outcome == Outcome::Refused(FsError::BadSequence) {
+                tracing::error!(slot = slot.id().0, sequence = command.sequence, "a slot is out of sequence");
+                slot.retire();
+                return Err(FsError::Io.into());
+            }
+            return Ok(outcome.into_result()?);
+        }
+    }
+
+    async fn question(&self, query: &Query) -> Result<Answer, ClientError> {
+        loop {
+            let current = self.current().await?;
+            // The same bytes as an `AskRequest`, without copying the query into one.
+            let message =
+                postcard::to_allocvec(&(current.id, query)).map_err(|_| FsError::InvalidArgument)?;
+            match self.service.call(kind::ASK, &message.into()).await {
+                Ok(reply) => {
+                    return postcard::from_bytes(&reply).map_err(|error| {
+                        tracing::error!(%error, "an answer can't be read");
+                        FsError::Io.into()
+                    });
+                }
+                Err(Refusal::Fs(FsError::SessionExpired)) => {
+                    self.replaced(current.id).await?;
+                }
+                Err(Refusal::Fs(error)) => return Err(error.into()),
+                Err(refusal) => {
+                    tracing::error!(%refusal, "a question can't be asked");
+                    return Err(FsError::Io.into());
+                }
+            }
+        }
+    }
+
+    fn note(&self, reply: SessionHeartbeatReply, sent: Duration) {
+        self.clock.sample(reply.now, sent, clock::since_boot());
+        let recall = reply.return_reservation;
+        *self.heard.write() = Heard {
+            lifetime: Duration::from_millis(u64::from(reply.lifetime_ms)),
+            term: reply.term,
+            inline_allowed: reply.inline_allowed,
+            volume: reply.volume,
+            servers_version: reply.servers_version,
+            config: Arc::new(reply.config),
+        };
+        if recall {
+            self.tell(Event::ReturnReservation);
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        for hook in self.hooks.read().iter() {
+            hook(event);
+        }
+    }
+}
+
+/// The service did not look at the mutation.
+fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
+    match refusal {
+        Refusal::Fs(error) => {
+            slot.take_back(epoch);
+            error.into()
+        }
+        Refusal::Impossible(reason) => {
+            tracing::error!(reason, "the metadata service can't make sense of a mutation");
+            slot.take_back(epoch);
+            FsError::Io.into()
+        }
+        Refusal::Garbled(reason) => {
+            tracing::error!(reason, "the outcome of a mutation can't be read");
+            FsError::Io.into()
+        }
+    }
+}
+
+impl Metadata for MetadataClient {
+    async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
+        let inner = Arc::clone(&self.inner);
+        let carry_out = async {
+            let slot = inner.slots.take().await.ok_or(ClientError::Stopped)?;
+            // A task of its own: who waits may be interrupted, but what was sent keeps its slot until its
+            // outcome is known.
+            let task = {
+                let inner = Arc::clone(&inner);
+                tokio::spawn(async move { inner.carry_out(slot, op).await })
+            };
+            task.await.unwrap_or(Err(ClientError::Stopped))
+        };
+        self.in_time(carry_out).await
+    }
+
+    async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
+        let opening = match &query {
+            Query::Open { ino, .. } => Some((*ino, self.inner.open_files.lock().open(*ino))),
+            _ => None,
+        };
+        let answer = self.in_time(self.inner.question(&query)).await;
+        if let (Some((ino, true)), Err(_)) = (opening, &answer) {
+            self.closed(ino);
+        }
+        answer
+    }
+
+    fn session(&self) -> SessionId {
+        SessionId(self.inner.last_session.load(Ordering::Relaxed))
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.inner.incarnation
+    }
+
+    fn now(&self) -> Timestamp {
+        self.inner.clock.now()
+    }
+
+    fn config(&self) -> Arc<VolumeConfig> {
+        Arc::clone(&self.inner.heard.read().config)
+    }
+
+    fn inline_allowed(&self) -> bool {
+        self.inner.heard.read().inline_allowed
+    }
+
+    fn servers_version(&self) -> u64 {
+        self.inner.heard.read().servers_version
+    }
+
+    fn volume(&self) -> VolumeUse {
+        self.inner.heard.read().volume
+    }
+
+    fn away_for(&self) -> Option<Duration> {
+        self.inner.service.connected().borrow().waiting_since.map(|since| since.elapsed())
+    }
+
+    fn opened(&self, ino: InodeId) {
+        if !self.inner.open_files.lock().open(ino) {
+            return;
+        }
+        let inner = Arc::clone(&self.inner);
+        tokio::spawn(async move {
+            if !inner.open_files.lock().is_open(ino) {
+                return;
+            }
+            let register = Query::Open { ino, segments: 0 };
+            tokio::select! {
+                answer = inner.question(&register) => {
+                    if let Err(error) = answer {
+                        tracing::debug!(%ino, %error, "a new file could not be registered as open");
+                    }
+                }
+                () = inner.token.cancelled() => {}
+            }
+        });
+    }
+
+    fn closed(&self, ino: InodeId) {
+        if self.inner.open_files.lock().close(ino) {
+            self.inner.close_notices.notify_one();
+        }
+    }
+
+    fn subscribe(&self, hook: Hook) {
+        self.inner.hooks.write().push(hook);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,256 @@
+//! Keeps the session: opens it, sends its heartbeats, opens a new one when it is lost, and tells the leader
+//! which files are open.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use atoll_core::commands::{Command, Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::{InodeId, SessionId, SlotId};
+use atoll_proto::metadata::{
+    CloseNotice, MutateReply, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply, kind,
+};
+use atoll_proto::{Body, Rpc};
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::leader::Refusal;
+use super::{Current, Inner, Lost, SessionError, State, clock};
+use crate::metadata::Event;
+
+/// The lifetime that is assumed before the first heartbeat's reply.
+const LIFETIME_ASSUMED: Duration = Duration::from_secs(15);
+/// Heartbeats go out at least so often; they also bring the clock and what the volume's use is.
+const HEARTBEAT_PERIOD_MAX: Duration = Duration::from_secs(5);
+/// Close notices are collected for so long.
+const CLOSE_NOTICE_DELAY: Duration = Duration::from_millis(50);
+/// The pause before a refused session is asked for again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+struct Close;
+
+impl Rpc for Close {
+    const KIND: u16 = kind::CLOSE;
+    type Request = CloseNotice;
+    type Reply = ();
+}
+
+impl Inner {
+    /// Opens the first session, in time.
+    pub(super) async fn open_first(&self) -> Result<(), SessionError> {
+        let limit = self.options.connect_timeout;
+        let opening = async {
+            let current = self.open(None).await?;
+            let term = self.heartbeat(current.id, 0).await.map_err(|refusal| match refusal {
+                Refusal::Fs(error) => SessionError::Refused(error),
+                Refusal::Impossible(reason) | Refusal::Garbled(reason) => SessionError::Hopeless(reason),
+            })?;
+            Ok((current, term))
+        };
+        let hopeless = async {
+            let mut connected = self.service.connected();
+            while connected.changed().await.is_ok() {
+                if let Some(error) = self.service.hopeless() {
+                    return error.to_string();
+                }
+            }
+            std::future::pending().await
+        };
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(limit, opening) => opened,
+            reason = hopeless => return Err(SessionError::Hopeless(reason)),
+        };
+        let (current, _) = opened.map_err(|_| {
+            let problem = self.service.connected().borrow().problem.clone();
+            SessionError::Away { after: limit, problem: problem.unwrap_or_else(|| "no answer".into()) }
+        })??;
+        self.state.send_replace(State::Open(current));
+        Ok(())
+    }
+
+    /// Opens a session.
+    async fn open(&self, supersedes: Option<SessionId>) -> Result<Current, SessionError> {
+        let command = Command {
+            session: SessionId(0),
+            slot: SlotId(0),
+            sequence: 0,
+            time: self.clock.now(),
+            expect: None,
+            op: Op::OpenSession {
+                client: self.options.client.clone(),
+                incarnation: self.incarnation,
+                supersedes,
+            },
+        };
+        let garbled = |error: &dyn std::fmt::Display| SessionError::Hopeless(error.to_string());
+        let message = postcard::to_allocvec(&command).map_err(|error| garbled(&error))?;
+        let reply = match self.service.call(kind::MUTATE, &message.into()).await {
+            Ok(reply) => postcard::from_bytes::<MutateReply>(&reply).map_err(|error| garbled(&error))?,
+            Err(Refusal::Fs(error)) => return Err(SessionError::Refused(error)),
+            Err(refusal) => return Err(garbled(&refusal)),
+        };
+        let (id, outcomes) = match reply.outcome {
+            Outcome::Session(id, outcomes) => (id, outcomes),
+            Outcome::Refused(error) => return Err(SessionError::Refused(error)),
+            other => return Err(garbled(&format!("{other:?} is no session"))),
+        };
+        if let Some(session) = supersedes {
+            let mut lost = self.lost.lock();
+            if lost.len() == super::LOST_SESSIONS_MAX {
+                lost.pop_front();
+            }
+            lost.push_back(Arc::new(Lost { session, outcomes }));
+        }
+        self.last_session.store(id.0, Ordering::Relaxed);
+        let epoch = self.sessions_lost.load(Ordering::Relaxed) + 1;
+        tracing::info!(session = %id, ?supersedes, "session opened");
+        Ok(Current { id, epoch })
+    }
+
+    /// Sends one heartbeat; returns the leader's term if the leader was told all open files.
+    async fn heartbeat(&self, session: SessionId, reclaimed_term: u64) -> Result<u64, Refusal> {
+        let sent = clock::since_boot();
+        let beat = SessionHeartbeat { session, reclaimed_term };
+        let reply = self.service.call(kind::SESSION_HEARTBEAT, &encode(&beat)?).await?;
+        let reply: SessionHeartbeatReply =
+            postcard::from_bytes(&reply).map_err(|error| Refusal::Garbled(error.to_string()))?;
+        let (term, reclaim) = (reply.term, reply.reclaim);
+        self.note(reply, sent);
+        if reclaim {
+            self.reclaim(session).await?;
+        }
+        Ok(term)
+    }
+
+    /// Tells the leader all open files.
+    async fn reclaim(&self, session: SessionId) -> Result<(), Refusal> {
+        let messages = self.open_files.lock().messages();
+        let last = messages.len() - 1;
+        for (number, open) in messages.into_iter().enumerate() {
+            tracing::debug!(%session, files = open.len(), "telling the leader the open files");
+            let request = ReclaimRequest { session, open, more: number < last };
+            self.service.call(kind::RECLAIM, &encode(&request)?).await?;
+        }
+        Ok(())
+    }
+
+    fn heartbeat_period(&self) -> Duration {
+        let lifetime = self.heard.read().lifetime;
+        let lifetime = if lifetime.is_zero() { LIFETIME_ASSUMED } else { lifetime };
+        (lifetime / 3).min(HEARTBEAT_PERIOD_MAX)
+    }
+
+    /// The session is gone: everybody is told, then a new one is opened.
+    async fn replace(&self, lost: Current) -> Current {
+        self.state.send_replace(State::Opening);
+        tracing::warn!(session = %lost.id, "the session is lost; what was not committed is gone");
+        let current = loop {
+            match self.open(Some(lost.id)).await {
+                Ok(current) => break Current { epoch: lost.epoch + 1, ..current },
+                Err(error) => {
+                    tracing::error!(%error, "no new session");
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
+            }
+        };
+        self.sessions_lost.fetch_add(1, Ordering::Relaxed);
+        // Before anything can happen in the new session: nobody may use what belonged to the old one.
+        self.tell(Event::SessionLost);
+        // The new session holds nothing open yet, whatever the leader thinks it was told.
+        if let Err(error) = self.reclaim(current.id).await {
+            tracing::warn!(%error, "the open files could not be told");
+        }
+        self.state.send_replace(State::Open(current));
+        current
+    }
+}
+
+fn encode<M: serde::Serialize>(message: &M) -> Result<Bytes, Refusal> {
+    postcard::to_allocvec(message).map(Bytes::from).map_err(|error| Refusal::Impossible(error.to_string()))
+}
+
+/// The task that keeps the session until the client stops.
+pub(super) async fn keep(inner: Arc<Inner>) {
+    let token = inner.token.clone();
+    tokio::select! {
+        () = token.cancelled() => {}
+        () = beat(&inner) => {}
+    }
+    inner.slots.close();
+    inner.state.send_replace(State::Stopped);
+}
+
+async fn beat(inner: &Inner) {
+    let State::Open(mut current) = *inner.state.borrow() else { return };
+    let mut connected = inner.service.connected();
+    let mut leader = connected.borrow_and_update().leader.clone();
+    let mut term = inner.heard.read().term;
+    let mut next = Instant::now() + inner.heartbeat_period();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = inner.kick.notified() => {}
+            changed = connected.changed() => {
+                // A new leader wants to be told what is open; anything else can wait for the next beat.
+                let now = connected.borrow_and_update().leader.clone();
+                if changed.is_ok() && now == leader {
+                    continue;
+                }
+                leader = now;
+            }
+        }
+        if *inner.state.borrow() == State::Stopped {
+            return;
+        }
+        next = Instant::now() + inner.heartbeat_period();
+        let found_lost = inner.found_lost.lock().take() == Some(current.id);
+        let result = match found_lost {
+            true => Err(Refusal::Fs(FsError::SessionExpired)),
+            false => inner.heartbeat(current.id, term).await,
+        };
+        match result {
+            Ok(now) => term = now,
+            Err(Refusal::Fs(FsError::SessionExpired)) => {
+                if *inner.state.borrow() == State::Stopped {
+                    return;
+                }
+                current = inner.replace(current).await;
+                inner.kick.notify_one();
+            }
+            Err(refusal) => tracing::warn!(%refusal, "heartbeat refused"),
+        }
+    }
+}
+
+/// The task that tells the leader which files were closed.
+pub(super) async fn tell_closed(inner: Arc<Inner>) {
+    loop {
+        tokio::select! {
+            () = inner.token.cancelled() => return,
+            () = inner.close_notices.notified() => {}
+        }
+        tokio::select! {
+            () = inner.token.cancelled() => return,
+            () = tokio::time::sleep(CLOSE_NOTICE_DELAY) => {}
+        }
+        let State::Open(current) = *inner.state.borrow() else { continue };
+        // Under the lock: who opens one of these files right now asks the service after this is queued on the
+        // same connection, or takes the file out of the notice.
+        let mut files = inner.open_files.lock();
+        loop {
+            let closed: Vec<InodeId> = files.take_closed();
+            if closed.is_empty() {
+                break;
+            }
+            let notice = CloseNotice { session: current.id, closed };
+            let sent =
+                inner.service.connection().map(|connection| connection.send::<Close>(&notice, Body::Empty));
+            if !matches!(sent, Some(Ok(()))) {
+                // With the next one that is closed.
+                files.put_back(notice.closed);
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! Finding the leader and getting an answer from it, however long that takes.
+//!
+//! Every request may be sent again: questions and heartbeats by nature, mutations because they are numbered.
+//! So a request that got no answer goes to the next member, after a pause, until somebody answers it. Which
+//! member and which pause is decided by [`Members`], purely.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_core::error::FsError;
+use atoll_proto::metadata::MetadataError;
+use atoll_proto::{Address, ConnectOptions, Connection, Identity, Peer, RpcError, StatusCode};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Connected;
+
+/// How long an attempt may take before the request is sent again, perhaps to another member.
+pub const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
+/// The pause after a first failed attempt.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+/// The longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Hints in a row that are followed without a pause: members that don't agree could send us around for ever.
+const HINTS_WITHOUT_PAUSE: u32 = 2;
+/// Members that were learnt from hints and are not in the configuration.
+const LEARNT_MAX: usize = 8;
+
+/// An answer that settles a request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The filesystem refused, before anything was done.
+    #[error("{0}")]
+    Fs(FsError),
+    /// The request can't be carried out by any member (it is malformed to them, or too large); nothing was done.
+    #[error("{0}")]
+    Impossible(String),
+    /// Something was done, and the answer can't be read.
+    #[error("{0}")]
+    Garbled(String),
+}
+
+/// What to do after an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Next {
+    /// That was it.
+    Settled(Refusal),
+    /// The member says who leads.
+    Ask(String),
+    /// This member can't; another may.
+    Elsewhere,
+    /// The same again.
+    Again,
+}
+
+fn next(error: &RpcError) -> Next {
+    if let Some(error) = error.typed::<MetadataError>() {
+        return match error {
+            MetadataError::NotLeader { leader: Some((_, address)) } => Next::Ask(address),
+            MetadataError::NotLeader { leader: None } | MetadataError::Failed(_) => Next::Elsewhere,
+            MetadataError::LeadershipLost => Next::Elsewhere,
+            MetadataError::NotBootstrapped => Next::Elsewhere,
+            MetadataError::Fs(FsError::TryAgain) => Next::Again,
+            MetadataError::Fs(error) => Next::Settled(Refusal::Fs(error)),
+        };
+    }
+    match error {
+        RpcError::Refused(status) => match status.code {
+            StatusCode::BadRequest | StatusCode::UnknownKind | StatusCode::Forbidden => {
+                Next::Settled(Refusal::Impossible(status.to_string()))
+            }
+            StatusCode::Busy => Next::Again,
+            // A failure inside, or one of a newer version's: whether anything was done is not known, and to send
+            // it again finds out.
+            _ => Next::Elsewhere,
+        },
+        RpcError::NotSent { .. } | RpcError::OutcomeUnknown { .. } => Next::Elsewhere,
+        RpcError::Unsendable { reason } => Next::Settled(Refusal::Impossible(reason.clone())),
+        RpcError::BadReply { reason, .. } => Next::Settled(Refusal::Garbled(reason.clone())),
+        // The enumeration may grow.
+        _ => Next::Elsewhere,
+    }
+}
+
+/// Which member to ask. Many requests share it, so each says which choice it is talking about.
+#[derive(Debug)]
+struct Members {
+    /// As configured, then as learnt.
+    names: Vec<String>,
+    configured: usize,
+    current: usize,
+    /// Counts choices: a failure of an older one changes nothing.
+    choice: u64,
+    /// Failed choices in a row.
+    failures: u32,
+    hints: u32,
+}
+
+impl Members {
+    fn new(names: Vec<String>) -> Self {
+        Members { configured: names.len(), names, current: 0, choice: 0, failures: 0, hints: 0 }
+    }
+
+    /// The choice failed. Returns how long to wait (`random` spreads those who wait at the same time).
+    fn failed(&mut self, choice: u64, next: &Next, random: u32) -> Duration {
+        if choice != self.choice {
+            // Somebody else has chosen anew meanwhile: join them.
+            return Duration::ZERO;
+        }
+        match next {
+            Next::Ask(name) => {
+                self.choose(name);
+                self.hints += 1;
+                if self.hints <= HINTS_WITHOUT_PAUSE {
+                    return Duration::ZERO;
+                }
+            }
+            Next::Elsewhere => {
+                self.current = (self.current + 1) % self.names.len().max(1);
+                self.choice += 1;
+            }
+            Next::Again | Next::Settled(_) => {}
+        }
+        self.failures = self.failures.saturating_add(1);
+        pause(self.failures, random)
+    }
+
+    fn choose(&mut self, name: &str) {
+        self.choice += 1;
+        if let Some(known) = self.names.iter().position(|known| known == name) {
+            self.current = known;
+            return;
+        }
+        if self.names.len() - self.configured >= LEARNT_MAX {
+            self.names.remove(self.configured);
+        }
+        self.names.push(name.to_owned());
+        self.current = self.names.len() - 1;
+    }
+
+    /// The choice answered.
+    fn answered(&mut self, choice: u64) {
+        if choice == self.choice {
+            self.failures = 0;
+            self.hints = 0;
+        }
+    }
+}
+
+fn pause(failures: u32, random: u32) -> Duration {
+    let longest = PAUSE_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(PAUSE_MAX);
+    longest / 2 + longest.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+}
+
+/// The metadata service: whichever member answers.
+pub struct Service {
+    members: Mutex<Members>,
+    /// Peers by name; few.
+    peers: Mutex<Vec<(String, Peer)>>,
+    options: ConnectOptions,
+    connected: watch::Sender<Connected>,
+}
+
+impl Service {
+    /// The members at these addresses. Nothing happens until something is asked.
+    #[must_use]
+    pub fn new(addresses: &[Address], identity: Identity) -> Self {
+        let options = ConnectOptions::new(identity);
+        let peers: Vec<(String, Peer)> = addresses
+            .iter()
+            .map(|address| (address.to_string(), Peer::new(address.clone(), options.clone())))
+            .collect();
+        let members = Members::new(peers.iter().map(|(name, _)| name.clone()).collect());
+        let (connected, _) = watch::channel(Connected::default());
+        Service { members: Mutex::new(members), peers: Mutex::new(peers), options, connected }
+    }
+
+    /// Whether somebody answers.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<Connected> {
+        self.connected.subscribe()
+    }
+
+    fn target(&self) -> (Option<Peer>, String, u64) {
+        let members = self.members.lock();
+        let Some(name) = members.names.get(members.current).cloned() else {
+            return (None, String::new(), members.choice);
+        };
+        let choice = members.choice;
+        drop(members);
+        let mut peers = self.peers.lock();
+        if let Some((_, peer)) = peers.iter().find(|(known, _)| *known == name) {
+            return (Some(peer.clone()), name, choice);
+        }
+        // Learnt from a hint.
+        let Ok(address) = name.parse::<Address>() else { return (None, name, choice) };
+        let peer = Peer::new(address, self.options.clone());
+        let configured = self.members.lock().configured;
+        if peers.len() - configured >= LEARNT_MAX {
+            peers.remove(configured);
+        }
+        peers.push((name.clone(), peer.clone()));
+        (Some(peer), name, choice)
+    }
+
+    /// The connection to the member that is taken for the leader, if there is one.
+    #[must_use]
+    pub fn connection(&self) -> Option<Connection> {
+        self.target().0?.connected()
+    }
+
+    /// Sends the request until it is answered.
+    pub async fn call(&self, kind: u16, message: &Bytes) -> Result<Bytes, Refusal> {
+        loop {
+            let (peer, name, choice) = self.target();
+            let started = Instant::now();
+            let result = match peer {
+                Some(peer) => attempt(&peer, kind, message).await,
+                None => Err(RpcError::NotSent { reason: format!("'{name}' is no address") }),
+            };
+            let error = match result {
+                Ok(reply) => {
+                    self.answered(&name, choice);
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            let next = next(&error);
+            if let Next::Settled(refusal) = next {
+                self.answered(&name, choice);
+                return Err(refusal);
+            }
+            tracing::debug!(member = name, kind, %error, ?next, "metadata request failed");
+            self.away(started, &error);
+            let pause = self.members.lock().failed(choice, &next, rand::random());
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+
+    fn answered(&self, name: &str, choice: u64) {
+        self.members.lock().answered(choice);
+        self.connected.send_if_modified(|connected| {
+            let back = connected.waiting_since.take().is_some();
+            let moved = connected.leader.as_deref() != Some(name);
+            if moved {
+                connected.leader = Some(name.to_owned());
+            }
+            if back {
+                connected.problem = None;
+            }
+            back || moved
+        });
+    }
+
+    fn away(&self, since: Instant, error: &RpcError) {
+        let problem = error.to_string();
+        self.connected.send_if_modified(|connected| {
+            let changed = connected.waiting_since.is_none() || connected.problem.as_ref() != Some(&problem);
+            connected.waiting_since.get_or_insert(since);
+            connected.problem = Some(problem);
+            changed
+        });
+    }
+
+    /// All configured members refuse this client for a reason that waiting won't change (another key, another
+    /// cluster, another protocol): the reason.
+    #[must_use]
+    pub fn hopeless(&self) -> Option<Arc<atoll_proto::ConnectError>> {
+        let configured = self.members.lock().configured;
+        let peers = self.peers.lock();
+        let mut reason = None;
+        for (_, peer) in peers.iter().take(configured) {
+            match peer.state() {
+                atoll_proto::PeerState::Failed { error, .. } if is_hopeless(&error) => reason = Some(error),
+                _ => return None,
+            }
+        }
+        reason
+    }
+}
+
+fn is_hopeless(error: &atoll_proto::ConnectError) -> bool {
+    use atoll_proto::handshake::HandshakeError;
+    match error {
+        atoll_proto::ConnectError::Handshake { source, .. } => matches!(
+            source,
+            HandshakeError::WrongCluster { .. }
+                | HandshakeError::WrongKey { .. }
+                | HandshakeError::Protocol { .. }
+                | HandshakeError::Encryption { .. }
+                | HandshakeError::NotAtoll { .. }
+        ),
+        _ => false,
+    }
+}
+
+async fn attempt(peer: &Peer, kind: u16, message: &Bytes) -> Result<Bytes, RpcError> {
+    let started = Instant::now();
+    let connection = match peer.connected() {
+        Some(connection) => connection,
+        None => match tokio::time::timeout(ATTEMPT_DEADLINE, peer.connection()).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(RpcError::NotSent { reason: error.to_string() }),
+            Err(_) => {
+                let reason = match peer.state() {
+                    atoll_proto::PeerState::Failed { error, .. } => error.to_string(),
+                    _ => {
+                        format!("no connection to {} within {} s", peer.address(), ATTEMPT_DEADLINE.as_secs())
+                    }
+                };
+                return Err(RpcError::NotSent { reason });
+            }
+        },
+    };
+    let left = ATTEMPT_DEADLINE.saturating_sub(started.elapsed()).max(Duration::from_millis(1));
+    let reply = connection.call_raw(kind, message.clone(), atoll_proto::Body::Empty, left).await?;
+    Ok(reply.meta)
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_core::ids::MemberId;
+    use atoll_proto::Status;
+
+    use super::*;
+
+    fn members() -> Members {
+        Members::new(vec!["a:1".into(), "b:1".into(), "c:1".into()])
+    }
+
+    fn refused(error: &MetadataError) -> Next {
+        next(&RpcError::Refused(Status::service(error)))
+    }
+
+    #[test]
+    fn what_follows_from_each_answer() {
+        let hint = MetadataError::NotLeader { leader: Some((MemberId(2), "b:1".into())) };
+        assert_eq!(refused(&hint), Next::Ask("b:1".into()));
+        assert_eq!(refused(&MetadataError::NotLeader { leader: None }), Next::Elsewhere);
+        assert_eq!(refused(&MetadataError::LeadershipLost), Next::Elsewhere);
+        assert_eq!(refused(&MetadataError::NotBootstrapped), Next::Elsewhere);
+        assert_eq!(refused(&MetadataError::Failed("disk".into())), Next::Elsewhere);
+        assert_eq!(
+            refused(&MetadataError::Fs(FsError::NotFound)),
+            Next::Settled(Refusal::Fs(FsError::NotFound))
+        );
+        assert_eq!(refused(&MetadataError::Fs(FsError::TryAgain)), Next::Again);
+        let lost = RpcError::OutcomeUnknown { reason: "lost".into() };
+        assert_eq!(next(&lost), Next::Elsewhere);
+        let bad = RpcError::Refused(Status::bad_request("what?"));
+        assert!(matches!(next(&bad), Next::Settled(Refusal::Impossible(_))));
+        let busy = RpcError::Refused(Status::new(StatusCode::Busy, "busy"));
+        assert_eq!(next(&busy), Next::Again);
+    }
+
+    #[test]
+    fn goes_around_and_follows_hints() {
+        let mut members = members();
+        let pause = members.failed(0, &Next::Elsewhere, 0);
+        assert_eq!((members.current, pause), (1, PAUSE_MIN / 2));
+        // Another request that had tried the first member, too, does not skip the second.
+        assert_eq!(members.failed(0, &Next::Elsewhere, 0), Duration::ZERO);
+        assert_eq!(members.current, 1);
+        assert_eq!(members.failed(1, &Next::Ask("a:1".into()), 0), Duration::ZERO);
+        assert_eq!(members.current, 0);
+        assert_eq!(members.failed(2, &Next::Ask("d:1".into()), 0), Duration::ZERO);
+        assert_eq!(members.names[members.current], "d:1");
+        assert!(members.failed(3, &Next::Ask("a:1".into()), 0) > Duration::ZERO, "sent around for ever");
+        members.answered(4);
+        assert_eq!((members.failures, members.hints), (0, 0));
+    }
+
+    #[test]
+    fn learns_a_bounded_number_of_members() {
+        let mut members = members();
+        for number in 0..20 {
+            members.choose(&format!("n{number}:1"));
+            assert_eq!(members.names[members.current], format!("n{number}:1"));
+        }
+        assert_eq!(members.names.len(), 3 + LEARNT_MAX);
+        assert_eq!(members.names[..3], ["a:1", "b:1", "c:1"].map(String::from));
+    }
+
+    #[test]
+    fn pauses_are_bounded() {
+        assert_eq!(pause(1, 0), PAUSE_MIN / 2);
+        assert_eq!(pause(u32::MAX, u32::MAX), PAUSE_MAX);
+    }
+}

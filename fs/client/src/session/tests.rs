@@ -1,0 +1,333 @@
+use atoll_core::ids::{MemberId, ROOT};
+use atoll_proto::metadata::{
+    AskRequest, CloseNotice, MetadataError, MutateRequest, ReclaimRequest, SessionHeartbeat,
+};
+use atoll_proto::{Handler, PeerInfo, Request, Response, Status as WireStatus};
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::arena::ArenaConfig;
+use crate::testing::{CLUSTER, MemVolume};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the members of a pretended metadata service share, and how they misbehave.
+#[derive(Default)]
+struct Faults {
+    /// Index of the member that leads.
+    leader: AtomicU64,
+    /// Carry the next mutation out, but don't answer it.
+    swallow_outcome: AtomicBool,
+    /// Requests of each kind that were looked at.
+    seen: Mutex<HashMap<u16, u64>>,
+    reclaim: AtomicBool,
+    term: AtomicU64,
+}
+
+struct Member {
+    index: u64,
+    names: Arc<Mutex<Vec<String>>>,
+    volume: Arc<Mutex<MemVolume>>,
+    faults: Arc<Faults>,
+}
+
+fn encode<T: serde::Serialize>(value: &T) -> Result<Response, WireStatus> {
+    Ok(Response { meta: postcard::to_allocvec(value).unwrap().into(), ..Response::default() })
+}
+
+fn fs(error: FsError) -> WireStatus {
+    WireStatus::service(&MetadataError::Fs(error))
+}
+
+impl Handler for Member {
+    async fn handle(&self, _peer: &PeerInfo, request: Request) -> Result<Response, WireStatus> {
+        *self.faults.seen.lock().entry(request.kind).or_default() += 1;
+        let leader = self.faults.leader.load(Ordering::SeqCst);
+        if leader != self.index {
+            let name = self.names.lock().get(leader as usize).cloned();
+            return Err(WireStatus::service(&MetadataError::NotLeader {
+                leader: name.map(|name| (MemberId(leader), name)),
+            }));
+        }
+        let mut volume = self.volume.lock();
+        match request.kind {
+            kind::MUTATE => {
+                let request: MutateRequest = postcard::from_bytes(&request.meta).unwrap();
+                let outcome = volume.execute(request.command);
+                if self.faults.swallow_outcome.swap(false, Ordering::SeqCst) {
+                    return Err(WireStatus::service(&MetadataError::LeadershipLost));
+                }
+                encode(&MutateReply { outcome })
+            }
+            kind::ASK => {
+                let request: AskRequest = postcard::from_bytes(&request.meta).unwrap();
+                encode(&volume.answer(request.session, request.query).map_err(fs)?)
+            }
+            kind::SESSION_HEARTBEAT => {
+                let beat: SessionHeartbeat = postcard::from_bytes(&request.meta).unwrap();
+                if !volume.is_alive(beat.session) {
+                    return Err(fs(FsError::SessionExpired));
+                }
+                encode(&SessionHeartbeatReply {
+                    now: Timestamp { seconds: 1_000_000, nanos: 0 },
+                    lifetime_ms: 300,
+                    term: self.faults.term.load(Ordering::SeqCst),
+                    reclaim: self.faults.reclaim.swap(false, Ordering::SeqCst),
+                    return_reservation: false,
+                    inline_allowed: true,
+                    volume: volume.volume(),
+                    servers_version: 1,
+                    config: volume.config(),
+                })
+            }
+            kind::RECLAIM => {
+                let request: ReclaimRequest = postcard::from_bytes(&request.meta).unwrap();
+                volume.hold(request.session, &request.open, true);
+                encode(&())
+            }
+            kind::CLOSE => {
+                let notice: CloseNotice = postcard::from_bytes(&request.meta).unwrap();
+                volume.hold(notice.session, &notice.closed, false);
+                encode(&())
+            }
+            other => Err(WireStatus::unknown_kind(other)),
+        }
+    }
+}
+
+struct Cluster {
+    volume: Arc<Mutex<MemVolume>>,
+    faults: Arc<Faults>,
+    addresses: Vec<Address>,
+    key: ClusterKey,
+    stop: CancellationToken,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Cluster {
+    fn start(members: u64) -> Cluster {
+        let volume = Arc::new(Mutex::new(MemVolume::new(VolumeConfig::default())));
+        let faults = Arc::new(Faults::default());
+        let names = Arc::new(Mutex::new(Vec::new()));
+        let key = ClusterKey::random();
+        let stop = CancellationToken::new();
+        let mut addresses = Vec::new();
+        for index in 0..members {
+            let (listener, address) = atoll_proto::transport::memory(format!("m{index}"));
+            names.lock().push(address.to_string());
+            addresses.push(address);
+            let identity = Identity {
+                cluster: CLUSTER,
+                role: Role::Metadata(MemberId(index)),
+                key: key.clone(),
+                encryption: Encryption::default(),
+            };
+            let member = Member {
+                index,
+                names: Arc::clone(&names),
+                volume: Arc::clone(&volume),
+                faults: Arc::clone(&faults),
+            };
+            tokio::spawn(atoll_proto::serve(listener, identity, Arc::new(member), stop.clone()));
+        }
+        Cluster { volume, faults, addresses, key, stop }
+    }
+
+    fn options(&self) -> SessionOptions {
+        SessionOptions {
+            connect_timeout: PATIENCE,
+            ..SessionOptions::new(self.addresses.clone(), CLUSTER, self.key.clone(), "test".into())
+        }
+    }
+
+    async fn client(&self) -> (MetadataClient, Arc<Arena>) {
+        let arena = Arena::create(ArenaConfig { op_slots: 9, data_bytes: 1 << 20 }).unwrap();
+        let client = MetadataClient::connect(self.options(), Arc::clone(&arena)).await.unwrap();
+        (client, arena)
+    }
+
+    fn seen(&self, kind: u16) -> u64 {
+        self.faults.seen.lock().get(&kind).copied().unwrap_or(0)
+    }
+}
+
+fn mkdir(name: &str) -> Op {
+    Op::Create {
+        parent: ROOT,
+        name: Bytes::copy_from_slice(name.as_bytes()),
+        ino: None,
+        mode: 0o40755,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        target: Bytes::new(),
+    }
+}
+
+fn lookup(name: &str) -> Query {
+    Query::Lookup { parent: ROOT, name: Bytes::copy_from_slice(name.as_bytes()) }
+}
+
+/// Waits until something holds; fails if it never does.
+async fn until(mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect("this never happened");
+}
+
+#[tokio::test]
+async fn finds_the_leader_and_follows_it() {
+    let cluster = Cluster::start(3);
+    cluster.faults.leader.store(2, Ordering::SeqCst);
+    let (client, arena) = cluster.client().await;
+    client.mutate(mkdir("a")).await.unwrap();
+    assert_eq!(client.status().leader, Some("memory:m2".into()));
+    cluster.faults.leader.store(0, Ordering::SeqCst);
+    client.mutate(mkdir("b")).await.unwrap();
+    assert!(matches!(client.ask(lookup("a")).await, Ok(Answer::Inode(_))));
+    assert_eq!(client.ask(lookup("c")).await, Err(FsError::NotFound.into()));
+    assert_eq!(client.mutate(mkdir("a")).await, Err(FsError::Exists.into()));
+    assert_eq!(client.status().leader, Some("memory:m0".into()));
+    assert_eq!(client.now().seconds, 1_000_000, "the leader's clock");
+    let adopted = Arena::adopt(arena.fd().try_clone_to_owned().unwrap()).unwrap();
+    assert!(adopted.ops.iter().all(|op| op.pending.is_none()), "{:?}", adopted.ops);
+}
+
+#[tokio::test]
+async fn a_mutation_whose_answer_is_lost_takes_effect_once() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let before = cluster.seen(kind::MUTATE);
+    cluster.faults.swallow_outcome.store(true, Ordering::SeqCst);
+    // Were it carried out twice, the second time would answer that the name is taken.
+    client.mutate(mkdir("a")).await.unwrap();
+    assert_eq!(cluster.seen(kind::MUTATE), before + 2);
+}
+
+#[tokio::test]
+async fn many_mutations_at_once_share_the_slots() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let all = (0..100).map(|number| {
+        let client = client.clone();
+        tokio::spawn(async move { client.mutate(mkdir(&format!("d{number}"))).await })
+    });
+    for done in futures::future::join_all(all).await {
+        done.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_lost_session_is_replaced_and_nothing_happens_twice() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let told = Arc::new(AtomicU64::new(0));
+    client.subscribe({
+        let told = Arc::clone(&told);
+        Box::new(move |event| {
+            assert_eq!(event, Event::SessionLost);
+            told.fetch_add(1, Ordering::SeqCst);
+        })
+    });
+    let first = client.session();
+    client.opened(InodeId(77));
+    // Carried out in a session that is gone when the answer should come: the new session learns of it.
+    cluster.faults.swallow_outcome.store(true, Ordering::SeqCst);
+    let mutation = tokio::spawn({
+        let client = client.clone();
+        async move { client.mutate(mkdir("a")).await }
+    });
+    until(|| !cluster.faults.swallow_outcome.load(Ordering::SeqCst)).await;
+    cluster.volume.lock().expire(first);
+    mutation.await.unwrap().unwrap();
+    client.mutate(mkdir("b")).await.unwrap();
+    assert_eq!(client.mutate(Op::Unreserve { bytes: 4096 }).await.map(|_| ()), Ok(()));
+    until(|| client.session() != first).await;
+    until(|| told.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(client.status().sessions_lost, 1);
+    until(|| cluster.volume.lock().open_files(client.session()) == Some(1)).await;
+}
+
+#[tokio::test]
+async fn data_of_a_lost_session_is_not_written_again() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    client.mutate(mkdir("a")).await.unwrap();
+    cluster.volume.lock().expire(client.session());
+    let write =
+        Op::Write { ino: ROOT, pieces: Vec::new(), mtime: client.now(), kill_suidgid: false, reservation: 0 };
+    assert_eq!(client.mutate(write).await, Err(ClientError::SessionLost));
+    // A name is: to its application it only took longer.
+    cluster.volume.lock().expire(client.session());
+    client.mutate(mkdir("b")).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_new_leader_is_told_the_open_files_and_the_closed_ones_are_let_go() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let Ok(Outcome::Inode(dir)) = client.mutate(mkdir("a")).await else { panic!("no directory") };
+    let session = client.session();
+    client.ask(Query::Open { ino: dir.ino, segments: 0 }).await.unwrap();
+    assert_eq!(cluster.volume.lock().open_files(session), Some(1));
+    // A new leader has forgotten.
+    cluster.volume.lock().hold(session, &[dir.ino], false);
+    cluster.faults.term.store(7, Ordering::SeqCst);
+    cluster.faults.reclaim.store(true, Ordering::SeqCst);
+    until(|| cluster.volume.lock().open_files(session) == Some(1)).await;
+    client.closed(dir.ino);
+    until(|| cluster.volume.lock().open_files(session) == Some(0)).await;
+    assert!(client.ask(Query::Open { ino: InodeId(12345), segments: 0 }).await.is_err());
+    assert!(!client.inner.open_files.lock().is_open(InodeId(12345)));
+}
+
+#[tokio::test]
+async fn requests_wait_for_a_cluster_that_is_away_and_end_in_time_if_they_are_to() {
+    let cluster = Cluster::start(2);
+    let (patient, _arena) = cluster.client().await;
+    let options = SessionOptions { timeout: Some(Duration::from_millis(300)), ..cluster.options() };
+    let arena = Arena::create(ArenaConfig::default()).unwrap();
+    let hasty = MetadataClient::connect(options, arena).await.unwrap();
+    // Nobody leads.
+    cluster.faults.leader.store(5, Ordering::SeqCst);
+    let waiting = tokio::spawn({
+        let patient = patient.clone();
+        async move { patient.mutate(mkdir("late")).await }
+    });
+    assert_eq!(hasty.ask(lookup("late")).await, Err(ClientError::TimedOut));
+    until(|| patient.status().waiting.is_some()).await;
+    assert!(!waiting.is_finished());
+    cluster.faults.leader.store(1, Ordering::SeqCst);
+    waiting.await.unwrap().unwrap();
+    assert!(patient.status().connected);
+}
+
+#[tokio::test]
+async fn who_has_the_wrong_key_is_told_at_once() {
+    let cluster = Cluster::start(2);
+    let options = SessionOptions { key: ClusterKey::random(), ..cluster.options() };
+    let arena = Arena::create(ArenaConfig::default()).unwrap();
+    let error = MetadataClient::connect(options, arena).await.err().unwrap();
+    assert!(matches!(&error, SessionError::Hopeless(_)), "{error}");
+    assert!(error.to_string().contains("keys differ"), "{error}");
+}
+
+#[tokio::test]
+async fn a_closed_client_ends_its_session_and_serves_nobody() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let session = client.session();
+    client.close().await;
+    assert!(!cluster.volume.lock().is_alive(session));
+    assert_eq!(client.mutate(mkdir("a")).await, Err(ClientError::Stopped));
+    assert_eq!(client.ask(lookup("a")).await, Err(ClientError::Stopped));
+}

@@ -1,0 +1,324 @@
+//! The storage servers as the data path sees them ([`Storage`]), and the connections to them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use atoll_core::ids::{ChunkId, Generation, ServerId, SessionId};
+use atoll_proto::metadata::{Answer, Query, ServerInfo};
+use atoll_proto::storage::{ReadChunk, ReadChunkReply, StorageError, SyncChunk, WriteChunk};
+use atoll_proto::{Address, ConnectOptions, Identity, Peer, Role, RpcError};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::metadata::Metadata;
+
+/// The list of servers isn't asked for more often than this because of a server that it doesn't know.
+const REFRESH_PERIOD_MIN: Duration = Duration::from_millis(200);
+/// How long the metadata service may take to name the servers before a call is given up.
+const REFRESH_DEADLINE: Duration = Duration::from_secs(10);
+/// Connections to servers at most; the ones that were used least recently are closed.
+pub const PEERS_MAX: usize = 1024;
+
+/// Why a storage server did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StorageFailure {
+    /// It refused.
+    #[error("{0}")]
+    Refused(StorageError),
+    /// It can't be reached, or doesn't answer. What was sent may still have an effect.
+    #[error("{0}")]
+    Unreachable(String),
+    /// What it answered makes no sense.
+    #[error("{0}")]
+    Broken(String),
+}
+
+/// Calls to storage servers. The seam at which tests put delay, loss and damage in.
+pub trait Storage: Send + Sync + 'static {
+    /// Writes `body`, in pieces, to a replica; with `sync`, durably.
+    fn write<'a>(
+        &'a self,
+        server: ServerId,
+        request: &'a WriteChunk,
+        body: Vec<Bytes>,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<(), StorageFailure>>;
+
+    /// Makes durable what was written to a replica.
+    fn sync(
+        &self,
+        server: ServerId,
+        chunk: ChunkId,
+        generation: Generation,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Result<(), StorageFailure>>;
+
+    /// Reads from a replica; the answer isn't verified yet.
+    fn read(
+        &self,
+        server: ServerId,
+        request: ReadChunk,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Result<(ReadChunkReply, Bytes), StorageFailure>>;
+
+    /// Notes that the server let somebody wait for too long.
+    fn suspect(&self, server: ServerId);
+
+    /// For how long the server hasn't answered anything; `None` if its last answer came.
+    fn failing_for(&self, server: ServerId) -> Option<Duration>;
+
+    /// How far away the server is: 0 is the nearest.
+    fn distance(&self, server: ServerId) -> u32;
+}
+
+/// How servers are reached.
+#[derive(Clone)]
+pub struct PoolConfig {
+    /// The cluster, its key and the policy of encryption; the role is always that of the current session.
+    pub identity: Identity,
+    /// Where this client is (`host`, `zone`, …), to read from what is near.
+    pub labels: BTreeMap<String, String>,
+    /// Servers in this very process, reached without a socket.
+    pub local: HashMap<ServerId, Address>,
+}
+
+/// The labels that say where something is, from the nearest to the widest.
+const PLACE_LABELS: [&str; 3] = ["host", "zone", "region"];
+
+/// Connections to the storage servers that the metadata service names.
+pub struct StoragePool<M> {
+    metadata: Arc<M>,
+    config: PoolConfig,
+    servers: Mutex<Servers>,
+    refreshing: tokio::sync::Mutex<()>,
+    uses: AtomicU64,
+}
+
+#[derive(Default)]
+struct Servers {
+    /// What `servers_version` was when the list was asked for.
+    version: Option<u64>,
+    asked: Option<Instant>,
+    known: HashMap<ServerId, Server>,
+}
+
+struct Server {
+    info: ServerInfo,
+    /// With the session as which it connects.
+    peer: Option<(SessionId, Peer)>,
+    last_use: u64,
+    failing_since: Option<Instant>,
+}
+
+impl<M: Metadata> StoragePool<M> {
+    /// No connection is made before it is needed.
+    #[must_use]
+    pub fn new(metadata: Arc<M>, config: PoolConfig) -> Self {
+        StoragePool {
+            metadata,
+            config,
+            servers: Mutex::default(),
+            refreshing: tokio::sync::Mutex::new(()),
+            uses: AtomicU64::new(0),
+        }
+    }
+
+    async fn peer(&self, server: ServerId) -> Result<Peer, StorageFailure> {
+        if let Some(peer) = self.known_peer(server)? {
+            return Ok(peer);
+        }
+        let refresh = self.refresh(server);
+        if tokio::time::timeout(REFRESH_DEADLINE, refresh).await.is_err() {
+            return Err(StorageFailure::Unreachable("the metadata service doesn't name the servers".into()));
+        }
+        match self.known_peer_at(server, true)? {
+            Some(peer) => Ok(peer),
+            None => Err(StorageFailure::Unreachable(format!("no server {server} is known"))),
+        }
+    }
+
+    fn known_peer(&self, server: ServerId) -> Result<Option<Peer>, StorageFailure> {
+        self.known_peer_at(server, false)
+    }
+
+    fn known_peer_at(
+        &self,
+        server: ServerId,
+        whatever_version: bool,
+    ) -> Result<Option<Peer>, StorageFailure> {
+        let mut servers = self.servers.lock();
+        if !whatever_version && servers.version != Some(self.metadata.servers_version()) {
+            return Ok(None);
+        }
+        let Some(found) = servers.known.get_mut(&server) else { return Ok(None) };
+        found.last_use = self.uses.fetch_add(1, Ordering::Relaxed);
+        let session = self.metadata.session();
+        if let Some((_, peer)) = found.peer.as_ref().filter(|(connected_as, _)| *connected_as == session) {
+            return Ok(Some(peer.clone()));
+        }
+        let address = match self.config.local.get(&server) {
+            Some(local) => local.clone(),
+            None => found
+                .info
+                .address
+                .parse()
+                .map_err(|error| StorageFailure::Unreachable(format!("server {server}: {error}")))?,
+        };
+        let identity = Identity { role: Role::Client(session), ..self.config.identity.clone() };
+        let peer = Peer::new(address, ConnectOptions::new(identity).expecting(Role::Storage(server)));
+        found.peer = Some((session, peer.clone()));
+        close_least_used(&mut servers);
+        Ok(Some(peer))
+    }
+
+    /// Asks for the servers again, because the list has changed or doesn't have `wanted`.
+    async fn refresh(&self, wanted: ServerId) {
+        let _one = self.refreshing.lock().await;
+        let version = self.metadata.servers_version();
+        {
+            let mut servers = self.servers.lock();
+            let current = servers.version == Some(version);
+            if current && servers.known.contains_key(&wanted) {
+                return;
+            }
+            if current && servers.asked.is_some_and(|asked| asked.elapsed() < REFRESH_PERIOD_MIN) {
+                return;
+            }
+            servers.asked = Some(Instant::now());
+        }
+        match self.metadata.ask(Query::Servers).await {
+            Ok(Answer::Servers(list)) => self.take_in(list, version),
+            Ok(other) => tracing::error!(?other, "a question for servers was answered with something else"),
+            Err(error) => tracing::warn!(%error, "can't ask for the storage servers"),
+        }
+    }
+
+    fn take_in(&self, list: Vec<ServerInfo>, version: u64) {
+        let mut servers = self.servers.lock();
+        servers.version = Some(version);
+        let mut before = std::mem::take(&mut servers.known);
+        for info in list {
+            let old = before.remove(&info.server);
+            let (peer, last_use, failing_since) = match old {
+                Some(old) if old.info.address == info.address => (old.peer, old.last_use, old.failing_since),
+                Some(old) => (None, old.last_use, None),
+                None => (None, 0, None),
+            };
+            servers.known.insert(info.server, Server { info, peer, last_use, failing_since });
+        }
+    }
+
+    fn note<T>(&self, server: ServerId, result: Result<T, RpcError>) -> Result<T, StorageFailure> {
+        let result = result.map_err(|error| failure(server, &error));
+        let mut servers = self.servers.lock();
+        if let Some(found) = servers.known.get_mut(&server) {
+            match &result {
+                Err(StorageFailure::Unreachable(_)) => {
+                    found.failing_since.get_or_insert_with(Instant::now);
+                }
+                _ => found.failing_since = None,
+            }
+        }
+        result
+    }
+}
+
+fn close_least_used(servers: &mut Servers) {
+    let open = servers.known.values().filter(|server| server.peer.is_some()).count();
+    if open <= PEERS_MAX {
+        return;
+    }
+    let least = servers.known.values_mut().filter(|server| server.peer.is_some()).min_by_key(|s| s.last_use);
+    if let Some(least) = least {
+        least.peer = None;
+    }
+}
+
+fn failure(server: ServerId, error: &RpcError) -> StorageFailure {
+    if let Some(refusal) = error.typed::<StorageError>() {
+        return StorageFailure::Refused(refusal);
+    }
+    if error.is_transport() || error.is_safe_to_retry() {
+        return StorageFailure::Unreachable(format!("storage server {server}: {error}"));
+    }
+    StorageFailure::Broken(format!("storage server {server}: {error}"))
+}
+
+impl<M: Metadata> Storage for StoragePool<M> {
+    fn write<'a>(
+        &'a self,
+        server: ServerId,
+        request: &'a WriteChunk,
+        body: Vec<Bytes>,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<(), StorageFailure>> {
+        async move {
+            let peer = self.peer(server).await?;
+            let (reply, _) =
+                self.note(server, peer.call_within::<WriteChunk>(request, body, deadline).await)?;
+            if request.sync && !reply.durable {
+                return Err(StorageFailure::Broken(format!("storage server {server} did not sync")));
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn sync(
+        &self,
+        server: ServerId,
+        chunk: ChunkId,
+        generation: Generation,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Result<(), StorageFailure>> {
+        async move {
+            let peer = self.peer(server).await?;
+            let request = SyncChunk { chunk, generation };
+            self.note(server, peer.call_within::<SyncChunk>(&request, (), deadline).await)?;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn read(
+        &self,
+        server: ServerId,
+        request: ReadChunk,
+        deadline: Duration,
+    ) -> BoxFuture<'_, Result<(ReadChunkReply, Bytes), StorageFailure>> {
+        async move {
+            let peer = self.peer(server).await?;
+            self.note(server, peer.call_within::<ReadChunk>(&request, (), deadline).await)
+        }
+        .boxed()
+    }
+
+    fn suspect(&self, server: ServerId) {
+        if let Some(found) = self.servers.lock().known.get_mut(&server) {
+            found.failing_since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn failing_for(&self, server: ServerId) -> Option<Duration> {
+        let servers = self.servers.lock();
+        servers.known.get(&server).and_then(|found| found.failing_since).map(|since| since.elapsed())
+    }
+
+    fn distance(&self, server: ServerId) -> u32 {
+        if self.config.local.contains_key(&server) {
+            return 0;
+        }
+        let servers = self.servers.lock();
+        let Some(found) = servers.known.get(&server) else { return PLACE_LABELS.len() as u32 + 1 };
+        let near = PLACE_LABELS.iter().position(|label| {
+            let ours = self.config.labels.get(*label);
+            ours.is_some() && ours == found.info.labels.get(*label)
+        });
+        near.unwrap_or(PLACE_LABELS.len()) as u32 + 1
+    }
+}

@@ -1,0 +1,496 @@
+//! A metadata service in memory, for tests: the real commands on an ordered map, without Raft, disk or wire.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use atoll_core::attributes::{Timestamp, VolumeUse};
+use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
+use atoll_core::namespace::execute;
+use atoll_core::query::{self, OpError};
+use atoll_core::records::{Place, Record, ServerRecord, Superblock, VolumeConfig};
+use atoll_core::store::{Family, MemStore, Read, prefix_end};
+use atoll_core::txn::Txn;
+use atoll_core::{check, keys};
+use atoll_proto::metadata::{Answer, ChunkInfo, DirectoryEntry, MappedPiece, PieceData, Query, ServerInfo};
+use parking_lot::Mutex;
+
+use crate::metadata::{ClientError, Event, Hook, Metadata};
+use crate::session::clock::Clock;
+
+/// The cluster that a [`MemVolume`] is.
+pub const CLUSTER: ClusterId = ClusterId(0xa701);
+/// Segments that one background step frees.
+const PURGE_SEGMENTS: u32 = 64;
+
+/// A volume's records in memory, and what a leader knows of its sessions.
+#[derive(Debug)]
+pub struct MemVolume {
+    store: MemStore,
+    open: HashMap<SessionId, HashSet<InodeId>>,
+    servers: Vec<ServerId>,
+}
+
+fn refused(error: OpError) -> FsError {
+    match error {
+        OpError::Refused(error) => error,
+        OpError::Store(error) => {
+            tracing::error!(%error, "the records in memory");
+            FsError::Io
+        }
+    }
+}
+
+impl MemVolume {
+    /// A bootstrapped volume.
+    ///
+    /// # Panics
+    /// If the configuration makes no sense.
+    #[must_use]
+    pub fn new(config: VolumeConfig) -> Self {
+        let mut volume = MemVolume { store: MemStore::default(), open: HashMap::new(), servers: Vec::new() };
+        let outcome = volume.internal(Op::Bootstrap { cluster: CLUSTER, hash_key: (1, 2), config });
+        assert!(outcome.clone().into_result().is_ok(), "{outcome:?}");
+        volume
+    }
+
+    /// A storage server joins; new chunks get replicas on it.
+    pub fn add_server(&mut self, server: ServerId, address: &str) {
+        self.internal(Op::PutServer { server, address: address.into(), labels: Default::default() });
+        self.servers.push(server);
+    }
+
+    fn internal(&mut self, op: Op) -> Outcome {
+        let time = Clock::default().now();
+        let command = Command { session: INTERNAL, slot: SlotId(0), sequence: 0, time, expect: None, op };
+        self.execute(command)
+    }
+
+    /// Carries a command out.
+    ///
+    /// # Panics
+    /// If a record is damaged: a test wants to know.
+    pub fn execute(&mut self, mut command: Command) -> Outcome {
+        if let Op::CreateChunk { replicas, .. } = &mut command.op {
+            // What a leader does before it proposes the command.
+            replicas.clone_from(&self.servers);
+        }
+        let mut txn = Txn::open(&self.store).expect("the store is in memory");
+        let outcome = execute(&mut txn, &command).expect("the records are whole");
+        let writes = txn.into_writes();
+        self.store.write(writes);
+        match &command.op {
+            Op::CloseSession => self.ended(command.session),
+            Op::ExpireSession { session } => self.ended(*session),
+            _ => {}
+        }
+        if let Outcome::Session(session, _) = outcome {
+            self.open.insert(session, HashSet::new());
+            if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
+                self.ended(old);
+            }
+        }
+        outcome
+    }
+
+    fn ended(&mut self, session: SessionId) {
+        self.open.remove(&session);
+    }
+
+    /// True if the session is alive.
+    #[must_use]
+    pub fn is_alive(&self, session: SessionId) -> bool {
+        self.open.contains_key(&session)
+    }
+
+    /// Ends a session as if it had been silent for its lifetime.
+    pub fn expire(&mut self, session: SessionId) {
+        self.internal(Op::ExpireSession { session });
+    }
+
+    /// The session holds these open (or holds them no more).
+    pub fn hold(&mut self, session: SessionId, files: &[InodeId], open: bool) {
+        let Some(held) = self.open.get_mut(&session) else { return };
+        for ino in files {
+            if open {
+                held.insert(*ino)
+            } else {
+                held.remove(ino)
+            };
+        }
+    }
+
+    /// How many files the session holds open.
+    #[must_use]
+    pub fn open_files(&self, session: SessionId) -> Option<usize> {
+        self.open.get(&session).map(HashSet::len)
+    }
+
+    /// Frees what nobody holds any more, as the leader does in the background.
+    pub fn purge(&mut self) {
+        let orphans = self.numbers(&keys::orphans());
+        for ino in orphans {
+            if !self.open.values().any(|held| held.contains(&InodeId(ino))) {
+                let op = Op::PurgeOrphan { ino: InodeId(ino), segments_max: PURGE_SEGMENTS };
+                while self.internal(op.clone()) == Outcome::More(true) {}
+            }
+        }
+        for ino in self.numbers(&keys::truncations()) {
+            let op = Op::PurgeTruncated { ino: InodeId(ino), segments_max: PURGE_SEGMENTS };
+            while self.internal(op.clone()) == Outcome::More(true) {}
+        }
+    }
+
+    fn numbers(&self, prefix: &[u8]) -> Vec<u64> {
+        let mut found = Vec::new();
+        let scan = self.store.scan(Family::System, prefix, &prefix_end(prefix), &mut |key, _| {
+            found.extend(keys::first_number(key));
+            std::ops::ControlFlow::Continue(())
+        });
+        scan.expect("the store is in memory");
+        found
+    }
+
+    /// What is wrong with the records, in words.
+    ///
+    /// # Panics
+    /// If a record can't be read.
+    #[must_use]
+    pub fn problems(&self) -> Vec<String> {
+        check::check(&self.store).expect("the records are whole")
+    }
+
+    fn superblock(&self) -> Superblock {
+        query::superblock(&self.store).expect("bootstrapped")
+    }
+
+    /// Use of the volume.
+    #[must_use]
+    pub fn volume(&self) -> VolumeUse {
+        self.superblock().volume_use()
+    }
+
+    /// Whether new small data may travel inside commits.
+    #[must_use]
+    pub fn inline_allowed(&self) -> bool {
+        let superblock = self.superblock();
+        superblock.inline_bytes < superblock.config.inline_budget_bytes
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> VolumeConfig {
+        self.superblock().config
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// What it is refused with.
+    pub fn answer(&mut self, session: SessionId, question: Query) -> Result<Answer, FsError> {
+        if !self.is_alive(session) {
+            return Err(FsError::SessionExpired);
+        }
+        let store = &self.store;
+        match question {
+            Query::Lookup { parent, name } => {
+                let hash_key = self.superblock().hash_key;
+                query::lookup(store, hash_key, parent, &name).map(Answer::Inode).map_err(refused)
+            }
+            Query::Inode { ino } => {
+                let record = query::inode(store, ino).map_err(refused)?;
+                Ok(Answer::Inode(record.attributes(ino)))
+            }
+            Query::ReadLink { ino } => {
+                let record = query::inode(store, ino).map_err(refused)?;
+                match record.target.is_empty() {
+                    true => Err(FsError::InvalidArgument),
+                    false => Ok(Answer::Bytes(record.target)),
+                }
+            }
+            Query::ReadDirectory { ino, cookie, bytes_max, plus } => {
+                self.read_directory(ino, cookie, bytes_max, plus)
+            }
+            Query::Open { ino, segments } => {
+                if query::is_purging(store, ino).map_err(|error| refused(error.into()))? {
+                    return Err(FsError::Stale);
+                }
+                let answer = self.extents(ino, SegmentIndex(0), segments)?;
+                self.hold(session, &[ino], true);
+                Ok(answer)
+            }
+            Query::Extents { ino, first, segments } => self.extents(ino, first, segments),
+            Query::GetXattr { ino, name } => {
+                query::xattr(store, ino, &name).map(Answer::Bytes).map_err(refused)
+            }
+            Query::ListXattr { ino } => query::xattr_names(store, ino).map(Answer::Bytes).map_err(refused),
+            Query::Volume => Ok(Answer::Volume(self.volume())),
+            Query::Chunks { chunks } => Ok(Answer::Chunks(self.chunks(&chunks)?)),
+            Query::Servers => self.servers(),
+        }
+    }
+
+    fn read_directory(
+        &self,
+        ino: InodeId,
+        cookie: u64,
+        bytes_max: u32,
+        plus: bool,
+    ) -> Result<Answer, FsError> {
+        let mut bytes = 0;
+        let enough = |entry: &query::Listed| {
+            bytes += entry.name.len() + 64;
+            bytes >= bytes_max as usize
+        };
+        let (parent, listed, end) =
+            query::read_directory(&self.store, ino, cookie, enough).map_err(refused)?;
+        let mut entries = Vec::with_capacity(listed.len());
+        for entry in listed {
+            let attributes = match plus {
+                true => Some(query::inode(&self.store, entry.ino).map_err(refused)?.attributes(entry.ino)),
+                false => None,
+            };
+            entries.push(DirectoryEntry {
+                name: entry.name,
+                ino: entry.ino,
+                kind: entry.kind,
+                cookie: entry.cookie,
+                attributes,
+            });
+        }
+        Ok(Answer::Directory { parent, entries, end })
+    }
+
+    fn extents(&self, ino: InodeId, first: SegmentIndex, count: u32) -> Result<Answer, FsError> {
+        let store = &self.store;
+        let failed = |error| refused(OpError::Store(error));
+        let record = query::inode(store, ino).map_err(refused)?;
+        let mut segments = Vec::new();
+        let mut used = Vec::new();
+        for (segment, pieces) in
+            query::segments(store, ino, &record, first, u64::from(count)).map_err(failed)?
+        {
+            let mut mapped = Vec::new();
+            for piece in pieces {
+                let data = match piece.place {
+                    Place::Inline { .. } => {
+                        let bytes = query::inline_bytes(store, ino, segment, &piece).map_err(failed)?;
+                        PieceData::Inline(bytes.unwrap_or_default())
+                    }
+                    Place::Chunk { chunk, offset } => {
+                        used.push(chunk);
+                        PieceData::Chunk { chunk, offset }
+                    }
+                    Place::Unwritten => PieceData::Unwritten,
+                    Place::Lost => PieceData::Lost,
+                };
+                mapped.push(MappedPiece { start: piece.start, length: piece.length, data });
+            }
+            segments.push((segment, mapped));
+        }
+        used.sort();
+        used.dedup();
+        Ok(Answer::Extents {
+            attributes: record.attributes(ino),
+            segments,
+            covered: count,
+            chunks: self.chunks(&used)?,
+        })
+    }
+
+    fn chunks(&self, wanted: &[ChunkId]) -> Result<Vec<ChunkInfo>, FsError> {
+        let mut found = Vec::new();
+        for chunk in wanted {
+            let record = query::chunk(&self.store, *chunk).map_err(|error| refused(error.into()))?;
+            found.extend(record.map(|record| ChunkInfo {
+                chunk: *chunk,
+                generation: record.generation,
+                replicas: record.replicas,
+            }));
+        }
+        Ok(found)
+    }
+
+    fn servers(&self) -> Result<Answer, FsError> {
+        let mut servers = Vec::new();
+        let prefix = keys::servers();
+        let scan = self.store.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
+            if let (Some(id), Ok(record)) = (keys::first_number(key), ServerRecord::decode(value)) {
+                servers.push(ServerInfo {
+                    server: ServerId(id),
+                    address: record.address,
+                    labels: record.labels,
+                    alive: true,
+                });
+            }
+            std::ops::ControlFlow::Continue(())
+        });
+        scan.map_err(|error| refused(error.into()))?;
+        Ok(Answer::Servers(servers))
+    }
+}
+
+/// The metadata service as one client sees it, in this process. Several can share a volume.
+pub struct LocalMetadata {
+    volume: Arc<Mutex<MemVolume>>,
+    session: AtomicU64,
+    sequence: AtomicU64,
+    clock: Clock,
+    hooks: Mutex<Vec<Hook>>,
+    /// Mutations and questions are answered only while this is false.
+    away: AtomicBool,
+    returned: tokio::sync::Notify,
+    mutations: AtomicU64,
+    questions: AtomicU64,
+}
+
+impl LocalMetadata {
+    /// A client's view of a volume: begins a session.
+    #[must_use]
+    pub fn new(volume: Arc<Mutex<MemVolume>>) -> Arc<Self> {
+        let local = LocalMetadata {
+            session: AtomicU64::new(0),
+            sequence: AtomicU64::new(0),
+            clock: Clock::default(),
+            hooks: Mutex::default(),
+            away: AtomicBool::new(false),
+            returned: tokio::sync::Notify::new(),
+            mutations: AtomicU64::new(0),
+            questions: AtomicU64::new(0),
+            volume,
+        };
+        local.begin(None);
+        Arc::new(local)
+    }
+
+    /// A volume of its own with the usual configuration.
+    #[must_use]
+    pub fn alone() -> Arc<Self> {
+        LocalMetadata::new(Arc::new(Mutex::new(MemVolume::new(VolumeConfig::default()))))
+    }
+
+    fn begin(&self, supersedes: Option<SessionId>) {
+        let command = Command {
+            session: SessionId(0),
+            slot: SlotId(0),
+            sequence: 0,
+            time: self.clock.now(),
+            expect: None,
+            op: Op::OpenSession { client: "test".into(), incarnation: 1, supersedes },
+        };
+        if let Outcome::Session(session, _) = self.volume.lock().execute(command) {
+            self.session.store(session.0, Ordering::Relaxed);
+            self.sequence.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The volume behind it.
+    #[must_use]
+    pub fn volume_records(&self) -> &Arc<Mutex<MemVolume>> {
+        &self.volume
+    }
+
+    /// The cluster goes away (requests wait) or comes back.
+    pub fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::SeqCst);
+        self.returned.notify_waiters();
+    }
+
+    /// The session is lost and a new one begins.
+    pub fn lose_session(&self) {
+        let old = SessionId(self.session.load(Ordering::Relaxed));
+        self.volume.lock().expire(old);
+        for hook in self.hooks.lock().iter() {
+            hook(Event::SessionLost);
+        }
+        self.begin(Some(old));
+    }
+
+    /// Mutations and questions up to now.
+    #[must_use]
+    pub fn requests(&self) -> (u64, u64) {
+        (self.mutations.load(Ordering::Relaxed), self.questions.load(Ordering::Relaxed))
+    }
+
+    async fn reach(&self) {
+        loop {
+            let returned = self.returned.notified();
+            tokio::pin!(returned);
+            returned.as_mut().enable();
+            if !self.away.load(Ordering::SeqCst) {
+                return;
+            }
+            returned.await;
+        }
+    }
+}
+
+impl Metadata for LocalMetadata {
+    async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
+        self.reach().await;
+        self.mutations.fetch_add(1, Ordering::Relaxed);
+        let mut volume = self.volume.lock();
+        let command = Command {
+            session: self.session(),
+            slot: SlotId(1),
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
+            time: self.clock.now(),
+            expect: None,
+            op,
+        };
+        Ok(volume.execute(command).into_result()?)
+    }
+
+    async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
+        self.reach().await;
+        self.questions.fetch_add(1, Ordering::Relaxed);
+        Ok(self.volume.lock().answer(self.session(), query)?)
+    }
+
+    fn session(&self) -> SessionId {
+        SessionId(self.session.load(Ordering::Relaxed))
+    }
+
+    fn incarnation(&self) -> u64 {
+        1
+    }
+
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn config(&self) -> Arc<VolumeConfig> {
+        Arc::new(self.volume.lock().config())
+    }
+
+    fn inline_allowed(&self) -> bool {
+        self.volume.lock().inline_allowed()
+    }
+
+    fn servers_version(&self) -> u64 {
+        1
+    }
+
+    fn volume(&self) -> VolumeUse {
+        self.volume.lock().volume()
+    }
+
+    fn away_for(&self) -> Option<Duration> {
+        self.away.load(Ordering::SeqCst).then_some(Duration::from_secs(3600))
+    }
+
+    fn opened(&self, ino: InodeId) {
+        self.volume.lock().hold(self.session(), &[ino], true);
+    }
+
+    fn closed(&self, ino: InodeId) {
+        self.volume.lock().hold(self.session(), &[ino], false);
+    }
+
+    fn subscribe(&self, hook: Hook) {
+        self.hooks.lock().push(hook);
+    }
+}

@@ -1,0 +1,495 @@
+//! What was written to one file and isn't committed: ranges of bytes that lie in the arena.
+//!
+//! Each write gets the next sequence number. A commit covers all ranges up to one number, so what is
+//! committed is always a prefix of what was written. A range that is overwritten before it was committed is
+//! gone from here, so a commit must not end between it and what replaced it: such numbers are no *cuts*.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use atoll_core::attributes::Timestamp;
+use atoll_core::limits::{BLOCK_BYTES, COMMIT_PIECES_MAX, SEGMENT_BYTES};
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::arena::DataBlock;
+
+/// Bytes of one commit's data at most: what a stream sends before it syncs and commits.
+pub const BATCH_BYTES_MAX: u64 = 16 << 20;
+/// Ranges between two cuts at most; a write that would join more is preceded by a flush, so that what must be
+/// committed together always fits into one commit.
+pub const RANGES_JOINED_MAX: u64 = COMMIT_PIECES_MAX as u64 / 2;
+
+/// Lets `Bytes` show a block and keep it.
+struct Shown(Arc<DataBlock>);
+
+impl AsRef<[u8]> for Shown {
+    fn as_ref(&self) -> &[u8] {
+        self.0.bytes()
+    }
+}
+
+/// A run of bytes of one write.
+struct DirtyRange {
+    block: Arc<DataBlock>,
+    /// Where in the block it begins.
+    skip: usize,
+    length: usize,
+    sequence: u64,
+}
+
+impl DirtyRange {
+    fn bytes(&self) -> Bytes {
+        Bytes::from_owner(Shown(Arc::clone(&self.block))).slice(self.skip..self.skip + self.length)
+    }
+}
+
+/// A run of bytes of a file, within one segment, in the pieces in which it lies in memory.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// First byte in the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// The bytes.
+    pub parts: Vec<Bytes>,
+}
+
+impl Run {
+    /// The byte after its last.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.offset + self.length
+    }
+
+    /// All bytes in one piece; copies if they aren't.
+    #[must_use]
+    pub fn contiguous(&self) -> Bytes {
+        match self.parts.as_slice() {
+            [one] => one.clone(),
+            parts => parts.concat().into(),
+        }
+    }
+}
+
+/// What one commit is to cover.
+#[derive(Debug)]
+pub struct Batch {
+    /// The blocks that its bytes lie in, oldest first.
+    blocks: Vec<Arc<DataBlock>>,
+    /// By offset, without overlap.
+    pub runs: Vec<Run>,
+    /// All writes up to this number are in it, or were in a batch before.
+    pub cut: u64,
+    /// All writes up to this number were in a batch before.
+    pub base: u64,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes of quota that it uses up at most.
+    pub reservation: u64,
+    /// When the last of it was written.
+    pub mtime: Timestamp,
+    /// Clear the set-id bits.
+    pub kill_suidgid: bool,
+    /// The byte after the last one.
+    pub end: u64,
+}
+
+impl Batch {
+    /// The batch is committed, or lost for good: its blocks are of no use to an adopter any more, even if somebody
+    /// still looks at them. In order, so that an adopter that finds some of them replays a newer one over an
+    /// older one and never the other way round.
+    pub fn retire(&self) {
+        self.blocks.iter().for_each(|block| block.retire());
+    }
+}
+
+/// The dirty ranges of one file. No lock, no wait; the caller holds both.
+#[derive(Default)]
+pub struct DirtyFile {
+    ranges: BTreeMap<u64, DirtyRange>,
+    /// Bytes in all ranges.
+    bytes: u64,
+    /// Bytes in ranges that are in no batch.
+    fresh_bytes: u64,
+    /// Bytes whose writer has reserved and not yet inserted them.
+    claimed_bytes: u64,
+    /// Bytes of quota held for fresh and claimed bytes; whole blocks.
+    reserved: u64,
+    last_sequence: u64,
+    batched: u64,
+    settled: u64,
+    cuts: BTreeSet<u64>,
+    mtime: Timestamp,
+    kill_suidgid: bool,
+    oldest: Option<Instant>,
+    newest: Option<Instant>,
+}
+
+impl DirtyFile {
+    /// True if nothing waits for a commit.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.ranges.is_empty() && self.claimed_bytes == 0
+    }
+
+    /// Bytes in all.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes that are in no batch.
+    #[must_use]
+    pub fn fresh_bytes(&self) -> u64 {
+        self.fresh_bytes
+    }
+
+    /// The byte after the last dirty one, 0 if there is none.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.ranges.last_key_value().map_or(0, |(offset, range)| offset + range.length as u64)
+    }
+
+    /// When the last write was (by the leader's clock).
+    #[must_use]
+    pub fn mtime(&self) -> Timestamp {
+        self.mtime
+    }
+
+    /// A write that clears the set-id bits waits.
+    #[must_use]
+    pub fn kills_suidgid(&self) -> bool {
+        self.kill_suidgid && !self.ranges.is_empty()
+    }
+
+    /// The number of the last write.
+    #[must_use]
+    pub fn last_sequence(&self) -> u64 {
+        self.last_sequence
+    }
+
+    /// All writes up to this number are committed, or reported as lost.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.settled
+    }
+
+    /// Since when something is in no batch.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Instant> {
+        self.oldest
+    }
+
+    /// When the last write was.
+    #[must_use]
+    pub fn newest(&self) -> Option<Instant> {
+        self.newest
+    }
+
+    /// Bytes of quota that are to be reserved before `more` bytes are written: with one block to spare, so that
+    /// what is reserved can be divided between two commits.
+    #[must_use]
+    pub fn reservation_wanted(&self, more: u64) -> u64 {
+        let all = self.fresh_bytes + self.claimed_bytes + more;
+        (all.next_multiple_of(BLOCK_BYTES) + BLOCK_BYTES).saturating_sub(self.reserved)
+    }
+
+    /// Takes `granted` bytes of quota in and sets as many as it can of `wanted` bytes aside for a write that
+    /// will follow; returns how many.
+    pub fn claim(&mut self, granted: u64, wanted: u64) -> u64 {
+        self.reserved += granted;
+        let free = self.reserved.saturating_sub(self.fresh_bytes + self.claimed_bytes);
+        let claimed = wanted.min(free);
+        self.claimed_bytes += claimed;
+        claimed
+    }
+
+    /// The write that claimed these bytes is done, or won't come.
+    pub fn unclaim(&mut self, bytes: u64) {
+        self.claimed_bytes -= bytes;
+    }
+
+    /// Adds `data` to the last write's block, if it was written directly behind it and nobody looks at that
+    /// block. Returns how many bytes were taken.
+    pub fn extend(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        now: Instant,
+        mtime: Timestamp,
+        kill_suidgid: bool,
+    ) -> usize {
+        if self.last_sequence <= self.batched {
+            return 0;
+        }
+        let limit = match self.ranges.range(offset..).next() {
+            Some((next, _)) => (*next - offset).min(data.len() as u64) as usize,
+            None => data.len(),
+        };
+        let Some((start, range)) = self.ranges.range_mut(..offset).next_back() else { return 0 };
+        let ends_here = start + range.length as u64 == offset && !offset.is_multiple_of(SEGMENT_BYTES);
+        if !ends_here || range.sequence != self.last_sequence {
+            return 0;
+        }
+        let whole = range.skip + range.length == range.block.len();
+        let Some(block) = Arc::get_mut(&mut range.block).filter(|_| whole) else { return 0 };
+        let taken = block.append(&data[..limit]);
+        range.length += taken;
+        self.bytes += taken as u64;
+        self.fresh_bytes += taken as u64;
+        if taken > 0 {
+            self.mtime = mtime;
+            self.kill_suidgid |= kill_suidgid;
+            self.newest = Some(now);
+        }
+        taken
+    }
+
+    /// True if a write of this range would join more ranges between two cuts than a commit can hold.
+    #[must_use]
+    pub fn must_flush_before(&self, offset: u64, length: u64) -> bool {
+        let oldest = self
+            .overlapping(offset, offset + length)
+            .map(|(_, range)| range.sequence)
+            .filter(|sequence| *sequence > self.batched)
+            .min();
+        oldest.is_some_and(|oldest| {
+            let joined_from = self.cuts.range(..oldest).next_back().map_or(self.batched, |cut| *cut);
+            self.last_sequence - joined_from >= RANGES_JOINED_MAX
+        })
+    }
+
+    /// Takes a write in. The block lies within one segment of the file.
+    pub fn insert(&mut self, block: DataBlock, now: Instant, mtime: Timestamp, kill_suidgid: bool) {
+        let (offset, length) = (block.offset(), block.len());
+        let replaced = self.remove(offset, offset + length as u64);
+        self.last_sequence += 1;
+        let sequence = self.last_sequence;
+        if let Some(oldest) = replaced {
+            let joined: Vec<u64> = self.cuts.range(oldest..).copied().collect();
+            for cut in joined {
+                self.cuts.remove(&cut);
+            }
+        }
+        self.cuts.insert(sequence);
+        self.ranges.insert(offset, DirtyRange { block: Arc::new(block), skip: 0, length, sequence });
+        self.bytes += length as u64;
+        self.fresh_bytes += length as u64;
+        self.mtime = mtime;
+        self.kill_suidgid |= kill_suidgid;
+        self.oldest.get_or_insert(now);
+        self.newest = Some(now);
+    }
+
+    fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &DirtyRange)> {
+        let first = match self.ranges.range(..=start).next_back() {
+            Some((offset, range)) if offset + range.length as u64 > start => *offset,
+            _ => start,
+        };
+        self.ranges.range(first..end.max(first)).map(|(offset, range)| (*offset, range))
+    }
+
+    /// Cuts a range out; returns the lowest number of a fresh write that lost bytes.
+    fn remove(&mut self, start: u64, end: u64) -> Option<u64> {
+        let touched: Vec<u64> = self.overlapping(start, end).map(|(offset, _)| offset).collect();
+        let mut oldest: Option<u64> = None;
+        for offset in touched {
+            let Some(range) = self.ranges.remove(&offset) else { continue };
+            let range_end = offset + range.length as u64;
+            let (cut_start, cut_end) = (offset.max(start), range_end.min(end));
+            let lost = cut_end - cut_start;
+            self.bytes -= lost;
+            if range.sequence > self.batched {
+                self.fresh_bytes -= lost;
+                oldest = Some(oldest.map_or(range.sequence, |oldest| oldest.min(range.sequence)));
+            }
+            if cut_end < range_end {
+                let right = DirtyRange {
+                    block: Arc::clone(&range.block),
+                    skip: range.skip + (cut_end - offset) as usize,
+                    length: (range_end - cut_end) as usize,
+                    sequence: range.sequence,
+                };
+                self.ranges.insert(cut_end, right);
+            }
+            if offset < cut_start {
+                self.ranges.insert(offset, DirtyRange { length: (cut_start - offset) as usize, ..range });
+            }
+        }
+        oldest
+    }
+
+    /// The dirty bytes within a range of the file, by offset.
+    #[must_use]
+    pub fn overlay(&self, start: u64, end: u64) -> Vec<(u64, Bytes)> {
+        self.overlapping(start, end)
+            .map(|(offset, range)| {
+                let (from, to) = (offset.max(start), (offset + range.length as u64).min(end));
+                (from, range.bytes().slice((from - offset) as usize..(to - offset) as usize))
+            })
+            .collect()
+    }
+
+    /// The next batch. `whole_segments`: if there are ends of segments to stop at, stop at the last one, so that
+    /// a stream's extents are as long as they can be. `None` if everything is in a batch.
+    pub fn next_batch(&mut self, whole_segments: bool) -> Option<Batch> {
+        let cut = self.choose_cut(whole_segments)?;
+        let mut runs: Vec<Run> = Vec::new();
+        let mut blocks: Vec<Arc<DataBlock>> = Vec::new();
+        let mut bytes = 0;
+        for (offset, range) in &self.ranges {
+            if range.sequence <= self.batched || range.sequence > cut {
+                continue;
+            }
+            let length = range.length as u64;
+            bytes += length;
+            blocks.push(Arc::clone(&range.block));
+            match runs.last_mut() {
+                Some(last) if last.end() == *offset && offset % SEGMENT_BYTES != 0 => {
+                    last.length += length;
+                    last.parts.push(range.bytes());
+                }
+                _ => runs.push(Run { offset: *offset, length, parts: vec![range.bytes()] }),
+            }
+        }
+        blocks.sort_by_key(|block| block.order());
+        blocks.dedup_by_key(|block| block.order());
+        let reservation = self.reserved.min(bytes.next_multiple_of(BLOCK_BYTES));
+        self.reserved -= reservation;
+        self.fresh_bytes -= bytes;
+        let base = std::mem::replace(&mut self.batched, cut);
+        let all = cut == self.last_sequence;
+        self.oldest = if all { None } else { self.newest };
+        let end = runs.last().map_or(0, Run::end);
+        let (mtime, kill_suidgid) = (self.mtime, self.kill_suidgid);
+        if all {
+            self.kill_suidgid = false;
+        }
+        Some(Batch { blocks, runs, cut, base, bytes, reservation, mtime, kill_suidgid, end })
+    }
+
+    fn choose_cut(&self, whole_segments: bool) -> Option<u64> {
+        let mut fresh: Vec<(u64, u64, u64)> = self
+            .ranges
+            .iter()
+            .filter(|(_, range)| range.sequence > self.batched)
+            .map(|(offset, range)| (range.sequence, range.length as u64, offset + range.length as u64))
+            .collect();
+        if fresh.is_empty() {
+            return None;
+        }
+        fresh.sort_unstable();
+        let (mut ranges, mut bytes) = (0, 0);
+        let mut fitting = None;
+        let mut aligned = None;
+        let mut index = 0;
+        while index < fresh.len() {
+            let sequence = fresh[index].0;
+            let mut at_segment_end = false;
+            while index < fresh.len() && fresh[index].0 == sequence {
+                ranges += 1;
+                bytes += fresh[index].1;
+                at_segment_end |= fresh[index].2.is_multiple_of(SEGMENT_BYTES);
+                index += 1;
+            }
+            if fitting.is_some() && (ranges > COMMIT_PIECES_MAX || bytes > BATCH_BYTES_MAX) {
+                break;
+            }
+            // The last of all ranges ends a batch whatever happened to the cuts behind it.
+            let next = fresh.get(index).map_or(self.last_sequence + 1, |next| next.0);
+            if let Some(cut) = self.cuts.range(sequence..next).next_back() {
+                fitting = Some(*cut);
+                if at_segment_end {
+                    aligned = fitting;
+                }
+            }
+        }
+        let best = if whole_segments { aligned.or(fitting) } else { fitting };
+        best.or(Some(self.last_sequence))
+    }
+
+    /// The batch up to `cut` is committed, or lost for good: its ranges go. Returns their blocks, oldest first, to
+    /// be dropped outside of any lock.
+    #[must_use]
+    pub fn settle(&mut self, cut: u64) -> Vec<Arc<DataBlock>> {
+        let gone: Vec<u64> = self
+            .ranges
+            .iter()
+            .filter(|(_, range)| range.sequence <= cut)
+            .map(|(offset, _)| *offset)
+            .collect();
+        let mut blocks = Vec::with_capacity(gone.len());
+        for offset in gone {
+            if let Some(range) = self.ranges.remove(&offset) {
+                self.bytes -= range.length as u64;
+                if range.sequence > self.batched {
+                    self.fresh_bytes -= range.length as u64;
+                }
+                blocks.push(range.block);
+            }
+        }
+        self.settled = self.settled.max(cut);
+        self.batched = self.batched.max(cut);
+        self.cuts = self.cuts.split_off(&(cut + 1));
+        blocks.sort_by_key(|block| block.order());
+        blocks
+    }
+
+    /// Nothing is on its way. If nothing is left either, all writes are done with.
+    pub fn settle_vanished(&mut self) {
+        if self.ranges.is_empty() {
+            self.settled = self.last_sequence;
+            self.batched = self.last_sequence;
+            self.cuts.clear();
+        }
+    }
+
+    /// The batch could not be committed now: its ranges, and those of all later batches, are fresh again.
+    pub fn unbatch(&mut self, batch: &Batch, now: Instant) {
+        if batch.cut <= self.settled {
+            return;
+        }
+        self.reserved += batch.reservation;
+        self.kill_suidgid |= batch.kill_suidgid;
+        if self.batched > batch.base {
+            self.batched = batch.base.max(self.settled);
+            self.fresh_bytes = self
+                .ranges
+                .values()
+                .filter(|range| range.sequence > self.batched)
+                .map(|range| range.length as u64)
+                .sum();
+        }
+        if self.fresh_bytes > 0 {
+            self.oldest.get_or_insert(now);
+        }
+    }
+
+    /// Gives up everything. Returns the blocks (to be dropped in their order) and the quota that was held.
+    #[must_use]
+    pub fn discard(&mut self) -> (Vec<Arc<DataBlock>>, u64) {
+        let blocks = self.settle(self.last_sequence);
+        self.oldest = None;
+        self.kill_suidgid = false;
+        (blocks, std::mem::take(&mut self.reserved))
+    }
+
+    /// Quota that is held for nothing: once no fresh byte is left.
+    #[must_use]
+    pub fn take_unused_reservation(&mut self) -> u64 {
+        if self.fresh_bytes == 0 && self.claimed_bytes == 0 { std::mem::take(&mut self.reserved) } else { 0 }
+    }
+
+    /// A truncation: what lies beyond `size` is gone. (What was dirty before it was flushed before it; this is
+    /// for what was written in between.)
+    #[must_use]
+    pub fn truncate(&mut self, size: u64) -> bool {
+        let end = self.end();
+        if end <= size {
+            return false;
+        }
+        self.remove(size, end);
+        true
+    }
+}

@@ -1,0 +1,211 @@
+//! The serving process is killed with -9 again and again while programs use the mount; none of their calls may fail.
+//!
+//! Three kinds of process, all of them this test's program: the test itself keeps the bundle (as the holder does) and has
+//! no file of the mount open; *servers* inherit the bundle, serve, and are killed; the *load* uses the mount.
+//! (A process that both keeps a bundle and has files of the mount open deadlocks when it forks: exec closes the files,
+//! and each close is a request that nobody answers.)
+
+mod support;
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use atoll_fuse::Layout;
+use atoll_fuse::adapter::Adapter;
+use atoll_fuse::bundle::Bundle;
+use atoll_fuse::device::{Device, inherited};
+use atoll_fuse::session::{InitOptions, Session};
+use support::Mounted;
+use support::folder::Folder;
+
+/// How often the server is killed.
+const KILLS: u32 = 8;
+/// How long each server lives.
+const LIFETIME: Duration = Duration::from_millis(350);
+/// Threads that use the mount.
+const THREADS: usize = 6;
+/// Bytes of each thread's file; writes of this size need a buffer, the small ones in between a slot.
+const FILE_BYTES: usize = 300_000;
+/// How long the load may take to end once it is told to.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const DESCRIPTORS: &str = "ATOLL_TEST_DESCRIPTORS";
+const BACKING: &str = "ATOLL_TEST_BACKING";
+const MOUNT: &str = "ATOLL_TEST_MOUNT";
+const RESEND: &str = "ATOLL_TEST_RESEND";
+const STOP: &str = "ATOLL_TEST_STOP";
+
+/// Not a test: what a server process does. Returns at once where it isn't one.
+#[test]
+fn role_server() {
+    let (Ok(descriptors), Ok(backing)) = (std::env::var(DESCRIPTORS), std::env::var(BACKING)) else { return };
+    let mut descriptors: Vec<_> = descriptors
+        .split(',')
+        // SAFETY: inherited for this, and named to nobody else.
+        .map(|number| unsafe { inherited(number.parse().expect("a number")) })
+        .collect();
+    let memory = descriptors.pop().expect("the request memory");
+    let bundle = Bundle::from_parts(descriptors, memory, true);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let adapter = Adapter::new(Arc::new(Folder::new(Path::new(&backing))));
+    let session = Session::start(bundle, InitOptions::default(), adapter, runtime.handle()).expect("starts");
+    runtime.block_on(session.ended());
+}
+
+/// Not a test: what the process that uses the mount does. Prints how many rounds it made and how many calls failed.
+#[test]
+fn role_load() {
+    let (Ok(mount), Ok(stop)) = (std::env::var(MOUNT), std::env::var(STOP)) else { return };
+    let (rounds, failures) = (AtomicU64::new(0), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let path = Path::new(&mount).join(format!("file-{thread}"));
+            let (rounds, failures, stop) = (&rounds, &failures, Path::new(&stop));
+            scope.spawn(move || {
+                let mut round = 0u64;
+                while !stop.exists() {
+                    round += 1;
+                    if let Err(problem) = one_round(&path, thread as u64, round) {
+                        eprintln!("thread {thread}, round {round}: {problem}");
+                        failures.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                rounds.fetch_add(round, Ordering::Relaxed);
+            });
+        }
+    });
+    println!("load: {} {}", rounds.into_inner(), failures.into_inner());
+}
+
+/// Writes, reads back, looks at attributes and lists: nothing whose second execution would be seen.
+fn one_round(path: &Path, thread: u64, round: u64) -> std::io::Result<()> {
+    let wrong = |what: String| Err(std::io::Error::other(what));
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let large = round.is_multiple_of(16);
+    let bytes = if large { FILE_BYTES } else { 100 + (round as usize * 37) % 9000 };
+    let data: Vec<u8> = (0..bytes as u64).map(|i| (i ^ round ^ (thread << 4)) as u8).collect();
+    file.write_all_at(&data, (round % 5) * 4096)?;
+    let mut back = vec![0; bytes];
+    file.read_exact_at(&mut back, (round % 5) * 4096)?;
+    if back != data {
+        return wrong("what was read is not what was written".into());
+    }
+    let metadata = fs::metadata(path)?;
+    if metadata.size() < bytes as u64 || metadata.ino() == 0 {
+        return wrong(format!("size {}", metadata.size()));
+    }
+    if round.is_multiple_of(8) {
+        file.sync_data()?;
+        let listed = fs::read_dir(path.parent().expect("parent"))?.count();
+        if listed != THREADS {
+            return wrong(format!("{listed} entries"));
+        }
+    }
+    Ok(())
+}
+
+/// Starts this program again as one of the roles.
+fn role(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args([name, "--exact", "--nocapture", "--test-threads=1"]).stdin(Stdio::null());
+    command
+}
+
+fn serve(bundle: &Bundle, backing: &Path, resend: bool) -> Child {
+    let descriptors: Vec<RawFd> =
+        bundle.devices().chain([bundle.memory_fd()]).map(|descriptor| descriptor.as_raw_fd()).collect();
+    let list: Vec<String> = descriptors.iter().map(ToString::to_string).collect();
+    let mut command = role("role_server");
+    command.env(DESCRIPTORS, list.join(",")).env(BACKING, backing).stdout(Stdio::null());
+    if resend {
+        command.env(RESEND, "1");
+    }
+    // SAFETY: fcntl is async-signal-safe, and the list was made before the fork.
+    unsafe {
+        command.pre_exec(move || {
+            for descriptor in &descriptors {
+                if libc::fcntl(*descriptor, libc::F_SETFD, 0) < 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    command.spawn().expect("server starts")
+}
+
+#[test]
+fn no_call_fails_while_servers_are_killed() {
+    kill_servers_under_load(true);
+}
+
+/// As on kernels before 6.9: the request memory is the only net.
+#[test]
+fn no_call_fails_without_the_kernels_help() {
+    kill_servers_under_load(false);
+}
+
+fn kill_servers_under_load(resend: bool) {
+    let backing = tempfile::tempdir().expect("backing");
+    let outside = tempfile::tempdir().expect("outside");
+    let stop: PathBuf = outside.path().join("stop");
+    for thread in 0..THREADS {
+        File::create_new(backing.path().join(format!("file-{thread}"))).expect("file");
+    }
+    let mounted = Mounted::volume();
+    let device =
+        Device::from_fd(std::os::fd::AsFd::as_fd(&mounted.device).try_clone_to_owned().expect("dup"));
+    let bundle = Bundle::new(device, 2, Layout::default(), &mounted.options).expect("bundle");
+
+    let mut server = serve(&bundle, backing.path(), resend);
+    let mut load = role("role_load")
+        .env(MOUNT, &mounted.path)
+        .env(STOP, &stop)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("load starts");
+    for _ in 0..KILLS {
+        std::thread::sleep(LIFETIME);
+        server.kill().expect("kills");
+        server.wait().expect("reaps");
+        server = serve(&bundle, backing.path(), resend);
+    }
+    std::thread::sleep(LIFETIME);
+    File::create_new(&stop).expect("stop file");
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match load.try_wait().expect("waits") {
+            Some(status) => break Some(status),
+            None if Instant::now() > deadline => break None,
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    if status.is_none() {
+        // Whoever waits for the mount is let go, so that the test can end.
+        let waiting = atoll_fuse::device::waiting(mounted.connection);
+        let _ = atoll_fuse::device::abort(mounted.connection);
+        let _ = (load.kill(), load.wait(), server.kill(), server.wait());
+        panic!("the load hangs; requests waiting in the kernel: {waiting:?}");
+    }
+    let output = load.wait_with_output().expect("output");
+    let still_serving = server.try_wait().expect("waits").is_none();
+    server.kill().expect("kills");
+    server.wait().expect("reaps");
+    assert!(still_serving, "the last server died by itself");
+
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find_map(|line| line.split("load: ").nth(1)).unwrap_or_default().to_owned();
+    let numbers: Vec<u64> = line.split(' ').filter_map(|number| number.parse().ok()).collect();
+    let [rounds, failures] = numbers[..] else { panic!("the load said: {text}") };
+    println!("{rounds} rounds, {failures} failures, {KILLS} kills");
+    assert_eq!(failures, 0);
+    assert!(rounds > 100, "only {rounds} rounds: the mount was hardly used");
+}

@@ -1,0 +1,150 @@
+//! Reading a replica: nothing leaves it that doesn't have its checksum.
+
+use std::io;
+use std::ops::Range;
+
+use atoll_proto::checksum::checksums;
+
+use super::{BLOCK, ChunkError, ChunkFile, blocks_of, decode_table, runs, stored};
+
+/// Verified blocks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocks {
+    /// Whole blocks.
+    pub data: Vec<u8>,
+    /// One checksum per block.
+    pub checksums: Vec<u32>,
+}
+
+/// What a check of a range of blocks found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Blocks that were read and verified.
+    pub good_blocks: u64,
+    /// Blocks that don't have their checksum, or couldn't be read.
+    pub bad: Vec<u32>,
+}
+
+impl ChunkFile {
+    /// Reads the blocks that a byte range touches. The range begins at a block; what is given back are whole
+    /// blocks, since a checksum covers one.
+    ///
+    /// Blocks that were trimmed are `Gone`, never zeroes; ones that were never written are `Missing`; ones that
+    /// don't have their checksum are `Corrupt`, and each error names all of them.
+    pub fn read(&self, offset: u64, length: u64) -> Result<Blocks, ChunkError> {
+        let patient = |buf: &mut [u8], at| {
+            let read = self.file.read_at(buf, at)?;
+            // What lies past the file's end was never written.
+            buf[read..].fill(0);
+            Ok(true)
+        };
+        let read = self.read_by(patient, offset, length)?;
+        read.ok_or_else(|| ChunkError::Io(io::ErrorKind::WouldBlock.into()))
+    }
+
+    /// As [`Self::read`], if that needs no waiting for the disk; `None` if it does.
+    pub fn read_cached(&self, offset: u64, length: u64) -> Result<Option<Blocks>, ChunkError> {
+        let cached = |buf: &mut [u8], at| Ok(self.file.read_cached_at(buf, at)? == Some(buf.len()));
+        self.read_by(cached, offset, length)
+    }
+
+    /// `fetch` fills a buffer from a place in the file, or says that it can't now.
+    fn read_by(
+        &self,
+        fetch: impl Fn(&mut [u8], u64) -> io::Result<bool>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Option<Blocks>, ChunkError> {
+        let blocks = self.block_range(offset, length)?;
+        let sealed = self.header.read().sealed;
+        if let Some(length) = sealed
+            && blocks.end > blocks_of(length)
+        {
+            let beyond = blocks_of(length).max(blocks.start)..blocks.end;
+            return Err(ChunkError::Missing(beyond.map(u64::from).collect()));
+        }
+        self.expect_untrimmed(&blocks)?;
+        let mut table = vec![0; blocks.len() * 4];
+        if !fetch(&mut table, self.geometry.checksum_at(blocks.start))? {
+            return Ok(None);
+        }
+        let table = decode_table(&table);
+        let missing: Vec<u64> = numbers(blocks.clone().zip(&table).filter(|(_, sum)| **sum == 0));
+        if !missing.is_empty() {
+            return Err(ChunkError::Missing(missing));
+        }
+        let mut data = vec![0; blocks.len() * BLOCK as usize];
+        if !fetch(&mut data, self.geometry.data_at(blocks.start))? {
+            return Ok(None);
+        }
+        let sums = checksums(self.chunk, blocks.start.into(), &data);
+        let bad: Vec<u64> = numbers(
+            blocks.clone().zip(table.iter().zip(&sums)).filter(|(_, (old, new))| **old != stored(**new)),
+        );
+        if !bad.is_empty() {
+            // A trim may have come in between and given back what was just read.
+            self.expect_untrimmed(&blocks)?;
+            return Err(ChunkError::Corrupt(bad));
+        }
+        Ok(Some(Blocks { data, checksums: sums }))
+    }
+
+    /// Verifies the written blocks of a range, wherever they are; trimmed and unwritten ones are passed over.
+    /// The disk is asked, not the cache. What it can't read as a piece is tried again block by block, so that one
+    /// bad sector is one bad block. All of the range is held in memory at once: ask for a megabyte or so.
+    pub fn check(&self, blocks: Range<u32>) -> Result<Checked, ChunkError> {
+        let end = match self.header.read().sealed {
+            Some(length) => blocks_of(length),
+            None => self.geometry.blocks(),
+        };
+        let blocks = blocks.start..blocks.end.min(end);
+        let mut found = Checked::default();
+        if blocks.is_empty() {
+            return Ok(found);
+        }
+        let table = self.read_table(blocks.clone())?;
+        let trimmed = self.header.read().trimmed.clone();
+        let written =
+            blocks.clone().zip(&table).filter(|(block, sum)| **sum != 0 && !trimmed.contains(*block));
+        self.file.forget_cached(self.geometry.data_at(blocks.start), blocks.len() as u64 * BLOCK);
+        for run in runs(written.map(|(block, _)| block)) {
+            let at = (run.start - blocks.start) as usize;
+            self.check_run(run.clone(), &table[at..at + run.len()], &mut found);
+        }
+        if !found.bad.is_empty() {
+            let header = self.header.read();
+            found.bad.retain(|block| !header.trimmed.contains(*block));
+        }
+        Ok(found)
+    }
+
+    pub(super) fn check_run(&self, blocks: Range<u32>, table: &[u32], found: &mut Checked) {
+        let mut data = vec![0; blocks.len() * BLOCK as usize];
+        match self.file.read_at(&mut data, self.geometry.data_at(blocks.start)) {
+            Ok(read) => data[read..].fill(0),
+            Err(_) if blocks.len() > 1 => {
+                for (block, sum) in blocks.zip(table) {
+                    self.check_run(block..block + 1, std::slice::from_ref(sum), found);
+                }
+                return;
+            }
+            Err(_) => {
+                found.bad.extend(blocks);
+                return;
+            }
+        }
+        let sums = checksums(self.chunk, blocks.start.into(), &data);
+        for ((block, old), new) in blocks.zip(table).zip(sums) {
+            if *old == stored(new) { found.good_blocks += 1 } else { found.bad.push(block) }
+        }
+    }
+
+    fn expect_untrimmed(&self, blocks: &Range<u32>) -> Result<(), ChunkError> {
+        let gone: Vec<u64> = self.header.read().trimmed.within(blocks.clone()).map(u64::from).collect();
+        if gone.is_empty() { Ok(()) } else { Err(ChunkError::Gone(gone)) }
+    }
+}
+
+fn numbers<T>(blocks: impl Iterator<Item = (u32, T)>) -> Vec<u64> {
+    blocks.map(|(block, _)| u64::from(block)).collect()
+}

@@ -1,0 +1,287 @@
+//! Speaks to the metadata service: registers, sends heartbeats, passes on orders.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use atoll_core::ids::ChunkId;
+use atoll_proto::registration::{
+    BadReplica, HEARTBEAT_REPLICAS_MAX, Heartbeat, InventoryChanges, ORDERS_MAX, Register, RegistrationError,
+};
+use atoll_proto::{Address, ConnectOptions, Connection, Identity, RpcError};
+use tokio_util::sync::CancellationToken;
+
+use crate::orders::Orders;
+use crate::pool::{Lane, PoolClosed};
+use crate::service::{StorageService, replica_info};
+use crate::store::FOLDER_FORMAT;
+use crate::store::changes::News;
+
+/// How long the metadata service may take to answer; then another member is asked.
+const CALL_DEADLINE: Duration = Duration::from_secs(5);
+/// The pause after the first failure; it doubles with each further one…
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// …up to this.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// Bounds of the heartbeats' interval, whatever the metadata service names.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
+const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+/// How often one leader may name another before there is a pause: during an election they may be wrong in turn.
+const HINTS_MAX: u32 = 4;
+
+/// What a server says of itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Announcement {
+    /// Where the metadata service is.
+    pub metadata: Vec<Address>,
+    /// Who we are.
+    pub identity: Identity,
+    /// Where we are reached.
+    pub address: String,
+    /// What placement may look at.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The loop that keeps us registered.
+pub(crate) struct Registrar {
+    service: Arc<StorageService>,
+    announcement: Announcement,
+    orders: Orders,
+    registered: Arc<AtomicBool>,
+}
+
+/// Why a round with one member ended.
+#[derive(Debug)]
+enum Ended {
+    /// It isn't the leader.
+    NotLeader(Option<String>),
+    /// It doesn't know us: register again.
+    Forgotten,
+    /// It can't be reached, or failed.
+    Lost(String),
+    /// It doesn't want us. That needs a human; it is asked again in case one comes.
+    Unwanted(RegistrationError),
+}
+
+/// A whole inventory that is being sent: what comes after this chunk is next.
+struct Scan {
+    after: Option<ChunkId>,
+}
+
+impl Registrar {
+    pub(crate) fn new(
+        service: Arc<StorageService>,
+        announcement: Announcement,
+        orders: Orders,
+        registered: Arc<AtomicBool>,
+    ) -> Self {
+        Self { service, announcement, orders, registered }
+    }
+
+    /// Keeps registered with whoever leads, until it is told to stop.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.keep_registered() => {}
+        }
+        self.set_registered(false);
+    }
+
+    async fn keep_registered(&self) {
+        let metadata = &self.announcement.metadata;
+        if metadata.is_empty() {
+            tracing::warn!("no metadata server was named: nobody will learn of this storage server");
+            std::future::pending::<()>().await;
+        }
+        let (mut next, mut hints, mut pause) = (0, 0, RETRY_MIN);
+        let mut hint: Option<Address> = None;
+        loop {
+            let address = hint.take().unwrap_or_else(|| {
+                next = (next + 1) % metadata.len();
+                metadata[next].clone()
+            });
+            let mut heard = false;
+            let ended = self.round(&address, &mut heard).await;
+            self.set_registered(false);
+            if heard {
+                (hints, pause) = (0, RETRY_MIN);
+            }
+            match ended {
+                Ended::NotLeader(leader) => {
+                    hint = leader.and_then(|leader| leader.parse().ok());
+                    hints += 1;
+                    if hint.is_some() && hints <= HINTS_MAX {
+                        continue;
+                    }
+                    (hint, hints) = (None, 0);
+                }
+                Ended::Forgotten => hint = Some(address),
+                Ended::Lost(reason) => tracing::info!(%address, reason, "the metadata service isn't reached"),
+                Ended::Unwanted(error) => {
+                    tracing::error!(%address, %error, "the metadata service refuses this server");
+                    pause = RETRY_MAX;
+                }
+            }
+            // Servers that lost the same leader shouldn't all come back at once.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn set_registered(&self, registered: bool) {
+        self.registered.store(registered, Ordering::Relaxed);
+        self.service.metrics.set_registered(registered);
+    }
+
+    /// Registers with one member and sends it heartbeats for as long as it wants them.
+    async fn round(&self, address: &Address, heard: &mut bool) -> Ended {
+        let options = ConnectOptions::new(self.announcement.identity.clone());
+        let connection = match Connection::connect(address, &options).await {
+            Ok(connection) => connection,
+            Err(error) => return Ended::Lost(error.to_string()),
+        };
+        let register = match self.register().await {
+            Ok(register) => register,
+            Err(reason) => return Ended::Lost(reason),
+        };
+        let reply = match connection.call_within::<Register>(&register, (), CALL_DEADLINE).await {
+            Ok((reply, _)) => reply,
+            Err(error) => return ended(error),
+        };
+        *heard = true;
+        self.set_registered(true);
+        tracing::info!(%address, server = %register.server, "registered with the metadata service");
+        let mut scan = reply.full_inventory.then_some(Scan { after: None });
+        for sequence in 1.. {
+            let (heartbeat, news) = match self.heartbeat(sequence, &mut scan).await {
+                Ok(heartbeat) => heartbeat,
+                Err(reason) => return Ended::Lost(reason),
+            };
+            let reply = match connection.call_within::<Heartbeat>(&heartbeat, (), CALL_DEADLINE).await {
+                Ok((reply, _)) => reply,
+                Err(error) => {
+                    self.service.store.changes().put_back(news);
+                    self.orders.put_back(heartbeat.done);
+                    return ended(error);
+                }
+            };
+            let interval = bounded_interval(reply.heartbeat_interval_ms);
+            self.orders.take(reply.orders);
+            if reply.full_inventory && scan.is_none() {
+                scan = Some(Scan { after: None });
+            }
+            if scan.is_none() {
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    () = connection.closed() => return Ended::Lost("the connection was closed".to_owned()),
+                }
+            }
+        }
+        Ended::Forgotten
+    }
+
+    async fn register(&self) -> Result<Register, String> {
+        let store = self.service.store.clone();
+        let space = self.service.pool.run(Lane::Background, move |_place| store.space()).await;
+        let space = space.map_err(|PoolClosed| PoolClosed.to_string())?.map_err(|error| error.to_string())?;
+        let identity = self.service.store.identity();
+        Ok(Register {
+            server: identity.server,
+            cluster: identity.cluster,
+            address: self.announcement.address.clone(),
+            labels: self.announcement.labels.clone(),
+            capacity: space.capacity_bytes,
+            used: space.capacity_bytes.saturating_sub(space.free_bytes),
+            format_version: FOLDER_FORMAT,
+            incarnation: identity.incarnation,
+        })
+    }
+
+    /// What the next heartbeat says, and the news in it, to be put back if it isn't heard. While a whole inventory is
+    /// being sent, a page of it takes the place of the new replicas: these are in it, or come afterwards.
+    async fn heartbeat(&self, sequence: u64, scan: &mut Option<Scan>) -> Result<(Heartbeat, News), String> {
+        let (store, metrics) = (self.service.store.clone(), self.service.metrics.clone());
+        let after = scan.as_ref().map(|scan| scan.after);
+        let job = move |_place| {
+            store.tidy();
+            metrics.refresh(&store);
+            let mut news = store.changes().take(HEARTBEAT_REPLICAS_MAX);
+            // With too much news only a whole inventory tells: it begins with this heartbeat.
+            let after =
+                if std::mem::take(&mut news.overflow) && after.is_none() { Some(None) } else { after };
+            let page = after.map(|after| (after, store.list(after, HEARTBEAT_REPLICAS_MAX)));
+            if page.is_some() {
+                let present = std::mem::take(&mut news.present);
+                store.changes().put_back(News { present, ..News::default() });
+            }
+            let changes = changes(&store, &news, page);
+            store.space().map(|space| (space, news, changes))
+        };
+        let done = self
+            .service
+            .pool
+            .run(Lane::Background, job)
+            .await
+            .map_err(|PoolClosed| PoolClosed.to_string())?;
+        let (space, news, changes) = done.map_err(|error| error.to_string())?;
+        let sending = changes.from.is_some() || changes.through.is_some() || changes.complete;
+        *scan = match (sending && !changes.complete, changes.through) {
+            (true, Some(through)) => Some(Scan { after: Some(through) }),
+            _ => None,
+        };
+        let identity = self.service.store.identity();
+        let heartbeat = Heartbeat {
+            server: identity.server,
+            incarnation: identity.incarnation,
+            sequence,
+            used: space.capacity_bytes.saturating_sub(space.free_bytes),
+            free: space.free_bytes,
+            chunks: self.service.store.len() as u64,
+            disk_errors: self.service.store.disk_errors(),
+            changes,
+            done: self.orders.outcomes(ORDERS_MAX),
+        };
+        Ok((heartbeat, news))
+    }
+}
+
+type Page = (Option<ChunkId>, (Vec<crate::store::Replica>, bool));
+
+fn changes(store: &crate::store::Store, news: &News, page: Option<Page>) -> InventoryChanges {
+    let bad = news.bad.iter().filter_map(|(chunk, blocks)| {
+        let generation = store.replica(*chunk)?.generation;
+        Some(BadReplica { chunk: *chunk, generation, blocks: blocks.iter().copied().collect() })
+    });
+    let mut changes = InventoryChanges {
+        bad: bad.collect(),
+        removed: news.removed.iter().copied().collect(),
+        ..InventoryChanges::default()
+    };
+    match page {
+        Some((after, (replicas, more))) => {
+            changes.from = after;
+            changes.through = replicas.last().map(|replica| replica.chunk);
+            changes.complete = !more;
+            changes.present = replicas.into_iter().map(replica_info).collect();
+        }
+        None => {
+            let present = news.present.iter().filter_map(|chunk| store.replica(*chunk));
+            changes.present = present.map(replica_info).collect();
+        }
+    }
+    changes
+}
+
+fn bounded_interval(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds).clamp(HEARTBEAT_MIN, HEARTBEAT_MAX)
+}
+
+fn ended(error: RpcError) -> Ended {
+    match error.typed::<RegistrationError>() {
+        Some(RegistrationError::NotLeader { leader }) => Ended::NotLeader(leader),
+        Some(RegistrationError::NotRegistered) => Ended::Forgotten,
+        Some(unwanted) => Ended::Unwanted(unwanted),
+        None => Ended::Lost(error.to_string()),
+    }
+}
