@@ -202,7 +202,9 @@ mod tests {
     #[test]
     fn a_chunk_gets_as_many_replicas_as_there_are_servers_down_to_the_least() {
         for (servers, expected) in [(5, 3), (3, 3), (2, 2)] {
-            let Op::CreateChunk { replicas, .. } = admitted(chunk(), &volume(), &facts(servers)) else { panic!() };
+            let Op::CreateChunk { replicas, .. } = admitted(chunk(), &volume(), &facts(servers)) else {
+                panic!()
+            };
             assert_eq!(replicas.len(), expected);
         }
         assert_eq!(admitted(chunk(), &volume(), &facts(1)), refusal(&chunk(), FsError::NoServers));
@@ -225,7 +227,10 @@ mod tests {
         let mut volume = volume();
         assert_eq!(admitted(inline_write(), &volume, &facts(3)), inline_write());
         volume.inline_bytes = 1000;
-        assert_eq!(admitted(inline_write(), &volume, &facts(3)), refusal(&inline_write(), FsError::InlineBudget));
+        assert_eq!(
+            admitted(inline_write(), &volume, &facts(3)),
+            refusal(&inline_write(), FsError::InlineBudget)
+        );
     }
 
     #[test]

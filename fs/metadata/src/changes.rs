@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use atoll_core::keys;
-use atoll_core::records::{ChunkRecord, Record};
 use atoll_core::limits::BLOCK_BYTES;
+use atoll_core::records::{ChunkRecord, Record};
 use atoll_core::store::{Family, Read, StoreError, Write, prefix_end};
 use parking_lot::Mutex;
 use tokio::sync::Notify;

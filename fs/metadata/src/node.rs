@@ -96,10 +96,6 @@ pub(crate) fn store_error(error: &StoreError) -> MetadataError {
     MetadataError::Failed(error.to_string())
 }
 
-fn not_leader(office: Leadership) -> MetadataError {
-    MetadataError::NotLeader { leader: office.leader.map(|(member, address)| (MemberId(member), address)) }
-}
-
 impl Node {
     /// The term in which this member leads now.
     ///
@@ -108,7 +104,7 @@ impl Node {
     pub(crate) fn lead(&self) -> Result<u64, MetadataError> {
         let leadership = self.consensus.leadership();
         if !leadership.is_leader {
-            return Err(not_leader(leadership));
+            return Err(self.not_leader(leadership));
         }
         if self.office.term.load(Ordering::Acquire) != leadership.term {
             self.take_office(leadership.term).map_err(|error| store_error(&error))?;
@@ -122,7 +118,17 @@ impl Node {
     /// If this member doesn't lead in `term` any more.
     pub(crate) fn still_leads(&self, term: u64) -> Result<(), MetadataError> {
         let leadership = self.consensus.leadership();
-        if leadership.is_leader && leadership.term == term { Ok(()) } else { Err(not_leader(leadership)) }
+        if leadership.is_leader && leadership.term == term {
+            Ok(())
+        } else {
+            Err(self.not_leader(leadership))
+        }
+    }
+
+    fn not_leader(&self, leadership: Leadership) -> MetadataError {
+        // A leader that has only just been elected, or whose lease has lapsed, is no one to send a client to.
+        let other = leadership.leader.filter(|(member, _)| *member != self.member.0);
+        MetadataError::NotLeader { leader: other.map(|(member, address)| (MemberId(member), address)) }
     }
 
     /// Makes the leader's memory from the records: sessions and storage servers, not files.

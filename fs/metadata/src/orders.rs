@@ -155,7 +155,10 @@ impl OrderBook {
                     .dead
                     .iter()
                     .take(TRIM_RANGES_MAX)
-                    .map(|(first, blocks)| ChunkRange { offset: first * BLOCK_BYTES, length: blocks * BLOCK_BYTES })
+                    .map(|(first, blocks)| ChunkRange {
+                        offset: first * BLOCK_BYTES,
+                        length: blocks * BLOCK_BYTES,
+                    })
                     .collect();
                 self.add(server, chunk, Kind::Trim, Order::Trim { chunk, ranges });
             }
@@ -175,12 +178,19 @@ impl OrderBook {
 fn interpret(issued: &Issued, result: &Result<(), StorageError>, meaning: &mut Meaning) {
     let chunk = issued.chunk;
     match (&issued.order, result) {
-        (Order::Delete { .. }, Ok(()) | Err(StorageError::NoSuchChunk)) => meaning.done.push(Done::Deleted(chunk)),
+        (Order::Delete { .. }, Ok(()) | Err(StorageError::NoSuchChunk)) => {
+            meaning.done.push(Done::Deleted(chunk))
+        }
         // A replica at a newer generation was sealed with that: the record asks for the newer seal, or has it.
         (Order::Seal { generation, .. }, Ok(()) | Err(StorageError::StaleGeneration { .. })) => {
             meaning.done.push(Done::Sealed(chunk, *generation));
         }
-        (Order::Seal { .. }, Err(StorageError::NoSuchChunk | StorageError::SealMismatch { .. } | StorageError::PastSeal { .. })) => {
+        (
+            Order::Seal { .. },
+            Err(
+                StorageError::NoSuchChunk | StorageError::SealMismatch { .. } | StorageError::PastSeal { .. },
+            ),
+        ) => {
             meaning.missing.push(chunk);
         }
         (Order::Trim { ranges, .. }, Ok(()) | Err(StorageError::NoSuchChunk)) => {
@@ -193,7 +203,9 @@ fn interpret(issued: &Issued, result: &Result<(), StorageError>, meaning: &mut M
             meaning.not_copied.push(chunk);
         }
         // The record still asks for it, so it is given again.
-        (order, Err(error)) => tracing::warn!(%chunk, ?order, %error, "a storage server couldn't carry out an order"),
+        (order, Err(error)) => {
+            tracing::warn!(%chunk, ?order, %error, "a storage server couldn't carry out an order")
+        }
         (_, Ok(())) => {}
     }
 }

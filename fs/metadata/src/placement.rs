@@ -120,14 +120,21 @@ mod tests {
 
     #[test]
     fn replicas_go_to_different_zones_then_hosts() {
-        let servers =
-            [server(1, "a", "h1", 100), server(2, "a", "h2", 100), server(3, "b", "h3", 10), server(4, "b", "h3", 10)];
+        let servers = [
+            server(1, "a", "h1", 100),
+            server(2, "a", "h2", 100),
+            server(3, "b", "h3", 10),
+            server(4, "b", "h3", 10),
+        ];
         for seed in 0..50 {
             let placed = place(&servers, &[], 3, CHUNK, seed);
             assert_eq!(placed.len(), 3);
             let zones: HashSet<_> = placed[..2].iter().map(|s| s.0 <= 2).collect();
             assert_eq!(zones.len(), 2, "the first two are in different zones: {placed:?}");
-            assert!(!(placed.contains(&ServerId(3)) && placed.contains(&ServerId(4))), "same host: {placed:?}");
+            assert!(
+                !(placed.contains(&ServerId(3)) && placed.contains(&ServerId(4))),
+                "same host: {placed:?}"
+            );
         }
     }
 

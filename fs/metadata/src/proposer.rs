@@ -150,7 +150,9 @@ fn gather(queued: &mut VecDeque<Job>) -> (Bytes, Waiting) {
 
 fn complete(waiting: Waiting, result: Result<Bytes, ProposeError>) {
     let outcomes = match result.map_err(proposal_error) {
-        Ok(bytes) => state_machine::decode_outcomes(&bytes).map_err(|error| MetadataError::Failed(error.to_string())),
+        Ok(bytes) => {
+            state_machine::decode_outcomes(&bytes).map_err(|error| MetadataError::Failed(error.to_string()))
+        }
         Err(error) => Err(error),
     };
     match outcomes {
@@ -219,7 +221,14 @@ mod tests {
         } else {
             Op::RemoveXattr { ino: InodeId(number), name: vec![0; extra].into() }
         };
-        Command { session: INTERNAL, slot: SlotId(0), sequence: 0, time: Timestamp::default(), expect: None, op }
+        Command {
+            session: INTERNAL,
+            slot: SlotId(0),
+            sequence: 0,
+            time: Timestamp::default(),
+            expect: None,
+            op,
+        }
     }
 
     #[tokio::test]

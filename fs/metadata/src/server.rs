@@ -11,9 +11,7 @@ use atoll_core::ids::{ClusterId, MemberId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError, kind};
 use atoll_proto::transport::{AddressError, BindError};
-use atoll_proto::{
-    Address, ClusterKey, ConnectOptions, Encryption, Identity, Listener, Peer, Role, serve,
-};
+use atoll_proto::{Address, ClusterKey, ConnectOptions, Encryption, Identity, Listener, Peer, Role, serve};
 use atoll_raft::{
     Leadership, PeerError, PeerTransport, ProposeError, RaftConfig, RaftError, RaftNode, RaftStatus,
 };
@@ -78,7 +76,12 @@ pub struct MetadataConfig {
 impl MetadataConfig {
     /// The defaults for a member of `cluster` with its folder at `dir`.
     #[must_use]
-    pub fn new(dir: impl Into<PathBuf>, listen: Address, cluster: ClusterId, key: ClusterKey) -> MetadataConfig {
+    pub fn new(
+        dir: impl Into<PathBuf>,
+        listen: Address,
+        cluster: ClusterId,
+        key: ClusterKey,
+    ) -> MetadataConfig {
         let raft = RaftConfig::new(0, "");
         MetadataConfig {
             dir: dir.into(),
@@ -127,7 +130,10 @@ impl MetadataServer {
     ///
     /// # Errors
     /// See [`StartError`]; nothing of somebody else's is touched.
-    pub async fn start(config: MetadataConfig, registry: &mut Registry) -> Result<RunningMetadata, StartError> {
+    pub async fn start(
+        config: MetadataConfig,
+        registry: &mut Registry,
+    ) -> Result<RunningMetadata, StartError> {
         let metrics = Metrics::register(registry);
         let changes = Arc::new(Changes::default());
         let (folder, machine, ballast) = {

@@ -81,7 +81,11 @@ impl Servers {
     /// This member leads from `now` on; `known` are the recorded servers. `term` makes the versions of one
     /// leader differ from those of another.
     #[must_use]
-    pub fn begin(term: u64, now: Duration, known: impl IntoIterator<Item = (ServerId, ServerRecord)>) -> Servers {
+    pub fn begin(
+        term: u64,
+        now: Duration,
+        known: impl IntoIterator<Item = (ServerId, ServerRecord)>,
+    ) -> Servers {
         let entries = known
             .into_iter()
             .map(|(server, record)| {
@@ -118,11 +122,18 @@ impl Servers {
             return Err(Refused::Stale { have });
         }
         self.version += 1;
-        let report =
-            Report { capacity, used, free: capacity.saturating_sub(used), ..Report::default() };
+        let report = Report { capacity, used, free: capacity.saturating_sub(used), ..Report::default() };
         self.entries.insert(
             server,
-            Entry { record, incarnation, heard: now, spoke: true, report, inventoried: false, was_alive: true },
+            Entry {
+                record,
+                incarnation,
+                heard: now,
+                spoke: true,
+                report,
+                inventoried: false,
+                was_alive: true,
+            },
         );
         Ok(())
     }
@@ -186,7 +197,10 @@ impl Servers {
     }
 
     /// All servers: record, health, last report, and how long it is silent.
-    pub fn all(&self, now: Duration) -> impl Iterator<Item = (ServerId, &ServerRecord, Health, &Report, Duration)> {
+    pub fn all(
+        &self,
+        now: Duration,
+    ) -> impl Iterator<Item = (ServerId, &ServerRecord, Health, &Report, Duration)> {
         self.entries.iter().map(move |(server, entry)| {
             (*server, &entry.record, health(entry, now), &entry.report, now.saturating_sub(entry.heard))
         })

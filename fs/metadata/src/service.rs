@@ -98,8 +98,9 @@ fn allow(allowed: bool, role: Role) -> Result<(), Status> {
 }
 
 fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, Status> {
-    postcard::from_bytes(&request.meta)
-        .map_err(|error| Status::bad_request(format!("message {:#06x} can't be decoded: {error}", request.kind)))
+    postcard::from_bytes(&request.meta).map_err(|error| {
+        Status::bad_request(format!("message {:#06x} can't be decoded: {error}", request.kind))
+    })
 }
 
 fn reply<T: Serialize>(result: Result<T, MetadataError>) -> Result<Response, Status> {

@@ -65,7 +65,12 @@ pub enum OpenError {
 impl Sessions {
     /// This member leads from `now` on; `known` are the recorded sessions that haven't ended.
     #[must_use]
-    pub fn begin(term: u64, lifetime: Duration, now: Duration, known: impl IntoIterator<Item = SessionId>) -> Sessions {
+    pub fn begin(
+        term: u64,
+        lifetime: Duration,
+        now: Duration,
+        known: impl IntoIterator<Item = SessionId>,
+    ) -> Sessions {
         let mut table = Sessions { term, lifetime, ..Sessions::default() };
         for session in known {
             table.insert(session, now, false);

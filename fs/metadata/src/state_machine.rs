@@ -41,7 +41,9 @@ pub enum MachineError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// A batch of a newer version.
-    #[error("the log holds entries of format {found}, this program knows up to {ENTRY_VERSION}: use the newer program")]
+    #[error(
+        "the log holds entries of format {found}, this program knows up to {ENTRY_VERSION}: use the newer program"
+    )]
     NewerEntry {
         /// Its format.
         found: u8,
@@ -50,7 +52,9 @@ pub enum MachineError {
     #[error("an entry of the log can't be read: {0}")]
     BadEntry(String),
     /// The store of a newer version.
-    #[error("the metadata store has format {found}, this program knows up to {STORE_VERSION}: use the version that wrote it, or a newer one")]
+    #[error(
+        "the metadata store has format {found}, this program knows up to {STORE_VERSION}: use the version that wrote it, or a newer one"
+    )]
     NewerStore {
         /// Its format.
         found: u8,
@@ -101,7 +105,8 @@ impl Batch {
     /// The entry.
     #[must_use]
     pub fn finish(self) -> Bytes {
-        let mut entry = postcard::to_extend(&self.count, vec![ENTRY_VERSION]).expect("a number can be encoded");
+        let mut entry =
+            postcard::to_extend(&self.count, vec![ENTRY_VERSION]).expect("a number can be encoded");
         entry.extend_from_slice(&self.body);
         entry.into()
     }
@@ -162,11 +167,17 @@ impl Machine {
     ///
     /// # Errors
     /// If it can't be opened.
-    pub fn open(folder: Arc<Folder>, changes: Arc<Changes>, metrics: Metrics) -> Result<Machine, MachineError> {
+    pub fn open(
+        folder: Arc<Folder>,
+        changes: Arc<Changes>,
+        metrics: Metrics,
+    ) -> Result<Machine, MachineError> {
         let state = folder.current_state()?;
         let store = Rocks::open(&state)?;
         match store.get(Family::System, VERSION_KEY)?.as_deref() {
-            Some([found]) if *found > STORE_VERSION => return Err(MachineError::NewerStore { found: *found }),
+            Some([found]) if *found > STORE_VERSION => {
+                return Err(MachineError::NewerStore { found: *found });
+            }
             Some(_) => {}
             None => {
                 store.write([(Family::System, VERSION_KEY.to_vec(), Some(vec![STORE_VERSION]))])?;
@@ -209,8 +220,10 @@ impl Machine {
                 AppliedPayload::Normal(bytes) => {
                     let commands = decode_batch(&bytes)?;
                     commands_applied += commands.len();
-                    let outcomes =
-                        commands.iter().map(|command| execute(&mut txn, command)).collect::<Result<Vec<_>, _>>()?;
+                    let outcomes = commands
+                        .iter()
+                        .map(|command| execute(&mut txn, command))
+                        .collect::<Result<Vec<_>, _>>()?;
                     results.push(encode_outcomes(&outcomes));
                 }
                 AppliedPayload::Blank => {}
@@ -275,7 +288,8 @@ fn read_applied(store: &Rocks) -> Result<AppliedState, MachineError> {
 fn applied_writes(applied: &AppliedState) -> Vec<Write> {
     let mut writes = Vec::new();
     if let Some(position) = applied.position {
-        let value = postcard::to_stdvec(&(position.term, position.index)).expect("two numbers can be encoded");
+        let value =
+            postcard::to_stdvec(&(position.term, position.index)).expect("two numbers can be encoded");
         writes.push((Family::System, POSITION_KEY.to_vec(), Some(value)));
     }
     if let Some(membership) = &applied.membership {

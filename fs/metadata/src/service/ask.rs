@@ -51,7 +51,9 @@ impl Node {
             Query::Lookup { parent, name } => query::superblock(&records)
                 .and_then(|volume| query::lookup(&records, volume.hash_key, parent, &name))
                 .map(Answer::Inode),
-            Query::Inode { ino } => query::inode(&records, ino).map(|record| Answer::Inode(record.attributes(ino))),
+            Query::Inode { ino } => {
+                query::inode(&records, ino).map(|record| Answer::Inode(record.attributes(ino)))
+            }
             Query::ReadLink { ino } => read_link(&records, ino),
             Query::ReadDirectory { ino, cookie, bytes_max, plus } => {
                 read_directory(&records, ino, cookie, bytes_max, plus)

@@ -26,7 +26,10 @@ const RESERVATION_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl Node {
     /// Carries a client's mutation out.
-    pub(crate) async fn mutate(self: &Arc<Self>, request: MutateRequest) -> Result<MutateReply, MetadataError> {
+    pub(crate) async fn mutate(
+        self: &Arc<Self>,
+        request: MutateRequest,
+    ) -> Result<MutateReply, MetadataError> {
         let command = request.command;
         if command.session == INTERNAL && !matches!(command.op, Op::OpenSession { .. })
             || !admission::is_for_clients(&command.op)
@@ -69,7 +72,8 @@ impl Node {
             return Ok(());
         }
         let record: Option<SessionRecord> =
-            load(&*self.machine.store(), Family::System, &keys::session(session)).map_err(|e| store_error(&e))?;
+            load(&*self.machine.store(), Family::System, &keys::session(session))
+                .map_err(|e| store_error(&e))?;
         if record.is_some_and(|record| record.ended.is_none()) {
             self.office.sessions.lock().opened(session, now);
         }
@@ -130,7 +134,8 @@ impl Node {
     async fn wait_for_room(&self, session: SessionId, bytes_min: u64) -> Result<(), MetadataError> {
         let give_up = clock::since_boot() + RESERVATION_WAIT_MAX;
         loop {
-            if self.may_be_granted(session, bytes_min).map_err(query_error)? || clock::since_boot() > give_up {
+            if self.may_be_granted(session, bytes_min).map_err(query_error)? || clock::since_boot() > give_up
+            {
                 return Ok(());
             }
             self.office.sessions.lock().recall_reservations(session);
@@ -146,7 +151,9 @@ impl Node {
             return Ok(true);
         }
         let own = own_reservation(&*store, session)?;
-        Ok(volume.bytes_reserved <= own && !self.changes.has(Work::Orphans) && !self.changes.has(Work::Truncations))
+        Ok(volume.bytes_reserved <= own
+            && !self.changes.has(Work::Orphans)
+            && !self.changes.has(Work::Truncations))
     }
 }
 

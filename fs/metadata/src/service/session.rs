@@ -17,7 +17,10 @@ const EXPIRED: MetadataError = MetadataError::Fs(FsError::SessionExpired);
 
 impl Node {
     /// A session is alive.
-    pub(crate) fn session_heartbeat(&self, request: &SessionHeartbeat) -> Result<SessionHeartbeatReply, MetadataError> {
+    pub(crate) fn session_heartbeat(
+        &self,
+        request: &SessionHeartbeat,
+    ) -> Result<SessionHeartbeatReply, MetadataError> {
         let term = self.lead()?;
         let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
         let now = clock::since_boot();

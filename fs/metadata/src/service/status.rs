@@ -117,7 +117,9 @@ impl Node {
                 let there = chunk
                     .replicas
                     .iter()
-                    .filter(|server| servers.health(**server, now).is_some_and(|health| health != Health::Dead))
+                    .filter(|server| {
+                        servers.health(**server, now).is_some_and(|health| health != Health::Dead)
+                    })
                     .count();
                 short += u64::from(chunk.sealed && there < usize::from(chunk.copies));
             }

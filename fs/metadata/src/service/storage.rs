@@ -165,7 +165,8 @@ impl Node {
                 let now = clock::since_boot();
                 let servers = self.office.servers.lock();
                 let mut replicas = record.replicas;
-                replicas.retain(|other| servers.health(*other, now).is_some_and(|health| health != Health::Dead));
+                replicas
+                    .retain(|other| servers.health(*other, now).is_some_and(|health| health != Health::Dead));
                 replicas.push(server);
                 tracing::info!(%chunk, %server, "a chunk has a new replica");
                 Some(Op::SetReplicas { chunk, generation, replicas })
@@ -195,7 +196,11 @@ impl Node {
         Ok(Some(Op::SetReplicas { chunk, generation: record.generation, replicas: left }))
     }
 
-    async fn take_inventory(&self, server: ServerId, changes: &InventoryChanges) -> Result<(), MetadataError> {
+    async fn take_inventory(
+        &self,
+        server: ServerId,
+        changes: &InventoryChanges,
+    ) -> Result<(), MetadataError> {
         let strays = self.strays(server, changes).map_err(|error| store_error(&error))?;
         let missing = self.missing(server, changes).map_err(|error| store_error(&error))?;
         let mut ops = Vec::new();
@@ -225,7 +230,8 @@ impl Node {
             {
                 continue;
             }
-            let order: Option<OrderRecord> = query::load(&*store, Family::System, &keys::order(server, chunk))?;
+            let order: Option<OrderRecord> =
+                query::load(&*store, Family::System, &keys::order(server, chunk))?;
             if !order.is_some_and(|order| order.delete) {
                 strays.push(chunk);
             }
@@ -263,7 +269,8 @@ impl Node {
         let store = self.machine.store();
         let mut lost = Vec::new();
         for chunk in missing {
-            let order: Option<OrderRecord> = query::load(&*store, Family::System, &keys::order(server, chunk))?;
+            let order: Option<OrderRecord> =
+                query::load(&*store, Family::System, &keys::order(server, chunk))?;
             if order.is_none_or(|order| order.seal.is_none()) {
                 lost.push(chunk);
             }
@@ -284,7 +291,9 @@ impl Node {
                 return ControlFlow::Break(());
             }
             match (keys::second_number(key), OrderRecord::decode(value)) {
-                (Some(chunk), Ok(order)) => tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() }),
+                (Some(chunk), Ok(order)) => {
+                    tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() })
+                }
                 (None, _) => {}
                 (_, Err(error)) => {
                     failed = Some(error);

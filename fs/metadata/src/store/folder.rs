@@ -72,7 +72,9 @@ pub enum FolderError {
         expected: ClusterId,
     },
     /// Written by a newer program.
-    #[error("{path} has format {found}, this program knows up to {FORMAT}: use the version that wrote it, or a newer one")]
+    #[error(
+        "{path} has format {found}, this program knows up to {FORMAT}: use the version that wrote it, or a newer one"
+    )]
     Newer {
         /// The folder.
         path: PathBuf,
@@ -286,8 +288,10 @@ impl Identity {
             return Err(FolderError::Newer { path: folder.into(), found: format });
         }
         let mut field = |name: &str| lines.next().and_then(|line| line.strip_prefix(name)).map(str::to_owned);
-        let cluster = field("cluster ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no cluster id"))?;
-        let member = field("member ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no member id"))?;
+        let cluster =
+            field("cluster ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no cluster id"))?;
+        let member =
+            field("member ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no member id"))?;
         if field("end").is_none() {
             return Err(damaged("it is cut off"));
         }
@@ -382,7 +386,8 @@ mod tests {
         fs::write(dir.path().join("photos.tar"), b"precious").unwrap();
         let error = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap_err();
         assert!(error.to_string().contains("photos.tar"), "{error}");
-        let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(names, ["photos.tar"]);
 
         let error = Folder::open(&dir.path().join("photos.tar"), CLUSTER, MEMBER).unwrap_err();

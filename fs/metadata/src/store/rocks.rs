@@ -10,9 +10,9 @@ use std::path::Path;
 use atoll_core::store::{Family, Read, StoreError, Visit, Write};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
-    DBRawIterator, Env, FlushOptions, LogLevel, Options, ReadOptions, Snapshot, WriteBatch, WriteBufferManager,
-    WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRawIterator, Env, FlushOptions, LogLevel, Options, ReadOptions, Snapshot,
+    WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 /// Bytes of all families' memtables together; above it they are flushed.
@@ -193,24 +193,17 @@ impl Rocks {
         let mut tables = 0;
         for family in Family::ALL {
             for property in ["rocksdb.live-sst-files-size", "rocksdb.live-blob-file-size"] {
-                let size = self.family(family).ok().and_then(|family| {
-                    self.db.property_int_value_cf(family, property).ok().flatten()
-                });
+                let size = self
+                    .family(family)
+                    .ok()
+                    .and_then(|family| self.db.property_int_value_cf(family, property).ok().flatten());
                 tables += size.unwrap_or(0);
             }
         }
-        RocksSizes {
-            memtables: self.memory.get_usage() as u64,
-            cache: self.cache.get_usage() as u64,
-            tables,
-        }
+        RocksSizes { memtables: self.memory.get_usage() as u64, cache: self.cache.get_usage() as u64, tables }
     }
 
-    fn visit(
-        mut iterator: DBRawIterator<'_>,
-        from: &[u8],
-        visit: &mut Visit<'_>,
-    ) -> Result<(), StoreError> {
+    fn visit(mut iterator: DBRawIterator<'_>, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         iterator.seek(from);
         while let Some((key, value)) = iterator.item() {
             if let ControlFlow::Break(()) = visit(key, value) {
@@ -314,7 +307,11 @@ mod tests {
                     store
                         .scan(family, &from, &to, &mut |key, _| {
                             seen.push(key.to_vec());
-                            if seen.len() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                            if seen.len() > limit {
+                                ControlFlow::Break(())
+                            } else {
+                                ControlFlow::Continue(())
+                            }
                         })
                         .unwrap();
                 }
@@ -333,7 +330,9 @@ mod tests {
         let rocks = Rocks::open(dir.path()).unwrap();
         rocks.write([(Family::Names, b"a".to_vec(), Some(b"1".to_vec()))]).unwrap();
         let snapshot = rocks.snapshot();
-        rocks.write([(Family::Names, b"a".to_vec(), None), (Family::Names, b"b".to_vec(), Some(vec![2]))]).unwrap();
+        rocks
+            .write([(Family::Names, b"a".to_vec(), None), (Family::Names, b"b".to_vec(), Some(vec![2]))])
+            .unwrap();
         assert_eq!(snapshot.get(Family::Names, b"a").unwrap(), Some(b"1".to_vec()));
         let mut overlay = Overlay::new(&snapshot);
         overlay.put(Family::Names, b"c".to_vec(), Some(vec![3]));

@@ -70,7 +70,8 @@ pub(super) async fn orphans(node: Arc<Node>) {
 pub(super) async fn truncations(node: Arc<Node>) {
     loop {
         let keys = next(&node, Work::Truncations, INODES_PER_STEP, GATHER).await;
-        let inodes: Vec<InodeId> = keys.iter().filter_map(|key| keys::first_number(key).map(InodeId)).collect();
+        let inodes: Vec<InodeId> =
+            keys.iter().filter_map(|key| keys::first_number(key).map(InodeId)).collect();
         let ops = inodes
             .iter()
             .map(|ino| Op::PurgeTruncated { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })

@@ -97,7 +97,9 @@ async fn step(node: &Node, mover: &Mutex<Mover>, keys: &[Vec<u8>]) -> Result<(),
     let mut batch: Vec<Run> = Vec::new();
     let mut bytes = 0;
     for key in keys {
-        let (Some(ino), Some(segment)) = (keys::first_number(key), keys::second_number(key)) else { continue };
+        let (Some(ino), Some(segment)) = (keys::first_number(key), keys::second_number(key)) else {
+            continue;
+        };
         for run in find(node, InodeId(ino), SegmentIndex(segment))? {
             if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
                 relocate(node, mover, std::mem::take(&mut batch)).await?;

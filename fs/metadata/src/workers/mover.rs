@@ -88,7 +88,9 @@ pub(super) fn runs(
     let mut runs: Vec<Run> = Vec::new();
     for piece in pieces.iter().filter(|piece| wanted(piece)) {
         match runs.last_mut() {
-            Some(run) if run.pieces.last().is_some_and(|last| last.end() == piece.start) => run.pieces.push(*piece),
+            Some(run) if run.pieces.last().is_some_and(|last| last.end() == piece.start) => {
+                run.pieces.push(*piece)
+            }
             _ => runs.push(Run { ino, segment, pieces: vec![*piece] }),
         }
     }
@@ -394,7 +396,8 @@ mod tests {
             piece(30, 5, inline(4)),
         ];
         let found = runs(InodeId(1), SegmentIndex(0), &pieces, |p| matches!(p.place, Place::Inline { .. }));
-        let starts: Vec<Vec<u32>> = found.iter().map(|run| run.pieces.iter().map(|p| p.start).collect()).collect();
+        let starts: Vec<Vec<u32>> =
+            found.iter().map(|run| run.pieces.iter().map(|p| p.start).collect()).collect();
         assert_eq!(starts, [vec![0, 10], vec![20], vec![30]]);
         assert_eq!(found[0].bytes(), 15);
         let all = runs(InodeId(1), SegmentIndex(0), &pieces, |_| true);

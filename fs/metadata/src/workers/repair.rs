@@ -68,8 +68,11 @@ fn step(node: &Node, from: &[u8]) -> Result<Vec<u8>, StoreError> {
         if begun == REPAIRS_PER_STEP {
             break;
         }
-        let Some(repair) = decide(&record, &servers, now, u64::from(node.member.0 as u32) ^ chunk.0) else { continue };
-        if orders.copies_of(repair.target) >= COPIES_PER_SERVER_MAX || orders.is_copying(repair.target, chunk) {
+        let Some(repair) = decide(&record, &servers, now, u64::from(node.member.0 as u32) ^ chunk.0) else {
+            continue;
+        };
+        if orders.copies_of(repair.target) >= COPIES_PER_SERVER_MAX || orders.is_copying(repair.target, chunk)
+        {
             continue;
         }
         let length = record.committed.next_multiple_of(BLOCK_BYTES);

@@ -16,8 +16,9 @@ const DIR: &str = "ATOLL_TEST_METADATA_DIR";
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_until_killed() {
     let Some(dir) = std::env::var_os(DIR) else { return };
-    let server =
-        atoll_metadata::MetadataServer::start(config(Path::new(&dir)), &mut Registry::default()).await.unwrap();
+    let server = atoll_metadata::MetadataServer::start(config(Path::new(&dir)), &mut Registry::default())
+        .await
+        .unwrap();
     server.bootstrap(client::volume()).await.unwrap();
     println!("listening at {}", server.address());
     std::future::pending::<()>().await;

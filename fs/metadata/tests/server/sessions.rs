@@ -26,7 +26,10 @@ async fn an_unlinked_file_is_kept_while_it_is_open_and_goes_when_it_is_closed() 
     let notice = CloseNotice { session: reader.session, closed: vec![ino] };
     reader.connection.send::<CloseNotice>(&notice, ()).unwrap();
     eventually("the closed file is freed", async || server.status().unwrap().orphans == 0).await;
-    assert_eq!(reader.try_ask(Query::Open { ino, segments: 1 }).await, Err(MetadataError::Fs(FsError::Stale)));
+    assert_eq!(
+        reader.try_ask(Query::Open { ino, segments: 1 }).await,
+        Err(MetadataError::Fs(FsError::Stale))
+    );
     let volume = server.status().unwrap().volume;
     assert_eq!((volume.bytes_used, volume.inodes_used), (0, 1));
     server.shutdown().await;

@@ -4,7 +4,9 @@ use atoll_core::commands::Outcome;
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SegmentIndex, SessionId};
 use atoll_metadata::{MetadataServer, StartError};
-use atoll_proto::metadata::{Answer, BootstrapRequest, ClusterStatus, MetadataError, PieceData, Query, StatusRequest};
+use atoll_proto::metadata::{
+    Answer, BootstrapRequest, ClusterStatus, MetadataError, PieceData, Query, StatusRequest,
+};
 use atoll_proto::{Address, Role};
 use prometheus_client::registry::Registry;
 
@@ -94,7 +96,11 @@ async fn a_cluster_is_made_once_and_for_its_own_id() {
     let (status, _): (ClusterStatus, _) = admin.call::<StatusRequest>(&StatusRequest, ()).await.unwrap();
     assert!(status.is_leader && status.cluster == Some(CLUSTER));
     assert_eq!(status.members.len(), 1);
-    assert!(status.problems.iter().any(|problem| problem.contains("storage servers")), "{:?}", status.problems);
+    assert!(
+        status.problems.iter().any(|problem| problem.contains("storage servers")),
+        "{:?}",
+        status.problems
+    );
     // A client may not do this.
     let error = before.call::<BootstrapRequest>(&request).await.unwrap_err();
     assert!(error.to_string().contains("may not"), "{error}");
