@@ -251,15 +251,16 @@ impl RunningMetadata {
         self.node.bootstrap(BootstrapRequest { cluster: self.node.cluster, config }).await
     }
 
-    /// Whether it works: it takes part in its group and its log takes entries. Why not, otherwise.
-    ///
-    /// # Errors
-    /// What is wrong, for people.
-    pub fn health(&self) -> Result<(), String> {
-        let raft = self.raft.status();
-        match raft.failure.or(raft.refusing) {
-            Some(reason) => Err(reason),
-            None => Ok(()),
+    /// Tells, as often as it is asked, whether the server works: it takes part in its group and its log takes
+    /// entries. The error says what is wrong, for people.
+    pub fn health_probe(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
+        let raft = self.raft.clone();
+        move || {
+            let raft = raft.status();
+            match raft.failure.or(raft.refusing) {
+                Some(reason) => Err(reason),
+                None => Ok(()),
+            }
         }
     }
 
