@@ -256,10 +256,15 @@ impl RunningMetadata {
     /// # Errors
     /// What is wrong, for people.
     pub fn health(&self) -> Result<(), String> {
-        let raft = self.raft.status();
-        match raft.failure.or(raft.refusing) {
-            Some(reason) => Err(reason),
-            None => Ok(()),
+        health(&self.raft)
+    }
+
+    /// [`health`](Self::health) for a health endpoint, which may outlive this server and doesn't keep it.
+    pub fn health_probe(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
+        let raft = Arc::downgrade(&self.raft);
+        move || match raft.upgrade() {
+            Some(raft) => health(&raft),
+            None => Err("stopped".into()),
         }
     }
 
@@ -283,6 +288,11 @@ impl RunningMetadata {
         }
         tracing::info!("metadata server stopped");
     }
+}
+
+fn health(raft: &RaftNode) -> Result<(), String> {
+    let status = raft.status();
+    status.failure.or(status.refusing).map_or(Ok(()), Err)
 }
 
 /// [`RaftNode`] as this crate wants it.
