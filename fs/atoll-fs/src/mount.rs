@@ -94,10 +94,13 @@ impl Mounted {
     pub async fn start(config: MountConfig) -> Result<Mounted, Failure> {
         let bytes = config.behaviour.buffer.0;
         if bytes < BUFFER_BYTES_MIN {
-            return Err(Failure::failed(format_args!("--buffer {} is too small: 4Mi at least", config.behaviour.buffer)));
+            return Err(Failure::failed(format_args!(
+                "--buffer {} is too small: 4Mi at least",
+                config.behaviour.buffer
+            )));
         }
-        let arena = Arena::create(ArenaConfig { data_bytes: bytes, ..ArenaConfig::default() })
-            .context("--buffer")?;
+        let arena =
+            Arena::create(ArenaConfig { data_bytes: bytes, ..ArenaConfig::default() }).context("--buffer")?;
         let client = connect(&config, arena).await?;
         let ended = Arc::new(tokio::sync::Notify::new());
         let options = MountOptions::new(config.cluster);
@@ -281,7 +284,8 @@ pub fn run(args: MountArgs) -> Outcome {
     let runtime = runtime(CLIENT_THREADS)?;
     let result = runtime.block_on(async {
         let asked_to_end = signals::listen()?;
-        let config = MountConfig { cluster: id, key, encryption, addresses, mountpoint, behaviour: args.behaviour };
+        let config =
+            MountConfig { cluster: id, key, encryption, addresses, mountpoint, behaviour: args.behaviour };
         let mounted = Arc::new(Mounted::start(config).await?);
         if let Some(listen) = &args.http {
             let mut registry = Registry::with_prefix("atoll");

@@ -485,7 +485,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn listxattr(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
-        self.interruptible(caller, self.xattr_names(ino, caller.uid == 0)).await
+        self.interruptible(caller, self.xattr_names(caller, ino)).await
     }
 
     async fn removexattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {

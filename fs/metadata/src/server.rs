@@ -251,16 +251,20 @@ impl RunningMetadata {
         self.node.bootstrap(BootstrapRequest { cluster: self.node.cluster, config }).await
     }
 
-    /// Tells, as often as it is asked, whether the server works: it takes part in its group and its log takes
-    /// entries. The error says what is wrong, for people.
+    /// Whether it works: it takes part in its group and its log takes entries. Why not, otherwise.
+    ///
+    /// # Errors
+    /// What is wrong, for people.
+    pub fn health(&self) -> Result<(), String> {
+        health(&self.raft)
+    }
+
+    /// [`health`](Self::health) for a health endpoint, which may outlive this server and doesn't keep it.
     pub fn health_probe(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
-        let raft = self.raft.clone();
-        move || {
-            let raft = raft.status();
-            match raft.failure.or(raft.refusing) {
-                Some(reason) => Err(reason),
-                None => Ok(()),
-            }
+        let raft = Arc::downgrade(&self.raft);
+        move || match raft.upgrade() {
+            Some(raft) => health(&raft),
+            None => Err("stopped".into()),
         }
     }
 
@@ -284,6 +288,11 @@ impl RunningMetadata {
         }
         tracing::info!("metadata server stopped");
     }
+}
+
+fn health(raft: &RaftNode) -> Result<(), String> {
+    let status = raft.status();
+    status.failure.or(status.refusing).map_or(Ok(()), Err)
 }
 
 /// [`RaftNode`] as this crate wants it.

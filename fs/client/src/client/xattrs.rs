@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Client, inode_of, unexpected};
 use crate::metadata::Metadata;
-use crate::vfs::{Errno, Result};
+use crate::vfs::{Caller, Errno, Result};
 
 /// Namespaces that are kept. Who may use which is the kernel's business. (`system.` would be access control
 /// lists, which nobody here would enforce.)
@@ -26,9 +26,28 @@ fn check(name: &[u8]) -> Result<()> {
     }
 }
 
+/// The bit of CAP_SYS_ADMIN in a capability set (capabilities(7)).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+
+/// True if the caller may see names of the `trusted.` namespace. Where mounts may be idmapped the kernel tells the
+/// caller's user only when something is made, so its capabilities have to be looked up.
+fn sees_trusted(caller: &Caller) -> bool {
+    if caller.uid == 0 {
+        return true;
+    }
+    if caller.uid != u32::MAX {
+        return false;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .is_some_and(|set| set & CAP_SYS_ADMIN != 0)
+}
+
 /// The names without those that only the administrator sees.
-fn visible(names: &Bytes, privileged: bool) -> Bytes {
-    if privileged || !names.windows(8).any(|window| window == b"trusted.") {
+fn visible(names: &Bytes, privileged: impl FnOnce() -> bool) -> Bytes {
+    if !names.windows(8).any(|window| window == b"trusted.") || privileged() {
         return names.clone();
     }
     let mut shown = Vec::with_capacity(names.len());
@@ -62,9 +81,9 @@ impl<M: Metadata> Client<M> {
         }
     }
 
-    pub(super) async fn xattr_names(&self, ino: InodeId, privileged: bool) -> Result<Bytes> {
+    pub(super) async fn xattr_names(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
         match self.metadata.ask(Query::ListXattr { ino }).await? {
-            Answer::Bytes(names) => Ok(visible(&names, privileged)),
+            Answer::Bytes(names) => Ok(visible(&names, || sees_trusted(caller))),
             _ => Err(unexpected().into()),
         }
     }
@@ -89,6 +108,9 @@ mod tests {
         for name in ["system.posix_acl_access", "system.posix_acl_default", "user", "os2.x", ""] {
             assert_eq!(check(name.as_bytes()), Err(Errno(libc::EOPNOTSUPP)), "{name}");
         }
+        for name in ["user.", "trusted."] {
+            assert_eq!(check(name.as_bytes()), Err(Errno(libc::EINVAL)), "{name}");
+        }
         let long = format!("user.{}", "x".repeat(251));
         assert_eq!(check(long.as_bytes()), Err(Errno(libc::ERANGE)));
     }
@@ -96,7 +118,7 @@ mod tests {
     #[test]
     fn trusted_names_are_for_the_administrator() {
         let names = Bytes::from_static(b"user.a\0trusted.b\0user.trusted.c\0");
-        assert_eq!(visible(&names, true), names);
-        assert_eq!(visible(&names, false), Bytes::from_static(b"user.a\0user.trusted.c\0"));
+        assert_eq!(visible(&names, || true), names);
+        assert_eq!(visible(&names, || false), Bytes::from_static(b"user.a\0user.trusted.c\0"));
     }
 }
