@@ -7,9 +7,10 @@ use atoll_core::limits::XATTR_NAME_BYTES_MAX;
 use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 
+use super::identity::{CAP_SYS_ADMIN, Identity};
 use super::{Client, inode_of, unexpected};
 use crate::metadata::Metadata;
-use crate::vfs::{Errno, Result};
+use crate::vfs::{Caller, Errno, Result};
 
 /// Namespaces that are kept. Who may use which is the kernel's business. (`system.` would be access control
 /// lists, which nobody here would enforce.)
@@ -19,22 +20,28 @@ fn check(name: &[u8]) -> Result<()> {
     if name.len() > XATTR_NAME_BYTES_MAX {
         return Err(Errno(libc::ERANGE));
     }
-    match NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
-        true => Ok(()),
-        false => Err(FsError::Unsupported.into()),
+    match NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace)) {
+        Some([]) => Err(FsError::InvalidArgument.into()),
+        Some(_) => Ok(()),
+        None => Err(FsError::Unsupported.into()),
     }
 }
 
+/// Whether the caller may see `trusted.` names. Who can't be found sees them: it is the values that are protected,
+/// by the kernel.
+fn sees_trusted(caller: &Caller) -> bool {
+    Identity::of(caller).is_none_or(|identity| identity.has(CAP_SYS_ADMIN))
+}
+
 /// The names without those that only the administrator sees.
-fn visible(names: &Bytes, privileged: bool) -> Bytes {
-    if privileged || !names.windows(8).any(|window| window == b"trusted.") {
-        return names.clone();
+fn visible(names: Bytes, is_privileged: impl FnOnce() -> bool) -> Bytes {
+    let is_trusted = |name: &[u8]| name.starts_with(b"trusted.");
+    if !names.split(|byte| *byte == 0).any(is_trusted) || is_privileged() {
+        return names;
     }
     let mut shown = Vec::with_capacity(names.len());
-    for name in names.split_inclusive(|byte| *byte == 0) {
-        if !name.starts_with(b"trusted.") {
-            shown.extend_from_slice(name);
-        }
+    for name in names.split_inclusive(|byte| *byte == 0).filter(|name| !is_trusted(name)) {
+        shown.extend_from_slice(name);
     }
     shown.into()
 }
@@ -61,9 +68,9 @@ impl<M: Metadata> Client<M> {
         }
     }
 
-    pub(super) async fn xattr_names(&self, ino: InodeId, privileged: bool) -> Result<Bytes> {
+    pub(super) async fn xattr_names(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
         match self.metadata.ask(Query::ListXattr { ino }).await? {
-            Answer::Bytes(names) => Ok(visible(&names, privileged)),
+            Answer::Bytes(names) => Ok(visible(names, || sees_trusted(caller))),
             _ => Err(unexpected().into()),
         }
     }
@@ -88,6 +95,7 @@ mod tests {
         for name in ["system.posix_acl_access", "system.posix_acl_default", "user", "os2.x", ""] {
             assert_eq!(check(name.as_bytes()), Err(Errno(libc::EOPNOTSUPP)), "{name}");
         }
+        assert_eq!(check(b"user."), Err(Errno(libc::EINVAL)));
         let long = format!("user.{}", "x".repeat(251));
         assert_eq!(check(long.as_bytes()), Err(Errno(libc::ERANGE)));
     }
@@ -95,7 +103,9 @@ mod tests {
     #[test]
     fn trusted_names_are_for_the_administrator() {
         let names = Bytes::from_static(b"user.a\0trusted.b\0user.trusted.c\0");
-        assert_eq!(visible(&names, true), names);
-        assert_eq!(visible(&names, false), Bytes::from_static(b"user.a\0user.trusted.c\0"));
+        assert_eq!(visible(names.clone(), || true), names);
+        assert_eq!(visible(names, || false), Bytes::from_static(b"user.a\0user.trusted.c\0"));
+        let others = Bytes::from_static(b"user.trusted.c\0");
+        assert_eq!(visible(others.clone(), || panic!("nobody has to be looked at")), others);
     }
 }
