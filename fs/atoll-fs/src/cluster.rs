@@ -84,7 +84,7 @@ pub async fn ask<R: Rpc>(
         let address = candidates[at].clone();
         at += 1;
         match Connection::connect(&address, &options).await {
-            Ok(connection) => match connection.call_within::<R>(request, PATIENCE).await {
+            Ok(connection) => match connection.call_within::<R>(request, (), PATIENCE).await {
                 Ok((reply, _)) => return Ok(reply),
                 Err(error) => match error.typed::<MetadataError>() {
                     Some(MetadataError::NotLeader { leader: Some((_, leader)) }) => {

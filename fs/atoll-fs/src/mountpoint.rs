@@ -31,7 +31,7 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
             return Err(Failure::refused(format_args!(
                 "{} is mounted already ({} from {}): unmount it first, or choose another mount point",
                 path.display(),
-                mount.kind,
+                mount.filesystem,
                 mount.source
             )));
         }

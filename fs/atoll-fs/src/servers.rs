@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use atoll_metadata::server::{MetadataConfig, MetadataServer, StartError as MetadataError};
 use atoll_metadata::store::folder::FolderError;
-use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer, StoreError};
+use atoll_storage::store::StoreError;
+use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer};
 use prometheus_client::registry::Registry;
 
 use crate::cli::{MetadataArgs, StorageArgs};

@@ -1,0 +1,597 @@
+//! A member of the group.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, OpenOptions, TryLockError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::alias::WatchReceiverOf;
+use openraft::async_runtime::{Instant, WatchReceiver};
+use openraft::errors::{
+    ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as OpenraftError,
+};
+use openraft::{BasicNode, Config, RaftMetrics, ServerState, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+
+use crate::clock::BootInstant;
+use crate::disk::RealDisk;
+use crate::error::{LogError, PeerError, ProposeError, RaftError, StateMachineFailure};
+use crate::flush::Flushing;
+use crate::group::{Command, Group, Raft};
+use crate::log_store::{LogConfig, LogStore};
+use crate::machine::Machine;
+use crate::network::Network;
+use crate::peer::PeerService;
+use crate::raft_log::RaftLog;
+use crate::snapshot::Snapshots;
+use crate::types::{
+    Leadership, LogPosition, MemberId, PeerStatus, PeerTransport, RaftConfig, RaftStatus, Role, StateMachine,
+};
+
+/// Entries sent to a follower in one request, beside the bound on their bytes.
+const APPEND_ENTRIES_MAX: u64 = 4096;
+/// The part of a lease that is not used, for clocks that run at different speeds.
+const LEASE_MARGIN_DIVISOR: u32 = 10;
+/// Unit in which commands under way are counted, in bytes.
+const PERMIT_BYTES: u64 = 1 << 10;
+/// A transfer of leadership is given up after this time.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Smallest segment that can be configured, in bytes.
+const SEGMENT_BYTES_MIN: u32 = 16 << 10;
+
+type Metrics = WatchReceiverOf<Group, RaftMetrics<Group>>;
+
+/// What leadership is judged by; shared with the task that watches it.
+struct View {
+    member: MemberId,
+    metrics: Metrics,
+    lease: Duration,
+    /// The term in which this node gave leadership away: then its followers may elect another
+    /// leader at once, whatever this node's lease says.
+    given_away_term: AtomicU64,
+}
+
+impl View {
+    fn leadership(&self) -> Leadership {
+        let metrics = self.metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let term = metrics.current_term;
+        let leader = metrics.current_leader.map(|id| {
+            let addr = membership.get_node(&id).map_or_else(String::new, |node| node.addr.clone());
+            (id, addr)
+        });
+        let is_leader = metrics.state == ServerState::Leader
+            && metrics.running_state.is_ok()
+            && metrics.current_leader == Some(self.member)
+            // What earlier leaders have committed is committed here by the first entry of this
+            // term at the latest.
+            && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == term)
+            && self.given_away_term.load(Ordering::Acquire) != term
+            && {
+                let mut configs = membership.get_joint_config().iter();
+                let alone = configs.all(|voters| voters.len() == 1 && voters.contains(&self.member));
+                alone || self.has_lease(&metrics)
+            }
+            // A leader that was removed gives leadership away by itself.
+            && metrics.committed_membership_config.voter_ids().any(|id| id == self.member);
+        Leadership { term, is_leader, leader }
+    }
+
+    fn has_lease(&self, metrics: &RaftMetrics<Group>) -> bool {
+        let lease = self.lease - self.lease / LEASE_MARGIN_DIVISOR;
+        metrics.last_quorum_acked.is_some_and(|acked| BootInstant::now() < acked.into_inner() + lease)
+    }
+}
+
+/// A running member: owns the log, drives the state machine, talks to the other members.
+///
+/// Must be made and used within a tokio runtime. [`shutdown`](Self::shutdown) has to be called
+/// before it's dropped, or its tasks go on until the runtime ends.
+pub struct RaftNode {
+    config: RaftConfig,
+    raft: Raft,
+    store: Arc<LogStore>,
+    machine: Arc<dyn StateMachine>,
+    flushing: Arc<Flushing>,
+    snapshots: Arc<Snapshots>,
+    peers: PeerService,
+    view: Arc<View>,
+    leadership: watch::Receiver<Leadership>,
+    /// Bytes of commands that are under way, in permits of [`PERMIT_BYTES`]: a quarter of a
+    /// segment, which is what the log keeps room for on a full disk.
+    under_way: Semaphore,
+    stopped: AtomicBool,
+    lock: Mutex<Option<File>>,
+}
+
+impl std::fmt::Debug for RaftNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNode").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+fn openraft_config(config: &RaftConfig) -> Result<Config, RaftError> {
+    let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let settings = Config {
+        cluster_name: "atoll".into(),
+        heartbeat_interval: millis(config.heartbeat),
+        election_timeout_min: millis(config.election.0),
+        election_timeout_max: millis(config.election.1),
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        // What is dropped is decided where the state is flushed.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        purge_batch_size: 1,
+        enable_pre_vote: Some(true),
+        // A leader that was restarted stands for election like anybody else: what it had
+        // committed but not flushed isn't in its state yet.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    };
+    settings.validate().map_err(|e| RaftError::Config(e.to_string()))
+}
+
+fn check(config: &RaftConfig) -> Result<(), RaftError> {
+    let bad = |why: String| Err(RaftError::Config(why));
+    if config.segment_bytes < SEGMENT_BYTES_MIN || !config.segment_bytes.is_multiple_of(4096) {
+        return bad(format!(
+            "segments of {} bytes: must be a multiple of 4096, and at least {SEGMENT_BYTES_MIN}",
+            config.segment_bytes
+        ));
+    }
+    if config.flush_log_bytes < u64::from(config.segment_bytes) {
+        return bad(format!(
+            "flushing at {} bytes of log: must be at least a segment ({} bytes)",
+            config.flush_log_bytes, config.segment_bytes
+        ));
+    }
+    Ok(())
+}
+
+fn lock_dir(config: &RaftConfig) -> Result<File, RaftError> {
+    let io = |action, e| RaftError::Log(LogError::io(action, &config.dir, e));
+    std::fs::create_dir_all(&config.dir).map_err(|e| io("make", e))?;
+    let path = config.dir.join("LOCK");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|e| RaftError::Log(LogError::io("open", &path, e)))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(RaftError::InUse { dir: config.dir.clone() }),
+        Err(TryLockError::Error(e)) => Err(io("lock", e)),
+    }
+}
+
+/// Everything that blocks, at the start: the lock, the log, left-overs.
+fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), RaftError> {
+    let lock = lock_dir(config)?;
+    Snapshots::clean(&config.dir).map_err(|e| LogError::io("clean", &config.dir, e))?;
+    let log =
+        LogConfig { dir: config.dir.clone(), member: config.member, segment_bytes: config.segment_bytes };
+    if !config.sync {
+        tracing::warn!("the log is never synced: for a test that must fail");
+    }
+    Ok((lock, Arc::new(LogStore::open(&log, Arc::new(RealDisk { sync: config.sync }))?)))
+}
+
+fn check_state(store: &LogStore, machine: &dyn StateMachine) -> Result<(), RaftError> {
+    let applied = machine.applied().position;
+    match store.ends() {
+        (Some(base), _) if applied.is_none_or(|applied| applied.index < base.index) => {
+            Err(RaftError::StateBehindLog { state: applied, log: base })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn stopped(error: &Fatal<Group>) -> String {
+    match error {
+        Fatal::Stopped => "it was shut down".into(),
+        other => other.to_string(),
+    }
+}
+
+fn leader_of(forward: ForwardToLeader<Group>) -> Option<(MemberId, String)> {
+    let id = forward.leader_id?;
+    Some((id, forward.leader_node.map_or_else(String::new, |node| node.addr)))
+}
+
+impl RaftNode {
+    /// Opens the log (or makes one) and starts this member. A group that was founded goes on; the
+    /// only voter of a group leads at once, others take part in elections after the length of a
+    /// lease. A new member waits for [`bootstrap`](Self::bootstrap), or for a leader.
+    pub async fn open(
+        config: RaftConfig,
+        machine: Arc<dyn StateMachine>,
+        transport: Arc<dyn PeerTransport>,
+    ) -> Result<Self, RaftError> {
+        check(&config)?;
+        let settings = Arc::new(openraft_config(&config)?);
+        let opened = BootInstant::now();
+        let (lock, store) = {
+            let config = config.clone();
+            let open = tokio::task::spawn_blocking(move || open_log(&config));
+            open.await.map_err(|e| RaftError::Stopped(e.to_string()))??
+        };
+        check_state(&store, &*machine)?;
+        let vote = store.vote();
+        let applied = machine.applied().position;
+        let is_new = vote.is_none() && store.ends().1.is_none() && applied.is_none();
+
+        let flushing =
+            Flushing::new(store.clone(), machine.clone(), config.flush_log_bytes, config.keep_log_bytes);
+        let snapshots = Snapshots::new(config.dir.clone(), store.clone());
+        let running = Arc::new(AtomicBool::new(false));
+        let log = RaftLog::new(store.clone(), machine.clone());
+        let state = Machine::new(machine.clone(), flushing.clone(), snapshots.clone(), running.clone());
+        let network = Network { member: config.member, transport, append_timeout: config.election.0 };
+        let raft = Raft::build(config.member, settings, network, log, state)
+            .await
+            .map_err(|e| RaftError::Stopped(stopped(&e)))?;
+        running.store(true, Ordering::Release);
+        raft.runtime_config().elect(false);
+        raft.run();
+        tokio::spawn(flushing.clone().run(raft.clone()));
+
+        let me = config.member;
+        let alone = raft
+            .with_raft_state(move |state| {
+                let membership = state.membership_state.effective();
+                membership.voter_ids().eq([me])
+            })
+            .await
+            .map_err(|e| RaftError::Stopped(stopped(&e)))?;
+        // The only voter can't have promised anything to another leader, unless that one made it
+        // the only voter a moment ago: then the vote isn't for itself.
+        let quiet = if is_new || (alone && vote.is_none_or(|vote| vote.node == me)) {
+            Duration::ZERO
+        } else {
+            config.election.1
+        };
+        let quiet_until = opened + quiet;
+        start_elections(&raft, quiet_until, alone);
+
+        let view = Arc::new(View {
+            member: config.member,
+            metrics: raft.metrics(),
+            lease: config.election.1,
+            given_away_term: AtomicU64::new(u64::MAX),
+        });
+        let leadership = watch_leadership(&raft, view.clone(), flushing.clone());
+        let peers = PeerService {
+            member: config.member,
+            dir: config.dir.clone(),
+            raft: raft.clone(),
+            store: store.clone(),
+            flushing: flushing.clone(),
+            quiet_until,
+            incoming: Mutex::new(None),
+        };
+        let permits = u64::from(config.segment_bytes) / 4 / PERMIT_BYTES;
+        Ok(Self {
+            under_way: Semaphore::new(permits as usize),
+            config,
+            raft,
+            store,
+            machine,
+            flushing,
+            snapshots,
+            peers,
+            view,
+            leadership,
+            stopped: AtomicBool::new(false),
+            lock: Mutex::new(Some(lock)),
+        })
+    }
+
+    /// Founds the group with these voters and their addresses, this node among them. Does nothing
+    /// if this node belongs to a group already. Each founding member may be told to do so, with
+    /// the same list, or one of them alone.
+    pub async fn bootstrap(&self, members: BTreeMap<MemberId, String>) -> Result<(), RaftError> {
+        if !members.contains_key(&self.config.member) {
+            return Err(RaftError::NotAMember { member: self.config.member });
+        }
+        let members: BTreeMap<_, _> =
+            members.into_iter().map(|(id, addr)| (id, BasicNode { addr })).collect();
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(OpenraftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(OpenraftError::APIError(InitializeError::NotInMembers(_))) => {
+                Err(RaftError::NotAMember { member: self.config.member })
+            }
+            Err(OpenraftError::Fatal(e)) => Err(RaftError::Stopped(stopped(&e))),
+        }
+    }
+
+    /// Has a command committed and applied, and returns what the state machine says to it. Many
+    /// calls may be under way at once; they are carried out in the order in which they were made
+    /// by one caller that doesn't wait between them only as far as nothing makes them wait here.
+    ///
+    /// If the returned future is dropped, the command may be carried out all the same.
+    pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+        let max = self.config.command_bytes_max();
+        if command.len() > max as usize {
+            return Err(ProposeError::TooLarge { bytes: command.len(), max });
+        }
+        self.admit().await?;
+        let permits = (command.len() as u64).div_ceil(PERMIT_BYTES).max(1) as u32;
+        let _permit = self.under_way.acquire_many(permits).await.map_err(|_| self.stopped_error())?;
+        match self.raft.client_write(Command(command)).await {
+            Ok(response) => Ok(response.data),
+            Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+                Err(ProposeError::NotLeader { leader: leader_of(forward) })
+            }
+            Err(OpenraftError::APIError(ClientWriteError::LogEntryDiscarded(forward))) => {
+                Err(ProposeError::OutcomeUnknown { leader: leader_of(forward) })
+            }
+            // Neither is about commands.
+            Err(OpenraftError::APIError(
+                e @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
+            )) => Err(ProposeError::Storage(e.to_string())),
+            Err(OpenraftError::Fatal(e)) => Err(ProposeError::Stopped(stopped(&e))),
+        }
+    }
+
+    /// Waits until the log may take another command, or says why it can't.
+    async fn admit(&self) -> Result<(), ProposeError> {
+        if self.stopped.load(Ordering::Acquire) {
+            return Err(self.stopped_error());
+        }
+        if let Some(why) = self.store.refusal() {
+            return Err(ProposeError::Storage(why.to_string()));
+        }
+        self.flushing.admit().await.map_err(ProposeError::Storage)
+    }
+
+    fn stopped_error(&self) -> ProposeError {
+        let metrics = self.view.metrics.borrow_watched();
+        ProposeError::Stopped(match &metrics.running_state {
+            Err(e) => stopped(e),
+            Ok(()) => "it was shut down".into(),
+        })
+    }
+
+    /// Whether this node may answer reads at this moment. Cheap: called for each read, after its
+    /// answer was made, so that the lease covers the moment at which the state was read.
+    pub fn leadership(&self) -> Leadership {
+        self.view.leadership()
+    }
+
+    /// Changes of leadership, including the moment at which a new leader is ready to serve. A
+    /// lease that runs out doesn't show here, only in [`leadership`](Self::leadership).
+    pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.clone()
+    }
+
+    /// The state of this member.
+    pub fn status(&self) -> RaftStatus {
+        let metrics = self.view.metrics.borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<MemberId> = membership.voter_ids().collect();
+        let now = BootInstant::now();
+        let members = membership
+            .nodes()
+            .map(|(id, node)| {
+                let matched = metrics.replication.as_ref().and_then(|r| r.get(id).cloned().flatten());
+                let acked = metrics.heartbeat.as_ref().and_then(|h| h.get(id).cloned().flatten());
+                let status = PeerStatus {
+                    addr: node.addr.clone(),
+                    voter: voters.contains(id),
+                    matched: matched.map(LogPosition::from),
+                    last_ack: acked.map(|at| now - at.into_inner()),
+                };
+                (*id, status)
+            })
+            .collect();
+        let failure = match &metrics.running_state {
+            Ok(()) | Err(Fatal::Stopped) => None,
+            Err(e) => Some(e.to_string()),
+        };
+        let role = match metrics.state {
+            _ if metrics.running_state.is_err() => Role::Stopped,
+            ServerState::Learner => Role::Learner,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Leader => Role::Leader,
+            ServerState::Shutdown => Role::Stopped,
+        };
+        let (purged, last_log) = self.store.ends();
+        let refusing = self.store.refusal().map(|e| e.to_string()).or_else(|| self.flushing.failure());
+        RaftStatus {
+            member: self.config.member,
+            role,
+            term: metrics.current_term,
+            leader: self.leadership().leader,
+            members,
+            membership_changing: membership.get_joint_config().len() > 1
+                || metrics.membership_config.log_id() != metrics.committed_membership_config.log_id(),
+            last_log,
+            committed: metrics.local_committed.map(LogPosition::from),
+            applied: metrics.last_applied.map(LogPosition::from),
+            flushed: self.machine.flushed(),
+            purged,
+            unflushed_log_bytes: self.flushing.unflushed_bytes(),
+            log_file_bytes: self.store.file_bytes(),
+            refusing,
+            failure,
+        }
+    }
+
+    /// Adds a member that receives the log and doesn't vote, and waits until it has all that the
+    /// log holds now. Its id must be new. Only on the leader.
+    pub async fn add_learner(&self, member: MemberId, addr: String) -> Result<(), RaftError> {
+        let added = self.raft.add_learner(member, BasicNode { addr }, false).await;
+        let target = added.map_err(membership_error)?.log_id;
+        let mut metrics = self.raft.metrics();
+        loop {
+            {
+                let now = metrics.borrow_and_update();
+                if let Err(e) = &now.running_state {
+                    return Err(RaftError::Stopped(stopped(e)));
+                }
+                let Some(replication) = &now.replication else {
+                    drop(now);
+                    return Err(RaftError::NotLeader { leader: self.leadership().leader });
+                };
+                if replication.get(&member).is_some_and(|matched| *matched >= Some(target)) {
+                    return Ok(());
+                }
+            }
+            if metrics.changed().await.is_err() {
+                return Err(RaftError::Stopped("it was shut down".into()));
+            }
+        }
+    }
+
+    /// Makes exactly these members the voters; each must be a member already. Who votes no longer
+    /// stays on as a learner with `keep_removed`, and is no member otherwise. Only on the leader.
+    pub async fn change_membership(
+        &self,
+        voters: BTreeSet<MemberId>,
+        keep_removed: bool,
+    ) -> Result<(), RaftError> {
+        let changed = self.raft.change_membership(voters, keep_removed).await;
+        changed.map(drop).map_err(membership_error)
+    }
+
+    /// Gives leadership to a voter, and waits until this node leads no longer. Only on the leader,
+    /// which answers no more reads from here on.
+    pub async fn transfer_leader(&self, to: MemberId) -> Result<(), RaftError> {
+        let now = self.leadership();
+        if now.leader.as_ref().map(|(id, _)| *id) != Some(self.config.member) {
+            return Err(RaftError::NotLeader { leader: now.leader });
+        }
+        if to == self.config.member {
+            return Ok(());
+        }
+        {
+            let metrics = self.view.metrics.borrow_watched();
+            if !metrics.membership_config.voter_ids().any(|id| id == to) {
+                return Err(RaftError::Membership(format!("member {to} doesn't vote")));
+            }
+        }
+        // First this, then the transfer: in between nobody else can be elected.
+        self.view.given_away_term.store(now.term, Ordering::Release);
+        self.raft.trigger().transfer_leader(to).await.map_err(|e| RaftError::Stopped(stopped(&e)))?;
+        let mut leadership = self.leadership.clone();
+        let changed = leadership.wait_for(|l| l.term > now.term);
+        match tokio::time::timeout(TRANSFER_TIMEOUT, changed).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(RaftError::Stopped("it was shut down".into())),
+            Err(_) => Err(RaftError::TimedOut {
+                what: "the transfer of leadership",
+                seconds: TRANSFER_TIMEOUT.as_secs(),
+            }),
+        }
+    }
+
+    /// Carries out a request that another member has sent through its [`PeerTransport`], and
+    /// returns the answer to send back. The caller has checked that a member has sent it.
+    pub async fn handle_peer(&self, kind: u16, payload: Bytes) -> Result<Bytes, PeerError> {
+        self.peers.handle(kind, payload).await
+    }
+
+    /// Makes everything durable that is applied now. For an orderly stop of something bigger, or
+    /// before a copy of the disk is made; not needed otherwise.
+    pub async fn flush(&self) -> Result<Option<LogPosition>, RaftError> {
+        let flushing = self.flushing.clone();
+        tokio::task::spawn_blocking(move || flushing.flush())
+            .await
+            .map_err(|e| RaftError::Stopped(e.to_string()))?
+            .map_err(|e| StateMachineFailure(e).into())
+    }
+
+    /// Stops: no more commands, the state machine flushed, the log closed. Calling it again does
+    /// nothing. What was proposed and not answered may have been carried out.
+    pub async fn shutdown(&self) {
+        if self.stopped.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.under_way.close();
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!("Raft didn't stop in order: {error}");
+        }
+        self.flushing.stop();
+        self.snapshots.forget();
+        self.peers.incoming.lock().take();
+        let (flushing, store) = (self.flushing.clone(), self.store.clone());
+        let closed = tokio::task::spawn_blocking(move || {
+            if let Err(error) = flushing.flush() {
+                tracing::error!("the state wasn't flushed, its log will be replayed: {error}");
+            }
+            store.close();
+        });
+        if let Err(error) = closed.await {
+            tracing::error!("the log wasn't closed in order: {error}");
+        }
+        self.lock.lock().take();
+    }
+}
+
+fn membership_error(error: OpenraftError<Group, ClientWriteError<Group>>) -> RaftError {
+    match error {
+        OpenraftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            RaftError::NotLeader { leader: leader_of(forward) }
+        }
+        OpenraftError::APIError(other) => RaftError::Membership(other.to_string()),
+        OpenraftError::Fatal(e) => RaftError::Stopped(stopped(&e)),
+    }
+}
+
+/// Lets this member stand for election once it may; at once if nobody else could be asked.
+fn start_elections(raft: &Raft, quiet_until: BootInstant, alone: bool) {
+    let raft = raft.clone();
+    let quiet = quiet_until - BootInstant::now();
+    let start = async move {
+        raft.runtime_config().elect(true);
+        if alone && let Err(error) = raft.trigger().elect(false).await {
+            tracing::debug!("no election: {error}");
+        }
+    };
+    tokio::spawn(async move {
+        tokio::time::sleep(quiet).await;
+        start.await;
+    });
+}
+
+/// Starts the task that tells about changes of leadership, and keeps account of whether there
+/// are followers.
+fn watch_leadership(raft: &Raft, view: Arc<View>, flushing: Arc<Flushing>) -> watch::Receiver<Leadership> {
+    let (tell, leadership) = watch::channel(view.leadership());
+    // Changes with roles and memberships only; the other one changes with every command.
+    let mut roles = raft.server_metrics();
+    let mut all = raft.metrics();
+    tokio::spawn(async move {
+        loop {
+            let now = view.leadership();
+            let waits_for_first_entry = {
+                let metrics = view.metrics.borrow_watched();
+                let others = metrics.membership_config.nodes().any(|(id, _)| *id != view.member);
+                flushing.set_followers(others);
+                metrics.state == ServerState::Leader
+                    && metrics.running_state.is_ok()
+                    && metrics.last_applied.is_none_or(|a| a.leader_id.term != metrics.current_term)
+            };
+            tell.send_if_modified(|told| {
+                let changed = *told != now;
+                *told = now;
+                changed
+            });
+            let changed = if waits_for_first_entry { all.changed().await } else { roles.changed().await };
+            if changed.is_err() {
+                break;
+            }
+        }
+        // The core is gone, for whatever reason.
+        tell.send_modify(|told| {
+            told.is_leader = false;
+            told.leader = None;
+        });
+    });
+    leadership
+}

@@ -1,0 +1,208 @@
+//! Requests from other members.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::alias::{SnapshotMetaOf, SnapshotOf};
+use openraft::async_runtime::Instant;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
+use parking_lot::Mutex;
+
+use crate::clock::BootInstant;
+use crate::error::PeerError;
+use crate::flush::Flushing;
+use crate::group::{Group, GroupLogId, GroupVote, Raft, decode_stored_membership, from_log_entry};
+use crate::log_store::LogStore;
+use crate::snapshot::{Incoming, SnapshotData};
+use crate::types::{LogPosition, MemberId};
+use crate::vote::VoteRecord;
+use crate::wire::{self, Malformed, kind};
+
+/// Why a request was not carried out; the sender tries again later.
+enum Refused {
+    Malformed,
+    Because(String),
+}
+
+impl From<Malformed> for Refused {
+    fn from(_: Malformed) -> Self {
+        Self::Malformed
+    }
+}
+
+fn because(error: impl std::fmt::Display) -> Refused {
+    Refused::Because(error.to_string())
+}
+
+/// Answers the other members.
+pub(crate) struct PeerService {
+    pub(crate) member: MemberId,
+    pub(crate) dir: PathBuf,
+    pub(crate) raft: Raft,
+    pub(crate) store: Arc<LogStore>,
+    pub(crate) flushing: Arc<Flushing>,
+    /// Until then this member takes part in no election: before it was restarted it may have
+    /// promised a leader not to.
+    pub(crate) quiet_until: BootInstant,
+    pub(crate) incoming: Mutex<Option<Arc<Incoming>>>,
+}
+
+impl PeerService {
+    /// Carries out a request and returns the answer, which may be a refusal.
+    pub(crate) async fn handle(&self, request_kind: u16, payload: Bytes) -> Result<Bytes, PeerError> {
+        let answer = match wire::open_request(payload) {
+            Ok((to, _)) if to != self.member => {
+                Err(Refused::Because(format!("this is member {}, the request was for {to}", self.member)))
+            }
+            Ok((_, body)) => self.carry_out(request_kind, body).await,
+            Err(Malformed) => Err(Refused::Malformed),
+        };
+        match answer {
+            Ok(answer) => Ok(answer),
+            Err(Refused::Because(reason)) => Ok(wire::refusal(&reason)),
+            Err(Refused::Malformed) => Err(PeerError::Malformed { kind: request_kind }),
+        }
+    }
+
+    async fn carry_out(&self, request_kind: u16, body: Bytes) -> Result<Bytes, Refused> {
+        match request_kind {
+            kind::VOTE | kind::PRE_VOTE => self.vote(request_kind, wire::body(&body)?).await,
+            kind::APPEND => self.append(wire::AppendRequest::decode(body)?).await,
+            kind::TRANSFER_LEADER => self.transfer_leader(wire::body(&body)?).await,
+            kind::SNAPSHOT_BEGIN => self.snapshot_begin(wire::body(&body)?).await,
+            kind::SNAPSHOT_CHUNK => self.snapshot_chunk(wire::SnapshotChunk::decode(body)?).await,
+            kind::SNAPSHOT_END => self.snapshot_end(wire::body(&body)?).await,
+            _ => Err(Refused::Malformed),
+        }
+    }
+
+    async fn vote(&self, request_kind: u16, request: wire::VoteRequest) -> Result<Bytes, Refused> {
+        if BootInstant::now() < self.quiet_until {
+            return Err(Refused::Because("restarted a moment ago, and takes part in no election yet".into()));
+        }
+        let request = VoteRequest::<Group> {
+            vote: request.vote.into(),
+            last_log_id: request.last.map(GroupLogId::from),
+            leadership_transfer: request.leadership_transfer,
+        };
+        let answer = if request_kind == kind::VOTE {
+            self.raft.vote(request).await
+        } else {
+            self.raft.pre_vote(request).await
+        };
+        let answer = answer.map_err(because)?;
+        Ok(wire::answer(&wire::VoteAnswer {
+            vote: VoteRecord::from(&answer.vote),
+            granted: answer.vote_granted,
+            last: answer.last_log_id.map(LogPosition::from),
+        }))
+    }
+
+    async fn append(&self, request: wire::AppendRequest) -> Result<Bytes, Refused> {
+        if !request.entries.is_empty() {
+            if let Some(why) = self.store.refusal() {
+                return Err(because(why));
+            }
+            self.flushing.admit().await.map_err(because)?;
+        }
+        let max = self.store.payload_bytes_max();
+        if let Some(giant) = request.entries.iter().find(|e| e.payload.len() > max) {
+            // Appending it would stop this member; refusing leaves it lagging, and says why.
+            return Err(Refused::Because(format!(
+                "entry {} has {} bytes, this member's log takes {max}: its segments are too small",
+                giant.position,
+                giant.payload.len()
+            )));
+        }
+        let entries: Result<Vec<_>, _> = request.entries.into_iter().map(from_log_entry).collect();
+        let request = AppendEntriesRequest::<Group> {
+            vote: request.vote.into(),
+            prev_log_id: request.previous.map(GroupLogId::from),
+            leader_commit: request.committed.map(GroupLogId::from),
+            entries: entries.map_err(because)?,
+        };
+        let answer = self.raft.append_entries(request).await.map_err(because)?;
+        Ok(wire::answer(&match answer {
+            AppendEntriesResponse::Success => wire::AppendAnswer::Success,
+            AppendEntriesResponse::PartialSuccess(upto) => {
+                wire::AppendAnswer::Partial(upto.map(LogPosition::from))
+            }
+            AppendEntriesResponse::Conflict => wire::AppendAnswer::Conflict,
+            AppendEntriesResponse::HigherVote(vote) => {
+                wire::AppendAnswer::HigherVote(VoteRecord::from(&vote))
+            }
+        }))
+    }
+
+    async fn transfer_leader(&self, request: wire::TransferRequest) -> Result<Bytes, Refused> {
+        let request = TransferLeaderRequest::<Group>::new(
+            GroupVote::from(request.leader),
+            request.to,
+            request.last.map(GroupLogId::from),
+        );
+        self.raft.handle_transfer_leader(request).await.map_err(because)?.map_err(because)?;
+        Ok(wire::answer(&()))
+    }
+
+    async fn snapshot_begin(&self, request: wire::SnapshotBegin) -> Result<Bytes, Refused> {
+        // What an earlier attempt has sent is of no use any more, and makes room.
+        let replaced = {
+            let mut incoming = self.incoming.lock();
+            if incoming.as_ref().is_some_and(|i| i.term > request.term) {
+                return Err(Refused::Because("a newer leader is sending a snapshot".into()));
+            }
+            incoming.take()
+        };
+        let dir = self.dir.clone();
+        let incoming = tokio::task::spawn_blocking(move || {
+            drop(replaced);
+            Incoming::begin(&dir, request.id, request.term, &request.files)
+        });
+        let incoming = incoming.await.map_err(because)?.map_err(because)?;
+        *self.incoming.lock() = Some(Arc::new(incoming));
+        Ok(wire::answer(&()))
+    }
+
+    fn incoming(&self, id: u64) -> Result<Arc<Incoming>, Refused> {
+        let incoming = self.incoming.lock();
+        let incoming = incoming.as_ref().filter(|incoming| incoming.id == id);
+        incoming.cloned().ok_or_else(|| Refused::Because("no such snapshot is being received".into()))
+    }
+
+    async fn snapshot_chunk(&self, chunk: wire::SnapshotChunk) -> Result<Bytes, Refused> {
+        let incoming = self.incoming(chunk.id)?;
+        tokio::task::spawn_blocking(move || incoming.write(chunk.file as usize, chunk.offset, &chunk.bytes))
+            .await
+            .map_err(because)?
+            .map_err(because)?;
+        Ok(wire::answer(&()))
+    }
+
+    async fn snapshot_end(&self, request: wire::SnapshotEnd) -> Result<Bytes, Refused> {
+        self.incoming(request.id)?;
+        let incoming = self.incoming.lock().take().filter(|incoming| incoming.id == request.id);
+        // A chunk may still be under way if the sender is in error.
+        let incoming = incoming
+            .and_then(Arc::into_inner)
+            .ok_or_else(|| Refused::Because("the snapshot's chunks are still coming in".into()))?;
+        let dir = tokio::task::spawn_blocking(move || incoming.finish())
+            .await
+            .map_err(because)?
+            .map_err(because)?;
+        let last_membership = decode_stored_membership(Some(&request.membership)).map_err(because)?;
+        let snapshot = SnapshotOf::<Group, SnapshotData> {
+            meta: SnapshotMetaOf::<Group> {
+                last_log_id: request.position.map(GroupLogId::from),
+                last_membership,
+            },
+            snapshot: SnapshotData::Received(dir),
+        };
+        let answer = self
+            .raft
+            .install_full_snapshot(GroupVote::from(request.vote), snapshot)
+            .await
+            .map_err(because)?;
+        Ok(wire::answer(&VoteRecord::from(&answer.vote)))
+    }
+}
