@@ -257,7 +257,8 @@ impl<M: Metadata> DataPath<M> {
         attributes.size = attributes.size.max(dirty.end());
         // An estimate until the commit: how much of it is new is known there only.
         attributes.allocated = attributes.allocated.max(dirty.bytes().next_multiple_of(4096));
-        attributes.mtime = attributes.mtime.max(dirty.mtime());
+        // Whoever sets a time flushes first, so what is dirty was written after that.
+        attributes.mtime = dirty.mtime();
         attributes.ctime = attributes.ctime.max(dirty.mtime());
         if dirty.kills_suidgid() {
             attributes.mode = atoll_core::attributes::without_setid(attributes.mode);

@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, without_setid};
 use atoll_core::commands::Op;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
 
+use super::identity::{CAP_FOWNER, Identity};
 use super::{Client, ROOT_PATIENCE, inode_of};
 use crate::metadata::{ClientError, Metadata};
-use crate::vfs::{AttributeReply, Result, StatFs};
+use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 
 impl<M: Metadata> Client<M> {
     pub(super) async fn attributes(&self, ino: InodeId) -> Result<AttributeReply> {
@@ -52,12 +53,15 @@ impl<M: Metadata> Client<M> {
 
     pub(super) async fn change_attributes(
         &self,
+        caller: &Caller,
         ino: InodeId,
         handle: Option<u64>,
-        changes: AttributeChanges,
+        mut changes: AttributeChanges,
     ) -> Result<AttributeReply> {
+        // Changes that change nothing (`chown` to the owner there is, or to -1 and -1) are made all the same:
+        // elsewhere they set ctime, too, and programs that watch for changes go by that.
         if changes.is_empty() {
-            return self.attributes(ino).await;
+            changes.kill_suidgid = self.drops_setid(caller, ino).await?;
         }
         if let Some(handle) = handle {
             self.check_not_broken(handle)?;
@@ -74,6 +78,21 @@ impl<M: Metadata> Client<M> {
             }
         };
         Ok(self.reply(attributes).await)
+    }
+
+    /// A `chown` to -1 and -1 comes as a change of nothing. As every other it clears the set-id bits of what isn't
+    /// a directory; if there are any, that is for the owner only.
+    async fn drops_setid(&self, caller: &Caller, ino: InodeId) -> Result<bool> {
+        let attributes = self.inode(ino).await?;
+        if attributes.kind() == FileKind::Directory || without_setid(attributes.mode) == attributes.mode {
+            return Ok(false);
+        }
+        match Identity::of(caller) {
+            Some(who) if who.uid != attributes.uid && !who.has(CAP_FOWNER) => {
+                Err(FsError::NotPermitted.into())
+            }
+            _ => Ok(true),
+        }
     }
 
     /// Sets a file's size (and whatever else is asked for).
