@@ -57,7 +57,8 @@ pub struct MountConfig {
 /// The session with the kernel, by whichever program.
 enum Kernel {
     Atoll(Mutex<Option<Session>>),
-    Fuser(FuserSession),
+    /// It ends with the mount and needs nothing to be kept.
+    Fuser,
 }
 
 /// A mounted filesystem.
@@ -248,7 +249,7 @@ async fn serve(
             }
             ended.notify_one();
         });
-        return Ok(Kernel::Fuser(session));
+        return Ok(Kernel::Fuser);
     }
     let bundle = Bundle::new(device, readers, Layout::default(), options).context("/dev/fuse")?;
     let session = Session::start(bundle, InitOptions::default(), Adapter::new(Arc::clone(client)), &runtime)

@@ -469,7 +469,7 @@ impl Users {
     pub fn close_handles(&mut self) {
         for user in &self.0 {
             user.orders.as_ref().unwrap().send(Order::CloseHandles).unwrap();
-            user.answers.recv_timeout(crate::common::PATIENCE).expect("closing hangs");
+            let _ = user.answers.recv_timeout(crate::common::PATIENCE).expect("closing hangs");
         }
     }
 }

@@ -19,9 +19,10 @@ fn check(name: &[u8]) -> Result<()> {
     if name.len() > XATTR_NAME_BYTES_MAX {
         return Err(Errno(libc::ERANGE));
     }
-    match NAMESPACES.iter().any(|namespace| name.starts_with(namespace)) {
-        true => Ok(()),
-        false => Err(FsError::Unsupported.into()),
+    match NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace)) {
+        Some([]) => Err(FsError::InvalidArgument.into()),
+        Some(_) => Ok(()),
+        None => Err(FsError::Unsupported.into()),
     }
 }
 
