@@ -53,10 +53,10 @@ demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
 	@hack/demo.sh
 
 .PHONY: bench
-bench: ## Measure Atoll beside the local file system and a FUSE passthrough
+bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARGS=--quick: under 2 minutes)
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace
-	@hack/bench.sh
+	@hack/cargo.sh build --workspace --bins --examples
+	@hack/bench.sh $(ARGS)
 
 .PHONY: $(addprefix test-,$(suites))
 $(addprefix test-,$(suites)): test-%:

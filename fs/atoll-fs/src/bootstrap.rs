@@ -14,20 +14,27 @@ use crate::exit::{Failure, Outcome};
 /// If the cluster can't be reached or is another one.
 pub fn run(args: &BootstrapArgs) -> Outcome {
     let identity = cluster::identity(&args.cluster)?;
-    let mode = u32::from_str_radix(&args.root_mode, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o7777)
-        .ok_or_else(|| Failure::failed(format_args!("--root-mode '{}' is no octal mode such as 755", args.root_mode)))?;
+    let mode =
+        u32::from_str_radix(&args.root_mode, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
+            Failure::failed(format_args!("--root-mode '{}' is no octal mode such as 755", args.root_mode))
+        })?;
     let mut config = config(args.capacity.0, args.inodes, args.copies, args.inline_budget.0);
     if let Some(copies_min) = args.copies_min {
         if copies_min > args.copies {
-            return Err(Failure::failed(format_args!("--copies-min {copies_min} is more than --copies {}", args.copies)));
+            return Err(Failure::failed(format_args!(
+                "--copies-min {copies_min} is more than --copies {}",
+                args.copies
+            )));
         }
         config.copies_min = copies_min;
     }
     config.root = (args.root_uid, args.root_gid, mode);
     let request = BootstrapRequest { cluster: identity.0, config };
-    cluster::runtime(1)?.block_on(cluster::ask::<BootstrapRequest>(identity, &args.metadata.metadata, &request))?;
+    cluster::runtime(1)?.block_on(cluster::ask::<BootstrapRequest>(
+        identity,
+        &args.metadata.metadata,
+        &request,
+    ))?;
     println!("the volume is made");
     Ok(())
 }

@@ -20,7 +20,13 @@ pub struct Cli {
     #[arg(long, global = true, env = "ATOLL_LOG_FORMAT", default_value = "text", hide_short_help = true)]
     pub log_format: LogFormat,
     /// What is logged: a level (error, warn, info, debug, trace) or filters by module.
-    #[arg(long, global = true, env = "ATOLL_LOG", default_value = "info", hide_short_help = true)]
+    #[arg(
+        long,
+        global = true,
+        env = "ATOLL_LOG",
+        default_value = "info,openraft=warn",
+        hide_short_help = true
+    )]
     pub log: String,
     /// What to do.
     #[command(subcommand)]

@@ -29,8 +29,9 @@ pub fn identity(args: &ClusterArgs) -> Result<(ClusterId, ClusterKey, Encryption
             args.cluster
         ))
     })?;
-    let content = fs::read(&args.key_file)
-        .map_err(|error| Failure::failed(format_args!("can't read the key file {}: {error}", args.key_file.display())))?;
+    let content = fs::read(&args.key_file).map_err(|error| {
+        Failure::failed(format_args!("can't read the key file {}: {error}", args.key_file.display()))
+    })?;
     let key = ClusterKey::parse(&content).context(args.key_file.display())?;
     let encryption = if args.encrypt { Encryption::Required } else { Encryption::Off };
     Ok((id, key, encryption))
@@ -84,7 +85,7 @@ pub async fn ask<R: Rpc>(
         let address = candidates[at].clone();
         at += 1;
         match Connection::connect(&address, &options).await {
-            Ok(connection) => match connection.call_within::<R>(request, PATIENCE).await {
+            Ok(connection) => match connection.call_within::<R>(request, (), PATIENCE).await {
                 Ok((reply, _)) => return Ok(reply),
                 Err(error) => match error.typed::<MetadataError>() {
                     Some(MetadataError::NotLeader { leader: Some((_, leader)) }) => {
@@ -108,10 +109,7 @@ pub async fn ask<R: Rpc>(
             Err(error) => reasons.push(error.to_string()),
         }
     }
-    Err(Failure::new(
-        Code::Unreachable,
-        format_args!("no metadata server answered: {}", reasons.join("; ")),
-    ))
+    Err(Failure::new(Code::Unreachable, format_args!("no metadata server answered: {}", reasons.join("; "))))
 }
 
 /// A runtime for one command.

@@ -25,7 +25,12 @@ impl Collector for MountCollector {
         let status = self.0.metadata().status();
         let gauges: [(&str, &str, Option<&Unit>, u64); 4] = [
             ("mount_dirty", "Written data that waits for its commit", Some(&Unit::Bytes), data.dirty_bytes),
-            ("mount_reserved", "Quota held for what will be written", Some(&Unit::Bytes), data.reserved_bytes),
+            (
+                "mount_reserved",
+                "Quota held for what will be written",
+                Some(&Unit::Bytes),
+                data.reserved_bytes,
+            ),
             ("mount_connected", "1 while the metadata service answers", None, u64::from(status.connected)),
             (
                 "mount_waiting",
@@ -39,7 +44,12 @@ impl Collector for MountCollector {
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
         }
         let counters: [(&str, &str, Option<&Unit>, u64); 7] = [
-            ("mount_chunk_written", "Written to chunks, each replica counted once", Some(&Unit::Bytes), data.chunk_bytes_written),
+            (
+                "mount_chunk_written",
+                "Written to chunks, each replica counted once",
+                Some(&Unit::Bytes),
+                data.chunk_bytes_written,
+            ),
             ("mount_chunk_read", "Read from chunks", Some(&Unit::Bytes), data.chunk_bytes_read),
             ("mount_chunks_opened", "Chunks opened for writing", None, data.chunks_opened),
             ("mount_chunks_failed", "Chunks given up because of a replica", None, data.chunks_failed),

@@ -57,7 +57,8 @@ pub struct MountConfig {
 /// The session with the kernel, by whichever program.
 enum Kernel {
     Atoll(Mutex<Option<Session>>),
-    Fuser(FuserSession),
+    /// It ends with the mount and needs nothing to be kept.
+    Fuser,
 }
 
 /// A mounted filesystem.
@@ -93,10 +94,13 @@ impl Mounted {
     pub async fn start(config: MountConfig) -> Result<Mounted, Failure> {
         let bytes = config.behaviour.buffer.0;
         if bytes < BUFFER_BYTES_MIN {
-            return Err(Failure::failed(format_args!("--buffer {} is too small: 4Mi at least", config.behaviour.buffer)));
+            return Err(Failure::failed(format_args!(
+                "--buffer {} is too small: 4Mi at least",
+                config.behaviour.buffer
+            )));
         }
-        let arena = Arena::create(ArenaConfig { data_bytes: bytes, ..ArenaConfig::default() })
-            .context("--buffer")?;
+        let arena =
+            Arena::create(ArenaConfig { data_bytes: bytes, ..ArenaConfig::default() }).context("--buffer")?;
         let client = connect(&config, arena).await?;
         let ended = Arc::new(tokio::sync::Notify::new());
         let options = MountOptions::new(config.cluster);
@@ -178,7 +182,7 @@ fn take_away(mountpoint: &std::path::Path, source: &str) -> Result<(), Failure> 
 }
 
 async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<MetadataClient>>, Failure> {
-    let host = nix::unistd::gethostname().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let timeout = config.behaviour.timeout.map(|seconds| Duration::from_secs(seconds.into()));
     let options = SessionOptions {
         encryption: config.encryption,
@@ -243,10 +247,12 @@ async fn serve(
         session.ready().await.context("fuser")?;
         let watched = session.watch();
         tokio::spawn(async move {
-            watched.await;
+            if let Err(error) = watched.await {
+                tracing::warn!(%error, "the session with the kernel ended");
+            }
             ended.notify_one();
         });
-        return Ok(Kernel::Fuser(session));
+        return Ok(Kernel::Fuser);
     }
     let bundle = Bundle::new(device, readers, Layout::default(), options).context("/dev/fuse")?;
     let session = Session::start(bundle, InitOptions::default(), Adapter::new(Arc::clone(client)), &runtime)
@@ -278,7 +284,8 @@ pub fn run(args: MountArgs) -> Outcome {
     let runtime = runtime(CLIENT_THREADS)?;
     let result = runtime.block_on(async {
         let asked_to_end = signals::listen()?;
-        let config = MountConfig { cluster: id, key, encryption, addresses, mountpoint, behaviour: args.behaviour };
+        let config =
+            MountConfig { cluster: id, key, encryption, addresses, mountpoint, behaviour: args.behaviour };
         let mounted = Arc::new(Mounted::start(config).await?);
         if let Some(listen) = &args.http {
             let mut registry = Registry::with_prefix("atoll");

@@ -31,7 +31,7 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
             return Err(Failure::refused(format_args!(
                 "{} is mounted already ({} from {}): unmount it first, or choose another mount point",
                 path.display(),
-                mount.kind,
+                mount.filesystem,
                 mount.source
             )));
         }
@@ -48,8 +48,8 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
             Err(Failure::refused(format_args!("{} is no folder: name an empty folder", path.display())))
         }
         Ok(_) => {
-            let mut entries =
-                fs::read_dir(&path).map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?;
+            let mut entries = fs::read_dir(&path)
+                .map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?;
             if entries.next().is_some() {
                 return Err(Failure::refused(format_args!(
                     "{} isn't empty, and a mount would hide what is in it: name an empty folder",

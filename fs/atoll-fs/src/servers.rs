@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use atoll_metadata::server::{MetadataConfig, MetadataServer, StartError as MetadataError};
 use atoll_metadata::store::folder::FolderError;
-use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer, StoreError};
+use atoll_storage::store::StoreError;
+use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer};
 use prometheus_client::registry::Registry;
 
 use crate::cli::{MetadataArgs, StorageArgs};
@@ -70,7 +71,8 @@ pub fn storage(args: StorageArgs) -> Outcome {
         server.register_metrics(&mut registry);
         let registered = server.registration();
         let ready: http::Readiness = Arc::new(move || {
-            (!registered()).then(|| "not registered: the metadata service has not been reached lately".to_owned())
+            (!registered())
+                .then(|| "not registered: the metadata service has not been reached lately".to_owned())
         });
         http::serve(&args.http, Arc::new(registry), ready).await?;
         let signal = asked_to_end.await;
@@ -99,7 +101,9 @@ pub fn metadata_failure(error: MetadataError) -> Failure {
     match error {
         MetadataError::Folder(FolderError::Io { .. }) => Failure::failed(error),
         MetadataError::Folder(_) | MetadataError::State(_) | MetadataError::Raft(_) => refused(error),
-        MetadataError::Bind(_) | MetadataError::Advertise(_) | MetadataError::Stopped => Failure::failed(error),
+        MetadataError::Bind(_) | MetadataError::Advertise(_) | MetadataError::Stopped => {
+            Failure::failed(error)
+        }
     }
 }
 
@@ -108,6 +112,8 @@ pub fn storage_failure(error: StorageError) -> Failure {
     match error {
         StorageError::Store(StoreError::Io { .. }) => Failure::failed(error),
         StorageError::Store(_) => refused(error),
-        StorageError::Folder { .. } | StorageError::Bind(_) | StorageError::NoAddress { .. } => Failure::failed(error),
+        StorageError::Folder { .. } | StorageError::Bind(_) | StorageError::NoAddress { .. } => {
+            Failure::failed(error)
+        }
     }
 }

@@ -59,15 +59,36 @@ fn table(status: &ClusterStatus) -> String {
         let _ = writeln!(text, "{label:<10} {value}");
     };
     line("cluster", format!("{cluster}   {health}"));
-    line("space", format!("[{bar}] {percent}%   {} of {}", Size(volume.bytes_used), Size(volume.bytes_total)));
-    line("files", format!("{} of {}   inline data {}", volume.inodes_used, volume.inodes_total, Size(status.inline_bytes)));
+    line(
+        "space",
+        format!("[{bar}] {percent}%   {} of {}", Size(volume.bytes_used), Size(volume.bytes_total)),
+    );
+    line(
+        "files",
+        format!(
+            "{} of {}   inline data {}",
+            volume.inodes_used,
+            volume.inodes_total,
+            Size(status.inline_bytes)
+        ),
+    );
     line(
         "chunks",
-        format!("{}   copies wanted {}   short of copies {}", status.chunks, status.copies, status.chunks_short),
+        format!(
+            "{}   copies wanted {}   short of copies {}",
+            status.chunks, status.copies, status.chunks_short
+        ),
     );
     for (member, address) in &status.members {
-        let role = if status.leader.as_ref().is_some_and(|(leader, _)| leader == member) { "leader" } else { "member" };
-        line("metadata", format!("{member}   {role}   {address}   term {}   applied {}", status.term, status.applied));
+        let role = if status.leader.as_ref().is_some_and(|(leader, _)| leader == member) {
+            "leader"
+        } else {
+            "member"
+        };
+        line(
+            "metadata",
+            format!("{member}   {role}   {address}   term {}   applied {}", status.term, status.applied),
+        );
     }
     for server in &status.servers {
         let state = if server.alive {
@@ -88,7 +109,10 @@ fn table(status: &ClusterStatus) -> String {
         );
     }
     for session in &status.sessions {
-        line("mount", format!("{}   {}   {} open files", session.session, session.client, session.open_files));
+        line(
+            "mount",
+            format!("{}   {}   {} open files", session.session, session.client, session.open_files),
+        );
     }
     for problem in &status.problems {
         line("problem", problem.clone());

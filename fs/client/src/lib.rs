@@ -1,6 +1,7 @@
 //! The client: sessions, buffers, chunk writers and readers, and the filesystem that they make.
 
 pub mod arena;
+pub mod client;
 pub mod data;
 pub mod metadata;
 pub mod read;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_core::ids::{ChunkId, Generation, ServerId, SessionId};
@@ -19,6 +19,8 @@ use crate::metadata::Metadata;
 
 /// The list of servers isn't asked for more often than this because of a server that it doesn't know.
 const REFRESH_PERIOD_MIN: Duration = Duration::from_millis(200);
+/// A failure this long ago says nothing any more: the server is tried again.
+const FAILURE_MEMORY: Duration = Duration::from_secs(10);
 /// How long the metadata service may take to name the servers before a call is given up.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections to servers at most; the ones that were used least recently are closed.
@@ -69,7 +71,8 @@ pub trait Storage: Send + Sync + 'static {
     /// Notes that the server let somebody wait for too long.
     fn suspect(&self, server: ServerId);
 
-    /// For how long the server hasn't answered anything; `None` if its last answer came.
+    /// For how long the server hasn't answered anything; `None` if its last answer came, or nobody asked it for a
+    /// while.
     fn failing_for(&self, server: ServerId) -> Option<Duration>;
 
     /// How far away the server is: 0 is the nearest.
@@ -92,10 +95,16 @@ const PLACE_LABELS: [&str; 3] = ["host", "zone", "region"];
 
 /// Connections to the storage servers that the metadata service names.
 pub struct StoragePool<M> {
+    inner: Arc<Inner<M>>,
+}
+
+struct Inner<M> {
     metadata: Arc<M>,
     config: PoolConfig,
     servers: Mutex<Servers>,
     refreshing: tokio::sync::Mutex<()>,
+    /// A task refreshes the list while calls go on with the old one.
+    refreshing_behind: AtomicBool,
     uses: AtomicU64,
 }
 
@@ -112,54 +121,74 @@ struct Server {
     /// With the session as which it connects.
     peer: Option<(SessionId, Peer)>,
     last_use: u64,
-    failing_since: Option<Instant>,
+    failing: Option<Failing>,
+}
+
+/// A server that doesn't answer.
+#[derive(Clone, Copy)]
+struct Failing {
+    since: Instant,
+    last: Instant,
+}
+
+impl Failing {
+    fn again(before: Option<Failing>) -> Option<Failing> {
+        let last = Instant::now();
+        let since = before.filter(|before| before.is_fresh()).map_or(last, |before| before.since);
+        Some(Failing { since, last })
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.last.elapsed() < FAILURE_MEMORY
+    }
 }
 
 impl<M: Metadata> StoragePool<M> {
     /// No connection is made before it is needed.
     #[must_use]
     pub fn new(metadata: Arc<M>, config: PoolConfig) -> Self {
-        StoragePool {
+        let inner = Inner {
             metadata,
             config,
             servers: Mutex::default(),
             refreshing: tokio::sync::Mutex::new(()),
+            refreshing_behind: AtomicBool::new(false),
             uses: AtomicU64::new(0),
-        }
+        };
+        StoragePool { inner: Arc::new(inner) }
     }
 
     async fn peer(&self, server: ServerId) -> Result<Peer, StorageFailure> {
-        if let Some(peer) = self.known_peer(server)? {
+        let (known, current) = self.inner.known_peer(server)?;
+        if let Some(peer) = known {
+            if !current && !self.inner.refreshing_behind.swap(true, Ordering::AcqRel) {
+                // The list has changed, most likely by another server: this one needs not wait for it.
+                let inner = Arc::clone(&self.inner);
+                tokio::spawn(async move {
+                    inner.refresh(server).await;
+                    inner.refreshing_behind.store(false, Ordering::Release);
+                });
+            }
             return Ok(peer);
         }
-        let refresh = self.refresh(server);
-        if tokio::time::timeout(REFRESH_DEADLINE, refresh).await.is_err() {
+        if tokio::time::timeout(REFRESH_DEADLINE, self.inner.refresh(server)).await.is_err() {
             return Err(StorageFailure::Unreachable("the metadata service doesn't name the servers".into()));
         }
-        match self.known_peer_at(server, true)? {
-            Some(peer) => Ok(peer),
-            None => Err(StorageFailure::Unreachable(format!("no server {server} is known"))),
-        }
+        let (known, _) = self.inner.known_peer(server)?;
+        known.ok_or_else(|| StorageFailure::Unreachable(format!("no server {server} is known")))
     }
+}
 
-    fn known_peer(&self, server: ServerId) -> Result<Option<Peer>, StorageFailure> {
-        self.known_peer_at(server, false)
-    }
-
-    fn known_peer_at(
-        &self,
-        server: ServerId,
-        whatever_version: bool,
-    ) -> Result<Option<Peer>, StorageFailure> {
+impl<M: Metadata> Inner<M> {
+    /// The way to a server, if it is known, and whether the list that knows it is the newest.
+    fn known_peer(&self, server: ServerId) -> Result<(Option<Peer>, bool), StorageFailure> {
         let mut servers = self.servers.lock();
-        if !whatever_version && servers.version != Some(self.metadata.servers_version()) {
-            return Ok(None);
-        }
-        let Some(found) = servers.known.get_mut(&server) else { return Ok(None) };
+        let current = servers.version == Some(self.metadata.servers_version());
+        let Some(found) = servers.known.get_mut(&server) else { return Ok((None, current)) };
         found.last_use = self.uses.fetch_add(1, Ordering::Relaxed);
         let session = self.metadata.session();
         if let Some((_, peer)) = found.peer.as_ref().filter(|(connected_as, _)| *connected_as == session) {
-            return Ok(Some(peer.clone()));
+            return Ok((Some(peer.clone()), current));
         }
         let address = match self.config.local.get(&server) {
             Some(local) => local.clone(),
@@ -173,7 +202,7 @@ impl<M: Metadata> StoragePool<M> {
         let peer = Peer::new(address, ConnectOptions::new(identity).expecting(Role::Storage(server)));
         found.peer = Some((session, peer.clone()));
         close_least_used(&mut servers);
-        Ok(Some(peer))
+        Ok((Some(peer), current))
     }
 
     /// Asks for the servers again, because the list has changed or doesn't have `wanted`.
@@ -204,12 +233,12 @@ impl<M: Metadata> StoragePool<M> {
         let mut before = std::mem::take(&mut servers.known);
         for info in list {
             let old = before.remove(&info.server);
-            let (peer, last_use, failing_since) = match old {
-                Some(old) if old.info.address == info.address => (old.peer, old.last_use, old.failing_since),
+            let (peer, last_use, failing) = match old {
+                Some(old) if old.info.address == info.address => (old.peer, old.last_use, old.failing),
                 Some(old) => (None, old.last_use, None),
                 None => (None, 0, None),
             };
-            servers.known.insert(info.server, Server { info, peer, last_use, failing_since });
+            servers.known.insert(info.server, Server { info, peer, last_use, failing });
         }
     }
 
@@ -218,10 +247,8 @@ impl<M: Metadata> StoragePool<M> {
         let mut servers = self.servers.lock();
         if let Some(found) = servers.known.get_mut(&server) {
             match &result {
-                Err(StorageFailure::Unreachable(_)) => {
-                    found.failing_since.get_or_insert_with(Instant::now);
-                }
-                _ => found.failing_since = None,
+                Err(StorageFailure::Unreachable(_)) => found.failing = Failing::again(found.failing),
+                _ => found.failing = None,
             }
         }
         result
@@ -260,7 +287,7 @@ impl<M: Metadata> Storage for StoragePool<M> {
         async move {
             let peer = self.peer(server).await?;
             let (reply, _) =
-                self.note(server, peer.call_within::<WriteChunk>(request, body, deadline).await)?;
+                self.inner.note(server, peer.call_within::<WriteChunk>(request, body, deadline).await)?;
             if request.sync && !reply.durable {
                 return Err(StorageFailure::Broken(format!("storage server {server} did not sync")));
             }
@@ -279,7 +306,7 @@ impl<M: Metadata> Storage for StoragePool<M> {
         async move {
             let peer = self.peer(server).await?;
             let request = SyncChunk { chunk, generation };
-            self.note(server, peer.call_within::<SyncChunk>(&request, (), deadline).await)?;
+            self.inner.note(server, peer.call_within::<SyncChunk>(&request, (), deadline).await)?;
             Ok(())
         }
         .boxed()
@@ -293,32 +320,36 @@ impl<M: Metadata> Storage for StoragePool<M> {
     ) -> BoxFuture<'_, Result<(ReadChunkReply, Bytes), StorageFailure>> {
         async move {
             let peer = self.peer(server).await?;
-            self.note(server, peer.call_within::<ReadChunk>(&request, (), deadline).await)
+            self.inner.note(server, peer.call_within::<ReadChunk>(&request, (), deadline).await)
         }
         .boxed()
     }
 
     fn suspect(&self, server: ServerId) {
-        if let Some(found) = self.servers.lock().known.get_mut(&server) {
-            found.failing_since.get_or_insert_with(Instant::now);
+        if let Some(found) = self.inner.servers.lock().known.get_mut(&server) {
+            found.failing = Failing::again(found.failing);
         }
     }
 
     fn failing_for(&self, server: ServerId) -> Option<Duration> {
-        let servers = self.servers.lock();
-        servers.known.get(&server).and_then(|found| found.failing_since).map(|since| since.elapsed())
+        let servers = self.inner.servers.lock();
+        let failing = servers.known.get(&server).and_then(|found| found.failing);
+        failing.filter(Failing::is_fresh).map(|failing| failing.since.elapsed())
     }
 
     fn distance(&self, server: ServerId) -> u32 {
-        if self.config.local.contains_key(&server) {
+        if self.inner.config.local.contains_key(&server) {
             return 0;
         }
-        let servers = self.servers.lock();
+        let servers = self.inner.servers.lock();
         let Some(found) = servers.known.get(&server) else { return PLACE_LABELS.len() as u32 + 1 };
         let near = PLACE_LABELS.iter().position(|label| {
-            let ours = self.config.labels.get(*label);
+            let ours = self.inner.config.labels.get(*label);
             ours.is_some() && ours == found.info.labels.get(*label)
         });
         near.unwrap_or(PLACE_LABELS.len()) as u32 + 1
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,6 @@
-//! A metadata service in memory, for tests: the real commands on an ordered map, without Raft, disk or wire.
+//! A cluster in memory, for tests: the real commands on an ordered map, without Raft, disk or wire.
+
+mod storage;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,8 +20,11 @@ use atoll_core::{check, keys};
 use atoll_proto::metadata::{Answer, ChunkInfo, DirectoryEntry, MappedPiece, PieceData, Query, ServerInfo};
 use parking_lot::Mutex;
 
+use crate::arena::{Arena, ArenaConfig, ArenaError};
+use crate::client::{Client, ClientOptions};
 use crate::metadata::{ClientError, Event, Hook, Metadata};
 use crate::session::clock::Clock;
+pub use storage::MemStorage;
 
 /// The cluster that a [`MemVolume`] is.
 pub const CLUSTER: ClusterId = ClusterId(0xa701);
@@ -333,6 +338,45 @@ impl MemVolume {
     }
 }
 
+/// A volume and storage servers in memory, that any number of clients can mount.
+#[derive(Clone)]
+pub struct MemCluster {
+    /// The records.
+    pub volume: Arc<Mutex<MemVolume>>,
+    /// The data.
+    pub storage: Arc<MemStorage>,
+}
+
+impl MemCluster {
+    /// With this configuration and as many servers as it wants copies.
+    #[must_use]
+    pub fn new(config: VolumeConfig) -> Self {
+        let copies = u64::from(config.copies);
+        let mut volume = MemVolume::new(config);
+        for server in 1..=copies {
+            volume.add_server(ServerId(server), &format!("server-{server}:1"));
+        }
+        MemCluster { volume: Arc::new(Mutex::new(volume)), storage: MemStorage::new() }
+    }
+
+    /// One more mount of it. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// If there is no memory for its arena.
+    pub fn mount(
+        &self,
+        options: impl FnOnce(&mut ClientOptions),
+    ) -> Result<Arc<Client<LocalMetadata>>, ArenaError> {
+        let config = ArenaConfig::default();
+        let arena = Arena::create(config)?;
+        let mut settings = ClientOptions::for_arena(config.data_bytes);
+        options(&mut settings);
+        let metadata = LocalMetadata::new(Arc::clone(&self.volume));
+        let storage = Arc::clone(&self.storage);
+        Ok(Client::new(metadata, |_| storage, arena, settings))
+    }
+}
+
 /// The metadata service as one client sees it, in this process. Several can share a volume.
 pub struct LocalMetadata {
     volume: Arc<Mutex<MemVolume>>,
@@ -364,12 +408,6 @@ impl LocalMetadata {
         };
         local.begin(None);
         Arc::new(local)
-    }
-
-    /// A volume of its own with the usual configuration.
-    #[must_use]
-    pub fn alone() -> Arc<Self> {
-        LocalMetadata::new(Arc::new(Mutex::new(MemVolume::new(VolumeConfig::default()))))
     }
 
     fn begin(&self, supersedes: Option<SessionId>) {

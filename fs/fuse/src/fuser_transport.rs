@@ -13,6 +13,7 @@
 //! - One timeout for a new file's name and attributes: the shorter of the two.
 //! - WRITE's data is copied once more, and every request is handed to the runtime.
 
+mod convert;
 mod filesystem;
 
 use std::io;

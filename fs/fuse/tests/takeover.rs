@@ -9,7 +9,7 @@ mod support;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,7 +23,7 @@ use atoll_fuse::bundle::Bundle;
 use atoll_fuse::device::{Device, inherited};
 use atoll_fuse::session::{InitOptions, Session};
 use support::Mounted;
-use support::folder::Folder;
+use support::folder::{Folder, PATIENT_OFFSET};
 
 /// How often the server is killed.
 const KILLS: u32 = 8;
@@ -40,6 +40,7 @@ const DESCRIPTORS: &str = "ATOLL_TEST_DESCRIPTORS";
 const BACKING: &str = "ATOLL_TEST_BACKING";
 const MOUNT: &str = "ATOLL_TEST_MOUNT";
 const RESEND: &str = "ATOLL_TEST_RESEND";
+const STUCK: &str = "ATOLL_TEST_STUCK";
 const STOP: &str = "ATOLL_TEST_STOP";
 
 /// Not a test: what a server process does. Returns at once where it isn't one.
@@ -83,6 +84,22 @@ fn role_load() {
         }
     });
     println!("load: {} {}", rounds.into_inner(), failures.into_inner());
+}
+
+/// Not a test: a process with one call that takes very long.
+#[test]
+fn role_stuck() {
+    let Ok(path) = std::env::var(STUCK) else { return };
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .expect("opens the patient file");
+    let layout = std::alloc::Layout::from_size_align(4096, 4096).expect("layout");
+    // SAFETY: a valid layout; zeroed memory is initialised. It is left to the end of the process.
+    let page = unsafe { std::slice::from_raw_parts_mut(std::alloc::alloc_zeroed(layout), 4096) };
+    file.read_exact_at(page, PATIENT_OFFSET).expect("reads in the end");
+    assert!(page.iter().all(|byte| *byte == 7), "what was written there");
 }
 
 /// Writes, reads back, looks at attributes and lists: nothing whose second execution would be seen.
@@ -208,4 +225,50 @@ fn kill_servers_under_load(resend: bool) {
     println!("{rounds} rounds, {failures} failures, {KILLS} kills");
     assert_eq!(failures, 0);
     assert!(rounds > 100, "only {rounds} rounds: the mount was hardly used");
+}
+
+/// A request outlives two servers. Each successor redoes it; the kernel, asked to, also sends it again, and the copy is
+/// recognised as the one under way, which is then answered under its new number.
+#[test]
+fn a_request_under_way_outlives_its_servers() {
+    let backing = tempfile::tempdir().expect("backing");
+    File::create_new(backing.path().join("stuck"))
+        .and_then(|file| file.write_all_at(&[7; 4096], PATIENT_OFFSET))
+        .expect("file");
+    let mounted = Mounted::volume();
+    let device =
+        Device::from_fd(std::os::fd::AsFd::as_fd(&mounted.device).try_clone_to_owned().expect("dup"));
+    let bundle = Bundle::new(device, 2, Layout::default(), &mounted.options).expect("bundle");
+    let mut server = serve(&bundle, backing.path(), true);
+    let mut stuck = role("role_stuck")
+        .env(STUCK, mounted.path.join("stuck"))
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("starts");
+    for _ in 0..2 {
+        // Longer than a successor waits before it asks the kernel.
+        std::thread::sleep(Duration::from_millis(1200));
+        server.kill().expect("kills");
+        server.wait().expect("reaps");
+        server = serve(&bundle, backing.path(), true);
+    }
+    std::thread::sleep(Duration::from_millis(1200));
+    let waiting = atoll_fuse::device::waiting(mounted.connection).expect("fusectl");
+    let early = stuck.try_wait().expect("waits");
+    File::create_new(backing.path().join("go")).expect("go");
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match stuck.try_wait().expect("waits") {
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            status => break status,
+        }
+    };
+    if status.is_none() {
+        let _ = atoll_fuse::device::abort(mounted.connection);
+        let _ = stuck.kill();
+    }
+    let _ = (stuck.wait(), server.kill(), server.wait());
+    assert_eq!(early, None, "the call ended before it could");
+    assert_eq!(waiting, 1, "one request, however often it was sent");
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
 }

@@ -1,1 +1,23 @@
-//! Skeleton.
+//! The metadata server: the volume's records in RocksDB, replicated by Raft, and everything that is asked of them.
+//!
+//! What an operation means is decided in `atoll_core`; here is what has a clock, a disk or a network. The parts
+//! that decide something are pure and have no I/O: [`admission`], [`placement`], [`sessions`], [`servers`],
+//! [`orders`].
+
+pub mod admission;
+pub mod changes;
+mod clock;
+pub mod metrics;
+pub mod node;
+pub mod orders;
+pub mod placement;
+pub mod proposer;
+pub mod server;
+pub mod servers;
+pub mod service;
+pub mod sessions;
+pub mod state_machine;
+pub mod store;
+mod workers;
+
+pub use server::{MetadataConfig, MetadataServer, RunningMetadata, StartError};

@@ -19,7 +19,9 @@ pub fn down(args: &LocalDownArgs) -> Outcome {
         // Nothing runs; a dead mount may be left.
         let path = mountpoint::absolute(&args.mountpoint)?;
         let source = atoll_fuse::device::source_name(folder.id);
-        while atoll_fuse::device::detach_dead(&path, &source).map_err(|error| Failure::failed(error.to_string()))? {}
+        while atoll_fuse::device::detach_dead(&path, &source)
+            .map_err(|error| Failure::failed(error.to_string()))?
+        {}
         println!("not running: {}", path.display());
         return Ok(());
     };

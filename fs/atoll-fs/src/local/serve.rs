@@ -128,7 +128,8 @@ async fn start(args: &LocalUpArgs, folder: &Folder, registry: &mut Registry) -> 
 /// Bootstraps (which changes nothing the second time) and waits until every storage server is known.
 async fn make_volume(servers: &Servers, folder: &Folder) -> Outcome {
     let capacity = folder.cluster.capacity;
-    let config = bootstrap::config(capacity, None, folder.cluster.copies, (capacity / INLINE_SHARE).max(1 << 20));
+    let config =
+        bootstrap::config(capacity, None, folder.cluster.copies, (capacity / INLINE_SHARE).max(1 << 20));
     let began = Instant::now();
     let mut last = String::from("no answer");
     while began.elapsed() < START_PATIENCE {

@@ -83,7 +83,11 @@ pub fn default_data(mountpoint: &Path) -> PathBuf {
 ///
 /// # Errors
 /// If it holds anything else, a newer format, or a cluster with other parameters than those asked for.
-pub fn open_or_create(path: &Path, copies: Option<u8>, capacity: Option<u64>) -> Result<(Folder, bool), Failure> {
+pub fn open_or_create(
+    path: &Path,
+    copies: Option<u8>,
+    capacity: Option<u64>,
+) -> Result<(Folder, bool), Failure> {
     if let Some(folder) = open(path)? {
         if let Some(copies) = copies
             && copies != folder.cluster.copies
@@ -122,7 +126,9 @@ pub fn open(path: &Path) -> Result<Option<Folder>, Failure> {
             let others = match fs::read_dir(path) {
                 Ok(entries) => entries
                     .filter_map(Result::ok)
-                    .filter(|entry| !["key", "key.tmp", "cluster.json.tmp", "log"].iter().any(|n| entry.file_name() == *n))
+                    .filter(|entry| {
+                        !["key", "key.tmp", "cluster.json.tmp", "log"].iter().any(|n| entry.file_name() == *n)
+                    })
                     .count(),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
                 Err(error) => return Err(Failure::failed(format_args!("{}: {error}", path.display()))),
@@ -156,7 +162,10 @@ pub fn open(path: &Path) -> Result<Option<Folder>, Failure> {
     let id = cluster.cluster.parse().map_err(|error| damaged(&error))?;
     let key_file = path.join("key");
     let key = fs::read(&key_file).map_err(|error| {
-        Failure::refused(format_args!("{}: {error}; without its key the cluster can't be opened", key_file.display()))
+        Failure::refused(format_args!(
+            "{}: {error}; without its key the cluster can't be opened",
+            key_file.display()
+        ))
     })?;
     let key = ClusterKey::parse(&key).context(key_file.display())?;
     Ok(Some(Folder { path: path.to_owned(), cluster, id, key }))

@@ -70,8 +70,7 @@ pub fn up(args: LocalUpArgs) -> Outcome {
 /// Starts this program again as a process of its own session, and waits for its word over a pipe.
 fn in_background(args: &LocalUpArgs, folder: &state::Folder, mount_path: &std::path::Path) -> Outcome {
     let log_path = folder.path.join("log");
-    let log =
-        fs::OpenOptions::new().create(true).append(true).open(&log_path).context(log_path.display())?;
+    let log = fs::OpenOptions::new().create(true).append(true).open(&log_path).context(log_path.display())?;
     let logged_before = log.metadata().map(|m| m.len()).unwrap_or(0);
     let (mut reader, writer) = std::io::pipe().context("pipe")?;
     let program = std::env::current_exe().context("own program")?;
@@ -116,5 +115,8 @@ fn in_background(args: &LocalUpArgs, folder: &state::Folder, mount_path: &std::p
         Some(5) => Code::Unreachable,
         _ => Code::Failed,
     };
-    Err(Failure::new(code, format_args!("the cluster did not come up ({status}):\n{shown}\n(log: {})", log_path.display())))
+    Err(Failure::new(
+        code,
+        format_args!("the cluster did not come up ({status}):\n{shown}\n(log: {})", log_path.display()),
+    ))
 }

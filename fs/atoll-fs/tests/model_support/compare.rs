@@ -102,17 +102,19 @@ pub fn trees(ours: &Path, reference: &Path, history: &[String]) {
         let pick = |times: &Times| if what == "mtime" { times.mtime } else { times.ctime };
         let mut order: Vec<_> = times.iter().map(|(path, my, their)| (pick(their), pick(my), path)).collect();
         order.sort_unstable();
-        let mut latest = (i64::MIN, 0);
-        let mut group: Vec<((i64, i64), &String)> = Vec::new();
+        let mut latest = ((i64::MIN, 0), "nothing");
+        let mut group: Vec<((i64, i64), &str)> = Vec::new();
         let mut at = order.first().map_or((0, 0), |(their, ..)| *their);
         for (their, my, path) in order {
             if their != at {
-                latest = group.drain(..).map(|(my, _)| my).fold(latest, |a, b| a.max(b));
+                latest = group.drain(..).fold(latest, |a, b| a.max(b));
                 at = their;
             }
             assert!(
-                my >= latest,
-                "{what} of {path} is before what the local folder says it is after\n{}",
+                my >= latest.0,
+                "{what}: the local folder says that {path} changed ({their:?}) after {}, the mount says {my:?} and {:?}\n{}",
+                latest.1,
+                latest.0,
                 recent()
             );
             group.push((my, path));

@@ -40,7 +40,7 @@ pub fn run_seed(cluster: &Cluster, seed: u64, options: &Options) {
     for at in 1..=options.operations {
         let user = rng.random_range(0..Users::COUNT);
         let call = Call::random(&mut rng, &known);
-        history.push(format!("{at}: user {user}: {call:?}"));
+        history.push(format!("{at}: user {user}: {}", call.brief()));
         let (mine, theirs) = users.run(user, &call);
         if mine != theirs {
             let recent = history[history.len().saturating_sub(12)..].join("\n");

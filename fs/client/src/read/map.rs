@@ -371,3 +371,6 @@ fn part(piece: &MappedPiece, start: u32, end: u32) -> MappedPiece {
     };
     MappedPiece { start, length: end - start, data }
 }
+
+#[cfg(test)]
+mod tests;

@@ -175,3 +175,6 @@ impl Readahead {
         *self = Readahead { planning: self.planning, ..Readahead::default() };
     }
 }
+
+#[cfg(test)]
+mod tests;

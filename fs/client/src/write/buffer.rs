@@ -20,6 +20,26 @@ pub const BATCH_BYTES_MAX: u64 = 16 << 20;
 /// committed together always fits into one commit.
 pub const RANGES_JOINED_MAX: u64 = COMMIT_PIECES_MAX as u64 / 2;
 
+/// How much one batch may take.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Ranges.
+    pub ranges: usize,
+    /// Bytes.
+    pub bytes: u64,
+    /// If there are ends of segments to stop at, stop at the last one, so that a stream's extents are as long as
+    /// they can be.
+    pub whole_segments: bool,
+}
+
+impl BatchLimits {
+    /// What one commit takes.
+    #[must_use]
+    pub fn of_commit(whole_segments: bool) -> Self {
+        BatchLimits { ranges: COMMIT_PIECES_MAX, bytes: BATCH_BYTES_MAX, whole_segments }
+    }
+}
+
 /// Lets `Bytes` show a block and keep it.
 struct Shown(Arc<DataBlock>);
 
@@ -331,10 +351,10 @@ impl DirtyFile {
             .collect()
     }
 
-    /// The next batch. `whole_segments`: if there are ends of segments to stop at, stop at the last one, so that
-    /// a stream's extents are as long as they can be. `None` if everything is in a batch.
-    pub fn next_batch(&mut self, whole_segments: bool) -> Option<Batch> {
-        let cut = self.choose_cut(whole_segments)?;
+    /// The next batch: as much as `limits` allow, more only if that must be committed together. `None` if everything
+    /// is in a batch.
+    pub fn next_batch(&mut self, limits: BatchLimits) -> Option<Batch> {
+        let cut = self.choose_cut(limits)?;
         let mut runs: Vec<Run> = Vec::new();
         let mut blocks: Vec<Arc<DataBlock>> = Vec::new();
         let mut bytes = 0;
@@ -369,7 +389,7 @@ impl DirtyFile {
         Some(Batch { blocks, runs, cut, base, bytes, reservation, mtime, kill_suidgid, end })
     }
 
-    fn choose_cut(&self, whole_segments: bool) -> Option<u64> {
+    fn choose_cut(&self, limits: BatchLimits) -> Option<u64> {
         let mut fresh: Vec<(u64, u64, u64)> = self
             .ranges
             .iter()
@@ -393,7 +413,7 @@ impl DirtyFile {
                 at_segment_end |= fresh[index].2.is_multiple_of(SEGMENT_BYTES);
                 index += 1;
             }
-            if fitting.is_some() && (ranges > COMMIT_PIECES_MAX || bytes > BATCH_BYTES_MAX) {
+            if fitting.is_some() && (ranges > limits.ranges || bytes > limits.bytes) {
                 break;
             }
             // The last of all ranges ends a batch whatever happened to the cuts behind it.
@@ -405,7 +425,7 @@ impl DirtyFile {
                 }
             }
         }
-        let best = if whole_segments { aligned.or(fitting) } else { fitting };
+        let best = if limits.whole_segments { aligned.or(fitting) } else { fitting };
         best.or(Some(self.last_sequence))
     }
 
@@ -493,3 +513,6 @@ impl DirtyFile {
         true
     }
 }
+
+#[cfg(test)]
+mod tests;

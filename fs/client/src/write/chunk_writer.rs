@@ -12,7 +12,7 @@ use std::time::Duration;
 use atoll_core::commands::{Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, Generation, InodeId, ServerId, SessionId};
-use atoll_core::limits::{BLOCK_BYTES, COPIES_MAX};
+use atoll_core::limits::{BLOCK_BYTES, CHUNK_BYTES, COPIES_MAX};
 use atoll_core::records::{ChunkKind, ChunkRecord};
 use atoll_proto::checksum;
 use atoll_proto::metadata::ChunkInfo;
@@ -347,7 +347,8 @@ impl<M: Metadata> ChunkWriters<M> {
             replicas: record.replicas.clone(),
             writer,
             kind: record.kind,
-            capacity: record.capacity,
+            // Servers make no larger replicas, whatever the volume is configured to.
+            capacity: record.capacity.min(CHUNK_BYTES),
             made: AtomicU32::new(0),
             state: Mutex::default(),
             seals: self.seals.clone(),

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::buffer::{Batch, Run};
+use super::buffer::{Batch, BatchLimits, Run};
 use super::chunk_writer::{OpenChunk, Placement, Purpose, padding};
 use crate::data::file::FileState;
 use crate::data::{Shared, Why};
@@ -144,6 +144,15 @@ struct Transfer {
     items: Vec<(usize, Placement)>,
 }
 
+/// A task that flushes a file behind its writers.
+struct Running(Arc<FileState>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.flushers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// What follows a refused commit.
 enum Next {
     /// Send it again, as it is.
@@ -203,7 +212,9 @@ impl<M: Metadata> Shared<M> {
             return;
         }
         let (shared, state) = (Arc::clone(self), Arc::clone(file));
+        let running = Running(Arc::clone(file));
         tokio::spawn(async move {
+            let _running = running;
             let target = state.inner.lock().dirty.last_sequence();
             loop {
                 if let Err(error) = shared.flush_batch(&state, why).await {
@@ -219,7 +230,6 @@ impl<M: Metadata> Shared<M> {
                     break;
                 }
             }
-            state.flushers.fetch_sub(1, Ordering::AcqRel);
         });
     }
 
@@ -230,7 +240,7 @@ impl<M: Metadata> Shared<M> {
         let session = self.metadata.session();
         let (batch, size) = {
             let mut inner = file.inner.lock();
-            let batch = inner.dirty.next_batch(why == Why::Much);
+            let batch = inner.dirty.next_batch(BatchLimits::of_commit(why == Why::Much));
             let committed = inner.attributes.as_ref().map_or(0, |attributes| attributes.size);
             (batch, committed)
         };

@@ -8,27 +8,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use atoll_client::vfs::{self, Caller, DirEntry, Entry, FileLock, LockKind, Opened, SeekKind, Vfs};
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, TimeChange, Timestamp};
+use atoll_client::vfs::{self, SeekKind, Vfs};
+use atoll_core::attributes::AttributeChanges;
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
 use super::LOCK_WAIT_MAX;
+use super::convert::*;
 use crate::session::InitOptions;
 
 /// `fuser` doesn't tell how large a listing may be; the kernel asks for between 4 and 128 KiB, and what doesn't fit is
 /// given back.
 const LISTING_BYTES: u32 = 32 << 10;
-/// Bytes that programs should read and write at a time.
-const IO_BYTES: u32 = 128 << 10;
 
 /// Our filesystem as `fuser` sees it.
 pub(super) struct FuserFilesystem<V> {
@@ -90,140 +88,6 @@ refuse!(
     ReplyWrite,
     ReplyXattr
 );
-
-fn caller(request: &Request, umask: u32) -> Caller {
-    let (uid, gid, pid) = (request.uid(), request.gid(), request.pid());
-    Caller { uid, gid, pid, umask, ..Caller::default() }
-}
-
-fn bytes(name: &OsStr) -> Bytes {
-    Bytes::copy_from_slice(name.as_bytes())
-}
-
-fn system_time(time: Timestamp) -> SystemTime {
-    let nanos = Duration::from_nanos(u64::from(time.nanos));
-    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
-    let base = if time.seconds >= 0 {
-        SystemTime::UNIX_EPOCH.checked_add(seconds)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_sub(seconds)
-    };
-    base.and_then(|base| base.checked_add(nanos)).unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-fn timestamp(time: SystemTime) -> Timestamp {
-    match time.duration_since(SystemTime::UNIX_EPOCH) {
-        Ok(after) => Timestamp { seconds: after.as_secs() as i64, nanos: after.subsec_nanos() },
-        Err(before) => {
-            let before = before.duration();
-            // Nanoseconds count forwards, before 1970 too.
-            let borrow = i64::from(before.subsec_nanos() > 0);
-            let nanos = (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000;
-            Timestamp { seconds: -(before.as_secs() as i64) - borrow, nanos }
-        }
-    }
-}
-
-fn time_change(time: TimeOrNow) -> TimeChange {
-    match time {
-        TimeOrNow::Now => TimeChange::Now,
-        TimeOrNow::SpecificTime(time) => TimeChange::To(timestamp(time)),
-    }
-}
-
-fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::CharDevice => FileType::CharDevice,
-        FileKind::Directory => FileType::Directory,
-        FileKind::BlockDevice => FileType::BlockDevice,
-        FileKind::File => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Socket => FileType::Socket,
-    }
-}
-
-fn file_attr(attributes: &Attributes) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attributes.ino.0),
-        size: attributes.size,
-        blocks: attributes.allocated.div_ceil(512),
-        atime: system_time(attributes.atime),
-        mtime: system_time(attributes.mtime),
-        ctime: system_time(attributes.ctime),
-        crtime: system_time(attributes.btime),
-        kind: file_type(attributes.kind()),
-        perm: (attributes.mode & 0o7777) as u16,
-        nlink: attributes.nlink,
-        uid: attributes.uid,
-        gid: attributes.gid,
-        rdev: attributes.rdev,
-        blksize: IO_BYTES,
-        flags: 0,
-    }
-}
-
-/// For "." and "..", of which the kernel looks at nothing but number and type.
-fn placeholder(entry: &DirEntry) -> FileAttr {
-    let epoch = SystemTime::UNIX_EPOCH;
-    FileAttr {
-        ino: INodeNo(entry.ino.0),
-        size: 0,
-        blocks: 0,
-        atime: epoch,
-        mtime: epoch,
-        ctime: epoch,
-        crtime: epoch,
-        kind: file_type(entry.kind),
-        perm: 0,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: IO_BYTES,
-        flags: 0,
-    }
-}
-
-fn send_entry(reply: ReplyEntry, entry: Entry) {
-    let generation = Generation(entry.generation);
-    reply.entry_with_ttls(&entry.attribute_ttl, &entry.entry_ttl, &file_attr(&entry.attributes), generation);
-}
-
-fn open_flags(opened: &Opened) -> FopenFlags {
-    let mut flags = FopenFlags::empty();
-    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct_io);
-    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
-    flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.cache_dir);
-    flags.set(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES, opened.parallel_direct_writes);
-    flags
-}
-
-fn send_opened(reply: ReplyOpen, opened: Opened) {
-    reply.opened(FileHandle(opened.handle), open_flags(&opened));
-}
-
-fn send_done(reply: ReplyEmpty, (): ()) {
-    reply.ok();
-}
-
-fn send_xattr(size: u32) -> impl FnOnce(ReplyXattr, Bytes) + Send {
-    move |reply, value| match size {
-        0 => reply.size(value.len() as u32),
-        _ if value.len() > size as usize => reply.error(Errno::ERANGE),
-        _ => reply.data(&value),
-    }
-}
-
-fn lock(start: u64, end: u64, kind: i32, pid: u32) -> Option<FileLock> {
-    let kind = match kind {
-        libc::F_RDLCK => LockKind::Read,
-        libc::F_WRLCK => LockKind::Write,
-        libc::F_UNLCK => LockKind::Unlock,
-        _ => return None,
-    };
-    Some(FileLock { kind, start, end, pid })
-}
 
 impl<V: Vfs> Filesystem for FuserFilesystem<V> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
@@ -705,22 +569,5 @@ impl<V: Vfs> Filesystem for FuserFilesystem<V> {
         let length = length.min(crate::adapter::NARROW_COPY_BYTES_MAX);
         let operation = async move { fs.copy_file_range(&caller, from, to, length).await };
         self.spawn(reply, operation, |reply, copied| reply.written(copied as u32));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_survive() {
-        for time in [
-            Timestamp { seconds: -2, nanos: 250_000_000 },
-            Timestamp { seconds: -1, nanos: 0 },
-            Timestamp { seconds: 0, nanos: 1 },
-            Timestamp { seconds: 1_700_000_000, nanos: 999_999_999 },
-        ] {
-            assert_eq!(timestamp(system_time(time)), time);
-        }
     }
 }

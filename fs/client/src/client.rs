@@ -1,0 +1,567 @@
+//! The filesystem of one mount: POSIX on top of the metadata service and the data path.
+//!
+//! Until there are leases the kernel may keep nothing without asking (all timeouts are 0), and data is coherent
+//! from close to open: opening a file asks the service for its current state, closing one commits what was
+//! written. What the kernel holds in its pages stays good over an open if the file's change counter says that
+//! only this client has changed it.
+//!
+//! Lookups are not counted. The protocol's node ids are the inode numbers themselves, so nothing here has to
+//! live as long as the kernel knows an inode; what is kept of one is a cache, and `forget` empties it.
+
+mod attributes;
+mod directories;
+mod files;
+mod handles;
+mod names;
+mod pages;
+mod tracked;
+mod xattrs;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
+use atoll_core::commands::Outcome;
+use atoll_core::error::FsError;
+use atoll_core::ids::{InodeId, ROOT};
+use atoll_core::limits::NAME_BYTES_MAX;
+use atoll_proto::metadata::{Answer, Query};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::{Mutex, RwLock};
+
+use crate::arena::Arena;
+use crate::data::{DataConfig, DataPath};
+use crate::metadata::{ClientError, Event, Metadata};
+use crate::storage_pool::Storage;
+use crate::vfs::{
+    AttributeReply, Caller, DirEntry, Entry, Errno, FileLock, Opened, Result, SeekKind, StatFs, Vfs,
+};
+use handles::Handles;
+use pages::Pages;
+pub use tracked::Tracked;
+
+/// A signal ends an operation only once the cluster has been away for so long: programs don't expect `EINTR`
+/// from a file, and signals come for reasons of their own (a runtime's timers, for example).
+pub const INTERRUPT_AFTER: Duration = Duration::from_secs(10);
+/// How often a signalled operation looks whether that is the case.
+const INTERRUPT_POLL: Duration = Duration::from_millis(500);
+/// The root's attributes come from memory when the service doesn't answer for so long.
+const ROOT_PATIENCE: Duration = Duration::from_secs(3);
+/// Removed inodes whose last attributes are kept for who still refers to them without having them open.
+const REMOVED_MAX: usize = 1024;
+
+/// How `O_APPEND` is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Append {
+    /// Each write is committed at once, at the end that the file has then, whoever else appends.
+    #[default]
+    Shared,
+    /// Writes are buffered at the end as this mount knows it. Only for volumes that nobody else mounts.
+    Exclusive,
+}
+
+/// Settings of a mount.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// Limits of the data path (write-behind age, read-ahead and the like).
+    pub data: DataConfig,
+    /// How `O_APPEND` is carried out.
+    pub append: Append,
+    /// Bytes of one block in `statfs`.
+    pub block_bytes: u32,
+}
+
+impl ClientOptions {
+    /// The usual settings with an arena of `arena_bytes`.
+    #[must_use]
+    pub fn for_arena(arena_bytes: u64) -> Self {
+        ClientOptions {
+            data: DataConfig::for_arena(arena_bytes),
+            append: Append::default(),
+            block_bytes: atoll_core::limits::BLOCK_BYTES as u32,
+        }
+    }
+}
+
+/// Tells the kernel what it must not keep; the transport implements it.
+pub trait Notifier: Send + Sync {
+    /// Drops the pages of a range of a file. Completes when they are gone, however that goes.
+    fn invalidate(&self, ino: InodeId, offset: u64, length: u64) -> BoxFuture<'_, ()>;
+}
+
+/// See the module.
+pub struct Client<M: Metadata> {
+    metadata: Arc<Tracked<M>>,
+    data: DataPath<Tracked<M>>,
+    options: ClientOptions,
+    handles: Arc<Handles>,
+    pages: Arc<Pages>,
+    /// The root's attributes as they were seen last.
+    root: Mutex<Option<Attributes>>,
+    /// Inodes that this mount removed, until the kernel forgets them.
+    removed: Mutex<HashMap<InodeId, Attributes>>,
+    notifier: RwLock<Option<Arc<dyn Notifier>>>,
+}
+
+impl<M: Metadata> Client<M> {
+    /// A mount over these services. `storage` gets the metadata service as the data path sees it. Needs a tokio
+    /// runtime.
+    pub fn new(
+        metadata: Arc<M>,
+        storage: impl FnOnce(&Arc<Tracked<M>>) -> Arc<dyn Storage>,
+        arena: Arc<Arena>,
+        options: ClientOptions,
+    ) -> Arc<Self> {
+        let pages = Arc::new(Pages::default());
+        let handles = Arc::new(Handles::default());
+        let metadata = Arc::new(Tracked::new(metadata, Arc::clone(&pages), Arc::clone(&handles)));
+        let storage = storage(&metadata);
+        let client = Arc::new(Client {
+            data: DataPath::new(Arc::clone(&metadata), storage, arena, options.data.clone()),
+            metadata,
+            options,
+            handles,
+            pages,
+            root: Mutex::default(),
+            removed: Mutex::default(),
+            notifier: RwLock::default(),
+        });
+        let weak = Arc::downgrade(&client);
+        let runtime = tokio::runtime::Handle::current();
+        client.metadata.subscribe(Box::new(move |event| {
+            let Some(client) = weak.upgrade() else { return };
+            match event {
+                Event::SessionLost => {
+                    // First the handles: the data path forgets what they had written.
+                    client.handles.break_files(|ino| client.data.has_dirty(ino));
+                    client.data.on_session_lost();
+                }
+                Event::ReturnReservation => {
+                    runtime.spawn(async move { client.data.return_reservation().await });
+                }
+            }
+        }));
+        client
+    }
+
+    /// Where notifications to the kernel go from now on.
+    pub fn set_notifier(&self, notifier: Arc<dyn Notifier>) {
+        *self.notifier.write() = Some(notifier);
+    }
+
+    /// The data path, for its counters.
+    #[must_use]
+    pub fn data(&self) -> &DataPath<Tracked<M>> {
+        &self.data
+    }
+
+    /// The metadata service.
+    #[must_use]
+    pub fn metadata(&self) -> &Arc<M> {
+        self.metadata.inner()
+    }
+
+    /// Asks for the root, so that its attributes are in memory: a mount is usable after this.
+    ///
+    /// # Errors
+    /// If the service refuses.
+    pub async fn warm_up(&self) -> std::result::Result<(), ClientError> {
+        match self.metadata.ask(Query::Inode { ino: ROOT }).await? {
+            Answer::Inode(attributes) => {
+                *self.root.lock() = Some(attributes);
+                Ok(())
+            }
+            _ => Err(FsError::Io.into()),
+        }
+    }
+
+    /// Before a graceful end: commits everything that is buffered and gives back what is reserved. The session is
+    /// to be ended after this.
+    ///
+    /// # Errors
+    /// If something can't be committed; it is still in the arena then.
+    pub async fn stop(&self) -> std::result::Result<(), ClientError> {
+        self.data.close().await
+    }
+
+    /// Runs an operation; a signal ends it early only while the cluster is away.
+    async fn interruptible<T>(
+        &self,
+        caller: &Caller,
+        operation: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let given_up = async {
+            caller.interrupt.interrupted().await;
+            while self.metadata.away_for().is_none_or(|away| away < INTERRUPT_AFTER) {
+                tokio::time::sleep(INTERRUPT_POLL).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            result = operation => result,
+            () = given_up => Err(FsError::Interrupted.into()),
+        }
+    }
+
+    /// Asks for an inode.
+    async fn inode(&self, ino: InodeId) -> std::result::Result<Attributes, ClientError> {
+        match self.metadata.ask(Query::Inode { ino }).await? {
+            Answer::Inode(attributes) => Ok(attributes),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Takes note of attributes that a mutation of this client's left.
+    fn changed(&self, attributes: &Attributes) {
+        match attributes.kind() {
+            FileKind::File => self.data.after_change(attributes.ino, attributes),
+            _ if attributes.ino == ROOT => *self.root.lock() = Some(attributes.clone()),
+            _ => {}
+        }
+    }
+
+    /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
+    /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there.
+    async fn told(&self, mut attributes: Attributes) -> Attributes {
+        if attributes.kind() == FileKind::File {
+            if self.handles.learn(&attributes) {
+                // This client learns of its own changes when they are made: somebody else's, or one of ours whose
+                // answer is on its way. An open reader must not take new bytes for the hole that was there.
+                self.data.invalidate(attributes.ino);
+            }
+            self.data.overlay(attributes.ino, &mut attributes);
+            if let Some(stale) = self.pages.told(attributes.ino, attributes.size) {
+                let notifier = self.notifier.read().clone();
+                if let Some(notifier) = notifier {
+                    notifier.invalidate(attributes.ino, stale.start, stale.end - stale.start).await;
+                }
+            }
+        } else if attributes.ino == ROOT {
+            *self.root.lock() = Some(attributes.clone());
+        }
+        attributes
+    }
+
+    async fn entry(&self, attributes: Attributes) -> Entry {
+        Entry {
+            attributes: self.told(attributes).await,
+            generation: 0,
+            attribute_ttl: Duration::ZERO,
+            entry_ttl: Duration::ZERO,
+        }
+    }
+
+    /// Remembers an inode whose last name this mount removed.
+    fn note_removed(&self, attributes: Attributes) {
+        let mut removed = self.removed.lock();
+        if removed.len() >= REMOVED_MAX {
+            // What the kernel hasn't forgotten by now is of use to almost nobody.
+            removed.clear();
+        }
+        removed.insert(attributes.ino, attributes);
+    }
+
+    /// Commits what is buffered of a file before something happens that must not come before it.
+    async fn settle(&self, ino: InodeId) -> std::result::Result<(), ClientError> {
+        match self.data.has_dirty(ino) {
+            true => self.data.flush(ino).await,
+            false => Ok(()),
+        }
+    }
+}
+
+/// The service answered something else than was asked.
+fn unexpected() -> ClientError {
+    tracing::error!("the metadata service answered something else than was asked");
+    FsError::Io.into()
+}
+
+fn inode_of(outcome: Outcome) -> std::result::Result<Attributes, ClientError> {
+    match outcome {
+        Outcome::Inode(attributes) => Ok(*attributes),
+        _ => Err(unexpected()),
+    }
+}
+
+fn check_name(name: &[u8]) -> Result<()> {
+    match name.len() > NAME_BYTES_MAX {
+        true => Err(FsError::NameTooLong.into()),
+        false => Ok(()),
+    }
+}
+
+impl<M: Metadata> Vfs for Client<M> {
+    async fn lookup(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
+        self.interruptible(caller, self.look_up(parent, name)).await
+    }
+
+    async fn getattr(&self, caller: &Caller, ino: InodeId, _handle: Option<u64>) -> Result<AttributeReply> {
+        self.interruptible(caller, self.attributes(ino)).await
+    }
+
+    async fn setattr(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        handle: Option<u64>,
+        changes: AttributeChanges,
+    ) -> Result<AttributeReply> {
+        self.interruptible(caller, self.change_attributes(ino, handle, changes)).await
+    }
+
+    async fn readlink(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
+        self.interruptible(caller, self.target(ino)).await
+    }
+
+    async fn symlink(&self, caller: &Caller, parent: InodeId, name: Bytes, target: Bytes) -> Result<Entry> {
+        let mode = FileKind::Symlink.mode_bits() | 0o777;
+        self.interruptible(caller, self.make_entry(caller, parent, name, mode, 0, target)).await
+    }
+
+    async fn mknod(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: Bytes,
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Entry> {
+        self.interruptible(caller, self.make_entry(caller, parent, name, mode, rdev, Bytes::new())).await
+    }
+
+    async fn mkdir(&self, caller: &Caller, parent: InodeId, name: Bytes, mode: u32) -> Result<Entry> {
+        let mode = FileKind::Directory.mode_bits() | (mode & 0o7777);
+        self.interruptible(caller, self.make_entry(caller, parent, name, mode, 0, Bytes::new())).await
+    }
+
+    async fn unlink(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
+        self.interruptible(caller, self.remove(parent, name, false)).await
+    }
+
+    async fn rmdir(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
+        self.interruptible(caller, self.remove(parent, name, true)).await
+    }
+
+    async fn rename(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: Bytes,
+        new_parent: InodeId,
+        new_name: Bytes,
+        flags: u32,
+    ) -> Result<()> {
+        self.interruptible(caller, self.move_name(parent, name, new_parent, new_name, flags)).await
+    }
+
+    async fn link(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        new_parent: InodeId,
+        new_name: Bytes,
+    ) -> Result<Entry> {
+        self.interruptible(caller, self.add_name(ino, new_parent, new_name)).await
+    }
+
+    async fn open(&self, caller: &Caller, ino: InodeId, flags: u32) -> Result<Opened> {
+        self.interruptible(caller, self.open_file(ino, flags)).await
+    }
+
+    async fn create(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: Bytes,
+        mode: u32,
+        flags: u32,
+    ) -> Result<(Entry, Opened)> {
+        self.interruptible(caller, self.create_file(caller, parent, name, mode, flags)).await
+    }
+
+    /// Not supported: there is no way yet to make an inode without a name.
+    async fn tmpfile(
+        &self,
+        _caller: &Caller,
+        _parent: InodeId,
+        _mode: u32,
+        _flags: u32,
+    ) -> Result<(Entry, Opened)> {
+        Err(FsError::Unsupported.into())
+    }
+
+    async fn read(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        offset: u64,
+        size: u32,
+    ) -> Result<Vec<Bytes>> {
+        self.interruptible(caller, self.read_file(ino, handle, offset, size)).await
+    }
+
+    async fn write(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        offset: u64,
+        data: Bytes,
+        kill_priv: bool,
+        from_cache: bool,
+    ) -> Result<u32> {
+        let write = files::WriteRequest { offset, data, kill_priv, from_cache };
+        self.interruptible(caller, self.write_file(ino, handle, write)).await
+    }
+
+    async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, _lock_owner: u64) -> Result<()> {
+        self.interruptible(caller, self.flush_file(ino, handle)).await
+    }
+
+    async fn release(
+        &self,
+        _caller: &Caller,
+        _ino: InodeId,
+        handle: u64,
+        _lock_owner: Option<u64>,
+        _flock: bool,
+    ) -> Result<()> {
+        self.release_file(handle);
+        Ok(())
+    }
+
+    async fn fsync(&self, caller: &Caller, ino: InodeId, handle: u64, _data_only: bool) -> Result<()> {
+        // A commit carries size and times along: there is nothing less to do for data alone.
+        self.interruptible(caller, self.sync_file(ino, handle)).await
+    }
+
+    async fn opendir(&self, _caller: &Caller, ino: InodeId, _flags: u32) -> Result<Opened> {
+        Ok(self.open_directory(ino))
+    }
+
+    async fn readdir(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        cookie: u64,
+        bytes: u32,
+        plus: bool,
+    ) -> Result<Vec<DirEntry>> {
+        self.interruptible(caller, self.list(ino, handle, cookie, bytes, plus)).await
+    }
+
+    async fn releasedir(&self, _caller: &Caller, _ino: InodeId, handle: u64) -> Result<()> {
+        self.handles.remove(handle);
+        Ok(())
+    }
+
+    /// Every change of a directory is durable before it is answered.
+    async fn fsyncdir(&self, _caller: &Caller, _ino: InodeId, _handle: u64, _data_only: bool) -> Result<()> {
+        Ok(())
+    }
+
+    async fn statfs(&self, _caller: &Caller, _ino: InodeId) -> Result<StatFs> {
+        Ok(self.volume_use())
+    }
+
+    async fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        name: Bytes,
+        value: Bytes,
+        flags: u32,
+    ) -> Result<()> {
+        self.interruptible(caller, self.set_xattr(ino, name, value, flags)).await
+    }
+
+    async fn getxattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<Bytes> {
+        self.interruptible(caller, self.xattr(ino, name)).await
+    }
+
+    async fn listxattr(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
+        self.interruptible(caller, self.xattr_names(caller, ino)).await
+    }
+
+    async fn removexattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
+        self.interruptible(caller, self.remove_xattr(ino, name)).await
+    }
+
+    /// Not implemented, so that the kernel keeps record locks itself: they hold among the programs of this mount.
+    async fn getlk(
+        &self,
+        _caller: &Caller,
+        _ino: InodeId,
+        _handle: u64,
+        _owner: u64,
+        _lock: FileLock,
+    ) -> Result<FileLock> {
+        Err(Errno(libc::ENOSYS))
+    }
+
+    /// As [`getlk`](Self::getlk), for `flock` too.
+    async fn setlk(
+        &self,
+        _caller: &Caller,
+        _ino: InodeId,
+        _handle: u64,
+        _owner: u64,
+        _lock: FileLock,
+        _flock: bool,
+        _wait: bool,
+    ) -> Result<()> {
+        Err(Errno(libc::ENOSYS))
+    }
+
+    async fn fallocate(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        offset: u64,
+        length: u64,
+        mode: u32,
+    ) -> Result<()> {
+        self.interruptible(caller, self.allocate(ino, handle, offset, length, mode)).await
+    }
+
+    async fn lseek(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        _handle: u64,
+        offset: u64,
+        kind: SeekKind,
+    ) -> Result<u64> {
+        self.interruptible(caller, self.seek(ino, offset, kind)).await
+    }
+
+    /// Not supported: the kernel reads and writes instead.
+    async fn copy_file_range(
+        &self,
+        _caller: &Caller,
+        _from: (InodeId, u64, u64),
+        _to: (InodeId, u64, u64),
+        _length: u64,
+    ) -> Result<u64> {
+        Err(FsError::Unsupported.into())
+    }
+
+    fn forget(&self, ino: InodeId, _count: u64) {
+        if !self.removed.lock().is_empty() {
+            self.removed.lock().remove(&ino);
+        }
+        if self.handles.file(ino).is_none() {
+            self.pages.forget(ino);
+            self.data.forget(ino);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! Reading directories.
+
+use std::collections::VecDeque;
+
+use atoll_core::attributes::FileKind;
+use atoll_core::error::FsError;
+use atoll_core::ids::InodeId;
+use atoll_proto::metadata::{Answer, DirectoryEntry, Query};
+use bytes::Bytes;
+
+use super::handles::Handle;
+use super::{Client, unexpected};
+use crate::metadata::Metadata;
+use crate::vfs::{DirEntry, Opened, Result};
+
+/// Bytes of names and attributes that are asked for at a time.
+const BATCH_BYTES: u32 = 64 << 10;
+/// Cookie of `.`.
+const COOKIE_DOT: u64 = 1;
+/// Cookie of `..`. Those of real entries are larger.
+const COOKIE_DOT_DOT: u64 = 2;
+/// Bytes of a directory entry in the kernel's format, without its name.
+const DIRENT_BYTES: usize = 24;
+/// Bytes of what is before it with attributes.
+const ENTRY_BYTES: usize = 128;
+
+/// What an open directory has in stock: entries that follow one another, not returned yet.
+#[derive(Debug)]
+pub struct Listing {
+    ino: InodeId,
+    parent: InodeId,
+    /// The cookie after which the stock begins.
+    after: u64,
+    stock: VecDeque<DirectoryEntry>,
+    plus: bool,
+    /// Nothing follows the stock.
+    end: bool,
+}
+
+impl Listing {
+    /// Nothing in stock.
+    pub fn new(ino: InodeId) -> Self {
+        Listing { ino, parent: ino, after: u64::MAX, stock: VecDeque::new(), plus: false, end: false }
+    }
+
+    /// Drops what comes up to `cookie`. False if the stock doesn't continue there, or not with what is wanted.
+    fn seek(&mut self, cookie: u64, plus: bool) -> bool {
+        if plus && !self.plus || cookie < self.after {
+            return false;
+        }
+        while self.after < cookie {
+            match self.stock.pop_front() {
+                Some(entry) if entry.cookie <= cookie => self.after = entry.cookie,
+                // It is behind the stock, or between two entries because one was removed: ask.
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
+/// Bytes that an entry takes in the reply.
+fn reply_bytes(name: &[u8], plus: bool) -> usize {
+    let dirent = (DIRENT_BYTES + name.len()).next_multiple_of(8);
+    if plus { ENTRY_BYTES + dirent } else { dirent }
+}
+
+impl<M: Metadata> Client<M> {
+    pub(super) fn open_directory(&self, ino: InodeId) -> Opened {
+        Opened { handle: self.handles.add_directory(Listing::new(ino)), ..Opened::default() }
+    }
+
+    /// Entries after `cookie`, as many as fit.
+    pub(super) async fn list(
+        &self,
+        ino: InodeId,
+        handle: u64,
+        cookie: u64,
+        bytes: u32,
+        plus: bool,
+    ) -> Result<Vec<DirEntry>> {
+        let listing = match self.handles.find(handle) {
+            Some(Handle::Directory(listing)) => listing,
+            Some(Handle::File(_)) => return Err(FsError::NotDirectory.into()),
+            // Of a predecessor of this process: nothing is lost but the stock.
+            None => std::sync::Arc::new(tokio::sync::Mutex::new(Listing::new(ino))),
+        };
+        let mut listing = listing.lock().await;
+        let mut entries = Vec::new();
+        let mut left = bytes as usize;
+        // The first entries are known once something was asked.
+        let mut after = if cookie <= COOKIE_DOT_DOT { 0 } else { cookie };
+        if cookie == 0 || !listing.seek(after, plus) {
+            self.restock(&mut listing, after, plus).await?;
+        }
+        let dots = [(&b"."[..], listing.ino, COOKIE_DOT), (b"..", listing.parent, COOKIE_DOT_DOT)];
+        for (name, ino, dot_cookie) in dots {
+            if dot_cookie > cookie {
+                let size = reply_bytes(name, plus);
+                if size > left {
+                    return Ok(entries);
+                }
+                left -= size;
+                entries.push(DirEntry {
+                    name: Bytes::from_static(name),
+                    ino,
+                    kind: FileKind::Directory,
+                    cookie: dot_cookie,
+                    entry: None,
+                });
+            }
+        }
+        loop {
+            let Some(next) = listing.stock.front() else {
+                if listing.end || !entries.is_empty() {
+                    return Ok(entries);
+                }
+                self.restock(&mut listing, after, plus).await?;
+                continue;
+            };
+            let size = reply_bytes(&next.name, plus);
+            if size > left {
+                return Ok(entries);
+            }
+            left -= size;
+            let Some(next) = listing.stock.pop_front() else { return Ok(entries) };
+            after = next.cookie;
+            listing.after = after;
+            entries.push(self.directory_entry(next, plus).await);
+        }
+    }
+
+    async fn restock(&self, listing: &mut Listing, after: u64, plus: bool) -> Result<()> {
+        let query = Query::ReadDirectory { ino: listing.ino, cookie: after, bytes_max: BATCH_BYTES, plus };
+        let Answer::Directory { parent, entries, end } = self.metadata.ask(query).await? else {
+            return Err(unexpected().into());
+        };
+        // A service that has nothing and more to come would be asked for ever.
+        let end = end || entries.is_empty();
+        *listing = Listing { parent, after, stock: entries.into(), plus, end, ..Listing::new(listing.ino) };
+        Ok(())
+    }
+
+    async fn directory_entry(&self, listed: DirectoryEntry, plus: bool) -> DirEntry {
+        let attributes = listed.attributes.filter(|attributes| {
+            // The kernel would have to drop a page first; it asks again if it wants to know.
+            plus && !self.pages.would_grow(attributes.ino, attributes.size)
+        });
+        let entry = match attributes {
+            Some(attributes) => Some(self.entry(attributes).await),
+            None => None,
+        };
+        DirEntry { name: listed.name, ino: listed.ino, kind: listed.kind, cookie: listed.cookie, entry }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(cookies: &[u64]) -> Listing {
+        let entry = |cookie: &u64| DirectoryEntry {
+            name: Bytes::from_static(b"x"),
+            ino: InodeId(*cookie),
+            kind: FileKind::File,
+            cookie: *cookie,
+            attributes: None,
+        };
+        Listing { after: 0, stock: cookies.iter().map(entry).collect(), ..Listing::new(InodeId(1)) }
+    }
+
+    #[test]
+    fn the_stock_serves_what_follows_and_nothing_else() {
+        let mut stock = listing(&[10, 20, 30]);
+        assert!(stock.seek(0, false) && stock.seek(10, false));
+        assert_eq!(stock.stock.len(), 2);
+        assert!(!stock.seek(0, false), "it went back");
+        assert!(stock.seek(20, false));
+        assert!(!stock.seek(20, true), "attributes are wanted now");
+        assert!(!stock.seek(25, false), "an entry that was removed meanwhile");
+        assert!(!Listing::new(InodeId(1)).seek(0, false));
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_kernels_format() {
+        assert_eq!(reply_bytes(b"abc", false), 32);
+        assert_eq!(reply_bytes(b"12345678", false), 32);
+        assert_eq!(reply_bytes(b"123456789", true), 168);
+    }
+}

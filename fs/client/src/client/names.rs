@@ -1,0 +1,104 @@
+//! Operations on names.
+
+use atoll_core::attributes::FileKind;
+use atoll_core::commands::{Op, RENAME_EXCHANGE, RENAME_NOREPLACE};
+use atoll_core::error::FsError;
+use atoll_core::ids::InodeId;
+use atoll_proto::metadata::{Answer, Query};
+use bytes::Bytes;
+
+use super::{Client, check_name, inode_of, unexpected};
+use crate::metadata::{ClientError, Metadata};
+use crate::vfs::{Caller, Entry, Result};
+
+impl<M: Metadata> Client<M> {
+    pub(super) async fn look_up(&self, parent: InodeId, name: Bytes) -> Result<Entry> {
+        check_name(&name)?;
+        match self.metadata.ask(Query::Lookup { parent, name }).await? {
+            Answer::Inode(attributes) => Ok(self.entry(attributes).await),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    pub(super) async fn target(&self, ino: InodeId) -> Result<Bytes> {
+        match self.metadata.ask(Query::ReadLink { ino }).await? {
+            Answer::Bytes(target) => Ok(target),
+            _ => Err(unexpected().into()),
+        }
+    }
+
+    /// Makes an inode of any kind and its name.
+    pub(super) async fn make_entry(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: Bytes,
+        mode: u32,
+        rdev: u32,
+        target: Bytes,
+    ) -> Result<Entry> {
+        check_name(&name)?;
+        // mknod(2): without a type it is a file.
+        let mode = match FileKind::of_mode(mode) {
+            None if mode & atoll_core::attributes::S_IFMT == 0 => FileKind::File.mode_bits() | mode,
+            _ => mode,
+        };
+        let op = Op::Create { parent, name, ino: None, mode, uid: caller.uid, gid: caller.gid, rdev, target };
+        let attributes = inode_of(self.metadata.mutate(op).await?)?;
+        Ok(self.entry(attributes).await)
+    }
+
+    pub(super) async fn remove(&self, parent: InodeId, name: Bytes, directory: bool) -> Result<()> {
+        check_name(&name)?;
+        let removed = inode_of(self.metadata.mutate(Op::Unlink { parent, name, directory }).await?)?;
+        self.changed(&removed);
+        if removed.nlink == 0 {
+            self.note_removed(removed);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn move_name(
+        &self,
+        parent: InodeId,
+        name: Bytes,
+        new_parent: InodeId,
+        new_name: Bytes,
+        flags: u32,
+    ) -> Result<()> {
+        check_name(&name)?;
+        check_name(&new_name)?;
+        if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 {
+            return Err(FsError::InvalidArgument.into());
+        }
+        // Else a file that is written and renamed over another could be empty after a crash.
+        self.settle_name(parent, &name).await?;
+        if flags & RENAME_EXCHANGE != 0 {
+            self.settle_name(new_parent, &new_name).await?;
+        }
+        let moved = self.metadata.mutate(Op::Rename { parent, name, new_parent, new_name, flags }).await?;
+        self.changed(&inode_of(moved)?);
+        Ok(())
+    }
+
+    /// Commits what is buffered of the file with this name, if there is such a file.
+    async fn settle_name(&self, parent: InodeId, name: &Bytes) -> std::result::Result<(), ClientError> {
+        if self.data.counters().dirty_bytes == 0 {
+            return Ok(());
+        }
+        match self.metadata.ask(Query::Lookup { parent, name: name.clone() }).await {
+            Ok(Answer::Inode(attributes)) => self.settle(attributes.ino).await,
+            // The rename itself will say it.
+            Ok(_) | Err(ClientError::Fs(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn add_name(&self, ino: InodeId, parent: InodeId, name: Bytes) -> Result<Entry> {
+        check_name(&name)?;
+        self.settle(ino).await?;
+        let attributes = inode_of(self.metadata.mutate(Op::Link { ino, parent, name }).await?)?;
+        self.changed(&attributes);
+        Ok(self.entry(attributes).await)
+    }
+}

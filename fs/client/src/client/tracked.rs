@@ -1,0 +1,100 @@
+//! The metadata service, watched: what it says about files that this client has changed is noted, and that the
+//! kernel's pages of them survive the change.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_core::attributes::{Timestamp, VolumeUse};
+use atoll_core::commands::{Op, Outcome};
+use atoll_core::ids::{InodeId, SessionId};
+use atoll_core::records::VolumeConfig;
+use atoll_proto::metadata::{Answer, Query};
+
+use super::handles::Handles;
+use super::pages::Pages;
+use crate::metadata::{ClientError, Hook, Metadata};
+
+/// See the module.
+pub struct Tracked<M> {
+    inner: Arc<M>,
+    pages: Arc<Pages>,
+    handles: Arc<Handles>,
+}
+
+impl<M> Tracked<M> {
+    pub(super) fn new(inner: Arc<M>, pages: Arc<Pages>, handles: Arc<Handles>) -> Self {
+        Tracked { inner, pages, handles }
+    }
+
+    /// The service itself.
+    #[must_use]
+    pub fn inner(&self) -> &Arc<M> {
+        &self.inner
+    }
+}
+
+impl<M: Metadata> Metadata for Tracked<M> {
+    async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
+        let outcome = self.inner.mutate(op).await?;
+        match &outcome {
+            Outcome::Inode(attributes) => {
+                self.handles.learn(attributes);
+                self.pages.own_change(attributes);
+            }
+            // It went where the service chose, which needn't be where the kernel put it in its pages.
+            Outcome::Appended(_, attributes) => {
+                self.handles.learn(attributes);
+            }
+            _ => {}
+        }
+        Ok(outcome)
+    }
+
+    async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
+        self.inner.ask(query).await
+    }
+
+    fn session(&self) -> SessionId {
+        self.inner.session()
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.inner.incarnation()
+    }
+
+    fn now(&self) -> Timestamp {
+        self.inner.now()
+    }
+
+    fn config(&self) -> Arc<VolumeConfig> {
+        self.inner.config()
+    }
+
+    fn inline_allowed(&self) -> bool {
+        self.inner.inline_allowed()
+    }
+
+    fn servers_version(&self) -> u64 {
+        self.inner.servers_version()
+    }
+
+    fn volume(&self) -> VolumeUse {
+        self.inner.volume()
+    }
+
+    fn away_for(&self) -> Option<Duration> {
+        self.inner.away_for()
+    }
+
+    fn opened(&self, ino: InodeId) {
+        self.inner.opened(ino);
+    }
+
+    fn closed(&self, ino: InodeId) {
+        self.inner.closed(ino);
+    }
+
+    fn subscribe(&self, hook: Hook) {
+        self.inner.subscribe(hook);
+    }
+}

@@ -1,0 +1,244 @@
+//! What the leader decides about a command before it is proposed: things that no record shows.
+//!
+//! Pure: what servers have room and how full the disk is are arguments. A command that isn't let through is
+//! replaced by a refusal, which goes through the log like any other command, so that the session's slot has it.
+
+use atoll_core::commands::{Command, NewPlace, Op};
+use atoll_core::error::FsError;
+use atoll_core::ids::ServerId;
+use atoll_core::namespace::request_hash;
+use atoll_core::records::Superblock;
+
+use crate::placement::{self, Candidate};
+
+/// What is known besides the records.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// Servers that may get a new replica.
+    pub candidates: Vec<Candidate>,
+    /// Bytes of data that all servers together still hold, in all copies; `None`: not known.
+    pub room: Option<u64>,
+    /// The metadata disk has little room: only what frees some is let through.
+    pub disk_low: bool,
+    /// For placement.
+    pub seed: u64,
+}
+
+/// Whether a client may send this; the rest is the metadata service's own.
+#[must_use]
+pub fn is_for_clients(op: &Op) -> bool {
+    match op {
+        Op::Create { .. }
+        | Op::Link { .. }
+        | Op::Unlink { .. }
+        | Op::Rename { .. }
+        | Op::SetAttributes { .. }
+        | Op::Write { .. }
+        | Op::Append { .. }
+        | Op::Allocate { .. }
+        | Op::SetXattr { .. }
+        | Op::RemoveXattr { .. }
+        | Op::CreateChunk { .. }
+        | Op::SealChunk { .. }
+        | Op::ShrinkChunk { .. }
+        | Op::Reserve { .. }
+        | Op::Unreserve { .. }
+        | Op::OpenSession { .. }
+        | Op::CloseSession => true,
+        Op::Bootstrap { .. }
+        | Op::Configure { .. }
+        | Op::PutServer { .. }
+        | Op::ExpireSession { .. }
+        | Op::ForgetSession { .. }
+        | Op::PurgeOrphan { .. }
+        | Op::PurgeTruncated { .. }
+        | Op::SweepChunk { .. }
+        | Op::OrdersDone { .. }
+        | Op::DeleteStray { .. }
+        | Op::Relocate { .. }
+        | Op::SetReplicas { .. }
+        | Op::Refuse { .. } => false,
+    }
+}
+
+/// Whether this can be decided without [`Facts`], so that nobody has to gather them.
+#[must_use]
+pub fn needs_facts(op: &Op) -> bool {
+    inline_bytes(op) > 0 || matches!(op, Op::CreateChunk { .. } | Op::Reserve { .. })
+}
+
+/// Fills in what the leader decides; a command that can't be let through becomes a refusal.
+pub fn admit(command: &mut Command, volume: &Superblock, facts: &Facts) {
+    let request = request_hash(&command.op);
+    if let Err(error) = check(&mut command.op, volume, facts) {
+        command.op = Op::Refuse { error, request };
+    }
+}
+
+fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError> {
+    if facts.disk_low && grows(op) {
+        return Err(FsError::NoSpace);
+    }
+    if inline_bytes(op) > 0 && volume.inline_bytes >= volume.config.inline_budget_bytes {
+        return Err(FsError::InlineBudget);
+    }
+    match op {
+        Op::CreateChunk { replicas, .. } => {
+            *replicas = choose(volume, facts);
+            if replicas.len() < usize::from(volume.config.copies_min) {
+                return Err(FsError::NoServers);
+            }
+        }
+        Op::Reserve { bytes, bytes_min } => {
+            let Some(room) = facts.room else { return Ok(()) };
+            // What was promised before has to find room too.
+            let free = room.saturating_sub(volume.bytes_reserved);
+            if *bytes_min > free {
+                return Err(FsError::NoSpace);
+            }
+            let fits = free / atoll_core::limits::BLOCK_BYTES * atoll_core::limits::BLOCK_BYTES;
+            *bytes = (*bytes).min(fits.max(*bytes_min));
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Servers for the replicas of a new chunk: as many as copies are wanted, or as there are.
+#[must_use]
+pub fn choose(volume: &Superblock, facts: &Facts) -> Vec<ServerId> {
+    let config = &volume.config;
+    placement::place(&facts.candidates, &[], usize::from(config.copies), config.chunk_bytes, facts.seed)
+}
+
+/// Bytes that would be kept in the metadata service's own store.
+fn inline_bytes(op: &Op) -> u64 {
+    match op {
+        Op::Write { pieces, .. } => pieces
+            .iter()
+            .filter(|piece| matches!(piece.place, NewPlace::Inline(_)))
+            .map(|piece| piece.length)
+            .sum(),
+        Op::Append { data: NewPlace::Inline(bytes), .. } => bytes.len() as u64,
+        _ => 0,
+    }
+}
+
+/// Whether it makes the records grow. Deleting, moving, committing what is written and everything that ends
+/// something always goes on.
+fn grows(op: &Op) -> bool {
+    inline_bytes(op) > 0
+        || matches!(op, Op::Create { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::CreateChunk { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use atoll_core::commands::NewPiece;
+    use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
+    use atoll_core::records::{ChunkKind, VolumeConfig};
+
+    use super::*;
+
+    fn volume() -> Superblock {
+        Superblock {
+            cluster: ClusterId(1),
+            feature_level: 1,
+            hash_key: (0, 0),
+            config: VolumeConfig { inline_budget_bytes: 1000, ..VolumeConfig::default() },
+            next_inode: 16,
+            next_chunk: 1,
+            next_session: 1,
+            next_inline: 1,
+            epoch: 1,
+            bytes_used: 0,
+            bytes_reserved: 8192,
+            inodes_used: 1,
+            inline_bytes: 0,
+            created: Default::default(),
+        }
+    }
+
+    fn facts(servers: u64) -> Facts {
+        let candidates = (1..=servers)
+            .map(|number| Candidate { server: ServerId(number), labels: BTreeMap::new(), free: 1 << 40 })
+            .collect();
+        Facts { candidates, room: Some(1 << 30), disk_low: false, seed: 7 }
+    }
+
+    fn admitted(op: Op, volume: &Superblock, facts: &Facts) -> Op {
+        let mut command = Command {
+            session: SessionId(3),
+            slot: SlotId(1),
+            sequence: 1,
+            time: Default::default(),
+            expect: None,
+            op,
+        };
+        admit(&mut command, volume, facts);
+        command.op
+    }
+
+    fn refusal(asked: &Op, error: FsError) -> Op {
+        Op::Refuse { error, request: request_hash(asked) }
+    }
+
+    fn chunk() -> Op {
+        Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() }
+    }
+
+    fn inline_write() -> Op {
+        let piece = NewPiece { offset: 0, length: 2, place: NewPlace::Inline(vec![1, 2].into()) };
+        Op::Write {
+            ino: InodeId(16),
+            pieces: vec![piece],
+            mtime: Default::default(),
+            kill_suidgid: false,
+            reservation: 0,
+        }
+    }
+
+    #[test]
+    fn a_chunk_gets_as_many_replicas_as_there_are_servers_down_to_the_least() {
+        for (servers, expected) in [(5, 3), (3, 3), (2, 2)] {
+            let Op::CreateChunk { replicas, .. } = admitted(chunk(), &volume(), &facts(servers)) else {
+                panic!()
+            };
+            assert_eq!(replicas.len(), expected);
+        }
+        assert_eq!(admitted(chunk(), &volume(), &facts(1)), refusal(&chunk(), FsError::NoServers));
+    }
+
+    #[test]
+    fn a_reservation_that_the_disks_can_not_hold_is_refused_or_made_smaller() {
+        let mut facts = facts(3);
+        facts.room = Some(8192 + 5000);
+        let reserve = |bytes, bytes_min| Op::Reserve { bytes, bytes_min };
+        let refused = refusal(&reserve(1 << 20, 8192), FsError::NoSpace);
+        assert_eq!(admitted(reserve(1 << 20, 8192), &volume(), &facts), refused);
+        assert_eq!(admitted(reserve(1 << 20, 4096), &volume(), &facts), reserve(4096, 4096));
+        facts.room = None;
+        assert_eq!(admitted(reserve(1 << 20, 8192), &volume(), &facts), reserve(1 << 20, 8192));
+    }
+
+    #[test]
+    fn inline_data_beyond_the_budget_has_to_go_to_a_chunk() {
+        let mut volume = volume();
+        assert_eq!(admitted(inline_write(), &volume, &facts(3)), inline_write());
+        volume.inline_bytes = 1000;
+        assert_eq!(
+            admitted(inline_write(), &volume, &facts(3)),
+            refusal(&inline_write(), FsError::InlineBudget)
+        );
+    }
+
+    #[test]
+    fn a_full_metadata_disk_lets_deletions_through() {
+        let facts = Facts { disk_low: true, ..facts(3) };
+        let unlink = Op::Unlink { parent: InodeId(1), name: b"a".as_slice().into(), directory: false };
+        assert_eq!(admitted(unlink.clone(), &volume(), &facts), unlink);
+        assert_eq!(admitted(inline_write(), &volume(), &facts), refusal(&inline_write(), FsError::NoSpace));
+        assert_eq!(admitted(chunk(), &volume(), &facts), refusal(&chunk(), FsError::NoSpace));
+    }
+}

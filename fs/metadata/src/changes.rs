@@ -1,0 +1,274 @@
+//! What apply has just written that background work has to look at.
+//!
+//! The records themselves are the truth and are scanned once when a member comes to lead; from then on the
+//! workers are told the keys, so that looking for work costs nothing where there is none.
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+
+use atoll_core::keys;
+use atoll_core::limits::BLOCK_BYTES;
+use atoll_core::records::{ChunkRecord, Record};
+use atoll_core::store::{Family, Read, StoreError, Write, prefix_end};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Keys of one kind that wait in memory; beyond it they are scanned for.
+const KEYS_MAX: usize = 16_384;
+/// Keys that one scan brings.
+const SCAN_KEYS_MAX: usize = 4096;
+
+/// Kinds of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Work {
+    /// Inodes without a name.
+    Orphans = 0,
+    /// Inodes with pending truncations.
+    Truncations = 1,
+    /// Segments with inline pieces to be moved.
+    Migrations = 2,
+    /// Sealed chunks with blocks that are neither in use nor recorded as dead.
+    Sweeps = 3,
+    /// Sealed chunks of which little is in use.
+    Compactions = 4,
+}
+
+impl Work {
+    const ALL: [Work; 5] =
+        [Work::Orphans, Work::Truncations, Work::Migrations, Work::Sweeps, Work::Compactions];
+
+    /// The range of keys in the system family where such work is found.
+    fn range(self) -> Vec<u8> {
+        match self {
+            Work::Orphans => keys::orphans(),
+            Work::Truncations => keys::truncations(),
+            Work::Migrations => keys::migrations(),
+            Work::Sweeps | Work::Compactions => keys::chunks(),
+        }
+    }
+
+    /// Whether a record of that range is such work.
+    fn wants(self, value: &[u8]) -> bool {
+        match self {
+            Work::Orphans | Work::Truncations | Work::Migrations => true,
+            Work::Sweeps => ChunkRecord::decode(value).is_ok_and(|chunk| needs_sweep(&chunk)),
+            Work::Compactions => ChunkRecord::decode(value).is_ok_and(|chunk| is_mostly_dead(&chunk)),
+        }
+    }
+}
+
+/// A sealed chunk has committed blocks that no extent refers to and nobody recorded as dead.
+#[must_use]
+pub fn needs_sweep(chunk: &ChunkRecord) -> bool {
+    chunk.sealed && chunk.live_blocks + chunk.dead_blocks < chunk.committed.div_ceil(BLOCK_BYTES)
+}
+
+/// Less than half of a sealed chunk is in use, and it was filled enough for that to matter.
+#[must_use]
+pub fn is_mostly_dead(chunk: &ChunkRecord) -> bool {
+    let blocks = chunk.committed.div_ceil(BLOCK_BYTES);
+    chunk.sealed && !needs_sweep(chunk) && chunk.live_blocks > 0 && chunk.live_blocks * 2 < blocks
+}
+
+#[derive(Default)]
+struct Queue {
+    keys: BTreeSet<Vec<u8>>,
+    /// Not all keys are in memory: those after this one are to be scanned for.
+    scan_after: Option<Vec<u8>>,
+}
+
+/// The keys that wait, by kind of work. Collects nothing while this member doesn't lead.
+#[derive(Default)]
+pub struct Changes {
+    queues: Mutex<Option<[Queue; Work::ALL.len()]>>,
+    wake: Notify,
+}
+
+impl Changes {
+    /// This member leads from now on: all work there is has to be found.
+    pub fn begin(&self) {
+        let queues = Work::ALL.map(|work| Queue { keys: BTreeSet::new(), scan_after: Some(work.range()) });
+        *self.queues.lock() = Some(queues);
+        self.wake.notify_waiters();
+    }
+
+    /// This member doesn't lead any more.
+    pub fn end(&self) {
+        *self.queues.lock() = None;
+    }
+
+    /// Told by apply what it is about to write.
+    pub fn note(&self, writes: &[Write]) {
+        let mut queues = self.queues.lock();
+        let Some(queues) = queues.as_mut() else { return };
+        let mut woke = false;
+        for (family, key, value) in writes {
+            let (Family::System, Some(value)) = (family, value) else { continue };
+            let works: &[Work] = match key.first() {
+                Some(b'o') => &[Work::Orphans],
+                Some(b't') => &[Work::Truncations],
+                Some(b'i') => &[Work::Migrations],
+                Some(b'c') => &[Work::Sweeps, Work::Compactions],
+                _ => continue,
+            };
+            for work in works {
+                if work.wants(value) {
+                    insert(&mut queues[*work as usize], *work, key);
+                    woke = true;
+                }
+            }
+        }
+        if woke {
+            self.wake.notify_waiters();
+        }
+    }
+
+    /// Puts a key back that has to be looked at again.
+    pub fn again(&self, work: Work, key: &[u8]) {
+        if let Some(queues) = self.queues.lock().as_mut() {
+            insert(&mut queues[work as usize], work, key);
+        }
+        self.wake.notify_waiters();
+    }
+
+    /// Has the records scanned again for such work: some was put aside that may be done now.
+    pub fn look_again(&self, work: Work) {
+        if let Some(queues) = self.queues.lock().as_mut() {
+            queues[work as usize].scan_after = Some(work.range());
+        }
+        self.wake.notify_waiters();
+    }
+
+    /// Up to `limit` keys of work, which aren't waiting any more then.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub fn take(&self, work: Work, limit: usize, from: &dyn Read) -> Result<Vec<Vec<u8>>, StoreError> {
+        let start = {
+            let mut queues = self.queues.lock();
+            let Some(queues) = queues.as_mut() else { return Ok(Vec::new()) };
+            let queue = &mut queues[work as usize];
+            if queue.keys.is_empty() { queue.scan_after.take() } else { None }
+        };
+        if let Some(start) = start {
+            self.scan(work, &start, from)?;
+        }
+        let mut queues = self.queues.lock();
+        let Some(queues) = queues.as_mut() else { return Ok(Vec::new()) };
+        let queue = &mut queues[work as usize];
+        let mut taken = Vec::new();
+        while taken.len() < limit
+            && let Some(key) = queue.keys.pop_first()
+        {
+            taken.push(key);
+        }
+        Ok(taken)
+    }
+
+    fn scan(&self, work: Work, start: &[u8], from: &dyn Read) -> Result<(), StoreError> {
+        let mut found = Vec::new();
+        let mut seen = 0;
+        let mut next = None;
+        from.scan(Family::System, start, &prefix_end(&work.range()), &mut |key, value| {
+            if seen == SCAN_KEYS_MAX {
+                next = Some(key.to_vec());
+                return ControlFlow::Break(());
+            }
+            seen += 1;
+            if work.wants(value) {
+                found.push(key.to_vec());
+            }
+            ControlFlow::Continue(())
+        })?;
+        let mut queues = self.queues.lock();
+        if let Some(queues) = queues.as_mut() {
+            let queue = &mut queues[work as usize];
+            queue.keys.extend(found);
+            // A note that found no room meanwhile wants a scan from the start, which covers this one's rest.
+            if queue.scan_after.is_none() {
+                queue.scan_after = next;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is, or may be, such work.
+    #[must_use]
+    pub fn has(&self, work: Work) -> bool {
+        self.queues.lock().as_ref().is_some_and(|queues| {
+            let queue = &queues[work as usize];
+            !queue.keys.is_empty() || queue.scan_after.is_some()
+        })
+    }
+
+    /// Keys that wait in memory.
+    #[must_use]
+    pub fn waiting(&self, work: Work) -> usize {
+        self.queues.lock().as_ref().map_or(0, |queues| queues[work as usize].keys.len())
+    }
+
+    /// Returns when there may be new work.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+}
+
+fn insert(queue: &mut Queue, work: Work, key: &[u8]) {
+    if queue.keys.len() < KEYS_MAX {
+        queue.keys.insert(key.to_vec());
+    } else {
+        queue.scan_after = Some(work.range());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_core::ids::InodeId;
+    use atoll_core::store::MemStore;
+
+    use super::*;
+
+    fn orphan(number: u64) -> Write {
+        (Family::System, keys::orphan(InodeId(number)), Some(vec![1]))
+    }
+
+    #[test]
+    fn a_new_leader_finds_what_is_there_and_is_told_what_comes() {
+        let mut store = MemStore::default();
+        store.write((0..5000).map(orphan));
+        let changes = Changes::default();
+        changes.note(&[orphan(1)]);
+        assert!(!changes.has(Work::Orphans), "a follower collects nothing");
+        changes.begin();
+        let mut found = BTreeSet::new();
+        while changes.has(Work::Orphans) {
+            found.extend(changes.take(Work::Orphans, 1000, &store).unwrap());
+        }
+        assert_eq!(found.len(), 5000);
+        changes.note(&[orphan(7), orphan(7), (Family::System, keys::orphan(InodeId(8)), None)]);
+        assert_eq!(changes.take(Work::Orphans, 10, &store).unwrap(), [keys::orphan(InodeId(7))]);
+        assert!(!changes.has(Work::Orphans));
+    }
+
+    #[test]
+    fn more_than_fits_is_scanned_for_later() {
+        let mut store = MemStore::default();
+        let changes = Changes::default();
+        changes.begin();
+        while changes.has(Work::Orphans) {
+            changes.take(Work::Orphans, 1, &store).unwrap();
+        }
+        let count = KEYS_MAX as u64 + 100;
+        let writes: Vec<Write> = (0..count).map(orphan).collect();
+        store.write(writes.clone());
+        changes.note(&writes);
+        let mut found = BTreeSet::new();
+        while changes.has(Work::Orphans) {
+            let keys = changes.take(Work::Orphans, 500, &store).unwrap();
+            store.write(keys.iter().map(|key| (Family::System, key.clone(), None)));
+            found.extend(keys);
+        }
+        assert_eq!(found.len() as u64, count);
+    }
+}

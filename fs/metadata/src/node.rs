@@ -1,0 +1,238 @@
+//! One metadata server as its parts see it: the records, the way into the log, and, while it leads, the
+//! leader's memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::ids::{ClusterId, MemberId, ServerId, SessionId, SlotId};
+use atoll_core::keys;
+use atoll_core::query::OpError;
+use atoll_core::records::{Record, ServerRecord, SessionRecord};
+use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use atoll_proto::Identity;
+use atoll_proto::metadata::MetadataError;
+use atoll_raft::{Leadership, PeerError, RaftError, RaftStatus};
+use bytes::Bytes;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::changes::Changes;
+use crate::clock;
+use crate::metrics::Metrics;
+use crate::orders::OrderBook;
+use crate::proposer::{Log, Proposer};
+use crate::servers::Servers;
+use crate::sessions::Sessions;
+use crate::state_machine::Machine;
+
+/// What this crate needs of replication.
+pub trait Consensus: Log {
+    /// Whether this member leads, and who does.
+    fn leadership(&self) -> Leadership;
+
+    /// For status pages.
+    fn status(&self) -> RaftStatus;
+
+    /// Founds the group with these members. To do it again changes nothing.
+    fn bootstrap(&self, members: BTreeMap<u64, String>) -> BoxFuture<'_, Result<(), RaftError>>;
+
+    /// Answers a request of another member.
+    fn handle_peer(&self, kind: u16, payload: Bytes) -> BoxFuture<'_, Result<Bytes, PeerError>>;
+
+    /// Makes everything durable that is applied now, so that a crash needs no log of it.
+    fn flush(&self) -> BoxFuture<'_, Result<(), RaftError>>;
+}
+
+/// A mutation that is being carried out, for those who send it again meanwhile.
+pub(crate) type InFlight = Shared<BoxFuture<'static, Result<Outcome, MetadataError>>>;
+
+/// The leader's memory. Empty while this member doesn't lead.
+#[derive(Default)]
+pub(crate) struct Office {
+    /// The term for which the rest was made.
+    term: AtomicU64,
+    /// Held while it is made.
+    beginning: Mutex<()>,
+    pub(crate) sessions: Mutex<Sessions>,
+    pub(crate) servers: Mutex<Servers>,
+    pub(crate) orders: Mutex<OrderBook>,
+    pub(crate) in_flight: Mutex<HashMap<(SessionId, SlotId, u64), InFlight>>,
+}
+
+/// A metadata server.
+pub struct Node {
+    pub(crate) cluster: ClusterId,
+    pub(crate) member: MemberId,
+    pub(crate) address: String,
+    pub(crate) session_lifetime: Duration,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) consensus: Arc<dyn Consensus>,
+    pub(crate) proposer: Proposer,
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) office: Office,
+    /// The metadata disk has little room.
+    pub(crate) disk_low: AtomicBool,
+    pub(crate) metrics: Metrics,
+    /// How this server introduces itself to others.
+    pub(crate) identity: Identity,
+    pub(crate) stopping: CancellationToken,
+}
+
+/// The error of a query, as clients see it.
+pub(crate) fn query_error(error: OpError) -> MetadataError {
+    match error {
+        OpError::Refused(error) => MetadataError::Fs(error),
+        OpError::Store(error) => store_error(&error),
+    }
+}
+
+pub(crate) fn store_error(error: &StoreError) -> MetadataError {
+    tracing::error!(%error, "the metadata store failed");
+    MetadataError::Failed(error.to_string())
+}
+
+impl Node {
+    /// The term in which this member leads now.
+    ///
+    /// # Errors
+    /// If it doesn't lead.
+    pub(crate) fn lead(&self) -> Result<u64, MetadataError> {
+        let leadership = self.consensus.leadership();
+        if !leadership.is_leader {
+            return Err(self.not_leader(leadership));
+        }
+        if self.office.term.load(Ordering::Acquire) != leadership.term {
+            self.take_office(leadership.term).map_err(|error| store_error(&error))?;
+        }
+        Ok(leadership.term)
+    }
+
+    /// Checked after a reply was built from the records: they were the truth then only if this still holds.
+    ///
+    /// # Errors
+    /// If this member doesn't lead in `term` any more.
+    pub(crate) fn still_leads(&self, term: u64) -> Result<(), MetadataError> {
+        let leadership = self.consensus.leadership();
+        if leadership.is_leader && leadership.term == term {
+            Ok(())
+        } else {
+            Err(self.not_leader(leadership))
+        }
+    }
+
+    fn not_leader(&self, leadership: Leadership) -> MetadataError {
+        // A leader that has only just been elected, or whose lease has lapsed, is no one to send a client to.
+        let other = leadership.leader.filter(|(member, _)| *member != self.member.0);
+        MetadataError::NotLeader { leader: other.map(|(member, address)| (MemberId(member), address)) }
+    }
+
+    /// Makes the leader's memory from the records: sessions and storage servers, not files.
+    fn take_office(&self, term: u64) -> Result<(), StoreError> {
+        let _one = self.office.beginning.lock();
+        if self.office.term.load(Ordering::Acquire) == term {
+            return Ok(());
+        }
+        let store = self.machine.store();
+        let snapshot = store.snapshot();
+        let now = clock::since_boot();
+        let sessions: Vec<SessionId> = collect::<SessionRecord>(&snapshot, &keys::sessions())?
+            .into_iter()
+            .filter(|(_, record)| record.ended.is_none())
+            .map(|(id, _)| SessionId(id))
+            .collect();
+        let servers: Vec<(ServerId, ServerRecord)> = collect::<ServerRecord>(&snapshot, &keys::servers())?
+            .into_iter()
+            .map(|(id, record)| (ServerId(id), record))
+            .collect();
+        tracing::info!(term, sessions = sessions.len(), storage_servers = servers.len(), "this member leads");
+        *self.office.sessions.lock() = Sessions::begin(term, self.session_lifetime, now, sessions);
+        *self.office.servers.lock() = Servers::begin(term, now, servers);
+        *self.office.orders.lock() = OrderBook::begin(term);
+        self.office.in_flight.lock().clear();
+        self.changes.begin();
+        self.office.term.store(term, Ordering::Release);
+        Ok(())
+    }
+
+    /// Called now and then: a member that leads no more lets go of the leader's memory.
+    pub(crate) fn leave_office_if_over(&self) {
+        let term = self.office.term.load(Ordering::Acquire);
+        let leadership = self.consensus.leadership();
+        // A lease that lapsed for a moment is no change of leader.
+        let led_by_other = leadership.leader.as_ref().is_some_and(|(member, _)| *member != self.member.0);
+        if term == 0 || (leadership.term == term && !led_by_other) {
+            return;
+        }
+        let _one = self.office.beginning.lock();
+        if self.office.term.load(Ordering::Acquire) != term || leadership.is_leader {
+            return;
+        }
+        tracing::info!(term, "this member leads no more");
+        self.office.term.store(0, Ordering::Release);
+        self.changes.end();
+        *self.office.sessions.lock() = Sessions::default();
+        *self.office.servers.lock() = Servers::default();
+        *self.office.orders.lock() = OrderBook::default();
+        self.office.in_flight.lock().clear();
+    }
+
+    /// Proposes something of the service's own.
+    ///
+    /// # Errors
+    /// If it isn't known to have been carried out.
+    pub(crate) async fn propose(&self, op: Op) -> Result<Outcome, MetadataError> {
+        self.proposer.propose(&internal(op)).await
+    }
+
+    /// Proposes several things of the service's own, in order.
+    ///
+    /// # Errors
+    /// If one isn't known to have been carried out.
+    pub(crate) async fn propose_all(&self, ops: Vec<Op>) -> Result<Vec<Outcome>, MetadataError> {
+        let commands: Vec<Command> = ops.into_iter().map(internal).collect();
+        self.proposer.propose_all(&commands).await
+    }
+
+    /// Bytes of RocksDB in memory and on disk, to the metrics.
+    pub(crate) fn measure(&self) {
+        let sizes = self.machine.store().sizes();
+        self.metrics.size("memtable_bytes", sizes.memtables);
+        self.metrics.size("block_cache_bytes", sizes.cache);
+        self.metrics.size("table_bytes", sizes.tables);
+        let raft = self.consensus.status();
+        self.metrics.size("raft_term", raft.term);
+        self.metrics.size("raft_applied", raft.applied.map_or(0, |position| position.index));
+        self.metrics.size("raft_flushed", raft.flushed.map_or(0, |position| position.index));
+        self.metrics.size("raft_log_bytes", raft.log_file_bytes);
+        self.metrics.size("raft_unflushed_bytes", raft.unflushed_log_bytes);
+        self.metrics.size("leads", u64::from(self.consensus.leadership().is_leader));
+        self.metrics.size("sessions", self.office.sessions.lock().len() as u64);
+    }
+}
+
+fn internal(op: Op) -> Command {
+    Command { session: INTERNAL, slot: SlotId(0), sequence: 0, time: clock::now(), expect: None, op }
+}
+
+/// All records of a range of the system family, by the number in their key.
+pub(crate) fn collect<R: Record>(from: &dyn Read, prefix: &[u8]) -> Result<Vec<(u64, R)>, StoreError> {
+    let mut found = Vec::new();
+    let mut failed = None;
+    from.scan(Family::System, prefix, &prefix_end(prefix), &mut |key, value| {
+        match (keys::first_number(key), R::decode(value)) {
+            (Some(number), Ok(record)) => found.push((number, record)),
+            (None, _) => {}
+            (_, Err(error)) => {
+                failed = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    failed.map_or(Ok(found), Err)
+}

@@ -1,0 +1,371 @@
+//! A metadata server as a whole: start, status, stop.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use atoll_core::ids::{ClusterId, MemberId};
+use atoll_core::records::VolumeConfig;
+use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError, kind};
+use atoll_proto::transport::{AddressError, BindError};
+use atoll_proto::{Address, ClusterKey, ConnectOptions, Encryption, Identity, Listener, Peer, Role, serve};
+use atoll_raft::{
+    Leadership, PeerError, PeerTransport, ProposeError, RaftConfig, RaftError, RaftNode, RaftStatus,
+};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::changes::Changes;
+use crate::metrics::Metrics;
+use crate::node::{Consensus, Node, Office};
+use crate::proposer::{Log, Proposer};
+use crate::service::Service;
+use crate::state_machine::{Machine, MachineError};
+use crate::store::ballast::Ballast;
+use crate::store::folder::{Folder, FolderError};
+use crate::workers;
+
+/// How long a session lives without a word, unless said otherwise.
+pub const SESSION_LIFETIME: Duration = Duration::from_secs(15);
+/// Bytes that are kept free on the disk for the day it is full, unless said otherwise.
+pub const BALLAST_BYTES: u64 = 64 << 20;
+/// Bytes of log that a crash leaves to be replayed, at most.
+const REPLAY_BYTES_MAX: u64 = 32 << 20;
+/// The longest that a request to another member may take; Raft gives up earlier itself.
+const PEER_DEADLINE: Duration = Duration::from_secs(660);
+/// How long stopping waits for the last user of the store.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How a metadata server runs.
+#[derive(Clone, Debug)]
+pub struct MetadataConfig {
+    /// Its folder: empty, or its own.
+    pub dir: PathBuf,
+    /// Where it listens; port 0 for any.
+    pub listen: Address,
+    /// Where others reach it, as [`Address`] prints it; what it listens at unless said otherwise.
+    pub advertise: Option<String>,
+    /// The cluster that it belongs to.
+    pub cluster: ClusterId,
+    /// That cluster's key.
+    pub key: ClusterKey,
+    /// Whether connections are encrypted.
+    pub encryption: Encryption,
+    /// How long a session lives without a word.
+    pub session_lifetime: Duration,
+    /// Space kept for deleting on a full disk, bytes; 0 for none.
+    pub ballast_bytes: u64,
+    /// Interval of the leader's heartbeats.
+    pub raft_heartbeat: Duration,
+    /// A member stands for election after a random time between these two without a heartbeat.
+    pub raft_election: (Duration, Duration),
+    /// `false` leaves every sync of the log out. **That loses acknowledged changes when the power fails**: it is
+    /// only there to prove that the power-cut test can fail.
+    pub sync: bool,
+}
+
+impl MetadataConfig {
+    /// The defaults for a member of `cluster` with its folder at `dir`.
+    #[must_use]
+    pub fn new(
+        dir: impl Into<PathBuf>,
+        listen: Address,
+        cluster: ClusterId,
+        key: ClusterKey,
+    ) -> MetadataConfig {
+        let raft = RaftConfig::new(0, "");
+        MetadataConfig {
+            dir: dir.into(),
+            listen,
+            advertise: None,
+            cluster,
+            key,
+            encryption: Encryption::default(),
+            session_lifetime: SESSION_LIFETIME,
+            ballast_bytes: BALLAST_BYTES,
+            raft_heartbeat: raft.heartbeat,
+            raft_election: raft.election,
+            sync: true,
+        }
+    }
+}
+
+/// Why a metadata server didn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Its records.
+    #[error(transparent)]
+    State(#[from] MachineError),
+    /// Its log.
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+    /// Its address.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The address that it is to tell others.
+    #[error("the advertised address: {0}")]
+    Advertise(#[from] AddressError),
+    /// The runtime is going down.
+    #[error("stopped while starting")]
+    Stopped,
+}
+
+/// Starts metadata servers.
+pub struct MetadataServer;
+
+impl MetadataServer {
+    /// Opens the folder, the records and the log, and serves. Metrics go to `registry`.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing of somebody else's is touched.
+    pub async fn start(
+        config: MetadataConfig,
+        registry: &mut Registry,
+    ) -> Result<RunningMetadata, StartError> {
+        let metrics = Metrics::register(registry);
+        let changes = Arc::new(Changes::default());
+        let (folder, machine, ballast) = {
+            let (config, changes, metrics) = (config.clone(), changes.clone(), metrics.clone());
+            tokio::task::spawn_blocking(move || open(&config, changes, metrics))
+                .await
+                .map_err(|_| StartError::Stopped)??
+        };
+        let member = folder.member();
+        let identity = Identity {
+            cluster: config.cluster,
+            role: Role::Metadata(member),
+            key: config.key.clone(),
+            encryption: config.encryption,
+        };
+        let listener = Listener::bind(&config.listen).await?;
+        let address = listener.local_address();
+        let advertise = match &config.advertise {
+            Some(advertise) => advertise.parse::<Address>()?.to_string(),
+            None => address.clone(),
+        };
+        let raft_config = RaftConfig {
+            heartbeat: config.raft_heartbeat,
+            election: config.raft_election,
+            flush_log_bytes: REPLAY_BYTES_MAX,
+            sync: config.sync,
+            ..RaftConfig::new(member.0, folder.raft())
+        };
+        let transport = Arc::new(Members { identity: identity.clone(), peers: Mutex::default() });
+        let raft = Arc::new(RaftNode::open(raft_config, machine.clone(), transport).await?);
+        let consensus: Arc<dyn Consensus> = Arc::new(Replication(raft.clone()));
+        let (proposer, proposing) = Proposer::start(consensus.clone(), metrics.clone());
+        let stopping = CancellationToken::new();
+        let node = Arc::new(Node {
+            cluster: config.cluster,
+            member,
+            address: advertise.clone(),
+            session_lifetime: config.session_lifetime,
+            machine,
+            consensus,
+            proposer,
+            changes,
+            office: Office::default(),
+            disk_low: AtomicBool::new(false),
+            metrics,
+            identity: identity.clone(),
+            stopping: stopping.clone(),
+        });
+        let tasks = TaskTracker::new();
+        tasks.spawn(serve(listener, identity, Arc::new(Service::new(node.clone())), stopping.clone()));
+        workers::start(&node, ballast, &tasks);
+        tasks.close();
+        tracing::info!(%member, cluster = %config.cluster, address, advertise, "metadata server started");
+        Ok(RunningMetadata { node, raft, tasks, proposing, stopping, address, advertise })
+    }
+}
+
+fn open(
+    config: &MetadataConfig,
+    changes: Arc<Changes>,
+    metrics: Metrics,
+) -> Result<(Arc<Folder>, Arc<Machine>, Ballast), StartError> {
+    let folder = Arc::new(Folder::open(&config.dir, config.cluster, MemberId(rand::random()))?);
+    let machine = Arc::new(Machine::open(folder.clone(), changes, metrics)?);
+    let mut ballast = Ballast::new(folder.path(), config.ballast_bytes);
+    if let Err(error) = ballast.check() {
+        tracing::warn!(%error, "the metadata disk can't be looked at");
+    }
+    Ok((folder, machine, ballast))
+}
+
+/// A metadata server that runs. Dropping it without [`shutdown`](Self::shutdown) leaves it running.
+pub struct RunningMetadata {
+    node: Arc<Node>,
+    raft: Arc<RaftNode>,
+    tasks: TaskTracker,
+    proposing: JoinHandle<()>,
+    stopping: CancellationToken,
+    address: String,
+    advertise: String,
+}
+
+impl RunningMetadata {
+    /// Where it listens, with the port that the system chose.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where others reach it.
+    #[must_use]
+    pub fn advertised_address(&self) -> &str {
+        &self.advertise
+    }
+
+    /// Its id, as it is on its disk.
+    #[must_use]
+    pub fn member(&self) -> MemberId {
+        self.node.member
+    }
+
+    /// How the cluster is, as this member knows it.
+    ///
+    /// # Errors
+    /// If the records can't be read.
+    pub fn status(&self) -> Result<ClusterStatus, MetadataError> {
+        self.node.status()
+    }
+
+    /// Makes the volume, as a bootstrap request over the wire does. To do it again changes nothing.
+    ///
+    /// # Errors
+    /// If the group is another one's, or has no leader.
+    pub async fn bootstrap(&self, config: VolumeConfig) -> Result<(), MetadataError> {
+        self.node.bootstrap(BootstrapRequest { cluster: self.node.cluster, config }).await
+    }
+
+    /// Whether it works: it takes part in its group and its log takes entries. Why not, otherwise.
+    ///
+    /// # Errors
+    /// What is wrong, for people.
+    pub fn health(&self) -> Result<(), String> {
+        health(&self.raft)
+    }
+
+    /// [`health`](Self::health) for a health endpoint, which may outlive this server and doesn't keep it.
+    pub fn health_probe(&self) -> impl Fn() -> Result<(), String> + Send + Sync + use<> {
+        let raft = Arc::downgrade(&self.raft);
+        move || match raft.upgrade() {
+            Some(raft) => health(&raft),
+            None => Err("stopped".into()),
+        }
+    }
+
+    /// Stops: answers what it is working on, makes everything durable, and lets go of its folder.
+    pub async fn shutdown(self) {
+        let RunningMetadata { node, raft, tasks, proposing, stopping, .. } = self;
+        stopping.cancel();
+        tasks.wait().await;
+        raft.shutdown().await;
+        let machine = Arc::downgrade(&node.machine);
+        drop((node, raft));
+        let _ = proposing.await;
+        // Whoever opens the folder next must find it free.
+        let last_user = async {
+            while machine.strong_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(STOP_WAIT_MAX, last_user).await.is_err() {
+            tracing::warn!("the metadata store is still in use after stopping");
+        }
+        tracing::info!("metadata server stopped");
+    }
+}
+
+fn health(raft: &RaftNode) -> Result<(), String> {
+    let status = raft.status();
+    status.failure.or(status.refusing).map_or(Ok(()), Err)
+}
+
+/// [`RaftNode`] as this crate wants it.
+struct Replication(Arc<RaftNode>);
+
+impl Log for Replication {
+    fn propose(&self, entry: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>> {
+        let raft = self.0.clone();
+        async move { raft.propose(entry).await }.boxed()
+    }
+}
+
+impl Consensus for Replication {
+    fn leadership(&self) -> Leadership {
+        self.0.leadership()
+    }
+
+    fn status(&self) -> RaftStatus {
+        self.0.status()
+    }
+
+    fn bootstrap(&self, members: BTreeMap<u64, String>) -> BoxFuture<'_, Result<(), RaftError>> {
+        self.0.bootstrap(members).boxed()
+    }
+
+    fn handle_peer(&self, kind: u16, payload: Bytes) -> BoxFuture<'_, Result<Bytes, PeerError>> {
+        self.0.handle_peer(kind, payload).boxed()
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<(), RaftError>> {
+        async { self.0.flush().await.map(|_| ()) }.boxed()
+    }
+}
+
+/// The way to the other members: one connection each.
+struct Members {
+    identity: Identity,
+    peers: Mutex<HashMap<u64, (String, Peer)>>,
+}
+
+impl Members {
+    fn peer(&self, member: u64, address: &str) -> io::Result<Peer> {
+        let mut peers = self.peers.lock();
+        if let Some((known, peer)) = peers.get(&member)
+            && known == address
+        {
+            return Ok(peer.clone());
+        }
+        let parsed: Address = address.parse().map_err(io::Error::other)?;
+        let options = ConnectOptions::new(self.identity.clone()).expecting(Role::Metadata(MemberId(member)));
+        let peer = Peer::new(parsed, options);
+        peers.insert(member, (address.to_owned(), peer.clone()));
+        Ok(peer)
+    }
+}
+
+impl PeerTransport for Members {
+    fn call<'a>(
+        &'a self,
+        to: u64,
+        addr: &'a str,
+        kind: u16,
+        payload: Bytes,
+    ) -> BoxFuture<'a, io::Result<Bytes>> {
+        async move {
+            let connection = self.peer(to, addr)?.connection().await.map_err(io::Error::other)?;
+            let meta = postcard::to_stdvec(&kind).map_err(io::Error::other)?;
+            let reply = connection
+                .call_raw(kind::RAFT, meta.into(), payload, PEER_DEADLINE)
+                .await
+                .map_err(io::Error::other)?;
+            Ok(reply.body)
+        }
+        .boxed()
+    }
+}

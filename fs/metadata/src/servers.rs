@@ -1,0 +1,334 @@
+//! The leader's table of storage servers: who is heard of and how much room each has.
+//!
+//! What servers there are is in the records; this is what heartbeats say, in the leader's memory. Pure: the
+//! time is an argument (since boot).
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use atoll_core::ids::ServerId;
+use atoll_core::records::ServerRecord;
+
+use crate::placement::Candidate;
+
+/// A server that was silent for longer gets no new chunks and is not counted as alive.
+pub const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+/// A server that was silent for longer is given up: its replicas are made anew elsewhere.
+pub const DEAD_AFTER: Duration = Duration::from_secs(300);
+/// How often a server says that it is alive.
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
+
+/// What a server last said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Bytes its disk has for it.
+    pub capacity: u64,
+    /// Bytes it uses.
+    pub used: u64,
+    /// Bytes free on its disk.
+    pub free: u64,
+    /// Replicas on it.
+    pub chunks: u64,
+    /// Failures of its disk since it started.
+    pub disk_errors: u64,
+}
+
+/// How a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Heard of.
+    Alive,
+    /// Silent for a moment.
+    Suspect,
+    /// Silent for so long that it is given up.
+    Dead,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    record: ServerRecord,
+    incarnation: u64,
+    /// When it was last heard of; for a server that this leader hasn't heard of, when it came to lead.
+    heard: Duration,
+    /// It has spoken to this leader.
+    spoke: bool,
+    report: Report,
+    /// All of its inventory was seen by this leader.
+    inventoried: bool,
+    was_alive: bool,
+}
+
+/// The table.
+#[derive(Debug, Default)]
+pub struct Servers {
+    entries: BTreeMap<ServerId, Entry>,
+    version: u64,
+}
+
+/// A heartbeat is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// It has to register first.
+    NotRegistered,
+    /// A later process of the same disk has registered.
+    Stale {
+        /// That one's incarnation.
+        have: u64,
+    },
+}
+
+impl Servers {
+    /// This member leads from `now` on; `known` are the recorded servers. `term` makes the versions of one
+    /// leader differ from those of another.
+    #[must_use]
+    pub fn begin(
+        term: u64,
+        now: Duration,
+        known: impl IntoIterator<Item = (ServerId, ServerRecord)>,
+    ) -> Servers {
+        let entries = known
+            .into_iter()
+            .map(|(server, record)| {
+                let entry = Entry {
+                    record,
+                    incarnation: 0,
+                    heard: now,
+                    spoke: false,
+                    report: Report::default(),
+                    inventoried: false,
+                    was_alive: false,
+                };
+                (server, entry)
+            })
+            .collect();
+        Servers { entries, version: term << 24 }
+    }
+
+    /// A server has registered and its record is stored.
+    ///
+    /// # Errors
+    /// If a later process of it has.
+    pub fn registered(
+        &mut self,
+        server: ServerId,
+        record: ServerRecord,
+        incarnation: u64,
+        (capacity, used): (u64, u64),
+        now: Duration,
+    ) -> Result<(), Refused> {
+        if let Some(have) = self.entries.get(&server).map(|entry| entry.incarnation)
+            && have > incarnation
+        {
+            return Err(Refused::Stale { have });
+        }
+        self.version += 1;
+        let report = Report { capacity, used, free: capacity.saturating_sub(used), ..Report::default() };
+        self.entries.insert(
+            server,
+            Entry {
+                record,
+                incarnation,
+                heard: now,
+                spoke: true,
+                report,
+                inventoried: false,
+                was_alive: true,
+            },
+        );
+        Ok(())
+    }
+
+    /// A heartbeat. Returns whether the whole inventory is wanted.
+    ///
+    /// # Errors
+    /// If this process of the server isn't registered.
+    pub fn heartbeat(
+        &mut self,
+        server: ServerId,
+        incarnation: u64,
+        report: Report,
+        inventoried: bool,
+        now: Duration,
+    ) -> Result<bool, Refused> {
+        let entry = self.entries.get_mut(&server).ok_or(Refused::NotRegistered)?;
+        if entry.incarnation > incarnation {
+            return Err(Refused::Stale { have: entry.incarnation });
+        }
+        if entry.incarnation < incarnation {
+            return Err(Refused::NotRegistered);
+        }
+        entry.heard = now;
+        entry.spoke = true;
+        entry.inventoried |= inventoried;
+        let capacity = entry.report.capacity.max(report.used.saturating_add(report.free));
+        entry.report = Report { capacity, ..report };
+        Ok(!entry.inventoried)
+    }
+
+    /// This process stood still for `gap`: it couldn't have heard anybody meanwhile.
+    pub fn forgive(&mut self, gap: Duration) {
+        for entry in self.entries.values_mut() {
+            entry.heard += gap;
+        }
+    }
+
+    /// Counts changes of who is alive and where; call it now and then.
+    pub fn version(&mut self, now: Duration) -> u64 {
+        for entry in self.entries.values_mut() {
+            let alive = health(entry, now) == Health::Alive;
+            if entry.was_alive != alive {
+                entry.was_alive = alive;
+                self.version += 1;
+            }
+        }
+        self.version
+    }
+
+    /// How a server is; `None` if it isn't one of the cluster's.
+    #[must_use]
+    pub fn health(&self, server: ServerId, now: Duration) -> Option<Health> {
+        self.entries.get(&server).map(|entry| health(entry, now))
+    }
+
+    /// The record of a server.
+    #[must_use]
+    pub fn record(&self, server: ServerId) -> Option<&ServerRecord> {
+        self.entries.get(&server).map(|entry| &entry.record)
+    }
+
+    /// All servers: record, health, last report, and how long it is silent.
+    pub fn all(
+        &self,
+        now: Duration,
+    ) -> impl Iterator<Item = (ServerId, &ServerRecord, Health, &Report, Duration)> {
+        self.entries.iter().map(move |(server, entry)| {
+            (*server, &entry.record, health(entry, now), &entry.report, now.saturating_sub(entry.heard))
+        })
+    }
+
+    /// Servers as placement sees them.
+    #[must_use]
+    pub fn candidates(&self, now: Duration) -> Vec<Candidate> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| health(entry, now) == Health::Alive && !entry.record.draining)
+            .map(|(server, entry)| Candidate {
+                server: *server,
+                labels: entry.record.labels.clone(),
+                free: entry.report.free,
+            })
+            .collect()
+    }
+
+    /// Bytes of data of which `copies` replicas on different servers still find room; `None` while some server
+    /// has not spoken to this leader, so that nobody can say.
+    #[must_use]
+    pub fn room(&self, copies: u8, now: Duration) -> Option<u64> {
+        if self.entries.is_empty() {
+            return None;
+        }
+        if self.entries.values().any(|entry| !entry.spoke && health(entry, now) != Health::Dead) {
+            return None;
+        }
+        let free = self
+            .entries
+            .values()
+            .filter(|entry| health(entry, now) != Health::Dead && !entry.record.draining)
+            .map(|entry| entry.report.free)
+            .collect();
+        Some(room_of(free, usize::from(copies)))
+    }
+
+    /// Addresses by server.
+    #[must_use]
+    pub fn addresses(&self) -> HashMap<ServerId, String> {
+        self.entries.iter().map(|(server, entry)| (*server, entry.record.address.clone())).collect()
+    }
+}
+
+fn health(entry: &Entry, now: Duration) -> Health {
+    let silent = now.saturating_sub(entry.heard);
+    if silent > DEAD_AFTER {
+        Health::Dead
+    } else if silent > SUSPECT_AFTER || !entry.spoke {
+        Health::Suspect
+    } else {
+        Health::Alive
+    }
+}
+
+/// The most data `d` so that `copies` replicas of it, no two on one disk, fit: a disk holds at most all of it,
+/// so the sum of `min(free, d)` must be `copies * d`.
+fn room_of(mut free: Vec<u64>, copies: usize) -> u64 {
+    free.sort_unstable();
+    let mut copies = copies.max(1).min(free.len());
+    // A disk that is larger than what the others allow holds one replica of everything; the rest is shared by
+    // the others.
+    while copies > 0 {
+        let Some(largest) = free.pop() else { return 0 };
+        let rest: u64 = free.iter().fold(largest, |sum, bytes| sum.saturating_add(*bytes));
+        let even = rest / copies as u64;
+        if largest <= even || copies == 1 {
+            return if copies == 1 { rest } else { even };
+        }
+        copies -= 1;
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(address: &str) -> ServerRecord {
+        ServerRecord {
+            address: address.into(),
+            labels: BTreeMap::new(),
+            joined: Default::default(),
+            draining: false,
+        }
+    }
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(1000 + seconds)
+    }
+
+    #[test]
+    fn room_is_bounded_by_what_fits_on_different_disks() {
+        assert_eq!(room_of(vec![100, 100, 100], 3), 100);
+        assert_eq!(room_of(vec![100, 100, 100], 1), 300);
+        assert_eq!(room_of(vec![1000, 10, 10], 2), 20);
+        assert_eq!(room_of(vec![1000, 1000, 10], 2), 1005);
+        assert_eq!(room_of(vec![50], 3), 50);
+        assert_eq!(room_of(vec![], 3), 0);
+    }
+
+    #[test]
+    fn a_server_is_suspected_then_given_up_and_the_version_tells() {
+        let one = ServerId(1);
+        let mut table = Servers::begin(2, at(0), [(one, record("a:1"))]);
+        assert_eq!(table.health(one, at(1)), Some(Health::Suspect), "not heard of yet");
+        assert_eq!(table.room(1, at(1)), None);
+        assert_eq!(table.heartbeat(one, 5, Report::default(), false, at(1)), Err(Refused::NotRegistered));
+        table.registered(one, record("a:2"), 5, (100, 40), at(1)).unwrap();
+        let version = table.version(at(1));
+        assert_eq!(table.health(one, at(3)), Some(Health::Alive));
+        assert_eq!(table.room(1, at(3)), Some(60));
+        assert_eq!(table.candidates(at(3)).len(), 1);
+        assert_eq!(table.health(one, at(6)), Some(Health::Suspect));
+        assert!(table.candidates(at(6)).is_empty());
+        assert_ne!(table.version(at(6)), version);
+        assert_eq!(table.health(one, at(400)), Some(Health::Dead));
+    }
+
+    #[test]
+    fn the_past_of_a_server_is_refused() {
+        let one = ServerId(1);
+        let mut table = Servers::begin(1, at(0), []);
+        table.registered(one, record("a:1"), 5, (0, 0), at(0)).unwrap();
+        assert_eq!(table.registered(one, record("a:1"), 4, (0, 0), at(0)), Err(Refused::Stale { have: 5 }));
+        assert_eq!(table.heartbeat(one, 4, Report::default(), false, at(1)), Err(Refused::Stale { have: 5 }));
+        assert_eq!(table.heartbeat(one, 5, Report::default(), false, at(1)), Ok(true));
+        assert_eq!(table.heartbeat(one, 5, Report::default(), true, at(1)), Ok(false));
+    }
+}

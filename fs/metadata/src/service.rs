@@ -1,0 +1,111 @@
+//! What other processes ask of a metadata server. Each kind of message has its place below; this is the table.
+
+mod ask;
+mod bootstrap;
+mod mutate;
+mod session;
+mod status;
+mod storage;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use atoll_proto::metadata::{MetadataError, kind};
+use atoll_proto::registration::{Heartbeat, Register};
+use atoll_proto::{Body, Handler, PeerInfo, Request, Response, Role, Rpc, Status, StatusCode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::node::Node;
+
+/// Answers requests.
+pub struct Service {
+    node: Arc<Node>,
+}
+
+impl Service {
+    /// For this server.
+    #[must_use]
+    pub fn new(node: Arc<Node>) -> Service {
+        Service { node }
+    }
+
+    async fn answer(&self, peer: &PeerInfo, request: Request) -> Result<Response, Status> {
+        let node = &self.node;
+        let role = peer.remote.role;
+        match request.kind {
+            kind::MUTATE => reply(node.mutate(decode(&request)?).await),
+            kind::ASK => reply(node.ask(decode(&request)?)),
+            kind::SESSION_HEARTBEAT => reply(node.session_heartbeat(&decode(&request)?)),
+            kind::RECLAIM => reply(node.reclaim(&decode(&request)?)),
+            kind::CLOSE => reply(node.close(&decode(&request)?)),
+            kind::BOOTSTRAP => {
+                allow(matches!(role, Role::Admin), role)?;
+                reply(node.bootstrap(decode(&request)?).await)
+            }
+            kind::STATUS => reply(node.status()),
+            kind::RAFT => {
+                allow(matches!(role, Role::Metadata(_)), role)?;
+                let kind: u16 = decode(&request)?;
+                match node.consensus.handle_peer(kind, request.body).await {
+                    Ok(payload) => Ok(Response { meta: Default::default(), body: Body::from(payload) }),
+                    Err(error) => Err(Status::bad_request(error.to_string())),
+                }
+            }
+            Register::KIND => {
+                let register = request.decode::<Register>()?;
+                allow(role == Role::Storage(register.server), role)?;
+                Response::to::<Register>(&node.register(register).await?, ())
+            }
+            Heartbeat::KIND => {
+                let heartbeat = request.decode::<Heartbeat>()?;
+                allow(role == Role::Storage(heartbeat.server), role)?;
+                Response::to::<Heartbeat>(&node.storage_heartbeat(heartbeat).await?, ())
+            }
+            other => Err(Status::unknown_kind(other)),
+        }
+    }
+}
+
+impl Handler for Service {
+    async fn handle(&self, peer: &PeerInfo, request: Request) -> Result<Response, Status> {
+        let started = Instant::now();
+        let name = name_of(request.kind);
+        let result = self.answer(peer, request).await;
+        self.node.metrics.request(name, started.elapsed(), result.is_err());
+        result
+    }
+}
+
+fn name_of(kind: u16) -> &'static str {
+    match kind {
+        kind::MUTATE => "mutate",
+        kind::ASK => "ask",
+        kind::SESSION_HEARTBEAT => "session_heartbeat",
+        kind::RECLAIM => "reclaim",
+        kind::CLOSE => "close",
+        kind::BOOTSTRAP => "bootstrap",
+        kind::STATUS => "status",
+        kind::RAFT => "raft",
+        Register::KIND => "register",
+        Heartbeat::KIND => "storage_heartbeat",
+        _ => "unknown",
+    }
+}
+
+fn allow(allowed: bool, role: Role) -> Result<(), Status> {
+    if allowed { Ok(()) } else { Err(Status::new(StatusCode::Forbidden, format!("{role} may not do this"))) }
+}
+
+fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, Status> {
+    postcard::from_bytes(&request.meta).map_err(|error| {
+        Status::bad_request(format!("message {:#06x} can't be decoded: {error}", request.kind))
+    })
+}
+
+fn reply<T: Serialize>(result: Result<T, MetadataError>) -> Result<Response, Status> {
+    let value = result.map_err(|error| Status::service(&error))?;
+    let meta = postcard::to_stdvec(&value)
+        .map_err(|error| Status::internal(format!("the answer can't be encoded: {error}")))?;
+    Ok(Response { meta: meta.into(), body: Body::Empty })
+}

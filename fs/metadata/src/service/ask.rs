@@ -1,0 +1,218 @@
+//! Questions, answered from the records. Whether this member still led is asked after the answer was built.
+
+use std::collections::BTreeSet;
+
+use atoll_core::error::FsError;
+use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, SessionId};
+use atoll_core::query::{self, OpError, OpResult};
+use atoll_core::records::{InodeRecord, Piece, Place};
+use atoll_core::store::{Read, StoreError};
+use atoll_proto::metadata::{
+    Answer, AskRequest, ChunkInfo, DirectoryEntry, MappedPiece, MetadataError, PieceData, Query, ServerInfo,
+};
+
+use crate::clock;
+use crate::node::{Node, query_error, store_error};
+use crate::servers::Health;
+use crate::sessions::OpenError;
+
+/// Bytes of inline data in one answer; the rest is asked for again.
+const ANSWER_INLINE_BYTES_MAX: usize = 1 << 20;
+/// Pieces in one answer.
+const ANSWER_PIECES_MAX: usize = 8192;
+/// Segments in one answer.
+const ANSWER_SEGMENTS_MAX: u32 = 4096;
+/// Bytes of one answer about a directory.
+const DIRECTORY_BYTES_MAX: u32 = 1 << 20;
+/// Chunks that one question may name.
+const CHUNKS_MAX: usize = 8192;
+/// About what an entry costs besides its name (bytes), and what attributes cost.
+const ENTRY_BYTES: u32 = 24;
+const ATTRIBUTES_BYTES: u32 = 100;
+
+impl Node {
+    /// Answers a question.
+    pub(crate) fn ask(&self, request: AskRequest) -> Result<Answer, MetadataError> {
+        let term = self.lead()?;
+        let anybody = matches!(request.query, Query::Volume | Query::Servers | Query::Chunks { .. });
+        if !(anybody && request.session == SessionId(0)) {
+            let heard = self.office.sessions.lock().heard(request.session, clock::since_boot());
+            heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
+        }
+        let answer = self.answer(request.session, request.query)?;
+        self.still_leads(term)?;
+        Ok(answer)
+    }
+
+    fn answer(&self, session: SessionId, query: Query) -> Result<Answer, MetadataError> {
+        let store = self.machine.store();
+        let records = store.snapshot();
+        let answer = match query {
+            Query::Lookup { parent, name } => query::superblock(&records)
+                .and_then(|volume| query::lookup(&records, volume.hash_key, parent, &name))
+                .map(Answer::Inode),
+            Query::Inode { ino } => {
+                query::inode(&records, ino).map(|record| Answer::Inode(record.attributes(ino)))
+            }
+            Query::ReadLink { ino } => read_link(&records, ino),
+            Query::ReadDirectory { ino, cookie, bytes_max, plus } => {
+                read_directory(&records, ino, cookie, bytes_max, plus)
+            }
+            Query::Open { ino, segments } => {
+                self.hold(&records, session, ino)?;
+                // Read after it was registered: what is unlinked from now on is kept.
+                let records = store.snapshot();
+                let found = query::inode(&records, ino)
+                    .and_then(|record| extents(&records, ino, &record, SegmentIndex(0), segments));
+                if found.is_err() {
+                    self.office.sessions.lock().release(session, ino);
+                }
+                found
+            }
+            Query::Extents { ino, first, segments } => query::inode(&records, ino)
+                .and_then(|record| extents(&records, ino, &record, first, segments)),
+            Query::GetXattr { ino, name } => query::xattr(&records, ino, &name).map(Answer::Bytes),
+            Query::ListXattr { ino } => query::xattr_names(&records, ino).map(Answer::Bytes),
+            Query::Volume => query::superblock(&records).map(|volume| Answer::Volume(volume.volume_use())),
+            Query::Chunks { chunks } => chunk_infos(&records, chunks.into_iter().take(CHUNKS_MAX).collect())
+                .map(Answer::Chunks)
+                .map_err(OpError::Store),
+            Query::Servers => Ok(Answer::Servers(self.server_infos())),
+        };
+        answer.map_err(query_error)
+    }
+
+    fn hold(&self, records: &dyn Read, session: SessionId, ino: InodeId) -> Result<(), MetadataError> {
+        let purging = query::is_purging(records, ino).map_err(|error| store_error(&error))?;
+        if purging {
+            return Err(MetadataError::Fs(FsError::Stale));
+        }
+        self.office.sessions.lock().hold(session, ino).map_err(|error| {
+            MetadataError::Fs(match error {
+                OpenError::Unknown => FsError::SessionExpired,
+                OpenError::TooMany => FsError::TryAgain,
+                OpenError::Going => FsError::Stale,
+            })
+        })
+    }
+
+    fn server_infos(&self) -> Vec<ServerInfo> {
+        let servers = self.office.servers.lock();
+        servers
+            .all(clock::since_boot())
+            .map(|(server, record, health, _, _)| ServerInfo {
+                server,
+                address: record.address.clone(),
+                labels: record.labels.clone(),
+                alive: health == Health::Alive,
+            })
+            .collect()
+    }
+}
+
+fn read_link(records: &dyn Read, ino: InodeId) -> OpResult<Answer> {
+    let record = query::inode(records, ino)?;
+    match record.kind() {
+        atoll_core::attributes::FileKind::Symlink => Ok(Answer::Bytes(record.target)),
+        _ => Err(FsError::InvalidArgument.into()),
+    }
+}
+
+fn read_directory(
+    records: &dyn Read,
+    ino: InodeId,
+    cookie: u64,
+    bytes_max: u32,
+    plus: bool,
+) -> OpResult<Answer> {
+    let bytes_max = bytes_max.min(DIRECTORY_BYTES_MAX);
+    let each = ENTRY_BYTES + if plus { ATTRIBUTES_BYTES } else { 0 };
+    let mut bytes = 0;
+    let (parent, listed, end) = query::read_directory(records, ino, cookie, |entry| {
+        bytes += each + entry.name.len() as u32;
+        bytes >= bytes_max
+    })?;
+    let mut entries = Vec::with_capacity(listed.len());
+    for entry in listed {
+        let attributes = match plus {
+            false => None,
+            true => match query::inode(records, entry.ino) {
+                Ok(record) => Some(record.attributes(entry.ino)),
+                Err(OpError::Refused(_)) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        entries.push(DirectoryEntry {
+            name: entry.name,
+            ino: entry.ino,
+            kind: entry.kind,
+            cookie: entry.cookie,
+            attributes,
+        });
+    }
+    Ok(Answer::Directory { parent, entries, end })
+}
+
+fn extents(
+    records: &dyn Read,
+    ino: InodeId,
+    record: &InodeRecord,
+    first: SegmentIndex,
+    segments: u32,
+) -> OpResult<Answer> {
+    let wanted = segments.min(ANSWER_SEGMENTS_MAX);
+    let mut found = Vec::new();
+    let mut chunks = BTreeSet::new();
+    let (mut inline, mut pieces, mut covered) = (0, 0, wanted);
+    for (segment, stored) in query::segments(records, ino, record, first, u64::from(wanted))? {
+        let mapped = stored
+            .iter()
+            .map(|piece| map_piece(records, ino, segment, piece))
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        pieces += mapped.len();
+        for piece in &mapped {
+            match &piece.data {
+                PieceData::Inline(bytes) => inline += bytes.len(),
+                PieceData::Chunk { chunk, .. } => {
+                    chunks.insert(*chunk);
+                }
+                PieceData::Unwritten | PieceData::Lost => {}
+            }
+        }
+        if !found.is_empty() && (inline > ANSWER_INLINE_BYTES_MAX || pieces > ANSWER_PIECES_MAX) {
+            covered = (segment.0 - first.0) as u32;
+            break;
+        }
+        found.push((segment, mapped));
+    }
+    let chunks = chunk_infos(records, chunks)?;
+    Ok(Answer::Extents { attributes: record.attributes(ino), segments: found, covered, chunks })
+}
+
+fn map_piece(
+    records: &dyn Read,
+    ino: InodeId,
+    segment: SegmentIndex,
+    piece: &Piece,
+) -> Result<MappedPiece, StoreError> {
+    let data = match piece.place {
+        Place::Inline { .. } => match query::inline_bytes(records, ino, segment, piece)? {
+            Some(bytes) => PieceData::Inline(bytes),
+            None => PieceData::Lost,
+        },
+        Place::Chunk { chunk, offset } => PieceData::Chunk { chunk, offset },
+        Place::Unwritten => PieceData::Unwritten,
+        Place::Lost => PieceData::Lost,
+    };
+    Ok(MappedPiece { start: piece.start, length: piece.length, data })
+}
+
+fn chunk_infos(records: &dyn Read, chunks: BTreeSet<ChunkId>) -> Result<Vec<ChunkInfo>, StoreError> {
+    let mut infos = Vec::with_capacity(chunks.len());
+    for chunk in chunks {
+        if let Some(record) = query::chunk(records, chunk)? {
+            infos.push(ChunkInfo { chunk, generation: record.generation, replicas: record.replicas });
+        }
+    }
+    Ok(infos)
+}

@@ -1,0 +1,55 @@
+//! The making of the volume.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use atoll_core::commands::{Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::query;
+use atoll_proto::metadata::{BootstrapRequest, MetadataError};
+use atoll_raft::RaftError;
+
+use crate::clock;
+use crate::node::{Node, query_error};
+
+/// How long a new group may take to find its leader.
+const LEADER_WAIT_MAX: Duration = Duration::from_secs(20);
+/// How often that is looked at.
+const LEADER_LOOK_EVERY: Duration = Duration::from_millis(20);
+
+impl Node {
+    /// Founds the group with this member and makes the volume. To do it again for the same cluster changes nothing.
+    pub(crate) async fn bootstrap(&self, request: BootstrapRequest) -> Result<(), MetadataError> {
+        if request.cluster != self.cluster {
+            return Err(MetadataError::Fs(FsError::WrongCluster));
+        }
+        if self.consensus.status().members.is_empty() {
+            let members = BTreeMap::from([(self.member.0, self.address.clone())]);
+            self.consensus.bootstrap(members).await.map_err(|error| match error {
+                RaftError::NotLeader { leader } => MetadataError::NotLeader {
+                    leader: leader.map(|(member, address)| (atoll_core::ids::MemberId(member), address)),
+                },
+                error => MetadataError::Failed(error.to_string()),
+            })?;
+        }
+        let give_up = clock::since_boot() + LEADER_WAIT_MAX;
+        loop {
+            match self.lead() {
+                Ok(_) => break,
+                Err(MetadataError::NotLeader { leader: None }) if clock::since_boot() < give_up => {
+                    tokio::time::sleep(LEADER_LOOK_EVERY).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let op = Op::Bootstrap {
+            cluster: request.cluster,
+            hash_key: (rand::random(), rand::random()),
+            config: request.config,
+        };
+        match self.propose(op).await? {
+            Outcome::Refused(error) => Err(MetadataError::Fs(error)),
+            _ => query::superblock(&*self.machine.store()).map(|_| ()).map_err(query_error),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Mutations: each is carried out once, however often it is sent.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::SessionId;
+use atoll_core::keys;
+use atoll_core::query::{self, load};
+use atoll_core::records::{SessionRecord, SlotRecord};
+use atoll_core::store::{Family, Read, StoreError};
+use atoll_proto::metadata::{MetadataError, MutateReply, MutateRequest};
+use futures::FutureExt;
+
+use crate::admission::{self, Facts};
+use crate::changes::Work;
+use crate::clock;
+use crate::node::{Node, query_error, store_error};
+
+/// How long a reservation waits for others to give back what they don't use.
+const RESERVATION_WAIT_MAX: Duration = Duration::from_secs(8);
+/// How often it looks.
+const RESERVATION_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+impl Node {
+    /// Carries a client's mutation out.
+    pub(crate) async fn mutate(
+        self: &Arc<Self>,
+        request: MutateRequest,
+    ) -> Result<MutateReply, MetadataError> {
+        let command = request.command;
+        if command.session == INTERNAL && !matches!(command.op, Op::OpenSession { .. })
+            || !admission::is_for_clients(&command.op)
+        {
+            return Err(MetadataError::Fs(FsError::NotPermitted));
+        }
+        let term = self.lead()?;
+        if matches!(command.op, Op::OpenSession { .. }) {
+            return Ok(MutateReply { outcome: self.open_session(command).await? });
+        }
+        self.note_heard(command.session)?;
+        let identity = (command.session, command.slot, command.sequence);
+        let running = {
+            let mut in_flight = self.office.in_flight.lock();
+            match in_flight.get(&identity) {
+                // Sent again while it is carried out: what the leader decided about it stands.
+                Some(running) => running.clone(),
+                None => {
+                    let node = self.clone();
+                    let running = async move {
+                        let outcome = node.carry_out(term, command).await;
+                        node.office.in_flight.lock().remove(&identity);
+                        outcome
+                    }
+                    .boxed()
+                    .shared();
+                    in_flight.insert(identity, running.clone());
+                    running
+                }
+            }
+        };
+        Ok(MutateReply { outcome: running.await? })
+    }
+
+    /// A session that the leader's table doesn't have may still be alive: its making was committed by an entry
+    /// whose proposer never heard of it.
+    fn note_heard(&self, session: SessionId) -> Result<(), MetadataError> {
+        let now = clock::since_boot();
+        if self.office.sessions.lock().heard(session, now).is_ok() {
+            return Ok(());
+        }
+        let record: Option<SessionRecord> =
+            load(&*self.machine.store(), Family::System, &keys::session(session))
+                .map_err(|e| store_error(&e))?;
+        if record.is_some_and(|record| record.ended.is_none()) {
+            self.office.sessions.lock().opened(session, now);
+        }
+        // Else the command tells: an ended session's slots still answer for what it did.
+        Ok(())
+    }
+
+    async fn carry_out(&self, term: u64, mut command: Command) -> Result<Outcome, MetadataError> {
+        let store = self.machine.store();
+        let key = keys::slot(command.session, command.slot);
+        let last: Option<SlotRecord> = load(&*store, Family::System, &key).map_err(|e| store_error(&e))?;
+        if let Some(last) = last
+            && last.sequence == command.sequence
+        {
+            // Answered before what only the leader knows is asked again: it may have changed.
+            self.still_leads(term)?;
+            return Ok(last.outcome);
+        }
+        if let Op::Reserve { bytes_min, .. } = command.op {
+            self.wait_for_room(command.session, bytes_min).await?;
+        }
+        let disk_low = self.disk_low.load(Ordering::Relaxed);
+        if disk_low || admission::needs_facts(&command.op) {
+            let volume = query::superblock(&*store).map_err(query_error)?;
+            let now = clock::since_boot();
+            let facts = {
+                let servers = self.office.servers.lock();
+                Facts {
+                    candidates: servers.candidates(now),
+                    room: servers.room(volume.config.copies, now),
+                    disk_low,
+                    seed: rand::random(),
+                }
+            };
+            admission::admit(&mut command, &volume, &facts);
+        }
+        let outcome = self.proposer.propose(&command).await?;
+        if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {
+            self.office.sessions.lock().ended(command.session);
+        }
+        Ok(outcome)
+    }
+
+    async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
+        let outcome = self.proposer.propose(&command).await?;
+        if let Outcome::Session(session, _) = &outcome {
+            let mut sessions = self.office.sessions.lock();
+            sessions.opened(*session, clock::since_boot());
+            if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
+                sessions.ended(old);
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Before a reservation is refused, others are asked to give back what they don't use, and what was deleted
+    /// is waited for.
+    async fn wait_for_room(&self, session: SessionId, bytes_min: u64) -> Result<(), MetadataError> {
+        let give_up = clock::since_boot() + RESERVATION_WAIT_MAX;
+        loop {
+            if self.may_be_granted(session, bytes_min).map_err(query_error)? || clock::since_boot() > give_up
+            {
+                return Ok(());
+            }
+            self.office.sessions.lock().recall_reservations(session);
+            tokio::time::sleep(RESERVATION_LOOK_EVERY).await;
+        }
+    }
+
+    /// There is room, or waiting won't make any.
+    fn may_be_granted(&self, session: SessionId, bytes_min: u64) -> query::OpResult<bool> {
+        let store = self.machine.store();
+        let volume = query::superblock(&*store)?;
+        if bytes_min <= volume.volume_use().bytes_free() {
+            return Ok(true);
+        }
+        let own = own_reservation(&*store, session)?;
+        Ok(volume.bytes_reserved <= own
+            && !self.changes.has(Work::Orphans)
+            && !self.changes.has(Work::Truncations))
+    }
+}
+
+fn own_reservation(store: &dyn Read, session: SessionId) -> Result<u64, StoreError> {
+    let record: Option<SessionRecord> = load(store, Family::System, &keys::session(session))?;
+    Ok(record.map_or(0, |record| record.bytes_reserved))
+}

@@ -1,0 +1,91 @@
+//! Sessions' heartbeats, and what they hold open.
+
+use std::sync::atomic::Ordering;
+
+use atoll_core::error::FsError;
+use atoll_core::query;
+use atoll_proto::metadata::{
+    CloseNotice, MetadataError, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply,
+};
+
+use crate::changes::Work;
+use crate::clock;
+use crate::node::{Node, query_error};
+use crate::sessions::OpenError;
+
+const EXPIRED: MetadataError = MetadataError::Fs(FsError::SessionExpired);
+
+impl Node {
+    /// A session is alive.
+    pub(crate) fn session_heartbeat(
+        &self,
+        request: &SessionHeartbeat,
+    ) -> Result<SessionHeartbeatReply, MetadataError> {
+        let term = self.lead()?;
+        let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
+        let now = clock::since_boot();
+        let servers_version = self.office.servers.lock().version(now);
+        let reply = {
+            let mut sessions = self.office.sessions.lock();
+            sessions.heard(request.session, now).map_err(|_| EXPIRED)?;
+            SessionHeartbeatReply {
+                now: clock::now(),
+                lifetime_ms: sessions.lifetime().as_millis() as u32,
+                term,
+                reclaim: sessions.must_reclaim(request.session),
+                return_reservation: sessions.take_recall(request.session),
+                inline_allowed: inline_allowed(volume.inline_bytes, volume.config.inline_budget_bytes)
+                    && !self.disk_low.load(Ordering::Relaxed),
+                volume: volume.volume_use(),
+                servers_version,
+                config: volume.config,
+            }
+        };
+        self.still_leads(term)?;
+        Ok(reply)
+    }
+
+    /// A session tells what it holds open.
+    pub(crate) fn reclaim(&self, request: &ReclaimRequest) -> Result<(), MetadataError> {
+        let term = self.lead()?;
+        let all = {
+            let mut sessions = self.office.sessions.lock();
+            sessions.heard(request.session, clock::since_boot()).map_err(|_| EXPIRED)?;
+            sessions.reclaim(request.session, &request.open, request.more).map_err(|error| match error {
+                OpenError::Unknown => EXPIRED,
+                OpenError::TooMany | OpenError::Going => MetadataError::Fs(FsError::TryAgain),
+            })?;
+            sessions.all_reclaimed()
+        };
+        if all {
+            self.changes.look_again(Work::Orphans);
+        }
+        self.still_leads(term)
+    }
+
+    /// A session holds files no more.
+    pub(crate) fn close(&self, notice: &CloseNotice) -> Result<(), MetadataError> {
+        self.lead()?;
+        let let_go = {
+            let mut sessions = self.office.sessions.lock();
+            for ino in &notice.closed {
+                sessions.release(notice.session, *ino);
+            }
+            sessions.take_let_go()
+        };
+        self.look_at_orphans(let_go);
+        Ok(())
+    }
+
+    /// Inodes without a name that nobody holds any more.
+    pub(crate) fn look_at_orphans(&self, inodes: Vec<atoll_core::ids::InodeId>) {
+        for ino in inodes {
+            self.changes.again(Work::Orphans, &atoll_core::keys::orphan(ino));
+        }
+    }
+}
+
+/// Clients are told a little before the budget is used up, so that hardly any write is refused.
+fn inline_allowed(used: u64, budget: u64) -> bool {
+    used < budget - budget / 8
+}

@@ -1,0 +1,159 @@
+//! How the cluster is, for people and for the operator.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+
+use atoll_core::ids::{MemberId, SessionId};
+use atoll_core::keys;
+use atoll_core::query;
+use atoll_core::records::{ChunkRecord, Record, SessionRecord};
+use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use atoll_proto::metadata::{ClusterStatus, MetadataError, ServerStatus, SessionStatus};
+
+use crate::clock;
+use crate::node::{Node, collect, store_error};
+use crate::servers::Health;
+
+/// Records that are looked at to count chunks and orphans; numbers beyond are shown as this.
+const COUNTED_MAX: u64 = 200_000;
+
+impl Node {
+    /// How the cluster is, as this member knows it; sessions and storage servers only the leader knows.
+    pub(crate) fn status(&self) -> Result<ClusterStatus, MetadataError> {
+        let leads = self.lead().is_ok();
+        let raft = self.consensus.status();
+        let leadership = self.consensus.leadership();
+        let store = self.machine.store();
+        let records = store.snapshot();
+        let volume = query::superblock(&records).ok();
+        let mut status = ClusterStatus {
+            cluster: volume.as_ref().map(|volume| volume.cluster),
+            member: self.member,
+            is_leader: leads,
+            leader: leadership.leader.map(|(member, address)| (MemberId(member), address)),
+            term: leadership.term,
+            applied: raft.applied.map_or(0, |position| position.index),
+            members: raft.members.iter().map(|(id, peer)| (MemberId(*id), peer.addr.clone())).collect(),
+            ..ClusterStatus::default()
+        };
+        if let Some(volume) = &volume {
+            status.volume = volume.volume_use();
+            status.copies = volume.config.copies;
+            status.inline_bytes = volume.inline_bytes;
+        }
+        self.servers_and_problems(&mut status, leads, &raft);
+        self.count(&records, &mut status).map_err(|error| store_error(&error))?;
+        if leads {
+            status.sessions = self.sessions_of(&records).map_err(|error| store_error(&error))?;
+        }
+        if status.chunks_short > 0 && leads {
+            status.problems.push(format!(
+                "{} chunks have fewer replicas than wanted: bring back or add storage servers",
+                status.chunks_short
+            ));
+        }
+        Ok(status)
+    }
+
+    fn servers_and_problems(&self, status: &mut ClusterStatus, leads: bool, raft: &atoll_raft::RaftStatus) {
+        let now = clock::since_boot();
+        for (server, record, health, report, silent) in self.office.servers.lock().all(now) {
+            status.servers.push(ServerStatus {
+                server,
+                address: record.address.clone(),
+                alive: health == Health::Alive,
+                capacity: report.capacity,
+                used: report.used,
+                free: report.free,
+                chunks: report.chunks,
+                silent_ms: silent.as_millis() as u64,
+            });
+            if health != Health::Alive {
+                status.problems.push(format!(
+                    "storage server {server} at {} is silent for {} s: start it, or replace it",
+                    record.address,
+                    silent.as_secs()
+                ));
+            }
+            if report.disk_errors > 0 {
+                status.problems.push(format!(
+                    "the disk of storage server {server} at {} had {} errors: replace it",
+                    record.address, report.disk_errors
+                ));
+            }
+        }
+        if status.cluster.is_none() {
+            status.problems.push("the cluster is not bootstrapped: bootstrap it".into());
+        } else if leads && status.servers.len() < usize::from(status.copies) {
+            status.problems.push(format!(
+                "{} storage servers for {} copies: add {} more",
+                status.servers.len(),
+                status.copies,
+                usize::from(status.copies) - status.servers.len()
+            ));
+        }
+        if self.disk_low.load(Ordering::Relaxed) {
+            status.problems.push(format!(
+                "the disk of metadata server {} is full: enlarge it, or delete files",
+                self.member
+            ));
+        }
+        if let Some(reason) = &raft.refusing {
+            status.problems.push(format!("metadata server {} takes no changes: {reason}", self.member));
+        }
+        if let Some(failure) = &raft.failure {
+            status.problems.push(format!("metadata server {} has stopped: {failure}", self.member));
+        }
+    }
+
+    fn count(&self, records: &dyn Read, status: &mut ClusterStatus) -> Result<(), StoreError> {
+        let now = clock::since_boot();
+        let servers = self.office.servers.lock();
+        let (mut chunks, mut short) = (0, 0);
+        let prefix = keys::chunks();
+        records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
+            chunks += 1;
+            if let Ok(chunk) = ChunkRecord::decode(value) {
+                let there = chunk
+                    .replicas
+                    .iter()
+                    .filter(|server| {
+                        servers.health(**server, now).is_some_and(|health| health != Health::Dead)
+                    })
+                    .count();
+                short += u64::from(chunk.sealed && there < usize::from(chunk.copies));
+            }
+            if chunks >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        drop(servers);
+        let mut orphans = 0;
+        let prefix = keys::orphans();
+        records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, _| {
+            orphans += 1;
+            if orphans >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        status.chunks = chunks;
+        status.chunks_short = short;
+        status.orphans = orphans;
+        Ok(())
+    }
+
+    fn sessions_of(&self, records: &dyn Read) -> Result<Vec<SessionStatus>, StoreError> {
+        let recorded = collect::<SessionRecord>(records, &keys::sessions())?;
+        let sessions = self.office.sessions.lock();
+        Ok(recorded
+            .into_iter()
+            .filter_map(|(id, record)| {
+                let session = SessionId(id);
+                let open_files = sessions.open_files(session)? as u64;
+                Some(SessionStatus {
+                    session,
+                    client: record.client,
+                    opened: record.opened,
+                    open_files,
+                    bytes_reserved: record.bytes_reserved,
+                })
+            })
+            .collect())
+    }
+}

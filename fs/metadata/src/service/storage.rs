@@ -1,0 +1,338 @@
+//! Storage servers: they register, send heartbeats, say what they hold, and are told what to do.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use atoll_core::commands::{Op, OrderDone, Outcome};
+use atoll_core::ids::{ChunkId, ServerId};
+use atoll_core::keys;
+use atoll_core::query;
+use atoll_core::records::{ChunkRecord, DeadRecord, OrderRecord, Record, ServerRecord};
+use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use atoll_proto::Status;
+use atoll_proto::metadata::MetadataError;
+use atoll_proto::registration::{
+    Heartbeat, HeartbeatReply, InventoryChanges, LABELS_MAX, NumberedOrder, Register, RegisterReply,
+    RegistrationError,
+};
+use atoll_proto::storage::TRIM_RANGES_MAX;
+
+use crate::clock;
+use crate::node::{Node, store_error};
+use crate::orders::Task;
+use crate::servers::{HEARTBEAT_INTERVAL, Health, Refused, Report};
+
+/// The newest format of a storage server's disk that this program understands.
+const STORAGE_FORMAT_MAX: u32 = 1;
+/// Orders that one heartbeat's reply is made from.
+const TASKS_MAX: usize = 256;
+/// Dead ranges that are recorded as trimmed with one command.
+const DONE_RANGES_MAX: usize = 8192;
+
+const INTERVAL_MS: u64 = HEARTBEAT_INTERVAL.as_millis() as u64;
+
+fn refusal(error: MetadataError) -> Status {
+    match error {
+        MetadataError::NotLeader { leader } => {
+            RegistrationError::NotLeader { leader: leader.map(|(_, address)| address) }.into()
+        }
+        other => Status::unavailable(other.to_string()),
+    }
+}
+
+fn refused(refused: Refused) -> Status {
+    match refused {
+        Refused::NotRegistered => RegistrationError::NotRegistered.into(),
+        Refused::Stale { have } => RegistrationError::StaleIncarnation { have }.into(),
+    }
+}
+
+impl Node {
+    /// A storage server says that it is there.
+    pub(crate) async fn register(&self, request: Register) -> Result<RegisterReply, Status> {
+        self.lead().map_err(refusal)?;
+        if request.cluster != self.cluster {
+            let (here, there) = (self.cluster, request.cluster);
+            return Err(RegistrationError::WrongCluster { here, there }.into());
+        }
+        if request.format_version > STORAGE_FORMAT_MAX {
+            let have = request.format_version;
+            return Err(RegistrationError::Format { have, max: STORAGE_FORMAT_MAX }.into());
+        }
+        if request.labels.len() > LABELS_MAX {
+            return Err(Status::bad_request(format!("more than {LABELS_MAX} labels")));
+        }
+        let op = Op::PutServer { server: request.server, address: request.address, labels: request.labels };
+        match self.propose(op).await.map_err(refusal)? {
+            Outcome::Refused(error) => {
+                return Err(Status::unavailable(format!("the server can't join now: {error}")));
+            }
+            _ => self.lead().map_err(refusal)?,
+        };
+        let record: ServerRecord =
+            query::load(&*self.machine.store(), Family::System, &keys::server(request.server))
+                .map_err(|error| refusal(store_error(&error)))?
+                .ok_or_else(|| Status::unavailable("the server's record is missing"))?;
+        let address = record.address.clone();
+        self.office
+            .servers
+            .lock()
+            .registered(
+                request.server,
+                record,
+                request.incarnation,
+                (request.capacity, request.used),
+                clock::since_boot(),
+            )
+            .map_err(refused)?;
+        self.office.orders.lock().restarted(request.server);
+        tracing::info!(server = %request.server, address, "a storage server registered");
+        Ok(RegisterReply { heartbeat_interval_ms: INTERVAL_MS, full_inventory: true })
+    }
+
+    /// A storage server is alive: takes in what it tells, and tells it what to do.
+    pub(crate) async fn storage_heartbeat(&self, beat: Heartbeat) -> Result<HeartbeatReply, Status> {
+        let term = self.lead().map_err(refusal)?;
+        let server = beat.server;
+        let report = Report {
+            capacity: 0,
+            used: beat.used,
+            free: beat.free,
+            chunks: beat.chunks,
+            disk_errors: beat.disk_errors,
+        };
+        let complete = beat.changes.complete;
+        let full_inventory = self
+            .office
+            .servers
+            .lock()
+            .heartbeat(server, beat.incarnation, report, complete, clock::since_boot())
+            .map_err(refused)?;
+        self.take_reports(&beat).await.map_err(refusal)?;
+        self.take_inventory(server, &beat.changes).await.map_err(refusal)?;
+        let (orders, idle) = self.orders_for(server).map_err(|error| refusal(store_error(&error)))?;
+        if !idle.is_empty() {
+            // A sweep can leave an order to trim for which nothing is left: done.
+            let done = idle.into_iter().map(|chunk| OrderDone::Trimmed(chunk, Vec::new())).collect();
+            self.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
+        }
+        self.still_leads(term).map_err(refusal)?;
+        Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, orders, full_inventory })
+    }
+
+    async fn take_reports(&self, beat: &Heartbeat) -> Result<(), MetadataError> {
+        let server = beat.server;
+        let meaning = self.office.orders.lock().report(server, &beat.done);
+        let mut ops = Vec::new();
+        let (mut batch, mut ranges) = (Vec::new(), 0);
+        for done in meaning.done {
+            if let OrderDone::Trimmed(_, trimmed) = &done {
+                ranges += trimmed.len();
+            }
+            batch.push(done);
+            if ranges > DONE_RANGES_MAX {
+                ops.push(Op::OrdersDone { server, done: std::mem::take(&mut batch) });
+                ranges = 0;
+            }
+        }
+        if !batch.is_empty() {
+            ops.push(Op::OrdersDone { server, done: batch });
+        }
+        for (chunk, generation) in meaning.copied {
+            ops.extend(self.with_replica(chunk, generation, server)?);
+        }
+        for chunk in meaning.missing {
+            ops.extend(self.without_replica(chunk, server)?);
+        }
+        self.metrics.work("orders_done", ops.len() as u64);
+        if !ops.is_empty() {
+            self.propose_all(ops).await?;
+        }
+        Ok(())
+    }
+
+    /// A copy is finished: the server holds the chunk from now on, unless the chunk has changed meanwhile.
+    fn with_replica(
+        &self,
+        chunk: ChunkId,
+        generation: atoll_core::ids::Generation,
+        server: ServerId,
+    ) -> Result<Option<Op>, MetadataError> {
+        let record = query::chunk(&*self.machine.store(), chunk).map_err(|error| store_error(&error))?;
+        Ok(match record {
+            Some(record) if record.generation == generation && !record.replicas.contains(&server) => {
+                // Servers that were given up don't count any more; should one come back, it is told to delete.
+                let now = clock::since_boot();
+                let servers = self.office.servers.lock();
+                let mut replicas = record.replicas;
+                replicas
+                    .retain(|other| servers.health(*other, now).is_some_and(|health| health != Health::Dead));
+                replicas.push(server);
+                tracing::info!(%chunk, %server, "a chunk has a new replica");
+                Some(Op::SetReplicas { chunk, generation, replicas })
+            }
+            _ => Some(Op::DeleteStray { server, chunks: vec![chunk] }),
+        })
+    }
+
+    /// A replica is missing or bad: it is taken out, if another is left, and made anew by the repair.
+    fn without_replica(&self, chunk: ChunkId, server: ServerId) -> Result<Option<Op>, MetadataError> {
+        let record = query::chunk(&*self.machine.store(), chunk).map_err(|error| store_error(&error))?;
+        let Some(record) = record else { return Ok(None) };
+        if !record.sealed || !record.replicas.contains(&server) {
+            return Ok(None);
+        }
+        let left: Vec<ServerId> = record.replicas.iter().copied().filter(|other| *other != server).collect();
+        let now = clock::since_boot();
+        let alive = {
+            let servers = self.office.servers.lock();
+            left.iter().filter(|other| servers.health(**other, now) == Some(Health::Alive)).count()
+        };
+        if alive == 0 {
+            tracing::error!(%chunk, %server, "the only replica that can be reached is missing or bad");
+            return Ok(None);
+        }
+        tracing::warn!(%chunk, %server, left = left.len(), "a replica is missing or bad: it is taken out");
+        Ok(Some(Op::SetReplicas { chunk, generation: record.generation, replicas: left }))
+    }
+
+    async fn take_inventory(
+        &self,
+        server: ServerId,
+        changes: &InventoryChanges,
+    ) -> Result<(), MetadataError> {
+        let strays = self.strays(server, changes).map_err(|error| store_error(&error))?;
+        let missing = self.missing(server, changes).map_err(|error| store_error(&error))?;
+        let mut ops = Vec::new();
+        if !strays.is_empty() {
+            tracing::info!(%server, count = strays.len(), "replicas that no record knows are to be deleted");
+            self.metrics.work("strays", strays.len() as u64);
+            ops.push(Op::DeleteStray { server, chunks: strays });
+        }
+        let bad = changes.bad.iter().map(|bad| bad.chunk);
+        for chunk in missing.into_iter().chain(bad) {
+            ops.extend(self.without_replica(chunk, server)?);
+        }
+        if !ops.is_empty() {
+            self.propose_all(ops).await?;
+        }
+        Ok(())
+    }
+
+    /// Replicas that no record places on the server.
+    fn strays(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
+        let store = self.machine.store();
+        let mut strays = Vec::new();
+        for replica in &changes.present {
+            let chunk = replica.chunk;
+            if query::chunk(&*store, chunk)?.is_some_and(|record| record.replicas.contains(&server))
+                || self.office.orders.lock().is_copying(server, chunk)
+            {
+                continue;
+            }
+            let order: Option<OrderRecord> =
+                query::load(&*store, Family::System, &keys::order(server, chunk))?;
+            if !order.is_some_and(|order| order.delete) {
+                strays.push(chunk);
+            }
+        }
+        Ok(strays)
+    }
+
+    /// Sealed chunks that should be on the server and are not in its (page of the) full inventory. Open ones are
+    /// their writers' business.
+    fn missing(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
+        let Some(through) = changes.through else { return Ok(Vec::new()) };
+        let present: HashSet<ChunkId> = changes.present.iter().map(|replica| replica.chunk).collect();
+        let from = keys::chunk(ChunkId(changes.from.map_or(0, |from| from.0.saturating_add(1))));
+        let to = if changes.complete {
+            prefix_end(&keys::chunks())
+        } else {
+            keys::chunk(ChunkId(through.0.saturating_add(1)))
+        };
+        let mut missing = Vec::new();
+        self.machine.store().scan(Family::System, &from, &to, &mut |key, value| {
+            if let (Some(number), Ok(record)) = (keys::first_number(key), ChunkRecord::decode(value)) {
+                let chunk = ChunkId(number);
+                if record.sealed
+                    && record.committed > 0
+                    && record.replicas.contains(&server)
+                    && !present.contains(&chunk)
+                {
+                    missing.push(chunk);
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        // What was sealed or copied while the page was on its way may be there already: a server that lacks it
+        // says so when it is told to seal it. Here only what has no such order is taken as lost.
+        let store = self.machine.store();
+        let mut lost = Vec::new();
+        for chunk in missing {
+            let order: Option<OrderRecord> =
+                query::load(&*store, Family::System, &keys::order(server, chunk))?;
+            if order.is_none_or(|order| order.seal.is_none()) {
+                lost.push(chunk);
+            }
+        }
+        Ok(lost)
+    }
+
+    /// What the server is to do now, and chunks of which it has nothing to trim though it was told so.
+    fn orders_for(&self, server: ServerId) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), StoreError> {
+        let room = self.office.orders.lock().room(server).min(TASKS_MAX);
+        let store = self.machine.store();
+        let records = store.snapshot();
+        let mut tasks = Vec::new();
+        let mut failed = None;
+        let prefix = keys::orders(server);
+        records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
+            if tasks.len() >= room {
+                return ControlFlow::Break(());
+            }
+            match (keys::second_number(key), OrderRecord::decode(value)) {
+                (Some(chunk), Ok(order)) => {
+                    tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() })
+                }
+                (None, _) => {}
+                (_, Err(error)) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let mut idle = Vec::new();
+        for task in &mut tasks {
+            if task.order.trim && !task.order.delete {
+                task.dead = dead_ranges(&records, task.chunk, server)?;
+                if task.dead.is_empty() {
+                    idle.push(task.chunk);
+                }
+            }
+        }
+        Ok((self.office.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
+    }
+}
+
+/// Dead ranges of a chunk that the server hasn't trimmed, as many as go into one order.
+fn dead_ranges(records: &dyn Read, chunk: ChunkId, server: ServerId) -> Result<Vec<(u64, u64)>, StoreError> {
+    let mut ranges = Vec::new();
+    let mut failed = None;
+    let prefix = keys::dead_ranges(chunk);
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
+        match (keys::second_number(key), DeadRecord::decode(value)) {
+            (Some(first), Ok(dead)) if dead.waiting.contains(&server) => ranges.push((first, dead.blocks)),
+            (_, Ok(_)) => {}
+            (_, Err(error)) => {
+                failed = Some(error);
+                return ControlFlow::Break(());
+            }
+        }
+        if ranges.len() >= TRIM_RANGES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    failed.map_or(Ok(ranges), Err)
+}

@@ -1,0 +1,330 @@
+//! The volume's records as Raft's state machine: entries in, outcomes out.
+//!
+//! An entry is a batch of commands. Whatever one call applies becomes one atomic write, together with the
+//! position of its last entry, so the store is always exactly the state at that position: a crash loses
+//! what wasn't flushed, all families at the same point, and Raft brings it again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use atoll_core::commands::{Command, Outcome};
+use atoll_core::namespace::{Txn, execute};
+use atoll_core::store::{Family, Read, StoreError, Write};
+use atoll_raft::{AppliedEntry, AppliedPayload, AppliedState, LogPosition, StateMachine, StateMachineError};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::changes::Changes;
+use crate::metrics::Metrics;
+use crate::store::folder::{self, Folder, FolderError};
+use crate::store::rocks::Rocks;
+
+/// The format of entries and results that is written.
+const ENTRY_VERSION: u8 = 1;
+/// The format of the store as a whole.
+const STORE_VERSION: u8 = 1;
+/// Term and index of the last applied entry.
+const POSITION_KEY: &[u8] = b"AP";
+/// The last membership, as Raft gave it.
+const MEMBERSHIP_KEY: &[u8] = b"AM";
+/// [`STORE_VERSION`].
+const VERSION_KEY: &[u8] = b"AV";
+
+/// Why an entry can't be applied, or the store can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A batch of a newer version.
+    #[error(
+        "the log holds entries of format {found}, this program knows up to {ENTRY_VERSION}: use the newer program"
+    )]
+    NewerEntry {
+        /// Its format.
+        found: u8,
+    },
+    /// A batch that can't be read.
+    #[error("an entry of the log can't be read: {0}")]
+    BadEntry(String),
+    /// The store of a newer version.
+    #[error(
+        "the metadata store has format {found}, this program knows up to {STORE_VERSION}: use the version that wrote it, or a newer one"
+    )]
+    NewerStore {
+        /// Its format.
+        found: u8,
+    },
+    /// Raft gives an entry that was applied already.
+    #[error("entry {got} comes after {last} was applied")]
+    OutOfOrder {
+        /// The entry.
+        got: LogPosition,
+        /// What was applied.
+        last: LogPosition,
+    },
+}
+
+impl From<MachineError> for StateMachineError {
+    fn from(error: MachineError) -> Self {
+        StateMachineError::new(error)
+    }
+}
+
+/// One command, encoded to be put into a [`Batch`].
+#[must_use]
+pub fn encode_command(command: &Command) -> Vec<u8> {
+    // Serialising into memory fails only for types without a fixed shape, and commands have one.
+    postcard::to_stdvec(command).expect("commands can always be encoded")
+}
+
+/// A batch of commands in the making; it becomes one entry: a byte of format version, their number, the commands.
+#[derive(Default)]
+pub struct Batch {
+    count: usize,
+    body: Vec<u8>,
+}
+
+impl Batch {
+    /// Adds an encoded command.
+    pub fn add(&mut self, encoded: &[u8]) {
+        self.count += 1;
+        self.body.extend_from_slice(encoded);
+    }
+
+    /// Bytes of the commands.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.body.len()
+    }
+
+    /// The entry.
+    #[must_use]
+    pub fn finish(self) -> Bytes {
+        let mut entry =
+            postcard::to_extend(&self.count, vec![ENTRY_VERSION]).expect("a number can be encoded");
+        entry.extend_from_slice(&self.body);
+        entry.into()
+    }
+}
+
+/// The commands of an entry.
+///
+/// # Errors
+/// If the bytes make no sense, or are of a newer version.
+pub fn decode_batch(entry: &[u8]) -> Result<Vec<Command>, MachineError> {
+    decode(entry)
+}
+
+/// The result of an entry: the outcomes of its commands.
+#[must_use]
+pub fn encode_outcomes(outcomes: &[Outcome]) -> Bytes {
+    encode(outcomes)
+}
+
+/// The outcomes of a batch, in the order of its commands.
+///
+/// # Errors
+/// If the bytes make no sense.
+pub fn decode_outcomes(bytes: &[u8]) -> Result<Vec<Outcome>, MachineError> {
+    decode(bytes)
+}
+
+fn encode<T: serde::Serialize + ?Sized>(value: &T) -> Bytes {
+    postcard::to_extend(value, vec![ENTRY_VERSION]).expect("outcomes can always be encoded").into()
+}
+
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, MachineError> {
+    match bytes.split_first() {
+        Some((&ENTRY_VERSION, body)) => {
+            postcard::from_bytes(body).map_err(|error| MachineError::BadEntry(error.to_string()))
+        }
+        Some((&found, _)) if found > ENTRY_VERSION => Err(MachineError::NewerEntry { found }),
+        _ => Err(MachineError::BadEntry("it has no format".into())),
+    }
+}
+
+/// The state machine.
+pub struct Machine {
+    folder: Arc<Folder>,
+    /// Replaced as a whole when a snapshot is installed.
+    store: RwLock<Arc<Rocks>>,
+    state: RwLock<PathBuf>,
+    applied: Mutex<AppliedState>,
+    flushed: Mutex<Option<LogPosition>>,
+    /// One flush at a time: the position is read before it and is durable after it.
+    flushing: Mutex<()>,
+    changes: Arc<Changes>,
+    metrics: Metrics,
+}
+
+impl Machine {
+    /// Opens the state in `folder`, or makes an empty one.
+    ///
+    /// # Errors
+    /// If it can't be opened.
+    pub fn open(
+        folder: Arc<Folder>,
+        changes: Arc<Changes>,
+        metrics: Metrics,
+    ) -> Result<Machine, MachineError> {
+        let state = folder.current_state()?;
+        let store = Rocks::open(&state)?;
+        match store.get(Family::System, VERSION_KEY)?.as_deref() {
+            Some([found]) if *found > STORE_VERSION => {
+                return Err(MachineError::NewerStore { found: *found });
+            }
+            Some(_) => {}
+            None => {
+                store.write([(Family::System, VERSION_KEY.to_vec(), Some(vec![STORE_VERSION]))])?;
+                store.flush()?;
+            }
+        }
+        let applied = read_applied(&store)?;
+        Ok(Machine {
+            folder,
+            flushed: Mutex::new(applied.position),
+            store: RwLock::new(Arc::new(store)),
+            state: RwLock::new(state),
+            applied: Mutex::new(applied),
+            flushing: Mutex::new(()),
+            changes,
+            metrics,
+        })
+    }
+
+    /// The records. Take a snapshot of it to read several that belong together.
+    #[must_use]
+    pub fn store(&self) -> Arc<Rocks> {
+        self.store.read().clone()
+    }
+
+    fn apply_entries(&self, entries: Vec<AppliedEntry>) -> Result<Vec<Bytes>, MachineError> {
+        let started = Instant::now();
+        let store = self.store();
+        let mut applied = self.applied.lock().clone();
+        let mut txn = Txn::open(&*store)?;
+        let mut results = Vec::new();
+        let mut commands_applied = 0;
+        for entry in entries {
+            if let Some(last) = applied.position
+                && entry.position.index <= last.index
+            {
+                return Err(MachineError::OutOfOrder { got: entry.position, last });
+            }
+            match entry.payload {
+                AppliedPayload::Normal(bytes) => {
+                    let commands = decode_batch(&bytes)?;
+                    commands_applied += commands.len();
+                    let outcomes = commands
+                        .iter()
+                        .map(|command| execute(&mut txn, command))
+                        .collect::<Result<Vec<_>, _>>()?;
+                    results.push(encode_outcomes(&outcomes));
+                }
+                AppliedPayload::Blank => {}
+                AppliedPayload::Membership(bytes) => applied.membership = Some(bytes),
+            }
+            applied.position = Some(entry.position);
+        }
+        let mut writes = txn.into_writes();
+        self.changes.note(&writes);
+        writes.extend(applied_writes(&applied));
+        store.write(writes)?;
+        *self.applied.lock() = applied;
+        self.metrics.applied(commands_applied, started.elapsed());
+        Ok(results)
+    }
+
+    fn flush_store(&self) -> Result<Option<LogPosition>, MachineError> {
+        let _one = self.flushing.lock();
+        let position = self.applied.lock().position;
+        let store = self.store();
+        store.flush()?;
+        let mut flushed = self.flushed.lock();
+        if position > *flushed {
+            *flushed = position;
+        }
+        Ok(*flushed)
+    }
+
+    fn install_files(&self, dir: &Path) -> Result<(), MachineError> {
+        let _one = self.flushing.lock();
+        let old = self.state.read().clone();
+        let next = self.folder.next_state(&old)?;
+        folder::move_files(dir, &next)?;
+        // Opened before it becomes the current one: a copy that can't be opened must not replace what can.
+        let store = Rocks::open(&next)?;
+        let applied = read_applied(&store)?;
+        self.folder.switch_state(&next)?;
+        *self.flushed.lock() = applied.position;
+        *self.applied.lock() = applied;
+        *self.store.write() = Arc::new(store);
+        *self.state.write() = next;
+        // Who still reads the old one has its files open; what can't be removed now is when it is opened next.
+        if let Err(error) = std::fs::remove_dir_all(&old) {
+            tracing::debug!(%error, "the replaced state is not removed yet");
+        }
+        Ok(())
+    }
+}
+
+fn read_applied(store: &Rocks) -> Result<AppliedState, MachineError> {
+    let position = match store.get(Family::System, POSITION_KEY)? {
+        None => None,
+        Some(bytes) => {
+            let (term, index) = postcard::from_bytes(&bytes)
+                .map_err(|error| StoreError::Damaged(format!("applied position: {error}")))?;
+            Some(LogPosition { term, index })
+        }
+    };
+    Ok(AppliedState { position, membership: store.get(Family::System, MEMBERSHIP_KEY)? })
+}
+
+fn applied_writes(applied: &AppliedState) -> Vec<Write> {
+    let mut writes = Vec::new();
+    if let Some(position) = applied.position {
+        let value =
+            postcard::to_stdvec(&(position.term, position.index)).expect("two numbers can be encoded");
+        writes.push((Family::System, POSITION_KEY.to_vec(), Some(value)));
+    }
+    if let Some(membership) = &applied.membership {
+        writes.push((Family::System, MEMBERSHIP_KEY.to_vec(), Some(membership.clone())));
+    }
+    writes
+}
+
+impl StateMachine for Machine {
+    fn applied(&self) -> AppliedState {
+        self.applied.lock().clone()
+    }
+
+    fn apply(&self, entries: Vec<AppliedEntry>) -> Result<Vec<Bytes>, StateMachineError> {
+        Ok(self.apply_entries(entries)?)
+    }
+
+    fn flush(&self) -> Result<Option<LogPosition>, StateMachineError> {
+        Ok(self.flush_store()?)
+    }
+
+    fn flushed(&self) -> Option<LogPosition> {
+        *self.flushed.lock()
+    }
+
+    fn checkpoint(&self, dir: &Path) -> Result<AppliedState, StateMachineError> {
+        let applied = self.applied.lock().clone();
+        self.store().checkpoint(dir).map_err(MachineError::from)?;
+        Ok(applied)
+    }
+
+    fn install(&self, dir: &Path) -> Result<(), StateMachineError> {
+        Ok(self.install_files(dir)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Room that is kept for the day the disk is full: a file that is given up so that deleting can go on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Free bytes below which the ballast is given up, apart from the ballast itself.
+const LOW_BYTES: u64 = 16 << 20;
+
+/// How full the disk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// There is room.
+    Enough,
+    /// The ballast was given up: what is left is for deleting.
+    Low,
+}
+
+/// What to do about the ballast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Keep,
+    GiveUp,
+    TakeBack,
+}
+
+/// Pure: `free` bytes on the disk, `held`: the ballast exists, `ballast` its bytes.
+fn step(free: u64, held: bool, ballast: u64) -> Step {
+    if held && free < LOW_BYTES {
+        Step::GiveUp
+    } else if !held && free > ballast + 2 * LOW_BYTES {
+        Step::TakeBack
+    } else {
+        Step::Keep
+    }
+}
+
+/// The ballast file of a disk.
+#[derive(Debug)]
+pub struct Ballast {
+    path: PathBuf,
+    bytes: u64,
+    held: bool,
+}
+
+impl Ballast {
+    /// A ballast of `bytes` (0: none) in `folder`; [`check`](Self::check) makes it.
+    #[must_use]
+    pub fn new(folder: &Path, bytes: u64) -> Ballast {
+        let path = folder.join("ballast");
+        let held = bytes > 0 && fs::metadata(&path).is_ok_and(|found| found.len() >= bytes);
+        Ballast { path, bytes, held }
+    }
+
+    /// Looks at the disk, gives the ballast up or takes it back, and says how things are. May block.
+    ///
+    /// # Errors
+    /// If the disk can't be asked.
+    pub fn check(&mut self) -> io::Result<Room> {
+        let free = free_bytes(self.path.parent().unwrap_or(Path::new("/")))?;
+        if self.bytes == 0 {
+            return Ok(if free < LOW_BYTES { Room::Low } else { Room::Enough });
+        }
+        match step(free, self.held, self.bytes) {
+            Step::Keep => {}
+            Step::GiveUp => {
+                tracing::error!(
+                    folder = %self.path.display(),
+                    free_bytes = free,
+                    "the metadata disk is full: giving up the ballast so that deleting goes on; enlarge the disk"
+                );
+                self.give_up()?;
+            }
+            Step::TakeBack => match self.take() {
+                Ok(()) => self.held = true,
+                Err(error) => {
+                    tracing::debug!(%error, "no room for the ballast yet");
+                    self.give_up()?;
+                }
+            },
+        }
+        Ok(if self.held { Room::Enough } else { Room::Low })
+    }
+
+    /// Gives the ballast up at once: a write failed for want of room.
+    ///
+    /// # Errors
+    /// If the file can't be removed.
+    pub fn give_up(&mut self) -> io::Result<()> {
+        self.held = false;
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn take(&self) -> io::Result<()> {
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&self.path)?;
+        allocate(&file, self.bytes)
+    }
+}
+
+fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    let length = i64::try_from(bytes).map_err(io::Error::other)?;
+    // SAFETY: the descriptor is open for as long as `file` lives.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// Bytes of the filesystem at `path` that an ordinary user may still write.
+///
+/// # Errors
+/// If the system refuses.
+pub fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    // SAFETY: an all-zero statvfs is a valid value, to be filled in by the call.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `path` ends with NUL and `found` is a valid place.
+    if unsafe { libc::statvfs(path.as_ptr(), &mut found) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(found.f_bavail * found.f_frsize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_given_up_when_room_is_low_and_taken_back_with_a_margin() {
+        let ballast = 64 << 20;
+        assert_eq!(step(LOW_BYTES - 1, true, ballast), Step::GiveUp);
+        assert_eq!(step(LOW_BYTES, true, ballast), Step::Keep);
+        // What was given up is not enough to take it back.
+        assert_eq!(step(ballast + LOW_BYTES, false, ballast), Step::Keep);
+        assert_eq!(step(ballast + 2 * LOW_BYTES + 1, false, ballast), Step::TakeBack);
+    }
+
+    #[test]
+    fn a_disk_with_room_gets_its_ballast_and_keeps_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ballast = Ballast::new(dir.path(), 1 << 20);
+        assert_eq!(ballast.check().unwrap(), Room::Enough);
+        assert_eq!(fs::metadata(dir.path().join("ballast")).unwrap().len(), 1 << 20);
+        assert!(Ballast::new(dir.path(), 1 << 20).held);
+        ballast.give_up().unwrap();
+        ballast.give_up().unwrap();
+        assert!(!dir.path().join("ballast").exists());
+    }
+}

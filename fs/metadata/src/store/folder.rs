@@ -1,0 +1,435 @@
+//! The folder of a metadata server: whose it is, and in which format.
+//!
+//! ```text
+//! identity       whose folder this is; written first, so a folder without it is empty or foreign
+//! lock           held while a process uses the folder
+//! current        name of the folder below that holds the state
+//! state-<n>/     RocksDB
+//! raft/          log and vote
+//! ballast        see `ballast`
+//! ```
+//!
+//! Small files are replaced by writing a temporary one, syncing it, renaming it and syncing the folder, so a
+//! crash leaves the old content or the new one.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use atoll_core::ids::{ClusterId, MemberId};
+
+/// The format of the folder that this program writes.
+const FORMAT: u32 = 1;
+const IDENTITY: &str = "identity";
+const LOCK: &str = "lock";
+const CURRENT: &str = "current";
+const STATE_PREFIX: &str = "state-";
+/// What a fresh disk may hold before it is ours.
+const IGNORED: [&str; 3] = ["lost+found", LOCK, "identity.new"];
+
+/// Why a folder can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// The system refused.
+    #[error("can't {action} {path}: {source}")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// Not a folder.
+    #[error("{path} is not a folder: give the metadata server a folder of its own")]
+    NotFolder {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// Somebody else's files.
+    #[error(
+        "{path} holds files that are not a metadata server's ({example}): it was left as it is; give the metadata \
+         server an empty folder"
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+        /// One of the files.
+        example: String,
+    },
+    /// Another volume's.
+    #[error(
+        "{path} belongs to cluster {found}, this server was started for cluster {expected}: it was left as it is; \
+         use that cluster's id, or another folder"
+    )]
+    OtherCluster {
+        /// The folder.
+        path: PathBuf,
+        /// Whose it is.
+        found: ClusterId,
+        /// Whose it should be.
+        expected: ClusterId,
+    },
+    /// Written by a newer program.
+    #[error(
+        "{path} has format {found}, this program knows up to {FORMAT}: use the version that wrote it, or a newer one"
+    )]
+    Newer {
+        /// The folder.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// The identity can't be read.
+    #[error("{path} is damaged ({detail}): restore it from a backup, or replace this member")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Another process uses it.
+    #[error("{path} is in use by another process: is this metadata server running already?")]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
+    let path = path.to_owned();
+    move |source| FolderError::Io { action, path, source }
+}
+
+/// An open folder; nobody else can open it while this lives.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    cluster: ClusterId,
+    member: MemberId,
+    _lock: File,
+}
+
+impl Folder {
+    /// Opens the folder at `path` for a member of `cluster`. A missing or empty one becomes `new_member`'s;
+    /// anything else that isn't this cluster's is refused untouched.
+    ///
+    /// # Errors
+    /// See [`FolderError`].
+    pub fn open(path: &Path, cluster: ClusterId, new_member: MemberId) -> Result<Folder, FolderError> {
+        match fs::metadata(path) {
+            Ok(found) if !found.is_dir() => return Err(FolderError::NotFolder { path: path.into() }),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(path).map_err(io_error("make the folder", path))?;
+                if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                    sync_folder(parent)?;
+                }
+            }
+            Err(error) => return Err(io_error("look at", path)(error)),
+        }
+        let before = Identity::read(path)?;
+        match &before {
+            Some(identity) => identity.check(path, cluster)?,
+            None => refuse_foreign(path)?,
+        }
+        let lock = lock(path)?;
+        // Once more: another process may have made it its own before this one had the lock.
+        let identity = match Identity::read(path)? {
+            Some(identity) => {
+                identity.check(path, cluster)?;
+                identity
+            }
+            None => {
+                let identity = Identity { cluster, member: new_member };
+                replace(&path.join(IDENTITY), identity.text().as_bytes())?;
+                identity
+            }
+        };
+        Ok(Folder { path: path.into(), cluster: identity.cluster, member: identity.member, _lock: lock })
+    }
+
+    /// Whose disk this is.
+    #[must_use]
+    pub fn member(&self) -> MemberId {
+        self.member
+    }
+
+    /// The cluster that it belongs to.
+    #[must_use]
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// For the Raft log.
+    #[must_use]
+    pub fn raft(&self) -> PathBuf {
+        self.path.join("raft")
+    }
+
+    /// The folder of the current state. What other states a crash has left is removed.
+    ///
+    /// # Errors
+    /// If the folder can't be read or written.
+    pub fn current_state(&self) -> Result<PathBuf, FolderError> {
+        let pointer = self.path.join(CURRENT);
+        let name = match fs::read_to_string(&pointer) {
+            Ok(name) => {
+                let name = name.trim().to_owned();
+                if !name.starts_with(STATE_PREFIX) || name.contains('/') {
+                    let detail = format!("it names '{name}'");
+                    return Err(FolderError::Damaged { path: pointer, detail });
+                }
+                name
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = format!("{STATE_PREFIX}1");
+                replace(&pointer, name.as_bytes())?;
+                name
+            }
+            Err(error) => return Err(io_error("read", &pointer)(error)),
+        };
+        for entry in fs::read_dir(&self.path).map_err(io_error("list", &self.path))? {
+            let entry = entry.map_err(io_error("list", &self.path))?;
+            let found = entry.file_name().to_string_lossy().into_owned();
+            if found.starts_with(STATE_PREFIX) && found != name {
+                fs::remove_dir_all(entry.path()).map_err(io_error("remove the old state", &entry.path()))?;
+            }
+        }
+        Ok(self.path.join(name))
+    }
+
+    /// A new, empty folder for a state that is to take the place of the current one.
+    ///
+    /// # Errors
+    /// If it can't be made.
+    pub fn next_state(&self, current: &Path) -> Result<PathBuf, FolderError> {
+        let number = current
+            .file_name()
+            .and_then(|name| name.to_str()?.strip_prefix(STATE_PREFIX)?.parse::<u64>().ok())
+            .unwrap_or(0);
+        let next = self.path.join(format!("{STATE_PREFIX}{}", number + 1));
+        match fs::remove_dir_all(&next) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove what is left of", &next)(error));
+            }
+            _ => {}
+        }
+        fs::create_dir(&next).map_err(io_error("make the folder", &next))?;
+        Ok(next)
+    }
+
+    /// Makes `state` (all of whose files are synced) the current one, durably.
+    ///
+    /// # Errors
+    /// If the disk refuses; the old one stays current then.
+    pub fn switch_state(&self, state: &Path) -> Result<(), FolderError> {
+        let name = state.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        sync_folder(state)?;
+        replace(&self.path.join(CURRENT), name.as_bytes())
+    }
+}
+
+/// Moves every file of `from` into `to`, and syncs both files and folder. Copies where they are on different
+/// filesystems.
+///
+/// # Errors
+/// If a file can't be moved.
+pub fn move_files(from: &Path, to: &Path) -> Result<(), FolderError> {
+    for entry in fs::read_dir(from).map_err(io_error("list", from))? {
+        let source = entry.map_err(io_error("list", from))?.path();
+        let target = to.join(source.file_name().unwrap_or_default());
+        match fs::rename(&source, &target) {
+            Err(error) if error.raw_os_error() == Some(libc::EXDEV) => {
+                fs::copy(&source, &target).map_err(io_error("copy", &source))?;
+            }
+            other => other.map_err(io_error("move", &source))?,
+        }
+        File::open(&target).and_then(|file| file.sync_all()).map_err(io_error("sync", &target))?;
+    }
+    sync_folder(to)
+}
+
+struct Identity {
+    cluster: ClusterId,
+    member: MemberId,
+}
+
+impl Identity {
+    fn text(&self) -> String {
+        format!("atoll-metadata {FORMAT}\ncluster {}\nmember {}\nend\n", self.cluster, self.member)
+    }
+
+    fn read(folder: &Path) -> Result<Option<Identity>, FolderError> {
+        let path = folder.join(IDENTITY);
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        let mut lines = text.lines();
+        let format = match lines.next().and_then(|line| line.strip_prefix("atoll-metadata ")) {
+            Some(format) => format.parse::<u32>().ok(),
+            None => {
+                // Somebody else's file of the same name.
+                return Err(FolderError::Foreign { path: folder.into(), example: IDENTITY.into() });
+            }
+        };
+        let damaged = |detail: &str| FolderError::Damaged { path: path.clone(), detail: detail.into() };
+        let format = format.ok_or_else(|| damaged("its format is no number"))?;
+        if format > FORMAT {
+            return Err(FolderError::Newer { path: folder.into(), found: format });
+        }
+        let mut field = |name: &str| lines.next().and_then(|line| line.strip_prefix(name)).map(str::to_owned);
+        let cluster =
+            field("cluster ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no cluster id"))?;
+        let member =
+            field("member ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no member id"))?;
+        if field("end").is_none() {
+            return Err(damaged("it is cut off"));
+        }
+        Ok(Some(Identity { cluster, member }))
+    }
+
+    fn check(&self, path: &Path, expected: ClusterId) -> Result<(), FolderError> {
+        if self.cluster == expected {
+            return Ok(());
+        }
+        Err(FolderError::OtherCluster { path: path.into(), found: self.cluster, expected })
+    }
+}
+
+fn refuse_foreign(path: &Path) -> Result<(), FolderError> {
+    for entry in fs::read_dir(path).map_err(io_error("list", path))? {
+        let name = entry.map_err(io_error("list", path))?.file_name().to_string_lossy().into_owned();
+        if !IGNORED.contains(&name.as_str()) {
+            return Err(FolderError::Foreign { path: path.into(), example: name });
+        }
+    }
+    Ok(())
+}
+
+fn lock(folder: &Path) -> Result<File, FolderError> {
+    let path = folder.join(LOCK);
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(io_error("open", &path))?;
+    // SAFETY: the descriptor is open for as long as `file` lives.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(file);
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Err(FolderError::InUse { path: folder.into() });
+    }
+    Err(io_error("lock", &path)(error))
+}
+
+fn sync_folder(path: &Path) -> Result<(), FolderError> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(io_error("sync", path))
+}
+
+/// Gives the file at `path` this content, durably, whole or not at all.
+fn replace(path: &Path, content: &[u8]) -> Result<(), FolderError> {
+    let temporary = path.with_extension("new");
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(io_error("write", path))?;
+    match path.parent() {
+        Some(parent) => sync_folder(parent),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId(0xc1);
+    const MEMBER: MemberId = MemberId(7);
+
+    #[test]
+    fn a_new_folder_keeps_its_first_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let folder = Folder::open(&path, CLUSTER, MEMBER).unwrap();
+        assert_eq!(folder.member(), MEMBER);
+        drop(folder);
+        assert_eq!(Folder::open(&path, CLUSTER, MemberId(8)).unwrap().member(), MEMBER);
+    }
+
+    #[test]
+    fn two_processes_can_not_share_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap();
+        let error = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap_err();
+        assert!(matches!(error, FolderError::InUse { .. }), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_ours_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("photos.tar"), b"precious").unwrap();
+        let error = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap_err();
+        assert!(error.to_string().contains("photos.tar"), "{error}");
+        let names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["photos.tar"]);
+
+        let error = Folder::open(&dir.path().join("photos.tar"), CLUSTER, MEMBER).unwrap_err();
+        assert!(matches!(error, FolderError::NotFolder { .. }), "{error}");
+    }
+
+    #[test]
+    fn other_clusters_newer_formats_and_damage_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Folder::open(dir.path(), CLUSTER, MEMBER).unwrap());
+        let error = Folder::open(dir.path(), ClusterId(0xc2), MEMBER).unwrap_err();
+        assert!(matches!(error, FolderError::OtherCluster { found: CLUSTER, .. }), "{error}");
+
+        let file = dir.path().join(IDENTITY);
+        let good = fs::read_to_string(&file).unwrap();
+        fs::write(&file, good.replace("metadata 1", "metadata 9")).unwrap();
+        let error = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap_err();
+        assert!(matches!(error, FolderError::Newer { found: 9, .. }), "{error}");
+
+        fs::write(&file, &good[..good.len() - 8]).unwrap();
+        let error = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap_err();
+        assert!(matches!(error, FolderError::Damaged { .. }), "{error}");
+
+        fs::write(&file, "something else").unwrap();
+        let error = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap_err();
+        assert!(matches!(error, FolderError::Foreign { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_state_is_switched_as_a_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap();
+        let first = folder.current_state().unwrap();
+        fs::create_dir(&first).unwrap();
+        let next = folder.next_state(&first).unwrap();
+        // Not switched: the new one is what a crash left.
+        assert_eq!(folder.current_state().unwrap(), first);
+        assert!(!next.exists());
+        let next = folder.next_state(&first).unwrap();
+        fs::write(next.join("f"), b"x").unwrap();
+        folder.switch_state(&next).unwrap();
+        assert_eq!(folder.current_state().unwrap(), next);
+        assert!(!first.exists() && next.join("f").exists());
+    }
+}

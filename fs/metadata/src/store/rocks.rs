@@ -1,0 +1,355 @@
+//! The records on disk: RocksDB, one column family for each [`Family`].
+//!
+//! RocksDB's own log is off. What makes a change durable is the Raft log; the position up to which it was
+//! applied is written in the same atomic batch as the changes, and all families are flushed as one. So
+//! after a crash the store is exactly the state at some applied position, and the Raft log has what comes after.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use atoll_core::store::{Family, Read, StoreError, Visit, Write};
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
+    DBCompressionType, DBRawIterator, Env, FlushOptions, LogLevel, Options, ReadOptions, Snapshot,
+    WriteBatch, WriteBufferManager, WriteOptions,
+};
+
+/// Bytes of all families' memtables together; above it they are flushed.
+pub const MEMTABLE_BYTES_MAX: usize = 12 << 20;
+/// Bytes of one family's memtable; above it all are flushed.
+const FAMILY_MEMTABLE_BYTES_MAX: usize = 6 << 20;
+/// Bytes of blocks, indexes and filters that are kept in memory.
+pub const BLOCK_CACHE_BYTES: usize = 8 << 20;
+/// Table files that are held open.
+const OPEN_FILES_MAX: i32 = 256;
+/// Bytes that a memtable takes from the allocator at a time: small, since there are several memtables and
+/// most of them are small most of the time.
+const ARENA_BLOCK_BYTES: usize = 64 << 10;
+/// Bytes of a table file.
+const TABLE_BYTES: u64 = 16 << 20;
+/// Bytes of a file of inline values.
+const BLOB_FILE_BYTES: u64 = 64 << 20;
+/// Inline values of at least this many bytes live in files of their own kind, which compaction doesn't copy.
+const BLOB_BYTES_MIN: u64 = 256;
+/// Bytes of RocksDB's own log of what it does, per file; it keeps two.
+const INFO_LOG_BYTES_MAX: usize = 1 << 20;
+
+/// An open RocksDB.
+pub struct Rocks {
+    db: DB,
+    cache: Cache,
+    // Dropped after the database, which uses it.
+    memory: WriteBufferManager,
+}
+
+/// Sizes, for metrics (bytes).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RocksSizes {
+    /// Memtables, those that are being flushed included.
+    pub memtables: u64,
+    /// Block cache in use.
+    pub cache: u64,
+    /// Table files that are part of the state.
+    pub tables: u64,
+}
+
+fn failed(error: rocksdb::Error) -> StoreError {
+    StoreError::Backend(error.into_string())
+}
+
+fn family_options(family: Family, cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_block_size(8 << 10);
+    table.set_format_version(6);
+    table.set_bloom_filter(10.0, false);
+    table.set_whole_key_filtering(true);
+    table.set_optimize_filters_for_memory(true);
+    // Indexes and filters of a big store don't fit into memory: they are cut into blocks and cached like data.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(4 << 10);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(FAMILY_MEMTABLE_BYTES_MAX);
+    options.set_arena_block_size(ARENA_BLOCK_BYTES);
+    options.set_max_write_buffer_number(2);
+    options.set_target_file_size_base(TABLE_BYTES);
+    options.set_max_bytes_for_level_base(4 * TABLE_BYTES);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    if family == Family::Inline {
+        options.set_enable_blob_files(true);
+        options.set_min_blob_size(BLOB_BYTES_MIN);
+        options.set_blob_file_size(BLOB_FILE_BYTES);
+        options.set_blob_compression_type(DBCompressionType::Lz4);
+        options.set_enable_blob_gc(true);
+        options.set_blob_gc_age_cutoff(0.5);
+        options.set_blob_gc_force_threshold(0.5);
+    }
+    options
+}
+
+impl Rocks {
+    /// Opens the store in `dir`, or makes it.
+    ///
+    /// # Errors
+    /// If RocksDB can't open it.
+    pub fn open(dir: &Path) -> Result<Rocks, StoreError> {
+        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+        let memory = WriteBufferManager::new_write_buffer_manager(MEMTABLE_BYTES_MAX, false);
+        let mut env = Env::new().map_err(failed)?;
+        env.set_low_priority_background_threads(1);
+        env.set_high_priority_background_threads(1);
+
+        let mut options = Options::default();
+        options.create_if_missing(true);
+        options.create_missing_column_families(true);
+        options.set_env(&env);
+        options.set_atomic_flush(true);
+        options.set_write_buffer_manager(&memory);
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_max_background_jobs(2);
+        options.set_bytes_per_sync(1 << 20);
+        // Opening must not take longer the more there is.
+        options.set_skip_stats_update_on_db_open(true);
+        options.set_max_manifest_file_size(4 << 20);
+        options.set_stats_dump_period_sec(0);
+        options.set_stats_persist_period_sec(0);
+        options.set_log_level(LogLevel::Warn);
+        options.set_keep_log_file_num(2);
+        options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
+
+        let families = Family::ALL
+            .into_iter()
+            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
+        let db = DB::open_cf_descriptors(&options, dir, families).map_err(failed)?;
+        Ok(Rocks { db, cache, memory })
+    }
+
+    fn family(&self, family: Family) -> Result<&ColumnFamily, StoreError> {
+        self.db
+            .cf_handle(family.name())
+            .ok_or_else(|| StoreError::Backend(format!("the column family {} is missing", family.name())))
+    }
+
+    /// Carries a batch out, whole or not at all. It is durable after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// If RocksDB refuses.
+    pub fn write(&self, writes: impl IntoIterator<Item = Write>) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        for (family, key, value) in writes {
+            let family = self.family(family)?;
+            match value {
+                Some(value) => batch.put_cf(family, key, value),
+                None => batch.delete_cf(family, key),
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        self.db.write_opt(batch, &options).map_err(failed)
+    }
+
+    /// Makes everything durable that was written before, all families at the same point.
+    ///
+    /// # Errors
+    /// If RocksDB can't write.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        let families =
+            Family::ALL.into_iter().map(|family| self.family(family)).collect::<Result<Vec<_>, _>>()?;
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        self.db.flush_cfs_opt(&families, &options).map_err(failed)
+    }
+
+    /// Makes a copy of the state as files in `dir`, which must not exist. Table files are linked, not copied,
+    /// where the filesystem can.
+    ///
+    /// # Errors
+    /// If RocksDB can't write.
+    pub fn checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
+        // A checkpoint alone would have every family at a point of its own.
+        self.flush()?;
+        Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir)).map_err(failed)
+    }
+
+    /// The records as they are now, unchanged by later writes.
+    #[must_use]
+    pub fn snapshot(&self) -> RocksSnapshot<'_> {
+        RocksSnapshot { store: self, snapshot: self.db.snapshot() }
+    }
+
+    /// How much memory and disk it uses.
+    #[must_use]
+    pub fn sizes(&self) -> RocksSizes {
+        let mut tables = 0;
+        for family in Family::ALL {
+            for property in ["rocksdb.live-sst-files-size", "rocksdb.live-blob-file-size"] {
+                let size = self
+                    .family(family)
+                    .ok()
+                    .and_then(|family| self.db.property_int_value_cf(family, property).ok().flatten());
+                tables += size.unwrap_or(0);
+            }
+        }
+        RocksSizes { memtables: self.memory.get_usage() as u64, cache: self.cache.get_usage() as u64, tables }
+    }
+
+    fn visit(mut iterator: DBRawIterator<'_>, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        iterator.seek(from);
+        while let Some((key, value)) = iterator.item() {
+            if let ControlFlow::Break(()) = visit(key, value) {
+                break;
+            }
+            iterator.next();
+        }
+        iterator.status().map_err(failed)
+    }
+}
+
+fn up_to(to: &[u8]) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_upper_bound(to);
+    options
+}
+
+impl Read for Rocks {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.db.get_cf(self.family(family)?, key).map_err(failed)
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        if from >= to {
+            return Ok(());
+        }
+        Rocks::visit(self.db.raw_iterator_cf_opt(self.family(family)?, up_to(to)), from, visit)
+    }
+}
+
+/// A view of a [`Rocks`] that later writes don't change. Cheap to make; old values are kept while it lives.
+pub struct RocksSnapshot<'a> {
+    store: &'a Rocks,
+    snapshot: Snapshot<'a>,
+}
+
+impl Read for RocksSnapshot<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.snapshot.get_cf(self.store.family(family)?, key).map_err(failed)
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        if from >= to {
+            return Ok(());
+        }
+        Rocks::visit(self.snapshot.raw_iterator_cf_opt(self.store.family(family)?, up_to(to)), from, visit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_core::store::{MemStore, Overlay, prefix_end};
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    /// Every record of `store`, family by family.
+    fn dump(store: &dyn Read) -> Vec<(Family, Vec<u8>, Vec<u8>)> {
+        let mut all = Vec::new();
+        for family in Family::ALL {
+            store
+                .scan(family, &[], &prefix_end(&[]), &mut |key, value| {
+                    all.push((family, key.to_vec(), value.to_vec()));
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+        }
+        all
+    }
+
+    fn random_batch(random: &mut StdRng) -> Vec<Write> {
+        (0..random.random_range(1..20))
+            .map(|_| {
+                let family = Family::ALL[random.random_range(0..Family::ALL.len())];
+                let key = vec![random.random_range(0..4u8), random.random_range(0..16u8)];
+                let value = random.random_bool(0.7).then(|| vec![7; random.random_range(0..600)]);
+                (family, key, value)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn it_behaves_like_the_ordered_map() {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = Rocks::open(dir.path()).unwrap();
+        let mut memory = MemStore::default();
+        let mut random = StdRng::seed_from_u64(7);
+        for round in 0..300 {
+            let batch = random_batch(&mut random);
+            rocks.write(batch.clone()).unwrap();
+            memory.write(batch);
+            if round % 50 == 0 {
+                rocks.flush().unwrap();
+            }
+            let (from, to) = (vec![random.random_range(0..4u8)], vec![random.random_range(0..5u8), 3]);
+            for family in Family::ALL {
+                let mut seen = [Vec::new(), Vec::new()];
+                for (seen, store) in seen.iter_mut().zip([&rocks as &dyn Read, &memory]) {
+                    let limit = round % 7;
+                    store
+                        .scan(family, &from, &to, &mut |key, _| {
+                            seen.push(key.to_vec());
+                            if seen.len() > limit {
+                                ControlFlow::Break(())
+                            } else {
+                                ControlFlow::Continue(())
+                            }
+                        })
+                        .unwrap();
+                }
+                assert_eq!(seen[0], seen[1]);
+                assert_eq!(rocks.get(family, &from).unwrap(), memory.get(family, &from).unwrap());
+            }
+        }
+        assert_eq!(dump(&rocks), dump(&memory));
+        drop(rocks);
+        assert_eq!(dump(&Rocks::open(dir.path()).unwrap()), dump(&memory));
+    }
+
+    #[test]
+    fn a_snapshot_does_not_change_and_carries_an_overlay() {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = Rocks::open(dir.path()).unwrap();
+        rocks.write([(Family::Names, b"a".to_vec(), Some(b"1".to_vec()))]).unwrap();
+        let snapshot = rocks.snapshot();
+        rocks
+            .write([(Family::Names, b"a".to_vec(), None), (Family::Names, b"b".to_vec(), Some(vec![2]))])
+            .unwrap();
+        assert_eq!(snapshot.get(Family::Names, b"a").unwrap(), Some(b"1".to_vec()));
+        let mut overlay = Overlay::new(&snapshot);
+        overlay.put(Family::Names, b"c".to_vec(), Some(vec![3]));
+        assert_eq!(dump(&overlay).len(), 2);
+        assert_eq!(dump(&rocks).len(), 1);
+    }
+
+    #[test]
+    fn a_checkpoint_holds_all_families() {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = Rocks::open(&dir.path().join("a")).unwrap();
+        for family in Family::ALL {
+            rocks.write([(family, b"k".to_vec(), Some(vec![9; 1000]))]).unwrap();
+        }
+        rocks.checkpoint(&dir.path().join("b")).unwrap();
+        let copy = Rocks::open(&dir.path().join("b")).unwrap();
+        assert_eq!(dump(&copy), dump(&rocks));
+        assert_eq!(dump(&copy).len(), Family::ALL.len());
+    }
+}

@@ -1,0 +1,74 @@
+//! Background work of the leader. Each kind has a task of its own; what there is to do comes from
+//! [`Changes`](crate::changes::Changes), what was decided goes through the log like everything else.
+
+mod compact;
+mod freeing;
+mod housekeeping;
+mod migrate;
+mod mover;
+mod repair;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_proto::metadata::MetadataError;
+use tokio_util::task::TaskTracker;
+
+use crate::changes::Work;
+use crate::node::Node;
+use crate::store::ballast::Ballast;
+
+/// How long a worker that failed, or whose member doesn't lead, waits before it looks again.
+const PAUSE: Duration = Duration::from_millis(300);
+/// How often a worker looks even if nobody told it to.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts all workers; they end when the node is stopping.
+pub fn start(node: &Arc<Node>, ballast: Ballast, tasks: &TaskTracker) {
+    tasks.spawn(until_stopped(node.clone(), housekeeping::run(node.clone(), ballast)));
+    tasks.spawn(until_stopped(node.clone(), freeing::orphans(node.clone())));
+    tasks.spawn(until_stopped(node.clone(), freeing::truncations(node.clone())));
+    tasks.spawn(until_stopped(node.clone(), freeing::sweeps(node.clone())));
+    // One writer of the service's own chunks, whatever it moves them for.
+    let mover = Arc::new(tokio::sync::Mutex::new(mover::Mover::new(node.clone())));
+    tasks.spawn(until_stopped(node.clone(), migrate::run(node.clone(), mover.clone())));
+    tasks.spawn(until_stopped(node.clone(), compact::run(node.clone(), mover)));
+    tasks.spawn(until_stopped(node.clone(), repair::run(node.clone())));
+}
+
+async fn until_stopped(node: Arc<Node>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = node.stopping.cancelled() => {}
+        () = work => {}
+    }
+}
+
+/// Up to `limit` keys of work, when this member leads and there is some; `gather`: how long to wait for more,
+/// so that a burst becomes few entries.
+async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Vec<Vec<u8>> {
+    loop {
+        let woken = node.changes.woken();
+        if node.changes.has(work) {
+            tokio::time::sleep(gather).await;
+            if node.lead().is_ok() {
+                match node.changes.take(work, limit, &*node.machine.store()) {
+                    Ok(keys) if keys.is_empty() => continue,
+                    Ok(keys) => return keys,
+                    Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        let _ = tokio::time::timeout(LOOK_EVERY, woken).await;
+    }
+}
+
+/// Logs why background work stopped for a moment, and waits that moment.
+async fn failed(what: &'static str, error: &MetadataError) {
+    match error {
+        MetadataError::NotLeader { .. } | MetadataError::LeadershipLost => {}
+        error => tracing::warn!(%error, what, "background work failed and is tried again"),
+    }
+    tokio::time::sleep(PAUSE).await;
+}

@@ -1,0 +1,120 @@
+//! Sealed chunks of which little is in use: what is moves to another chunk, and the old one goes.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_core::ids::{ChunkId, InodeId, SegmentIndex};
+use atoll_core::keys;
+use atoll_core::query;
+use atoll_core::records::Place;
+use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use tokio::sync::Mutex;
+
+use super::LOOK_EVERY;
+use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
+use crate::changes::{Work, is_mostly_dead};
+use crate::node::{Node, query_error, store_error};
+
+/// A chunk that lost blocks within this time is left alone: perhaps it is about to lose all of them.
+const REST: Duration = Duration::from_secs(10);
+/// Chunks that wait in memory; others are found again by the next leader or the next change.
+const CHUNKS_WAITING_MAX: usize = 4096;
+/// Bytes a second that are moved.
+const BYTES_PER_SECOND: u64 = 32 << 20;
+/// Back references of one chunk that are looked at.
+const REFERENCES_MAX: usize = 1 << 16;
+/// After an attempt failed this waits.
+const FAILED_PAUSE: Duration = Duration::from_secs(5);
+
+/// Runs for as long as the server does.
+pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
+    let mut waiting: BTreeMap<ChunkId, Instant> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if node.lead().is_err() {
+            waiting.clear();
+            continue;
+        }
+        let limit = CHUNKS_WAITING_MAX.saturating_sub(waiting.len());
+        match node.changes.take(Work::Compactions, limit, &*node.machine.store()) {
+            Ok(keys) => {
+                let chunks = keys.iter().filter_map(|key| keys::first_number(key)).map(ChunkId);
+                waiting.extend(chunks.map(|chunk| (chunk, Instant::now())));
+            }
+            Err(error) => tracing::error!(%error, "looking for chunks to compact failed"),
+        }
+        mover.lock().await.seal_if_idle().await;
+        let ripe = waiting.iter().find(|(_, since)| since.elapsed() >= REST).map(|(chunk, _)| *chunk);
+        let Some(chunk) = ripe else { continue };
+        waiting.remove(&chunk);
+        if let Err(error) = compact(&node, &mover, chunk).await {
+            tracing::debug!(%chunk, %error, "a chunk couldn't be compacted yet");
+            waiting.insert(chunk, Instant::now());
+            tokio::time::sleep(FAILED_PAUSE).await;
+        }
+    }
+}
+
+async fn compact(node: &Node, mover: &Mutex<Mover>, chunk: ChunkId) -> Result<(), MoveError> {
+    let store = node.machine.store();
+    let record = query::chunk(&*store, chunk).map_err(|error| store_error(&error))?;
+    if !record.is_some_and(|record| is_mostly_dead(&record)) {
+        return Ok(());
+    }
+    let mut batch: Vec<Run> = Vec::new();
+    let mut bytes = 0;
+    for (ino, segment) in references(&*store, chunk).map_err(|error| store_error(&error))? {
+        for run in find(node, chunk, ino, segment)? {
+            if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
+                relocate(node, mover, std::mem::take(&mut batch)).await?;
+                bytes = 0;
+            }
+            bytes += run.stored_bytes();
+            batch.push(run);
+        }
+    }
+    if !batch.is_empty() {
+        relocate(node, mover, batch).await?;
+    }
+    node.metrics.work("compacted_chunks", 1);
+    Ok(())
+}
+
+async fn relocate(node: &Node, mover: &Mutex<Mover>, batch: Vec<Run>) -> Result<(), MoveError> {
+    let bytes = mover.lock().await.relocate(batch).await?;
+    node.metrics.work("compacted_bytes", bytes);
+    tokio::time::sleep(Duration::from_micros(bytes * 1_000_000 / BYTES_PER_SECOND)).await;
+    Ok(())
+}
+
+/// The segments that may refer to the chunk.
+fn references(records: &dyn Read, chunk: ChunkId) -> Result<Vec<(InodeId, SegmentIndex)>, StoreError> {
+    let mut found = Vec::new();
+    let prefix = keys::back_references(chunk);
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, _| {
+        if let (Some(ino), Some(segment)) = (keys::second_number(key), keys::third_number(key)) {
+            found.push((InodeId(ino), SegmentIndex(segment)));
+        }
+        if found.len() >= REFERENCES_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(found)
+}
+
+/// The runs of a segment that are in the chunk.
+fn find(node: &Node, chunk: ChunkId, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
+    let store = node.machine.store();
+    let records = store.snapshot();
+    let record = match query::inode(&records, ino) {
+        Ok(record) => record,
+        Err(query::OpError::Refused(_)) => return Ok(Vec::new()),
+        Err(error) => return Err(query_error(error).into()),
+    };
+    let found = query::segments(&records, ino, &record, segment, 1).map_err(|error| store_error(&error))?;
+    let here = |place: Place| matches!(place, Place::Chunk { chunk: other, .. } if other == chunk);
+    Ok(found
+        .into_iter()
+        .flat_map(|(segment, pieces)| runs(ino, segment, &pieces, |piece| here(piece.place)))
+        .collect())
+}

@@ -1,0 +1,118 @@
+//! Freeing what nothing refers to any more: unlinked files, what truncations cut off, garbage in sealed chunks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_core::commands::{Op, Outcome};
+use atoll_core::ids::{ChunkId, InodeId};
+use atoll_core::keys;
+
+use super::{failed, next};
+use crate::changes::Work;
+use crate::node::Node;
+
+/// Inodes that one step is about.
+const INODES_PER_STEP: usize = 256;
+/// Segments of one inode that one command frees.
+const SEGMENTS_PER_COMMAND: u32 = 64;
+/// Chunks that one step sweeps.
+const SWEEPS_PER_STEP: usize = 16;
+/// How long a step waits for more.
+const GATHER: Duration = Duration::from_millis(20);
+const GATHER_SWEEPS: Duration = Duration::from_millis(200);
+
+/// Frees inodes that have no name and that no session holds open.
+pub(super) async fn orphans(node: Arc<Node>) {
+    loop {
+        let keys = next(&node, Work::Orphans, INODES_PER_STEP, GATHER).await;
+        let inodes: Vec<InodeId> = {
+            let mut sessions = node.office.sessions.lock();
+            keys.iter()
+                .filter_map(|key| keys::first_number(key).map(InodeId))
+                .filter(|ino| sessions.begin_going(*ino))
+                .collect()
+        };
+        if inodes.is_empty() {
+            continue;
+        }
+        let ops = inodes
+            .iter()
+            .map(|ino| Op::PurgeOrphan { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })
+            .collect();
+        let result = node.propose_all(ops).await;
+        {
+            // From here on the records say what is being freed.
+            let mut sessions = node.office.sessions.lock();
+            for ino in &inodes {
+                sessions.not_going(*ino);
+            }
+        }
+        match result {
+            Ok(outcomes) => {
+                node.metrics.work("orphans", inodes.len() as u64);
+                for (ino, outcome) in inodes.iter().zip(outcomes) {
+                    if outcome == Outcome::More(true) {
+                        node.changes.again(Work::Orphans, &keys::orphan(*ino));
+                    }
+                }
+            }
+            Err(error) => {
+                for ino in &inodes {
+                    node.changes.again(Work::Orphans, &keys::orphan(*ino));
+                }
+                failed("freeing unlinked files", &error).await;
+            }
+        }
+    }
+}
+
+/// Frees what truncations cut off.
+pub(super) async fn truncations(node: Arc<Node>) {
+    loop {
+        let keys = next(&node, Work::Truncations, INODES_PER_STEP, GATHER).await;
+        let inodes: Vec<InodeId> =
+            keys.iter().filter_map(|key| keys::first_number(key).map(InodeId)).collect();
+        let ops = inodes
+            .iter()
+            .map(|ino| Op::PurgeTruncated { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })
+            .collect();
+        match node.propose_all(ops).await {
+            Ok(outcomes) => {
+                node.metrics.work("truncations", inodes.len() as u64);
+                for (ino, outcome) in inodes.iter().zip(outcomes) {
+                    if outcome == Outcome::More(true) {
+                        node.changes.again(Work::Truncations, &keys::truncation(*ino));
+                    }
+                }
+            }
+            Err(error) => {
+                for key in &keys {
+                    node.changes.again(Work::Truncations, key);
+                }
+                failed("freeing truncated ranges", &error).await;
+            }
+        }
+    }
+}
+
+/// Finds what was written to sealed chunks and never committed.
+pub(super) async fn sweeps(node: Arc<Node>) {
+    loop {
+        let keys = next(&node, Work::Sweeps, SWEEPS_PER_STEP, GATHER_SWEEPS).await;
+        let ops: Vec<Op> = keys
+            .iter()
+            .filter_map(|key| keys::first_number(key))
+            .map(|chunk| Op::SweepChunk { chunk: ChunkId(chunk) })
+            .collect();
+        let count = ops.len() as u64;
+        match node.propose_all(ops).await {
+            Ok(_) => node.metrics.work("sweeps", count),
+            Err(error) => {
+                for key in &keys {
+                    node.changes.again(Work::Sweeps, key);
+                }
+                failed("sweeping chunks", &error).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What has to be looked at by the clock: leadership, sessions that fell silent, the disk, the store's flushes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use atoll_core::commands::Op;
+use atoll_core::ids::SessionId;
+use atoll_core::keys;
+use atoll_core::records::SessionRecord;
+use atoll_proto::metadata::MetadataError;
+use tokio::time::MissedTickBehavior;
+
+use super::failed;
+use crate::changes::Work;
+use crate::clock;
+use crate::node::{Node, collect, store_error};
+use crate::store::ballast::{Ballast, Room};
+
+/// How often this looks.
+const TICK: Duration = Duration::from_millis(200);
+/// Between two ticks this process was stopped, or its machine starved or asleep, if more than this has passed.
+const STANDSTILL_MIN: Duration = Duration::from_secs(2);
+/// Ticks between looks at what changes slowly.
+const DISK_TICKS: u64 = 5;
+const MEASURE_TICKS: u64 = 25;
+const FORGET_TICKS: u64 = 300;
+/// Seconds after which an ended session's slots are of no use to a successor any more.
+const FORGET_AFTER_S: i64 = 3600;
+/// Sessions that are forgotten with one step.
+const FORGET_PER_STEP: usize = 64;
+/// Bytes of log that are not yet in the store's files, above which these are written even under load…
+const FLUSH_BYTES: u64 = 8 << 20;
+/// …and above which they are written as soon as nothing has been applied for a while. What isn't is replayed
+/// after a crash: a restart must not take longer the more there is.
+const FLUSH_IDLE_BYTES: u64 = 256 << 10;
+const FLUSH_IDLE_TICKS: u64 = 10;
+
+/// Runs for as long as the server does.
+pub(super) async fn run(node: Arc<Node>, mut ballast: Ballast) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut idle = Idle::default();
+    let mut last = clock::since_boot();
+    for tick in 0_u64.. {
+        ticks.tick().await;
+        let gap = clock::since_boot().saturating_sub(last);
+        if gap > STANDSTILL_MIN {
+            tracing::warn!(gap_ms = gap.as_millis() as u64, "this process stood still");
+            node.office.sessions.lock().forgive(gap);
+            node.office.servers.lock().forgive(gap);
+        }
+        last = clock::since_boot();
+        node.leave_office_if_over();
+        if node.lead().is_ok()
+            && let Err(error) = expire(&node).await
+        {
+            failed("ending silent sessions", &error).await;
+        }
+        if tick % DISK_TICKS == 0 {
+            ballast = look_at_disk(&node, ballast).await;
+        }
+        if idle.wants_flush(&node) {
+            flush(&node).await;
+        }
+        if tick % MEASURE_TICKS == 0 {
+            node.measure();
+        }
+        if tick % FORGET_TICKS == FORGET_TICKS - 1
+            && node.lead().is_ok()
+            && let Err(error) = forget(&node).await
+        {
+            failed("forgetting ended sessions", &error).await;
+        }
+    }
+}
+
+/// Ends sessions that were silent for their lifetime.
+async fn expire(node: &Node) -> Result<(), MetadataError> {
+    let expired = node.office.sessions.lock().expired(clock::since_boot());
+    for session in expired {
+        tracing::warn!(%session, "a session was silent for its lifetime: it is ended");
+        node.propose(Op::ExpireSession { session }).await?;
+        node.metrics.work("expired_sessions", 1);
+        end(node, session);
+    }
+    Ok(())
+}
+
+/// Takes an ended session out of the leader's memory; what it held may be freed now.
+fn end(node: &Node, session: SessionId) {
+    let let_go = {
+        let mut sessions = node.office.sessions.lock();
+        sessions.ended(session);
+        sessions.take_let_go()
+    };
+    node.look_at_orphans(let_go);
+    node.changes.look_again(Work::Orphans);
+}
+
+/// Forgets sessions that ended long ago and that nobody has superseded.
+async fn forget(node: &Node) -> Result<(), MetadataError> {
+    let sessions = collect::<SessionRecord>(&*node.machine.store(), &keys::sessions())
+        .map_err(|error| store_error(&error))?;
+    let old = clock::now().seconds - FORGET_AFTER_S;
+    let ops: Vec<Op> = sessions
+        .into_iter()
+        .filter(|(_, record)| record.ended.is_some_and(|ended| ended.seconds < old))
+        .take(FORGET_PER_STEP)
+        .map(|(session, _)| Op::ForgetSession { session: SessionId(session) })
+        .collect();
+    node.propose_all(ops).await.map(|_| ())
+}
+
+async fn look_at_disk(node: &Arc<Node>, mut ballast: Ballast) -> Ballast {
+    let looked = tokio::task::spawn_blocking(move || {
+        let room = ballast.check();
+        (ballast, room)
+    });
+    let (ballast, room) = match looked.await {
+        Ok(looked) => looked,
+        // The runtime is going down.
+        Err(_) => return std::future::pending().await,
+    };
+    match room {
+        Ok(room) => {
+            let low = room == Room::Low;
+            if node.disk_low.swap(low, Ordering::Relaxed) && !low {
+                tracing::info!("the metadata disk has room again");
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the metadata disk can't be looked at"),
+    }
+    ballast
+}
+
+/// Notices when nothing is applied for a while.
+#[derive(Default)]
+struct Idle {
+    applied: u64,
+    ticks: u64,
+}
+
+impl Idle {
+    fn wants_flush(&mut self, node: &Node) -> bool {
+        let raft = node.consensus.status();
+        let applied = raft.applied.map_or(0, |position| position.index);
+        if applied == self.applied {
+            self.ticks += 1;
+        } else {
+            self.applied = applied;
+            self.ticks = 0;
+        }
+        let unflushed = raft.unflushed_log_bytes;
+        unflushed > FLUSH_BYTES || (unflushed > FLUSH_IDLE_BYTES && self.ticks == FLUSH_IDLE_TICKS)
+    }
+}
+
+async fn flush(node: &Node) {
+    if let Err(error) = node.consensus.flush().await {
+        tracing::error!(%error, "the metadata store can't be flushed");
+    }
+}

@@ -1,0 +1,406 @@
+//! Moves bytes of files into chunks that the metadata service writes itself: reads them where they are, writes
+//! them to all replicas of a chunk, synced, and then has the map point there, if it is still as it was read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_core::commands::{INTERNAL, Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId};
+use atoll_core::limits::BLOCK_BYTES;
+use atoll_core::query;
+use atoll_core::records::{ChunkKind, Piece, Place};
+use atoll_core::{keys, records::Superblock};
+use atoll_proto::metadata::MetadataError;
+use atoll_proto::storage::{ChunkLayout, ReadChunk, WriteChunk, Writer};
+use atoll_proto::{Address, ConnectOptions, Peer, Role, checksum};
+use bytes::{Bytes, BytesMut};
+
+use crate::admission::{self, Facts};
+use crate::clock;
+use crate::node::{Node, query_error, store_error};
+
+/// Bytes of runs (in whole blocks) that are read, written and committed together; a run alone may have as many.
+pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
+/// How long one read or write may take.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// A chunk that was not written to for so long is sealed.
+const IDLE_SEAL_AFTER: Duration = Duration::from_secs(30);
+
+/// Why bytes were not moved. All of these are tried again later.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MoveError {
+    /// The metadata service.
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    /// No replica could be read.
+    #[error("chunk {chunk} can't be read: {reason}")]
+    Read {
+        /// The chunk.
+        chunk: ChunkId,
+        /// What the last server said.
+        reason: String,
+    },
+    /// Not every replica was written.
+    #[error("chunk {chunk} can't be written: {reason}")]
+    Write {
+        /// The chunk.
+        chunk: ChunkId,
+        /// What one server said.
+        reason: String,
+    },
+    /// No chunk can be made.
+    #[error("no chunk to write to: {0}")]
+    NoChunk(FsError),
+}
+
+/// Adjacent pieces of one segment that are to be moved as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    /// The file.
+    pub ino: InodeId,
+    /// The segment.
+    pub segment: SegmentIndex,
+    /// The pieces, each beginning where the one before ends.
+    pub pieces: Vec<Piece>,
+}
+
+impl Run {
+    /// Bytes of the run.
+    fn bytes(&self) -> usize {
+        self.pieces.iter().map(|piece| piece.length as usize).sum()
+    }
+
+    /// Bytes that it takes in a chunk: whole blocks.
+    pub(super) fn stored_bytes(&self) -> usize {
+        self.bytes().next_multiple_of(BLOCK_BYTES as usize)
+    }
+}
+
+/// Cuts out of a segment the runs of adjacent pieces that `wanted` names.
+pub(super) fn runs(
+    ino: InodeId,
+    segment: SegmentIndex,
+    pieces: &[Piece],
+    wanted: impl Fn(&Piece) -> bool,
+) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for piece in pieces.iter().filter(|piece| wanted(piece)) {
+        match runs.last_mut() {
+            Some(run) if run.pieces.last().is_some_and(|last| last.end() == piece.start) => {
+                run.pieces.push(*piece)
+            }
+            _ => runs.push(Run { ino, segment, pieces: vec![*piece] }),
+        }
+    }
+    runs
+}
+
+struct OpenChunk {
+    chunk: ChunkId,
+    generation: Generation,
+    replicas: Vec<ServerId>,
+    incarnation: u64,
+    /// Where the next run goes.
+    offset: u64,
+    capacity: u64,
+    used: Instant,
+}
+
+/// The one writer of the metadata service's own chunks.
+pub(super) struct Mover {
+    node: Arc<Node>,
+    peers: HashMap<ServerId, (String, Peer)>,
+    open: Option<OpenChunk>,
+    /// The term in which the chunks of earlier leaders were sealed.
+    term: u64,
+}
+
+impl Mover {
+    pub(super) fn new(node: Arc<Node>) -> Mover {
+        Mover { node, peers: HashMap::new(), open: None, term: 0 }
+    }
+
+    /// Moves runs, at most [`BATCH_BYTES_MAX`] together. Those whose segment has changed meanwhile stay where
+    /// they are. Returns how many bytes moved.
+    pub(super) async fn relocate(&mut self, runs: Vec<Run>) -> Result<u64, MoveError> {
+        let term = self.node.lead()?;
+        self.seal_leftovers(term).await?;
+        let mut parts = Vec::with_capacity(runs.len());
+        let mut found = Vec::with_capacity(runs.len());
+        for run in runs {
+            if let Some(part) = self.read_run(&run).await? {
+                parts.push(part);
+                found.push(run);
+            }
+        }
+        let runs = found;
+        if runs.is_empty() {
+            return Ok(0);
+        }
+        let places = self.write(&parts).await?;
+        let moved = runs.iter().map(|run| run.bytes() as u64).collect::<Vec<_>>();
+        let ops = runs
+            .into_iter()
+            .zip(places)
+            .map(|(run, (chunk, generation, offset))| Op::Relocate {
+                ino: run.ino,
+                segment: run.segment,
+                expected: run.pieces,
+                chunk,
+                generation,
+                offset,
+            })
+            .collect();
+        let mut bytes = 0;
+        for (outcome, length) in self.node.propose_all(ops).await?.into_iter().zip(moved) {
+            match outcome {
+                Outcome::Refused(FsError::StaleChunk) => self.open = None,
+                Outcome::Refused(_) => {}
+                _ => bytes += length,
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The bytes of a run; `None` if some of them are no longer where the segment said.
+    async fn read_run(&mut self, run: &Run) -> Result<Option<Bytes>, MoveError> {
+        let mut bytes = BytesMut::with_capacity(run.bytes());
+        for piece in &run.pieces {
+            match piece.place {
+                Place::Inline { .. } => {
+                    let found = query::inline_bytes(&*self.node.machine.store(), run.ino, run.segment, piece);
+                    match found {
+                        Ok(Some(part)) => bytes.extend_from_slice(&part),
+                        // Overwritten since the segment was read.
+                        Ok(None) | Err(_) => return Ok(None),
+                    }
+                }
+                Place::Chunk { chunk, offset } => {
+                    let part = self.read_chunk(chunk, offset, piece.length).await?;
+                    bytes.extend_from_slice(&part);
+                }
+                Place::Unwritten | Place::Lost => return Ok(None),
+            }
+        }
+        Ok(Some(bytes.freeze()))
+    }
+
+    async fn read_chunk(&mut self, chunk: ChunkId, offset: u64, length: u32) -> Result<Bytes, MoveError> {
+        let record = query::chunk(&*self.node.machine.store(), chunk).map_err(|error| store_error(&error))?;
+        let mut reason = "it has no record".to_owned();
+        let Some(record) = record else { return Err(MoveError::Read { chunk, reason }) };
+        for server in record.replicas {
+            match self.read_replica(server, chunk, record.generation, offset, length).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => reason = error,
+            }
+        }
+        Err(MoveError::Read { chunk, reason })
+    }
+
+    async fn read_replica(
+        &mut self,
+        server: ServerId,
+        chunk: ChunkId,
+        generation: Generation,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, String> {
+        let peer = self.peer(server)?;
+        let connection = tokio::time::timeout(CALL_DEADLINE, peer.connection())
+            .await
+            .map_err(|_| "no connection in time".to_owned())?
+            .map_err(|error| error.to_string())?;
+        let request = ReadChunk { chunk, generation, offset, length };
+        let (reply, body) = connection
+            .call_within::<ReadChunk>(&request, (), CALL_DEADLINE)
+            .await
+            .map_err(|error| error.to_string())?;
+        checksum::verify(chunk, reply.offset / BLOCK_BYTES, &body, &reply.checksums)
+            .map_err(|error| error.to_string())?;
+        let skip = offset.checked_sub(reply.offset).ok_or("the answer begins too late")? as usize;
+        let end = skip + length as usize;
+        if body.len() < end {
+            return Err("the answer is too short".into());
+        }
+        Ok(body.slice(skip..end))
+    }
+
+    /// Writes the parts to the open chunk, each at a block's beginning, and returns where they are.
+    async fn write(&mut self, parts: &[Bytes]) -> Result<Vec<(ChunkId, Generation, u64)>, MoveError> {
+        let total: u64 = parts.iter().map(|part| (part.len() as u64).next_multiple_of(BLOCK_BYTES)).sum();
+        if self.open.as_ref().is_none_or(|open| open.offset + total > open.capacity) {
+            self.seal_open().await?;
+            self.open = Some(self.create_chunk().await?);
+        }
+        let Some(open) = &mut self.open else { return Err(MoveError::NoChunk(FsError::NoServers)) };
+        let start = open.offset;
+        let (chunk, generation) = (open.chunk, open.generation);
+        let mut body = BytesMut::with_capacity(total as usize);
+        let mut places = Vec::with_capacity(parts.len());
+        for part in parts {
+            places.push((chunk, generation, start + body.len() as u64));
+            body.extend_from_slice(part);
+            body.resize(body.len().next_multiple_of(BLOCK_BYTES as usize), 0);
+        }
+        open.offset += total;
+        open.used = Instant::now();
+        let body = body.freeze();
+        let request = WriteChunk {
+            chunk,
+            generation,
+            writer: Writer { session: INTERNAL, incarnation: open.incarnation },
+            offset: start,
+            length: body.len() as u32,
+            checksums: checksum::checksums(chunk, start / BLOCK_BYTES, &body),
+            create: (start == 0).then_some(ChunkLayout::Stream),
+            sync: true,
+        };
+        let mut writes = Vec::new();
+        for server in open.replicas.clone() {
+            writes.push((server, self.peer(server)));
+        }
+        let all = writes.into_iter().map(|(server, peer)| {
+            let (request, body) = (&request, body.clone());
+            async move {
+                let connection = tokio::time::timeout(CALL_DEADLINE, peer?.connection())
+                    .await
+                    .map_err(|_| format!("no connection to server {server} in time"))?
+                    .map_err(|error| error.to_string())?;
+                connection
+                    .call_within::<WriteChunk>(request, body, CALL_DEADLINE)
+                    .await
+                    .map_err(|error| format!("server {server}: {error}"))
+            }
+        });
+        if let Err(reason) = futures::future::try_join_all(all).await {
+            // The chunk ends here; the next attempt gets other servers.
+            self.seal_open().await?;
+            return Err(MoveError::Write { chunk, reason });
+        }
+        Ok(places)
+    }
+
+    async fn create_chunk(&self) -> Result<OpenChunk, MoveError> {
+        let volume: Superblock = query::superblock(&*self.node.machine.store()).map_err(query_error)?;
+        let now = clock::since_boot();
+        let facts = Facts {
+            candidates: self.node.office.servers.lock().candidates(now),
+            room: None,
+            disk_low: false,
+            seed: rand::random(),
+        };
+        let incarnation = self.term;
+        let op = Op::CreateChunk {
+            kind: ChunkKind::Stream,
+            incarnation,
+            replicas: admission::choose(&volume, &facts),
+        };
+        match self.node.propose(op).await? {
+            Outcome::Chunk(chunk, record) => Ok(OpenChunk {
+                chunk,
+                generation: record.generation,
+                replicas: record.replicas,
+                incarnation,
+                offset: 0,
+                capacity: record.capacity,
+                used: Instant::now(),
+            }),
+            Outcome::Refused(error) => Err(MoveError::NoChunk(error)),
+            _ => Err(MoveError::NoChunk(FsError::Io)),
+        }
+    }
+
+    async fn seal_open(&mut self) -> Result<(), MoveError> {
+        if let Some(open) = self.open.take() {
+            self.node.propose(Op::SealChunk { chunk: open.chunk }).await?;
+        }
+        Ok(())
+    }
+
+    /// Seals the chunk if nothing was written to it for a while.
+    pub(super) async fn seal_if_idle(&mut self) {
+        if self.open.as_ref().is_some_and(|open| open.used.elapsed() > IDLE_SEAL_AFTER)
+            && let Err(error) = self.seal_open().await
+        {
+            tracing::debug!(%error, "an idle chunk isn't sealed yet");
+        }
+    }
+
+    /// Chunks that an earlier leader (or this one, before it lost its office) was writing.
+    async fn seal_leftovers(&mut self, term: u64) -> Result<(), MoveError> {
+        if self.term == term {
+            return Ok(());
+        }
+        self.open = None;
+        let mut ops = Vec::new();
+        let prefix = keys::written_by(INTERNAL);
+        let end = atoll_core::store::prefix_end(&prefix);
+        atoll_core::store::Read::scan(
+            &*self.node.machine.store(),
+            atoll_core::store::Family::System,
+            &prefix,
+            &end,
+            &mut |key, _| {
+                ops.extend(keys::second_number(key).map(|chunk| Op::SealChunk { chunk: ChunkId(chunk) }));
+                std::ops::ControlFlow::Continue(())
+            },
+        )
+        .map_err(|error| store_error(&error))?;
+        self.node.propose_all(ops).await?;
+        self.term = term;
+        Ok(())
+    }
+
+    fn peer(&mut self, server: ServerId) -> Result<Peer, String> {
+        let address = self
+            .node
+            .office
+            .servers
+            .lock()
+            .record(server)
+            .map(|record| record.address.clone())
+            .ok_or_else(|| format!("server {server} is not known"))?;
+        if let Some((known, peer)) = self.peers.get(&server)
+            && *known == address
+        {
+            return Ok(peer.clone());
+        }
+        let parsed: Address = address.parse().map_err(|error| format!("{error}"))?;
+        let options = ConnectOptions::new(self.node.identity.clone()).expecting(Role::Storage(server));
+        let peer = Peer::new(parsed, options);
+        self.peers.insert(server, (address, peer.clone()));
+        Ok(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(start: u32, length: u32, place: Place) -> Piece {
+        Piece { start, length, place, birth: 1, shared: false }
+    }
+
+    #[test]
+    fn adjacent_pieces_become_one_run() {
+        let inline = |id| Place::Inline { id, skip: 0 };
+        let chunk = Place::Chunk { chunk: ChunkId(3), offset: 0 };
+        let pieces = [
+            piece(0, 10, inline(1)),
+            piece(10, 5, inline(2)),
+            piece(15, 5, chunk),
+            piece(20, 5, inline(3)),
+            piece(30, 5, inline(4)),
+        ];
+        let found = runs(InodeId(1), SegmentIndex(0), &pieces, |p| matches!(p.place, Place::Inline { .. }));
+        let starts: Vec<Vec<u32>> =
+            found.iter().map(|run| run.pieces.iter().map(|p| p.start).collect()).collect();
+        assert_eq!(starts, [vec![0, 10], vec![20], vec![30]]);
+        assert_eq!(found[0].bytes(), 15);
+        let all = runs(InodeId(1), SegmentIndex(0), &pieces, |_| true);
+        assert_eq!(all.len(), 2, "a hole ends a run");
+    }
+}

@@ -1,0 +1,93 @@
+//! Quota: reservations, and what is refused when the volume or its disks are full.
+
+use atoll_core::commands::{Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::records::VolumeConfig;
+use atoll_metadata::MetadataServer;
+use atoll_proto::metadata::{Answer, Query};
+
+use crate::client::{Client, config, inline, unlink, write};
+
+const MIB: u64 = 1 << 20;
+
+async fn small_volume(
+    dir: &std::path::Path,
+    change: impl FnOnce(&mut VolumeConfig),
+) -> atoll_metadata::RunningMetadata {
+    let server = MetadataServer::start(config(dir), &mut Default::default()).await.unwrap();
+    let mut volume = VolumeConfig { bytes_total: 8 * MIB, ..crate::client::volume() };
+    change(&mut volume);
+    server.bootstrap(volume).await.unwrap();
+    server
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reservation_waits_until_others_give_back_what_they_do_not_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = small_volume(dir.path(), |_| {}).await;
+    let (mut first, mut second) = (Client::open(&server).await, Client::open(&server).await);
+    let all = Op::Reserve { bytes: 8 * MIB, bytes_min: 8 * MIB };
+    assert_eq!(first.run(all).await, Outcome::Reserved(8 * MIB));
+    let asking =
+        tokio::spawn(async move { (second.run(Op::Reserve { bytes: MIB, bytes_min: MIB }).await, second) });
+    crate::client::eventually("the first is asked to give back", async || {
+        first.beat().await.unwrap().return_reservation
+    })
+    .await;
+    assert_eq!(first.run(Op::Unreserve { bytes: 4 * MIB }).await, Outcome::Done);
+    let (outcome, _second) = asking.await.unwrap();
+    assert_eq!(outcome, Outcome::Reserved(MIB));
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_volume_refuses_and_deleting_makes_room_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = small_volume(dir.path(), |_| {}).await;
+    let mut client = Client::open(&server).await;
+    let mut full = 0;
+    for number in 0.. {
+        let ino = client.create(&format!("f{number}")).await;
+        match client.run(write(ino, 0, 512 << 10, inline(vec![1; 512 << 10]))).await {
+            Outcome::Inode(_) => full += 1,
+            Outcome::Refused(error) => {
+                assert_eq!(error, FsError::NoSpace);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(full, 16);
+    client.run(unlink("f0")).await;
+    // What is unlinked is freed by the background; a reservation waits for it.
+    let outcome = client.run(Op::Reserve { bytes: 512 << 10, bytes_min: 512 << 10 }).await;
+    assert_eq!(outcome, Outcome::Reserved(512 << 10));
+    let Answer::Volume(volume) = client.ask(Query::Volume).await else { panic!() };
+    assert_eq!(volume.bytes_free(), 0);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beyond_its_budget_nothing_more_is_kept_inline() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = small_volume(dir.path(), |volume| volume.inline_budget_bytes = 64 << 10).await;
+    let mut client = Client::open(&server).await;
+    assert!(client.beat().await.unwrap().inline_allowed);
+    for number in 0..8 {
+        let ino = client.create(&format!("f{number}")).await;
+        let outcome = client.run(write(ino, 0, 8 << 10, inline(vec![1; 8 << 10]))).await;
+        assert!(matches!(outcome, Outcome::Inode(_)));
+    }
+    assert!(!client.beat().await.unwrap().inline_allowed);
+    let ino = client.create("one more").await;
+    let command = client.command(write(ino, 0, 1, inline(vec![1])));
+    let refused = Outcome::Refused(FsError::InlineBudget);
+    assert_eq!(client.send(&command).await.unwrap(), refused);
+    assert_eq!(client.send(&command).await.unwrap(), refused);
+    for name in ["f0", "f1"] {
+        assert!(matches!(client.run(unlink(name)).await, Outcome::Inode(_)));
+    }
+    crate::client::eventually("there is room", async || client.beat().await.unwrap().inline_allowed).await;
+    assert!(matches!(client.run(write(ino, 0, 1, inline(vec![1]))).await, Outcome::Inode(_)));
+    server.shutdown().await;
+}

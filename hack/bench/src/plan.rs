@@ -1,0 +1,70 @@
+//! How much work a run does.
+
+use std::time::Duration;
+
+/// Amounts and limits. A workload that reaches its time limit ends early and counts what it did.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Bytes of the file that is written and read in sequence.
+    pub stream_bytes: u64,
+    /// Bytes of the file that is read and written at random places.
+    pub random_bytes: u64,
+    /// Time of a workload that could go on for ever.
+    pub slice: Duration,
+    /// Time limit of a workload that does a fixed amount.
+    pub pass_max: Duration,
+    /// Small files in a set.
+    pub files: usize,
+    /// Files of the tree for tar, at most.
+    pub tree_files: usize,
+    /// Bytes of the tree for tar, at most.
+    pub tree_bytes: u64,
+    /// Files of the repository.
+    pub git_files: usize,
+    /// Commits of the repository.
+    pub git_commits: usize,
+    /// How long to wait for servers to finish what a workload left to do.
+    pub settle_max: Duration,
+    /// Rounds, unless the command line says otherwise.
+    pub rounds: u32,
+    /// Time for all rounds, unless the command line says otherwise.
+    pub budget: Duration,
+}
+
+impl Plan {
+    /// Under two minutes for four targets.
+    pub fn quick() -> Self {
+        Self {
+            stream_bytes: 48 << 20,
+            random_bytes: 32 << 20,
+            slice: Duration::from_millis(200),
+            pass_max: Duration::from_millis(1000),
+            files: 400,
+            tree_files: 300,
+            tree_bytes: 8 << 20,
+            git_files: 200,
+            git_commits: 10,
+            settle_max: Duration::from_millis(200),
+            rounds: 2,
+            budget: Duration::from_secs(100),
+        }
+    }
+
+    /// Under twelve minutes for four targets.
+    pub fn full() -> Self {
+        Self {
+            stream_bytes: 256 << 20,
+            random_bytes: 128 << 20,
+            slice: Duration::from_millis(800),
+            pass_max: Duration::from_secs(4),
+            files: 3000,
+            tree_files: 2500,
+            tree_bytes: 48 << 20,
+            git_files: 1500,
+            git_commits: 60,
+            settle_max: Duration::from_millis(800),
+            rounds: 5,
+            budget: Duration::from_secs(660),
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! Results for people and for programs.
+
+mod json;
+mod numbers;
+mod table;
+
+pub use json::json;
+pub use table::{print, summary};
