@@ -61,7 +61,10 @@ impl<M: Metadata> Client<M> {
         // Changes that change nothing (`chown` to the owner there is, or to -1 and -1) are made all the same:
         // elsewhere they set ctime, too, and programs that watch for changes go by that.
         if changes.is_empty() {
-            changes.kill_suidgid = self.drops_setid(caller, ino).await?;
+            match self.chown_to_nobody(caller, ino).await? {
+                Some(kill_suidgid) => changes.kill_suidgid = kill_suidgid,
+                None => return self.attributes(ino).await,
+            }
         }
         if let Some(handle) = handle {
             self.check_not_broken(handle)?;
@@ -80,18 +83,23 @@ impl<M: Metadata> Client<M> {
         Ok(self.reply(attributes).await)
     }
 
-    /// A `chown` to -1 and -1 comes as a change of nothing. As every other it clears the set-id bits of what isn't
-    /// a directory; if there are any, that is for the owner only.
-    async fn drops_setid(&self, caller: &Caller, ino: InodeId) -> Result<bool> {
+    /// A `chown` to -1 and -1 comes as a change of nothing. As every other one it clears the set-id bits of what
+    /// isn't a directory (the result says whether there are any); if there are, that is for the owner only.
+    /// The kernel announces a stranger's write to such a file in the same way; the write itself clears the bits
+    /// then, and there is nothing to do yet (`None`).
+    async fn chown_to_nobody(&self, caller: &Caller, ino: InodeId) -> Result<Option<bool>> {
         let attributes = self.inode(ino).await?;
         if attributes.kind() == FileKind::Directory || without_setid(attributes.mode) == attributes.mode {
-            return Ok(false);
+            return Ok(Some(false));
         }
         match Identity::of(caller) {
             Some(who) if who.uid != attributes.uid && !who.has(CAP_FOWNER) => {
-                Err(FsError::NotPermitted.into())
+                match self.handles.has_writer(ino) {
+                    true => Ok(None),
+                    false => Err(FsError::NotPermitted.into()),
+                }
             }
-            _ => Ok(true),
+            _ => Ok(Some(true)),
         }
     }
 

@@ -573,6 +573,11 @@ async fn a_chown_to_nobody_clears_set_id_bits_for_the_owner_only() {
     fs.setattr(&me(), ino, None, mode).await.unwrap();
     let stranger = Caller { uid: 1001, ..Caller::default() };
     assert_eq!(errno(fs.setattr(&stranger, ino, None, AttributeChanges::default()).await), libc::EPERM);
+    // Unless it may be the announcement of a write.
+    let writer = open(&fs, "file", RDWR).await;
+    fs.setattr(&stranger, ino, None, AttributeChanges::default()).await.unwrap();
+    assert_eq!(stat(&fs, ino).await.mode, 0o106_755);
+    close(&fs, writer).await;
     fs.setattr(&me(), ino, None, AttributeChanges::default()).await.unwrap();
     assert_eq!(stat(&fs, ino).await.mode, 0o100_755);
     fs.setattr(&stranger, ino, None, AttributeChanges::default()).await.unwrap();
