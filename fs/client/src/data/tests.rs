@@ -178,7 +178,11 @@ async fn a_full_volume_is_told_at_write_and_never_later() {
     assert_eq!(accepted, 3 << 20, "every block of the quota can be used");
     cluster.data.flush_all().await.unwrap();
     assert_eq!(cluster.volume().bytes_used, 3 << 20);
-    // Overwriting is free, whatever was reserved for it meanwhile can't be had: it is told at once.
+    // Overwriting is free; anything new is refused at once.
+    cluster.write_all(a, 5000, &[9; 20_000]).await;
+    cluster.data.flush(a).await.unwrap();
+    assert!(cluster.metadata.durable_content(a)[5000..25_000] == [9; 20_000]);
+    assert_eq!(cluster.read(a, 24_999, 1).await.unwrap(), [9]);
     assert_eq!(cluster.write(a, 40_960 * 1000, &[1]).await, Err(FsError::NoSpace.into()));
     cluster.truncate(a, 0).await;
     cluster.write_all(a, 0, &[1; 300_000]).await;
