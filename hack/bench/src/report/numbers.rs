@@ -78,7 +78,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     }
 }
 
-/// Three digits that count.
+/// Two or three digits that count.
 pub fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 999_500.0 => format!("{:.0}k", value / 1000.0),
@@ -86,7 +86,9 @@ pub fn short(value: f64) -> String {
         v if v >= 9_995.0 => format!("{:.1}k", value / 1000.0),
         v if v >= 99.5 => format!("{value:.0}"),
         v if v >= 9.95 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
+        v if v >= 0.0995 || v == 0.0 => format!("{value:.2}"),
+        v if v >= 0.00995 => format!("{value:.3}"),
+        _ => format!("{value:.4}"),
     }
 }
 

@@ -18,6 +18,7 @@ const LARGEST: u64 = 8 << 10;
 /// Files in as many folders as threads work on them.
 #[derive(Clone, Debug)]
 pub struct Set {
+    /// Without the number of the folder.
     root: PathBuf,
     /// Files in each folder, which are numbered.
     counts: Vec<usize>,
@@ -27,7 +28,7 @@ pub struct Set {
 
 impl Set {
     fn folder(&self, thread: usize) -> PathBuf {
-        self.root.join(format!("t{thread}"))
+        PathBuf::from(format!("{}{thread}", self.root.display()))
     }
 
     fn file(&self, thread: usize, number: usize) -> PathBuf {
@@ -182,11 +183,11 @@ pub fn unlink(bench: &mut Bench, threads: usize) -> Result<Measured, Fault> {
 fn empty(bench: &mut Bench, threads: usize) -> Result<Set, Fault> {
     *slot(bench, threads) = None;
     let root = bench.target.folder.join(if threads == 1 { "small" } else { "parallel" });
-    remove_tree(&root)?;
     let set = Set { root, counts: vec![0; threads], letter: 'f' };
     for thread in 0..threads {
         let folder = set.folder(thread);
-        fs::create_dir_all(&folder).doing("mkdir", &folder)?;
+        remove_tree(&folder)?;
+        fs::create_dir(&folder).doing("mkdir", &folder)?;
     }
     Ok(set)
 }
