@@ -58,8 +58,9 @@ impl<M: Metadata> Client<M> {
         handle: Option<u64>,
         mut changes: AttributeChanges,
     ) -> Result<AttributeReply> {
-        // Changes that change nothing (`chown` to the owner there is, or to -1 and -1) are made all the same:
-        // elsewhere they set ctime, too, and programs that watch for changes go by that.
+        if self.changes_nothing(ino, &changes).await? {
+            return self.attributes(ino).await;
+        }
         if changes.is_empty() {
             match self.chown_to_nobody(caller, ino).await? {
                 Some(kill_suidgid) => changes.kill_suidgid = kill_suidgid,
@@ -81,6 +82,24 @@ impl<M: Metadata> Client<M> {
             }
         };
         Ok(self.reply(attributes).await)
+    }
+
+    /// True if owner and mode are to become what they are already. That costs the cluster no entry in its log, and
+    /// ctime stays: a pod's `fsGroup` sets what is set on every file of a volume, at every start.
+    async fn changes_nothing(&self, ino: InodeId, changes: &AttributeChanges) -> Result<bool> {
+        let others = changes.size.is_some() || changes.atime.is_some() || changes.mtime.is_some();
+        if others || changes.is_empty() {
+            return Ok(false);
+        }
+        let attributes = self.inode(ino).await?;
+        let mode = changes.mode.map_or(attributes.mode, |mode| (attributes.mode & !0o7777) | (mode & 0o7777));
+        let clears = changes.mode.is_none()
+            && attributes.kind() != FileKind::Directory
+            && without_setid(attributes.mode) != attributes.mode;
+        Ok(mode == attributes.mode
+            && !clears
+            && changes.uid.is_none_or(|uid| uid == attributes.uid)
+            && changes.gid.is_none_or(|gid| gid == attributes.gid))
     }
 
     /// A `chown` to -1 and -1 comes as a change of nothing. As every other one it clears the set-id bits of what
