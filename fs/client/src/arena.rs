@@ -34,8 +34,9 @@ pub const OP_SLOTS_DEFAULT: u32 = 65;
 /// Bytes of one encoded command: as much inline data as a commit may carry, and its description.
 pub const OP_BYTES_MAX: usize = (1 << 20) + (256 << 10);
 /// Memory of freed data blocks that is kept for the next ones (bytes); what is beyond is given back at once,
-/// the rest by [`Arena::trim`].
-pub const IDLE_BYTES_MAX: usize = 8 << 20;
+/// the rest by [`Arena::trim`] when nobody writes much. As much as a busy arena has: giving memory back and
+/// taking it anew costs twice as much as all else that a written byte costs here.
+pub const IDLE_BYTES_MAX: usize = 64 << 20;
 
 /// How large an arena is.
 #[derive(Clone, Copy, Debug)]

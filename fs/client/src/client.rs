@@ -12,6 +12,7 @@ mod attributes;
 mod directories;
 mod files;
 mod handles;
+mod identity;
 mod names;
 mod pages;
 mod tracked;
@@ -309,7 +310,7 @@ impl<M: Metadata> Vfs for Client<M> {
         handle: Option<u64>,
         changes: AttributeChanges,
     ) -> Result<AttributeReply> {
-        self.interruptible(caller, self.change_attributes(ino, handle, changes)).await
+        self.interruptible(caller, self.change_attributes(caller, ino, handle, changes)).await
     }
 
     async fn readlink(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {

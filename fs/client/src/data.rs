@@ -34,7 +34,11 @@ use crate::write::reservation::Reservation;
 /// How often the background task looks while there is something to look at.
 const TICK: Duration = Duration::from_millis(500);
 /// Ticks without anything to do after which it sleeps until something is written or read.
-const IDLE_TICKS_MAX: u32 = 40;
+const IDLE_TICKS_MAX: u32 = 10;
+/// Ticks with little in the arena after which the memory of its freed blocks is given back.
+const QUIET_TICKS_MAX: u32 = 20;
+/// That little (bytes).
+const QUIET_BYTES_MAX: u64 = 4 << 20;
 
 /// Limits of the data path.
 #[derive(Clone, Debug)]
@@ -257,7 +261,8 @@ impl<M: Metadata> DataPath<M> {
         attributes.size = attributes.size.max(dirty.end());
         // An estimate until the commit: how much of it is new is known there only.
         attributes.allocated = attributes.allocated.max(dirty.bytes().next_multiple_of(4096));
-        attributes.mtime = attributes.mtime.max(dirty.mtime());
+        // Whoever sets a time flushes first, so what is dirty was written after that.
+        attributes.mtime = dirty.mtime();
         attributes.ctime = attributes.ctime.max(dirty.mtime());
         if dirty.kills_suidgid() {
             attributes.mode = atoll_core::attributes::without_setid(attributes.mode);
@@ -366,7 +371,7 @@ impl<M: Metadata> DataPath<M> {
 
 /// Write-behind, and letting go of what isn't used.
 async fn background<M: Metadata>(shared: Arc<Shared<M>>, stop: CancellationToken) {
-    let mut idle_ticks = 0;
+    let (mut idle_ticks, mut quiet_ticks) = (0, 0);
     loop {
         let waits = async {
             if idle_ticks >= IDLE_TICKS_MAX {
@@ -381,7 +386,9 @@ async fn background<M: Metadata>(shared: Arc<Shared<M>>, stop: CancellationToken
         }
         let busy = shared.tick(Instant::now()).await;
         idle_ticks = if busy { 0 } else { (idle_ticks + 1).min(IDLE_TICKS_MAX) };
-        if idle_ticks == IDLE_TICKS_MAX {
+        quiet_ticks = if shared.arena.usage().bytes_used <= QUIET_BYTES_MAX { quiet_ticks + 1 } else { 0 };
+        if idle_ticks == IDLE_TICKS_MAX || quiet_ticks == QUIET_TICKS_MAX {
+            quiet_ticks = 0;
             shared.arena.trim();
         }
     }

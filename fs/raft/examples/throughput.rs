@@ -72,6 +72,35 @@ fn cpu() -> Duration {
     Duration::new(usage.tv_sec as u64, usage.tv_nsec as u32)
 }
 
+/// What the disk alone can do: records of this size, one sync each, over a file of zeroes.
+fn disk_alone(folder: &Path, bytes: usize, time: Duration) {
+    use std::os::unix::fs::FileExt;
+    const FILE_BYTES: usize = 16 << 20;
+    let path = folder.join("disk-alone");
+    let file = std::fs::File::create_new(&path).expect("a file");
+    file.write_all_at(&vec![0; FILE_BYTES], 0).expect("room");
+    file.sync_all().expect("a sync");
+    let record = vec![7; bytes];
+    let (end, cpu_before) = (Instant::now() + time, cpu());
+    let mut times = Vec::new();
+    while Instant::now() < end {
+        let start = Instant::now();
+        let offset = times.len() * bytes % (FILE_BYTES - bytes);
+        file.write_all_at(&record, offset as u64).expect("a write");
+        file.sync_data().expect("a sync");
+        times.push(start.elapsed());
+    }
+    let cpu = cpu() - cpu_before;
+    times.sort_unstable();
+    println!(
+        "the disk alone, {bytes} bytes: {:8.0}/s, p50 {:6} us, p99 {:7} us, {:5.1} us of CPU each",
+        times.len() as f64 / time.as_secs_f64(),
+        times[times.len() / 2].as_micros(),
+        times[times.len() * 99 / 100].as_micros(),
+        cpu.as_secs_f64() * 1e6 / times.len() as f64,
+    );
+}
+
 async fn ready(node: &RaftNode) {
     let mut leadership = node.watch_leadership();
     leadership.wait_for(|l| l.is_leader).await.expect("the node runs");
@@ -129,6 +158,7 @@ async fn main() {
     ready(&node).await;
     println!("made and leading after {:?}", start.elapsed());
     let node = Arc::new(node);
+    disk_alone(&dir, 256, time);
     for (callers, bytes) in
         [(1, 256), (4, 256), (16, 256), (64, 256), (512, 256), (1, 8192), (64, 8192), (8, 1 << 20)]
     {

@@ -190,8 +190,10 @@ impl LogStore {
         let active = found.segments.iter().rposition(|segment| !segment.empty).unwrap_or(0);
         let mut unused: VecDeque<Prepared> =
             found.segments.split_off(active + 1).into_iter().map(Prepared::from).collect();
-        let next = unused.pop_front();
-        // Where one segment too many was made ready before its predecessor was first written.
+        let fits = |next: &mut Prepared| next.segment_bytes == config.segment_bytes;
+        let next = unused.pop_front_if(fits);
+        // Of another size than is wanted now, or made ready before its predecessor was first
+        // written.
         for extra in unused.into_iter().rev() {
             disk.remove(&extra.path).map_err(|e| LogError::io("remove", &extra.path, e))?;
             disk.sync_dir(dir).map_err(|e| LogError::io("sync", dir, e))?;

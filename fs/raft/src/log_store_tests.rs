@@ -101,6 +101,23 @@ fn appends_reads_and_reopens_over_many_segments() {
 }
 
 #[test]
+fn segments_may_change_their_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut next = 0;
+    for segment_bytes in [16 << 10, 128 << 10, 16 << 10, 64 << 10] {
+        let store = open(dir.path(), segment_bytes).unwrap();
+        for _ in 0..20 {
+            append(&store, vec![entry(1, next, vec![next as u8; segment_bytes as usize / 8])]).unwrap();
+            next += 1;
+        }
+        store.purge(pos(1, next - 10));
+        let entries = store.read(0, next, usize::MAX).unwrap();
+        assert!(entries.len() >= 9 && entries.iter().all(|e| e.payload[0] == e.position.index as u8));
+        store.close();
+    }
+}
+
+#[test]
 fn refuses_gaps_and_giants() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), 64 << 10).unwrap();

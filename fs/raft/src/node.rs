@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, TryLockError};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,9 +13,10 @@ use openraft::async_runtime::{Instant, WatchReceiver};
 use openraft::errors::{
     ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as OpenraftError,
 };
+use openraft::impls::ProgressResponder;
 use openraft::{BasicNode, Config, RaftMetrics, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Mutex as FairMutex, Semaphore, watch};
 
 use crate::clock::BootInstant;
 use crate::disk::RealDisk;
@@ -100,6 +102,8 @@ pub struct RaftNode {
     peers: PeerService,
     view: Arc<View>,
     leadership: watch::Receiver<Leadership>,
+    /// Held by the one who enters a command.
+    turn: FairMutex<()>,
     /// Bytes of commands that are under way, in permits of [`PERMIT_BYTES`]: a quarter of a
     /// segment, which is what the log keeps room for on a full disk.
     under_way: Semaphore,
@@ -153,7 +157,7 @@ fn check(config: &RaftConfig) -> Result<(), RaftError> {
 
 fn lock_dir(config: &RaftConfig) -> Result<File, RaftError> {
     let io = |action, e| RaftError::Log(LogError::io(action, &config.dir, e));
-    std::fs::create_dir_all(&config.dir).map_err(|e| io("make", e))?;
+    create_dir_durably(&config.dir, config.sync).map_err(|e| io("make", e))?;
     let path = config.dir.join("LOCK");
     let file = OpenOptions::new()
         .write(true)
@@ -166,6 +170,25 @@ fn lock_dir(config: &RaftConfig) -> Result<File, RaftError> {
         Err(TryLockError::WouldBlock) => Err(RaftError::InUse { dir: config.dir.clone() }),
         Err(TryLockError::Error(e)) => Err(io("lock", e)),
     }
+}
+
+/// Makes a folder and the missing ones above it, so that a power cut can't take them away again
+/// with all that was synced in them.
+fn create_dir_durably(dir: &Path, sync: bool) -> std::io::Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return std::fs::create_dir(dir),
+    };
+    create_dir_durably(parent, sync)?;
+    match std::fs::create_dir(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    if sync { File::open(parent)?.sync_all() } else { Ok(()) }
 }
 
 /// Everything that blocks, at the start: the lock, the log, left-overs.
@@ -275,6 +298,7 @@ impl RaftNode {
         };
         let permits = u64::from(config.segment_bytes) / 4 / PERMIT_BYTES;
         Ok(Self {
+            turn: FairMutex::new(()),
             under_way: Semaphore::new(permits as usize),
             config,
             raft,
@@ -309,8 +333,8 @@ impl RaftNode {
     }
 
     /// Has a command committed and applied, and returns what the state machine says to it. Many
-    /// calls may be under way at once; they are carried out in the order in which they were made
-    /// by one caller that doesn't wait between them only as far as nothing makes them wait here.
+    /// calls may be under way at once; they are carried out in the order in which they were first
+    /// polled.
     ///
     /// If the returned future is dropped, the command may be carried out all the same.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
@@ -318,22 +342,32 @@ impl RaftNode {
         if command.len() > max as usize {
             return Err(ProposeError::TooLarge { bytes: command.len(), max });
         }
-        self.admit().await?;
-        let permits = (command.len() as u64).div_ceil(PERMIT_BYTES).max(1) as u32;
-        let _permit = self.under_way.acquire_many(permits).await.map_err(|_| self.stopped_error())?;
-        match self.raft.client_write(Command(command)).await {
-            Ok(response) => Ok(response.data),
-            Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+        let (_permit, answer) = {
+            // One after the other up to openraft's queue, or those who wait here would lose their
+            // places.
+            let _turn = self.turn.lock().await;
+            self.admit().await?;
+            let permits = (command.len() as u64).div_ceil(PERMIT_BYTES).max(1) as u32;
+            let permit = self.under_way.acquire_many(permits).await.map_err(|_| self.stopped_error())?;
+            let (responder, answer) = ProgressResponder::complete_only();
+            let sent = self.raft.client_write_ff(Command(command), Some(responder)).await;
+            sent.map_err(|e| ProposeError::Stopped(stopped(&e)))?;
+            (permit, answer)
+        };
+        match answer.await {
+            Ok(Ok(response)) => Ok(response.data),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => {
                 Err(ProposeError::NotLeader { leader: leader_of(forward) })
             }
-            Err(OpenraftError::APIError(ClientWriteError::LogEntryDiscarded(forward))) => {
+            Ok(Err(ClientWriteError::LogEntryDiscarded(forward))) => {
                 Err(ProposeError::OutcomeUnknown { leader: leader_of(forward) })
             }
             // Neither is about commands.
-            Err(OpenraftError::APIError(
+            Ok(Err(
                 e @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
             )) => Err(ProposeError::Storage(e.to_string())),
-            Err(OpenraftError::Fatal(e)) => Err(ProposeError::Stopped(stopped(&e))),
+            // The core is gone, with everything that was under way.
+            Err(_) => Err(self.stopped_error()),
         }
     }
 

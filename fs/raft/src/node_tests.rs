@@ -109,6 +109,44 @@ async fn one_member_carries_out_commands_and_restarts_at_once() {
     node.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_are_carried_out_in_the_order_of_their_first_polls() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, machine) = open(patient(1, dir.path()), dir.path()).await;
+    node.bootstrap(alone(1)).await.unwrap();
+    ready(&node).await;
+    // More than may be under way, in bytes, and more than is accepted without a flush.
+    let commands: Vec<Bytes> = (0..200u32)
+        .map(|i| [&i.to_le_bytes()[..], &vec![0; (i as usize * 7919) % 8000]].concat().into())
+        .collect();
+    let all = futures::future::join_all(commands.iter().map(|c| node.propose(c.clone()))).await;
+    assert!(all.iter().all(Result::is_ok));
+    assert!(machine.commands() == commands);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_of_the_state_machine_stops_the_node_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, machine) = open(patient(1, dir.path()), dir.path()).await;
+    node.bootstrap(alone(1)).await.unwrap();
+    ready(&node).await;
+    machine.apply_fails.store(true, Ordering::Relaxed);
+    let failed = node.propose(command(0)).await;
+    assert!(
+        matches!(&failed, Err(ProposeError::Stopped(why)) if why.contains("it can't be done")),
+        "{failed:?}"
+    );
+    let mut leadership = node.watch_leadership();
+    let gone = leadership.wait_for(|l| !l.is_leader);
+    tokio::time::timeout(HANG, gone).await.expect("it is told").unwrap();
+    assert!(!node.leadership().is_leader);
+    let status = node.status();
+    assert_eq!(status.role, Role::Stopped);
+    assert!(status.failure.is_some_and(|why| why.contains("it can't be done")));
+    node.shutdown().await;
+}
+
 /// The process dies without a word: what was answered is there, though nothing was flushed.
 #[test]
 fn what_was_answered_survives_a_crash() {

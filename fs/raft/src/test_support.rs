@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -37,6 +37,8 @@ pub(crate) struct ListMachine {
     pub(crate) flushes: AtomicU64,
     pub(crate) installs: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
+    /// Applying fails from now on.
+    pub(crate) apply_fails: AtomicBool,
     /// Flushing fails with this.
     pub(crate) broken: Mutex<Option<String>>,
 }
@@ -55,6 +57,7 @@ impl ListMachine {
             flushes: AtomicU64::new(0),
             installs: AtomicU64::new(0),
             checkpoints: AtomicU64::new(0),
+            apply_fails: AtomicBool::new(false),
             broken: Mutex::new(None),
         })
     }
@@ -76,6 +79,9 @@ impl StateMachine for ListMachine {
     }
 
     fn apply(&self, entries: Vec<AppliedEntry>) -> Result<Vec<Bytes>, StateMachineError> {
+        if self.apply_fails.load(Ordering::Relaxed) {
+            return Err(StateMachineError::new("it can't be done"));
+        }
         let mut now = self.now.lock();
         let mut results = Vec::new();
         for entry in entries {

@@ -243,6 +243,7 @@ impl Writer {
     fn make_room(&mut self, bytes: usize) -> Result<(), LogError> {
         let mark_bytes = if self.mark { record::record_bytes(size_of::<u64>()) } else { 0 };
         if self.end as usize + mark_bytes + bytes > self.active.segment_bytes as usize {
+            // An entry is at most an eighth of a segment, so it fits into the next one.
             self.write_batch()?;
             self.roll()?;
         }

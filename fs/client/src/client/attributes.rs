@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, without_setid};
 use atoll_core::commands::Op;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
 
+use super::identity::{CAP_FOWNER, Identity};
 use super::{Client, ROOT_PATIENCE, inode_of};
 use crate::metadata::{ClientError, Metadata};
-use crate::vfs::{AttributeReply, Result, StatFs};
+use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 
 impl<M: Metadata> Client<M> {
     pub(super) async fn attributes(&self, ino: InodeId) -> Result<AttributeReply> {
@@ -52,12 +53,19 @@ impl<M: Metadata> Client<M> {
 
     pub(super) async fn change_attributes(
         &self,
+        caller: &Caller,
         ino: InodeId,
         handle: Option<u64>,
-        changes: AttributeChanges,
+        mut changes: AttributeChanges,
     ) -> Result<AttributeReply> {
-        if changes.is_empty() {
+        if self.changes_nothing(ino, &changes).await? {
             return self.attributes(ino).await;
+        }
+        if changes.is_empty() {
+            match self.chown_to_nobody(caller, ino).await? {
+                Some(kill_suidgid) => changes.kill_suidgid = kill_suidgid,
+                None => return self.attributes(ino).await,
+            }
         }
         if let Some(handle) = handle {
             self.check_not_broken(handle)?;
@@ -74,6 +82,44 @@ impl<M: Metadata> Client<M> {
             }
         };
         Ok(self.reply(attributes).await)
+    }
+
+    /// True if owner and mode are to become what they are already. That costs the cluster no entry in its log, and
+    /// ctime stays: a pod's `fsGroup` sets what is set on every file of a volume, at every start.
+    async fn changes_nothing(&self, ino: InodeId, changes: &AttributeChanges) -> Result<bool> {
+        let others = changes.size.is_some() || changes.atime.is_some() || changes.mtime.is_some();
+        if others || changes.is_empty() {
+            return Ok(false);
+        }
+        let attributes = self.inode(ino).await?;
+        let mode = changes.mode.map_or(attributes.mode, |mode| (attributes.mode & !0o7777) | (mode & 0o7777));
+        let clears = changes.mode.is_none()
+            && attributes.kind() != FileKind::Directory
+            && without_setid(attributes.mode) != attributes.mode;
+        Ok(mode == attributes.mode
+            && !clears
+            && changes.uid.is_none_or(|uid| uid == attributes.uid)
+            && changes.gid.is_none_or(|gid| gid == attributes.gid))
+    }
+
+    /// A `chown` to -1 and -1 comes as a change of nothing. As every other one it clears the set-id bits of what
+    /// isn't a directory (the result says whether there are any); if there are, that is for the owner only.
+    /// The kernel announces a stranger's write to such a file in the same way; the write itself clears the bits
+    /// then, and there is nothing to do yet (`None`).
+    async fn chown_to_nobody(&self, caller: &Caller, ino: InodeId) -> Result<Option<bool>> {
+        let attributes = self.inode(ino).await?;
+        if attributes.kind() == FileKind::Directory || without_setid(attributes.mode) == attributes.mode {
+            return Ok(Some(false));
+        }
+        match Identity::of(caller) {
+            Some(who) if who.uid != attributes.uid && !who.has(CAP_FOWNER) => {
+                match self.handles.has_writer(ino) {
+                    true => Ok(None),
+                    false => Err(FsError::NotPermitted.into()),
+                }
+            }
+            _ => Ok(Some(true)),
+        }
     }
 
     /// Sets a file's size (and whatever else is asked for).

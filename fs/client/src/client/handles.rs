@@ -142,6 +142,15 @@ impl Handles {
         self.0.lock().files.get(&ino).map(|counted| Arc::clone(&counted.file))
     }
 
+    /// True if somebody has the file open for writing.
+    pub fn has_writer(&self, ino: InodeId) -> bool {
+        let is_writer = |handle: &Handle| match handle {
+            Handle::File(handle) => handle.file.ino == ino && handle.can_write(),
+            Handle::Directory(_) => false,
+        };
+        self.0.lock().handles.values().any(is_writer)
+    }
+
     /// Takes note of the attributes of a file, if it is open. True if it is and was changed since those that
     /// were known.
     pub fn learn(&self, attributes: &Attributes) -> bool {

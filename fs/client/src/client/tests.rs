@@ -553,11 +553,32 @@ async fn requests_that_are_dropped_in_the_middle_leave_no_handle_behind() {
 }
 
 #[tokio::test]
-async fn a_setattr_that_asks_for_nothing_changes_nothing() {
+async fn a_setattr_that_asks_for_nothing_sets_ctime() {
     let cluster = cluster();
     let fs = mount(&cluster);
     let ino = put(&fs, "file", b"x").await;
-    let before = (stat(&fs, ino).await, fs.metadata().requests().0);
+    let before = stat(&fs, ino).await;
     fs.setattr(&me(), ino, None, AttributeChanges::default()).await.unwrap();
-    assert_eq!((stat(&fs, ino).await, fs.metadata().requests().0), before);
+    let after = stat(&fs, ino).await;
+    assert!(after.ctime > before.ctime);
+    assert_eq!(Attributes { ctime: before.ctime, change: before.change, ..after }, before);
+}
+
+#[tokio::test]
+async fn a_chown_to_nobody_clears_set_id_bits_for_the_owner_only() {
+    let cluster = cluster();
+    let fs = mount(&cluster);
+    let ino = put(&fs, "file", b"x").await;
+    let mode = AttributeChanges { mode: Some(0o6755), ..AttributeChanges::default() };
+    fs.setattr(&me(), ino, None, mode).await.unwrap();
+    let stranger = Caller { uid: 1001, ..Caller::default() };
+    assert_eq!(errno(fs.setattr(&stranger, ino, None, AttributeChanges::default()).await), libc::EPERM);
+    // Unless it may be the announcement of a write.
+    let writer = open(&fs, "file", RDWR).await;
+    fs.setattr(&stranger, ino, None, AttributeChanges::default()).await.unwrap();
+    assert_eq!(stat(&fs, ino).await.mode, 0o106_755);
+    close(&fs, writer).await;
+    fs.setattr(&me(), ino, None, AttributeChanges::default()).await.unwrap();
+    assert_eq!(stat(&fs, ino).await.mode, 0o100_755);
+    fs.setattr(&stranger, ino, None, AttributeChanges::default()).await.unwrap();
 }

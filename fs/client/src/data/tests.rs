@@ -178,7 +178,11 @@ async fn a_full_volume_is_told_at_write_and_never_later() {
     assert_eq!(accepted, 3 << 20, "every block of the quota can be used");
     cluster.data.flush_all().await.unwrap();
     assert_eq!(cluster.volume().bytes_used, 3 << 20);
-    // Overwriting is free, whatever was reserved for it meanwhile can't be had: it is told at once.
+    // Overwriting is free; anything new is refused at once.
+    cluster.write_all(a, 5000, &[9; 20_000]).await;
+    cluster.data.flush(a).await.unwrap();
+    assert!(cluster.metadata.durable_content(a)[5000..25_000] == [9; 20_000]);
+    assert_eq!(cluster.read(a, 24_999, 1).await.unwrap(), [9]);
     assert_eq!(cluster.write(a, 40_960 * 1000, &[1]).await, Err(FsError::NoSpace.into()));
     cluster.truncate(a, 0).await;
     cluster.write_all(a, 0, &[1; 300_000]).await;
@@ -545,4 +549,54 @@ async fn every_commit_is_a_prefix_of_what_was_written() {
     for seed in 0..12 {
         commits_are_prefixes(seed).await;
     }
+}
+
+/// Real threads: each task has ranges of its own of one file, so that what it reads must be what it wrote last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn writers_of_one_file_on_many_threads_find_their_own_bytes() {
+    const TASKS: u64 = 6;
+    const STRIPE: u64 = 7000;
+    let cluster = Arc::new(cluster());
+    let ino = cluster.metadata.create("a").ino;
+    let tasks = (0..TASKS).map(|task| {
+        let cluster = Arc::clone(&cluster);
+        tokio::spawn(async move {
+            let mut random = Random(task);
+            let mut stripes = vec![vec![0; STRIPE as usize]; 60];
+            for _ in 0..400 {
+                let row = random.below(60);
+                let offset = (row * TASKS + task) * STRIPE;
+                let inside = random.below(STRIPE - 1);
+                match random.below(8) {
+                    0 => cluster.data.flush(ino).await.unwrap(),
+                    1..=3 => {
+                        let found = cluster.data.read(ino, offset, STRIPE as u32, 60 * TASKS * STRIPE).await;
+                        assert!(found.unwrap().concat() == stripes[row as usize], "task {task}, row {row}");
+                    }
+                    _ => {
+                        let length = random.below(STRIPE - inside) as usize + 1;
+                        let data = random.bytes(length);
+                        cluster.write_all(ino, offset + inside, &data).await;
+                        stripes[row as usize][inside as usize..inside as usize + length]
+                            .copy_from_slice(&data);
+                    }
+                }
+            }
+            stripes
+        })
+    });
+    let stripes = futures::future::join_all(tasks).await;
+    cluster.data.flush(ino).await.unwrap();
+    let content = cluster.metadata.durable_content(ino);
+    for (task, stripes) in stripes.into_iter().enumerate() {
+        for (row, stripe) in stripes.unwrap().iter().enumerate() {
+            let at = (row * TASKS as usize + task) * STRIPE as usize;
+            let end = (at + STRIPE as usize).min(content.len());
+            assert!(
+                content.get(at..end).unwrap_or_default() == &stripe[..end.saturating_sub(at)],
+                "task {task}, row {row}"
+            );
+        }
+    }
+    assert_eq!(cluster.arena.usage().bytes_used, 0);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use atoll_core::attributes::Attributes;
-use atoll_core::commands::{NewPlace, Op, Outcome};
+use atoll_core::commands::{NewPiece, NewPlace, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::{
@@ -96,7 +96,12 @@ impl<M: Metadata> Shared<M> {
     ) -> Result<usize, ClientError> {
         let in_segment = (SEGMENT_BYTES - offset % SEGMENT_BYTES).min(data.len() as u64);
         self.wait_for_room(file, offset, in_segment).await?;
-        let claim = self.claim(file, in_segment).await?;
+        let claim = match self.claim(file, in_segment).await {
+            Err(ClientError::Fs(FsError::NoSpace)) => {
+                return self.overwrite(file, offset, &data[..in_segment as usize], kill_priv).await;
+            }
+            other => other?,
+        };
         let data = &data[..claim.bytes as usize];
         let mtime = self.metadata.now();
         let extended = file.inner.lock().dirty.extend(offset, data, Instant::now(), mtime, kill_priv);
@@ -122,6 +127,66 @@ impl<M: Metadata> Shared<M> {
             self.work.notify_one();
         }
         Ok(stored)
+    }
+
+    /// There is no quota to buffer a write against. If it only replaces what the file has already it needs none: it
+    /// is committed at once, within one segment, so that the refusal, if there is one, comes here and not later.
+    async fn overwrite(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        offset: u64,
+        data: &[u8],
+        kill_suidgid: bool,
+    ) -> Result<usize, ClientError> {
+        let size = file.inner.lock().attributes.as_ref().map_or(0, |attributes| attributes.size);
+        let length = size.saturating_sub(offset).min(data.len() as u64);
+        if length == 0 {
+            return Err(FsError::NoSpace.into());
+        }
+        // What was written before comes before it.
+        self.flush_file(file).await?;
+        let data = Bytes::copy_from_slice(&data[..length as usize]);
+        let mtime = self.metadata.now();
+        let _order = file.commit_stage.lock().await;
+        let mut attempt = 0;
+        loop {
+            let placement = self.writers.place(Purpose::Small, length).await?;
+            let chunk = Arc::clone(placement.chunk());
+            let parts: Vec<Bytes> = std::iter::once(data.clone()).chain(padding(length)).collect();
+            if let Err(failure) = self.writers.write(&chunk, placement.offset, parts, true, attempt).await {
+                self.writers.give_up(&chunk, &failure.to_string());
+                tokio::time::sleep(super::TICK / 10).await;
+                attempt += 1;
+                continue;
+            }
+            let place = NewPlace::Chunk {
+                chunk: chunk.chunk,
+                generation: chunk.generation,
+                offset: placement.offset,
+            };
+            let piece = NewPiece { offset, length, place };
+            let pieces = vec![piece.clone()];
+            let op = Op::Write { ino: file.ino, pieces, mtime, kill_suidgid, reservation: 0 };
+            match self.metadata.mutate(op).await {
+                Ok(Outcome::Inode(attributes)) => {
+                    self.reader.learn(&[chunk.info()]);
+                    let mut inner = file.inner.lock();
+                    inner.map.commit(std::slice::from_ref(&piece), &attributes);
+                    inner.learn(&attributes);
+                    return Ok(length as usize);
+                }
+                Ok(other) => {
+                    tracing::error!(?other, "a write was answered with something else");
+                    return Err(FsError::Io.into());
+                }
+                Err(ClientError::Fs(FsError::StaleChunk)) => {
+                    self.writers.give_up(&chunk, "a write to it was refused");
+                    attempt += 1;
+                }
+                Err(ClientError::Fs(FsError::TryAgain)) => tokio::time::sleep(super::TICK / 10).await,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// True if a write goes on where the file's dirty bytes end: more of its kind will follow.
@@ -275,7 +340,7 @@ impl<M: Metadata> Shared<M> {
             let op = Op::Append { ino: file.ino, data: place.clone(), length, kill_suidgid, reservation };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Appended(offset, attributes)) => {
-                    let piece = atoll_core::commands::NewPiece { offset, length, place };
+                    let piece = NewPiece { offset, length, place };
                     if let Some(placement) = &placement {
                         self.reader.learn(&[placement.chunk().info()]);
                     }

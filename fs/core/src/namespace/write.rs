@@ -73,9 +73,10 @@ fn put_pieces(
     if kill_suidgid {
         record.mode = without_setid(record.mode);
     }
-    let changed = change_time(mtime, &record);
-    record.mtime = changed;
-    record.ctime = changed;
+    // A commit comes some time after its write: a change in between (of an attribute, of another name) has
+    // moved ctime on, which says nothing about the content.
+    record.mtime = mtime;
+    record.ctime = change_time(mtime, &record);
     record.change += 1;
     txn.put_inode(ino, &record);
     Ok(record)
