@@ -29,7 +29,7 @@ fn a_mount_behaves_as_a_local_folder() {
         "a_mount_behaves_as_a_local_folder",
         &cluster,
         20,
-        &Options { operations: 5_000, kills: 0, old_times: true },
+        &Options { operations: 5_000, kills: 0, all: true },
     );
 }
 
@@ -40,7 +40,7 @@ fn a_mount_behaves_as_a_local_folder_when_everything_is_killed_in_between() {
         "a_mount_behaves_as_a_local_folder_when_everything_is_killed_in_between",
         &cluster,
         3,
-        &Options { operations: 1_500, kills: 3, old_times: true },
+        &Options { operations: 1_500, kills: 3, all: true },
     );
 }
 
@@ -51,6 +51,6 @@ fn the_second_transport_behaves_as_a_local_folder() {
         "the_second_transport_behaves_as_a_local_folder",
         &cluster,
         3,
-        &Options { operations: 3_000, kills: 0, old_times: false },
+        &Options { operations: 3_000, kills: 0, all: false },
     );
 }

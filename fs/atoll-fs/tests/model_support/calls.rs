@@ -151,6 +151,18 @@ impl Call {
         matches!(self, Call::Utimens(_, atime, mtime) if old(atime) || old(mtime))
     }
 
+    /// Takes set-id bits out of the modes.
+    pub fn clear_setid(&mut self) {
+        if let Call::Mkdir(_, mode)
+        | Call::Mknod(_, mode)
+        | Call::Chmod(_, mode)
+        | Call::Open(_, _, _, mode)
+        | Call::HandleChmod(_, mode) = self
+        {
+            *mode &= !0o6000;
+        }
+    }
+
     /// Draws one.
     pub fn random(rng: &mut StdRng, known: &[Vec<u8>]) -> Call {
         let path = random_path(rng, known);
