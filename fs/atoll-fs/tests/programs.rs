@@ -180,7 +180,7 @@ fn tar_brings_back_every_kind_of_file() {
     run("tar", &["--xattrs", "-df", archive], &at);
     let list = [
         "-c",
-        "find tree -printf '%p %y %m %U %G %l %T@ %s %n\\n' | grep -v ' d ' | sort; getfattr -R -d tree",
+        "find tree -printf '%p %y %m %U %G %l %T@ %s %n\\n' | grep -v ' d ' | sort; find tree -type f | sort | xargs -d '\\n' getfattr -d",
     ];
     assert_eq!(run("sh", &list, &at), run("sh", &list, source.path()));
 }
