@@ -60,7 +60,7 @@ abort() {
 # unmount MOUNTPOINT: gently, then not.
 unmount() {
   mounted "$1" || return 0
-  timeout "$UNMOUNT_SECONDS_MAX" umount "$1" 2>/dev/null && return
+  timeout "$UNMOUNT_SECONDS_MAX" umount "$1" 2>/dev/null && return 0
   abort "$1"
   umount -l "$1" 2>/dev/null || true
 }
@@ -76,6 +76,8 @@ serving() {
 finish() {
   local status=$? name pid
   trap - EXIT INT TERM HUP
+  # From here on everything is tried, whatever fails.
+  set +e
   if [ -n "$bench_pid" ] && kill -TERM "$bench_pid" 2>/dev/null; then
     for _ in $(seq 100); do kill -0 "$bench_pid" 2>/dev/null || break; sleep 0.1; done
     kill -KILL "$bench_pid" 2>/dev/null || true

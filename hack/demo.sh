@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . hack/env.sh
 
-atoll=$CARGO_TARGET_DIR/debug/atoll-fs
+built=$CARGO_TARGET_DIR/debug/atoll-fs
 mountpoint=${1:-/mnt/atoll-demo}
 data=${ATOLL_DEMO_DATA:-/var/lib/atoll/demo}
 rest=${ATOLL_DEMO_REST:-60}
@@ -29,7 +29,10 @@ finish() {
 }
 trap finish EXIT
 
-[ -x "$atoll" ] || fail "$atoll is missing: run 'make build' first"
+[ -x "$built" ] || fail "$built is missing: run 'make build' first"
+# A copy: another checkout's build may replace the program between the kill and the restart.
+atoll=$work/atoll-fs
+cp "$built" "$atoll"
 
 # The larger tree: the sources of the crates that were just built, or the system's headers and documents.
 tree=${ATOLL_DEMO_TREE:-}
@@ -125,7 +128,7 @@ awk '/^Pss:/ { print "memory of the whole cluster and its mount (Pss):", int($2 
 step "Done. To go on by hand"
 cat <<TEXT
   ls $mountpoint
-  $atoll local status $mountpoint --data $data
-  $atoll local down $mountpoint --data $data     # the data stays in $data
+  $built local status $mountpoint --data $data
+  $built local down $mountpoint --data $data     # the data stays in $data
   rm -rf $data                                   # … until you remove it
 TEXT

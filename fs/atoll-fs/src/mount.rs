@@ -224,6 +224,12 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
     Ok(client)
 }
 
+/// Locks between mounts don't exist yet, and a server that answers ENOSYS to a lock makes it fail: so the kernel
+/// keeps them.
+fn init_options() -> InitOptions {
+    InitOptions { locks: false, ..InitOptions::default() }
+}
+
 async fn serve(
     config: &MountConfig,
     options: &MountOptions,
@@ -239,7 +245,7 @@ async fn serve(
             device,
             readers,
             options.default_permissions,
-            InitOptions::default(),
+            init_options(),
             Arc::clone(client),
             &runtime,
         )
@@ -255,7 +261,7 @@ async fn serve(
         return Ok(Kernel::Fuser);
     }
     let bundle = Bundle::new(device, readers, Layout::default(), options).context("/dev/fuse")?;
-    let session = Session::start(bundle, InitOptions::default(), Adapter::new(Arc::clone(client)), &runtime)
+    let session = Session::start(bundle, init_options(), Adapter::new(Arc::clone(client)), &runtime)
         .context("/dev/fuse")?;
     session.ready().await.context("the kernel did not begin")?;
     client.set_notifier(Arc::new(Invalidate(session.notifier().clone())));

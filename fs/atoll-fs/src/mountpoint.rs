@@ -3,11 +3,17 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
-use atoll_fuse::device;
+use atoll_fuse::device::{self, MountError};
 
 use crate::exit::{Code, Context, Failure};
+
+/// How long a killed process may take until its mount is dead.
+const ENDING_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked at meanwhile.
+const ENDING_POLL: Duration = Duration::from_millis(20);
 
 /// What was found at a mount point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,11 +41,7 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
                 mount.source
             )));
         }
-        // Several may lie on top of one another after several crashes.
-        while device::detach_dead(&path, &source).map_err(|error| Failure::failed(error.to_string()))? {
-            tracing::warn!(path = %path.display(), "detached the dead mount that an earlier process left behind");
-        }
-        if device::find_mount(&path).context("mount table")?.is_some() {
+        if !detach_dead(&path, &source)? {
             return Ok((path, Found::OursAlive));
         }
     }
@@ -68,6 +70,29 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
             format_args!("{} doesn't exist: make the folder first", path.display()),
         )),
         Err(error) => Err(Failure::failed(format_args!("{}: {error}", path.display()))),
+    }
+}
+
+/// Detaches every dead mount of `source` at the path: several may lie on top of one another after several crashes.
+/// A process that was killed this very moment may still be ending, so one that seems to live is looked at again for a
+/// while. False if it does live.
+///
+/// # Errors
+/// If the mount table can't be read, or something else is mounted there.
+pub fn detach_dead(path: &Path, source: &str) -> Result<bool, Failure> {
+    let began = Instant::now();
+    loop {
+        match device::detach_dead(path, source) {
+            Ok(true) => {
+                tracing::warn!(path = %path.display(), "detached the dead mount that an earlier process left behind");
+            }
+            Ok(false) => return Ok(true),
+            Err(MountError::Alive { .. }) if began.elapsed() < ENDING_PATIENCE => {
+                std::thread::sleep(ENDING_POLL)
+            }
+            Err(MountError::Alive { .. }) => return Ok(false),
+            Err(error) => return Err(Failure::failed(error)),
+        }
     }
 }
 

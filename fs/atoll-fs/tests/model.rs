@@ -25,7 +25,12 @@ fn run(test: &str, cluster: &Cluster, seeds: u64, options: &Options) {
 #[test]
 fn a_mount_behaves_as_a_local_folder() {
     let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi"]);
-    run("a_mount_behaves_as_a_local_folder", &cluster, 20, &Options { operations: 5_000, kills: 0 });
+    run(
+        "a_mount_behaves_as_a_local_folder",
+        &cluster,
+        20,
+        &Options { operations: 5_000, kills: 0, all: true },
+    );
 }
 
 #[test]
@@ -35,7 +40,7 @@ fn a_mount_behaves_as_a_local_folder_when_everything_is_killed_in_between() {
         "a_mount_behaves_as_a_local_folder_when_everything_is_killed_in_between",
         &cluster,
         3,
-        &Options { operations: 1_500, kills: 3 },
+        &Options { operations: 1_500, kills: 3, all: true },
     );
 }
 
@@ -46,6 +51,6 @@ fn the_second_transport_behaves_as_a_local_folder() {
         "the_second_transport_behaves_as_a_local_folder",
         &cluster,
         3,
-        &Options { operations: 3_000, kills: 0 },
+        &Options { operations: 3_000, kills: 0, all: false },
     );
 }

@@ -145,6 +145,24 @@ impl Call {
         }
     }
 
+    /// True for times before 1970.
+    pub fn sets_an_old_time(&self) -> bool {
+        let old = |time: &Option<(i64, i64)>| time.is_some_and(|(seconds, _)| seconds < 0);
+        matches!(self, Call::Utimens(_, atime, mtime) if old(atime) || old(mtime))
+    }
+
+    /// Takes set-id bits out of the modes.
+    pub fn clear_setid(&mut self) {
+        if let Call::Mkdir(_, mode)
+        | Call::Mknod(_, mode)
+        | Call::Chmod(_, mode)
+        | Call::Open(_, _, _, mode)
+        | Call::HandleChmod(_, mode) = self
+        {
+            *mode &= !0o6000;
+        }
+    }
+
     /// Draws one.
     pub fn random(rng: &mut StdRng, known: &[Vec<u8>]) -> Call {
         let path = random_path(rng, known);

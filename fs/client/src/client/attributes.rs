@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, without_setid};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, TimeChange, without_setid};
 use atoll_core::commands::Op;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
@@ -58,6 +58,9 @@ impl<M: Metadata> Client<M> {
         handle: Option<u64>,
         mut changes: AttributeChanges,
     ) -> Result<AttributeReply> {
+        if let Some(attributes) = self.change_removed(ino, &changes).await {
+            return Ok(self.reply(attributes).await);
+        }
         if self.changes_nothing(ino, &changes).await? {
             return self.attributes(ino).await;
         }
@@ -82,6 +85,31 @@ impl<M: Metadata> Client<M> {
             }
         };
         Ok(self.reply(attributes).await)
+    }
+
+    /// Changes what this mount removed and the cluster has forgotten: a directory that somebody still has open. It
+    /// has no name to be found by, so nobody else can tell. `None`: the inode isn't one of those.
+    async fn change_removed(&self, ino: InodeId, changes: &AttributeChanges) -> Option<Attributes> {
+        let known = self.removed.lock().contains_key(&ino);
+        if !known || !matches!(self.inode(ino).await, Err(ClientError::Fs(FsError::Stale))) {
+            return None;
+        }
+        let now = self.metadata.now();
+        let at = |change: TimeChange| match change {
+            TimeChange::Now => now,
+            TimeChange::To(time) => time,
+        };
+        let mut removed = self.removed.lock();
+        let attributes = removed.get_mut(&ino)?;
+        if let Some(mode) = changes.mode {
+            attributes.mode = (attributes.mode & !0o7777) | (mode & 0o7777);
+        }
+        attributes.uid = changes.uid.unwrap_or(attributes.uid);
+        attributes.gid = changes.gid.unwrap_or(attributes.gid);
+        attributes.atime = changes.atime.map_or(attributes.atime, at);
+        attributes.mtime = changes.mtime.map_or(attributes.mtime, at);
+        attributes.ctime = now;
+        Some(attributes.clone())
     }
 
     /// True if owner and mode are to become what they are already. That costs the cluster no entry in its log, and

@@ -91,8 +91,7 @@ refuse!(
 
 impl<V: Vfs> Filesystem for FuserFilesystem<V> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let mut wanted = InitFlags::FUSE_POSIX_LOCKS
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
+        let mut wanted = InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_EXPORT_SUPPORT
             | InitFlags::FUSE_DO_READDIRPLUS
             | InitFlags::FUSE_READDIRPLUS_AUTO
@@ -104,6 +103,7 @@ impl<V: Vfs> Filesystem for FuserFilesystem<V> {
         wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, self.options.writeback_cache);
         wanted.set(InitFlags::FUSE_POSIX_ACL, self.options.posix_acl);
         wanted.set(InitFlags::FUSE_DONT_MASK, self.options.posix_acl || self.options.dont_mask);
+        wanted.set(InitFlags::FUSE_POSIX_LOCKS, self.options.locks);
         wanted.set(InitFlags::FUSE_ALLOW_IDMAP, self.options.allow_idmap);
         // What the kernel doesn't offer is done without.
         let _ = config.add_capabilities(wanted & config.capabilities());

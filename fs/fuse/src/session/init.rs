@@ -52,6 +52,8 @@ pub struct InitOptions {
     /// A successor asks the kernel for what is missing in the request memory (Linux 6.9). Without it the memory alone
     /// has to do, as on older kernels.
     pub resend: bool,
+    /// Locks come to the server. Without it the kernel keeps them itself, for this mount alone.
+    pub locks: bool,
     /// Requests that nobody waits for (read-ahead, write-back, direct I/O of AIO) under way at a time.
     pub max_background: u16,
     /// Number of these from which the kernel considers the mount congested.
@@ -68,6 +70,7 @@ impl Default for InitOptions {
             dont_mask: false,
             allow_idmap: true,
             handle_killpriv: true,
+            locks: true,
             resend: true,
             max_background: 256,
             congestion_threshold: 192,
@@ -187,8 +190,11 @@ pub(crate) fn negotiate(kernel: &Init, options: &InitOptions) -> Result<Answer, 
     for (_, flag) in optional.into_iter().filter(|(chosen, _)| *chosen) {
         wanted |= flag;
     }
-    let refusable =
-        [(options.handle_killpriv, InitFlags::HANDLE_KILLPRIV_V2), (options.resend, InitFlags::HAS_RESEND)];
+    let refusable = [
+        (options.handle_killpriv, InitFlags::HANDLE_KILLPRIV_V2),
+        (options.resend, InitFlags::HAS_RESEND),
+        (options.locks, InitFlags::POSIX_LOCKS | InitFlags::FLOCK_LOCKS),
+    ];
     for (_, flag) in refusable.into_iter().filter(|(chosen, _)| !*chosen) {
         wanted = wanted & !flag;
     }

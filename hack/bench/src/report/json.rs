@@ -80,6 +80,7 @@ fn result(cell: &Cell, unit: Unit, targets: &[Target], cells: &[Cell]) -> Value 
     json!({
         "rate": n.rate,
         "spread": n.spread,
+        "operations_timed": cell.latencies.count(),
         "p50_us": n.p50_us,
         "p99_us": n.p99_us,
         "own_cpu_us": n.own_us,

@@ -1,7 +1,9 @@
 //! The frame of every measurement.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::small::Set;
@@ -17,6 +19,10 @@ use crate::target::Target;
 /// Servers that used less than this in [`SETTLE_STEP`] are at rest.
 const SETTLED: Duration = Duration::from_micros(600);
 const SETTLE_STEP: Duration = Duration::from_millis(20);
+
+/// How often caches were dropped. Those of all targets: what one target had in a cache is gone when another one is
+/// measured cold.
+static DROPS: AtomicU64 = AtomicU64::new(0);
 
 /// One measurement on one target.
 pub struct Bench<'a> {
@@ -47,6 +53,8 @@ pub struct State {
     pub four: Option<Set>,
     /// The tree for tar is there.
     pub tree: bool,
+    /// Value of the counter of drops when a kind of file was last known to be in the caches.
+    warm: HashMap<&'static str, u64>,
 }
 
 /// What one measurement found.
@@ -134,6 +142,13 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// True if caches may have been emptied since this was last asked for this kind of file: it has to be read again
+    /// before a measurement that isn't meant to be cold.
+    pub fn is_chilled(&mut self, kind: &'static str) -> bool {
+        let drops = DROPS.load(Ordering::Relaxed);
+        self.state.warm.insert(kind, drops) != Some(drops)
+    }
+
     /// Empties the caches, as far as allowed; of these files at least.
     ///
     /// # Errors
@@ -143,8 +158,10 @@ impl Bench<'_> {
             sync_filesystem(&self.target.folder)?;
             sync_filesystem(&self.scratch.folder)?;
             let path = std::path::Path::new("/proc/sys/vm/drop_caches");
+            DROPS.fetch_add(1, Ordering::Relaxed);
             return std::fs::write(path, "3").doing("write", path);
         }
+        DROPS.fetch_add(1, Ordering::Relaxed);
         for path in files {
             let file = File::open(&path).doing("open", &path)?;
             file.sync_data().doing("fdatasync", &path)?;

@@ -100,12 +100,12 @@ workloads! {
         "create" Files "make files of 1 to 8 KiB in one folder: open, write, close" => |b| small::create(b, 1);
         "create-fsync" Files "the same with fsync before close" => small::create_synced;
         "stat" Operations "stat them in random order" => |b| small::stat(b, 1, false);
-        "stat-cold" Operations "the same, caches empty at the start" => |b| small::stat(b, 1, true);
         "open-read" Operations "open, read, close them in random order" => |b| small::read(b, 1, false);
-        "open-read-cold" Operations "the same, caches empty at the start" => |b| small::read(b, 1, true);
         "readdir" Files "list the folder" => |b| small::list(b, false);
         "readdir-stat" Files "list it and stat every entry, like ls -l" => |b| small::list(b, true);
         "rename" Operations "rename each file in its folder" => small::rename;
+        "stat-cold" Operations "stat them, caches empty at the start" => |b| small::stat(b, 1, true);
+        "open-read-cold" Operations "open, read, close, caches empty at the start" => |b| small::read(b, 1, true);
         "unlink" Operations "unlink them" => |b| small::unlink(b, 1);
     }
     "parallel" {

@@ -21,6 +21,14 @@ pub fn program(name: &'static str) -> Command {
     command
 }
 
+/// Has it in the caches: nobody should pay for reading it from the disk.
+///
+/// # Errors
+/// If it isn't installed.
+pub fn warm(name: &'static str) -> Result<(), Fault> {
+    run(name, program(name).arg("--version"))
+}
+
 /// Runs it to its end.
 ///
 /// # Errors

@@ -20,7 +20,9 @@ const FILL: usize = 1 << 20;
 /// Reads blocks for a slice of time.
 pub fn read(bench: &mut Bench, threads: usize, direct: bool) -> Result<Measured, Fault> {
     let path = prepare(bench)?;
-    if !direct {
+    if direct {
+        warm(bench, &path)?;
+    } else {
         bench.chill(std::iter::once(path.clone()))?;
     }
     let (blocks, seed) = (bench.plan.random_bytes / BLOCK as u64, bench.seed);
@@ -56,6 +58,7 @@ pub fn write(
     sync_every: Option<u64>,
 ) -> Result<Measured, Fault> {
     let path = prepare(bench)?;
+    warm(bench, &path)?;
     let (blocks, seed) = (bench.plan.random_bytes / BLOCK as u64, bench.seed);
     bench.measure(bench.plan.slice, Leaves::Clean, |pace| {
         parallel(threads, |thread, latencies| {
@@ -109,6 +112,15 @@ fn append_blocks(
         done += 1;
     }
     Ok(done)
+}
+
+/// Reads the file, so that it is in the caches of the kernel and of the servers.
+fn warm(bench: &mut Bench, path: &Path) -> Result<(), Fault> {
+    if bench.is_chilled("random") {
+        let mut file = File::open(path).doing("open", path)?;
+        std::io::copy(&mut file, &mut std::io::sink()).doing("read", path)?;
+    }
+    Ok(())
 }
 
 /// Makes the file, if it isn't there: each block knows its number.

@@ -38,17 +38,15 @@ pub fn write(bench: &mut Bench, call: usize, direct: bool) -> Result<Measured, F
 /// Reads the file, which is made if it isn't there.
 pub fn read(bench: &mut Bench, cold: bool, direct: bool) -> Result<Measured, Fault> {
     let path = bench.target.folder.join("stream");
-    let mut fresh = false;
     if bench.state.stream.is_none() {
         let noise = Buffer::noise(BLOCK, bench.seed);
         remove(&path)?;
         let (bytes, _) = fill(&path, bench.plan.stream_bytes, BLOCK, false, noise, None)?;
         bench.state.stream = Some(bytes);
-        fresh = true;
     }
     if cold {
         bench.chill(std::iter::once(path.clone()))?;
-    } else if !direct && fresh {
+    } else if bench.is_chilled("stream") {
         drain(&path, false, None)?;
     }
     let measured =
@@ -101,7 +99,8 @@ pub fn fill(
     Ok((written, latencies))
 }
 
-fn drain(path: &Path, direct: bool, pace: Option<Pace>) -> Result<(u64, Histogram), Fault> {
+/// Reads a whole file, or as much as time allows, and checks its blocks. Returns the bytes.
+pub fn drain(path: &Path, direct: bool, pace: Option<Pace>) -> Result<(u64, Histogram), Fault> {
     let mut latencies = Histogram::default();
     let mut buffer = Buffer::zeroed(BLOCK);
     let mut file: File = options(direct).read(true).open(path).doing("open", path)?;

@@ -83,10 +83,7 @@ pub fn create_synced(bench: &mut Bench) -> Result<Measured, Fault> {
 
 /// Asks for attributes, in random order.
 pub fn stat(bench: &mut Bench, threads: usize, cold: bool) -> Result<Measured, Fault> {
-    let set = prepare(bench, threads)?;
-    if cold {
-        bench.chill(set.files())?;
-    }
+    let set = temper(bench, threads, cold)?;
     in_random_order(bench, &set, threads, cold, |path, number, _| {
         let found = fs::symlink_metadata(path).doing("stat", path)?.len();
         if found == size(number) as u64 {
@@ -99,10 +96,7 @@ pub fn stat(bench: &mut Bench, threads: usize, cold: bool) -> Result<Measured, F
 
 /// Opens, reads and closes, in random order.
 pub fn read(bench: &mut Bench, threads: usize, cold: bool) -> Result<Measured, Fault> {
-    let set = prepare(bench, threads)?;
-    if cold {
-        bench.chill(set.files())?;
-    }
+    let set = temper(bench, threads, cold)?;
     in_random_order(bench, &set, threads, cold, |path, number, buffer| {
         let mut file = File::open(path).doing("open", path)?;
         let mut have = 0;
@@ -121,7 +115,7 @@ pub fn read(bench: &mut Bench, threads: usize, cold: bool) -> Result<Measured, F
 
 /// Lists the folder again and again; `with_stat` asks for each entry's attributes too.
 pub fn list(bench: &mut Bench, with_stat: bool) -> Result<Measured, Fault> {
-    let set = prepare(bench, 1)?;
+    let set = temper(bench, 1, false)?;
     let folder = set.folder(0);
     bench.measure(bench.plan.slice, Leaves::Clean, |pace| {
         let mut entries = 0;
@@ -145,7 +139,7 @@ pub fn list(bench: &mut Bench, with_stat: bool) -> Result<Measured, Fault> {
 
 /// Gives each file another name.
 pub fn rename(bench: &mut Bench) -> Result<Measured, Fault> {
-    let old = prepare(bench, 1)?;
+    let old = temper(bench, 1, false)?;
     let mut new = old.clone();
     new.letter = if old.letter == 'f' { 'g' } else { 'f' };
     let count = old.counts[0];
@@ -165,7 +159,7 @@ pub fn rename(bench: &mut Bench) -> Result<Measured, Fault> {
 
 /// Unlinks a whole set.
 pub fn unlink(bench: &mut Bench, threads: usize) -> Result<Measured, Fault> {
-    let set = prepare(bench, threads)?;
+    let set = temper(bench, threads, false)?;
     *slot(bench, threads) = None;
     bench.measure(bench.plan.pass_max, Leaves::Dirty, |pace| {
         parallel(threads, |thread, latencies| {
@@ -219,6 +213,19 @@ fn prepare(bench: &mut Bench, threads: usize) -> Result<Set, Fault> {
     let set = empty(bench, threads)?;
     fill(bench, set, threads, false)?;
     slot(bench, threads).clone().ok_or_else(|| Fault::Wrong("no files".to_owned()))
+}
+
+/// The set, in the caches or not.
+fn temper(bench: &mut Bench, threads: usize, cold: bool) -> Result<Set, Fault> {
+    let set = prepare(bench, threads)?;
+    if cold {
+        bench.chill(set.files())?;
+    } else if bench.is_chilled(if threads == 1 { "one" } else { "four" }) {
+        for path in set.files() {
+            fs::read(&path).doing("read", &path)?;
+        }
+    }
+    Ok(set)
 }
 
 /// Makes one file of the size that belongs to its number.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use super::measure::{Bench, Leaves, Measured};
-use super::programs::{program, run, succeeded};
+use super::programs::{self, program, run, succeeded};
 use super::small::remove_tree;
 use crate::fault::{Context, Fault};
 use crate::histogram::Histogram;
@@ -149,7 +149,11 @@ pub fn tar_create(bench: &mut Bench) -> Result<Measured, Fault> {
 /// Removes the tree.
 pub fn remove(bench: &mut Bench) -> Result<Measured, Fault> {
     let tree = prepare(bench)?;
+    if bench.is_chilled("tree") {
+        walk(&tree, Path::new(""), usize::MAX, &mut Vec::new())?;
+    }
     bench.state.tree = false;
+    programs::warm("rm")?;
     let files = bench.scratch.tree_files as u64;
     bench.measure(bench.plan.pass_max, Leaves::Dirty, |_| {
         run("rm", program("rm").arg("-r").arg(&tree))?;
@@ -163,6 +167,7 @@ pub fn git_clone(bench: &mut Bench) -> Result<Measured, Fault> {
     remove_tree(&clone)?;
     let repository = bench.scratch.repository();
     warm(&repository)?;
+    programs::warm("git")?;
     let files = bench.scratch.git_files as u64;
     let measured = bench.measure(bench.plan.pass_max, Leaves::Dirty, |_| {
         // As a URL: from a path git would link the objects instead of writing them.
@@ -183,6 +188,7 @@ pub fn git_clone(bench: &mut Bench) -> Result<Measured, Fault> {
 fn extract(bench: &Bench, tree: &Path) -> Result<Measured, Fault> {
     let archive = bench.scratch.archive();
     warm(&archive)?;
+    programs::warm("tar")?;
     let files = bench.scratch.tree_files as u64;
     bench.measure(bench.plan.pass_max, Leaves::Dirty, |_| {
         run("tar", program("tar").arg("-C").arg(tree).arg("-xf").arg(&archive))?;
