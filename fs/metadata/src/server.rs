@@ -274,6 +274,8 @@ impl RunningMetadata {
         stopping.cancel();
         tasks.wait().await;
         raft.shutdown().await;
+        // What was given up halfway holds the node, which holds it.
+        node.office.in_flight.lock().clear();
         let machine = Arc::downgrade(&node.machine);
         drop((node, raft));
         let _ = proposing.await;

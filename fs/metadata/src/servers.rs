@@ -13,6 +13,8 @@ use crate::placement::Candidate;
 
 /// A server that was silent for longer gets no new chunks and is not counted as alive.
 pub const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+/// A server that was silent for no longer still gets new chunks where there are too few others.
+pub const TRIED_UNTIL: Duration = Duration::from_secs(10);
 /// A server that was silent for longer is given up: its replicas are made anew elsewhere.
 pub const DEAD_AFTER: Duration = Duration::from_secs(300);
 /// How often a server says that it is alive.
@@ -206,18 +208,24 @@ impl Servers {
         })
     }
 
-    /// Servers as placement sees them.
+    /// Servers as placement sees them: those that are alive; if these are fewer than `needed`, those too that were
+    /// silent only for a moment, since on a starved machine that is no sign of anything.
     #[must_use]
-    pub fn candidates(&self, now: Duration) -> Vec<Candidate> {
-        self.entries
-            .iter()
-            .filter(|(_, entry)| health(entry, now) == Health::Alive && !entry.record.draining)
-            .map(|(server, entry)| Candidate {
-                server: *server,
-                labels: entry.record.labels.clone(),
-                free: entry.report.free,
-            })
-            .collect()
+    pub fn candidates(&self, needed: usize, now: Duration) -> Vec<Candidate> {
+        let at_most = |silent: Duration| -> Vec<Candidate> {
+            self.entries
+                .iter()
+                .filter(|(_, entry)| entry.spoke && !entry.record.draining)
+                .filter(|(_, entry)| now.saturating_sub(entry.heard) <= silent)
+                .map(|(server, entry)| Candidate {
+                    server: *server,
+                    labels: entry.record.labels.clone(),
+                    free: entry.report.free,
+                })
+                .collect()
+        };
+        let alive = at_most(SUSPECT_AFTER);
+        if alive.len() >= needed { alive } else { at_most(TRIED_UNTIL) }
     }
 
     /// Bytes of data of which `copies` replicas on different servers still find room; `None` while some server
@@ -314,9 +322,11 @@ mod tests {
         let version = table.version(at(1));
         assert_eq!(table.health(one, at(3)), Some(Health::Alive));
         assert_eq!(table.room(1, at(3)), Some(60));
-        assert_eq!(table.candidates(at(3)).len(), 1);
+        assert_eq!(table.candidates(1, at(3)).len(), 1);
         assert_eq!(table.health(one, at(6)), Some(Health::Suspect));
-        assert!(table.candidates(at(6)).is_empty());
+        assert_eq!(table.candidates(1, at(6)).len(), 1, "there is no other");
+        assert!(table.candidates(0, at(6)).is_empty());
+        assert!(table.candidates(1, at(12)).is_empty());
         assert_ne!(table.version(at(6)), version);
         assert_eq!(table.health(one, at(400)), Some(Health::Dead));
     }

@@ -180,7 +180,7 @@ impl Machine {
             }
             Some(_) => {}
             None => {
-                store.write([(Family::System, VERSION_KEY.to_vec(), Some(vec![STORE_VERSION]))])?;
+                store.write(&[(Family::System, VERSION_KEY.to_vec(), Some(vec![STORE_VERSION]))])?;
                 store.flush()?;
             }
         }
@@ -234,7 +234,7 @@ impl Machine {
         let mut writes = txn.into_writes();
         self.changes.note(&writes);
         writes.extend(applied_writes(&applied));
-        store.write(writes)?;
+        store.write(&writes)?;
         *self.applied.lock() = applied;
         self.metrics.applied(commands_applied, started.elapsed());
         Ok(results)

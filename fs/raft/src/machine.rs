@@ -5,8 +5,8 @@
 //! only when a snapshot is to be sent.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -37,6 +37,8 @@ pub(crate) struct Machine {
     snapshots: Arc<Snapshots>,
     /// Before the node runs, openraft asks for the current snapshot to find out its position only.
     running: Arc<AtomicBool>,
+    /// Why applying failed.
+    failure: Arc<OnceLock<String>>,
 }
 
 /// A run of entries, and who waits for them.
@@ -73,7 +75,19 @@ impl Machine {
         snapshots: Arc<Snapshots>,
         running: Arc<AtomicBool>,
     ) -> Self {
-        Self { inner, flushing, snapshots, running }
+        Self { inner, flushing, snapshots, running, failure: Arc::default() }
+    }
+
+    /// Why applying failed, once it has. Known before those who wait for their commands are let go, while openraft
+    /// tells it some time later.
+    pub(crate) fn failure(&self) -> Arc<OnceLock<String>> {
+        self.failure.clone()
+    }
+
+    fn fail(&self, error: io::Error) -> io::Error {
+        // The first one is the cause.
+        let _ = self.failure.set(error.to_string());
+        error
     }
 
     fn apply_run(&self, run: Run) -> io::Result<()> {
@@ -84,10 +98,11 @@ impl Machine {
         } else {
             self.inner.apply(run.entries)
         };
-        let mut results = results.map_err(io::Error::other)?.into_iter();
+        let mut results = results.map_err(|e| self.fail(io::Error::other(e)))?.into_iter();
         for (is_command, responder) in run.responders {
             let result = if is_command {
-                results.next().ok_or_else(|| io::Error::other("the state machine gave too few results"))?
+                let missing = || self.fail(io::Error::other("the state machine gave too few results"));
+                results.next().ok_or_else(missing)?
             } else {
                 Bytes::new()
             };

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -97,6 +97,7 @@ pub struct RaftNode {
     raft: Raft,
     store: Arc<LogStore>,
     machine: Arc<dyn StateMachine>,
+    machine_failure: Arc<OnceLock<String>>,
     flushing: Arc<Flushing>,
     snapshots: Arc<Snapshots>,
     peers: PeerService,
@@ -253,6 +254,7 @@ impl RaftNode {
         let running = Arc::new(AtomicBool::new(false));
         let log = RaftLog::new(store.clone(), machine.clone());
         let state = Machine::new(machine.clone(), flushing.clone(), snapshots.clone(), running.clone());
+        let machine_failure = state.failure();
         let network = Network { member: config.member, transport, append_timeout: config.election.0 };
         let raft = Raft::build(config.member, settings, network, log, state)
             .await
@@ -304,6 +306,7 @@ impl RaftNode {
             raft,
             store,
             machine,
+            machine_failure,
             flushing,
             snapshots,
             peers,
@@ -385,8 +388,9 @@ impl RaftNode {
     fn stopped_error(&self) -> ProposeError {
         let metrics = self.view.metrics.borrow_watched();
         ProposeError::Stopped(match &metrics.running_state {
-            Err(e) => stopped(e),
-            Ok(()) => "it was shut down".into(),
+            Err(e) if !matches!(e, Fatal::Stopped) => stopped(e),
+            // openraft hasn't said so yet, or says only that it ended.
+            _ => self.machine_failure.get().cloned().unwrap_or_else(|| "it was shut down".into()),
         })
     }
 

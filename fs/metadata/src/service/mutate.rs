@@ -102,7 +102,7 @@ impl Node {
             let facts = {
                 let servers = self.office.servers.lock();
                 Facts {
-                    candidates: servers.candidates(now),
+                    candidates: servers.candidates(usize::from(volume.config.copies_min), now),
                     room: servers.room(volume.config.copies, now),
                     disk_low,
                     seed: rand::random(),

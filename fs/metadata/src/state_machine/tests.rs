@@ -287,7 +287,7 @@ fn what_can_not_be_understood_or_was_applied_already_stops_the_member() {
 fn a_store_of_a_newer_program_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let newer = machine(dir.path());
-    newer.store().write([(Family::System, VERSION_KEY.to_vec(), Some(vec![9]))]).unwrap();
+    newer.store().write(&[(Family::System, VERSION_KEY.to_vec(), Some(vec![9]))]).unwrap();
     newer.flush().unwrap();
     drop(newer);
     let folder = Arc::new(Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap());

@@ -6,15 +6,18 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// Free bytes below which the ballast is given up, apart from the ballast itself.
-const LOW_BYTES: u64 = 16 << 20;
+/// Free bytes (the ballast not counted) below which nothing may grow any more. What is on its way already, the
+/// log, and RocksDB's tidying up need some room.
+const LOW_BYTES: u64 = 48 << 20;
+/// Free bytes below which the ballast is given up.
+const CRITICAL_BYTES: u64 = 12 << 20;
 
 /// How full the disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     /// There is room.
     Enough,
-    /// The ballast was given up: what is left is for deleting.
+    /// What is left is for deleting.
     Low,
 }
 
@@ -27,14 +30,16 @@ enum Step {
 }
 
 /// Pure: `free` bytes on the disk, `held`: the ballast exists, `ballast` its bytes.
-fn step(free: u64, held: bool, ballast: u64) -> Step {
-    if held && free < LOW_BYTES {
-        Step::GiveUp
-    } else if !held && free > ballast + 2 * LOW_BYTES {
-        Step::TakeBack
-    } else {
-        Step::Keep
+fn step(free: u64, held: bool, ballast: u64) -> (Step, Room) {
+    let room = if free < LOW_BYTES { Room::Low } else { Room::Enough };
+    if held {
+        return (if free < CRITICAL_BYTES { Step::GiveUp } else { Step::Keep }, room);
     }
+    if ballast > 0 && free > ballast + 2 * LOW_BYTES {
+        return (Step::TakeBack, room);
+    }
+    // While the ballast is missing, what it would take isn't room.
+    (Step::Keep, if free < LOW_BYTES + ballast { Room::Low } else { Room::Enough })
 }
 
 /// The ballast file of a disk.
@@ -60,10 +65,8 @@ impl Ballast {
     /// If the disk can't be asked.
     pub fn check(&mut self) -> io::Result<Room> {
         let free = free_bytes(self.path.parent().unwrap_or(Path::new("/")))?;
-        if self.bytes == 0 {
-            return Ok(if free < LOW_BYTES { Room::Low } else { Room::Enough });
-        }
-        match step(free, self.held, self.bytes) {
+        let (step, room) = step(free, self.held, self.bytes);
+        match step {
             Step::Keep => {}
             Step::GiveUp => {
                 tracing::error!(
@@ -81,14 +84,10 @@ impl Ballast {
                 }
             },
         }
-        Ok(if self.held { Room::Enough } else { Room::Low })
+        Ok(room)
     }
 
-    /// Gives the ballast up at once: a write failed for want of room.
-    ///
-    /// # Errors
-    /// If the file can't be removed.
-    pub fn give_up(&mut self) -> io::Result<()> {
+    fn give_up(&mut self) -> io::Result<()> {
         self.held = false;
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -131,13 +130,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_given_up_when_room_is_low_and_taken_back_with_a_margin() {
+    fn first_nothing_grows_then_the_ballast_goes_and_it_comes_back_with_a_margin() {
         let ballast = 64 << 20;
-        assert_eq!(step(LOW_BYTES - 1, true, ballast), Step::GiveUp);
-        assert_eq!(step(LOW_BYTES, true, ballast), Step::Keep);
-        // What was given up is not enough to take it back.
-        assert_eq!(step(ballast + LOW_BYTES, false, ballast), Step::Keep);
-        assert_eq!(step(ballast + 2 * LOW_BYTES + 1, false, ballast), Step::TakeBack);
+        assert_eq!(step(LOW_BYTES, true, ballast), (Step::Keep, Room::Enough));
+        assert_eq!(step(LOW_BYTES - 1, true, ballast), (Step::Keep, Room::Low));
+        assert_eq!(step(CRITICAL_BYTES - 1, true, ballast), (Step::GiveUp, Room::Low));
+        // What was given up is neither room nor enough to take it back.
+        assert_eq!(step(ballast + CRITICAL_BYTES, false, ballast), (Step::Keep, Room::Low));
+        assert_eq!(step(ballast + 2 * LOW_BYTES + 1, false, ballast), (Step::TakeBack, Room::Enough));
+        assert_eq!(step(LOW_BYTES - 1, false, 0), (Step::Keep, Room::Low));
     }
 
     #[test]
@@ -149,6 +150,7 @@ mod tests {
         assert!(Ballast::new(dir.path(), 1 << 20).held);
         ballast.give_up().unwrap();
         ballast.give_up().unwrap();
+        assert!(!ballast.held);
         assert!(!dir.path().join("ballast").exists());
     }
 }

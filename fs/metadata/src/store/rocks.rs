@@ -6,6 +6,7 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use atoll_core::store::{Family, Read, StoreError, Visit, Write};
 use rocksdb::checkpoint::Checkpoint;
@@ -35,6 +36,11 @@ const BLOB_BYTES_MIN: u64 = 256;
 /// Bytes of RocksDB's own log of what it does, per file; it keeps two.
 const INFO_LOG_BYTES_MAX: usize = 1 << 20;
 
+/// How long a write waits for room on a full disk, and how often it looks. RocksDB goes on by itself within a few
+/// seconds after there is room again.
+pub const NO_SPACE_WAIT_MAX: Duration = Duration::from_secs(120);
+const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
+
 /// An open RocksDB.
 pub struct Rocks {
     db: DB,
@@ -56,6 +62,10 @@ pub struct RocksSizes {
 
 fn failed(error: rocksdb::Error) -> StoreError {
     StoreError::Backend(error.into_string())
+}
+
+fn is_no_space(error: &StoreError) -> bool {
+    matches!(error, StoreError::Backend(reason) if reason.contains("No space left"))
 }
 
 fn family_options(family: Family, cache: &Cache) -> Options {
@@ -139,19 +149,35 @@ impl Rocks {
 
     /// Carries a batch out, whole or not at all. It is durable after the next [`flush`](Self::flush).
     ///
+    /// On a full disk this waits for room, for at most [`NO_SPACE_WAIT_MAX`]: what is to be written here is
+    /// committed already, and a member that can't apply it has to stop.
+    ///
     /// # Errors
     /// If RocksDB refuses.
-    pub fn write(&self, writes: impl IntoIterator<Item = Write>) -> Result<(), StoreError> {
+    pub fn write(&self, writes: &[Write]) -> Result<(), StoreError> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        loop {
+            match self.try_write(writes) {
+                Err(error) if is_no_space(&error) && began.elapsed() < NO_SPACE_WAIT_MAX => {
+                    tracing::error!(%error, "the metadata disk is full: waiting for room");
+                    std::thread::sleep(NO_SPACE_RETRY);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_write(&self, writes: &[Write]) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         for (family, key, value) in writes {
-            let family = self.family(family)?;
+            let family = self.family(*family)?;
             match value {
                 Some(value) => batch.put_cf(family, key, value),
                 None => batch.delete_cf(family, key),
             }
-        }
-        if batch.is_empty() {
-            return Ok(());
         }
         let mut options = WriteOptions::default();
         options.disable_wal(true);
@@ -294,7 +320,7 @@ mod tests {
         let mut random = StdRng::seed_from_u64(7);
         for round in 0..300 {
             let batch = random_batch(&mut random);
-            rocks.write(batch.clone()).unwrap();
+            rocks.write(&batch).unwrap();
             memory.write(batch);
             if round % 50 == 0 {
                 rocks.flush().unwrap();
@@ -328,10 +354,10 @@ mod tests {
     fn a_snapshot_does_not_change_and_carries_an_overlay() {
         let dir = tempfile::tempdir().unwrap();
         let rocks = Rocks::open(dir.path()).unwrap();
-        rocks.write([(Family::Names, b"a".to_vec(), Some(b"1".to_vec()))]).unwrap();
+        rocks.write(&[(Family::Names, b"a".to_vec(), Some(b"1".to_vec()))]).unwrap();
         let snapshot = rocks.snapshot();
         rocks
-            .write([(Family::Names, b"a".to_vec(), None), (Family::Names, b"b".to_vec(), Some(vec![2]))])
+            .write(&[(Family::Names, b"a".to_vec(), None), (Family::Names, b"b".to_vec(), Some(vec![2]))])
             .unwrap();
         assert_eq!(snapshot.get(Family::Names, b"a").unwrap(), Some(b"1".to_vec()));
         let mut overlay = Overlay::new(&snapshot);
@@ -345,7 +371,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rocks = Rocks::open(&dir.path().join("a")).unwrap();
         for family in Family::ALL {
-            rocks.write([(family, b"k".to_vec(), Some(vec![9; 1000]))]).unwrap();
+            rocks.write(&[(family, b"k".to_vec(), Some(vec![9; 1000]))]).unwrap();
         }
         rocks.checkpoint(&dir.path().join("b")).unwrap();
         let copy = Rocks::open(&dir.path().join("b")).unwrap();

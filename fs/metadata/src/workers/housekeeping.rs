@@ -22,7 +22,6 @@ const TICK: Duration = Duration::from_millis(200);
 /// Between two ticks this process was stopped, or its machine starved or asleep, if more than this has passed.
 const STANDSTILL_MIN: Duration = Duration::from_secs(2);
 /// Ticks between looks at what changes slowly.
-const DISK_TICKS: u64 = 5;
 const MEASURE_TICKS: u64 = 25;
 const FORGET_TICKS: u64 = 300;
 /// Seconds after which an ended session's slots are of no use to a successor any more.
@@ -57,9 +56,7 @@ pub(super) async fn run(node: Arc<Node>, mut ballast: Ballast) {
         {
             failed("ending silent sessions", &error).await;
         }
-        if tick % DISK_TICKS == 0 {
-            ballast = look_at_disk(&node, ballast).await;
-        }
+        ballast = look_at_disk(&node, ballast).await;
         if idle.wants_flush(&node) {
             flush(&node).await;
         }
@@ -125,8 +122,12 @@ async fn look_at_disk(node: &Arc<Node>, mut ballast: Ballast) -> Ballast {
     match room {
         Ok(room) => {
             let low = room == Room::Low;
-            if node.disk_low.swap(low, Ordering::Relaxed) && !low {
-                tracing::info!("the metadata disk has room again");
+            match (node.disk_low.swap(low, Ordering::Relaxed), low) {
+                (false, true) => {
+                    tracing::error!("the metadata disk is nearly full: only deleting goes on; enlarge it")
+                }
+                (true, false) => tracing::info!("the metadata disk has room again"),
+                _ => {}
             }
         }
         Err(error) => tracing::warn!(%error, "the metadata disk can't be looked at"),

@@ -287,7 +287,10 @@ impl Mover {
         let volume: Superblock = query::superblock(&*self.node.machine.store()).map_err(query_error)?;
         let now = clock::since_boot();
         let facts = Facts {
-            candidates: self.node.office.servers.lock().candidates(now),
+            candidates: {
+                let needed = usize::from(volume.config.copies_min);
+                self.node.office.servers.lock().candidates(needed, now)
+            },
             room: None,
             disk_low: false,
             seed: rand::random(),

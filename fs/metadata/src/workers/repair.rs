@@ -122,7 +122,7 @@ fn decide(record: &ChunkRecord, servers: &Servers, now: Duration, seed: u64) -> 
             Some(Candidate { server: *server, labels: record.labels.clone(), free: 0 })
         })
         .collect();
-    let candidates = servers.candidates(now);
+    let candidates = servers.candidates(0, now);
     let target = *placement::place(&candidates, &taken, 1, record.capacity, seed).first()?;
     Some(Repair { target, from })
 }

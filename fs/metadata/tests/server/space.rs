@@ -91,3 +91,75 @@ async fn beyond_its_budget_nothing_more_is_kept_inline() {
     assert!(matches!(client.run(write(ino, 0, 1, inline(vec![1]))).await, Outcome::Inode(_)));
     server.shutdown().await;
 }
+
+/// A small filesystem in memory, unmounted in the end.
+struct Disk(tempfile::TempDir);
+
+impl Disk {
+    fn mount(bytes: u64) -> Disk {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"])
+            .arg(dir.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "this test mounts a tmpfs and has to run as root");
+        Disk(dir)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_nothing_grows_and_deleting_goes_on() {
+    let disk = Disk::mount(256 * MIB);
+    let dir = disk.0.path().join("metadata");
+    let mut config = config(&dir);
+    config.ballast_bytes = 32 * MIB;
+    let server = MetadataServer::start(config.clone(), &mut Default::default()).await.unwrap();
+    let volume = VolumeConfig { bytes_total: 1 << 40, ..crate::client::volume() };
+    server.bootstrap(volume).await.unwrap();
+    let mut client = Client::open(&server).await;
+    // Bytes that don't compress.
+    let mut content = vec![0_u8; 256 << 10];
+    let mut state = 1_u64;
+    let mut files = 0;
+    let refused = loop {
+        let name = format!("f{files}");
+        let ino = match client.run(crate::client::create(&name)).await {
+            Outcome::Inode(attributes) => attributes.ino,
+            Outcome::Refused(error) => break error,
+            other => panic!("{other:?}"),
+        };
+        files += 1;
+        for byte in &mut content {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            *byte = (state >> 56) as u8;
+        }
+        match client.run(write(ino, 0, content.len() as u64, inline(content.clone()))).await {
+            Outcome::Inode(_) => {}
+            Outcome::Refused(error) => break error,
+            other => panic!("{other:?}"),
+        }
+        assert!(files < 2000, "the disk is never full");
+    };
+    assert_eq!(refused, FsError::NoSpace);
+    assert!(files > 20, "{files}");
+    assert!(server.health().is_ok());
+    let problems = server.status().unwrap().problems;
+    assert!(problems.iter().any(|problem| problem.contains("full")), "{problems:?}");
+    for number in 0..files {
+        assert!(matches!(client.run(unlink(&format!("f{number}"))).await, Outcome::Inode(_)));
+    }
+    crate::client::eventually("all is freed", async || server.status().unwrap().orphans == 0).await;
+    // It can be stopped and started as it is.
+    server.shutdown().await;
+    let server = MetadataServer::start(config, &mut Default::default()).await.unwrap();
+    server.bootstrap(crate::client::volume()).await.unwrap();
+    assert_eq!(server.status().unwrap().volume.inodes_used, 1);
+    server.shutdown().await;
+}

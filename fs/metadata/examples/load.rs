@@ -1,0 +1,180 @@
+//! How fast a metadata server makes files, how much memory it takes for that, and how long a restart takes.
+//!
+//! ```text
+//! cargo run -p atoll-metadata --example load -- FOLDER FILES [crash]
+//! ```
+//!
+//! Fills FOLDER up to FILES small files over the wire, prints what it did, and stops; with `crash` it ends
+//! without stopping anything. Run it again with the same number: it makes nothing and shows how long starting took.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use atoll_core::attributes::Timestamp;
+use atoll_core::commands::{Command, NewPiece, NewPlace, Op, Outcome};
+use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
+use atoll_core::records::VolumeConfig;
+use atoll_metadata::{MetadataConfig, MetadataServer};
+use atoll_proto::metadata::{Answer, AskRequest, MutateRequest, Query};
+use atoll_proto::{Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Role};
+
+const CLUSTER: ClusterId = ClusterId(1);
+const CLIENTS: u64 = 4;
+const SLOTS: u64 = 16;
+const FILES_PER_DIRECTORY: u64 = 1000;
+const CONTENT: usize = 100;
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, dir, files, rest @ ..] = arguments.as_slice() else {
+        eprintln!("usage: load FOLDER FILES [crash]");
+        std::process::exit(2);
+    };
+    let files: u64 = files.parse().expect("FILES is a number");
+    let config = MetadataConfig::new(
+        Path::new(dir),
+        Address::Tcp("127.0.0.1:0".into()),
+        CLUSTER,
+        ClusterKey::new([1; 32]),
+    );
+    let began = Instant::now();
+    let server = MetadataServer::start(config, &mut Default::default()).await.expect("starts");
+    let opened = began.elapsed();
+    server
+        .bootstrap(VolumeConfig { copies: 1, copies_min: 1, ..Default::default() })
+        .await
+        .expect("bootstraps");
+    println!("open {} ms, leads after {} ms, {}", opened.as_millis(), began.elapsed().as_millis(), memory());
+
+    let have = server.status().expect("status").volume.inodes_used.saturating_sub(1);
+    if have < files {
+        let missing = files - have;
+        let (began, cpu) = (Instant::now(), cpu_seconds());
+        let each = missing.div_ceil(CLIENTS * SLOTS);
+        let mut tasks = Vec::new();
+        for _ in 0..CLIENTS {
+            let client = Client::open(server.address()).await;
+            for slot in 0..SLOTS {
+                tasks.push(tokio::spawn(client.clone().fill(slot as u32 + 1, each)));
+            }
+        }
+        for task in tasks {
+            task.await.expect("a client ends");
+        }
+        let (took, cpu) = (began.elapsed(), cpu_seconds() - cpu);
+        println!(
+            "{missing} files (create and write {CONTENT} bytes) in {:.1} s: {:.0} files/s, {:.1} us CPU a file (client's included), {}",
+            took.as_secs_f64(),
+            missing as f64 / took.as_secs_f64(),
+            cpu * 1e6 / missing as f64,
+            memory(),
+        );
+    }
+    if rest.first().is_some_and(|word| word == "crash") {
+        std::process::abort();
+    }
+    let began = Instant::now();
+    server.shutdown().await;
+    println!("stopped in {} ms", began.elapsed().as_millis());
+}
+
+#[derive(Clone)]
+struct Client {
+    connection: Connection,
+    session: SessionId,
+}
+
+impl Client {
+    async fn open(address: &str) -> Client {
+        let identity = Identity {
+            cluster: CLUSTER,
+            role: Role::Client(SessionId(0)),
+            key: ClusterKey::new([1; 32]),
+            encryption: Encryption::Off,
+        };
+        let address: Address = address.parse().expect("an address");
+        let connection =
+            Connection::connect(&address, &ConnectOptions::new(identity)).await.expect("connects");
+        let mut client = Client { connection, session: SessionId(0) };
+        let op = Op::OpenSession { client: "load".into(), incarnation: 1, supersedes: None };
+        let Outcome::Session(session, _) = client.run(0, 0, op).await else { panic!("no session") };
+        client.session = session;
+        client
+    }
+
+    async fn run(&self, slot: u32, sequence: u64, op: Op) -> Outcome {
+        let time = Timestamp { seconds: 1_700_000_000, nanos: 0 };
+        let command = Command { session: self.session, slot: SlotId(slot), sequence, time, expect: None, op };
+        let request = MutateRequest { command };
+        let call = self.connection.call_within::<MutateRequest>(&request, (), Duration::from_secs(100));
+        call.await.expect("an outcome").0.outcome
+    }
+
+    async fn fill(self, slot: u32, files: u64) {
+        let mut sequence = 0;
+        let mut parent = ROOT;
+        for number in 0..files {
+            if number % FILES_PER_DIRECTORY == 0 {
+                sequence += 1;
+                let name = format!("d-{}-{slot}-{number}", self.session);
+                parent = made(self.run(slot, sequence, create(ROOT, name, 0o040_755)).await);
+            }
+            sequence += 1;
+            let ino =
+                made(self.run(slot, sequence, create(parent, format!("file-{number}"), 0o100_644)).await);
+            sequence += 1;
+            let place = NewPlace::Inline(vec![7; CONTENT].into());
+            let op = Op::Write {
+                ino,
+                pieces: vec![NewPiece { offset: 0, length: CONTENT as u64, place }],
+                mtime: Timestamp { seconds: 1_700_000_000, nanos: 0 },
+                kill_suidgid: false,
+                reservation: 0,
+            };
+            made(self.run(slot, sequence, op).await);
+            if number % 5000 == 4999 {
+                // Stays alive.
+                let request = AskRequest { session: self.session, query: Query::Inode { ino } };
+                let (answer, _) = self.connection.call::<AskRequest>(&request, ()).await.expect("an answer");
+                assert!(matches!(answer, Answer::Inode(_)));
+            }
+        }
+    }
+}
+
+fn create(parent: InodeId, name: String, mode: u32) -> Op {
+    Op::Create {
+        parent,
+        name: name.into(),
+        ino: None,
+        mode,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        target: Default::default(),
+    }
+}
+
+fn made(outcome: Outcome) -> InodeId {
+    match outcome {
+        Outcome::Inode(attributes) => attributes.ino,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
+    let kib = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    format!("{} MiB Pss ({} anonymous)", kib("Pss:") >> 10, kib("Pss_Anon:") >> 10)
+}
+
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}
