@@ -1,0 +1,3 @@
+//! atoll-csi.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! atoll-provisioner.
+
+fn main() {}

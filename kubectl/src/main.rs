@@ -1,0 +1,3 @@
+//! kubectl-atoll.
+
+fn main() {}

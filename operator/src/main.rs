@@ -1,0 +1,3 @@
+//! atoll-operator.
+
+fn main() {}
