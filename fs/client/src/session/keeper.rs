@@ -141,13 +141,20 @@ impl Inner {
         (lifetime / 3).min(HEARTBEAT_PERIOD_MAX)
     }
 
-    /// The session is gone: everybody is told, then a new one is opened.
-    async fn replace(&self, lost: Current) -> Current {
+    /// The session is gone: everybody is told, then a new one is opened. `None`: the volume is another client's now,
+    /// and this one gets nothing of it any more.
+    async fn replace(&self, lost: Current) -> Option<Current> {
         self.state.send_replace(State::Opening);
         tracing::warn!(session = %lost.id, "the session is lost; what was not committed is gone");
         let current = loop {
             match self.open(Some(lost.id)).await {
                 Ok(current) => break Current { epoch: lost.epoch + 1, ..current },
+                Err(SessionError::Refused(FsError::VolumeInUse)) => {
+                    tracing::error!("another client has taken the volume over: this mount has to be made anew");
+                    self.sessions_lost.fetch_add(1, Ordering::Relaxed);
+                    self.tell(Event::SessionLost);
+                    return None;
+                }
                 Err(error) => {
                     tracing::error!(%error, "no new session");
                     tokio::time::sleep(REFUSED_PAUSE).await;
@@ -162,7 +169,7 @@ impl Inner {
             tracing::warn!(%error, "the open files could not be told");
         }
         self.state.send_replace(State::Open(current));
-        current
+        Some(current)
     }
 }
 
@@ -215,7 +222,8 @@ async fn beat(inner: &Inner) {
                 if *inner.state.borrow() == State::Stopped {
                     return;
                 }
-                current = inner.replace(current).await;
+                let Some(new) = inner.replace(current).await else { return };
+                current = new;
                 inner.kick.notify_one();
             }
             Err(refusal) => tracing::warn!(%refusal, "heartbeat refused"),

@@ -125,6 +125,11 @@ impl Node {
             if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
                 sessions.ended(old);
             }
+            let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
+            if volume.config.exclusive {
+                // There is one at a time, and this is it.
+                sessions.only(*session);
+            }
         }
         Ok(outcome)
     }

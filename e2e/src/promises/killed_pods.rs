@@ -1,0 +1,78 @@
+//! `kill -9` of every pod of the product under load: no call of the application fails, and all data is there.
+
+use atoll_crds::names::{Component, NAMESPACE_SYSTEM, NAMESPACE_VOLUMES, labels};
+use futures::FutureExt;
+
+use super::Promise;
+use crate::cluster::{Cluster, PATIENCE};
+use crate::failure::{Failure, Outcome, ensure};
+use crate::workload::{claim, pod};
+
+pub const PROMISE: Promise = Promise {
+    name: "killed-pods",
+    says: "kill -9 of each metadata and storage pod, the operator and the CSI controller under load gives no error",
+    short: true,
+    run: |cluster| prove(cluster).boxed_local(),
+};
+
+/// Writes numbered files, synced, until it is told to stop; what it prints is what has to be there.
+const LOAD: &str = "trap '' HUP
+        mkdir /data/load && cd /data/load
+        i=0
+        while ! test -e /tmp/stop; do
+          i=$((i+1))
+          dd if=/dev/urandom of=f$i bs=64k count=$((i % 20 + 1)) conv=fsync status=none
+          sha256sum f$i >>/tmp/sums
+          echo $i >/tmp/count
+        done
+        sha256sum -c --quiet /tmp/sums
+        wc -l </tmp/sums";
+
+async fn prove(cluster: &Cluster) -> Outcome {
+    let objects = claim("volume", "atoll", "ReadWriteMany", "2Gi") + &pod("load", "volume", None, Some(LOAD));
+    cluster.apply(&objects).await?;
+    cluster.wait_running("load").await?;
+    let (name, _) = cluster.volume_of("volume").await?;
+    progress(cluster).await?;
+
+    for component in Component::ALL {
+        let of = format!("{}={name},{}={component}", labels::CLUSTER, labels::COMPONENT);
+        for victim in cluster.pods(NAMESPACE_VOLUMES, &of).await? {
+            cluster.kill_and_wait(&victim).await?;
+            progress(cluster).await?;
+        }
+    }
+    for component in ["operator", "csi-controller"] {
+        let of = format!("{}={component}", labels::COMPONENT);
+        let victims = cluster.pods(NAMESPACE_SYSTEM, &of).await?;
+        ensure(!victims.is_empty(), || format!("there is no pod of the {component}"))?;
+        for victim in victims {
+            cluster.kill_and_wait(&victim).await?;
+        }
+        progress(cluster).await?;
+    }
+    cluster.shell("load", "touch /tmp/stop").await?;
+    cluster.wait_done("load").await?;
+    let written = cluster.kubectl(&["logs", "load", "--tail=1"], "").await?;
+    let written: u64 =
+        written.trim().parse().map_err(|_| Failure::new(format!("the load printed '{written}'")))?;
+    ensure(written > 0, || "the load wrote nothing".into())?;
+
+    // Another pod, with nothing cached, reads it all.
+    let read = "cd /data/load && cat f* | wc -c";
+    cluster.delete_pod("load").await?;
+    cluster.apply(&pod("reader", "volume", None, Some(read))).await?;
+    cluster.wait_done("reader").await
+}
+
+/// Waits until the load has gone on by some files.
+async fn progress(cluster: &Cluster) -> Outcome {
+    let count = async || -> Outcome<u64> {
+        let text = cluster.shell("load", "cat /tmp/count 2>/dev/null || echo 0").await?;
+        Ok(text.trim().parse().unwrap_or(0))
+    };
+    let before = count().await?;
+    cluster
+        .eventually("the load goes on", PATIENCE, async || Ok((count().await? > before + 1).then_some(())))
+        .await
+}

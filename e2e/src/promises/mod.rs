@@ -1,0 +1,43 @@
+//! One promise, or one disaster, a file.
+
+mod deletion_keeps_data;
+mod killed_pods;
+mod many_volumes;
+mod node_plugin;
+mod provision;
+mod refusals;
+mod shared;
+mod static_volume;
+mod unfinished;
+
+use futures::future::LocalBoxFuture;
+
+use crate::cluster::Cluster;
+use crate::failure::Outcome;
+
+/// Something that holds on a real Kubernetes.
+pub struct Promise {
+    /// Also the name of its namespace, after `e2e-`.
+    pub name: &'static str,
+    /// What is promised.
+    pub says: &'static str,
+    /// Every change has to keep it.
+    pub short: bool,
+    /// Proves it, in a namespace that is empty before and removed afterwards.
+    pub run: fn(&Cluster) -> LocalBoxFuture<'_, Outcome>,
+}
+
+/// All of them, in the order in which they are proved.
+pub fn all() -> Vec<Promise> {
+    vec![
+        provision::PROMISE,
+        shared::PROMISE,
+        killed_pods::PROMISE,
+        node_plugin::PROMISE,
+        static_volume::PROMISE,
+        deletion_keeps_data::PROMISE,
+        unfinished::PROMISE,
+        refusals::PROMISE,
+        many_volumes::PROMISE,
+    ]
+}
