@@ -91,6 +91,9 @@ kube-leaks: ## Show that a test cluster leaves nothing, wherever it is interrupt
 	@hack/cargo.sh build --workspace --bins
 	@hack/kube/leaks $(ARGS)
 
+# As part of all tests a short run; asked for alone, the long one.
+test-powercut: export ATOLL_CUTS ?= 50
+
 .PHONY: $(addprefix test-,$(suites))
 $(addprefix test-,$(suites)): test-%:
 	@hack/test.sh --test $*
