@@ -58,6 +58,18 @@ bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARG
 	@hack/cargo.sh build --workspace --bins --examples
 	@hack/bench.sh $(ARGS)
 
+.PHONY: demo-kube
+demo-kube: ## The same through Kubernetes: install, a PVC, pods on three nodes, pods killed, every byte compared
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins
+	@hack/demo-kube.sh
+
+.PHONY: e2e
+e2e: ## Prove the promises that need a whole Kubernetes (ARGS=--short, ARGS=--list, ARGS=NAME)
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins
+	@hack/e2e.sh $(ARGS)
+
 .PHONY: kube-up
 kube-up: ## Raise a Kubernetes of several nodes on this machine (NODES=3, ATOLL_KUBE_NAME=atoll)
 	@hack/setup.sh kube

@@ -22,6 +22,21 @@ fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 kubectl() { hack/kube/kubectl "$@"; }
 here() { kubectl --namespace "$NAMESPACE" "$@"; }
 
+# kill_9 NAMESPACE POD: a signal to the processes of its containers, which this machine sees like its own.
+kill_9() {
+  local uid file pid killed=0
+  uid=$(kubectl --namespace "$1" get pod "$2" -o jsonpath='{.metadata.uid}')
+  [ -n "$uid" ] || fail "there is no pod $1/$2"
+  for file in $(grep -lsF "pod$uid" /proc/[0-9]*/cgroup); do
+    pid=${file#/proc/}
+    pid=${pid%/cgroup}
+    # The pod's own first process stays: what ended is then started again in the same pod.
+    [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = pause ] && continue
+    kill -KILL "$pid" 2>/dev/null && killed=$((killed + 1))
+  done
+  [ "$killed" -gt 0 ] || fail "no process of $1/$2 was found"
+}
+
 finish() {
   local status=$?
   [ "$status" = 0 ] && return
@@ -32,17 +47,13 @@ finish() {
 trap finish EXIT
 
 step "A Kubernetes of three nodes"
-hack/kube/up 3
+NODES=3 hack/kube/up
 
 step "Images of this checkout, in every node"
-hack/images/build.sh
-hack/images/load.sh
+hack/kube/load --build
 
 step "Install"
-kubectl apply -k config/default
-for workload in deployment/atoll-operator deployment/atoll-csi-controller daemonset/atoll-csi-node daemonset/atoll-mount-host; do
-  kubectl --namespace atoll-system rollout status "$workload" --timeout "$WAIT"
-done
+hack/install.sh
 
 step "A PVC, and a pod on each node that uses it"
 kubectl delete namespace "$NAMESPACE" --ignore-not-found --wait --timeout "$WAIT"
@@ -101,7 +112,7 @@ done
 for component in storage metadata; do
   sleep 3
   echo "kill -9: $cluster-$component-0"
-  hack/kube/fault kill-pod atoll-volumes "$cluster-$component-0"
+  kill_9 atoll-volumes "$cluster-$component-0"
 done
 for copy in "${copies[@]}"; do wait "$copy" || fail "a copy failed"; done
 
