@@ -12,7 +12,7 @@ use crate::size::Size;
 /// machine; `atoll-fs local down /mnt/atoll` takes it down again and keeps the data.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong flags; 3 not there or not running; 4 refused so that nothing is
-/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy; 7 an exclusive volume that another client has.
+/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy.
 #[derive(Parser, Debug)]
 #[command(name = "atoll-fs", version, propagate_version = true)]
 pub struct Cli {
@@ -283,10 +283,6 @@ pub struct BootstrapArgs {
     #[arg(long, env = "ATOLL_COPIES", default_value_t = 3, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=5))]
     pub copies: u8,
-    /// One mount at a time: the volume belongs to the client that mounted it first until that one has unmounted it, or
-    /// was silent for a session's lifetime.
-    #[arg(long, env = "ATOLL_EXCLUSIVE")]
-    pub exclusive: bool,
     /// Copies without which nothing is written. Default: one fewer than --copies, at least one.
     #[arg(long, env = "ATOLL_COPIES_MIN", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub copies_min: Option<u8>,

@@ -17,8 +17,6 @@ pub enum Code {
     Unreachable = 5,
     /// The cluster answers and says that something is wrong with it.
     Unhealthy = 6,
-    /// The volume is for one client at a time, and another one has it.
-    InUse = 7,
 }
 
 /// Why a command ended without success.

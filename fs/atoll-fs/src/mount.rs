@@ -9,7 +9,6 @@ use atoll_client::arena::{Arena, ArenaConfig};
 use atoll_client::client::{Client, ClientOptions, Notifier as KernelNotifier};
 use atoll_client::session::{MetadataClient, SessionError, SessionOptions};
 use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
-use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId};
 use atoll_fuse::Layout;
 use atoll_fuse::adapter::Adapter;
@@ -19,7 +18,6 @@ use atoll_fuse::fuser_transport::FuserSession;
 use atoll_fuse::notify::Notifier;
 use atoll_fuse::session::{InitOptions, Session};
 use atoll_proto::handshake::{ClusterKey, Encryption, Identity, Role};
-use atoll_proto::metadata::StatusRequest;
 use atoll_proto::transport::Address;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -196,18 +194,14 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
             format!("{host}:{}", config.mountpoint.display()),
         )
     };
-    let metadata = match MetadataClient::connect(options, Arc::clone(&arena)).await {
-        Ok(metadata) => metadata,
-        Err(SessionError::Refused(FsError::VolumeInUse)) => return Err(in_use(config).await),
-        Err(error) => {
-            let code = match &error {
-                SessionError::Away { .. } => Code::Unreachable,
-                SessionError::Hopeless(_) => Code::Refused,
-                SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
-            };
-            return Err(Failure::new(code, error));
-        }
-    };
+    let metadata = MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| {
+        let code = match &error {
+            SessionError::Away { .. } => Code::Unreachable,
+            SessionError::Hopeless(_) => Code::Refused,
+            SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
+        };
+        Failure::new(code, error)
+    })?;
     let mut client_options = ClientOptions::for_arena(config.behaviour.buffer.0);
     client_options.data.timeout = timeout;
     let pool = PoolConfig {
@@ -228,26 +222,6 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
     );
     client.warm_up().await.context("the root directory can't be read")?;
     Ok(client)
-}
-
-/// Another client has the volume, which is for one at a time: the message names it.
-async fn in_use(config: &MountConfig) -> Failure {
-    let identity = (config.cluster, config.key.clone(), config.encryption);
-    let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
-    let holders = match cluster::ask::<StatusRequest>(identity, &addresses, &StatusRequest).await {
-        Ok(status) => status.sessions.into_iter().map(|session| session.client).collect::<Vec<_>>().join(", "),
-        Err(error) => {
-            tracing::debug!(%error, "who has the volume could not be asked");
-            "another client".to_owned()
-        }
-    };
-    Failure::new(
-        Code::InUse,
-        format_args!(
-            "the volume is for one client at a time and {holders} has it: unmount it there, or wait until that client \
-             was silent for a session's lifetime"
-        ),
-    )
 }
 
 /// Locks between mounts don't exist yet, and a server that answers ENOSYS to a lock makes it fail: so the kernel

@@ -88,9 +88,6 @@ pub enum FsError {
     /// A blocked operation was interrupted.
     #[error("interrupted")]
     Interrupted,
-    /// The volume is for one client at a time, and another one's session is alive.
-    #[error("volume in use by another client")]
-    VolumeInUse,
 }
 
 impl FsError {
@@ -124,7 +121,6 @@ impl FsError {
             | Self::BadSequence
             | Self::JournalBroken
             | Self::TooManySessions
-            | Self::VolumeInUse
             | Self::WrongCluster
             | Self::InlineBudget => 5,
         }

@@ -66,9 +66,6 @@ pub struct VolumeConfig {
     pub chunk_bytes: u64,
     /// Owner, group and permission bits of the root directory at first.
     pub root: (u32, u32, u32),
-    /// One client at a time: the volume belongs to its first session until that ends. A client that opens another
-    /// session replaces its own.
-    pub exclusive: bool,
 }
 
 impl Default for VolumeConfig {
@@ -82,7 +79,6 @@ impl Default for VolumeConfig {
             inline_budget_bytes: 10 << 30,
             chunk_bytes: crate::limits::CHUNK_BYTES,
             root: (0, 0, 0o755),
-            exclusive: false,
         }
     }
 }

@@ -19,24 +19,8 @@ pub(crate) fn open(
     incarnation: u64,
     supersedes: Option<SessionId>,
 ) -> OpResult<Outcome> {
-    let sessions = txn.collect_prefix(Family::System, &keys::sessions(), SESSIONS_MAX + 1)?;
-    if sessions.len() >= SESSIONS_MAX {
+    if txn.collect_prefix(Family::System, &keys::sessions(), SESSIONS_MAX + 1)?.len() >= SESSIONS_MAX {
         return Err(FsError::TooManySessions.into());
-    }
-    if txn.volume()?.config.exclusive {
-        let mut own = Vec::new();
-        for (key, value) in sessions {
-            let record = SessionRecord::decode(&value)?;
-            let Some(session) = keys::first_number(&key).map(SessionId) else { continue };
-            match record.ended {
-                Some(_) => {}
-                None if record.client == client || supersedes == Some(session) => own.push(session),
-                None => return Err(FsError::VolumeInUse.into()),
-            }
-        }
-        for session in own {
-            end(txn, now, session)?;
-        }
     }
     let mut previous = Vec::new();
     if let Some(old) = supersedes {

@@ -149,7 +149,7 @@ impl Inner {
         let current = loop {
             match self.open(Some(lost.id)).await {
                 Ok(current) => break Current { epoch: lost.epoch + 1, ..current },
-                Err(SessionError::Refused(FsError::VolumeInUse)) => {
+                Err(SessionError::Refused(FsError::Taken)) => {
                     tracing::error!("another client has taken the volume over: this mount has to be made anew");
                     self.sessions_lost.fetch_add(1, Ordering::Relaxed);
                     self.tell(Event::SessionLost);

@@ -203,25 +203,3 @@ fn a_refusal_by_the_leader_is_kept_for_the_retry_that_could_be_let_through() {
     assert_eq!(volume.run(&refused), Outcome::Refused(FsError::NoSpace));
     assert_eq!(volume.run(&asked), Outcome::Refused(FsError::NoSpace));
 }
-
-#[test]
-fn an_exclusive_volume_belongs_to_its_first_client_until_that_has_ended() {
-    let mut volume = Volume::new(VolumeConfig { exclusive: true, ..VolumeConfig::default() });
-    let open = |client: &str, supersedes| Op::OpenSession { client: client.into(), incarnation: 2, supersedes };
-    let first = volume.session;
-    assert_eq!(volume.internal(open("other", None)), Outcome::Refused(FsError::VolumeInUse));
-    // A client that comes again replaces its own session.
-    let Outcome::Session(again, _) = volume.internal(open("test", None)) else { panic!("no session") };
-    assert_eq!(volume.client(create("a")), Outcome::Refused(FsError::SessionExpired));
-    assert_eq!(volume.internal(open("other", None)), Outcome::Refused(FsError::VolumeInUse));
-    (volume.session, volume.sequence) = (again, 0);
-    assert_eq!(volume.client(Op::CloseSession), Outcome::Done);
-    let Outcome::Session(other, _) = volume.internal(open("other", None)) else { panic!("no session") };
-    // Now the first one comes too late, also with the session that it had.
-    for lost in [first, again] {
-        assert_eq!(volume.internal(open("test", Some(lost))), Outcome::Refused(FsError::VolumeInUse));
-    }
-    assert_eq!(volume.internal(Op::ExpireSession { session: other }), Outcome::Done);
-    assert!(matches!(volume.internal(open("test", None)), Outcome::Session(..)));
-    volume.check();
-}
