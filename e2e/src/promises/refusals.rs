@@ -20,7 +20,7 @@ pub const PROMISE: Promise = Promise {
 /// Parameters of a StorageClass, and a word of the event that has to come.
 const CASES: [(&str, &str, &str); 3] = [
     ("unknown", "copeis: '3'", "copeis"),
-    ("too-many", "copies: '5', storageReplicas: '5'", "nodes"),
+    ("too-many", "copies: '5'", "nodes"),
     ("ourselves", "storageClass: atoll", "atoll"),
 ];
 
