@@ -1,7 +1,8 @@
 //! The cluster under test, as a user sees it: objects are applied, waited for, looked at and removed.
 
 use std::fmt::Debug;
-use std::process::Stdio;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use atoll_crds::names::NAMESPACE_VOLUMES;
@@ -11,8 +12,6 @@ use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 use crate::failure::{Failure, Outcome};
 
@@ -178,19 +177,11 @@ impl Cluster {
 
     /// Runs kubectl with this promise's namespace as the default one.
     pub async fn kubectl(&self, arguments: &[&str], input: &str) -> Outcome<String> {
-        let mut child = Command::new("kubectl")
-            .args(["--namespace", &self.namespace])
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| Failure::new(format!("kubectl can't be started: {error}")))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await?;
-        }
-        let output = child.wait_with_output().await?;
+        let (namespace, input) = (self.namespace.clone(), input.to_owned());
+        let words: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+        let output = tokio::task::spawn_blocking(move || run_kubectl(&namespace, &words, &input))
+            .await
+            .map_err(|error| Failure::new(format!("kubectl: {error}")))??;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
         if output.status.success() {
             return Ok(text(&output.stdout));
@@ -260,4 +251,19 @@ impl Cluster {
             }
         }
     }
+}
+
+fn run_kubectl(namespace: &str, arguments: &[String], input: &str) -> Outcome<Output> {
+    let mut child = Command::new("kubectl")
+        .args(["--namespace", namespace])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| Failure::new(format!("kubectl can't be started: {error}")))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(input.as_bytes())?;
+    }
+    Ok(child.wait_with_output()?)
 }
