@@ -1,8 +1,8 @@
 //! Volume capabilities: what a volume is to be used for, parsed from the request.
 
+use crate::csi::VolumeCapability;
 use crate::csi::volume_capability::access_mode::Mode;
 use crate::csi::volume_capability::{AccessType, MountVolume};
-use crate::csi::VolumeCapability;
 use crate::error::CsiError;
 use crate::mount_flags::MountFlags;
 
@@ -98,6 +98,8 @@ fn access(mode: Mode) -> Result<Access, CsiError> {
 
 #[cfg(test)]
 pub mod testing {
+    //! Requests for tests.
+
     use super::*;
     use crate::csi::volume_capability::AccessMode;
 
@@ -143,7 +145,8 @@ mod tests {
         let mut block = capability(Mode::SingleNodeWriter, &[]);
         block.access_type = Some(AccessType::Block(BlockVolume {}));
         let mut ext4 = capability(Mode::SingleNodeWriter, &[]);
-        ext4.access_type = Some(AccessType::Mount(MountVolume { fs_type: "ext4".into(), ..Default::default() }));
+        ext4.access_type =
+            Some(AccessType::Mount(MountVolume { fs_type: "ext4".into(), ..Default::default() }));
         let mut group = capability(Mode::SingleNodeWriter, &[]);
         group.access_type =
             Some(AccessType::Mount(MountVolume { volume_mount_group: "7".into(), ..Default::default() }));

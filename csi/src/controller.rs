@@ -45,7 +45,8 @@ impl Wanted {
         let parameters = Parameters::parse(&request.parameters)?;
         if request.volume_content_source.is_some() {
             return Err(CsiError::Invalid(
-                "volumes from snapshots or other volumes are not offered yet: leave dataSource out".to_owned(),
+                "volumes from snapshots or other volumes are not offered yet: leave dataSource out"
+                    .to_owned(),
             ));
         }
         if let Some(name) = request.mutable_parameters.keys().next() {
@@ -54,15 +55,14 @@ impl Wanted {
             )));
         }
         let name = volume_id::cluster_name(volume_name);
-        let handle = VolumeHandle::new(namespace, &name).map_err(|error| CsiError::Internal(error.to_string()))?;
-        let access =
-            if access::exclusive(&capabilities) { Access::Exclusive } else { Access::Shared };
+        let handle =
+            VolumeHandle::new(namespace, &name).map_err(|error| CsiError::Internal(error.to_string()))?;
+        let access = if access::exclusive(&capabilities) { Access::Exclusive } else { Access::Shared };
         // What StorageClass templates can name is the PV alone, so the key's Secret is called like it.
         let pv = parameters.origin.pv.clone().unwrap_or_else(|| volume_name.to_owned());
         let secret = Some(pv).filter(|name| is_secret_name(name));
         let request_hash = request_hash(capacity_bytes, access, &capabilities, &request.parameters);
-        let mut cluster =
-            FileSystemCluster::new(&name, parameters.spec(capacity_bytes, access, secret));
+        let mut cluster = FileSystemCluster::new(&name, parameters.spec(capacity_bytes, access, secret));
         let (mut label, mut annotation) = parameters.origin.marks();
         label.push((labels::NAME.to_owned(), labels::NAME_VALUE.to_owned()));
         label.push((labels::MANAGED_BY.to_owned(), labels::MANAGED_BY_CSI.to_owned()));
@@ -167,7 +167,8 @@ fn state(found: &FileSystemCluster) -> String {
 #[must_use]
 pub fn unfit(found: &FileSystemCluster, capabilities: &[Capability]) -> Option<String> {
     (found.spec.access == Access::Exclusive && !access::exclusive(capabilities)).then(|| {
-        "the volume was made for one node at a time (access: Exclusive) and can't be used by several".to_owned()
+        "the volume was made for one node at a time (access: Exclusive) and can't be used by several"
+            .to_owned()
     })
 }
 
@@ -179,7 +180,7 @@ fn capacity(range: Option<&CapacityRange>) -> Result<u64, CsiError> {
     };
     let required = parse(range.required_bytes, "required_bytes")?;
     let limit = match parse(range.limit_bytes, "limit_bytes")? {
-        0 => CAPACITY_BYTES_MAX,
+        0 => u64::MAX,
         limit => limit,
     };
     if limit < required {

@@ -52,6 +52,9 @@ pub enum Pending {
     /// It was begun and isn't finished; the text says what it waits for.
     #[error("{0}")]
     NotYet(String),
+    /// Another node has the volume, which is for one at a time.
+    #[error("{0}")]
+    Elsewhere(String),
     /// Somebody whom we need doesn't answer.
     #[error("{0}")]
     Unavailable(String),
@@ -68,7 +71,7 @@ impl CsiError {
             CsiError::Precondition(_) => Code::FailedPrecondition,
             CsiError::OutOfRange(_) => Code::OutOfRange,
             CsiError::Exhausted(_) => Code::ResourceExhausted,
-            CsiError::Pending(Pending::Busy(_) | Pending::NotYet(_)) => Code::Aborted,
+            CsiError::Pending(Pending::Busy(_) | Pending::NotYet(_) | Pending::Elsewhere(_)) => Code::Aborted,
             CsiError::Pending(Pending::Unavailable(_)) => Code::Unavailable,
             CsiError::Internal(_) => Code::Internal,
             CsiError::Unimplemented(_) => Code::Unimplemented,
@@ -92,7 +95,12 @@ mod tests {
     #[test]
     fn what_is_pending_is_never_final_and_what_is_final_never_pending() {
         let text = || "why".to_owned();
-        for pending in [Pending::Busy(text()), Pending::NotYet(text()), Pending::Unavailable(text())] {
+        for pending in [
+            Pending::Busy(text()),
+            Pending::NotYet(text()),
+            Pending::Elsewhere(text()),
+            Pending::Unavailable(text()),
+        ] {
             assert!(MAY_EXIST.contains(&CsiError::from(pending).code()));
         }
         for error in [

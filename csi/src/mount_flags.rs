@@ -47,7 +47,9 @@ impl MountFlags {
         }
         let mut parsed = MountFlags::default();
         let mut unknown = BTreeSet::new();
-        for flag in flags.iter().flat_map(|flag| flag.split(',')).map(str::trim).filter(|flag| !flag.is_empty()) {
+        for flag in
+            flags.iter().flat_map(|flag| flag.split(',')).map(str::trim).filter(|flag| !flag.is_empty())
+        {
             match flag.split_once('=') {
                 None => match flag {
                     "ro" | "rw" => parsed.read_only = flag == "ro",
@@ -101,7 +103,8 @@ mod tests {
 
     #[test]
     fn flags_are_honoured() {
-        let flags = parse(&["ro,nosuid", "nodev", " noexec ", "buffer=16Mi", "timeout=30", "readers=4"]).unwrap();
+        let flags =
+            parse(&["ro,nosuid", "nodev", " noexec ", "buffer=16Mi", "timeout=30", "readers=4"]).unwrap();
         let expected = MountFlags {
             read_only: true,
             nosuid: true,

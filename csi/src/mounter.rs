@@ -35,10 +35,7 @@ pub struct Usage {
 }
 
 /// Runs a system call that may hang. It is left behind when it does.
-async fn in_time<T: Send + 'static>(
-    limit: Duration,
-    call: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
+async fn in_time<T: Send + 'static>(limit: Duration, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
         let _ = sender.send(call());
@@ -125,10 +122,12 @@ pub fn remove_folder(path: &Path) -> Result<(), CsiError> {
     match fs::remove_dir(path) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Err(CsiError::Precondition(format!(
-            "folder {} isn't empty though nothing is mounted there: nobody but you should remove what is in it",
-            path.display()
-        ))),
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            Err(CsiError::Precondition(format!(
+                "folder {} isn't empty though nothing is mounted there: nobody but you should remove what is in it",
+                path.display()
+            )))
+        }
         Err(error) => Err(failed("removing folder", path, &error)),
     }
 }

@@ -79,7 +79,8 @@ impl Parameters {
                 "rootUid" => parsed.root_uid = Some(number(name, value, 0, OWNER_ID_MAX)?),
                 "rootGid" => parsed.root_gid = Some(number(name, value, 0, OWNER_ID_MAX)?),
                 "rootMode" => {
-                    let octal = (3..=5).contains(&value.len()) && value.bytes().all(|c| (b'0'..=b'7').contains(&c));
+                    let octal =
+                        (3..=5).contains(&value.len()) && value.bytes().all(|c| (b'0'..=b'7').contains(&c));
                     if !octal {
                         return Err(wrong(name, value, "octal permission bits such as 0755"));
                     }
@@ -167,7 +168,9 @@ where
 
 fn size(name: &str, value: &str) -> Result<Quantity, CsiError> {
     let quantity = Quantity::from(value);
-    quantity.bytes().map_err(|error| CsiError::Invalid(format!("StorageClass parameter '{name}': {error}")))?;
+    quantity
+        .bytes()
+        .map_err(|error| CsiError::Invalid(format!("StorageClass parameter '{name}': {error}")))?;
     Ok(quantity)
 }
 

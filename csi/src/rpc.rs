@@ -169,7 +169,9 @@ mod tests {
     fn a_call_answers_before_its_caller_gives_up() {
         let most = Duration::from_secs(55);
         let margin = Duration::from_secs(2);
-        for (header, seconds) in [(None, 55.0), (Some("60S"), 55.0), (Some("10000000u"), 8.0), (Some("1S"), 0.75)] {
+        for (header, seconds) in
+            [(None, 55.0), (Some("60S"), 55.0), (Some("10000000u"), 8.0), (Some("1S"), 0.75)]
+        {
             let mut metadata = MetadataMap::new();
             if let Some(header) = header {
                 metadata.insert("grpc-timeout", header.parse().unwrap());

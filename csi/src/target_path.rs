@@ -159,11 +159,10 @@ pub fn plan_unstage(
     }
     match binds(table, found).find(|bind| bind.path != staging) {
         None => Ok(Unstage::Unmount),
-        Some(bind) => Err(Pending::NotYet(format!(
-            "volume {volume} is still published at {}",
-            bind.path.display()
-        ))
-        .into()),
+        Some(bind) => {
+            Err(Pending::NotYet(format!("volume {volume} is still published at {}", bind.path.display()))
+                .into())
+        }
     }
 }
 

@@ -53,7 +53,8 @@ impl Clusters for KubernetesClusters {
 
     async fn confirm_deletion(&self, name: &str, id: &str) -> Result<(), Pending> {
         let patch = json!({ "spec": { "deletionConfirmation": id } });
-        let parameters = PatchParams { field_manager: Some(MANAGER_CSI.to_owned()), ..PatchParams::default() };
+        let parameters =
+            PatchParams { field_manager: Some(MANAGER_CSI.to_owned()), ..PatchParams::default() };
         match self.api.patch(name, &parameters, &Patch::Merge(patch)).await {
             Ok(_) => Ok(()),
             Err(Error::Api(status)) if status.code == 404 => Ok(()),

@@ -115,7 +115,8 @@ impl Clusters for MemoryClusters {
         self.here()?;
         let stuck = self.behaviour.lock().stuck;
         let mut clusters = self.clusters.lock();
-        let Some(cluster) = clusters.get_mut(name).filter(|cluster| cluster.metadata.uid.as_deref() == Some(uid))
+        let Some(cluster) =
+            clusters.get_mut(name).filter(|cluster| cluster.metadata.uid.as_deref() == Some(uid))
         else {
             return Ok(());
         };

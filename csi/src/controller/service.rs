@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_crds::names::VolumeHandle;
+use futures::future::BoxFuture;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -165,13 +166,18 @@ async fn wait_until<C: Clusters>(
     Ok(())
 }
 
+/// Methods that nobody should call. `async_trait` doesn't see into a macro, so this writes what it would.
 macro_rules! not_offered {
     ($($method:ident: $request:ident => $response:ident, $name:literal;)*) => {
-        $(async fn $method(
-            &self,
+        $(fn $method<'a, 'b>(
+            &'a self,
             _: Request<csi::$request>,
-        ) -> Result<Response<csi::$response>, Status> {
-            Err(CsiError::Unimplemented($name).into())
+        ) -> BoxFuture<'b, Result<Response<csi::$response>, Status>>
+        where
+            'a: 'b,
+            Self: 'b,
+        {
+            Box::pin(async { Err(CsiError::Unimplemented($name).into()) })
         })*
     };
 }

@@ -225,6 +225,7 @@ fn away(error: io::Error) -> Pending {
 fn refused(volume: &str, reply: Reply) -> CsiError {
     match reply {
         Reply::Failed { failure: Failure::Unreachable, message } => Pending::Unavailable(message).into(),
+        Reply::Failed { failure: Failure::Taken, message } => Pending::Elsewhere(message).into(),
         Reply::Failed { failure: Failure::Refused, message } => CsiError::Precondition(message),
         Reply::Failed { failure: Failure::Other, message } => CsiError::Internal(message),
         Reply::Busy { state } => {

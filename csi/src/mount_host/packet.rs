@@ -10,8 +10,8 @@ use atoll_fuse::bundle::{Bundle, BundleError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt, listen,
-    recvmsg, sendmsg, socket, socketpair, sockopt,
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, connect, getsockopt,
+    listen, recvmsg, sendmsg, socket, socketpair, sockopt,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -62,7 +62,8 @@ impl PacketSocket {
     /// # Errors
     /// The system call's.
     pub fn pair() -> io::Result<(PacketSocket, OwnedFd)> {
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
         Ok((PacketSocket(ours), theirs))
     }
 
@@ -89,7 +90,8 @@ impl PacketSocket {
     /// # Errors
     /// The system call's.
     pub fn send_bytes(&self, bytes: &[u8]) -> io::Result<()> {
-        let sent = sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
+        let sent =
+            sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
         if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 

@@ -116,8 +116,10 @@ pub enum Reply {
 pub enum Failure {
     /// The cluster can't be reached, or not in time.
     Unreachable,
-    /// The cluster won't have it: another id, another key, a volume that another node holds.
+    /// The cluster won't have it: another id, another key.
     Refused,
+    /// Another node has the volume, which is for one at a time.
+    Taken,
     /// Anything else.
     Other,
 }
@@ -129,6 +131,7 @@ impl Failure {
         match code {
             4 => Failure::Refused,
             5 => Failure::Unreachable,
+            7 => Failure::Taken,
             _ => Failure::Other,
         }
     }
@@ -192,8 +195,8 @@ mod tests {
 
     #[test]
     fn exit_codes_are_those_of_the_client() {
-        let all = [1, 3, 4, 5, 101].map(Failure::from_exit_code);
-        use Failure::{Other, Refused, Unreachable};
-        assert_eq!(all, [Other, Other, Refused, Unreachable, Other]);
+        let all = [1, 3, 4, 5, 7, 101].map(Failure::from_exit_code);
+        use Failure::{Other, Refused, Taken, Unreachable};
+        assert_eq!(all, [Other, Other, Refused, Unreachable, Taken, Other]);
     }
 }

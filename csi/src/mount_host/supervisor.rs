@@ -174,7 +174,9 @@ impl Collector for Clients {
 fn listen(path: &Path) -> io::Result<PacketListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket")),
+        Ok(_) => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -244,7 +246,8 @@ impl Shared {
         loop {
             let Some(entry) = table.clients.get(volume) else { return Reply::Ended };
             let state = entry.state;
-            if self.changed.wait_until(&mut table, deadline).timed_out() && table.clients.contains_key(volume) {
+            if self.changed.wait_until(&mut table, deadline).timed_out() && table.clients.contains_key(volume)
+            {
                 return Reply::Running { state };
             }
         }
@@ -298,7 +301,9 @@ impl Shared {
             return Ok(Err(Reply::Full { clients: table.clients.len() }));
         }
         let taken = |uid: &u32| table.clients.values().any(|entry| entry.uid == *uid);
-        let Some(uid) = (UID_FIRST..).find(|uid| !taken(uid)) else { return Err(io::ErrorKind::OutOfMemory.into()) };
+        let Some(uid) = (UID_FIRST..).find(|uid| !taken(uid)) else {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        };
         let (ours, theirs) = PacketSocket::pair()?;
         let mut child = command(&self.config, start, uid).stdin(Stdio::from(theirs)).spawn()?;
         let pid = child.id();
@@ -428,9 +433,10 @@ fn expect(peer: &PacketSocket, control: &PacketSocket, word: &str, deadline: Ins
     let failed = said.strip_prefix("failed ").and_then(|rest| rest.split_once(' '));
     match failed.and_then(|(code, message)| Some((code.parse().ok()?, message))) {
         Some((code, message)) => Err(Problem::Client(Failure::from_exit_code(code), message.to_owned())),
-        None if said.is_empty() => {
-            Err(Problem::Client(Failure::Other, "the client died at its start; see the mount host's log".to_owned()))
-        }
+        None if said.is_empty() => Err(Problem::Client(
+            Failure::Other,
+            "the client died at its start; see the mount host's log".to_owned(),
+        )),
         None => Err(Problem::Client(Failure::Other, format!("the client said '{said}' instead of '{word}'"))),
     }
 }

@@ -12,7 +12,8 @@ use crate::size::Size;
 /// machine; `atoll-fs local down /mnt/atoll` takes it down again and keeps the data.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong flags; 3 not there or not running; 4 refused so that nothing is
-/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy.
+/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy; 7 another machine has
+/// the volume, which is for one at a time.
 #[derive(Parser, Debug)]
 #[command(name = "atoll-fs", version, propagate_version = true)]
 pub struct Cli {
@@ -309,6 +310,9 @@ pub struct BootstrapArgs {
     /// Bytes that small files may take in the metadata servers.
     #[arg(long, env = "ATOLL_INLINE_BUDGET", default_value = "1Gi", value_name = "SIZE")]
     pub inline_budget: Size,
+    /// The volume is for one machine at a time: a second one can't mount it while the first has a session.
+    #[arg(long, env = "ATOLL_EXCLUSIVE")]
+    pub exclusive: bool,
     /// Owner of the root folder.
     #[arg(long, default_value_t = 0, value_name = "UID")]
     pub root_uid: u32,

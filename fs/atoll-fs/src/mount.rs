@@ -9,6 +9,7 @@ use atoll_client::arena::{Arena, ArenaConfig};
 use atoll_client::client::{Client, ClientOptions, Notifier as KernelNotifier};
 use atoll_client::session::{MetadataClient, SessionError, SessionOptions};
 use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
+use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId};
 use atoll_fuse::Layout;
 use atoll_fuse::adapter::Adapter;
@@ -18,6 +19,7 @@ use atoll_fuse::fuser_transport::FuserSession;
 use atoll_fuse::notify::Notifier;
 use atoll_fuse::session::{InitOptions, Session};
 use atoll_proto::handshake::{ClusterKey, Encryption, Identity, Role};
+use atoll_proto::metadata::StatusRequest;
 use atoll_proto::transport::Address;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -232,14 +234,18 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
             format!("{}:{}", config.host, config.name),
         )
     };
-    let metadata = MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| {
-        let code = match &error {
-            SessionError::Away { .. } => Code::Unreachable,
-            SessionError::Hopeless(_) => Code::Refused,
-            SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
-        };
-        Failure::new(code, error)
-    })?;
+    let metadata = match MetadataClient::connect(options, Arc::clone(&arena)).await {
+        Ok(metadata) => metadata,
+        Err(SessionError::Refused(FsError::Taken)) => return Err(taken(config).await),
+        Err(error) => {
+            let code = match &error {
+                SessionError::Away { .. } => Code::Unreachable,
+                SessionError::Hopeless(_) => Code::Refused,
+                SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
+            };
+            return Err(Failure::new(code, error));
+        }
+    };
     let mut client_options = ClientOptions::for_arena(config.behaviour.buffer.0);
     client_options.data.timeout = timeout;
     let pool = PoolConfig {
@@ -260,6 +266,22 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
     );
     client.warm_up().await.context("the root directory can't be read")?;
     Ok(client)
+}
+
+/// Says which machine has a volume that is for one at a time.
+async fn taken(config: &MountConfig) -> Failure {
+    let identity = (config.cluster, config.key.clone(), config.encryption);
+    let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
+    let status = cluster::ask::<StatusRequest>(identity, &addresses, &StatusRequest).await;
+    let sessions = status.map(|status| status.sessions).unwrap_or_default();
+    let holder = sessions.iter().filter_map(|session| session.client.split(':').next()).next_back();
+    let holder = holder.map_or_else(|| "another machine".to_owned(), |machine| format!("'{machine}'"));
+    Failure::new(
+        Code::Taken,
+        format_args!(
+            "the volume is for one machine at a time, and {holder} has it until it is unmounted there"
+        ),
+    )
 }
 
 /// Locks between mounts don't exist yet, and a server that answers ENOSYS to a lock makes it fail: so the kernel
