@@ -12,7 +12,7 @@ suites := $(patsubst fs/atoll-fs/tests/%.rs,%,$(wildcard fs/atoll-fs/tests/*.rs)
 help: ## Show this help
 	@echo 'Atoll: a replicated file system for each Kubernetes volume.'
 	@echo
-	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@for suite in $(suites); do \
 	  printf '  make %-15s %s\n' "test-$$suite" "$$(sed -nE '1s|^//! (.*)|\1|p' fs/atoll-fs/tests/$$suite.rs)"; \
 	done
@@ -51,6 +51,12 @@ demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
 	@hack/setup.sh
 	@hack/cargo.sh build --workspace
 	@hack/demo.sh
+
+.PHONY: csi-sanity
+csi-sanity: ## Run the CSI project's own tests against the driver, with real clusters and mounts
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins --examples
+	@hack/csi-sanity.sh
 
 .PHONY: bench
 bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARGS=--quick: under 2 minutes)
