@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use atoll_crds::names::{VolumeHandle, annotations, labels};
 use atoll_crds::v1alpha1::cluster::{CAPACITY_BYTES_MAX, CAPACITY_BYTES_MIN};
-use atoll_crds::v1alpha1::{Access, ConditionType, FileSystemCluster};
+use atoll_crds::v1alpha1::{Access, ConditionType, FileSystemCluster, Reason};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 use crate::access::{self, Capability};
 use crate::csi::{CapacityRange, CreateVolumeRequest};
@@ -19,6 +20,20 @@ pub use service::ControllerService;
 
 /// The size of a volume whose request names none.
 const CAPACITY_BYTES_DEFAULT: u64 = 10 << 30;
+
+/// How long a new cluster may take to become ready (seconds).
+const PATIENCE_SECONDS: i64 = 900;
+/// Reasons of the Ready condition that don't pass by waiting.
+const HOPELESS: [Reason; 8] = [
+    Reason::InvalidSpec,
+    Reason::UnknownVersion,
+    Reason::TooFewNodes,
+    Reason::StorageClassMissing,
+    Reason::StorageClassRefused,
+    Reason::NameConflict,
+    Reason::ForeignData,
+    Reason::ApiRefused,
+];
 
 /// A parsed CreateVolume.
 #[derive(Clone, Debug, PartialEq)]
@@ -84,13 +99,16 @@ pub enum Step {
     Ready,
     /// It can't be used yet: look again, or tell this.
     Wait(Pending),
+    /// It won't come to be by waiting, and holds no data: remove it, then tell this. Otherwise external-provisioner would
+    /// ask for it for ever, also when the claim is long gone.
+    GiveUp(String),
 }
 
 /// Compares what was found with what is wanted.
 ///
 /// # Errors
 /// [`CsiError::Exists`] if it is another volume's, or was made for another request. Nothing was begun for this one.
-pub fn judge(found: Option<&FileSystemCluster>, wanted: &Wanted) -> Result<Step, CsiError> {
+pub fn judge(found: Option<&FileSystemCluster>, wanted: &Wanted, now: Timestamp) -> Result<Step, CsiError> {
     let Some(found) = found else { return Ok(Step::Make) };
     let nothing = BTreeMap::new();
     let marks = found.metadata.annotations.as_ref().unwrap_or(&nothing);
@@ -118,7 +136,19 @@ pub fn judge(found: Option<&FileSystemCluster>, wanted: &Wanted) -> Result<Step,
     if found.is_ready() {
         return Ok(Step::Ready);
     }
+    let bootstrapped = found.status.as_ref().is_some_and(|status| status.bootstrapped);
+    if !bootstrapped && is_hopeless(found, now) {
+        return Ok(Step::GiveUp(format!("the volume can't be made: {}", state(found))));
+    }
     Ok(Step::Wait(Pending::NotYet(format!("the volume's cluster is not ready yet: {}", state(found)))))
+}
+
+/// Whether a cluster that isn't ready won't be by waiting: it says so, or has taken too long.
+fn is_hopeless(found: &FileSystemCluster, now: Timestamp) -> bool {
+    let reason = found.condition(ConditionType::Ready).map_or("", |ready| ready.reason.as_str());
+    let made = found.metadata.creation_timestamp.as_ref().map_or(now, |made| made.0);
+    HOPELESS.iter().any(|hopeless| hopeless.as_str() == reason)
+        || now.duration_since(made) > SignedDuration::from_secs(PATIENCE_SECONDS)
 }
 
 /// What DeleteVolume does next.

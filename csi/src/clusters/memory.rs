@@ -19,6 +19,8 @@ pub struct Behaviour {
     pub ready: bool,
     /// What the Ready condition of those that aren't says.
     pub message: String,
+    /// Its reason.
+    pub reason: String,
     /// Deleted ones stay, terminating.
     pub stuck: bool,
     /// Every call fails.
@@ -56,18 +58,18 @@ impl MemoryClusters {
     /// Sets a cluster's Ready condition.
     pub fn set_ready(&self, name: &str, ready: bool, message: &str) {
         if let Some(cluster) = self.clusters.lock().get_mut(name) {
-            cluster.status = Some(status(ready, message));
+            cluster.status = Some(status(ready, "Test", message));
         }
     }
 }
 
-fn status(ready: bool, message: &str) -> FileSystemClusterStatus {
+fn status(ready: bool, reason: &str, message: &str) -> FileSystemClusterStatus {
     FileSystemClusterStatus {
         cluster_id: ready.then(|| "0123456789abcdef0123456789abcdef".to_owned()),
         conditions: vec![Condition {
             type_: ConditionType::Ready.as_str().to_owned(),
             status: if ready { "True" } else { "False" }.to_owned(),
-            reason: "Test".to_owned(),
+            reason: reason.to_owned(),
             message: message.to_owned(),
             last_transition_time: Time(Timestamp::UNIX_EPOCH),
             observed_generation: None,
@@ -98,7 +100,7 @@ impl Clusters for MemoryClusters {
         }
         let mut made = cluster.clone();
         made.metadata.uid = Some(format!("uid-{}", cluster.name_str()));
-        made.status = Some(status(behaviour.ready, &behaviour.message));
+        made.status = Some(status(behaviour.ready, &behaviour.reason, &behaviour.message));
         clusters.insert(cluster.name_str().to_owned(), made.clone());
         Ok(made)
     }

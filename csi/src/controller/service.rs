@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use atoll_crds::names::VolumeHandle;
 use futures::future::BoxFuture;
+use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
@@ -119,7 +120,7 @@ async fn create<C: Clusters>(clusters: &C, wanted: Wanted, wait: Duration) -> Re
     let deadline = Instant::now() + wait;
     loop {
         let found = clusters.get(wanted.handle.name()).await?;
-        let waits_for = match judge(found.as_ref(), &wanted)? {
+        let waits_for = match judge(found.as_ref(), &wanted, Timestamp::now())? {
             Step::Ready => {
                 return Ok(Volume {
                     volume_id: wanted.handle.to_string(),
@@ -133,6 +134,11 @@ async fn create<C: Clusters>(clusters: &C, wanted: Wanted, wait: Duration) -> Re
                 Err(CreateError::Pending(pending)) => return Err(pending.into()),
             },
             Step::Wait(pending) => pending,
+            Step::GiveUp(why) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                remove(clusters, &wanted.handle, left).await?;
+                return Err(CsiError::Exhausted(why));
+            }
         };
         wait_until(clusters, wanted.handle.name(), deadline, waits_for).await?;
     }

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_crds::v1alpha1::FileSystemClusterStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
 use super::*;
 use crate::access::testing::capability;
-use crate::clusters::memory::MemoryClusters;
+use crate::clusters::memory::{Behaviour, MemoryClusters};
 use crate::csi::volume_capability::access_mode::Mode;
 use crate::csi::{ValidateVolumeCapabilitiesRequest, VolumeContentSource};
 use crate::rpc::Rpcs;
@@ -68,7 +71,8 @@ fn a_request_becomes_a_cluster() {
     // Names of PVC and PV don't make another request of it.
     request.parameters.retain(|name, _| name == "copies");
     let again = Wanted::parse(&request, NAMESPACE).unwrap();
-    assert_eq!(judge(Some(&wanted.cluster), &again), judge(Some(&wanted.cluster), &wanted));
+    let now = Timestamp::UNIX_EPOCH;
+    assert_eq!(judge(Some(&wanted.cluster), &again, now), judge(Some(&wanted.cluster), &wanted, now));
 }
 
 #[test]
@@ -150,6 +154,43 @@ async fn a_volume_that_is_never_ready_is_never_refused_for_good_and_can_be_delet
     service.remove("v1/atoll-volumes/pvc-1", NO_WAIT).await.unwrap();
     assert!(store.clusters.lock().is_empty());
     assert_eq!(store.deleted.lock()[0].1, None, "it never had an id, so there is no data to speak of");
+}
+
+#[tokio::test]
+async fn a_volume_that_can_t_be_made_leaves_nothing_and_is_refused_with_the_reason() {
+    let store = MemoryClusters::default();
+    *store.behaviour.lock() = Behaviour {
+        reason: "TooFewNodes".to_owned(),
+        message: "3 copies need 3 nodes and there is 1".to_owned(),
+        ..Behaviour::default()
+    };
+    let service = service(&store);
+    let refused = service.create(shared("pvc-1"), Duration::from_secs(60)).await.unwrap_err();
+    assert!(matches!(&refused, CsiError::Exhausted(why) if why.contains("3 nodes")), "{refused}");
+    assert!(store.clusters.lock().is_empty());
+    // Its end takes longer than the call: nothing final may be said yet.
+    store.behaviour.lock().stuck = true;
+    let slow = service.create(shared("pvc-1"), NO_WAIT).await.unwrap_err();
+    assert!(matches!(slow, CsiError::Pending(Pending::NotYet(_))), "{slow}");
+}
+
+#[test]
+fn a_cluster_is_given_up_only_without_data() {
+    let wanted = Wanted::parse(&shared("pvc-1"), NAMESPACE).unwrap();
+    let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(PATIENCE_SECONDS + 1);
+    let late = FileSystemCluster {
+        metadata: ObjectMeta {
+            creation_timestamp: Some(Time(Timestamp::UNIX_EPOCH)),
+            ..wanted.cluster.metadata.clone()
+        },
+        ..wanted.cluster.clone()
+    };
+    assert!(matches!(judge(Some(&late), &wanted, now), Ok(Step::GiveUp(_))));
+    let soon = now - SignedDuration::from_secs(2);
+    assert!(matches!(judge(Some(&late), &wanted, soon), Ok(Step::Wait(_))));
+    let status = FileSystemClusterStatus { bootstrapped: true, ..FileSystemClusterStatus::default() };
+    let made = FileSystemCluster { status: Some(status), ..late };
+    assert!(matches!(judge(Some(&made), &wanted, now), Ok(Step::Wait(_))), "somebody may have used it");
 }
 
 #[tokio::test]
