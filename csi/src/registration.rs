@@ -81,7 +81,12 @@ pub async fn serve(
         let router = Server::builder().add_service(RegistrationServer::new(service));
         let round = stop.child_token();
         let watching = watch_socket(&path, round.clone());
-        let (served, ()) = tokio::join!(server::serve(router, &path, round), watching);
+        let serving = async {
+            let result = server::serve(router, &path, round.clone()).await;
+            round.cancel();
+            result
+        };
+        let (served, ()) = tokio::join!(serving, watching);
         served?;
     }
     Ok(())
