@@ -192,9 +192,9 @@ pub enum Access {
 /// Whether connections are encrypted.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Encryption {
-    /// They aren't. The key is proven all the same.
+    /// They aren't. The key is proven all the same. (Not `Off`, which YAML takes for `false`.)
     #[default]
-    Off,
+    Disabled,
     /// All are; servers refuse others.
     Required,
 }
