@@ -12,7 +12,7 @@ suites := $(patsubst fs/atoll-fs/tests/%.rs,%,$(wildcard fs/atoll-fs/tests/*.rs)
 help: ## Show this help
 	@echo 'Atoll: a replicated file system for each Kubernetes volume.'
 	@echo
-	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@for suite in $(suites); do \
 	  printf '  make %-15s %s\n' "test-$$suite" "$$(sed -nE '1s|^//! (.*)|\1|p' fs/atoll-fs/tests/$$suite.rs)"; \
 	done
@@ -52,11 +52,20 @@ demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
 	@hack/cargo.sh build --workspace
 	@hack/demo.sh
 
+.PHONY: csi-sanity
+csi-sanity: ## Run the CSI project's own tests against the driver, with real clusters and mounts
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins --examples
+	@hack/csi-sanity.sh
+
 .PHONY: bench
 bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARGS=--quick: under 2 minutes)
 	@hack/setup.sh
 	@hack/cargo.sh build --workspace --bins --examples
 	@hack/bench.sh $(ARGS)
+
+# As part of all tests a short run; asked for alone, the long one.
+test-powercut: export ATOLL_CUTS ?= 50
 
 .PHONY: $(addprefix test-,$(suites))
 $(addprefix test-,$(suites)): test-%:

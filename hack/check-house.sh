@@ -79,8 +79,10 @@ rule 'only the disk module of fs/storage touches files: faults are injected ther
 # All clones of a machine share one build folder, so this names the clone that happened to compile the program.
 rule 'env!("CARGO_MANIFEST_DIR") is the path of another clone as often as not: use std::env::var at run time' \
   "$(grep -rnE '\benv!\("CARGO_(MANIFEST_DIR|MANIFEST_PATH|WORKSPACE_DIR)"' --include='*.rs' fs || true)"
+rule 'of the file system the CSI driver knows the key, the device and the bundle' \
+  "$(search '\batoll_(client|core|fuse|metadata|raft|storage)::' csi/src | grep -vE 'atoll_core::ids::ClusterId|atoll_fuse::(bundle|device|Layout)' || true)"
 rule 'no unfinished code, no switched-off tests' \
-  "$(grep -rnE '\b(TODO|FIXME|XXX)\b|\b(todo|unimplemented)!|#\[ignore' --include='*.rs' --include='*.sh' --exclude=check-house.sh fs hack crds operator kubectl || true)"
+  "$(grep -rnE '\b(TODO|FIXME|XXX)\b|\b(todo|unimplemented)!|#\[ignore' --include='*.rs' --include='*.sh' --exclude=check-house.sh fs hack crds operator csi kubectl || true)"
 
 # `cargo build` and `cargo test` share what they compile only while the crates that tests add switch on no feature of
 # the crates that programs use; otherwise those and all their dependents are compiled twice.

@@ -91,7 +91,7 @@ refused "another disk of the metadata servers" "metadata servers' disks can't be
 refused "no disk of the metadata servers" "metadata servers' disks can't be changed" b "${full/storage: \{size: 4Gi, storageClassName: x\}/replicas: 1}"
 refused 'another size of the disks' "storage servers' disks can't be changed" b "${full/replicas: 3, size: 4Gi/replicas: 3, size: 5Gi}"
 refused 'no size of the disks' "storage servers' disks can't be changed" b "${full/replicas: 3, size: 4Gi/replicas: 3}"
-refused 'another class of the disks' "class of the storage servers' disks" b "${full%storageClassName: x*}storageClassName: y}}"
+refused 'another class of the disks' "class of the storage servers' disks" b "${full%storageClassName: x*}storageClassName: other}}"
 accepted 'other resources' b "${full/replicas: 3/replicas: 3, resources: {limits: {memory: 2Gi\}\}}"
 accepted 'pause' b "${full/copies: 2/copies: 2, paused: true}"
 accepted 'another version' b "${full/copies: 2/copies: 2, version: 1.0.0}"
@@ -110,7 +110,7 @@ answer=$(status "\"$id\"") || fail "the same id: $answer"
 # Every field is explained.
 for path in spec spec.capacity spec.storage.replicas spec.metadata.storage.size status.conditions status.clusterId; do
   cases=$((cases + 1))
-  kubectl explain "fsc.$path" | grep -q DESCRIPTION || fail "kubectl explain fsc.$path says nothing"
+  grep -q DESCRIPTION <<<"$(kubectl explain "fsc.$path")" || fail "kubectl explain fsc.$path says nothing"
 done
 
 echo "rules: $cases cases, $failures failures" >&2

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
-use atoll_crds::names;
-use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec};
-use kube::CustomResourceExt;
+use atoll_crds::v1alpha1::FileSystemClusterSpec;
+use atoll_crds::{definition, names};
 use serde_json::{Value, json};
 
 fn committed() -> Value {
@@ -27,7 +26,7 @@ fn normalised(value: Value) -> Value {
 
 #[test]
 fn the_committed_definition_is_the_generated_one() {
-    let generated = serde_json::to_value(FileSystemCluster::crd()).expect("serialises");
+    let generated = definition::filesystemclusters().expect("serialises");
     assert!(
         normalised(committed()) == normalised(generated),
         "config/crd is out of date: cargo run -p atoll-crds --bin crdgen > config/crd/filesystemclusters.yaml"

@@ -95,7 +95,11 @@ fn ask(cluster: &FileSystemCluster, keep_data: bool) -> Result<(), Failure> {
     }
 }
 
-async fn say_the_word(api: &Api<FileSystemCluster>, cluster: &FileSystemCluster, id: &str) -> Result<(), Failure> {
+async fn say_the_word(
+    api: &Api<FileSystemCluster>,
+    cluster: &FileSystemCluster,
+    id: &str,
+) -> Result<(), Failure> {
     let patch = Patch::Merge(json!({
         "metadata": { "uid": cluster.uid() },
         "spec": { "deletionConfirmation": id },
@@ -107,7 +111,11 @@ async fn say_the_word(api: &Api<FileSystemCluster>, cluster: &FileSystemCluster,
         .map_err(Failure::api("confirm the deletion"))
 }
 
-async fn wait(api: &Api<FileSystemCluster>, cluster: &FileSystemCluster, patience: Duration) -> Result<(), Failure> {
+async fn wait(
+    api: &Api<FileSystemCluster>,
+    cluster: &FileSystemCluster,
+    patience: Duration,
+) -> Result<(), Failure> {
     let (name, started) = (cluster.name_str(), Instant::now());
     let mut told = String::new();
     loop {
@@ -116,7 +124,8 @@ async fn wait(api: &Api<FileSystemCluster>, cluster: &FileSystemCluster, patienc
             println!("{name} is deleted");
             return Ok(());
         };
-        let why = found.condition(ConditionType::Ready).map(|ready| ready.message.clone()).unwrap_or_default();
+        let why =
+            found.condition(ConditionType::Ready).map(|ready| ready.message.clone()).unwrap_or_default();
         if why != told {
             eprintln!("{why}");
             told.clone_from(&why);

@@ -42,8 +42,13 @@ impl Failure {
     /// What the API server said while `doing`.
     pub fn api(doing: impl fmt::Display) -> impl FnOnce(kube::Error) -> Failure {
         move |error| match &error {
-            kube::Error::Api(status) if status.code == 404 && status.message.contains("could not find the requested") => {
-                Failure::new(Code::NotFound, "this Kubernetes cluster doesn't know FileSystemClusters: install Atoll first")
+            kube::Error::Api(status)
+                if status.code == 404 && status.message.contains("could not find the requested") =>
+            {
+                Failure::new(
+                    Code::NotFound,
+                    "this Kubernetes cluster doesn't know FileSystemClusters: install Atoll first",
+                )
             }
             kube::Error::Api(status) if status.code == 404 => {
                 Failure::new(Code::NotFound, format_args!("can't {doing}: {}", status.message))

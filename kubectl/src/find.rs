@@ -35,7 +35,9 @@ impl Target {
             }
             Some((kind, _)) => Err(Failure::new(
                 Code::Failed,
-                format_args!("'{kind}' has no status here: name a PersistentVolumeClaim (pvc/NAME) or a FileSystemCluster (fsc/NAME)"),
+                format_args!(
+                    "'{kind}' has no status here: name a PersistentVolumeClaim (pvc/NAME) or a FileSystemCluster (fsc/NAME)"
+                ),
             )),
         }
     }
@@ -49,7 +51,9 @@ pub async fn one(client: &Client, namespace: &str, target: &Target) -> Result<Fi
     match target {
         Target::Cluster(name) => match cluster(client, namespace, name).await? {
             Some(found) => Ok(found),
-            None => Err(not_found(format_args!("there is no FileSystemCluster '{name}' in namespace {namespace}"))),
+            None => Err(not_found(format_args!(
+                "there is no FileSystemCluster '{name}' in namespace {namespace}"
+            ))),
         },
         Target::Pvc(name) => {
             let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
@@ -122,7 +126,8 @@ async fn of_claim(
     claim: &PersistentVolumeClaim,
 ) -> Result<FileSystemCluster, Failure> {
     let name = claim.name_any();
-    let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty());
+    let volume =
+        claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty());
     if let Some(volume) = volume {
         let volumes: Api<PersistentVolume> = Api::all(client.clone());
         let found = volumes.get(volume).await.map_err(Failure::api("read the PersistentVolume"))?;

@@ -18,7 +18,8 @@ pub async fn run(client: Client, namespace: &str, args: &ListArgs) -> Result<(),
     let views: Vec<View> = clusters.iter().map(|cluster| view(cluster, &[], now_seconds())).collect();
     match args.output {
         Format::Table if views.is_empty() => {
-            let place = if args.all_namespaces { String::new() } else { format!(" in namespace {namespace}") };
+            let place =
+                if args.all_namespaces { String::new() } else { format!(" in namespace {namespace}") };
             println!("no volumes of Atoll{place}");
         }
         Format::Table => println!("{}", lines(&views)),
@@ -29,11 +30,23 @@ pub async fn run(client: Client, namespace: &str, args: &ListArgs) -> Result<(),
 }
 
 fn lines(views: &[View]) -> String {
-    let header =
-        ["NAMESPACE", "NAME", "CLAIM", "PHASE", "CAPACITY", "USED", "COPIES", "METADATA", "STORAGE", "MOUNTS", "AGE"];
+    let header = [
+        "NAMESPACE",
+        "NAME",
+        "CLAIM",
+        "PHASE",
+        "CAPACITY",
+        "USED",
+        "COPIES",
+        "METADATA",
+        "STORAGE",
+        "MOUNTS",
+        "AGE",
+    ];
     let missing = || "-".to_owned();
     let rows = views.iter().map(|view| {
-        let used = view.usage.as_ref().map(|usage| format!("{} ({} %)", size(usage.bytes_used), usage.percent));
+        let used =
+            view.usage.as_ref().map(|usage| format!("{} ({} %)", size(usage.bytes_used), usage.percent));
         let claim = view.claim.as_ref().map(|claim| format!("{}/{}", claim.namespace, claim.name));
         vec![
             view.namespace.clone(),

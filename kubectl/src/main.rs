@@ -61,7 +61,9 @@ async fn connect(connection: &Connection) -> Result<(Client, String), Failure> {
     let unreachable = |error: &dyn std::fmt::Display| {
         Failure::new(
             Code::Unreachable,
-            format_args!("no way to a Kubernetes cluster: {error}; name a file with --kubeconfig, or a context with --context"),
+            format_args!(
+                "no way to a Kubernetes cluster: {error}; name a file with --kubeconfig, or a context with --context"
+            ),
         )
     };
     let options = KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };

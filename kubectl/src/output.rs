@@ -28,7 +28,7 @@ pub fn yaml<T: Serialize>(document: &T) -> Result<(), Failure> {
 /// A table as kubectl prints them.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header.to_vec());
     for row in rows {
         table.add_row(row);
@@ -74,7 +74,8 @@ mod tests {
 
     #[test]
     fn a_table_has_no_lines_and_nothing_behind_its_last_column() {
-        let text = table(&["NAME", "AGE"], vec![vec!["a".into(), "1s".into()], vec!["long".into(), "2s".into()]]);
+        let text =
+            table(&["NAME", "AGE"], vec![vec!["a".into(), "1s".into()], vec!["long".into(), "2s".into()]]);
         assert_eq!(text, "NAME   AGE\na      1s\nlong   2s");
     }
 }

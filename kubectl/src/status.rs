@@ -24,7 +24,9 @@ pub async fn run(client: Client, namespace: &str, args: &StatusArgs) -> Result<(
         None => find::all(&client, (!args.all_namespaces).then_some(namespace)).await?,
     };
     if clusters.is_empty() && args.output == Format::Table {
-        println!("no volumes of Atoll in namespace {namespace}; kubectl atoll list -A shows those of all namespaces");
+        println!(
+            "no volumes of Atoll in namespace {namespace}; kubectl atoll list -A shows those of all namespaces"
+        );
         return Ok(());
     }
     let mut views = Vec::new();

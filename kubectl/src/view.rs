@@ -219,9 +219,8 @@ fn pod_view(pod: &Pod, cluster: &FileSystemCluster) -> PodView {
     let name = pod.name_any();
     let status = pod.status.as_ref();
     let container = status.and_then(|status| status.container_statuses.as_ref()?.first().cloned());
-    let waiting = container
-        .as_ref()
-        .and_then(|container| container.state.as_ref()?.waiting.as_ref()?.reason.clone());
+    let waiting =
+        container.as_ref().and_then(|container| container.state.as_ref()?.waiting.as_ref()?.reason.clone());
     let phase = status.and_then(|status| status.phase.clone());
     let state = if pod.metadata.deletion_timestamp.is_some() {
         "Terminating".to_owned()
@@ -232,7 +231,11 @@ fn pod_view(pod: &Pod, cluster: &FileSystemCluster) -> PodView {
     let servers = cluster.status.as_ref().and_then(|status| status.storage.as_ref());
     let prefix = format!("{name}.");
     let disk_used = servers.and_then(|storage| {
-        storage.servers.iter().find(|server| server.address.starts_with(&prefix)).map(|server| server.bytes_used)
+        storage
+            .servers
+            .iter()
+            .find(|server| server.address.starts_with(&prefix))
+            .map(|server| server.bytes_used)
     });
     PodView {
         ready: ready.into_iter().any(|found| found.type_ == "Ready" && found.status == "True"),
@@ -254,7 +257,8 @@ pub fn screen(view: &View) -> String {
         line("Claim", format!("{}/{}{volume}", claim.namespace, claim.name));
     }
     if let Some(id) = &view.cluster_id {
-        let version = view.version.as_deref().map(|version| format!("   version {version}")).unwrap_or_default();
+        let version =
+            view.version.as_deref().map(|version| format!("   version {version}")).unwrap_or_default();
         let age = view.age_seconds.map(|seconds| format!("   age {}", age(seconds))).unwrap_or_default();
         line("Cluster", format!("{id}{version}{age}"));
     }
@@ -264,7 +268,12 @@ pub fn screen(view: &View) -> String {
             let bar: String = (0..BAR).map(|at| if at < filled { '#' } else { '.' }).collect();
             line(
                 "Space",
-                format!("[{bar}] {} %   {} of {}", usage.percent, size(usage.bytes_used), size(usage.bytes_total)),
+                format!(
+                    "[{bar}] {} %   {} of {}",
+                    usage.percent,
+                    size(usage.bytes_used),
+                    size(usage.bytes_total)
+                ),
             );
             line("Files", format!("{} of {}", usage.inodes_used, usage.inodes_total));
         }
@@ -304,9 +313,10 @@ pub fn screen(view: &View) -> String {
     if view.mounts.is_empty() {
         text += "Mounts    none\n";
     } else {
-        let rows = view.mounts.iter().map(|mount| {
-            vec![mount.name.clone(), mount.session.clone(), mount.open_files.to_string()]
-        });
+        let rows = view
+            .mounts
+            .iter()
+            .map(|mount| vec![mount.name.clone(), mount.session.clone(), mount.open_files.to_string()]);
         text += &indented(&table(&["MOUNTED ON", "SESSION", "OPEN FILES"], rows.collect()));
         let more = view.mount_count - i64::try_from(view.mounts.len()).unwrap_or(i64::MAX);
         if more > 0 {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::VolumeConfig;
 use atoll_crds::names::{self, Component};
-use atoll_crds::v1alpha1::{Encryption, FileSystemCluster, Reason, Resources};
+use atoll_crds::v1alpha1::{Access, Encryption, FileSystemCluster, Reason, Resources};
 use atoll_crds::{Quantity, quantity::QuantityError};
 
 use crate::config::{Images, PullPolicy, VERSION};
@@ -182,6 +182,7 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
         copies: spec.copies,
         copies_min: spec.copies.saturating_sub(1).max(1),
         inline_budget_bytes: metadata_bytes / INLINE_PART,
+        exclusive: spec.access == Access::Exclusive,
         root: (id("uid", spec.root.uid)?, id("gid", spec.root.gid)?, mode),
         ..VolumeConfig::default()
     };

@@ -72,7 +72,8 @@ fn pod(name: &str, ready: &str) -> Pod {
 
 #[test]
 fn a_healthy_volume_fits_on_a_screen() {
-    let view = view(&cluster(running()), &[pod("pvc-1-storage-0", "True"), pod("pvc-1-metadata-0", "True")], 130);
+    let view =
+        view(&cluster(running()), &[pod("pvc-1-storage-0", "True"), pod("pvc-1-metadata-0", "True")], 130);
     assert!(view.healthy, "{view:?}");
     assert_eq!(view.claim.as_ref().map(|claim| claim.name.as_str()), Some("data"));
     let screen = screen(&view);
@@ -118,14 +119,32 @@ fn a_volume_that_nobody_has_looked_at_says_where_to_look() {
 
 #[test]
 fn the_document_for_programs_keeps_its_names() {
-    let document = serde_json::to_value(view(&cluster(running()), &[pod("pvc-1-storage-0", "True")], 130)).expect("JSON");
+    let document = serde_json::to_value(view(&cluster(running()), &[pod("pvc-1-storage-0", "True")], 130))
+        .expect("JSON");
     let names: Vec<&String> = document.as_object().expect("object").keys().collect();
     let expected = [
-        "age_seconds", "capacity", "chunksShortOfCopies", "claim", "clusterId", "copies", "health", "healthy",
-        "metadata", "mountCount", "mounts", "name", "namespace", "phase", "pods", "problems", "storage", "usage",
+        "age_seconds",
+        "capacity",
+        "chunksShortOfCopies",
+        "claim",
+        "clusterId",
+        "copies",
+        "health",
+        "healthy",
+        "metadata",
+        "mountCount",
+        "mounts",
+        "name",
+        "namespace",
+        "phase",
+        "pods",
+        "problems",
+        "storage",
+        "usage",
         "version",
     ];
-    let mut expected: Vec<String> = expected.iter().map(|name| name.replace("age_seconds", "ageSeconds")).collect();
+    let mut expected: Vec<String> =
+        expected.iter().map(|name| name.replace("age_seconds", "ageSeconds")).collect();
     expected.sort();
     let mut names: Vec<String> = names.into_iter().cloned().collect();
     names.sort();
