@@ -73,7 +73,7 @@ impl Parameters {
                     parsed.encryption = Some(match value {
                         "disabled" => Encryption::Disabled,
                         "required" => Encryption::Required,
-                        _ => return Err(wrong(name, value, "off or required")),
+                        _ => return Err(wrong(name, value, "disabled or required")),
                     });
                 }
                 "rootUid" => parsed.root_uid = Some(number(name, value, 0, OWNER_ID_MAX)?),

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use atoll_crds::names::MANAGER_KUBECTL;
-use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster};
+use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, Phase};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::cli::DeleteArgs;
 use crate::exit::{Code, Failure};
 use crate::find::{self, Target};
-use crate::output::size;
+use crate::output::{self, size};
 use crate::view::claim_of;
 
 /// How often it is looked whether the cluster is gone.
@@ -47,8 +47,7 @@ pub async fn run(client: Client, namespace: &str, args: &DeleteArgs) -> Result<(
         .await
         .map_err(Failure::api("delete the FileSystemCluster"))?;
     if args.no_wait {
-        println!("{} is being deleted", cluster.name_str());
-        return Ok(());
+        return output::text(&format!("{} is being deleted\n", cluster.name_str()));
     }
     wait(&api, &cluster, Duration::from_secs(args.timeout)).await
 }
@@ -121,11 +120,11 @@ async fn wait(
     loop {
         let found = api.get_opt(name).await.map_err(Failure::api("look whether it is gone"))?;
         let Some(found) = found.filter(|found| found.uid() == cluster.uid()) else {
-            println!("{name} is deleted");
-            return Ok(());
+            return output::text(&format!("{name} is deleted\n"));
         };
-        let why =
-            found.condition(ConditionType::Ready).map(|ready| ready.message.clone()).unwrap_or_default();
+        let deleting = found.status.as_ref().is_some_and(|status| status.phase == Some(Phase::Deleting));
+        let ready = found.condition(ConditionType::Ready).filter(|_| deleting);
+        let why = ready.map(|ready| ready.message.clone()).unwrap_or_default();
         if why != told {
             eprintln!("{why}");
             told.clone_from(&why);

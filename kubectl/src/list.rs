@@ -20,9 +20,9 @@ pub async fn run(client: Client, namespace: &str, args: &ListArgs) -> Result<(),
         Format::Table if views.is_empty() => {
             let place =
                 if args.all_namespaces { String::new() } else { format!(" in namespace {namespace}") };
-            println!("no volumes of Atoll{place}");
+            output::text(&format!("no volumes of Atoll{place}\n"))?;
         }
-        Format::Table => println!("{}", lines(&views)),
+        Format::Table => output::text(&(lines(&views) + "\n"))?,
         Format::Json => output::json(&views)?,
         Format::Yaml => output::yaml(&views)?,
     }

@@ -1,18 +1,38 @@
 //! Prints.
 
+use std::io::{self, Write};
+
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::exit::{Code, Failure};
+
+/// Prints a text. Whoever reads it may have seen enough: a closed pipe is no failure.
+///
+/// # Errors
+/// If it can't be written.
+pub fn text(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Code::Failed, format_args!("can't write: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Prints a document for programs.
 ///
 /// # Errors
 /// If it can't be serialised.
 pub fn json<T: Serialize>(document: &T) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(document).map_err(|error| Failure::new(Code::Failed, error))?;
-    println!("{text}");
-    Ok(())
+    let document =
+        serde_json::to_string_pretty(document).map_err(|error| Failure::new(Code::Failed, error))?;
+    text(
+        &(document
+            + "
+"),
+    )
 }
 
 /// Prints a document for both.
@@ -20,9 +40,8 @@ pub fn json<T: Serialize>(document: &T) -> Result<(), Failure> {
 /// # Errors
 /// If it can't be serialised.
 pub fn yaml<T: Serialize>(document: &T) -> Result<(), Failure> {
-    let text = serde_yaml::to_string(document).map_err(|error| Failure::new(Code::Failed, error))?;
-    print!("{text}");
-    Ok(())
+    let document = serde_yaml::to_string(document).map_err(|error| Failure::new(Code::Failed, error))?;
+    text(&document)
 }
 
 /// A table as kubectl prints them.

@@ -24,10 +24,10 @@ pub async fn run(client: Client, namespace: &str, args: &StatusArgs) -> Result<(
         None => find::all(&client, (!args.all_namespaces).then_some(namespace)).await?,
     };
     if clusters.is_empty() && args.output == Format::Table {
-        println!(
-            "no volumes of Atoll in namespace {namespace}; kubectl atoll list -A shows those of all namespaces"
-        );
-        return Ok(());
+        return output::text(&format!(
+            "no volumes of Atoll in namespace {namespace}; kubectl atoll list -A shows those of all namespaces
+"
+        ));
     }
     let mut views = Vec::new();
     for cluster in &clusters {
@@ -36,7 +36,7 @@ pub async fn run(client: Client, namespace: &str, args: &StatusArgs) -> Result<(
     match (args.output, args.target.is_some()) {
         (Format::Table, _) => {
             let screens: Vec<String> = views.iter().map(screen).collect();
-            print!("{}", screens.join("\n"));
+            output::text(&screens.join("\n"))?;
         }
         (Format::Json, true) => output::json(&views[0])?,
         (Format::Json, false) => output::json(&views)?,

@@ -99,7 +99,7 @@ pub struct PodView {
     pub state: String,
     /// How often its server ended.
     pub restarts: i32,
-    /// Bytes on its disk, for storage servers.
+    /// Bytes in use on its disk, for storage servers; others may share the disk.
     pub disk_used: Option<i64>,
 }
 
@@ -307,7 +307,8 @@ pub fn screen(view: &View) -> String {
             ]
         });
         text += "\n";
-        text += &indented(&table(&["POD", "READY", "STATE", "RESTARTS", "NODE", "DATA"], rows.collect()));
+        text +=
+            &indented(&table(&["POD", "READY", "STATE", "RESTARTS", "NODE", "DISK USED"], rows.collect()));
     }
     text += "\n";
     if view.mounts.is_empty() {

@@ -148,6 +148,10 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
         };
     }
     let mut problems: Vec<Problem> = wanted.as_ref().map(|wanted| troubles(seen, wanted)).unwrap_or_default();
+    if !was_ready(seen) {
+        // Usable from now on; that pods are a moment behind their servers is progress.
+        problems.retain(|problem| problem.reason != Reason::PodsStarting);
+    }
     if let Some(answer) = seen.answer() {
         problems.extend(answer.problems.iter().map(|text| Problem::new(Reason::Unhealthy, text.clone())));
     }

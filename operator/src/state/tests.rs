@@ -104,3 +104,14 @@ fn a_deletion_says_what_it_waits_for() {
     assert_eq!((found.phase, found.ready.holds), (Phase::Deleting, false));
     assert_eq!(found.ready.reason, Reason::DeletionBlocked);
 }
+
+#[test]
+fn a_new_volume_does_not_begin_as_degraded_because_its_pods_are_a_moment_behind() {
+    let mut seen = testing::running();
+    seen.pods.get_mut("db-storage-2").expect("pod").status = None;
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.degraded.holds), (Phase::Ready, false));
+    assert!(found.progressing.holds, "{found:?}");
+    was_ready_before(&mut seen);
+    assert_eq!(judged(&seen).phase, Phase::Degraded);
+}
