@@ -112,13 +112,13 @@ impl Credentials {
         ClusterKey::parse(key.as_bytes())
             .map_err(|_| CsiError::Invalid(format!("the secret's entry '{}' is no key", secret::KEY)))?;
         let encrypt = match secrets.get(secret::ENCRYPTION).map(String::as_str) {
-            None | Some("" | secret::ENCRYPTION_OFF) => false,
+            None | Some("" | secret::ENCRYPTION_DISABLED) => false,
             Some(secret::ENCRYPTION_REQUIRED) => true,
             Some(_) => {
                 return Err(CsiError::Invalid(format!(
                     "the secret's entry '{}' is neither '{}' nor '{}'",
                     secret::ENCRYPTION,
-                    secret::ENCRYPTION_OFF,
+                    secret::ENCRYPTION_DISABLED,
                     secret::ENCRYPTION_REQUIRED
                 )));
             }

@@ -71,9 +71,9 @@ impl Parameters {
                 "metadataStorageClass" => parsed.metadata_class = Some(text(name, value)?),
                 "encryption" => {
                     parsed.encryption = Some(match value {
-                        "off" => Encryption::Off,
+                        "disabled" => Encryption::Disabled,
                         "required" => Encryption::Required,
-                        _ => return Err(wrong(name, value, "off or required")),
+                        _ => return Err(wrong(name, value, "disabled or required")),
                     });
                 }
                 "rootUid" => parsed.root_uid = Some(number(name, value, 0, OWNER_ID_MAX)?),
