@@ -52,6 +52,12 @@ demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
 	@hack/cargo.sh build --workspace
 	@hack/demo.sh
 
+.PHONY: csi-sanity
+csi-sanity: ## Run the CSI project's own tests against the driver, with real clusters and mounts
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins --examples
+	@hack/csi-sanity.sh
+
 .PHONY: bench
 bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARGS=--quick: under 2 minutes)
 	@hack/setup.sh

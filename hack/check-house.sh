@@ -64,6 +64,10 @@ absent atoll-storage "openraft|rocksdb|fuser|$kube" 'a storage server knows chun
 absent atoll-raft "rocksdb|fuser|atoll-(metadata|storage|client|fuse)|$kube" 'it is the slowest crate to compile and must change rarely'
 absent atoll-fs 'rocksdb|openraft' 'the mount alone builds without RocksDB' --no-default-features
 absent atoll-fs "$kube" 'the file system knows nothing of Kubernetes'
+servers='openraft|rocksdb|fuser|atoll-(raft|metadata|storage|client|fuse|fs)'
+absent atoll-crds "$servers|atoll-(core|proto|operator|csi)" 'it names things, and everybody has to be able to build on it'
+absent atoll-operator "$servers|atoll-csi" 'of the file system it knows messages and types alone'
+absent kubectl-atoll "$servers|atoll-(csi|operator|core|proto)" 'it shows what the custom resources say'
 
 rule 'fs/core has no clock and no randomness: both are arguments' \
   "$(search '(SystemTime|Instant)::now|\brand::|thread_rng|getrandom|RandomState' fs/core/src)"
@@ -75,8 +79,10 @@ rule 'only the disk module of fs/storage touches files: faults are injected ther
 # All clones of a machine share one build folder, so this names the clone that happened to compile the program.
 rule 'env!("CARGO_MANIFEST_DIR") is the path of another clone as often as not: use std::env::var at run time' \
   "$(grep -rnE '\benv!\("CARGO_(MANIFEST_DIR|MANIFEST_PATH|WORKSPACE_DIR)"' --include='*.rs' fs || true)"
+rule 'of the file system the CSI driver knows the key, the device and the bundle' \
+  "$(search '\batoll_(client|core|fuse|metadata|raft|storage)::' csi/src | grep -vE 'atoll_core::ids::ClusterId|atoll_fuse::(bundle|device|Layout)' || true)"
 rule 'no unfinished code, no switched-off tests' \
-  "$(grep -rnE '\b(TODO|FIXME|XXX)\b|\b(todo|unimplemented)!|#\[ignore' --include='*.rs' --include='*.sh' --exclude=check-house.sh fs hack || true)"
+  "$(grep -rnE '\b(TODO|FIXME|XXX)\b|\b(todo|unimplemented)!|#\[ignore' --include='*.rs' --include='*.sh' --exclude=check-house.sh fs hack crds operator csi kubectl || true)"
 
 # `cargo build` and `cargo test` share what they compile only while the crates that tests add switch on no feature of
 # the crates that programs use; otherwise those and all their dependents are compiled twice.
@@ -104,7 +110,7 @@ else
   rule 'the promises are missing' 'no SEMANTICS.md'
 fi
 
-find fs hack -name '*.rs' -o -name '*.sh' | xargs wc -l | awk -v max="$LINES_PER_FILE_MAX" \
+find fs hack crds operator kubectl -name '*.rs' -o -name '*.sh' | xargs wc -l | awk -v max="$LINES_PER_FILE_MAX" \
   '$2 != "total" && $1 > max { printf "house: %s has %d lines: cut it by role or by operation\n", $2, $1 }' >&2
 
 [ "$broken" -eq 0 ] || { echo "house: $broken rules broken" >&2; exit 1; }

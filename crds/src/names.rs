@@ -77,10 +77,10 @@ pub mod secret {
     pub const CLUSTER: &str = "cluster";
     /// The key: 64 hexadecimal digits.
     pub const KEY: &str = "key";
-    /// [`ENCRYPTION_OFF`] or [`ENCRYPTION_REQUIRED`].
+    /// [`ENCRYPTION_DISABLED`] or [`ENCRYPTION_REQUIRED`].
     pub const ENCRYPTION: &str = "encryption";
     /// Connections prove the key and are not encrypted.
-    pub const ENCRYPTION_OFF: &str = "off";
+    pub const ENCRYPTION_DISABLED: &str = "disabled";
     /// Connections are encrypted.
     pub const ENCRYPTION_REQUIRED: &str = "required";
 }

@@ -1,3 +1,83 @@
-//! kubectl-atoll.
+//! `kubectl atoll`: how volumes are, and the few things that an administrator does to them by hand.
+//!
+//! What is shown is put together in `view`, which is pure; everything it needs is read with `get` and `list` alone.
 
-fn main() {}
+mod cli;
+mod delete;
+mod exit;
+mod find;
+mod list;
+mod output;
+mod status;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+
+use crate::cli::{Cli, Command, Connection};
+use crate::exit::{Code, Failure};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The second call of a process is refused; this is the first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("error: {}", failure.message);
+            }
+            failure.exit_code()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let connection = match &cli.command {
+        Command::Status(args) => &args.connection,
+        Command::List(args) => &args.connection,
+        Command::Delete(args) => &args.connection,
+    };
+    let (client, namespace) = connect(connection).await?;
+    match &cli.command {
+        Command::Status(args) => status::run(client, &namespace, args).await,
+        Command::List(args) => list::run(client, &namespace, args).await,
+        Command::Delete(args) => delete::run(client, &namespace, args).await,
+    }
+}
+
+/// A client, and the namespace that is meant.
+async fn connect(connection: &Connection) -> Result<(Client, String), Failure> {
+    let unreachable = |error: &dyn std::fmt::Display| {
+        Failure::new(
+            Code::Unreachable,
+            format_args!(
+                "no way to a Kubernetes cluster: {error}; name a file with --kubeconfig, or a context with --context"
+            ),
+        )
+    };
+    let options = KubeConfigOptions { context: connection.context.clone(), ..KubeConfigOptions::default() };
+    let config = match &connection.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|error| unreachable(&error))?;
+            Config::from_custom_kubeconfig(file, &options).await.map_err(|error| unreachable(&error))?
+        }
+        None if connection.context.is_some() => {
+            Config::from_kubeconfig(&options).await.map_err(|error| unreachable(&error))?
+        }
+        None => Config::infer().await.map_err(|error| unreachable(&error))?,
+    };
+    let namespace = connection.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config).map_err(|error| unreachable(&error))?;
+    Ok((client, namespace))
+}

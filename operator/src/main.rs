@@ -1,3 +1,236 @@
-//! atoll-operator.
+//! The operator: keeps the pods of every FileSystemCluster as they shall be.
+//!
+//! Observe, validate, plan, apply, report: what decides (`validate`, `plan`, `build`, `state`, `trouble`, `report`) is
+//! pure; what acts (`gather`, `apply`, `metadata`, `caches`, `leader`) decides nothing. See DESIGN.md.
 
-fn main() {}
+mod apply;
+mod build;
+mod caches;
+mod config;
+mod context;
+mod error;
+mod events;
+mod gather;
+mod http;
+mod leader;
+mod metadata;
+mod metrics;
+mod observe;
+mod plan;
+mod reconcile;
+mod report;
+mod state;
+#[cfg(test)]
+mod testing;
+mod trouble;
+mod validate;
+
+use std::convert::Infallible;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use clap::Parser;
+use futures::{StreamExt, stream};
+use kube::Client;
+use kube::runtime::controller::{self, Error as ControllerError};
+use prometheus_client::registry::Registry;
+use rand::Rng;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::caches::{Caches, Wake};
+use crate::config::{Config, Images, LogFormat};
+use crate::context::Context;
+use crate::http::Told;
+use crate::leader::Candidate;
+use crate::metrics::Metrics;
+use crate::reconcile::{after_failure, reconcile};
+
+/// Threads that work on clusters; all they do is wait for the network.
+const THREADS: usize = 2;
+/// Changes that come within this time are looked at together.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// How long reconciles that are under way may take to end after SIGTERM.
+const STOP_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// Why the operator ends.
+#[derive(Debug, thiserror::Error)]
+enum Fatal {
+    #[error(transparent)]
+    Images(#[from] config::ImagesError),
+    #[error(
+        "there is no way to the API server: {0}; in a pod it needs a service account, elsewhere a kubeconfig"
+    )]
+    Client(#[from] kube::Error),
+    #[error("can't listen on {address} for metrics: {source}; choose another address with --http")]
+    Http { address: String, source: std::io::Error },
+    #[error("can't listen for signals: {0}")]
+    Signals(std::io::Error),
+    #[error("the lease is lost: another operator may work already, so this one ends")]
+    LeaseLost,
+    #[error("a watch has ended")]
+    WatchEnded,
+}
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    // The second call of a process is refused; this is the first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(config)),
+        Err(error) => {
+            tracing::error!(%error, "no runtime");
+            return ExitCode::FAILURE;
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "the operator ends");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: Config) -> Result<(), Fatal> {
+    let stopping = stop_on_signals()?;
+    let images = Images::parse(&config)?;
+    let mut registry = Registry::with_prefix("atoll_operator");
+    let metrics = Metrics::register(&mut registry);
+    let told = Arc::new(Told {
+        registry,
+        metrics: metrics.clone(),
+        caches: OnceLock::new(),
+        reached: OnceLock::new(),
+    });
+    http::serve(&config.http, Arc::clone(&told))
+        .await
+        .map_err(|source| Fatal::Http { address: config.http.clone(), source })?;
+    let client = Client::try_default().await?;
+    tracing::info!(version = config::VERSION, versions = ?images.versions(), "the operator starts");
+    reach(&client, &told, &stopping).await;
+
+    let me =
+        config.identity.clone().unwrap_or_else(|| format!("operator-{:08x}", rand::rng().random::<u32>()));
+    let mut candidate = Candidate::new(client.clone(), &config.namespace, me.clone());
+    if !config.no_leader_election {
+        tokio::select! {
+            () = candidate.acquire() => {}
+            () = stopping.cancelled() => return Ok(()),
+        }
+    }
+    metrics.lead();
+    let result = tokio::select! {
+        result = work(&config, client, images, &told, me, stopping) => result,
+        () = candidate.keep(), if !config.no_leader_election => Err(Fatal::LeaseLost),
+    };
+    if !config.no_leader_election && !matches!(result, Err(Fatal::LeaseLost)) {
+        candidate.release().await;
+    }
+    result
+}
+
+/// Waits until the API server has answered once.
+async fn reach(client: &Client, told: &Told, stopping: &CancellationToken) {
+    loop {
+        match client.apiserver_version().await {
+            Ok(version) => {
+                tracing::info!(version = version.git_version, "the API server answers");
+                let _ = told.reached.set(());
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "the API server doesn't answer"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(2)) => {}
+            () = stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Works on clusters until it is told to stop.
+async fn work(
+    config: &Config,
+    client: Client,
+    images: Images,
+    told: &Told,
+    me: String,
+    stopping: CancellationToken,
+) -> Result<(), Fatal> {
+    let (wakes, mut woken) = mpsc::unbounded_channel::<Wake>();
+    let mut watches = JoinSet::new();
+    let caches = Caches::start(&client, &wakes, &mut watches);
+    tokio::select! {
+        ready = caches.ready() => if !ready { return Err(Fatal::WatchEnded) },
+        () = stopping.cancelled() => return Ok(()),
+    }
+    let _ = told.caches.set(caches.clone());
+    let clusters = caches.clusters.clone();
+    let context = Arc::new(Context::new(client, caches, images, told.metrics.clone(), me));
+    let memory = Arc::clone(&context);
+    let asked_to_stop = stopping.clone();
+    let queue = stream::poll_fn(move |cx| woken.poll_recv(cx))
+        .map(Ok::<_, Infallible>)
+        .take_until(async move { asked_to_stop.cancelled().await });
+    let settings = controller::Config::default().concurrency(config.concurrency).debounce(DEBOUNCE);
+    let reconciles = controller::applier(
+        |cluster, context| Box::pin(reconcile(cluster, context)),
+        after_failure,
+        context,
+        clusters,
+        queue,
+        settings,
+    );
+    let running = reconciles.for_each(|result| {
+        let memory = Arc::clone(&memory);
+        async move {
+            match result {
+                // Failures are logged where the pause after them is chosen.
+                Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
+                Err(ControllerError::ObjectNotFound(gone)) => {
+                    tracing::debug!(cluster = %gone, "gone");
+                    memory.memory.lock().await.retain(|key, _| key.clone().erase() != *gone);
+                }
+                Err(error) => tracing::warn!(%error, "the queue of clusters"),
+            }
+        }
+    });
+    let ended = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(STOP_WAIT_MAX).await;
+    };
+    tokio::select! {
+        () = running => {}
+        () = ended => tracing::warn!("reconciles that are under way are left as they are"),
+        _ = watches.join_next() => return Err(Fatal::WatchEnded),
+    }
+    tracing::info!("the operator stops");
+    Ok(())
+}
+
+/// SIGTERM and SIGINT mean: finish what is under way, then go.
+fn stop_on_signals() -> Result<CancellationToken, Fatal> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(Fatal::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Fatal::Signals)?;
+    let stopping = CancellationToken::new();
+    let token = stopping.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        token.cancel();
+    });
+    Ok(stopping)
+}

@@ -133,10 +133,8 @@ pub struct FileSystemClusterSpec {
     #[serde(default = "copies_default")]
     #[schemars(range(min = 1, max = 5))]
     pub copies: u8,
-    /// Who mounts the volume. `Shared`: any number of nodes at once (ReadWriteMany). `Exclusive`: meant for one node
-    /// at a time (ReadWriteOnce, ReadWriteOncePod). In this version that is recorded so that it holds from the start
-    /// once it is enforced; until then nodes that mount an exclusive volume at the same time see each other's
-    /// files as those of a shared one.
+    /// Who mounts the volume. `Shared`: any number of nodes at once (ReadWriteMany). `Exclusive`: one node at a time
+    /// (ReadWriteOnce, ReadWriteOncePod); the node that came first has it until it unmounts or is gone.
     #[serde(default)]
     pub access: Access,
     /// Whether connections between servers and mounts are encrypted. In both cases each end proves that it
@@ -192,9 +190,9 @@ pub enum Access {
 /// Whether connections are encrypted.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Encryption {
-    /// They aren't. The key is proven all the same.
+    /// They aren't. The key is proven all the same. (Not `Off`, which YAML takes for `false`.)
     #[default]
-    Off,
+    Disabled,
     /// All are; servers refuse others.
     Required,
 }

@@ -28,6 +28,7 @@ pub fn run(args: &BootstrapArgs) -> Outcome {
         }
         config.copies_min = copies_min;
     }
+    config.exclusive = args.exclusive;
     config.root = (args.root_uid, args.root_gid, mode);
     let request = BootstrapRequest { cluster: identity.0, config };
     cluster::runtime(1)?.block_on(cluster::ask::<BootstrapRequest>(

@@ -12,7 +12,8 @@ use crate::size::Size;
 /// machine; `atoll-fs local down /mnt/atoll` takes it down again and keeps the data.
 ///
 /// Exit codes: 0 done; 1 failed; 2 wrong flags; 3 not there or not running; 4 refused so that nothing is
-/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy.
+/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy; 7 another machine has
+/// the volume, which is for one at a time.
 #[derive(Parser, Debug)]
 #[command(name = "atoll-fs", version, propagate_version = true)]
 pub struct Cli {
@@ -178,8 +179,15 @@ pub struct MountBehaviour {
 /// `atoll-fs mount`
 #[derive(Args, Debug)]
 pub struct MountArgs {
-    #[command(flatten)]
-    pub cluster: ClusterArgs,
+    /// The cluster's id: 32 hexadecimal digits.
+    #[arg(long, env = "ATOLL_CLUSTER", value_name = "ID")]
+    pub cluster: String,
+    /// File with the cluster's key, as `atoll-fs keygen` writes it.
+    #[arg(long, env = "ATOLL_KEY_FILE", value_name = "FILE", required_unless_present = "control_fd")]
+    pub key_file: Option<PathBuf>,
+    /// Encrypt all connections (every process of the cluster has to be told). The key is proven in any case.
+    #[arg(long, env = "ATOLL_ENCRYPT")]
+    pub encrypt: bool,
     #[command(flatten)]
     pub metadata: MetadataAddresses,
     #[command(flatten)]
@@ -187,8 +195,21 @@ pub struct MountArgs {
     /// Address for metrics and health. Default: none.
     #[arg(long, env = "ATOLL_HTTP", value_name = "ADDRESS")]
     pub http: Option<String>,
+    /// Name of this machine: it is part of the session's name, and storage servers with the label host=NAME are read
+    /// from first. Default: the host name.
+    #[arg(long, env = "ATOLL_HOST", value_name = "NAME")]
+    pub host: Option<String>,
+    /// What the session is called, after the machine's name. Default: the mount point.
+    #[arg(long, env = "ATOLL_NAME", value_name = "TEXT")]
+    pub name: Option<String>,
+    /// Serve a mount that another process makes. The descriptor is a socket of packets (SOCK_SEQPACKET) to that process,
+    /// which sends the key, reads `connected`, mounts, sends the mount's descriptors and reads `serving`. Needs no
+    /// privilege and no /dev/fuse.
+    #[arg(long, value_name = "FD", conflicts_with = "mountpoint", requires = "name")]
+    pub control_fd: Option<i32>,
     /// Where to mount: an empty folder.
-    pub mountpoint: PathBuf,
+    #[arg(required_unless_present = "control_fd")]
+    pub mountpoint: Option<PathBuf>,
 }
 
 /// `atoll-fs local`
@@ -289,6 +310,9 @@ pub struct BootstrapArgs {
     /// Bytes that small files may take in the metadata servers.
     #[arg(long, env = "ATOLL_INLINE_BUDGET", default_value = "1Gi", value_name = "SIZE")]
     pub inline_budget: Size,
+    /// The volume is for one machine at a time: a second one can't mount it while the first has a session.
+    #[arg(long, env = "ATOLL_EXCLUSIVE")]
+    pub exclusive: bool,
     /// Owner of the root folder.
     #[arg(long, default_value_t = 0, value_name = "UID")]
     pub root_uid: u32,

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
@@ -23,18 +24,35 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// If one of them can't be read.
 pub fn identity(args: &ClusterArgs) -> Result<(ClusterId, ClusterKey, Encryption), Failure> {
-    let id = args.cluster.parse().map_err(|_| {
+    Ok((id(&args.cluster)?, key(&args.key_file)?, encryption(args.encrypt)))
+}
+
+/// Reads a cluster's id.
+///
+/// # Errors
+/// If it is none.
+pub fn id(text: &str) -> Result<ClusterId, Failure> {
+    text.parse().map_err(|_| {
         Failure::failed(format_args!(
-            "--cluster '{}' is no cluster id: it has 32 hexadecimal digits, as 'atoll-fs keygen' prints",
-            args.cluster
+            "--cluster '{text}' is no cluster id: it has 32 hexadecimal digits, as 'atoll-fs keygen' prints"
         ))
+    })
+}
+
+/// Reads a file with a cluster's key.
+///
+/// # Errors
+/// If it can't be read, or holds no key.
+pub fn key(file: &Path) -> Result<ClusterKey, Failure> {
+    let content = fs::read(file).map_err(|error| {
+        Failure::failed(format_args!("can't read the key file {}: {error}", file.display()))
     })?;
-    let content = fs::read(&args.key_file).map_err(|error| {
-        Failure::failed(format_args!("can't read the key file {}: {error}", args.key_file.display()))
-    })?;
-    let key = ClusterKey::parse(&content).context(args.key_file.display())?;
-    let encryption = if args.encrypt { Encryption::Required } else { Encryption::Off };
-    Ok((id, key, encryption))
+    ClusterKey::parse(&content).context(file.display())
+}
+
+/// What `--encrypt` means.
+pub fn encryption(encrypt: bool) -> Encryption {
+    if encrypt { Encryption::Required } else { Encryption::Off }
 }
 
 /// Reads addresses.

@@ -17,6 +17,8 @@ pub enum Code {
     Unreachable = 5,
     /// The cluster answers and says that something is wrong with it.
     Unhealthy = 6,
+    /// The volume is for one machine at a time, and another one has it.
+    Taken = 7,
 }
 
 /// Why a command ended without success.

@@ -10,6 +10,7 @@ mod local;
 mod metrics;
 mod mount;
 mod mountpoint;
+mod served;
 #[cfg(feature = "servers")]
 mod servers;
 mod signals;

@@ -9,6 +9,7 @@ use atoll_client::arena::{Arena, ArenaConfig};
 use atoll_client::client::{Client, ClientOptions, Notifier as KernelNotifier};
 use atoll_client::session::{MetadataClient, SessionError, SessionOptions};
 use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
+use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId};
 use atoll_fuse::Layout;
 use atoll_fuse::adapter::Adapter;
@@ -18,6 +19,7 @@ use atoll_fuse::fuser_transport::FuserSession;
 use atoll_fuse::notify::Notifier;
 use atoll_fuse::session::{InitOptions, Session};
 use atoll_proto::handshake::{ClusterKey, Encryption, Identity, Role};
+use atoll_proto::metadata::StatusRequest;
 use atoll_proto::transport::Address;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -29,10 +31,10 @@ use crate::cli::{MountArgs, MountBehaviour, Transport};
 use crate::cluster::{self, runtime};
 use crate::exit::{Code, Context, Failure, Outcome};
 use crate::mountpoint::{self, Found};
-use crate::{http, metrics, signals};
+use crate::{http, metrics, served, signals};
 
 /// Threads for everything but reading requests from the kernel.
-const CLIENT_THREADS: usize = 2;
+pub const CLIENT_THREADS: usize = 2;
 /// The smallest buffer that a mount works with (bytes).
 const BUFFER_BYTES_MIN: u64 = 4 << 20;
 /// How long a stopping mount waits for requests that are under way.
@@ -48,8 +50,10 @@ pub struct MountConfig {
     pub encryption: Encryption,
     /// Metadata servers.
     pub addresses: Vec<Address>,
-    /// Where to mount; looked at already.
-    pub mountpoint: PathBuf,
+    /// This machine's name.
+    pub host: String,
+    /// What the session is called, after the machine's name.
+    pub name: String,
     /// How it behaves.
     pub behaviour: MountBehaviour,
 }
@@ -66,8 +70,14 @@ pub struct Mounted {
     client: Arc<Client<MetadataClient>>,
     kernel: Kernel,
     ended: Arc<tokio::sync::Notify>,
-    mountpoint: PathBuf,
-    source: String,
+    /// Where it is mounted and as what; `None` if another process mounted it, and takes it away.
+    place: Option<(PathBuf, String)>,
+}
+
+/// A client that has its session with the cluster, and no mount yet.
+pub struct ConnectedClient {
+    client: Arc<Client<MetadataClient>>,
+    behaviour: MountBehaviour,
 }
 
 /// Notifications, as the client asks for them.
@@ -86,12 +96,12 @@ impl KernelNotifier for Invalidate {
     }
 }
 
-impl Mounted {
-    /// Connects, mounts, and waits until the mount is usable.
+impl ConnectedClient {
+    /// Opens a session and looks at the root.
     ///
     /// # Errors
-    /// If the cluster can't be reached or refuses, or the mount can't be made.
-    pub async fn start(config: MountConfig) -> Result<Mounted, Failure> {
+    /// If the cluster can't be reached or refuses.
+    pub async fn connect(config: MountConfig) -> Result<ConnectedClient, Failure> {
         let bytes = config.behaviour.buffer.0;
         if bytes < BUFFER_BYTES_MIN {
             return Err(Failure::failed(format_args!(
@@ -102,19 +112,44 @@ impl Mounted {
         let arena =
             Arena::create(ArenaConfig { data_bytes: bytes, ..ArenaConfig::default() }).context("--buffer")?;
         let client = connect(&config, arena).await?;
+        Ok(ConnectedClient { client, behaviour: config.behaviour })
+    }
+
+    /// Serves a mount that another process made, whatever was done on it before.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub async fn serve(self, bundle: Bundle) -> Result<Mounted, Failure> {
         let ended = Arc::new(tokio::sync::Notify::new());
+        let kernel = serve_bundle(bundle, &self.client, &ended).await?;
+        Ok(Mounted { client: self.client, kernel, ended, place: None })
+    }
+
+    /// Ends the session; nothing was written yet.
+    pub async fn give_up(&self) {
+        self.client.metadata().close().await;
+    }
+}
+
+impl Mounted {
+    /// Connects, mounts, and waits until the mount is usable. `mountpoint` was looked at already.
+    ///
+    /// # Errors
+    /// If the cluster can't be reached or refuses, or the mount can't be made.
+    pub async fn start(config: MountConfig, mountpoint: PathBuf) -> Result<Mounted, Failure> {
         let options = MountOptions::new(config.cluster);
+        let connected = ConnectedClient::connect(config).await?;
+        let ended = Arc::new(tokio::sync::Notify::new());
         let device = Device::open().context("can't open /dev/fuse (is the fuse module loaded?)")?;
-        device.mount(&config.mountpoint, &options).map_err(Failure::failed)?;
-        let mounted = serve(&config, &options, device, &client, &ended).await;
-        let kernel = match mounted {
-            Ok(kernel) => kernel,
+        device.mount(&mountpoint, &options).map_err(Failure::failed)?;
+        let ConnectedClient { client, behaviour } = connected;
+        match serve(&behaviour, &options, device, &client, &ended).await {
+            Ok(kernel) => Ok(Mounted { client, kernel, ended, place: Some((mountpoint, options.source)) }),
             Err(failure) => {
-                let _ = device::unmount(&config.mountpoint, true);
-                return Err(failure);
+                let _ = device::unmount(&mountpoint, true);
+                Err(failure)
             }
-        };
-        Ok(Mounted { client, kernel, ended, mountpoint: config.mountpoint, source: options.source })
+        }
     }
 
     /// Completes when the filesystem was unmounted.
@@ -143,13 +178,14 @@ impl Mounted {
     /// If something could not be written out.
     pub async fn shutdown(&self) -> Outcome {
         let mut result = self.client.data().flush_all().await;
-        let (mountpoint, source) = (self.mountpoint.clone(), self.source.clone());
-        // Off the runtime: unmounting waits for requests that we answer.
-        let unmounted = tokio::task::spawn_blocking(move || take_away(&mountpoint, &source)).await;
-        match unmounted {
-            Ok(Ok(())) => {}
-            Ok(Err(failure)) => tracing::warn!("{failure}"),
-            Err(error) => tracing::warn!(%error, "unmounting"),
+        if let Some((mountpoint, source)) = self.place.clone() {
+            // Off the runtime: unmounting waits for requests that we answer.
+            let unmounted = tokio::task::spawn_blocking(move || take_away(&mountpoint, &source)).await;
+            match unmounted {
+                Ok(Ok(())) => {}
+                Ok(Err(failure)) => tracing::warn!("{failure}"),
+                Err(error) => tracing::warn!(%error, "unmounting"),
+            }
         }
         if let Kernel::Atoll(session) = &self.kernel {
             let session = session.lock().take();
@@ -181,8 +217,12 @@ fn take_away(mountpoint: &std::path::Path, source: &str) -> Result<(), Failure> 
     device::unmount(mountpoint, true).map_err(Failure::failed)
 }
 
+/// The host name: what this machine is called unless it is told otherwise.
+pub fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
 async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<MetadataClient>>, Failure> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let timeout = config.behaviour.timeout.map(|seconds| Duration::from_secs(seconds.into()));
     let options = SessionOptions {
         encryption: config.encryption,
@@ -191,17 +231,21 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
             config.addresses.clone(),
             config.cluster,
             config.key.clone(),
-            format!("{host}:{}", config.mountpoint.display()),
+            format!("{}:{}", config.host, config.name),
         )
     };
-    let metadata = MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| {
-        let code = match &error {
-            SessionError::Away { .. } => Code::Unreachable,
-            SessionError::Hopeless(_) => Code::Refused,
-            SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
-        };
-        Failure::new(code, error)
-    })?;
+    let metadata = match MetadataClient::connect(options, Arc::clone(&arena)).await {
+        Ok(metadata) => metadata,
+        Err(SessionError::Refused(FsError::Taken)) => return Err(taken(config).await),
+        Err(error) => {
+            let code = match &error {
+                SessionError::Away { .. } => Code::Unreachable,
+                SessionError::Hopeless(_) => Code::Refused,
+                SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
+            };
+            return Err(Failure::new(code, error));
+        }
+    };
     let mut client_options = ClientOptions::for_arena(config.behaviour.buffer.0);
     client_options.data.timeout = timeout;
     let pool = PoolConfig {
@@ -211,7 +255,7 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
             key: config.key.clone(),
             encryption: config.encryption,
         },
-        labels: BTreeMap::from([("host".to_owned(), host)]),
+        labels: BTreeMap::from([("host".to_owned(), config.host.clone())]),
         local: HashMap::new(),
     };
     let client = Client::new(
@@ -224,6 +268,22 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
     Ok(client)
 }
 
+/// Says which machine has a volume that is for one at a time.
+async fn taken(config: &MountConfig) -> Failure {
+    let identity = (config.cluster, config.key.clone(), config.encryption);
+    let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
+    let status = cluster::ask::<StatusRequest>(identity, &addresses, &StatusRequest).await;
+    let sessions = status.map(|status| status.sessions).unwrap_or_default();
+    let holder = sessions.iter().filter_map(|session| session.client.split(':').next()).next_back();
+    let holder = holder.map_or_else(|| "another machine".to_owned(), |machine| format!("'{machine}'"));
+    Failure::new(
+        Code::Taken,
+        format_args!(
+            "the volume is for one machine at a time, and {holder} has it until it is unmounted there"
+        ),
+    )
+}
+
 /// Locks between mounts don't exist yet, and a server that answers ENOSYS to a lock makes it fail: so the kernel
 /// keeps them.
 fn init_options() -> InitOptions {
@@ -231,16 +291,15 @@ fn init_options() -> InitOptions {
 }
 
 async fn serve(
-    config: &MountConfig,
+    behaviour: &MountBehaviour,
     options: &MountOptions,
     device: Device,
     client: &Arc<Client<MetadataClient>>,
     ended: &Arc<tokio::sync::Notify>,
 ) -> Result<Kernel, Failure> {
-    let runtime = Handle::current();
-    let readers = usize::from(config.behaviour.readers);
-    let ended = Arc::clone(ended);
-    if config.behaviour.transport == Transport::Fuser {
+    let readers = usize::from(behaviour.readers);
+    if behaviour.transport == Transport::Fuser {
+        let (runtime, ended) = (Handle::current(), Arc::clone(ended));
         let session = FuserSession::start(
             device,
             readers,
@@ -261,8 +320,18 @@ async fn serve(
         return Ok(Kernel::Fuser);
     }
     let bundle = Bundle::new(device, readers, Layout::default(), options).context("/dev/fuse")?;
-    let session = Session::start(bundle, init_options(), Adapter::new(Arc::clone(client)), &runtime)
-        .context("/dev/fuse")?;
+    serve_bundle(bundle, client, ended).await
+}
+
+async fn serve_bundle(
+    bundle: Bundle,
+    client: &Arc<Client<MetadataClient>>,
+    ended: &Arc<tokio::sync::Notify>,
+) -> Result<Kernel, Failure> {
+    let ended = Arc::clone(ended);
+    let session =
+        Session::start(bundle, init_options(), Adapter::new(Arc::clone(client)), &Handle::current())
+            .context("/dev/fuse")?;
     session.ready().await.context("the kernel did not begin")?;
     client.set_notifier(Arc::new(Invalidate(session.notifier().clone())));
     let watched = session.watch();
@@ -278,28 +347,25 @@ async fn serve(
 /// # Errors
 /// With a message that says what to do.
 pub fn run(args: MountArgs) -> Outcome {
-    let (id, key, encryption) = cluster::identity(&args.cluster)?;
-    let addresses = cluster::addresses(&args.metadata.metadata)?;
-    let (mountpoint, found) = mountpoint::prepare(&args.mountpoint, id, false)?;
+    let Some(mountpoint) = &args.mountpoint else { return served::run(&args) };
+    let Some(key_file) = &args.key_file else {
+        return Err(Failure::failed("--key-file is missing: name the file with the cluster's key"));
+    };
+    let (id, key) = (cluster::id(&args.cluster)?, cluster::key(key_file)?);
+    let (mountpoint, found) = mountpoint::prepare(mountpoint, id, false)?;
     if found == Found::OursAlive {
         return Err(Failure::refused(format_args!(
             "{} is a mount of this cluster already: unmount it first",
             mountpoint.display()
         )));
     }
+    let config = args.config(id, key, &mountpoint.display().to_string())?;
     let runtime = runtime(CLIENT_THREADS)?;
     let result = runtime.block_on(async {
         let asked_to_end = signals::listen()?;
-        let config =
-            MountConfig { cluster: id, key, encryption, addresses, mountpoint, behaviour: args.behaviour };
-        let mounted = Arc::new(Mounted::start(config).await?);
-        if let Some(listen) = &args.http {
-            let mut registry = Registry::with_prefix("atoll");
-            mounted.register_metrics(&mut registry);
-            let watched = Arc::clone(&mounted);
-            http::serve(listen, Arc::new(registry), Arc::new(move || watched.problem())).await?;
-        }
-        tracing::info!(mountpoint = %mounted.mountpoint.display(), "mounted");
+        let mounted = Arc::new(Mounted::start(config, mountpoint.clone()).await?);
+        serve_http(&args, &mounted).await?;
+        tracing::info!(mountpoint = %mountpoint.display(), "mounted");
         tokio::select! {
             signal = asked_to_end => tracing::info!(signal, "stopping"),
             () = mounted.ended() => tracing::info!("the filesystem was unmounted, stopping"),
@@ -308,4 +374,35 @@ pub fn run(args: MountArgs) -> Outcome {
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
+}
+
+/// Serves metrics and health if there is an address for them.
+///
+/// # Errors
+/// If the address can't be listened on.
+pub async fn serve_http(args: &MountArgs, mounted: &Arc<Mounted>) -> Outcome {
+    let Some(listen) = &args.http else { return Ok(()) };
+    let mut registry = Registry::with_prefix("atoll");
+    mounted.register_metrics(&mut registry);
+    let watched = Arc::clone(mounted);
+    http::serve(listen, Arc::new(registry), Arc::new(move || watched.problem())).await?;
+    Ok(())
+}
+
+impl MountArgs {
+    /// What the client is told. `name` is what the session is called unless the flags say otherwise.
+    ///
+    /// # Errors
+    /// If an address is none.
+    pub fn config(&self, cluster: ClusterId, key: ClusterKey, name: &str) -> Result<MountConfig, Failure> {
+        Ok(MountConfig {
+            cluster,
+            key,
+            encryption: cluster::encryption(self.encrypt),
+            addresses: cluster::addresses(&self.metadata.metadata)?,
+            host: self.host.clone().unwrap_or_else(host_name),
+            name: self.name.clone().unwrap_or_else(|| name.to_owned()),
+            behaviour: self.behaviour.clone(),
+        })
+    }
 }

@@ -82,9 +82,11 @@ pub fn storage(args: StorageArgs) -> Outcome {
     })
 }
 
+/// A label without a value says nothing: where a zone isn't known, it is left out.
 fn labels(texts: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     texts
         .iter()
+        .filter(|text| !text.ends_with('='))
         .map(|text| match text.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
             _ => Err(Failure::failed(format_args!("--labels '{text}': write KEY=VALUE, such as zone=a"))),
@@ -114,6 +116,21 @@ pub fn storage_failure(error: StorageError) -> Failure {
         StorageError::Store(_) => refused(error),
         StorageError::Folder { .. } | StorageError::Bind(_) | StorageError::NoAddress { .. } => {
             Failure::failed(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_read_and_those_without_a_value_left_out() {
+        let read = |texts: &[&str]| labels(&texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());
+        let found = read(&["host=node-1", "zone="]).unwrap();
+        assert_eq!(found, BTreeMap::from([("host".to_owned(), "node-1".to_owned())]));
+        for wrong in ["zone", "=a"] {
+            assert!(read(&[wrong]).unwrap_err().to_string().contains("KEY=VALUE"), "{wrong}");
         }
     }
 }

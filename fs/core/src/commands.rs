@@ -242,7 +242,7 @@ pub enum Op {
     },
     /// Begins a session.
     OpenSession {
-        /// What the client calls itself.
+        /// What the client calls itself: its machine, a colon, and what the mount is called there.
         client: String,
         /// The process.
         incarnation: u64,

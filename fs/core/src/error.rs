@@ -76,6 +76,9 @@ pub enum FsError {
     /// More sessions than there may be.
     #[error("too many sessions")]
     TooManySessions,
+    /// The volume is for one machine at a time, and another one has a session.
+    #[error("another machine has the volume")]
+    Taken,
     /// The cluster isn't bootstrapped, or is bootstrapped already under another id.
     #[error("wrong cluster")]
     WrongCluster,
@@ -121,6 +124,7 @@ impl FsError {
             | Self::BadSequence
             | Self::JournalBroken
             | Self::TooManySessions
+            | Self::Taken
             | Self::WrongCluster
             | Self::InlineBudget => 5,
         }

@@ -66,6 +66,8 @@ pub struct VolumeConfig {
     pub chunk_bytes: u64,
     /// Owner, group and permission bits of the root directory at first.
     pub root: (u32, u32, u32),
+    /// The volume is for one machine at a time: it belongs to the machine of its first session, until that has ended.
+    pub exclusive: bool,
 }
 
 impl Default for VolumeConfig {
@@ -79,6 +81,7 @@ impl Default for VolumeConfig {
             inline_budget_bytes: 10 << 30,
             chunk_bytes: crate::limits::CHUNK_BYTES,
             root: (0, 0, 0o755),
+            exclusive: false,
         }
     }
 }
@@ -422,7 +425,7 @@ impl Record for ServerRecord {
 /// A session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
-    /// What the client calls itself (host and mount point).
+    /// What the client calls itself: its machine, a colon, and what the mount is called there.
     pub client: String,
     /// Incarnation of the client process.
     pub incarnation: u64,

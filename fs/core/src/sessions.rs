@@ -12,6 +12,10 @@ use crate::store::Family;
 use crate::txn::{OpResult, Txn};
 
 /// Begins a session. One that it supersedes is ended, its last outcomes are told, and then it is forgotten.
+///
+/// A volume for one machine at a time is refused while another machine has a living session; the same machine's own ones
+/// are ended, since it starts a client only when the one before is dead or was told to go. So no two machines ever write,
+/// and a session that was lost while another machine took the volume never comes back.
 pub(crate) fn open(
     txn: &mut Txn<'_>,
     now: Timestamp,
@@ -19,8 +23,26 @@ pub(crate) fn open(
     incarnation: u64,
     supersedes: Option<SessionId>,
 ) -> OpResult<Outcome> {
-    if txn.collect_prefix(Family::System, &keys::sessions(), SESSIONS_MAX + 1)?.len() >= SESSIONS_MAX {
+    let sessions = txn.collect_prefix(Family::System, &keys::sessions(), SESSIONS_MAX + 1)?;
+    if sessions.len() >= SESSIONS_MAX {
         return Err(FsError::TooManySessions.into());
+    }
+    if txn.volume()?.config.exclusive {
+        let mut own = Vec::new();
+        for (key, value) in sessions {
+            let record = SessionRecord::decode(&value)?;
+            let Some(session) = keys::first_number(&key).map(SessionId) else { continue };
+            if record.ended.is_some() || supersedes == Some(session) {
+                continue;
+            }
+            if machine(&record.client) != machine(client) {
+                return Err(FsError::Taken.into());
+            }
+            own.push(session);
+        }
+        for session in own {
+            end(txn, now, session)?;
+        }
     }
     let mut previous = Vec::new();
     if let Some(old) = supersedes {
@@ -46,6 +68,11 @@ pub(crate) fn open(
     };
     txn.put(Family::System, keys::session(session), &record);
     Ok(Outcome::Session(session, previous))
+}
+
+/// The machine in a client's name.
+fn machine(client: &str) -> &str {
+    client.split(':').next().unwrap_or(client)
 }
 
 /// Ends a session: it can commit nothing any more. Its chunks are sealed, its promises come back, its slots

@@ -16,7 +16,7 @@ use crate::cli::LocalUpArgs;
 use crate::cluster::runtime;
 use crate::exit::{Code, Failure, Outcome};
 use crate::local::state::{self, Folder, Running};
-use crate::mount::{MountConfig, Mounted};
+use crate::mount::{MountConfig, Mounted, host_name};
 use crate::servers::{metadata_failure, storage_failure};
 use crate::{bootstrap, http, signals};
 
@@ -56,10 +56,11 @@ async fn run(args: &LocalUpArgs, folder: &Folder, mountpoint: PathBuf) -> Outcom
         key: folder.key.clone(),
         encryption: Encryption::Off,
         addresses: vec![servers.metadata.address().parse().map_err(Failure::failed)?],
-        mountpoint: mountpoint.clone(),
+        host: host_name(),
+        name: mountpoint.display().to_string(),
         behaviour: args.behaviour.clone(),
     };
-    let mounted = Arc::new(Mounted::start(config).await?);
+    let mounted = Arc::new(Mounted::start(config, mountpoint.clone()).await?);
     mounted.register_metrics(&mut registry);
     let watched = Arc::clone(&mounted);
     let http = http::serve("127.0.0.1:0", Arc::new(registry), Arc::new(move || watched.problem())).await?;

@@ -92,6 +92,30 @@ fn the_next_session_learns_what_became_of_the_last_operations() {
 }
 
 #[test]
+fn an_exclusive_volume_belongs_to_one_machine_until_its_session_has_ended() {
+    let mut volume = Volume::new(VolumeConfig { exclusive: true, ..VolumeConfig::default() });
+    // The model's own session.
+    assert_eq!(volume.client(Op::CloseSession), Outcome::Done);
+    let open =
+        |client: &str, supersedes| Op::OpenSession { client: client.to_owned(), incarnation: 1, supersedes };
+    let Outcome::Session(first, _) = volume.internal(open("node-1:a", None)) else { panic!("no session") };
+    for other in ["node-2:a", "node-10:a", "node-1.x:a"] {
+        assert_eq!(volume.internal(open(other, None)), Outcome::Refused(FsError::Taken), "{other}");
+    }
+    // The same machine begins again, after a crash: the old session can do nothing any more.
+    let Outcome::Session(second, _) = volume.internal(open("node-1:b", None)) else { panic!("no session") };
+    (volume.session, volume.sequence) = (first, 0);
+    assert_eq!(volume.client(create("late")), Outcome::Refused(FsError::SessionExpired));
+    // It expires, another machine takes over, and who comes back with it stays outside.
+    assert_eq!(volume.internal(Op::ExpireSession { session: second }), Outcome::Done);
+    let Outcome::Session(taken, _) = volume.internal(open("node-2:a", None)) else { panic!("no session") };
+    assert_eq!(volume.internal(open("node-1:b", Some(second))), Outcome::Refused(FsError::Taken));
+    (volume.session, volume.sequence) = (taken, 0);
+    assert!(matches!(volume.client(create("file")), Outcome::Inode(_)));
+    volume.check();
+}
+
+#[test]
 fn quota_is_exact_and_a_reservation_never_fails_late() {
     let config = VolumeConfig { bytes_total: 3 * BLOCK_BYTES, inodes_total: 3, ..VolumeConfig::default() };
     let mut volume = Volume::new(config);

@@ -15,6 +15,8 @@ pub struct Mount {
     pub root: PathBuf,
     /// Where.
     pub path: PathBuf,
+    /// Nothing can be changed through this mount; others of the same filesystem may allow it.
+    pub read_only: bool,
     /// Type, e.g. `fuse.atoll`.
     pub filesystem: String,
     /// What is mounted, e.g. `atoll:<cluster id>`.
@@ -46,13 +48,15 @@ fn line(line: &[u8]) -> Option<Mount> {
     let (major, minor) = device.split_once(':')?;
     let root = path(fields.next()?);
     let mount_path = path(fields.next()?);
-    // Options, then any number of optional fields, then a hyphen.
+    let read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
+    // Any number of optional fields, then a hyphen.
     fields.find(|field| *field == b"-")?;
     Some(Mount {
         id,
         device: (major.parse().ok()?, minor.parse().ok()?),
         root,
         path: mount_path,
+        read_only,
         filesystem: text(fields.next()?),
         source: text(fields.next()?),
     })
@@ -82,7 +86,7 @@ mod tests {
     const TABLE: &[u8] = b"\
 22 1 252:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 90 22 0:45 / /mnt/a\\040b rw,nosuid shared:3 master:1 - fuse.atoll atoll:00ff rw,user_id=0,allow_other
-91 90 0:46 /sub /mnt/c\\134d rw - fuse.atoll atoll:00aa rw
+91 90 0:46 /sub /mnt/c\\134d ro,nodev - fuse.atoll atoll:00aa rw
 garbage
 92 22 0:47 / /mnt/x rw no hyphen
 ";
@@ -94,6 +98,7 @@ garbage
         assert_eq!(mounts[1].path, PathBuf::from("/mnt/a b"));
         assert_eq!((mounts[1].filesystem.as_str(), mounts[1].source.as_str()), ("fuse.atoll", "atoll:00ff"));
         assert_eq!(mounts[1].connection(), 45);
+        assert_eq!(mounts.iter().map(|mount| mount.read_only).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!((mounts[2].path.clone(), mounts[2].root.clone()), ("/mnt/c\\d".into(), "/sub".into()));
     }
 }

@@ -1,0 +1,122 @@
+//! The command line. Every flag has an environment variable, for containers; none begins with `CSI_` but the one that the
+//! specification names.
+
+use std::path::PathBuf;
+
+use atoll_crds::names::{NAMESPACE_SYSTEM, NAMESPACE_VOLUMES};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The CSI driver of Atoll.
+#[derive(Parser, Debug)]
+#[command(name = "atoll-csi", version, propagate_version = true)]
+pub struct Cli {
+    /// How logs are written to standard error.
+    #[arg(long, global = true, env = "ATOLL_LOG_FORMAT", default_value = "text", hide_short_help = true)]
+    pub log_format: LogFormat,
+    /// What is logged: a level (error, warn, info, debug, trace) or filters by module.
+    #[arg(long, global = true, env = "ATOLL_LOG", default_value = "info", hide_short_help = true)]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl LogFormat {
+    /// The flag's value.
+    pub fn name(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+/// The commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Serves the controller service: volumes become FileSystemClusters.
+    Controller(ControllerArgs),
+    /// Serves the node service: mounts and binds. Needs the right to mount.
+    Node(NodeArgs),
+    /// Runs the clients of this node's volumes, each a process of its own. Needs the rights to start processes under
+    /// other user ids and to end them (SETUID, SETGID, KILL), and nothing else.
+    MountHost(MountHostArgs),
+}
+
+/// `atoll-csi controller`
+#[derive(Args, Debug)]
+pub struct ControllerArgs {
+    /// Socket to serve at.
+    #[arg(long, env = "CSI_ENDPOINT", default_value = "unix:///csi/csi.sock", value_name = "ENDPOINT")]
+    pub endpoint: String,
+    /// Namespace of the clusters that are made for volumes.
+    #[arg(long, env = "ATOLL_VOLUMES_NAMESPACE", default_value = NAMESPACE_VOLUMES, value_name = "NAME")]
+    pub namespace: String,
+    /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
+    #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:8081", value_name = "ADDRESS")]
+    pub http: String,
+}
+
+/// `atoll-csi node`
+#[derive(Args, Debug)]
+pub struct NodeArgs {
+    /// Socket to serve at.
+    #[arg(long, env = "CSI_ENDPOINT", default_value = "unix:///csi/csi.sock", value_name = "ENDPOINT")]
+    pub endpoint: String,
+    /// The same socket as kubelet sees it.
+    #[arg(
+        long,
+        env = "ATOLL_KUBELET_ENDPOINT",
+        default_value = "/var/lib/kubelet/plugins/csi.atoll.dev/csi.sock",
+        value_name = "PATH"
+    )]
+    pub kubelet_endpoint: PathBuf,
+    /// Kubelet's folder.
+    #[arg(long, env = "ATOLL_KUBELET", default_value = "/var/lib/kubelet", value_name = "DIR")]
+    pub kubelet: PathBuf,
+    /// This node's name.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+    /// Namespace of the mount hosts.
+    #[arg(long, env = "POD_NAMESPACE", default_value = NAMESPACE_SYSTEM, value_name = "NAME")]
+    pub namespace: String,
+    /// Volumes that this node takes.
+    #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub volumes_max: u32,
+    /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
+    #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:8082", value_name = "ADDRESS")]
+    pub http: String,
+}
+
+/// `atoll-csi mount-host`
+#[derive(Args, Debug)]
+pub struct MountHostArgs {
+    /// Folder for the socket that the node plugin calls.
+    #[arg(long, env = "ATOLL_SOCKET_FOLDER", default_value = "/run/atoll", value_name = "DIR")]
+    pub folder: PathBuf,
+    /// The client's program.
+    #[arg(long, env = "ATOLL_CLIENT", default_value = "/usr/bin/atoll-fs", value_name = "FILE")]
+    pub program: PathBuf,
+    /// Clients at most.
+    #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N")]
+    pub volumes_max: usize,
+    /// What clients log.
+    #[arg(long, env = "ATOLL_CLIENT_LOG", default_value = "info", value_name = "FILTER")]
+    pub client_log: String,
+    /// Seconds that mounts may go on after SIGTERM, for the pods that use them to end first.
+    #[arg(long, env = "ATOLL_GRACE", default_value_t = 600, value_name = "SECONDS")]
+    pub grace: u32,
+    /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
+    #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:8083", value_name = "ADDRESS")]
+    pub http: String,
+}

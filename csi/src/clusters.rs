@@ -1,0 +1,48 @@
+//! Where volumes are: FileSystemClusters. The custom resource is the RPC; the driver keeps nothing itself.
+
+mod kubernetes;
+#[cfg(test)]
+pub mod memory;
+
+use std::time::Duration;
+
+use atoll_crds::v1alpha1::FileSystemCluster;
+
+use crate::error::Pending;
+
+pub use kubernetes::KubernetesClusters;
+
+/// The store of FileSystemClusters in the namespace of volumes.
+pub trait Clusters: Send + Sync + 'static {
+    /// The namespace.
+    fn namespace(&self) -> &str;
+
+    /// One of them as it is now.
+    fn get(&self, name: &str) -> impl Future<Output = Result<Option<FileSystemCluster>, Pending>> + Send;
+
+    /// Makes one.
+    fn create(
+        &self,
+        cluster: &FileSystemCluster,
+    ) -> impl Future<Output = Result<FileSystemCluster, CreateError>> + Send;
+
+    /// Writes the word without which data is kept: the cluster's id.
+    fn confirm_deletion(&self, name: &str, id: &str) -> impl Future<Output = Result<(), Pending>> + Send;
+
+    /// Deletes one, of this uid and no other. Done, if there is none.
+    fn delete(&self, name: &str, uid: &str) -> impl Future<Output = Result<(), Pending>> + Send;
+
+    /// Waits until one may have changed, at most this long.
+    fn changed(&self, name: &str, at_most: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// Why a cluster isn't made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CreateError {
+    /// There is one of that name.
+    Exists,
+    /// The API server won't have it, and won't later. Nothing was made.
+    Refused(String),
+    /// Nobody knows whether it was made.
+    Pending(Pending),
+}

@@ -1,0 +1,86 @@
+//! FileSystemClusters on the API server.
+
+use std::time::Duration;
+
+use atoll_crds::names::MANAGER_CSI;
+use atoll_crds::v1alpha1::FileSystemCluster;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::{Client, Error};
+use serde_json::json;
+
+use super::{Clusters, CreateError};
+use crate::error::Pending;
+
+/// How often a cluster that is waited for is looked at.
+const POLL: Duration = Duration::from_millis(500);
+
+/// The FileSystemClusters of one namespace.
+#[derive(Clone)]
+pub struct KubernetesClusters {
+    api: Api<FileSystemCluster>,
+    namespace: String,
+}
+
+impl KubernetesClusters {
+    /// Those of a namespace.
+    #[must_use]
+    pub fn new(client: Client, namespace: &str) -> KubernetesClusters {
+        KubernetesClusters { api: Api::namespaced(client, namespace), namespace: namespace.to_owned() }
+    }
+}
+
+impl Clusters for KubernetesClusters {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    async fn get(&self, name: &str) -> Result<Option<FileSystemCluster>, Pending> {
+        self.api.get_opt(name).await.map_err(|error| unavailable("reading", name, &error))
+    }
+
+    async fn create(&self, cluster: &FileSystemCluster) -> Result<FileSystemCluster, CreateError> {
+        let parameters = PostParams { field_manager: Some(MANAGER_CSI.to_owned()), ..PostParams::default() };
+        self.api.create(&parameters, cluster).await.map_err(|error| match &error {
+            Error::Api(status) => match status.code {
+                409 => CreateError::Exists,
+                // A rule of the schema, or of somebody's admission policy.
+                400 | 403 | 422 => CreateError::Refused(status.message.clone()),
+                _ => CreateError::Pending(unavailable("making", cluster.name_str(), &error)),
+            },
+            _ => CreateError::Pending(unavailable("making", cluster.name_str(), &error)),
+        })
+    }
+
+    async fn confirm_deletion(&self, name: &str, id: &str) -> Result<(), Pending> {
+        let patch = json!({ "spec": { "deletionConfirmation": id } });
+        let parameters =
+            PatchParams { field_manager: Some(MANAGER_CSI.to_owned()), ..PatchParams::default() };
+        match self.api.patch(name, &parameters, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(()),
+            Err(Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(unavailable("confirming the deletion of", name, &error)),
+        }
+    }
+
+    async fn delete(&self, name: &str, uid: &str) -> Result<(), Pending> {
+        let parameters = DeleteParams {
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            propagation_policy: Some(PropagationPolicy::Background),
+            ..DeleteParams::default()
+        };
+        match self.api.delete(name, &parameters).await {
+            Ok(_) => Ok(()),
+            // Gone, or another one of that name: the next look shows which.
+            Err(Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) => Err(unavailable("deleting", name, &error)),
+        }
+    }
+
+    async fn changed(&self, _name: &str, at_most: Duration) {
+        tokio::time::sleep(POLL.min(at_most)).await;
+    }
+}
+
+fn unavailable(doing: &str, name: &str, error: &Error) -> Pending {
+    Pending::Unavailable(format!("{doing} FileSystemCluster {name}: {error}"))
+}

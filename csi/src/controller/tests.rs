@@ -1,0 +1,259 @@
+//! Decisions by tables, and the calls against a store in memory that misbehaves when told.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_crds::v1alpha1::FileSystemClusterStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use super::*;
+use crate::access::testing::capability;
+use crate::clusters::memory::{Behaviour, MemoryClusters};
+use crate::csi::volume_capability::access_mode::Mode;
+use crate::csi::{ValidateVolumeCapabilitiesRequest, VolumeContentSource};
+use crate::rpc::Rpcs;
+
+const NAMESPACE: &str = "atoll-volumes";
+const NO_WAIT: Duration = Duration::ZERO;
+const GIB: i64 = 1 << 30;
+
+fn request(name: &str, required: i64, mode: Mode) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        name: name.to_owned(),
+        capacity_range: Some(CapacityRange { required_bytes: required, limit_bytes: 0 }),
+        volume_capabilities: vec![capability(mode, &[])],
+        ..CreateVolumeRequest::default()
+    }
+}
+
+fn shared(name: &str) -> CreateVolumeRequest {
+    request(name, 5 * GIB, Mode::MultiNodeMultiWriter)
+}
+
+fn service(store: &MemoryClusters) -> ControllerService<MemoryClusters> {
+    ControllerService::new(Arc::new(store.clone()), Arc::new(Rpcs::default()))
+}
+
+#[test]
+fn sizes_are_exactly_what_was_asked_for() {
+    let range = |required_bytes, limit_bytes| capacity(Some(&CapacityRange { required_bytes, limit_bytes }));
+    assert_eq!(capacity(None), Ok(CAPACITY_BYTES_DEFAULT));
+    assert_eq!(range(0, GIB), Ok(1 << 30));
+    assert_eq!(range(GIB, GIB), Ok(1 << 30));
+    assert_eq!(range(1_234_567_890, 0), Ok(1_234_567_890), "not rounded");
+    assert_eq!(range(1, 0), Ok(CAPACITY_BYTES_MIN), "never less than can be had");
+    assert!(matches!(range(1, 1000), Err(CsiError::OutOfRange(_))));
+    assert!(matches!(range(i64::MAX, 0), Err(CsiError::OutOfRange(_))));
+    assert!(matches!(range(2 * GIB, GIB), Err(CsiError::Invalid(_))));
+    assert!(matches!(range(-1, 0), Err(CsiError::Invalid(_))));
+}
+
+#[test]
+fn a_request_becomes_a_cluster() {
+    let mut request = request("pvc-1234", 5 * GIB, Mode::SingleNodeMultiWriter);
+    request.parameters = HashMap::from([
+        ("copies".to_owned(), "1".to_owned()),
+        ("csi.storage.k8s.io/pvc/name".to_owned(), "data".to_owned()),
+        ("csi.storage.k8s.io/pvc/namespace".to_owned(), "shop".to_owned()),
+        ("csi.storage.k8s.io/pv/name".to_owned(), "pvc-1234".to_owned()),
+    ]);
+    let wanted = Wanted::parse(&request, NAMESPACE).unwrap();
+    assert_eq!(wanted.handle.to_string(), "v1/atoll-volumes/pvc-1234");
+    let spec = &wanted.cluster.spec;
+    assert_eq!((spec.capacity.as_str(), spec.copies, spec.access), ("5Gi", 1, Access::Exclusive));
+    assert_eq!(
+        spec.client_secret_name.as_deref(),
+        Some("pvc-1234"),
+        "as the template of a StorageClass names it"
+    );
+    let labels = wanted.cluster.metadata.labels.clone().unwrap();
+    assert_eq!(labels.get(labels::PVC_NAMESPACE).map(String::as_str), Some("shop"));
+    // Names of PVC and PV don't make another request of it.
+    request.parameters.retain(|name, _| name == "copies");
+    let again = Wanted::parse(&request, NAMESPACE).unwrap();
+    let now = Timestamp::UNIX_EPOCH;
+    assert_eq!(judge(Some(&wanted.cluster), &again, now), judge(Some(&wanted.cluster), &wanted, now));
+}
+
+#[test]
+fn what_can_t_ever_be_is_refused_before_anything_is_made() {
+    type Change = fn(&mut CreateVolumeRequest);
+    let changes: [(Change, &str); 7] = [
+        (|r| r.name = String::new(), "name"),
+        (|r| r.name = "a\u{1}".to_owned(), "control"),
+        (|r| r.volume_capabilities.clear(), "volume_capabilities"),
+        (|r| r.volume_capabilities = vec![capability(Mode::MultiNodeMultiWriter, &["sync"])], "sync"),
+        (|r| drop(r.parameters.insert("replica".to_owned(), "3".to_owned())), "replica"),
+        (|r| drop(r.mutable_parameters.insert("iops".to_owned(), "3".to_owned())), "iops"),
+        (|r| r.volume_content_source = Some(VolumeContentSource::default()), "dataSource"),
+    ];
+    for (change, word) in changes {
+        let mut request = shared("pvc-1");
+        change(&mut request);
+        let error = Wanted::parse(&request, NAMESPACE).unwrap_err();
+        assert!(matches!(error, CsiError::Invalid(_) | CsiError::Missing(_)), "{error}");
+        assert!(error.to_string().contains(word), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_same_call_any_number_of_times_is_one_volume() {
+    let store = MemoryClusters::ready();
+    let service = service(&store);
+    let first = service.create(shared("CSI Volume"), NO_WAIT).await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(service.create(shared("CSI Volume"), NO_WAIT).await.unwrap(), first);
+    }
+    assert_eq!((store.clusters.lock().len(), first.capacity_bytes), (1, 5 * GIB));
+    let other_size =
+        service.create(request("CSI Volume", 6 * GIB, Mode::MultiNodeMultiWriter), NO_WAIT).await;
+    let other_use = service.create(request("CSI Volume", 5 * GIB, Mode::SingleNodeWriter), NO_WAIT).await;
+    let mut parameters = shared("CSI Volume");
+    parameters.parameters.insert("copies".to_owned(), "2".to_owned());
+    let other_parameters = service.create(parameters, NO_WAIT).await;
+    for other in [other_size, other_use, other_parameters] {
+        assert!(matches!(other, Err(CsiError::Exists(_))), "{other:?}");
+    }
+    for _ in 0..2 {
+        service.remove(&first.volume_id, NO_WAIT).await.unwrap();
+    }
+    assert!(store.clusters.lock().is_empty());
+    let confirmed = store.deleted.lock()[0].1.clone();
+    assert_eq!(confirmed.as_deref(), Some("0123456789abcdef0123456789abcdef"), "the word that data may go");
+}
+
+#[tokio::test]
+async fn a_cluster_of_that_name_that_somebody_else_made_is_left_alone() {
+    let store = MemoryClusters::ready();
+    let mut foreign = Wanted::parse(&shared("pvc-1"), NAMESPACE).unwrap().cluster;
+    foreign.metadata.annotations = None;
+    store.clusters.lock().insert("pvc-1".to_owned(), foreign);
+    let refused = service(&store).create(shared("pvc-1"), NO_WAIT).await;
+    assert!(matches!(refused, Err(CsiError::Exists(_))), "{refused:?}");
+}
+
+/// While a cluster comes up every answer has to mean "it may still come to be", or external-provisioner forgets it.
+#[tokio::test]
+async fn a_volume_that_is_never_ready_is_never_refused_for_good_and_can_be_deleted() {
+    let store = MemoryClusters::default();
+    store.behaviour.lock().message = "3 copies need 3 nodes and there is 1".to_owned();
+    let service = service(&store);
+    for _ in 0..2 {
+        let slow = service.create(shared("pvc-1"), NO_WAIT).await.unwrap_err();
+        assert!(
+            matches!(&slow, CsiError::Pending(Pending::NotYet(why)) if why.contains("3 nodes")),
+            "{slow}"
+        );
+    }
+    store.behaviour.lock().away = true;
+    let away = service.create(shared("pvc-1"), NO_WAIT).await.unwrap_err();
+    assert!(matches!(away, CsiError::Pending(Pending::Unavailable(_))), "{away}");
+    let away = service.remove("v1/atoll-volumes/pvc-1", NO_WAIT).await.unwrap_err();
+    assert!(matches!(away, CsiError::Pending(Pending::Unavailable(_))), "{away}");
+    store.behaviour.lock().away = false;
+    service.remove("v1/atoll-volumes/pvc-1", NO_WAIT).await.unwrap();
+    assert!(store.clusters.lock().is_empty());
+    assert_eq!(store.deleted.lock()[0].1, None, "it never had an id, so there is no data to speak of");
+}
+
+#[tokio::test]
+async fn a_volume_that_can_t_be_made_leaves_nothing_and_is_refused_with_the_reason() {
+    let store = MemoryClusters::default();
+    *store.behaviour.lock() = Behaviour {
+        reason: "TooFewNodes".to_owned(),
+        message: "3 copies need 3 nodes and there is 1".to_owned(),
+        ..Behaviour::default()
+    };
+    let service = service(&store);
+    let refused = service.create(shared("pvc-1"), Duration::from_secs(60)).await.unwrap_err();
+    assert!(matches!(&refused, CsiError::Exhausted(why) if why.contains("3 nodes")), "{refused}");
+    assert!(store.clusters.lock().is_empty());
+    // Its end takes longer than the call: nothing final may be said yet.
+    store.behaviour.lock().stuck = true;
+    let slow = service.create(shared("pvc-1"), NO_WAIT).await.unwrap_err();
+    assert!(matches!(slow, CsiError::Pending(Pending::NotYet(_))), "{slow}");
+}
+
+#[test]
+fn a_cluster_is_given_up_only_without_data() {
+    let wanted = Wanted::parse(&shared("pvc-1"), NAMESPACE).unwrap();
+    let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(PATIENCE_SECONDS + 1);
+    let late = FileSystemCluster {
+        metadata: ObjectMeta {
+            creation_timestamp: Some(Time(Timestamp::UNIX_EPOCH)),
+            ..wanted.cluster.metadata.clone()
+        },
+        ..wanted.cluster.clone()
+    };
+    assert!(matches!(judge(Some(&late), &wanted, now), Ok(Step::GiveUp(_))));
+    let soon = now - SignedDuration::from_secs(2);
+    assert!(matches!(judge(Some(&late), &wanted, soon), Ok(Step::Wait(_))));
+    let status = FileSystemClusterStatus { bootstrapped: true, ..FileSystemClusterStatus::default() };
+    let made = FileSystemCluster { status: Some(status), ..late };
+    assert!(matches!(judge(Some(&made), &wanted, now), Ok(Step::Wait(_))), "somebody may have used it");
+}
+
+#[tokio::test]
+async fn a_call_waits_for_its_cluster() {
+    let store = MemoryClusters::default();
+    let service = Arc::new(service(&store));
+    let waiting = tokio::spawn({
+        let service = Arc::clone(&service);
+        async move { service.create(shared("pvc-1"), Duration::from_secs(60)).await }
+    });
+    while store.clusters.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let meanwhile = service.create(shared("pvc-1"), NO_WAIT).await;
+    assert!(matches!(meanwhile, Err(CsiError::Pending(Pending::Busy(_)))), "{meanwhile:?}");
+    store.set_ready("pvc-1", true, "");
+    assert_eq!(waiting.await.unwrap().unwrap().volume_id, "v1/atoll-volumes/pvc-1");
+}
+
+#[tokio::test]
+async fn a_refused_resource_is_refused_with_the_reason_and_none_is_there() {
+    let store = MemoryClusters::ready();
+    store.behaviour.lock().refused = Some("metadata.replicas other than 1 isn't honoured".to_owned());
+    let refused = service(&store).create(shared("pvc-1"), NO_WAIT).await;
+    assert_eq!(refused, Err(CsiError::Invalid("metadata.replicas other than 1 isn't honoured".to_owned())));
+}
+
+#[tokio::test]
+async fn deletion_is_done_when_all_is_gone_and_not_before() {
+    let store = MemoryClusters::ready();
+    let service = service(&store);
+    service.create(shared("pvc-1"), NO_WAIT).await.unwrap();
+    store.behaviour.lock().stuck = true;
+    let waits = service.remove("v1/atoll-volumes/pvc-1", NO_WAIT).await;
+    assert!(matches!(waits, Err(CsiError::Pending(Pending::NotYet(_)))), "{waits:?}");
+    let again = service.create(shared("pvc-1"), NO_WAIT).await;
+    assert!(matches!(again, Err(CsiError::Pending(Pending::NotYet(_)))), "no new one meanwhile: {again:?}");
+    store.clusters.lock().clear();
+    service.remove("v1/atoll-volumes/pvc-1", NO_WAIT).await.unwrap();
+    assert_eq!(service.remove("", NO_WAIT).await, Err(CsiError::Missing("volume_id")));
+    service.remove("reallyfakevolumeid", NO_WAIT).await.unwrap();
+    let by_hand = service.remove("v1/shop/database", NO_WAIT).await;
+    assert!(matches!(by_hand, Err(CsiError::Precondition(_))), "{by_hand:?}");
+}
+
+#[tokio::test]
+async fn capabilities_are_confirmed_only_if_all_can_be_had() {
+    let store = MemoryClusters::ready();
+    let service = service(&store);
+    service.create(request("pvc-1", GIB, Mode::SingleNodeMultiWriter), NO_WAIT).await.unwrap();
+    let ask = |id: &str, modes: &[Mode]| ValidateVolumeCapabilitiesRequest {
+        volume_id: id.to_owned(),
+        volume_capabilities: modes.iter().map(|mode| capability(*mode, &[])).collect(),
+        volume_context: HashMap::from([("k".to_owned(), "v".to_owned())]),
+        ..ValidateVolumeCapabilitiesRequest::default()
+    };
+    let id = "v1/atoll-volumes/pvc-1";
+    let good = service.validate(ask(id, &[Mode::SingleNodeWriter])).await.unwrap();
+    assert_eq!(good.confirmed.unwrap().volume_context.len(), 1);
+    let bad = service.validate(ask(id, &[Mode::SingleNodeWriter, Mode::MultiNodeMultiWriter])).await.unwrap();
+    assert!(bad.confirmed.is_none() && bad.message.contains("one node"), "{bad:?}");
+    let unknown = service.validate(ask("fake-vol-id", &[Mode::SingleNodeWriter])).await;
+    assert!(matches!(unknown, Err(CsiError::NotFound(_))), "{unknown:?}");
+    assert!(matches!(service.validate(ask(id, &[])).await, Err(CsiError::Missing(_))));
+    assert!(matches!(service.validate(ask("", &[Mode::SingleNodeWriter])).await, Err(CsiError::Missing(_))));
+}

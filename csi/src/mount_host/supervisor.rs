@@ -1,0 +1,445 @@
+//! The supervisor: starts client processes, hands mounts over to them, and knows when they end. Plain threads: there are
+//! as many as clients and calls, and nothing here is hot.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use thiserror::Error;
+
+use super::packet::{PacketListener, PacketSocket};
+use super::protocol::{ClientInfo, ClientState, Failure, Reply, Request, Start};
+
+/// The first user id of a client: outside of those that systems give to people, services, containers and user namespaces.
+const UID_FIRST: u32 = 1_879_100_000;
+/// How long a client may take to open its session; it gives up itself before.
+const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
+/// How long mounting may take after that, and INIT.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long who connects may take to say what it wants.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a call waits for the end of a client at most.
+const ENDED_PATIENCE_MAX: Duration = Duration::from_secs(110);
+/// How long clients may take to write everything out and end, when the supervisor ends.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a client that could not start may take to end.
+const FAILED_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How the supervisor is set up.
+#[derive(Clone, Debug)]
+pub struct SupervisorConfig {
+    /// Its socket.
+    pub socket: PathBuf,
+    /// The client's program, `atoll-fs`.
+    pub program: PathBuf,
+    /// Clients at most.
+    pub clients_max: usize,
+    /// Environment of the clients: what and how they log.
+    pub environment: Vec<(String, String)>,
+}
+
+/// Why the supervisor doesn't start.
+#[derive(Debug, Error)]
+pub enum SupervisorError {
+    /// The socket can't be made.
+    #[error("socket {path}: {error}")]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The client's program isn't there.
+    #[error("the client's program {0} is not there: name it with --program")]
+    Program(PathBuf),
+}
+
+struct Entry {
+    pid: u32,
+    uid: u32,
+    state: ClientState,
+    /// Closing it tells the client to end.
+    control: Option<Arc<PacketSocket>>,
+}
+
+#[derive(Default)]
+struct Table {
+    clients: HashMap<String, Entry>,
+    stopping: bool,
+}
+
+struct Shared {
+    config: SupervisorConfig,
+    table: Mutex<Table>,
+    changed: Condvar,
+    started: Counter,
+    failed: Counter,
+}
+
+/// A running supervisor.
+#[derive(Clone)]
+pub struct Supervisor(Arc<Shared>);
+
+impl Supervisor {
+    /// Listens, and serves in threads of its own until the process ends.
+    ///
+    /// # Errors
+    /// See [`SupervisorError`].
+    pub fn start(config: SupervisorConfig) -> Result<Supervisor, SupervisorError> {
+        if !config.program.is_file() {
+            return Err(SupervisorError::Program(config.program));
+        }
+        let path = config.socket.clone();
+        let failed = |error| SupervisorError::Socket { path: path.clone(), error };
+        let listener = listen(&path).map_err(failed)?;
+        let shared = Arc::new(Shared {
+            config,
+            table: Mutex::default(),
+            changed: Condvar::new(),
+            started: Counter::default(),
+            failed: Counter::default(),
+        });
+        let accepting = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || accept(&accepting, &listener))
+            .map_err(failed)?;
+        Ok(Supervisor(shared))
+    }
+
+    /// Makes the figures part of a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("mount_host_started", "Client processes started", self.0.started.clone());
+        let help = "Client processes that ended otherwise than by an unmount with everything written out";
+        registry.register("mount_host_failed", help, self.0.failed.clone());
+        registry.register_collector(Box::new(Clients(self.clone())));
+    }
+
+    /// The clients there are.
+    #[must_use]
+    pub fn clients(&self) -> Vec<ClientInfo> {
+        self.0.list()
+    }
+
+    /// Takes no new clients, waits until those that are there have ended because their filesystems were unmounted, for at
+    /// most `grace`, then tells the others to write everything out and end.
+    pub fn stop(&self, grace: Duration) {
+        let mut table = self.0.table.lock();
+        table.stopping = true;
+        let deadline = Instant::now() + grace;
+        while !table.clients.is_empty() && !self.0.changed.wait_until(&mut table, deadline).timed_out() {}
+        for (volume, entry) in &mut table.clients {
+            tracing::warn!(volume, pid = entry.pid, "still mounted: telling the client to end");
+            entry.state = ClientState::Ending;
+            entry.control = None;
+        }
+        let deadline = Instant::now() + END_PATIENCE;
+        while !table.clients.is_empty() && !self.0.changed.wait_until(&mut table, deadline).timed_out() {}
+        for (volume, entry) in &table.clients {
+            tracing::error!(volume, pid = entry.pid, "the client has not ended");
+        }
+        drop(table);
+        let _ = std::fs::remove_file(&self.0.config.socket);
+    }
+}
+
+struct Clients(Supervisor);
+
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Clients")
+    }
+}
+
+impl Collector for Clients {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let gauge = ConstGauge::new(self.0.clients().len() as f64);
+        let help = "Client processes";
+        gauge.encode(encoder.encode_descriptor("mount_host_clients", help, None, gauge.metric_type())?)
+    }
+}
+
+/// Makes the socket; one that an earlier process left behind is removed, and nothing else.
+fn listen(path: &Path) -> io::Result<PacketListener> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
+        Ok(_) => {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let listener = PacketListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn accept(shared: &Arc<Shared>, listener: &PacketListener) {
+    loop {
+        match listener.accept() {
+            Ok(peer) => {
+                let serving = Arc::clone(shared);
+                let thread = std::thread::Builder::new().name("call".to_owned()).spawn(move || {
+                    if let Err(error) = serving.serve(&peer) {
+                        tracing::warn!(%error, "a call failed");
+                    }
+                });
+                if let Err(error) = thread {
+                    tracing::error!(%error, "a call can't be served");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "accepting");
+                // Out of descriptors, most likely: not to be made worse by turning round.
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn serve(self: &Arc<Self>, peer: &PacketSocket) -> io::Result<()> {
+        // Clients run in the same pod under other ids, and have nothing to ask for.
+        let uid = peer.peer_uid()?;
+        if uid != nix::unistd::getuid().as_raw() {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} may not call")));
+        }
+        match peer.receive(Instant::now() + REQUEST_PATIENCE)? {
+            Request::Start(start) => self.start(peer, &start),
+            Request::Ended { volume, wait_ms } => {
+                let wait = Duration::from_millis(wait_ms).min(ENDED_PATIENCE_MAX);
+                peer.send(&self.await_end(&volume, Instant::now() + wait))
+            }
+            Request::List => peer.send(&Reply::Clients { clients: self.list() }),
+        }
+    }
+
+    fn list(&self) -> Vec<ClientInfo> {
+        let table = self.table.lock();
+        let mut clients: Vec<ClientInfo> = table
+            .clients
+            .iter()
+            .map(|(volume, entry)| ClientInfo {
+                volume: volume.clone(),
+                pid: entry.pid,
+                uid: entry.uid,
+                state: entry.state,
+            })
+            .collect();
+        clients.sort_by(|a, b| a.volume.cmp(&b.volume));
+        clients
+    }
+
+    fn await_end(&self, volume: &str, deadline: Instant) -> Reply {
+        let mut table = self.table.lock();
+        loop {
+            let Some(entry) = table.clients.get(volume) else { return Reply::Ended };
+            let state = entry.state;
+            if self.changed.wait_until(&mut table, deadline).timed_out() && table.clients.contains_key(volume)
+            {
+                return Reply::Running { state };
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, peer: &PacketSocket, start: &Start) -> io::Result<()> {
+        let control = match self.spawn(start) {
+            Ok(Ok(control)) => control,
+            Ok(Err(reply)) => return peer.send(&reply),
+            Err(error) => {
+                let message = format!("starting {}: {error}", self.config.program.display());
+                return peer.send(&Reply::Failed { failure: Failure::Other, message });
+            }
+        };
+        match hand_over(peer, &control, start) {
+            Ok(()) => {
+                let serving = {
+                    let mut table = self.table.lock();
+                    let entry = table.clients.get_mut(&start.volume);
+                    entry.map(|entry| entry.state = ClientState::Serving)
+                };
+                tracing::info!(volume = start.volume, alive = serving.is_some(), "serving");
+                peer.send(&Reply::Serving)
+            }
+            Err(problem) => {
+                // It ends when its controlling socket is closed; whoever asked may try again after that.
+                drop(control);
+                if let Some(entry) = self.table.lock().clients.get_mut(&start.volume) {
+                    entry.control = None;
+                    entry.state = ClientState::Ending;
+                }
+                self.await_end(&start.volume, Instant::now() + FAILED_PATIENCE);
+                match problem {
+                    Problem::Client(failure, message) => {
+                        tracing::warn!(volume = start.volume, message, "the client won't serve");
+                        peer.send(&Reply::Failed { failure, message })
+                    }
+                    Problem::Peer(error) => Err(error),
+                }
+            }
+        }
+    }
+
+    /// Starts a client process and gives it its key.
+    fn spawn(self: &Arc<Self>, start: &Start) -> io::Result<Result<Arc<PacketSocket>, Reply>> {
+        let mut table = self.table.lock();
+        if let Some(entry) = table.clients.get(&start.volume) {
+            return Ok(Err(Reply::Busy { state: entry.state }));
+        }
+        if table.stopping || table.clients.len() >= self.config.clients_max {
+            return Ok(Err(Reply::Full { clients: table.clients.len() }));
+        }
+        let taken = |uid: &u32| table.clients.values().any(|entry| entry.uid == *uid);
+        let Some(uid) = (UID_FIRST..).find(|uid| !taken(uid)) else {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        };
+        let (ours, theirs) = PacketSocket::pair()?;
+        let mut child = command(&self.config, start, uid).stdin(Stdio::from(theirs)).spawn()?;
+        let pid = child.id();
+        let control = Arc::new(ours);
+        if let Some(errors) = child.stderr.take() {
+            let volume = start.volume.clone();
+            std::thread::Builder::new().name("log".to_owned()).spawn(move || copy_log(&volume, errors))?;
+        }
+        let (waiting, volume) = (Arc::clone(self), start.volume.clone());
+        std::thread::Builder::new().name("wait".to_owned()).spawn(move || waiting.reap(&volume, child))?;
+        let entry = Entry { pid, uid, state: ClientState::Starting, control: Some(Arc::clone(&control)) };
+        table.clients.insert(start.volume.clone(), entry);
+        drop(table);
+        self.started.inc();
+        tracing::info!(volume = start.volume, pid, uid, "started a client");
+        // A client that died at once is seen by whoever reads from it.
+        let _ = control.send_bytes(start.key.as_bytes());
+        Ok(Ok(control))
+    }
+
+    fn reap(&self, volume: &str, mut child: Child) {
+        let pid = child.id();
+        let status = child.wait();
+        let mut table = self.table.lock();
+        let state = table.clients.remove(volume).map(|entry| entry.state);
+        drop(table);
+        self.changed.notify_all();
+        match status {
+            Ok(status) if status.success() => tracing::info!(volume, pid, "the client has ended"),
+            Ok(status) => {
+                self.failed.inc();
+                tracing::error!(volume, pid, ?state, status = words(status), "the client failed");
+            }
+            Err(error) => tracing::error!(volume, pid, %error, "waiting for the client"),
+        }
+    }
+}
+
+fn words(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown".to_owned(),
+    }
+}
+
+/// The command line of a client. The key isn't in it.
+fn command(config: &SupervisorConfig, start: &Start, uid: u32) -> Command {
+    let mut command = Command::new(&config.program);
+    command
+        .args(["mount", "--control-fd", "0"])
+        .args(["--cluster", &start.cluster, "--metadata", &start.metadata.join(",")])
+        .args(["--host", &start.node, "--name", &start.volume]);
+    if start.encrypt {
+        command.arg("--encrypt");
+    }
+    if let Some(bytes) = start.flags.buffer_bytes {
+        command.args(["--buffer", &bytes.to_string()]);
+    }
+    if let Some(seconds) = start.flags.timeout_seconds {
+        command.args(["--timeout", &seconds.to_string()]);
+    }
+    command
+        .env_clear()
+        .envs(config.environment.iter().map(|(name, value)| (name, value)))
+        .current_dir("/")
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .uid(uid)
+        .gid(uid);
+    command
+}
+
+/// Copies a client's log to ours, each line with the volume's name.
+fn copy_log(volume: &str, errors: impl io::Read) {
+    for line in BufReader::new(errors).lines().map_while(Result::ok) {
+        eprintln!("[{volume}] {line}");
+    }
+}
+
+enum Problem {
+    /// The client said no, or died.
+    Client(Failure, String),
+    /// The node plugin is gone, or talks nonsense.
+    Peer(io::Error),
+}
+
+/// Waits for the client's session, gets the mount from the node plugin, passes it on, waits until it is served.
+fn hand_over(peer: &PacketSocket, control: &PacketSocket, start: &Start) -> Result<(), Problem> {
+    expect(peer, control, "connected", Instant::now() + CONNECT_PATIENCE)?;
+    peer.send(&Reply::Connected).map_err(Problem::Peer)?;
+    let deadline = Instant::now() + MOUNT_PATIENCE;
+    let bundle = peer.receive_bundle(deadline).map_err(|error| Problem::Peer(io::Error::other(error)))?;
+    let passed = control.send_bundle(&bundle);
+    // From here on the client alone has the mount.
+    drop(bundle);
+    passed.map_err(|error| Problem::Client(Failure::Other, format!("handing the mount over: {error}")))?;
+    match expect(peer, control, "serving", deadline) {
+        // The mount is the client's, whatever becomes of who made it: the next Stage finds it alive.
+        Err(Problem::Peer(error)) => {
+            tracing::info!(volume = start.volume, %error, "the node plugin went away");
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Waits for one word of the client, while the node plugin is still there.
+fn expect(peer: &PacketSocket, control: &PacketSocket, word: &str, deadline: Instant) -> Result<(), Problem> {
+    let lost = |error: io::Error| Problem::Client(Failure::Other, format!("no word of the client: {error}"));
+    match control.readable_before(peer, deadline) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Problem::Peer(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up")));
+        }
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            let message = format!("the client did not get so far as '{word}' in time");
+            return Err(Problem::Client(Failure::Unreachable, message));
+        }
+        Err(error) => return Err(lost(error)),
+    }
+    let said = control.receive_bytes(deadline).map_err(lost)?;
+    let said = String::from_utf8_lossy(&said);
+    if said == word {
+        return Ok(());
+    }
+    let failed = said.strip_prefix("failed ").and_then(|rest| rest.split_once(' '));
+    match failed.and_then(|(code, message)| Some((code.parse().ok()?, message))) {
+        Some((code, message)) => Err(Problem::Client(Failure::from_exit_code(code), message.to_owned())),
+        None if said.is_empty() => Err(Problem::Client(
+            Failure::Other,
+            "the client died at its start; see the mount host's log".to_owned(),
+        )),
+        None => Err(Problem::Client(Failure::Other, format!("the client said '{said}' instead of '{word}'"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,171 @@
+//! The supervisor with clients that are shell scripts: `dd` reads one packet from the control socket, which is standard
+//! input, and `>&0` writes one.
+
+use std::ffi::OsStr;
+
+use atoll_fuse::bundle::Bundle;
+use atoll_fuse::{Layout, RequestMemory};
+
+use super::super::SOCKET;
+use super::super::client::Finder;
+use super::super::protocol::Key;
+use super::*;
+use crate::error::{CsiError, Pending};
+use crate::mount_flags::MountFlags;
+
+const VOLUME: &str = "v1/atoll-volumes/pvc-1";
+const READ_KEY: &str = "key=$(dd bs=256 count=1 2>/dev/null); [ \"$key\" = 5ec4e7 ] || exit 9";
+
+struct Rig {
+    folder: tempfile::TempDir,
+    supervisor: Supervisor,
+    finder: Finder,
+}
+
+impl Rig {
+    /// A supervisor whose clients run this script.
+    fn new(script: &str, clients_max: usize) -> Rig {
+        let folder = tempfile::tempdir().unwrap();
+        // Clients have other user ids.
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let program = folder.path().join("client");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let socket = folder.path().join(SOCKET);
+        let config = SupervisorConfig {
+            socket,
+            program,
+            clients_max,
+            environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
+        };
+        let supervisor = Supervisor::start(config).unwrap();
+        let finder = Finder::Folder(folder.path().to_owned());
+        Rig { folder, supervisor, finder }
+    }
+}
+
+fn start(volume: &str) -> Start {
+    Start {
+        volume: volume.to_owned(),
+        cluster: "0123456789abcdef0123456789abcdef".to_owned(),
+        key: Key::new("5ec4e7".to_owned()),
+        encrypt: true,
+        metadata: vec!["a:1".to_owned(), "b:2".to_owned()],
+        node: "node-1".to_owned(),
+        flags: MountFlags { buffer_bytes: Some(1 << 23), ..MountFlags::default() },
+    }
+}
+
+/// A bundle whose device is none.
+fn bundle() -> Bundle {
+    let device = std::fs::File::open("/dev/null").unwrap();
+    let memory = RequestMemory::create(Layout { slots: 2, buffers: 1 }).unwrap();
+    Bundle::from_parts(vec![device.into()], memory.file().try_clone_to_owned().unwrap(), true)
+}
+
+#[test]
+fn a_client_s_command_line_and_environment_hold_no_key() {
+    let config = SupervisorConfig {
+        socket: "/s".into(),
+        program: "/usr/bin/atoll-fs".into(),
+        clients_max: 1,
+        environment: vec![("ATOLL_LOG".into(), "info".into())],
+    };
+    let command = command(&config, &start(VOLUME), 7);
+    let line: Vec<&OsStr> = command.get_args().collect();
+    let line = line.join(OsStr::new(" ")).into_string().unwrap();
+    assert_eq!(
+        line,
+        "mount --control-fd 0 --cluster 0123456789abcdef0123456789abcdef --metadata a:1,b:2 --host node-1 \
+         --name v1/atoll-volumes/pvc-1 --encrypt --buffer 8388608"
+    );
+    assert!(!format!("{command:?}").contains("5ec4e7"));
+    assert_eq!(command.get_envs().count(), 1);
+}
+
+#[tokio::test]
+async fn a_client_lives_as_long_as_its_mount() {
+    let serves = format!(
+        "{READ_KEY}; printf connected >&0; dd bs=64 count=1 >/dev/null 2>&1; printf serving >&0; dd bs=64 count=1 >/dev/null 2>&1; exit 0"
+    );
+    let rig = Rig::new(&serves, 2);
+    let starting = rig.finder.start(start(VOLUME)).await.unwrap();
+    starting.serve(bundle(), VOLUME).await.unwrap();
+    let clients = rig.supervisor.clients();
+    assert_eq!((clients.len(), clients[0].state, clients[0].uid), (1, ClientState::Serving, UID_FIRST));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", clients[0].pid)).unwrap();
+    let ids = format!("{UID_FIRST}\t{UID_FIRST}\t{UID_FIRST}\t{UID_FIRST}");
+    assert!(status.contains(&format!("Uid:\t{ids}")) && status.contains(&format!("Gid:\t{ids}")), "{status}");
+
+    let again = rig.finder.start(start(VOLUME)).await.err();
+    assert!(matches!(again, Some(CsiError::Pending(Pending::NotYet(_)))), "one client a volume: {again:?}");
+    let second = rig.finder.start(start("v1/a/b")).await.unwrap();
+    assert_ne!(rig.supervisor.clients()[0].uid, rig.supervisor.clients()[1].uid, "an id of its own");
+    let full = rig.finder.start(start("v1/a/c")).await.err();
+    assert!(matches!(full, Some(CsiError::Exhausted(_))), "{full:?}");
+
+    let still = rig.finder.ended(VOLUME, Duration::ZERO).await;
+    assert!(matches!(still, Err(CsiError::Pending(Pending::NotYet(_)))), "{still:?}");
+    // The caller goes away before there is a mount.
+    drop(second);
+    rig.finder.ended("v1/a/b", Duration::from_secs(60)).await.unwrap();
+    let supervisor = rig.supervisor.clone();
+    tokio::task::spawn_blocking(move || supervisor.stop(Duration::ZERO)).await.unwrap();
+    assert!(rig.supervisor.clients().is_empty());
+    assert!(!rig.folder.path().join(SOCKET).exists());
+}
+
+#[tokio::test]
+async fn what_a_client_says_is_what_the_caller_hears() {
+    let unreachable = format!("{READ_KEY}; printf 'failed 5 nobody answers' >&0; exit 5");
+    let taken = format!("{READ_KEY}; printf \"failed 7 'node-2' has it\" >&0; exit 7");
+    let refused = format!("{READ_KEY}; printf 'failed 4 another key' >&0; exit 4");
+    let dies = "exit 3".to_owned();
+    let garbage = format!("{READ_KEY}; printf hello >&0");
+    for (script, expected) in [
+        (unreachable, CsiError::Pending(Pending::Unavailable("nobody answers".into()))),
+        (taken, CsiError::Pending(Pending::Elsewhere("'node-2' has it".into()))),
+        (refused, CsiError::Precondition("another key".into())),
+        (dies, CsiError::Internal("the client died at its start; see the mount host's log".into())),
+        (garbage, CsiError::Internal("the client said 'hello' instead of 'connected'".into())),
+    ] {
+        let rig = Rig::new(&script, 1);
+        let heard = rig.finder.start(start(VOLUME)).await.err();
+        assert_eq!(heard, Some(expected));
+        // It is gone, so the next call may try again at once.
+        rig.finder.ended(VOLUME, Duration::ZERO).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_mount_that_its_client_does_not_take_is_an_error() {
+    let dies_late = format!("{READ_KEY}; printf connected >&0; dd bs=64 count=1 >/dev/null 2>&1; exit 1");
+    let rig = Rig::new(&dies_late, 1);
+    let starting = rig.finder.start(start(VOLUME)).await.unwrap();
+    let error = starting.serve(bundle(), VOLUME).await.unwrap_err();
+    assert!(matches!(error, CsiError::Internal(_)), "{error}");
+}
+
+#[tokio::test]
+async fn without_a_mount_host_the_caller_is_told_to_come_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let finder = Finder::Folder(folder.path().to_owned());
+    let error = finder.start(start(VOLUME)).await.err();
+    assert!(matches!(error, Some(CsiError::Pending(Pending::Unavailable(_)))), "{error:?}");
+    assert!(finder.problem().await.is_some());
+    finder.ended(VOLUME, Duration::ZERO).await.unwrap();
+}
+
+#[test]
+fn only_a_socket_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join(SOCKET);
+    std::fs::write(&socket, b"somebody's").unwrap();
+    let program = "/bin/true".into();
+    let config =
+        SupervisorConfig { socket: socket.clone(), program, clients_max: 1, environment: Vec::new() };
+    assert!(matches!(Supervisor::start(config.clone()), Err(SupervisorError::Socket { .. })));
+    assert!(socket.exists());
+    let missing = SupervisorConfig { program: "/no/such/program".into(), ..config };
+    assert!(matches!(Supervisor::start(missing), Err(SupervisorError::Program(_))));
+}

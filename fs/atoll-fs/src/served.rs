@@ -1,0 +1,159 @@
+//! `atoll-fs mount --control-fd`: serves a mount that another process makes, as Kubernetes' mount host wants it. This
+//! process needs no privilege: who started it opens the device and mounts.
+//!
+//! One socket of packets (SOCK_SEQPACKET) to that process, the *controller*:
+//!
+//! | direction | packet | when |
+//! | --- | --- | --- |
+//! | to us | the cluster's key | at once; so it is in no argument, environment or file |
+//! | from us | `connected` | there is a session and the root is known: only now is it worth while to mount |
+//! | to us | the bundle ([`Bundle`]) | the filesystem is mounted |
+//! | from us | `serving` | INIT was negotiated: requests are answered |
+//! | from us | `failed <code> <message>` | instead of either; then the process ends with that exit code |
+//!
+//! When the controller closes the socket, this process writes everything out and ends. It also ends when the filesystem
+//! was unmounted everywhere; its exit code says whether everything could be written out.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_fuse::bundle::Bundle;
+use atoll_fuse::device;
+use atoll_proto::handshake::ClusterKey;
+
+use crate::cli::{MountArgs, Transport};
+use crate::cluster::{self, runtime};
+use crate::exit::{Code, Context, Failure, Outcome};
+use crate::mount::{CLIENT_THREADS, ConnectedClient, Mounted, serve_http};
+use crate::signals;
+
+/// Bytes of the packet with the key at most: hexadecimal, with a line's end.
+const KEY_PACKET_BYTES: usize = 256;
+/// How long writing everything out may take after the filesystem was unmounted, while the cluster can't be reached.
+/// Nobody could be told any more; the data was written and not synced.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(600);
+
+/// `atoll-fs mount --control-fd`
+///
+/// # Errors
+/// With a message that says what to do; the controller was told.
+pub fn run(args: &MountArgs) -> Outcome {
+    let Some(number) = args.control_fd else {
+        return Err(Failure::failed("name a mount point, or a --control-fd"));
+    };
+    let mut control = control(number)?;
+    let result = serve(args, &mut control);
+    if let Err(failure) = &result {
+        let text = format!("failed {} {failure}", failure.code as u8);
+        // A controller that is gone doesn't matter.
+        let _ = control.write_all(text.as_bytes());
+    }
+    result
+}
+
+/// The socket, which is checked to be one: everything later would fail in less obvious ways.
+fn control(number: i32) -> Result<UnixStream, Failure> {
+    if number < 0 {
+        return Err(Failure::failed(format_args!("--control-fd {number}: no descriptor")));
+    }
+    // SAFETY: who started us made this descriptor for us, and nobody else here knows of it. One that isn't open gives
+    // an error at the first call.
+    let descriptor: OwnedFd = unsafe { device::inherited(number) };
+    let socket = UnixStream::from(descriptor);
+    socket.local_addr().context("--control-fd is no socket")?;
+    Ok(socket)
+}
+
+fn serve(args: &MountArgs, control: &mut UnixStream) -> Outcome {
+    if args.behaviour.transport != Transport::Atoll {
+        return Err(Failure::failed(
+            "--control-fd needs --transport atoll: fuser can't serve another's mount",
+        ));
+    }
+    let id = cluster::id(&args.cluster)?;
+    let mut packet = [0; KEY_PACKET_BYTES];
+    let length = control.read(&mut packet).context("control socket: key")?;
+    let key = ClusterKey::parse(&packet[..length]).context("control socket: key")?;
+    packet.fill(0);
+    let config = args.config(id, key, "mount")?;
+    let runtime = runtime(CLIENT_THREADS)?;
+    let result = runtime.block_on(run_mount(args, config, control));
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    result
+}
+
+async fn run_mount(args: &MountArgs, config: crate::mount::MountConfig, control: &mut UnixStream) -> Outcome {
+    let asked_to_end = signals::listen()?;
+    tokio::pin!(asked_to_end);
+    let name = config.name.clone();
+    let connected = tokio::select! {
+        signal = &mut asked_to_end => return Err(Failure::failed(format_args!("{signal} before the session began"))),
+        connected = ConnectedClient::connect(config) => connected?,
+    };
+    let bundle = match exchange(control, &mut asked_to_end).await {
+        Ok(bundle) => bundle,
+        Err(failure) => {
+            connected.give_up().await;
+            return Err(failure);
+        }
+    };
+    let mounted = Arc::new(connected.serve(bundle).await?);
+    serve_http(args, &mounted).await?;
+    control.write_all(b"serving").context("control socket")?;
+    tracing::info!(name, "serving");
+    let controller = watch(control.try_clone().context("control socket")?);
+    tokio::select! {
+        signal = &mut asked_to_end => tracing::info!(signal, "stopping"),
+        () = mounted.ended() => tracing::info!("the filesystem was unmounted, stopping"),
+        () = controller => tracing::warn!("the controlling process is gone, stopping"),
+    }
+    // The thread that watches the socket ends with it.
+    let _ = control.shutdown(Shutdown::Read);
+    end(&mounted).await
+}
+
+/// Says that there is a session, and waits for the mount.
+async fn exchange(
+    control: &mut UnixStream,
+    asked_to_end: &mut (impl Future<Output = &'static str> + Unpin),
+) -> Result<Bundle, Failure> {
+    control.write_all(b"connected").context("control socket")?;
+    let socket = control.try_clone().context("control socket")?;
+    let received = tokio::task::spawn_blocking(move || Bundle::receive(&socket));
+    tokio::select! {
+        signal = asked_to_end => {
+            let _ = control.shutdown(Shutdown::Read);
+            Err(Failure::failed(format_args!("{signal} before there was a mount")))
+        }
+        received = received => received.context("control socket")?.context("no mount came"),
+    }
+}
+
+/// Completes when the other end of the socket is closed. A thread of its own, since nothing else reads there.
+async fn watch(mut control: UnixStream) {
+    let (closed, wait) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let mut byte = [0];
+        while matches!(control.read(&mut byte), Ok(1)) {}
+        let _ = closed.send(());
+    });
+    let _ = wait.await;
+}
+
+async fn end(mounted: &Mounted) -> Outcome {
+    match tokio::time::timeout(FLUSH_PATIENCE, mounted.shutdown()).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::new(
+            Code::Unreachable,
+            format_args!(
+                "what was written and not synced is lost: {} in {} s of trying to write it out",
+                mounted.problem().unwrap_or_else(|| "the cluster did not take it".to_owned()),
+                FLUSH_PATIENCE.as_secs()
+            ),
+        )),
+    }
+}

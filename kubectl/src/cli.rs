@@ -1,0 +1,123 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Shows how Atoll's volumes are, and deletes them.
+///
+/// Exit codes: 0 done, and healthy; 1 failed; 2 wrong flags; 3 not there; 4 refused so that nothing is lost; 5 the
+/// Kubernetes cluster can't be reached; 6 something is wrong with a volume (it was shown).
+#[derive(Parser, Debug)]
+#[command(name = "kubectl-atoll", bin_name = "kubectl atoll", version, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Shows how a volume is: health, space, pods, mounts, what is wrong and what to do.
+    Status(StatusArgs),
+    /// Lists volumes.
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Deletes a FileSystemCluster with all its data, or without (--keep-data).
+    Delete(DeleteArgs),
+}
+
+/// Which Kubernetes cluster.
+#[derive(Args, Clone, Debug)]
+pub struct Connection {
+    /// Namespace of the PersistentVolumeClaim or FileSystemCluster. Default: the context's.
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Context of the kubeconfig file.
+    #[arg(long, value_name = "CONTEXT")]
+    pub context: Option<String>,
+    /// The kubeconfig file. Default: as kubectl.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
+
+/// `kubectl atoll status`
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME. Default: all of the namespace.
+    #[arg(value_name = "PVC|FSC")]
+    pub target: Option<String>,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Those of all namespaces.
+    #[arg(short = 'A', long, conflicts_with = "target")]
+    pub all_namespaces: bool,
+    /// How to print it.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `kubectl atoll list`
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Those of all namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// How to print it.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `kubectl atoll delete`
+#[derive(Args, Debug)]
+pub struct DeleteArgs {
+    /// The FileSystemCluster: NAME or fsc/NAME. One that was made for a PersistentVolumeClaim goes with the claim.
+    #[arg(value_name = "FSC")]
+    pub target: String,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Don't ask.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Keep the disks and the key: a FileSystemCluster of the same name takes them over again.
+    #[arg(long)]
+    pub keep_data: bool,
+    /// Return at once and don't wait until it is gone.
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Seconds to wait until it is gone.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// How something is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+    /// For both.
+    Yaml,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent_and_calls_itself_kubectl_atoll() {
+        Cli::command().debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("kubectl atoll"), "{help}");
+        let cli = Cli::parse_from(["kubectl-atoll", "status", "pvc/data", "-n", "web", "-o", "json"]);
+        let Command::Status(args) = cli.command else { panic!("not status") };
+        assert_eq!((args.target.as_deref(), args.output), (Some("pvc/data"), Format::Json));
+        assert!(Cli::try_parse_from(["kubectl-atoll", "status", "x", "-A"]).is_err());
+    }
+}

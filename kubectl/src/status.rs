@@ -1,0 +1,67 @@
+//! `kubectl atoll status`
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use atoll_crds::names::labels;
+use atoll_crds::v1alpha1::FileSystemCluster;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kube::{Api, Client};
+
+use crate::cli::{Format, StatusArgs};
+use crate::exit::{Code, Failure};
+use crate::find::{self, Target};
+use crate::output;
+use crate::view::{View, screen, view};
+
+/// Shows one volume or several.
+///
+/// # Errors
+/// If they can't be read, or one isn't healthy (after it was shown).
+pub async fn run(client: Client, namespace: &str, args: &StatusArgs) -> Result<(), Failure> {
+    let clusters = match &args.target {
+        Some(target) => vec![find::one(&client, namespace, &Target::parse(target)?).await?],
+        None => find::all(&client, (!args.all_namespaces).then_some(namespace)).await?,
+    };
+    if clusters.is_empty() && args.output == Format::Table {
+        return output::text(&format!(
+            "no volumes of Atoll in namespace {namespace}; kubectl atoll list -A shows those of all namespaces
+"
+        ));
+    }
+    let mut views = Vec::new();
+    for cluster in &clusters {
+        views.push(view(cluster, &pods_of(&client, cluster).await, now_seconds()));
+    }
+    match (args.output, args.target.is_some()) {
+        (Format::Table, _) => {
+            let screens: Vec<String> = views.iter().map(screen).collect();
+            output::text(&screens.join("\n"))?;
+        }
+        (Format::Json, true) => output::json(&views[0])?,
+        (Format::Json, false) => output::json(&views)?,
+        (Format::Yaml, true) => output::yaml(&views[0])?,
+        (Format::Yaml, false) => output::yaml(&views)?,
+    }
+    let ill: Vec<&View> = views.iter().filter(|view| !view.healthy).collect();
+    if ill.is_empty() { Ok(()) } else { Err(Failure::new(Code::Unhealthy, "")) }
+}
+
+/// Who may not read pods is shown the rest.
+async fn pods_of(client: &Client, cluster: &FileSystemCluster) -> Vec<Pod> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), cluster.namespace_str());
+    let selector = format!("{}={}", labels::CLUSTER, cluster.name_str());
+    match api.list(&ListParams::default().labels(&selector)).await {
+        Ok(found) => found.items,
+        Err(error) => {
+            eprintln!("note: the pods are not shown: {error}");
+            Vec::new()
+        }
+    }
+}
+
+/// Seconds since 1970.
+pub fn now_seconds() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    i64::try_from(since).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,159 @@
+//! What is shown in each state.
+
+use serde_json::json;
+
+use super::*;
+
+fn cluster(status: serde_json::Value) -> FileSystemCluster {
+    serde_json::from_value(json!({
+        "apiVersion": "atoll.dev/v1alpha1",
+        "kind": "FileSystemCluster",
+        "metadata": {
+            "namespace": "atoll-volumes",
+            "name": "pvc-1",
+            "generation": 1,
+            "creationTimestamp": "1970-01-01T00:00:10Z",
+            "labels": { "atoll.dev/pvc-namespace": "web" },
+            "annotations": { "atoll.dev/pvc-name": "data", "atoll.dev/pv-name": "pvc-1" },
+        },
+        "spec": { "capacity": "1Gi" },
+        "status": status,
+    }))
+    .expect("a cluster")
+}
+
+fn condition(kind: &str, status: &str, reason: &str, message: &str) -> serde_json::Value {
+    json!({
+        "type": kind, "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    })
+}
+
+fn running() -> serde_json::Value {
+    json!({
+        "observedGeneration": 1,
+        "phase": "Ready",
+        "clusterId": "00000000000000000000000000000007",
+        "version": "0.1.0",
+        "usage": {
+            "bytesTotal": 1_i64 << 30, "bytesUsed": 1_i64 << 29, "inodesTotal": 1000, "inodesUsed": 10, "used": "512.0Mi",
+        },
+        "metadata": { "replicas": 1, "ready": 1, "summary": "1/1" },
+        "storage": {
+            "replicas": 3, "ready": 3, "summary": "3/3",
+            "servers": [{
+                "id": "a", "address": "pvc-1-storage-0.pvc-1-storage.atoll-volumes.svc:7500", "alive": true,
+                "bytesTotal": 100, "bytesUsed": 2048, "chunks": 1,
+            }],
+        },
+        "clientCount": 1,
+        "clients": [{ "session": "1", "name": "node-1", "openFiles": 4 }],
+        "conditions": [
+            condition("Ready", "True", "Serving", "the volume can be mounted and used"),
+            condition("Degraded", "False", "AsSpecified", "all servers are there"),
+        ],
+    })
+}
+
+fn pod(name: &str, ready: &str) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": { "name": name },
+        "spec": { "nodeName": "node-2", "containers": [] },
+        "status": {
+            "phase": "Running",
+            "conditions": [{ "type": "Ready", "status": ready }],
+            "containerStatuses": [{
+                "name": "x", "ready": true, "restartCount": 2, "image": "i", "imageID": "i",
+            }],
+        },
+    }))
+    .expect("a pod")
+}
+
+#[test]
+fn a_healthy_volume_fits_on_a_screen() {
+    let view =
+        view(&cluster(running()), &[pod("pvc-1-storage-0", "True"), pod("pvc-1-metadata-0", "True")], 130);
+    assert!(view.healthy, "{view:?}");
+    assert_eq!(view.claim.as_ref().map(|claim| claim.name.as_str()), Some("data"));
+    let screen = screen(&view);
+    for part in [
+        "atoll-volumes/pvc-1   Ready: healthy",
+        "web/data   PV pvc-1",
+        "age 2m",
+        "[###############...............] 50 %   512.0Mi of 1.0Gi",
+        "metadata 1/1   storage 3/3",
+        "pvc-1-storage-0    yes     Running   2          node-2   2.0Ki",
+        "node-1       1         4",
+    ] {
+        assert!(screen.contains(part), "{part}\n{screen}");
+    }
+    assert!(!screen.contains("Wrong"), "{screen}");
+    assert!(screen.lines().count() < 24, "{screen}");
+}
+
+#[test]
+fn what_is_wrong_is_said_once_with_what_to_do() {
+    let mut status = running();
+    status["phase"] = json!("Unavailable");
+    status["conditions"] = json!([
+        condition("Ready", "False", "StorageUnavailable", "1 storage servers are there: start them"),
+        condition("Degraded", "True", "StorageUnavailable", "1 storage servers are there: start them"),
+    ]);
+    status["usage"]["bytesUsed"] = json!(1_i64 << 30);
+    let view = view(&cluster(status), &[pod("pvc-1-storage-0", "False")], 130);
+    assert!(!view.healthy);
+    assert_eq!(view.problems.len(), 2, "{:?}", view.problems);
+    assert!(view.problems[0].contains("start them"));
+    assert!(view.problems[1].contains("100 %"));
+    let screen = screen(&view);
+    assert!(screen.contains("Wrong:") && screen.contains("no      Running"), "{screen}");
+}
+
+#[test]
+fn a_volume_that_nobody_has_looked_at_says_where_to_look() {
+    let view = view(&cluster(json!({})), &[], 20);
+    assert!(!view.healthy && view.health.contains("does the operator run"), "{view:?}");
+    assert!(screen(&view).contains("1Gi asked for"));
+}
+
+#[test]
+fn the_document_for_programs_keeps_its_names() {
+    let document = serde_json::to_value(view(&cluster(running()), &[pod("pvc-1-storage-0", "True")], 130))
+        .expect("JSON");
+    let names: Vec<&String> = document.as_object().expect("object").keys().collect();
+    let expected = [
+        "age_seconds",
+        "capacity",
+        "chunksShortOfCopies",
+        "claim",
+        "clusterId",
+        "copies",
+        "health",
+        "healthy",
+        "metadata",
+        "mountCount",
+        "mounts",
+        "name",
+        "namespace",
+        "phase",
+        "pods",
+        "problems",
+        "storage",
+        "usage",
+        "version",
+    ];
+    let mut expected: Vec<String> =
+        expected.iter().map(|name| name.replace("age_seconds", "ageSeconds")).collect();
+    expected.sort();
+    let mut names: Vec<String> = names.into_iter().cloned().collect();
+    names.sort();
+    assert_eq!(names, expected);
+    let pod = document["pods"][0].as_object().expect("pod");
+    for name in ["name", "node", "ready", "state", "restarts", "diskUsed"] {
+        assert!(pod.contains_key(name), "{name}");
+    }
+    for name in ["bytesTotal", "bytesUsed", "inodesTotal", "inodesUsed", "percent"] {
+        assert!(document["usage"].get(name).is_some(), "{name}");
+    }
+}

@@ -1,0 +1,371 @@
+//! The StatefulSets and their pods.
+
+use std::collections::BTreeMap;
+
+use atoll_core::ids::ClusterId;
+use atoll_crds::names::{self, Component, env, ports, secret};
+use atoll_crds::v1alpha1::Resources;
+use k8s_openapi::api::apps::v1::{
+    StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
+};
+use k8s_openapi::api::core::v1::{
+    Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
+    ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodAffinityTerm, PodAntiAffinity,
+    PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
+    SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
+    VolumeResourceRequirements, WeightedPodAffinityTerm,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{component_labels, disk_labels, label_selector, owned_meta};
+use crate::validate::{Disk, Wanted};
+
+/// The user and group that the servers run as; nobody else's on a node.
+const USER: i64 = 65532;
+/// Where a server's disk is mounted.
+const DATA_PATH: &str = "/var/lib/atoll";
+/// Where the key is mounted.
+const KEY_PATH: &str = "/etc/atoll/key";
+/// The volume with the key.
+const KEY_VOLUME: &str = "key";
+/// The program.
+const PROGRAM: &str = "/usr/bin/atoll-fs";
+/// How long a server may take to write everything out (seconds).
+const GRACE_SECONDS: i64 = 60;
+/// How long a server may take to start (seconds): a crash leaves a log to be replayed, and disks can be slow.
+const STARTUP_SECONDS_MAX: i32 = 1800;
+
+/// The StatefulSet of a component. Its disks can't be changed once it exists, so an existing one's are kept.
+pub fn statefulset(
+    wanted: &Wanted,
+    component: Component,
+    id: ClusterId,
+    existing: Option<&StatefulSet>,
+) -> StatefulSet {
+    let workload = wanted.workload(component);
+    let disk = existing.and_then(disk_of).unwrap_or_else(|| workload.disk.clone());
+    let name = names::workload(&wanted.name, component);
+    StatefulSet {
+        metadata: owned_meta(wanted, name.clone(), component_labels(wanted, component)),
+        spec: Some(StatefulSetSpec {
+            replicas: Some(workload.replicas.into()),
+            service_name: Some(name),
+            selector: label_selector(wanted, component),
+            // The operator decides which pod goes when: the controller's own order can deadlock on a broken roll-out.
+            pod_management_policy: Some("Parallel".to_owned()),
+            update_strategy: Some(StatefulSetUpdateStrategy {
+                type_: Some("OnDelete".to_owned()),
+                ..StatefulSetUpdateStrategy::default()
+            }),
+            persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
+                when_deleted: Some("Retain".to_owned()),
+                when_scaled: Some("Retain".to_owned()),
+            }),
+            revision_history_limit: Some(3),
+            template: template(wanted, component, id),
+            volume_claim_templates: Some(vec![claim(wanted, component, id, &disk)]),
+            ..StatefulSetSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// The disk that an existing StatefulSet asks for.
+pub fn disk_of(existing: &StatefulSet) -> Option<Disk> {
+    let templates = existing.spec.as_ref()?.volume_claim_templates.as_ref()?;
+    let spec = templates.first()?.spec.as_ref()?;
+    let size = spec.resources.as_ref()?.requests.as_ref()?.get("storage")?;
+    Some(Disk { size: size.0.as_str().into(), class: spec.storage_class_name.clone() })
+}
+
+fn claim(wanted: &Wanted, component: Component, id: ClusterId, disk: &Disk) -> PersistentVolumeClaim {
+    PersistentVolumeClaim {
+        metadata: ObjectMeta {
+            name: Some(names::DATA_VOLUME.to_owned()),
+            labels: Some(disk_labels(wanted, component, id)),
+            ..ObjectMeta::default()
+        },
+        spec: Some(PersistentVolumeClaimSpec {
+            access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
+            storage_class_name: disk.class.clone(),
+            resources: Some(VolumeResourceRequirements {
+                requests: Some(BTreeMap::from([("storage".to_owned(), disk.size.clone().into())])),
+                limits: None,
+            }),
+            volume_mode: Some("Filesystem".to_owned()),
+            ..PersistentVolumeClaimSpec::default()
+        }),
+        status: None,
+    }
+}
+
+fn template(wanted: &Wanted, component: Component, id: ClusterId) -> PodTemplateSpec {
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(component_labels(wanted, component)),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            termination_grace_period_seconds: Some(GRACE_SECONDS),
+            security_context: Some(PodSecurityContext {
+                run_as_non_root: Some(true),
+                run_as_user: Some(USER),
+                run_as_group: Some(USER),
+                fs_group: Some(USER),
+                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".to_owned(),
+                    ..SeccompProfile::default()
+                }),
+                ..PodSecurityContext::default()
+            }),
+            affinity: Some(apart(wanted, component)),
+            topology_spread_constraints: Some(vec![
+                spread(wanted, component, "topology.kubernetes.io/zone"),
+                spread(wanted, component, "kubernetes.io/hostname"),
+            ]),
+            containers: vec![container(wanted, component, id)],
+            volumes: Some(vec![Volume {
+                name: KEY_VOLUME.to_owned(),
+                secret: Some(SecretVolumeSource {
+                    secret_name: Some(wanted.secret.clone()),
+                    default_mode: Some(0o440),
+                    items: Some(vec![KeyToPath {
+                        key: secret::KEY.to_owned(),
+                        path: secret::KEY.to_owned(),
+                        mode: None,
+                    }]),
+                    ..SecretVolumeSource::default()
+                }),
+                ..Volume::default()
+            }]),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+/// Pods of a component would rather not share a node.
+fn apart(wanted: &Wanted, component: Component) -> Affinity {
+    Affinity {
+        pod_anti_affinity: Some(PodAntiAffinity {
+            preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
+                weight: 100,
+                pod_affinity_term: PodAffinityTerm {
+                    label_selector: Some(label_selector(wanted, component)),
+                    topology_key: "kubernetes.io/hostname".to_owned(),
+                    ..PodAffinityTerm::default()
+                },
+            }]),
+            ..PodAntiAffinity::default()
+        }),
+        ..Affinity::default()
+    }
+}
+
+fn spread(wanted: &Wanted, component: Component, key: &str) -> TopologySpreadConstraint {
+    TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: key.to_owned(),
+        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        label_selector: Some(label_selector(wanted, component)),
+        ..TopologySpreadConstraint::default()
+    }
+}
+
+fn container(wanted: &Wanted, component: Component, id: ClusterId) -> Container {
+    let port = |name: &str, port: u16| ContainerPort {
+        name: Some(name.to_owned()),
+        container_port: port.into(),
+        protocol: Some("TCP".to_owned()),
+        ..ContainerPort::default()
+    };
+    let mount = |name: &str, path: &str, read_only: bool| VolumeMount {
+        name: name.to_owned(),
+        mount_path: path.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    };
+    Container {
+        name: component.as_str().to_owned(),
+        image: Some(wanted.image.clone()),
+        image_pull_policy: Some(wanted.pull_policy.as_str().to_owned()),
+        command: Some(vec![PROGRAM.to_owned(), component.as_str().to_owned()]),
+        env: Some(environment(wanted, component, id)),
+        ports: Some(vec![
+            port(ports::NAME_SERVER, component.port()),
+            port(ports::NAME_HTTP, component.http_port()),
+        ]),
+        resources: Some(requirements(&wanted.workload(component).resources)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".to_owned()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        startup_probe: Some(probe("/healthz", 1, STARTUP_SECONDS_MAX)),
+        readiness_probe: Some(probe("/readyz", 3, 3)),
+        // Only whether the process works: without a quorum, or without the metadata service, a restart of every pod
+        // would make things worse.
+        liveness_probe: Some(probe("/healthz", 20, 6)),
+        // What a server says last is why it doesn't start.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
+        volume_mounts: Some(vec![
+            mount(names::DATA_VOLUME, DATA_PATH, false),
+            mount(KEY_VOLUME, KEY_PATH, true),
+        ]),
+        ..Container::default()
+    }
+}
+
+fn environment(wanted: &Wanted, component: Component, id: ClusterId) -> Vec<EnvVar> {
+    let is =
+        |name: &str, value: String| EnvVar { name: name.to_owned(), value: Some(value), ..EnvVar::default() };
+    let from = |name: &str, path: &str| EnvVar {
+        name: name.to_owned(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: path.to_owned(),
+                api_version: Some("v1".to_owned()),
+            }),
+            ..EnvVarSource::default()
+        }),
+        ..EnvVar::default()
+    };
+    let service = names::workload(&wanted.name, component);
+    let (namespace, port) = (&wanted.namespace, component.port());
+    let mut variables = vec![
+        // First, since others refer to it.
+        from(env::POD_NAME, "metadata.name"),
+        is(env::CLUSTER, id.to_string()),
+        is(env::KEY_FILE, format!("{KEY_PATH}/{}", secret::KEY)),
+        is(env::DATA, format!("{DATA_PATH}/{component}")),
+        is(env::LISTEN, format!("0.0.0.0:{port}")),
+        is(env::ADVERTISE, format!("$({}).{service}.{namespace}.svc:{port}", env::POD_NAME)),
+        is(env::HTTP, format!("0.0.0.0:{}", component.http_port())),
+        is(env::LOG_FORMAT, "json".to_owned()),
+    ];
+    if wanted.encrypt {
+        variables.push(is(env::ENCRYPT, "true".to_owned()));
+    }
+    match component {
+        Component::Metadata => {}
+        Component::Storage => {
+            variables.push(from(env::NODE_NAME, "spec.nodeName"));
+            // Kubernetes copies the node's zone onto its pods (1.35 and later); elsewhere this is empty.
+            variables.push(from("NODE_ZONE", "metadata.labels['topology.kubernetes.io/zone']"));
+            variables.push(is(env::LABELS, format!("host=$({}),zone=$(NODE_ZONE)", env::NODE_NAME)));
+            variables.push(is(env::METADATA, names::metadata_address(namespace, &wanted.name)));
+        }
+    }
+    variables
+}
+
+fn probe(path: &str, period: i32, failures: i32) -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(path.to_owned()),
+            port: IntOrString::String(ports::NAME_HTTP.to_owned()),
+            scheme: Some("HTTP".to_owned()),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(period),
+        failure_threshold: Some(failures),
+        timeout_seconds: Some(5),
+        ..Probe::default()
+    }
+}
+
+fn requirements(resources: &Resources) -> ResourceRequirements {
+    let quantities = |from: &BTreeMap<String, atoll_crds::Quantity>| {
+        let found: BTreeMap<String, _> =
+            from.iter().map(|(name, quantity)| (name.clone(), quantity.clone().into())).collect();
+        (!found.is_empty()).then_some(found)
+    };
+    ResourceRequirements {
+        requests: quantities(&resources.requests),
+        limits: quantities(&resources.limits),
+        claims: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    fn built(component: Component) -> StatefulSet {
+        statefulset(&testing::wanted("1Gi"), component, ClusterId(7), None)
+    }
+
+    fn pod(set: &StatefulSet) -> PodSpec {
+        set.spec.clone().expect("spec").template.spec.expect("pod")
+    }
+
+    fn variable(set: &StatefulSet, name: &str) -> Option<String> {
+        let variables = pod(set).containers.remove(0).env.expect("environment");
+        variables.into_iter().find(|found| found.name == name).and_then(|found| found.value)
+    }
+
+    #[test]
+    fn pods_keep_to_the_restricted_pod_security_standard() {
+        for component in Component::ALL {
+            let pod = pod(&built(component));
+            let context = pod.security_context.expect("pod context");
+            assert_eq!(context.run_as_non_root, Some(true));
+            assert_eq!(context.seccomp_profile.expect("seccomp").type_, "RuntimeDefault");
+            let container = pod.containers[0].security_context.clone().expect("container context");
+            assert_eq!(container.allow_privilege_escalation, Some(false));
+            assert_eq!(container.read_only_root_filesystem, Some(true));
+            assert_eq!(container.capabilities.expect("capabilities").drop, Some(vec!["ALL".to_owned()]));
+            assert_eq!(pod.automount_service_account_token, Some(false));
+            assert!(pod.volumes.into_iter().flatten().all(|volume| volume.host_path.is_none()));
+        }
+    }
+
+    #[test]
+    fn the_operator_decides_which_pod_goes_and_disks_outlive_the_set() {
+        for component in Component::ALL {
+            let set = built(component);
+            let spec = set.spec.expect("spec");
+            assert_eq!(spec.pod_management_policy.as_deref(), Some("Parallel"));
+            assert_eq!(spec.update_strategy.and_then(|strategy| strategy.type_).as_deref(), Some("OnDelete"));
+            let retention = spec.persistent_volume_claim_retention_policy.expect("policy");
+            assert_eq!(retention.when_deleted.as_deref(), Some("Retain"));
+            let claim = &spec.volume_claim_templates.expect("claims")[0];
+            let labels = claim.metadata.labels.as_ref().expect("labels");
+            assert_eq!(labels[names::labels::CLUSTER_ID], ClusterId(7).to_string());
+            assert_eq!(claim.metadata.owner_references, None);
+        }
+    }
+
+    #[test]
+    fn servers_are_told_where_they_are_and_where_the_others_are() {
+        let storage = built(Component::Storage);
+        assert_eq!(variable(&storage, env::ADVERTISE).as_deref(), Some("$(POD_NAME).db-storage.ns.svc:7500"));
+        assert_eq!(variable(&storage, env::METADATA).as_deref(), Some("db-metadata.ns.svc:7400"));
+        assert_eq!(variable(&storage, env::LABELS).as_deref(), Some("host=$(NODE_NAME),zone=$(NODE_ZONE)"));
+        assert_eq!(variable(&storage, env::ENCRYPT), None);
+        let metadata = built(Component::Metadata);
+        assert_eq!(variable(&metadata, env::METADATA), None);
+        let mut wanted = testing::wanted("1Gi");
+        wanted.encrypt = true;
+        let set = statefulset(&wanted, Component::Metadata, ClusterId(7), None);
+        assert_eq!(variable(&set, env::ENCRYPT).as_deref(), Some("true"));
+    }
+
+    #[test]
+    fn the_disks_of_a_set_that_exists_stay_as_they_are() {
+        let before = built(Component::Storage);
+        let mut wanted = testing::wanted("1Gi");
+        let storage = wanted.workloads.get_mut(&Component::Storage).expect("storage");
+        storage.replicas = 5;
+        storage.disk = Disk { size: "999Gi".into(), class: Some("other".into()) };
+        let after = statefulset(&wanted, Component::Storage, ClusterId(7), Some(&before));
+        let claims = |set: &StatefulSet| set.spec.clone().expect("spec").volume_claim_templates;
+        assert_eq!(claims(&after), claims(&before));
+        assert_eq!(after.spec.expect("spec").replicas, Some(5));
+    }
+}

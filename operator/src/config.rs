@@ -1,0 +1,139 @@
+//! The operator's configuration: parsed once, in `main`, and passed down.
+
+use std::collections::BTreeMap;
+
+use clap::{Parser, ValueEnum};
+
+/// The version of this program, which is that of the pods unless a cluster asks for another one.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Raises and keeps the pods of every FileSystemCluster.
+#[derive(Parser, Debug, Clone)]
+#[command(name = "atoll-operator", version)]
+pub struct Config {
+    /// The image that pods run; it holds `/usr/bin/atoll-fs`. Default: this version's.
+    #[arg(long, env = "ATOLL_IMAGE", value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Images of other versions that clusters may ask for: VERSION=IMAGE, separated by commas.
+    #[arg(long, env = "ATOLL_IMAGES", value_name = "VERSION=IMAGE", value_delimiter = ',')]
+    pub images: Vec<String>,
+    /// When kubelet pulls the image: Always, IfNotPresent or Never.
+    #[arg(long, env = "ATOLL_IMAGE_PULL_POLICY", default_value = "IfNotPresent", value_name = "POLICY")]
+    pub image_pull_policy: PullPolicy,
+    /// Namespace of the lease by which one of several operators is chosen.
+    #[arg(long, env = "POD_NAMESPACE", default_value = atoll_crds::names::NAMESPACE_SYSTEM, value_name = "NAMESPACE")]
+    pub namespace: String,
+    /// This operator's name among several. Default: the host's name and a random number.
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub identity: Option<String>,
+    /// Reconcile without being chosen first. Only for a single operator.
+    #[arg(long, env = "ATOLL_NO_LEADER_ELECTION")]
+    pub no_leader_election: bool,
+    /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
+    #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    pub http: String,
+    /// Clusters that are worked on at the same time.
+    #[arg(long, env = "ATOLL_CONCURRENCY", default_value_t = 8, value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub concurrency: u16,
+    /// How logs are written to standard error.
+    #[arg(long, env = "ATOLL_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged: a level or filters by module.
+    #[arg(long, env = "ATOLL_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// When kubelet pulls an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// For every start.
+    Always,
+    /// If the node doesn't have it.
+    IfNotPresent,
+    /// Never.
+    Never,
+}
+
+impl PullPolicy {
+    /// As in a pod.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PullPolicy::Always => "Always",
+            PullPolicy::IfNotPresent => "IfNotPresent",
+            PullPolicy::Never => "Never",
+        }
+    }
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// A line for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The images, by version: who writes a resource chooses a version, never an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    by_version: BTreeMap<String, String>,
+    /// When kubelet pulls them.
+    pub pull_policy: PullPolicy,
+}
+
+/// A flag makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("--images '{0}': write VERSION=IMAGE, such as 0.1.0=registry.example/atoll:0.1.0")]
+pub struct ImagesError(String);
+
+impl Images {
+    /// From the flags.
+    ///
+    /// # Errors
+    /// If one of them isn't VERSION=IMAGE.
+    pub fn parse(config: &Config) -> Result<Images, ImagesError> {
+        let mut by_version = BTreeMap::new();
+        for text in config.images.iter().filter(|text| !text.trim().is_empty()) {
+            match text.trim().split_once('=') {
+                Some((version, image)) if !version.is_empty() && !image.is_empty() => {
+                    by_version.insert(version.to_owned(), image.to_owned());
+                }
+                _ => return Err(ImagesError(text.clone())),
+            }
+        }
+        let own = config.image.clone().unwrap_or_else(|| format!("ghcr.io/atoll-dev/atoll:{VERSION}"));
+        by_version.insert(VERSION.to_owned(), own);
+        Ok(Images { by_version, pull_policy: config.image_pull_policy })
+    }
+
+    /// The image of a version.
+    pub fn of(&self, version: &str) -> Option<&str> {
+        self.by_version.get(version).map(String::as_str)
+    }
+
+    /// The versions that there are images of.
+    pub fn versions(&self) -> Vec<&str> {
+        self.by_version.keys().map(String::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_come_by_version_and_the_own_one_is_always_there() {
+        let config = Config::parse_from(["atoll-operator", "--images", "0.0.9=r/a:0.0.9,1.0.0=r/a:1"]);
+        let images = Images::parse(&config).expect("valid");
+        assert_eq!(images.of("0.0.9"), Some("r/a:0.0.9"));
+        assert_eq!(images.of(VERSION), Some(format!("ghcr.io/atoll-dev/atoll:{VERSION}").as_str()));
+        assert_eq!(images.of("2.0.0"), None);
+        let config = Config::parse_from(["atoll-operator", "--image", "x:y"]);
+        assert_eq!(Images::parse(&config).expect("valid").of(VERSION), Some("x:y"));
+        let config = Config::parse_from(["atoll-operator", "--images", "0.0.9"]);
+        assert!(Images::parse(&config).expect_err("no image").to_string().contains("VERSION=IMAGE"));
+    }
+}

@@ -1,0 +1,106 @@
+//! Events: one for each transition, none for what goes on.
+
+use atoll_crds::v1alpha1::{ConditionType, FileSystemClusterStatus, Phase};
+use kube::runtime::events::{Event, EventType};
+
+/// Characters of a note at most (the API server takes a kilobyte).
+const NOTE_CHARS_MAX: usize = 900;
+
+/// What has changed between two statuses, as Events tell it.
+pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterStatus) -> Vec<Event> {
+    let mut events = Vec::new();
+    if before.phase == Some(Phase::Deleting) {
+        return events;
+    }
+    if after.bootstrapped && !before.bootstrapped {
+        let id = after.cluster_id.as_deref().unwrap_or_default();
+        events.push(event(EventType::Normal, "VolumeMade", format!("the volume of cluster {id} was made")));
+    }
+    let of = |status: &FileSystemClusterStatus, kind: ConditionType| {
+        status.conditions.iter().find(|found| found.type_ == kind.as_str()).cloned()
+    };
+    let ready = (of(before, ConditionType::Ready), of(after, ConditionType::Ready));
+    if let (was, Some(is)) = ready {
+        let was_true = was.as_ref().is_some_and(|was| was.status == "True");
+        match (was_true, is.status == "True") {
+            (false, true) => events.push(event(EventType::Normal, "Ready", is.message)),
+            (true, false) if after.phase != Some(Phase::Deleting) => {
+                events.push(event(EventType::Warning, &is.reason, is.message));
+            }
+            _ => {}
+        }
+    }
+    if let (was, Some(is)) = (of(before, ConditionType::Degraded), of(after, ConditionType::Degraded)) {
+        let was_so = was.as_ref().is_some_and(|was| was.status == "True");
+        let reason_changed = was.as_ref().is_some_and(|was| was.reason != is.reason);
+        let told = events.iter().any(|event| event.reason == is.reason);
+        match (was_so, is.status == "True") {
+            (false, true) if !told => events.push(event(EventType::Warning, &is.reason, is.message)),
+            (true, true) if reason_changed && !told => {
+                events.push(event(EventType::Warning, &is.reason, is.message));
+            }
+            (true, false) if after.phase == Some(Phase::Ready) => {
+                events.push(event(EventType::Normal, "Recovered", is.message));
+            }
+            _ => {}
+        }
+    }
+    events
+}
+
+/// One Event.
+pub fn event(kind: EventType, reason: &str, note: String) -> Event {
+    Event {
+        type_: kind,
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(NOTE_CHARS_MAX).collect()),
+        action: "Reconcile".to_owned(),
+        secondary: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_crds::v1alpha1::{Reason, conditions};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn status(ready: bool, degraded: Option<Reason>) -> FileSystemClusterStatus {
+        let mut status = FileSystemClusterStatus { bootstrapped: ready, ..Default::default() };
+        let now = || Time(Timestamp::UNIX_EPOCH);
+        let words = (if ready { Reason::Serving } else { Reason::MetadataUnreachable }, "r");
+        conditions::set(&mut status.conditions, ConditionType::Ready, ready, words, None, now());
+        let words = (degraded.unwrap_or(Reason::AsSpecified), "d");
+        conditions::set(
+            &mut status.conditions,
+            ConditionType::Degraded,
+            degraded.is_some(),
+            words,
+            None,
+            now(),
+        );
+        status.phase = Some(if ready { Phase::Ready } else { Phase::Unavailable });
+        status
+    }
+
+    fn reasons(before: &FileSystemClusterStatus, after: &FileSystemClusterStatus) -> Vec<String> {
+        transitions(before, after).into_iter().map(|event| event.reason).collect()
+    }
+
+    #[test]
+    fn events_tell_of_transitions_alone() {
+        let (new, well) = (FileSystemClusterStatus::default(), status(true, None));
+        assert_eq!(reasons(&new, &well), ["VolumeMade", "Ready"]);
+        assert_eq!(reasons(&well, &well), Vec::<String>::new());
+        let ill = status(true, Some(Reason::Unhealthy));
+        assert_eq!(reasons(&well, &ill), ["Unhealthy"]);
+        assert_eq!(reasons(&ill, &ill), Vec::<String>::new());
+        assert_eq!(reasons(&ill, &status(true, Some(Reason::PodsFailing))), ["PodsFailing"]);
+        assert_eq!(reasons(&ill, &well), ["Recovered"]);
+        let mut down = status(false, Some(Reason::MetadataUnreachable));
+        down.bootstrapped = true;
+        assert_eq!(reasons(&well, &down), ["MetadataUnreachable"]);
+    }
+}

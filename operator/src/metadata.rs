@@ -1,0 +1,105 @@
+//! The way to a cluster's metadata servers, over the same protocol and with the same proof of the key as its mounts.
+
+use std::time::Duration;
+
+use atoll_core::ids::ClusterId;
+use atoll_core::records::VolumeConfig;
+use atoll_proto::client::{ConnectOptions, Connection};
+use atoll_proto::handshake::{Encryption, Identity, Role};
+use atoll_proto::metadata::{BootstrapRequest, MetadataError, StatusRequest};
+use atoll_proto::rpc::Rpc;
+use atoll_proto::transport::Address;
+use atoll_proto::{ClusterKey, ConnectError, RpcError};
+
+use crate::error::Error;
+use crate::observe::MetadataFact;
+
+/// How long a status may take: a reconcile waits for it.
+const STATUS_DEADLINE: Duration = Duration::from_secs(4);
+/// How long making a volume may take: an election is part of it.
+const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(30);
+/// Servers that are asked in one attempt: those that there are, and leaders that they name.
+const ASKED_MAX: usize = 8;
+
+/// Who the operator is to a cluster.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its key.
+    pub key: ClusterKey,
+    /// Whether it encrypts.
+    pub encryption: Encryption,
+}
+
+/// Asks how the cluster is: the leader, if one of the servers is it.
+pub async fn status(access: &Access, addresses: &[String]) -> MetadataFact {
+    if addresses.is_empty() {
+        return MetadataFact::NotAsked;
+    }
+    let mut reasons = Vec::new();
+    let mut follower = None;
+    for address in addresses.iter().take(ASKED_MAX) {
+        match ask::<StatusRequest>(access, address, &StatusRequest, STATUS_DEADLINE).await {
+            Ok(status) if status.is_leader => return MetadataFact::Answers(Box::new(status)),
+            Ok(status) => follower = Some(status),
+            Err(why) => reasons.push(why.to_string()),
+        }
+    }
+    match follower {
+        Some(status) => MetadataFact::Answers(Box::new(status)),
+        None => MetadataFact::Unreachable(reasons.join("; ")),
+    }
+}
+
+/// Makes the volume. To do it again changes nothing.
+///
+/// # Errors
+/// If no server does it.
+pub async fn bootstrap(access: &Access, addresses: &[String], config: &VolumeConfig) -> Result<(), Error> {
+    let request = BootstrapRequest { cluster: access.cluster, config: config.clone() };
+    let mut reasons = Vec::new();
+    for address in addresses.iter().take(ASKED_MAX) {
+        match ask::<BootstrapRequest>(access, address, &request, BOOTSTRAP_DEADLINE).await {
+            Ok(()) => return Ok(()),
+            Err(why) => reasons.push(why.to_string()),
+        }
+    }
+    Err(Error::Metadata { doing: "make the volume", reason: reasons.join("; ") })
+}
+
+/// Why one server gave no answer.
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error("{0}")]
+    Address(#[from] atoll_proto::transport::AddressError),
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    #[error("{address}: {error}")]
+    Refused { address: String, error: MetadataError },
+    #[error("{address}: {error}")]
+    Call { address: String, error: RpcError },
+}
+
+async fn ask<R: Rpc>(
+    access: &Access,
+    address: &str,
+    request: &R::Request,
+    deadline: Duration,
+) -> Result<R::Reply, AskError> {
+    let identity = Identity {
+        cluster: access.cluster,
+        role: Role::Admin,
+        key: access.key.clone(),
+        encryption: access.encryption,
+    };
+    let parsed: Address = address.parse()?;
+    let connection = Connection::connect(&parsed, &ConnectOptions::new(identity)).await?;
+    match connection.call_within::<R>(request, (), deadline).await {
+        Ok((reply, _)) => Ok(reply),
+        Err(error) => Err(match error.typed::<MetadataError>() {
+            Some(error) => AskError::Refused { address: address.to_owned(), error },
+            None => AskError::Call { address: address.to_owned(), error },
+        }),
+    }
+}

@@ -1,0 +1,151 @@
+//! What is: everything that a decision may depend on, as plain values.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use atoll_core::ids::ClusterId;
+use atoll_crds::names::{self, Component, labels};
+use atoll_crds::v1alpha1::FileSystemCluster;
+use atoll_proto::metadata::ClusterStatus;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// One cluster and everything around it, as it was seen.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The resource.
+    pub cluster: Arc<FileSystemCluster>,
+    /// The StatefulSets of the derived names, whoever owns them.
+    pub statefulsets: BTreeMap<Component, StatefulSet>,
+    /// The Services of the derived names, whoever owns them.
+    pub services: BTreeMap<Component, Service>,
+    /// The PodDisruptionBudgets of the derived names, whoever owns them.
+    pub budgets: BTreeMap<Component, PodDisruptionBudget>,
+    /// The Secret with the key, whoever made it.
+    pub secret: Option<Secret>,
+    /// PVCs by name: those that carry the cluster's label, and those of the names that its pods will use.
+    pub pvcs: BTreeMap<String, PersistentVolumeClaim>,
+    /// Pods by name.
+    pub pods: BTreeMap<String, Pod>,
+    /// Why a PVC waits, as its provisioner says, by name.
+    pub pvc_warnings: BTreeMap<String, String>,
+    /// Nodes that pods may run on, those that are away for a while included.
+    pub nodes_usable: usize,
+    /// StorageClasses.
+    pub classes: Vec<ClassFact>,
+    /// What the metadata service says.
+    pub metadata: MetadataFact,
+    /// The namespace is being deleted.
+    pub namespace_terminating: bool,
+    /// The definition of the custom resource is being deleted.
+    pub crd_terminating: bool,
+}
+
+/// A StorageClass, as far as it matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassFact {
+    /// Its name.
+    pub name: String,
+    /// Who makes its volumes.
+    pub provisioner: String,
+    /// It is taken when none is named.
+    pub is_default: bool,
+}
+
+/// What the metadata service says.
+#[derive(Clone, Debug, Default)]
+pub enum MetadataFact {
+    /// It wasn't asked: there is no pod with an address, or no key.
+    #[default]
+    NotAsked,
+    /// It doesn't answer, or refuses.
+    Unreachable(String),
+    /// It answers.
+    Answers(Box<ClusterStatus>),
+}
+
+/// Whose an object of a derived name is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// This cluster's.
+    Ours,
+    /// It was ours, before the resource was made anew; nobody owns it now.
+    Orphan,
+    /// It belongs to an earlier resource of the same name and is about to go.
+    Former,
+    /// Somebody else's.
+    Foreign(String),
+}
+
+impl Observed {
+    /// The cluster's id, once the status has it.
+    pub fn cluster_id(&self) -> Option<ClusterId> {
+        self.cluster.cluster_id()?.parse().ok()
+    }
+
+    /// The status says that the volume was made.
+    pub fn is_bootstrapped(&self) -> bool {
+        self.cluster.status.as_ref().is_some_and(|status| status.bootstrapped)
+    }
+
+    /// What the metadata service says, if it answers.
+    pub fn answer(&self) -> Option<&ClusterStatus> {
+        match &self.metadata {
+            MetadataFact::Answers(status) => Some(status),
+            MetadataFact::NotAsked | MetadataFact::Unreachable(_) => None,
+        }
+    }
+
+    /// Whose an object is.
+    pub fn ownership(&self, object: &ObjectMeta) -> Ownership {
+        let controller =
+            object.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
+        let label = |key: &str| object.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+        match controller {
+            Some(owner) if Some(&owner.uid) == self.cluster.metadata.uid.as_ref() => Ownership::Ours,
+            Some(owner) if owner.kind == "FileSystemCluster" && owner.name == self.cluster.name_str() => {
+                Ownership::Former
+            }
+            Some(owner) => Ownership::Foreign(format!("{} {}", owner.kind, owner.name)),
+            None if label(labels::MANAGED_BY) == Some(labels::MANAGED_BY_OPERATOR)
+                && label(labels::CLUSTER) == Some(self.cluster.name_str()) =>
+            {
+                Ownership::Orphan
+            }
+            None => Ownership::Foreign("somebody else".to_owned()),
+        }
+    }
+
+    /// The PVCs of a component that this cluster's label is on, or that its pods will use.
+    pub fn pvcs_of(&self, component: Component) -> impl Iterator<Item = &PersistentVolumeClaim> {
+        let prefix =
+            format!("{}-{}-", names::DATA_VOLUME, names::workload(self.cluster.name_str(), component));
+        self.pvcs.iter().filter(move |(name, _)| name.starts_with(&prefix)).map(|(_, pvc)| pvc)
+    }
+
+    /// The pods of a component.
+    pub fn pods_of(&self, component: Component) -> impl Iterator<Item = &Pod> {
+        let prefix = format!("{}-", names::workload(self.cluster.name_str(), component));
+        self.pods.iter().filter(move |(name, _)| name.starts_with(&prefix)).map(|(_, pod)| pod)
+    }
+}
+
+/// A label's value.
+pub fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+/// A pod's containers are all ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.into_iter().flatten().any(|found| found.type_ == "Ready" && found.status == "True")
+}
+
+/// A pod's address on the network.
+pub fn pod_ip(pod: &Pod) -> Option<&str> {
+    let ip = pod.status.as_ref()?.pod_ip.as_deref()?;
+    (!ip.is_empty() && pod.metadata.deletion_timestamp.is_none()).then_some(ip)
+}

@@ -1,0 +1,354 @@
+//! What to do next, from what is and what shall be. Pure.
+//!
+//! A plan holds what can be done *now*: whatever depends on the outcome of an action comes in a later plan, made from
+//! what is seen then. So each action may be the last one before a crash; DESIGN.md goes through them.
+
+mod deletion;
+mod roll;
+
+pub use deletion::{Fate, fate};
+pub use roll::outdated;
+
+use std::collections::BTreeSet;
+
+use atoll_core::ids::{ClusterId, MemberId};
+use atoll_crds::names::{self, Component, labels};
+use atoll_crds::v1alpha1::Reason;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+
+use crate::build::{budget::budget, compare, secret, service::service, statefulset::statefulset};
+use crate::observe::{MetadataFact, Observed, Ownership, label, pod_ip};
+use crate::validate::{Problem, Wanted, check_surroundings};
+
+/// One change.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Keep the resource until its deletion is done.
+    AddFinalizer,
+    /// Let it go.
+    RemoveFinalizer,
+    /// Write the cluster's id into the status, before anything carries it.
+    SetClusterId(ClusterId),
+    /// Make the Secret with a new key.
+    CreateSecret(ClusterId),
+    /// Make or change an object that goes with the resource.
+    Apply(Owned),
+    /// Make the volume.
+    Bootstrap(ClusterId),
+    /// Write a metadata server's id onto its PVC: from now on nobody bootstraps.
+    LabelMember {
+        /// The PVC.
+        pvc: String,
+        /// The server.
+        member: MemberId,
+    },
+    /// Have a pod made anew from its template.
+    RestartPod {
+        /// Its name.
+        name: String,
+        /// Its uid: only this very pod.
+        uid: String,
+    },
+    /// Take the resource's name off an object, so that it stays when the resource goes.
+    Disown(Owned),
+    /// Delete an object of this kind.
+    Delete(Kind, String),
+}
+
+/// An object that goes with the resource.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Owned {
+    /// A Service.
+    Service(Box<Service>),
+    /// A StatefulSet.
+    StatefulSet(Box<StatefulSet>),
+    /// A PodDisruptionBudget.
+    Budget(Box<PodDisruptionBudget>),
+}
+
+/// Kinds of objects that the operator deletes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// StatefulSets.
+    StatefulSet,
+    /// PodDisruptionBudgets.
+    Budget,
+    /// PVCs: data.
+    PersistentVolumeClaim,
+    /// The key.
+    Secret,
+}
+
+/// What to do now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In this order; the first failure ends it.
+    pub actions: Vec<Action>,
+    /// What keeps the rest from being done.
+    pub problem: Option<Problem>,
+}
+
+impl Plan {
+    fn just(action: Action) -> Plan {
+        Plan { actions: vec![action], problem: None }
+    }
+
+    fn blocked(problem: Problem) -> Plan {
+        Plan { actions: Vec::new(), problem: Some(problem) }
+    }
+}
+
+/// The next steps. `fresh` is an id that no cluster has.
+pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId) -> Plan {
+    if seen.cluster.is_terminating() {
+        return deletion::plan(seen);
+    }
+    if seen.cluster.spec.paused {
+        let message = "spec.paused is true: the operator changes nothing; set it to false to go on";
+        return Plan::blocked(Problem::new(Reason::Paused, message));
+    }
+    let wanted = match wanted {
+        Ok(wanted) => wanted,
+        Err(problem) => return Plan::blocked(problem.clone()),
+    };
+    if seen.namespace_terminating || seen.crd_terminating {
+        let message =
+            "the namespace or the definition of the resource is being deleted: nothing is changed any more";
+        return Plan::blocked(Problem::new(Reason::Deleting, message));
+    }
+    if !has_finalizer(seen) {
+        return Plan::just(Action::AddFinalizer);
+    }
+    match steps(seen, wanted, fresh) {
+        Ok(actions) => Plan { actions, problem: None },
+        Err(problem) => Plan::blocked(problem),
+    }
+}
+
+/// The finalizer is on the resource.
+pub fn has_finalizer(seen: &Observed) -> bool {
+    seen.cluster.metadata.finalizers.iter().flatten().any(|found| found == names::FINALIZER)
+}
+
+fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Action>, Problem> {
+    refuse_others_objects(seen)?;
+    let Some(id) = seen.cluster_id() else {
+        // Before there is anything that could be left behind.
+        let id = adopted_id(seen)?.unwrap_or(fresh);
+        check_surroundings(wanted, seen)?;
+        return Ok(vec![Action::SetClusterId(id)]);
+    };
+    refuse_others_disks(seen, id)?;
+    if !seen.is_bootstrapped() && !member_is_known(seen) {
+        check_surroundings(wanted, seen)?;
+    }
+    if !key_is_there(seen, wanted, id)? {
+        // The pods can't start without it, so nothing else is due.
+        return Ok(vec![Action::CreateSecret(id)]);
+    }
+    let mut actions = applies(seen, wanted, id);
+    actions.extend(founding(seen, wanted, id)?);
+    if actions.is_empty() {
+        actions.extend(roll::next(seen, wanted));
+    }
+    Ok(actions)
+}
+
+/// Nothing is forced onto an object that belongs to somebody else.
+fn refuse_others_objects(seen: &Observed) -> Result<(), Problem> {
+    let sets = seen.statefulsets.values().map(|found| ("StatefulSet", &found.metadata));
+    let services = seen.services.values().map(|found| ("Service", &found.metadata));
+    let budgets = seen.budgets.values().map(|found| ("PodDisruptionBudget", &found.metadata));
+    for (kind, meta) in sets.chain(services).chain(budgets) {
+        let name = meta.name.as_deref().unwrap_or_default();
+        match seen.ownership(meta) {
+            Ownership::Ours | Ownership::Orphan => {}
+            Ownership::Former => {
+                let message = format!(
+                    "the {kind} {name} belongs to an earlier FileSystemCluster of this name and is about to go"
+                );
+                return Err(Problem::new(Reason::Applying, message));
+            }
+            Ownership::Foreign(owner) => {
+                let message = format!(
+                    "the {kind} {name} belongs to {owner}: delete or rename it, or give this FileSystemCluster another \
+                     name"
+                );
+                return Err(Problem::new(Reason::NameConflict, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The id of the cluster whose disks and key are there already.
+fn adopted_id(seen: &Observed) -> Result<Option<ClusterId>, Problem> {
+    let mut ids: BTreeSet<ClusterId> = BTreeSet::new();
+    for pvc in seen.pvcs.values() {
+        ids.extend(label(&pvc.metadata, labels::CLUSTER_ID).and_then(|id| id.parse::<ClusterId>().ok()));
+    }
+    if ids.is_empty() {
+        ids.extend(
+            seen.secret.as_ref().and_then(|found| secret::read(found).ok()).map(|found| found.cluster),
+        );
+    }
+    if ids.len() > 1 {
+        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
+        let message = format!(
+            "there are PVCs of several clusters under this name ({}): delete those that aren't needed any more, or give \
+             this FileSystemCluster another name",
+            ids.join(", ")
+        );
+        return Err(Problem::new(Reason::ForeignData, message));
+    }
+    Ok(ids.into_iter().next())
+}
+
+/// The disks that the pods will use are this cluster's.
+fn refuse_others_disks(seen: &Observed, id: ClusterId) -> Result<(), Problem> {
+    for pvc in seen.pvcs.values() {
+        let name = pvc.metadata.name.as_deref().unwrap_or_default();
+        match label(&pvc.metadata, labels::CLUSTER_ID) {
+            Some(found) if found.parse() == Ok(id) => {}
+            Some(found) => {
+                let message = format!(
+                    "the PVC {name} holds data of cluster {found}, this one is {id}: delete the PVC if that data isn't \
+                     needed any more, or give this FileSystemCluster another name"
+                );
+                return Err(Problem::new(Reason::ForeignData, message));
+            }
+            None => {
+                let message = format!(
+                    "the PVC {name} is there and isn't marked as this cluster's: delete it, or, if it is this \
+                     cluster's disk, label it {}={id}",
+                    labels::CLUSTER_ID
+                );
+                return Err(Problem::new(Reason::NameConflict, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Some metadata server's id is on its PVC.
+fn member_is_known(seen: &Observed) -> bool {
+    seen.pvcs_of(Component::Metadata).any(|pvc| label(&pvc.metadata, labels::MEMBER_ID).is_some())
+}
+
+/// Whether the Secret is there. Once there are disks a new one would lock them for good.
+fn key_is_there(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<bool, Problem> {
+    let name = &wanted.secret;
+    let Some(found) = &seen.secret else {
+        if seen.pvcs.is_empty() && seen.statefulsets.is_empty() {
+            return Ok(false);
+        }
+        let message = format!(
+            "the Secret {name} with the cluster's key is gone, and without it the disks can't be used: restore it (its \
+             '{}' is {id})",
+            names::secret::CLUSTER
+        );
+        return Err(Problem::new(Reason::KeyMissing, message));
+    };
+    match secret::read(found) {
+        Ok(read) if read.cluster == id => Ok(true),
+        Ok(read) => {
+            let message = format!(
+                "the Secret {name} holds the key of cluster {}, this one is {id}: restore the right Secret, or name \
+                 another one in spec.clientSecretName of a new FileSystemCluster",
+                read.cluster
+            );
+            Err(Problem::new(Reason::KeyMissing, message))
+        }
+        Err(what) => {
+            let message = format!(
+                "the Secret {name} isn't a key of Atoll ({what}): delete or rename it, or name another one in \
+                 spec.clientSecretName of a new FileSystemCluster"
+            );
+            Err(Problem::new(Reason::NameConflict, message))
+        }
+    }
+}
+
+/// The objects that aren't as they shall be.
+fn applies(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for component in Component::ALL {
+        let mut object = service(wanted, component);
+        compare::stamp(&mut object, |object| &mut object.metadata);
+        if !seen.services.get(&component).is_some_and(|seen| compare::is_as_wanted(&object, seen)) {
+            actions.push(Action::Apply(Owned::Service(Box::new(object))));
+        }
+    }
+    for component in Component::ALL {
+        let existing = seen.statefulsets.get(&component);
+        // Storage servers look the metadata servers up by name as they start, and DNS servers remember for half a
+        // minute that a name doesn't exist.
+        let too_early = component == Component::Storage
+            && existing.is_none()
+            && !seen.pods_of(Component::Metadata).any(|pod| pod_ip(pod).is_some());
+        if too_early {
+            continue;
+        }
+        let mut object = statefulset(wanted, component, id, existing);
+        compare::stamp(&mut object, |object| &mut object.metadata);
+        if !existing.is_some_and(|seen| compare::is_as_wanted(&object, seen)) {
+            actions.push(Action::Apply(Owned::StatefulSet(Box::new(object))));
+        }
+    }
+    for component in Component::ALL {
+        match (budget(wanted, component), seen.budgets.get(&component)) {
+            (Some(mut object), existing) => {
+                compare::stamp(&mut object, |object| &mut object.metadata);
+                if !existing.is_some_and(|seen| compare::is_as_wanted(&object, seen)) {
+                    actions.push(Action::Apply(Owned::Budget(Box::new(object))));
+                }
+            }
+            (None, Some(_)) => {
+                actions.push(Action::Delete(Kind::Budget, names::workload(&wanted.name, component)));
+            }
+            (None, None) => {}
+        }
+    }
+    actions
+}
+
+/// The steps by which a volume is made, once and never again (D34).
+fn founding(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Action>, Problem> {
+    let pvc_name = names::pvc(&wanted.name, Component::Metadata, 0);
+    let Some(pvc) = seen.pvcs.get(&pvc_name) else { return Ok(None) };
+    let MetadataFact::Answers(answer) = &seen.metadata else { return Ok(None) };
+    let recorded = label(&pvc.metadata, labels::MEMBER_ID).and_then(|id| id.parse::<MemberId>().ok());
+    match answer.cluster {
+        Some(found) if found != id => {
+            let message = format!(
+                "the metadata server's disk holds cluster {found}, this one is {id}: restore its disk"
+            );
+            Err(Problem::new(Reason::ForeignData, message))
+        }
+        Some(_) => match recorded {
+            Some(member) if member == answer.member => Ok(None),
+            Some(member) => {
+                let message = format!(
+                    "the PVC {pvc_name} was the disk of metadata server {member}, and {} answers from it: restore the \
+                     disk",
+                    answer.member
+                );
+                Err(Problem::new(Reason::ForeignData, message))
+            }
+            None => Ok(Some(Action::LabelMember { pvc: pvc_name, member: answer.member })),
+        },
+        None if recorded.is_some() || seen.is_bootstrapped() => {
+            let message = format!(
+                "the volume was made, but the disk of its metadata server (PVC {pvc_name}) is empty: restore the disk \
+                 from a backup; nothing is made anew, since that would hide the loss"
+            );
+            Err(Problem::new(Reason::ForeignData, message))
+        }
+        None => Ok(Some(Action::Bootstrap(id))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

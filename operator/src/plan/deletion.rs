@@ -1,0 +1,138 @@
+//! How a cluster goes: data dies only on a deliberate word (D32).
+
+use atoll_crds::names::{Component, labels};
+use atoll_crds::v1alpha1::Reason;
+
+use super::{Action, Kind, Owned, Plan, has_finalizer, member_is_known};
+use crate::observe::{Observed, Ownership, label};
+use crate::validate::Problem;
+
+/// Mounts that a message names.
+const NAMED_MAX: usize = 5;
+
+/// Whether the data may die.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The word was said, or there never was any data.
+    Delete,
+    /// PVCs and key stay, and a resource of the same name takes them over.
+    Keep,
+}
+
+/// What is to become of the data.
+pub fn fate(seen: &Observed) -> Fate {
+    let confirmed = match (seen.cluster_id(), &seen.cluster.spec.deletion_confirmation) {
+        (Some(id), Some(word)) => word.parse() == Ok(id),
+        _ => false,
+    };
+    // What was never usable holds nothing: half-made clusters leave nothing behind.
+    let made = seen.is_bootstrapped() || member_is_known(seen);
+    if confirmed || !made { Fate::Delete } else { Fate::Keep }
+}
+
+/// The next steps of a deletion.
+pub fn plan(seen: &Observed) -> Plan {
+    if !has_finalizer(seen) {
+        return Plan::default();
+    }
+    // Whoever deletes the definition of the resource, or a namespace, says nothing about data. The namespace takes
+    // everything along by itself; in the other case pods and mounts go on, and a new definition finds them.
+    if seen.namespace_terminating {
+        return Plan::just(Action::RemoveFinalizer);
+    }
+    if seen.crd_terminating {
+        let mut actions = disowned(seen);
+        actions.push(Action::RemoveFinalizer);
+        return Plan { actions, problem: None };
+    }
+    match fate(seen) {
+        // What the resource owns goes with it; PVCs and Secret have no owner.
+        Fate::Keep => Plan::just(Action::RemoveFinalizer),
+        Fate::Delete => delete(seen),
+    }
+}
+
+fn delete(seen: &Observed) -> Plan {
+    if let Some(problem) = mounts(seen) {
+        return Plan::blocked(problem);
+    }
+    let sets: Vec<Action> = seen
+        .statefulsets
+        .values()
+        .filter(|set| matches!(seen.ownership(&set.metadata), Ownership::Ours | Ownership::Orphan))
+        .filter(|set| set.metadata.deletion_timestamp.is_none())
+        .map(|set| Action::Delete(Kind::StatefulSet, set.metadata.name.clone().unwrap_or_default()))
+        .collect();
+    if !sets.is_empty() {
+        return Plan { actions: sets, problem: None };
+    }
+    let pods: Vec<&str> = seen.pods.keys().map(String::as_str).collect();
+    if !pods.is_empty() {
+        let message = format!("waits until the pods have ended: {}", pods.join(", "));
+        return Plan::blocked(Problem::new(Reason::Deleting, message));
+    }
+    // Only what is marked as this cluster's: the names alone prove nothing.
+    let ours: Vec<_> = seen
+        .pvcs
+        .values()
+        .filter(|pvc| label(&pvc.metadata, labels::CLUSTER) == Some(seen.cluster.name_str()))
+        .filter(|pvc| label(&pvc.metadata, labels::CLUSTER_ID) == seen.cluster.cluster_id())
+        .filter(|_| seen.cluster.cluster_id().is_some())
+        .collect();
+    let due: Vec<Action> = ours
+        .iter()
+        .filter(|pvc| pvc.metadata.deletion_timestamp.is_none())
+        .map(|pvc| Action::Delete(Kind::PersistentVolumeClaim, pvc.metadata.name.clone().unwrap_or_default()))
+        .collect();
+    if !due.is_empty() {
+        return Plan { actions: due, problem: None };
+    }
+    if let Some(pvc) = ours.first() {
+        let name = pvc.metadata.name.as_deref().unwrap_or_default();
+        let message = format!("waits until the PVC {name} is gone: kubectl describe says what it is kept by");
+        return Plan::blocked(Problem::new(Reason::Deleting, message));
+    }
+    let key = seen.secret.as_ref().filter(|secret| {
+        seen.cluster.cluster_id().is_some()
+            && label(&secret.metadata, labels::CLUSTER_ID) == seen.cluster.cluster_id()
+    });
+    if let Some(secret) = key {
+        return Plan::just(Action::Delete(Kind::Secret, secret.metadata.name.clone().unwrap_or_default()));
+    }
+    Plan::just(Action::RemoveFinalizer)
+}
+
+/// Mounts that are still there. A service that doesn't answer has none that could do anything.
+fn mounts(seen: &Observed) -> Option<Problem> {
+    let sessions = &seen.answer()?.sessions;
+    if sessions.is_empty() {
+        return None;
+    }
+    let named: Vec<&str> = sessions.iter().take(NAMED_MAX).map(|session| session.client.as_str()).collect();
+    let more = if sessions.len() > NAMED_MAX { ", …" } else { "" };
+    let message = format!(
+        "the volume is still mounted by {} ({}{more}): delete the pods that use it; a node that is gone is forgotten \
+         after a while",
+        sessions.len(),
+        named.join(", ")
+    );
+    Some(Problem::new(Reason::DeletionBlocked, message))
+}
+
+/// The owned objects, without their owner.
+fn disowned(seen: &Observed) -> Vec<Action> {
+    let ours = |meta| seen.ownership(meta) == Ownership::Ours;
+    let mut actions = Vec::new();
+    for component in Component::ALL {
+        if let Some(found) = seen.statefulsets.get(&component).filter(|found| ours(&found.metadata)) {
+            actions.push(Action::Disown(Owned::StatefulSet(Box::new(found.clone()))));
+        }
+        if let Some(found) = seen.services.get(&component).filter(|found| ours(&found.metadata)) {
+            actions.push(Action::Disown(Owned::Service(Box::new(found.clone()))));
+        }
+        if let Some(found) = seen.budgets.get(&component).filter(|found| ours(&found.metadata)) {
+            actions.push(Action::Disown(Owned::Budget(Box::new(found.clone()))));
+        }
+    }
+    actions
+}

@@ -1,0 +1,344 @@
+//! Every step of a cluster's life, as a table: what is seen, and what is to be done.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+
+use super::*;
+use crate::testing::{self, FRESH, ID, MEMBER};
+use crate::validate::validate;
+
+fn planned(seen: &Observed) -> Plan {
+    plan(seen, &validate(&seen.cluster, &testing::images()), FRESH)
+}
+
+/// The actions in one word each.
+fn words(plan: &Plan) -> Vec<String> {
+    let owned = |owned: &Owned| match owned {
+        Owned::Service(found) => format!("Service {}", found.metadata.name.as_deref().unwrap_or_default()),
+        Owned::StatefulSet(found) => {
+            format!("StatefulSet {}", found.metadata.name.as_deref().unwrap_or_default())
+        }
+        Owned::Budget(found) => format!("Budget {}", found.metadata.name.as_deref().unwrap_or_default()),
+    };
+    plan.actions
+        .iter()
+        .map(|action| match action {
+            Action::AddFinalizer => "add finalizer".to_owned(),
+            Action::RemoveFinalizer => "remove finalizer".to_owned(),
+            Action::SetClusterId(id) => format!("id {id}"),
+            Action::CreateSecret(id) => format!("secret {id}"),
+            Action::Apply(object) => format!("apply {}", owned(object)),
+            Action::Bootstrap(id) => format!("bootstrap {id}"),
+            Action::LabelMember { pvc, member } => format!("label {pvc} {member}"),
+            Action::RestartPod { name, .. } => format!("restart {name}"),
+            Action::Disown(object) => format!("disown {}", owned(object)),
+            Action::Delete(kind, name) => format!("delete {kind:?} {name}"),
+        })
+        .collect()
+}
+
+fn does(seen: &Observed, expected: &[&str]) {
+    let plan = planned(seen);
+    assert_eq!(plan.problem, None, "{:?}", words(&plan));
+    assert_eq!(words(&plan), expected);
+}
+
+fn refuses(seen: &Observed, reason: Reason, message: &str) {
+    let plan = planned(seen);
+    assert_eq!(words(&plan), Vec::<String>::new());
+    let problem = plan.problem.expect("a problem");
+    assert_eq!(problem.reason, reason, "{}", problem.message);
+    assert!(problem.message.contains(message), "{}", problem.message);
+}
+
+#[test]
+fn a_cluster_is_made_step_by_step_each_of_which_may_be_the_last_before_a_crash() {
+    let mut seen = testing::observed("1Gi");
+    does(&seen, &["add finalizer"]);
+    testing::with_finalizer(&mut seen);
+    does(&seen, &[&format!("id {FRESH}")]);
+    testing::with_id(&mut seen, ID);
+    does(&seen, &[&format!("secret {ID}")]);
+    seen.secret = Some(testing::stored_secret(ID));
+    // The storage servers come once the metadata server has an address.
+    does(
+        &seen,
+        &[
+            "apply Service db-metadata",
+            "apply Service db-storage",
+            "apply StatefulSet db-metadata",
+            "apply Budget db-storage",
+        ],
+    );
+    let applied = testing::applied();
+    (seen.services, seen.budgets) = (applied.services.clone(), applied.budgets.clone());
+    let set = applied.statefulsets[&Component::Metadata].clone();
+    seen.statefulsets.insert(Component::Metadata, set);
+    does(&seen, &[]);
+    seen.pods.insert("db-metadata-0".into(), testing::pod("db-metadata-0"));
+    does(&seen, &["apply StatefulSet db-storage"]);
+    does(&testing::applied(), &[]);
+    does(&testing::started(), &[&format!("bootstrap {ID}")]);
+
+    let mut seen = testing::running();
+    seen.pvcs
+        .get_mut("data-db-metadata-0")
+        .expect("disk")
+        .metadata
+        .labels
+        .as_mut()
+        .expect("labels")
+        .remove(labels::MEMBER_ID);
+    does(&seen, &[&format!("label data-db-metadata-0 {MEMBER}")]);
+    does(&testing::running(), &[]);
+}
+
+#[test]
+fn nothing_is_begun_that_cannot_be_finished() {
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    seen.nodes_usable = 2;
+    refuses(&seen, Reason::TooFewNodes, "3 nodes");
+    // A node that goes away later is no reason to stop looking after a cluster.
+    let mut seen = testing::running();
+    seen.nodes_usable = 2;
+    does(&seen, &[]);
+    let mut seen = testing::observed("1Gi");
+    testing::change(&mut seen, |cluster| cluster.spec.version = Some("9".into()));
+    refuses(&seen, Reason::UnknownVersion, "9");
+}
+
+#[test]
+fn what_is_as_it_shall_be_is_left_alone_and_what_is_not_is_set_right() {
+    let mut seen = testing::running();
+    let set = seen.statefulsets.get_mut(&Component::Storage).expect("set");
+    set.spec.as_mut().expect("spec").replicas = Some(1);
+    does(&seen, &["apply StatefulSet db-storage"]);
+    let mut seen = testing::running();
+    seen.services.remove(&Component::Storage);
+    does(&seen, &["apply Service db-storage"]);
+    // What others add is theirs.
+    let mut seen = testing::running();
+    let set = seen.statefulsets.get_mut(&Component::Storage).expect("set");
+    set.metadata.annotations.get_or_insert_default().insert("someone/else".into(), "x".into());
+    does(&seen, &[]);
+    let mut seen = testing::running();
+    testing::change(&mut seen, |cluster| cluster.spec.storage.replicas = Some(4));
+    does(&seen, &["apply StatefulSet db-storage"]);
+    testing::change(&mut seen, |cluster| cluster.spec.paused = true);
+    refuses(&seen, Reason::Paused, "spec.paused");
+}
+
+#[test]
+fn nothing_is_forced_onto_what_belongs_to_somebody_else() {
+    let mut seen = testing::running();
+    let meta = &mut seen.services.get_mut(&Component::Metadata).expect("service").metadata;
+    meta.owner_references = Some(vec![OwnerReference {
+        kind: "Deployment".into(),
+        name: "web".into(),
+        uid: "other".into(),
+        controller: Some(true),
+        ..OwnerReference::default()
+    }]);
+    refuses(&seen, Reason::NameConflict, "Deployment web");
+    let meta = &mut seen.services.get_mut(&Component::Metadata).expect("service").metadata;
+    (meta.owner_references, meta.labels) = (None, None);
+    refuses(&seen, Reason::NameConflict, "somebody else");
+    // Left over from before the resource was made anew: ours again.
+    let mut seen = testing::running();
+    for set in seen.statefulsets.values_mut() {
+        set.metadata.owner_references = None;
+    }
+    does(&seen, &["apply StatefulSet db-metadata", "apply StatefulSet db-storage"]);
+    // Its garbage collection isn't done yet.
+    let mut seen = testing::running();
+    for set in seen.statefulsets.values_mut() {
+        set.metadata.owner_references.as_mut().expect("owner")[0].uid = "uid-0".into();
+    }
+    refuses(&seen, Reason::Applying, "earlier");
+}
+
+#[test]
+fn a_resource_of_the_same_name_takes_over_the_disks_and_the_key_that_were_kept() {
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    let kept = testing::running();
+    (seen.pvcs, seen.secret) = (kept.pvcs.clone(), kept.secret.clone());
+    does(&seen, &[&format!("id {ID}")]);
+    // With the id, but without the key, they can't be used.
+    testing::with_id(&mut seen, ID);
+    seen.secret = None;
+    refuses(&seen, Reason::KeyMissing, "restore it");
+    seen.secret = Some(testing::stored_secret(ClusterId(8)));
+    refuses(&seen, Reason::KeyMissing, "of cluster 0000");
+    seen.secret = Some(Default::default());
+    refuses(&seen, Reason::NameConflict, "isn't a key");
+}
+
+#[test]
+fn disks_of_others_are_never_used() {
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    for (ordinal, id) in [(0, ClusterId(1)), (1, ClusterId(2))] {
+        let name = names::pvc("db", Component::Storage, ordinal);
+        seen.pvcs.insert(name.clone(), testing::pvc(&name, Component::Storage, id));
+    }
+    refuses(&seen, Reason::ForeignData, "several clusters");
+    testing::with_id(&mut seen, ClusterId(1));
+    refuses(&seen, Reason::ForeignData, "data-db-storage-1");
+    seen.pvcs.get_mut("data-db-storage-1").expect("disk").metadata.labels = None;
+    refuses(&seen, Reason::NameConflict, "atoll.dev/cluster-id=");
+}
+
+#[test]
+fn a_volume_is_made_once() {
+    // The id is on the PVC: an empty disk is a lost one.
+    let mut seen = testing::started();
+    testing::mark_member(&mut seen, MEMBER);
+    refuses(&seen, Reason::ForeignData, "is empty");
+    // The status says so.
+    let mut seen = testing::started();
+    testing::change(&mut seen, |cluster| cluster.status.get_or_insert_default().bootstrapped = true);
+    refuses(&seen, Reason::ForeignData, "is empty");
+    // Another disk under the PVC.
+    let mut seen = testing::running();
+    testing::mark_member(&mut seen, MemberId(0xb));
+    refuses(&seen, Reason::ForeignData, "answers from it");
+    let mut seen = testing::running();
+    testing::answer(&mut seen).cluster = Some(ClusterId(9));
+    refuses(&seen, Reason::ForeignData, "holds cluster");
+    // Nobody answers: nothing is known, nothing is done.
+    let mut seen = testing::started();
+    seen.metadata = MetadataFact::Unreachable("no route".into());
+    does(&seen, &[]);
+}
+
+#[test]
+fn without_the_word_data_stays() {
+    let mut seen = testing::running();
+    testing::deleted(&mut seen);
+    does(&seen, &["remove finalizer"]);
+    // A wrong word is none.
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(FRESH.to_string()));
+    does(&seen, &["remove finalizer"]);
+    // Paused or invalid: it can be let go all the same.
+    testing::change(&mut seen, |cluster| {
+        (cluster.spec.paused, cluster.spec.version) = (true, Some("9".into()))
+    });
+    does(&seen, &["remove finalizer"]);
+    testing::change(&mut seen, |cluster| cluster.metadata.finalizers = None);
+    does(&seen, &[]);
+}
+
+#[test]
+fn with_the_word_mounts_go_first_then_pods_then_disks_then_the_key() {
+    let mut seen = testing::running();
+    testing::deleted(&mut seen);
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    refuses(&seen, Reason::DeletionBlocked, "node-1");
+    testing::answer(&mut seen).sessions.clear();
+    does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
+    seen.statefulsets.clear();
+    seen.metadata = MetadataFact::NotAsked;
+    refuses(&seen, Reason::Deleting, "pods");
+    seen.pods.clear();
+    let foreign = testing::pvc("data-db-storage-9", Component::Storage, ClusterId(1));
+    seen.pvcs.insert("data-db-storage-9".into(), foreign);
+    does(
+        &seen,
+        &[
+            "delete PersistentVolumeClaim data-db-metadata-0",
+            "delete PersistentVolumeClaim data-db-storage-0",
+            "delete PersistentVolumeClaim data-db-storage-1",
+            "delete PersistentVolumeClaim data-db-storage-2",
+        ],
+    );
+    for pvc in seen.pvcs.values_mut() {
+        pvc.metadata.deletion_timestamp.clone_from(&seen.cluster.metadata.deletion_timestamp);
+    }
+    refuses(&seen, Reason::Deleting, "data-db-metadata-0");
+    seen.pvcs.retain(|name, _| name == "data-db-storage-9");
+    does(&seen, &["delete Secret db-key"]);
+    seen.secret = None;
+    does(&seen, &["remove finalizer"]);
+}
+
+#[test]
+fn what_was_never_made_leaves_nothing_behind() {
+    let mut seen = testing::started();
+    testing::deleted(&mut seen);
+    seen.statefulsets.clear();
+    seen.pods.clear();
+    seen.metadata = MetadataFact::NotAsked;
+    assert_eq!(words(&planned(&seen)).len(), 4);
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    testing::deleted(&mut seen);
+    does(&seen, &["remove finalizer"]);
+    // Made, and the status doesn't know yet: the label does.
+    let mut seen = testing::started();
+    testing::mark_member(&mut seen, MEMBER);
+    testing::deleted(&mut seen);
+    does(&seen, &["remove finalizer"]);
+}
+
+#[test]
+fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
+    let mut seen = testing::running();
+    testing::deleted(&mut seen);
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    seen.crd_terminating = true;
+    does(
+        &seen,
+        &[
+            "disown StatefulSet db-metadata",
+            "disown Service db-metadata",
+            "disown StatefulSet db-storage",
+            "disown Service db-storage",
+            "disown Budget db-storage",
+            "remove finalizer",
+        ],
+    );
+    seen.namespace_terminating = true;
+    does(&seen, &["remove finalizer"]);
+    let mut seen = testing::running();
+    seen.crd_terminating = true;
+    refuses(&seen, Reason::Deleting, "definition");
+}
+
+#[test]
+fn pods_are_made_anew_one_at_a_time_and_only_while_all_is_well() {
+    let newer = |seen: &mut Observed| {
+        for set in seen.statefulsets.values_mut() {
+            set.status.as_mut().expect("status").update_revision = Some("db-2".into());
+        }
+    };
+    let mut seen = testing::running();
+    newer(&mut seen);
+    does(&seen, &["restart db-storage-0"]);
+    // It is back, from the new template.
+    let mut back = testing::pod("db-storage-0");
+    back.metadata.labels.as_mut().expect("labels").insert("controller-revision-hash".into(), "db-2".into());
+    seen.pods.insert("db-storage-0".into(), back.clone());
+    does(&seen, &["restart db-storage-1"]);
+    // A server is away: the others stay.
+    testing::answer(&mut seen).servers[0].alive = false;
+    does(&seen, &[]);
+    testing::answer(&mut seen).servers[0].alive = true;
+    testing::answer(&mut seen).chunks_short = 1;
+    does(&seen, &[]);
+    testing::answer(&mut seen).chunks_short = 0;
+    seen.pods.get_mut("db-storage-0").expect("pod").status = None;
+    does(&seen, &[]);
+    // The bad template was taken back: the pod that it made goes, though something is amiss.
+    for set in seen.statefulsets.values_mut() {
+        set.status.as_mut().expect("status").update_revision = Some(testing::REVISION.into());
+    }
+    does(&seen, &["restart db-storage-0"]);
+    // The controller hasn't seen the template yet: nothing is known.
+    let mut seen = testing::running();
+    newer(&mut seen);
+    for set in seen.statefulsets.values_mut() {
+        set.metadata.generation = Some(2);
+    }
+    does(&seen, &[]);
+}

@@ -1,0 +1,163 @@
+//! One look at one cluster, and what follows from it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use atoll_core::ids::ClusterId;
+use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterStatus, Phase, Reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
+use kube::runtime::controller::Action as Next;
+use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::ObjectRef;
+use rand::Rng;
+
+use crate::apply::{carry_out, write_status};
+use crate::context::Context;
+use crate::error::{Error, Kind};
+use crate::events::{event, transitions};
+use crate::gather::observe;
+use crate::observe::Observed;
+use crate::plan::{Action, Fate, fate, plan};
+use crate::report;
+use crate::state::assess;
+use crate::validate::{Problem, validate};
+
+/// How soon a cluster is looked at again after something was done.
+const AFTER_ACTION: Duration = Duration::from_millis(300);
+/// While it is being made or deleted: storage servers register without anybody telling the API server.
+const WHILE_MOVING: Duration = Duration::from_secs(2);
+/// While somebody has to do something.
+const WHILE_BLOCKED: Duration = Duration::from_secs(15);
+/// At rest: use and mounts are asked for this often.
+const AT_REST: Duration = Duration::from_secs(30);
+
+/// Observe, validate, plan, apply, report.
+///
+/// # Errors
+/// Whatever kept it from its end; it is begun again after a pause.
+pub async fn reconcile(cluster: Arc<FileSystemCluster>, context: Arc<Context>) -> Result<Next, Error> {
+    let started = Instant::now();
+    let key = ObjectRef::from_obj(&*cluster);
+    let result = look_and_act(cluster, &context, &key).await;
+    let mut memory = context.memory.lock().await;
+    let remembered = memory.entry(key).or_default();
+    match &result {
+        Ok(_) => remembered.failures = 0,
+        Err(_) => remembered.failures = remembered.failures.saturating_add(1),
+    }
+    drop(memory);
+    context.metrics.reconciled(started.elapsed(), result.as_ref().err());
+    result
+}
+
+async fn look_and_act(
+    cluster: Arc<FileSystemCluster>,
+    context: &Context,
+    key: &ObjectRef<FileSystemCluster>,
+) -> Result<Next, Error> {
+    let seen = observe(context, cluster).await?;
+    let wanted = validate(&seen.cluster, &context.images);
+    let mut plan = plan(&seen, &wanted, ClusterId(rand::rng().random()));
+    for event in farewell(&seen, &plan.actions) {
+        publish(context, &seen, &event).await;
+    }
+    let outcome = carry_out(context, &seen, wanted.as_ref().ok(), &plan.actions).await;
+    if let Err(error) = &outcome
+        && error.kind() == Kind::Refused
+    {
+        let message = format!("{error}: see to the operator's rights, quotas and admission policies");
+        plan.problem = Some(Problem::new(Reason::ApiRefused, message));
+    }
+    let assessment = assess(&seen, &wanted, &plan);
+    let resource_changed = outcome.as_ref().is_ok_and(|changed| changed.resource);
+    if !resource_changed {
+        let now = Time(Timestamp::now());
+        let status = report::status(&seen, &wanted, &assessment, now);
+        write_if_changed(context, &seen, status, key).await?;
+    }
+    let changed = outcome?;
+    Ok(Next::requeue(pause(changed.anything, assessment.phase)))
+}
+
+/// When to look again, without anybody waking us.
+fn pause(acted: bool, phase: Phase) -> Duration {
+    let pause = if acted {
+        AFTER_ACTION
+    } else {
+        match phase {
+            Phase::Creating | Phase::Deleting | Phase::Unavailable => WHILE_MOVING,
+            Phase::Blocked | Phase::Degraded => WHILE_BLOCKED,
+            Phase::Ready | Phase::Paused => AT_REST,
+        }
+    };
+    // Clusters that were made together aren't all looked at together for ever.
+    pause.mul_f64(rand::rng().random_range(0.9..1.1))
+}
+
+async fn write_if_changed(
+    context: &Context,
+    seen: &Observed,
+    status: FileSystemClusterStatus,
+    key: &ObjectRef<FileSystemCluster>,
+) -> Result<(), Error> {
+    let before = seen.cluster.status.clone().unwrap_or_default();
+    let written = context.memory.lock().await.get(key).and_then(|memory| memory.written);
+    let status = report::settle(&before, status, written.map(|at| at.elapsed()));
+    if status == before {
+        return Ok(());
+    }
+    let events = transitions(&before, &status);
+    write_status(context, &seen.cluster, status).await?;
+    context.memory.lock().await.entry(key.clone()).or_default().written = Some(Instant::now());
+    for event in events {
+        publish(context, seen, &event).await;
+    }
+    Ok(())
+}
+
+/// What is said of a resource that goes: whether its data stays.
+fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
+    if !actions.contains(&Action::RemoveFinalizer) {
+        return Vec::new();
+    }
+    let id = seen.cluster.cluster_id().unwrap_or_default();
+    let note = if seen.namespace_terminating {
+        "the namespace is being deleted, and takes the PVCs along".to_owned()
+    } else if seen.crd_terminating {
+        "the definition of the resource is being deleted: pods, disks and key stay as they are".to_owned()
+    } else {
+        match fate(seen) {
+            Fate::Delete => "all of it is gone".to_owned(),
+            Fate::Keep => format!(
+                "the PVCs and the Secret of cluster {id} stay, since spec.deletionConfirmation wasn't its id; a \
+                 FileSystemCluster of the same name takes them over"
+            ),
+        }
+    };
+    vec![event(EventType::Normal, "Deleted", note)]
+}
+
+/// An Event that can't be written is no reason to stop.
+async fn publish(context: &Context, seen: &Observed, event: &Event) {
+    let reference = seen.cluster.object_ref(&());
+    if let Err(error) = context.recorder.publish(event, &reference).await {
+        tracing::warn!(%error, reason = event.reason, "an Event couldn't be written");
+    }
+}
+
+/// What to do after a failure.
+pub fn after_failure(cluster: Arc<FileSystemCluster>, error: &Error, context: Arc<Context>) -> Next {
+    let key = ObjectRef::from_obj(&*cluster);
+    // Nobody holds this for long, and the pause may be wrong by one step.
+    let failures =
+        context.memory.try_lock().ok().and_then(|memory| memory.get(&key).map(|found| found.failures));
+    let pause = error.pause(failures.unwrap_or(1));
+    if error.kind() == Kind::Stale {
+        tracing::debug!(cluster = %key, %error, "what was seen is out of date");
+    } else {
+        tracing::warn!(cluster = %key, %error, pause_ms = pause.as_millis() as u64, "reconcile failed");
+    }
+    Next::requeue(pause.mul_f64(rand::rng().random_range(0.8..1.2)))
+}

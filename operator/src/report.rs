@@ -1,0 +1,296 @@
+//! The status, from what was seen and judged. Pure; `apply` writes it, and only if it differs.
+
+use std::time::Duration;
+
+use atoll_crds::names::Component;
+use atoll_crds::v1alpha1::status::CLIENTS_LISTED_MAX;
+use atoll_crds::v1alpha1::{
+    ClientStatus, ConditionType, FileSystemClusterStatus, MemberStatus, MetadataStatus, ServerStatus,
+    StorageStatus, UsageStatus, conditions,
+};
+use atoll_proto::metadata::ClusterStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::observe::{Observed, is_ready};
+use crate::state::{Assessment, Verdict};
+use crate::validate::{Problem, Wanted};
+
+/// What follows live use is written at most this often…
+pub const LIVE_PERIOD: Duration = Duration::from_secs(60);
+/// …or when it changed by this part of the whole.
+const LIVE_PART: i64 = 20;
+
+/// The status as it shall be.
+pub fn status(
+    seen: &Observed,
+    wanted: &Result<Wanted, Problem>,
+    assessment: &Assessment,
+    now: Time,
+) -> FileSystemClusterStatus {
+    let before = seen.cluster.status.clone().unwrap_or_default();
+    let generation = seen.cluster.metadata.generation;
+    let mut status = FileSystemClusterStatus {
+        observed_generation: generation,
+        phase: Some(assessment.phase),
+        ..before.clone()
+    };
+    for kind in ConditionType::ALL {
+        let Verdict { holds, reason, message } = match kind {
+            ConditionType::Ready => &assessment.ready,
+            ConditionType::Progressing => &assessment.progressing,
+            ConditionType::Degraded => &assessment.degraded,
+        };
+        let words = (*reason, message.as_str());
+        conditions::set(&mut status.conditions, kind, *holds, words, generation, now.clone());
+    }
+    if let Ok(wanted) = wanted {
+        status.version = Some(wanted.version.clone());
+        status.metadata = Some(metadata(seen, wanted, before.metadata.as_ref()));
+        status.storage = Some(storage(seen, wanted, before.storage.as_ref()));
+    }
+    if let Some(answer) = seen.answer() {
+        let ours = answer.cluster.is_some() && answer.cluster == seen.cluster_id();
+        status.bootstrapped |= ours;
+        if ours && answer.is_leader {
+            status.usage = Some(usage(answer));
+            status.client_count = signed(answer.sessions.len() as u64);
+            status.clients = clients(answer);
+        }
+    }
+    status
+}
+
+fn ready_pods(seen: &Observed, component: Component) -> i32 {
+    i32::try_from(seen.pods_of(component).filter(|pod| is_ready(pod)).count()).unwrap_or(i32::MAX)
+}
+
+fn metadata(seen: &Observed, wanted: &Wanted, before: Option<&MetadataStatus>) -> MetadataStatus {
+    let replicas = i32::from(wanted.workload(Component::Metadata).replicas);
+    let ready = ready_pods(seen, Component::Metadata);
+    let before = before.cloned().unwrap_or_default();
+    let (leader, members) = match seen.answer() {
+        Some(answer) => (
+            answer.leader.as_ref().map(|(member, _)| member.to_string()),
+            answer
+                .members
+                .iter()
+                .map(|(id, address)| MemberStatus { id: id.to_string(), address: address.clone() })
+                .collect(),
+        ),
+        None => (None, before.members),
+    };
+    MetadataStatus { replicas, ready, summary: format!("{ready}/{replicas}"), leader, members }
+}
+
+fn storage(seen: &Observed, wanted: &Wanted, before: Option<&StorageStatus>) -> StorageStatus {
+    let replicas = i32::from(wanted.workload(Component::Storage).replicas);
+    let ready = ready_pods(seen, Component::Storage);
+    let mut status = StorageStatus {
+        replicas,
+        ready,
+        summary: format!("{ready}/{replicas}"),
+        ..before.cloned().unwrap_or_default()
+    };
+    if let Some(answer) = seen.answer().filter(|answer| answer.is_leader) {
+        status.chunks = signed(answer.chunks);
+        status.chunks_short_of_copies = signed(answer.chunks_short);
+        status.servers = answer
+            .servers
+            .iter()
+            .map(|server| ServerStatus {
+                id: server.server.to_string(),
+                address: server.address.clone(),
+                alive: server.alive,
+                bytes_total: signed(server.capacity),
+                bytes_used: signed(server.used),
+                chunks: signed(server.chunks),
+            })
+            .collect();
+        status.servers.sort_by(|one, other| one.address.cmp(&other.address));
+    }
+    status
+}
+
+fn usage(answer: &ClusterStatus) -> UsageStatus {
+    UsageStatus {
+        bytes_total: signed(answer.volume.bytes_total),
+        bytes_used: signed(answer.volume.bytes_used),
+        inodes_total: signed(answer.volume.inodes_total),
+        inodes_used: signed(answer.volume.inodes_used),
+        used: for_people(answer.volume.bytes_used),
+    }
+}
+
+fn clients(answer: &ClusterStatus) -> Vec<ClientStatus> {
+    let mut clients: Vec<ClientStatus> = answer
+        .sessions
+        .iter()
+        .map(|session| ClientStatus {
+            session: session.session.to_string(),
+            name: session.client.clone(),
+            open_files: signed(session.open_files),
+        })
+        .collect();
+    clients.sort_by(|one, other| (&one.name, &one.session).cmp(&(&other.name, &other.session)));
+    clients.truncate(CLIENTS_LISTED_MAX);
+    clients
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn for_people(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "Ki", "Mi", "Gi", "Ti", "Pi"] {
+        if value < 1024.0 {
+            return if unit == "B" { format!("{bytes}B") } else { format!("{value:.1}{unit}") };
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1}Ei")
+}
+
+/// Leaves what follows live use as it was, unless it is due or has changed much. `since` is how long ago such
+/// values were written; none: not by this process.
+pub fn settle(
+    before: &FileSystemClusterStatus,
+    mut after: FileSystemClusterStatus,
+    since: Option<Duration>,
+) -> FileSystemClusterStatus {
+    if since.is_none_or(|since| since >= LIVE_PERIOD) || differs_much(before, &after) {
+        return after;
+    }
+    after.usage.clone_from(&before.usage);
+    if let (Some(after), Some(before)) = (&mut after.storage, &before.storage) {
+        after.chunks = before.chunks;
+        for server in &mut after.servers {
+            if let Some(before) = before.servers.iter().find(|before| before.id == server.id) {
+                (server.bytes_total, server.bytes_used) = (before.bytes_total, before.bytes_used);
+                server.chunks = before.chunks;
+            }
+        }
+    }
+    for client in &mut after.clients {
+        if let Some(before) = before.clients.iter().find(|before| before.session == client.session) {
+            client.open_files = before.open_files;
+        }
+    }
+    // Messages count seconds and chunks.
+    for condition in &mut after.conditions {
+        let same = before.conditions.iter().find(|before| {
+            before.type_ == condition.type_
+                && before.status == condition.status
+                && before.reason == condition.reason
+                && before.observed_generation == condition.observed_generation
+        });
+        if let Some(same) = same {
+            condition.message.clone_from(&same.message);
+        }
+    }
+    after
+}
+
+/// What follows live use changed by a twentieth of what there is, or is seen for the first time.
+fn differs_much(before: &FileSystemClusterStatus, after: &FileSystemClusterStatus) -> bool {
+    match (&before.usage, &after.usage) {
+        (None, None) => false,
+        (None, Some(_)) | (Some(_), None) => true,
+        (Some(before), Some(after)) => {
+            let far = |one: i64, other: i64, total: i64| (one - other).abs() > (total / LIVE_PART).max(0);
+            before.bytes_total != after.bytes_total
+                || before.inodes_total != after.inodes_total
+                || far(before.bytes_used, after.bytes_used, after.bytes_total)
+                || far(before.inodes_used, after.inodes_used, after.inodes_total)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+    use crate::plan::plan;
+    use crate::state::assess;
+    use crate::testing;
+
+    fn report(seen: &Observed) -> FileSystemClusterStatus {
+        let wanted = Ok(testing::wanted("1Gi"));
+        let plan = plan(seen, &wanted, testing::FRESH);
+        status(seen, &wanted, &assess(seen, &wanted, &plan), Time(Timestamp::UNIX_EPOCH))
+    }
+
+    #[test]
+    fn the_status_says_what_there_is() {
+        let seen = testing::running();
+        let status = report(&seen);
+        assert!(status.bootstrapped);
+        assert_eq!(status.metadata.as_ref().expect("metadata").summary, "1/1");
+        assert_eq!(status.storage.as_ref().expect("storage").summary, "3/3");
+        assert_eq!(status.storage.as_ref().expect("storage").servers.len(), 3);
+        assert_eq!(status.usage.as_ref().expect("usage").bytes_total, 1 << 30);
+        assert_eq!((status.client_count, status.clients[0].name.as_str()), (1, "node-1"));
+        assert_eq!(status.observed_generation, Some(1));
+        assert_eq!(status.conditions.len(), 3);
+    }
+
+    #[test]
+    fn a_second_look_at_the_same_thing_changes_nothing() {
+        let mut seen = testing::running();
+        let first = report(&seen);
+        testing::with_status(&mut seen, first.clone());
+        assert_eq!(settle(&first, report(&seen), Some(Duration::from_secs(5))), first);
+    }
+
+    #[test]
+    fn live_use_is_written_once_a_minute_or_when_it_changed_much() {
+        let mut seen = testing::running();
+        let first = report(&seen);
+        testing::with_status(&mut seen, first.clone());
+        testing::answer(&mut seen).volume.bytes_used += 1 << 20;
+        testing::answer(&mut seen).sessions[0].open_files += 1;
+        testing::answer(&mut seen).servers[0].used += 5;
+        let soon = Some(Duration::from_secs(5));
+        assert_eq!(settle(&first, report(&seen), soon), first);
+        assert_ne!(settle(&first, report(&seen), Some(LIVE_PERIOD)), first);
+        assert_ne!(settle(&first, report(&seen), None), first);
+        testing::answer(&mut seen).volume.bytes_used += 100 << 20;
+        assert_ne!(settle(&first, report(&seen), soon), first);
+    }
+
+    #[test]
+    fn mounts_and_transitions_are_written_at_once() {
+        let mut seen = testing::running();
+        let first = report(&seen);
+        testing::with_status(&mut seen, first.clone());
+        testing::answer(&mut seen).sessions.clear();
+        let after = settle(&first, report(&seen), Some(Duration::ZERO));
+        assert_eq!((after.client_count, after.clients.len()), (0, 0));
+        testing::answer(&mut seen).servers[0].alive = false;
+        let after = settle(&first, report(&seen), Some(Duration::ZERO));
+        assert!(!after.storage.expect("storage").servers[0].alive);
+    }
+
+    #[test]
+    fn a_follower_knows_nothing_of_use_and_mounts() {
+        let mut seen = testing::running();
+        let first = report(&seen);
+        testing::with_status(&mut seen, first.clone());
+        let answer = testing::answer(&mut seen);
+        (answer.is_leader, answer.servers, answer.sessions) = (false, Vec::new(), Vec::new());
+        let after = report(&seen);
+        assert_eq!(after.usage, first.usage);
+        assert_eq!(after.clients, first.clients);
+        assert_eq!(after.storage.expect("storage").servers.len(), 3);
+    }
+
+    #[test]
+    fn bytes_are_shown_for_people() {
+        for (bytes, text) in
+            [(0, "0B"), (1023, "1023B"), (1536, "1.5Ki"), (10 << 30, "10.0Gi"), (u64::MAX, "16.0Ei")]
+        {
+            assert_eq!(for_people(bytes), text);
+        }
+    }
+}

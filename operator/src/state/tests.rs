@@ -1,0 +1,117 @@
+//! What is said of a cluster in each state.
+
+use super::*;
+use crate::plan::plan;
+use crate::testing::{self, FRESH};
+use crate::validate::validate;
+
+fn judged(seen: &Observed) -> Assessment {
+    let wanted = validate(&seen.cluster, &testing::images());
+    assess(seen, &wanted, &plan(seen, &wanted, FRESH))
+}
+
+fn was_ready_before(seen: &mut Observed) {
+    testing::change(seen, |cluster| cluster.status.get_or_insert_default().phase = Some(Phase::Ready));
+}
+
+#[test]
+fn a_cluster_that_runs_is_ready_and_nothing_else() {
+    let judged = judged(&testing::running());
+    assert!(judged.ready.holds && !judged.degraded.holds && !judged.progressing.holds, "{judged:?}");
+    assert_eq!(judged.phase, Phase::Ready);
+}
+
+#[test]
+fn a_cluster_that_is_made_says_what_it_waits_for() {
+    let mut seen = testing::observed("1Gi");
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds, found.progressing.holds), (Phase::Creating, false, true));
+    seen = testing::applied();
+    let found = judged(&seen);
+    assert_eq!(found.ready.reason, Reason::PodsStarting);
+    assert!(found.ready.message.contains("db-metadata-0"), "{}", found.ready.message);
+    seen = testing::started();
+    assert_eq!(judged(&seen).ready.reason, Reason::Bootstrapping);
+    // It begins with all its copies.
+    seen = testing::running();
+    testing::answer(&mut seen).servers[0].alive = false;
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.reason), (Phase::Creating, Reason::StorageUnavailable));
+}
+
+#[test]
+fn a_cluster_that_nobody_can_make_says_what_to_do() {
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    seen.nodes_usable = 1;
+    let found = judged(&seen);
+    assert_eq!(found.phase, Phase::Blocked);
+    assert_eq!((found.ready.holds, found.ready.reason), (false, Reason::TooFewNodes));
+    assert!(found.degraded.holds && !found.progressing.holds);
+    assert!(found.ready.message.contains("lower copies"), "{}", found.ready.message);
+}
+
+#[test]
+fn a_server_that_is_away_degrades_a_volume_and_too_many_end_it() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    testing::answer(&mut seen).servers[0].alive = false;
+    testing::answer(&mut seen).problems = vec!["storage server 0 is silent: start it".into()];
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds), (Phase::Degraded, true));
+    assert!(found.degraded.message.contains("start it"), "{}", found.degraded.message);
+    testing::answer(&mut seen).servers[1].alive = false;
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds), (Phase::Unavailable, false));
+    assert_eq!(found.ready.reason, Reason::StorageUnavailable);
+}
+
+#[test]
+fn a_metadata_service_that_does_not_answer_is_named_with_the_reason() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    seen.metadata = MetadataFact::Unreachable("connection refused".into());
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.reason), (Phase::Unavailable, Reason::MetadataUnreachable));
+    assert!(found.degraded.holds && found.degraded.message.contains("connection refused"));
+    // The pod knows more.
+    seen.pods.get_mut("db-metadata-0").expect("pod").status = None;
+    assert_eq!(judged(&seen).ready.reason, Reason::PodsStarting);
+}
+
+#[test]
+fn a_problem_with_the_spec_of_a_volume_in_use_does_not_take_it_away() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    testing::change(&mut seen, |cluster| cluster.spec.version = Some("9".into()));
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds), (Phase::Degraded, true));
+    assert_eq!(found.degraded.reason, Reason::UnknownVersion);
+    testing::change(&mut seen, |cluster| (cluster.spec.version, cluster.spec.paused) = (None, true));
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds, found.degraded.holds), (Phase::Paused, true, false));
+}
+
+#[test]
+fn a_deletion_says_what_it_waits_for() {
+    let mut seen = testing::running();
+    testing::deleted(&mut seen);
+    testing::change(&mut seen, |cluster| {
+        cluster.spec.deletion_confirmation =
+            cluster.status.as_ref().and_then(|status| status.cluster_id.clone());
+    });
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds), (Phase::Deleting, false));
+    assert_eq!(found.ready.reason, Reason::DeletionBlocked);
+}
+
+#[test]
+fn a_new_volume_does_not_begin_as_degraded_because_its_pods_are_a_moment_behind() {
+    let mut seen = testing::running();
+    seen.pods.get_mut("db-storage-2").expect("pod").status = None;
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.degraded.holds), (Phase::Ready, false));
+    assert!(found.progressing.holds, "{found:?}");
+    was_ready_before(&mut seen);
+    assert_eq!(judged(&seen).phase, Phase::Degraded);
+}
