@@ -47,6 +47,7 @@ fn attributes(ino: InodeId) -> Attributes {
         ctime: Timestamp::default(),
         btime: Timestamp::default(),
         change: 0,
+        acl: false,
     }
 }
 

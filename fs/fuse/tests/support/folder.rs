@@ -106,6 +106,7 @@ impl Folder {
             ctime: time(metadata.ctime(), metadata.ctime_nsec()),
             btime: Timestamp { seconds: 1, nanos: 2 },
             change: 0,
+            acl: false,
         }
     }
 
