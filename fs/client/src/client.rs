@@ -13,6 +13,7 @@ mod directories;
 mod files;
 mod handles;
 mod identity;
+mod locks;
 mod names;
 mod pages;
 mod tracked;
@@ -39,10 +40,13 @@ use crate::metadata::{ClientError, Event, Metadata};
 use crate::storage_pool::Storage;
 use crate::vfs::{
     AttributeReply, Caller, DirEntry, Entry, Errno, FileLock, Opened, Result, SeekKind, StatFs, Vfs,
+    WriteFlags,
 };
 use handles::Handles;
+use locks::Locks;
 use pages::Pages;
 pub use tracked::Tracked;
+use xattrs::AclMemory;
 
 /// A signal ends an operation only once the cluster has been away for so long: programs don't expect `EINTR`
 /// from a file, and signals come for reasons of their own (a runtime's timers, for example).
@@ -100,6 +104,9 @@ pub struct Client<M: Metadata> {
     options: ClientOptions,
     handles: Arc<Handles>,
     pages: Arc<Pages>,
+    locks: Arc<Locks>,
+    /// Which inodes have access control lists, as the kernel was told last.
+    acls: AclMemory,
     /// The root's attributes as they were seen last.
     root: Mutex<Option<Attributes>>,
     /// Inodes that this mount removed, until the kernel forgets them.
@@ -126,6 +133,8 @@ impl<M: Metadata> Client<M> {
             options,
             handles,
             pages,
+            locks: Arc::default(),
+            acls: AclMemory::default(),
             root: Mutex::default(),
             removed: Mutex::default(),
             notifier: RwLock::default(),
@@ -138,6 +147,7 @@ impl<M: Metadata> Client<M> {
                 Event::SessionLost => {
                     // First the handles: the data path forgets what they had written.
                     client.handles.break_files(|ino| client.data.has_dirty(ino));
+                    client.handles.break_handles(&client.locks.lost());
                     client.data.on_session_lost();
                 }
                 Event::ReturnReservation => {
@@ -227,6 +237,7 @@ impl<M: Metadata> Client<M> {
     /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
     /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there.
     async fn told(&self, mut attributes: Attributes) -> Attributes {
+        self.acls.told(&attributes);
         if attributes.kind() == FileKind::File {
             if self.handles.learn(&attributes) {
                 // This client learns of its own changes when they are made: somebody else's, or one of ours whose
@@ -355,7 +366,8 @@ impl<M: Metadata> Vfs for Client<M> {
         new_name: Bytes,
         flags: u32,
     ) -> Result<()> {
-        self.interruptible(caller, self.move_name(parent, name, new_parent, new_name, flags)).await
+        self.interruptible(caller, self.move_name(caller, (parent, name), (new_parent, new_name), flags))
+            .await
     }
 
     async fn link(
@@ -383,15 +395,14 @@ impl<M: Metadata> Vfs for Client<M> {
         self.interruptible(caller, self.create_file(caller, parent, name, mode, flags)).await
     }
 
-    /// Not supported: there is no way yet to make an inode without a name.
     async fn tmpfile(
         &self,
-        _caller: &Caller,
-        _parent: InodeId,
-        _mode: u32,
-        _flags: u32,
+        caller: &Caller,
+        parent: InodeId,
+        mode: u32,
+        flags: u32,
     ) -> Result<(Entry, Opened)> {
-        Err(FsError::Unsupported.into())
+        self.interruptible(caller, self.create_unnamed(caller, parent, mode, flags)).await
     }
 
     async fn read(
@@ -412,27 +423,30 @@ impl<M: Metadata> Vfs for Client<M> {
         handle: u64,
         offset: u64,
         data: Bytes,
-        kill_priv: bool,
-        from_cache: bool,
+        flags: WriteFlags,
     ) -> Result<u32> {
-        let write = files::WriteRequest { offset, data, kill_priv, from_cache };
+        let write = files::WriteRequest { offset, data, flags };
         self.interruptible(caller, self.write_file(ino, handle, write)).await
     }
 
-    async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, _lock_owner: u64) -> Result<()> {
-        self.interruptible(caller, self.flush_file(ino, handle)).await
+    async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()> {
+        let flushed = self.interruptible(caller, self.flush_file(ino, handle)).await;
+        self.interruptible(caller, self.release_owner(ino, lock_owner)).await?;
+        flushed
     }
 
+    /// Locks of the open file itself (`flock`, `F_OFD_SETLK`) go with it.
     async fn release(
         &self,
         _caller: &Caller,
-        _ino: InodeId,
+        ino: InodeId,
         handle: u64,
         _lock_owner: Option<u64>,
         _flock: bool,
     ) -> Result<()> {
+        let released = self.release_handle(ino, handle).await;
         self.release_file(handle);
-        Ok(())
+        released
     }
 
     async fn fsync(&self, caller: &Caller, ino: InodeId, handle: u64, _data_only: bool) -> Result<()> {
@@ -477,8 +491,9 @@ impl<M: Metadata> Vfs for Client<M> {
         name: Bytes,
         value: Bytes,
         flags: u32,
+        kill_sgid: bool,
     ) -> Result<()> {
-        self.interruptible(caller, self.set_xattr(ino, name, value, flags)).await
+        self.interruptible(caller, self.set_xattr(ino, name, value, flags, kill_sgid)).await
     }
 
     async fn getxattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<Bytes> {
@@ -493,30 +508,28 @@ impl<M: Metadata> Vfs for Client<M> {
         self.interruptible(caller, self.remove_xattr(ino, name)).await
     }
 
-    /// Not implemented, so that the kernel keeps record locks itself: they hold among the programs of this mount.
     async fn getlk(
         &self,
-        _caller: &Caller,
-        _ino: InodeId,
-        _handle: u64,
-        _owner: u64,
-        _lock: FileLock,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
     ) -> Result<FileLock> {
-        Err(Errno(libc::ENOSYS))
+        self.interruptible(caller, self.test_lock(ino, handle, owner, lock)).await
     }
 
-    /// As [`getlk`](Self::getlk), for `flock` too.
     async fn setlk(
         &self,
-        _caller: &Caller,
-        _ino: InodeId,
-        _handle: u64,
-        _owner: u64,
-        _lock: FileLock,
-        _flock: bool,
-        _wait: bool,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flock: bool,
+        wait: bool,
     ) -> Result<()> {
-        Err(Errno(libc::ENOSYS))
+        self.set_lock(caller, (ino, handle, owner), lock, flock, wait).await
     }
 
     async fn fallocate(
@@ -528,7 +541,7 @@ impl<M: Metadata> Vfs for Client<M> {
         length: u64,
         mode: u32,
     ) -> Result<()> {
-        self.interruptible(caller, self.allocate(ino, handle, offset, length, mode)).await
+        self.interruptible(caller, self.allocate(caller, (ino, handle), offset, length, mode)).await
     }
 
     async fn lseek(
@@ -542,15 +555,14 @@ impl<M: Metadata> Vfs for Client<M> {
         self.interruptible(caller, self.seek(ino, offset, kind)).await
     }
 
-    /// Not supported: the kernel reads and writes instead.
     async fn copy_file_range(
         &self,
-        _caller: &Caller,
-        _from: (InodeId, u64, u64),
-        _to: (InodeId, u64, u64),
-        _length: u64,
+        caller: &Caller,
+        from: (InodeId, u64, u64),
+        to: (InodeId, u64, u64),
+        length: u64,
     ) -> Result<u64> {
-        Err(FsError::Unsupported.into())
+        self.interruptible(caller, self.copy_range(caller, from, to, length)).await
     }
 
     fn forget(&self, ino: InodeId, _count: u64) {
@@ -564,5 +576,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 }
 
+#[cfg(test)]
+mod posix_tests;
 #[cfg(test)]
 mod tests;

@@ -372,7 +372,8 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             let (offset, length) = (random_offset(rng), rng.random_range(1..9000));
             let mode = pick(rng, &[AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero]);
             let keep_size = mode == AllocateMode::Punch || rng.random_bool(0.5);
-            let outcome = volume.client(Op::Allocate { ino, offset, length, mode, keep_size, kill_suidgid: true });
+            let outcome =
+                volume.client(Op::Allocate { ino, offset, length, mode, keep_size, kill_suidgid: true });
             expect(&outcome, &Ok(()), "allocate");
             let content = &mut model.nodes.get_mut(&ino).unwrap().content;
             let end = (offset + length) as usize;

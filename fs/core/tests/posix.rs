@@ -281,7 +281,8 @@ fn much_is_allocated_and_punched_in_several_steps() {
         let (mut at, mut steps) = (1000, 0);
         while at < length {
             let keep_size = mode == AllocateMode::Punch;
-            let op = Op::Allocate { ino, offset: at, length: length - at, mode, keep_size, kill_suidgid: false };
+            let op =
+                Op::Allocate { ino, offset: at, length: length - at, mode, keep_size, kill_suidgid: false };
             let Outcome::Allocated(until, attributes) = volume.run(a, op) else { panic!("refused") };
             assert!(until > at);
             assert_eq!(attributes.size, if keep_size { length } else { until });

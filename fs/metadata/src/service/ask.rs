@@ -124,11 +124,7 @@ impl Node {
     }
 }
 
-fn test_lock(
-    records: &dyn Read,
-    session: SessionId,
-    request: &LockRequest,
-) -> Result<Answer, StoreError> {
+fn test_lock(records: &dyn Read, session: SessionId, request: &LockRequest) -> Result<Answer, StoreError> {
     let Some(mode) = request.mode else { return Ok(Answer::Lock(None)) };
     let asking = Holder { session, owner: request.owner };
     locks::first_in_the_way(records, request.ino, request.class, asking, &request.range, mode)

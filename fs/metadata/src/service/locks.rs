@@ -74,14 +74,8 @@ impl Node {
         let Some(mode) = request.mode else { return Ok(()) };
         let asking = Holder { session: command.session, owner: request.owner };
         let store = self.machine.store();
-        let found = locks::first_in_the_way(
-            &*store,
-            request.ino,
-            request.class,
-            asking,
-            &request.range,
-            mode,
-        );
+        let found =
+            locks::first_in_the_way(&*store, request.ino, request.class, asking, &request.range, mode);
         match found.map_err(|error| store_error(&error))? {
             Some(_) => Err(MetadataError::Fs(FsError::Locked)),
             None => Ok(()),
