@@ -58,6 +58,9 @@ bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARG
 	@hack/cargo.sh build --workspace --bins --examples
 	@hack/bench.sh $(ARGS)
 
+# As part of all tests a short run; asked for alone, the long one.
+test-powercut: export ATOLL_CUTS ?= 50
+
 .PHONY: $(addprefix test-,$(suites))
 $(addprefix test-,$(suites)): test-%:
 	@hack/test.sh --test $*

@@ -35,10 +35,16 @@ async fn create(fs: &Mount, file: &str) -> (InodeId, u64) {
     (entry.attributes.ino, opened.handle)
 }
 
-async fn write(fs: &Mount, (ino, handle): (InodeId, u64), offset: u64, data: &[u8]) {
+async fn write(fs: &Mount, open: (InodeId, u64), offset: u64, data: &[u8]) {
+    write_as(fs, open, offset, data, 0).await;
+}
+
+/// `flags`: those of the open file, which come with each WRITE.
+async fn write_as(fs: &Mount, (ino, handle): (InodeId, u64), offset: u64, data: &[u8], flags: u32) {
     let data = Bytes::copy_from_slice(data);
     let length = data.len() as u32;
-    assert_eq!(fs.write(&me(), ino, handle, offset, data, WriteFlags::default()).await, Ok(length));
+    let flags = WriteFlags::new(flags, false, false);
+    assert_eq!(fs.write(&me(), ino, handle, offset, data, flags).await, Ok(length));
 }
 
 async fn read(fs: &Mount, (ino, handle): (InodeId, u64), offset: u64, size: u32) -> Vec<u8> {
@@ -399,16 +405,16 @@ async fn appends_of_several_mounts_do_not_overwrite_each_other() {
     let opened = here.open(&me(), one.0, flags).await.unwrap();
     assert!(opened.direct_io);
     // Each kernel takes the offset from its own idea of the size.
-    write(&here, one, 0, b"a1").await;
-    write(&there, two, 0, b"b1").await;
-    write(&here, one, 2, b"a2").await;
+    write_as(&here, one, 0, b"a1", flags).await;
+    write_as(&there, two, 0, b"b1", flags).await;
+    write_as(&here, one, 2, b"a2", flags).await;
     close(&here, one).await;
     close(&there, two).await;
     assert_eq!(get(&here, "log").await, b"a1b1a2");
 
     let alone = cluster.mount(|options| options.append = Append::Exclusive).unwrap();
     let open = open(&alone, "log", flags).await;
-    write(&alone, open, 6, b"a3").await;
+    write_as(&alone, open, 6, b"a3", flags).await;
     assert_eq!(stat(&alone, open.0).await.size, 8);
     assert_eq!(get(&here, "log").await, b"a1b1a2", "it is buffered");
     close(&alone, open).await;
@@ -423,7 +429,7 @@ async fn synchronous_writes_and_fsync_commit_before_they_return() {
     let (entry, opened) =
         here.create(&me(), ROOT, name("db"), 0o644, RDWR | libc::O_DSYNC as u32).await.unwrap();
     let sync = (entry.attributes.ino, opened.handle);
-    write(&here, sync, 0, b"page").await;
+    write_as(&here, sync, 0, b"page", RDWR | libc::O_DSYNC as u32).await;
     assert_eq!(get(&there, "db").await, b"page");
     let lazy = open(&here, "db", RDWR).await;
     write(&here, lazy, 4, b"log").await;
@@ -431,7 +437,9 @@ async fn synchronous_writes_and_fsync_commit_before_they_return() {
     here.fsync(&me(), lazy.0, lazy.1, true).await.unwrap();
     assert_eq!(get(&there, "db").await, b"pagelog");
     // A mapping's pages wait for msync, even those that came through a synchronous descriptor.
-    here.write(&me(), sync.0, sync.1, 7, name("!"), WriteFlags { from_cache: true, ..WriteFlags::default() }).await.unwrap();
+    here.write(&me(), sync.0, sync.1, 7, name("!"), WriteFlags { from_cache: true, ..WriteFlags::default() })
+        .await
+        .unwrap();
     assert_eq!(get(&there, "db").await, b"pagelog");
     here.stop().await.unwrap();
     assert_eq!(get(&there, "db").await, b"pagelog!");

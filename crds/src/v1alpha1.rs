@@ -1,0 +1,15 @@
+//! `atoll.dev/v1alpha1`.
+
+pub mod cluster;
+pub mod conditions;
+pub mod status;
+
+pub use cluster::{
+    Access, Backing, Encryption, FileSystemCluster, FileSystemClusterSpec, MetadataSpec, Resources, RootSpec,
+    StorageSpec,
+};
+pub use conditions::{ConditionType, Reason};
+pub use status::{
+    ClientStatus, FileSystemClusterStatus, MemberStatus, MetadataStatus, Phase, ServerStatus, StorageStatus,
+    UsageStatus,
+};

@@ -1,0 +1,379 @@
+//! What a user asks for.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::conditions::ConditionType;
+use super::status::FileSystemClusterStatus;
+use crate::names::{self, VolumeHandle, VolumeHandleError};
+use crate::quantity::Quantity;
+
+/// Copies of every byte, unless the spec says otherwise.
+pub const COPIES_DEFAULT: u8 = 3;
+/// Copies of every byte at most (as in `atoll_core::limits::COPIES_MAX`).
+pub const COPIES_MAX: u8 = 5;
+/// The smallest volume (bytes); also in a rule below.
+pub const CAPACITY_BYTES_MIN: u64 = 16 << 20;
+/// The largest volume (bytes); also in a rule below.
+pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
+
+/// What a filesystem cluster shall be. `capacity` alone is enough.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "atoll.dev",
+    version = "v1alpha1",
+    kind = "FileSystemCluster",
+    plural = "filesystemclusters",
+    shortname = "fsc",
+    category = "atoll",
+    namespaced,
+    status = "FileSystemClusterStatus",
+    derive = "PartialEq",
+    doc = "A distributed filesystem of its own for one volume: metadata servers, storage servers and their disks. Mount \
+           it by a PersistentVolume with the volume handle v1/<namespace>/<name>, or let a PersistentVolumeClaim of \
+           an Atoll StorageClass make it.",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Capacity", type_ = "string", json_path = ".spec.capacity"),
+    printcolumn(name = "Used", type_ = "string", json_path = ".status.usage.used"),
+    printcolumn(name = "Metadata", type_ = "string", json_path = ".status.metadata.summary"),
+    printcolumn(name = "Storage", type_ = "string", json_path = ".status.storage.summary"),
+    printcolumn(name = "Mounts", type_ = "integer", json_path = ".status.clientCount"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Copies", type_ = "integer", json_path = ".spec.copies", priority = 1),
+    printcolumn(name = "Cluster-Id", type_ = "string", json_path = ".status.clusterId", priority = 1),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].message",
+        priority = 1
+    ),
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("the name may have at most 40 characters, lower-case letters, digits and '-', and begins with a \
+                  letter: the names of its pods and Services are made of it"),
+    validation = Rule::new(
+        "!has(self.spec.deletionConfirmation) || (has(self.status) && has(self.status.clusterId) \
+         && self.status.clusterId == self.spec.deletionConfirmation)"
+    )
+    .message("deletionConfirmation has to be this cluster's status.clusterId: with it, deleting this resource deletes \
+              all its data (without it the data is kept)")
+    .field_path(".spec.deletionConfirmation")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity('16Mi')) >= 0 \
+                            && quantity(string(self.capacity)).compareTo(quantity('1Ei')) <= 0")
+        .message("capacity has to be between 16Mi and 1Ei")
+        .field_path(".capacity"),
+    validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity(string(oldSelf.capacity))) >= 0")
+        .message("capacity may only grow: to make a volume smaller, copy its files into a new one")
+        .field_path(".capacity"),
+    validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity(string(oldSelf.capacity))) <= 0")
+        .message("capacity can't be raised yet in this version: copy the files into a larger volume")
+        .field_path(".capacity"),
+    validation = Rule::new("self.copies == oldSelf.copies")
+        .message("copies can't be changed yet in this version: copy the files into a volume with the copies you want")
+        .field_path(".copies"),
+    validation = Rule::new("!has(self.storage.replicas) || self.storage.replicas >= self.copies")
+        .message("storage.replicas has to be at least copies: each copy of a byte is on a storage server of its own")
+        .field_path(".storage"),
+    validation = Rule::new(
+        "(has(self.storage.replicas) ? self.storage.replicas : self.copies) \
+         >= (has(oldSelf.storage.replicas) ? oldSelf.storage.replicas : oldSelf.copies)"
+    )
+    .message("storage.replicas can't be lowered yet in this version: data would have to be moved off the servers first")
+    .field_path(".storage"),
+    validation = Rule::new("!has(self.metadata.replicas) || self.metadata.replicas == 1")
+        .message("metadata.replicas other than 1 isn't honoured yet in this version: leave it out, or set it to 1")
+        .field_path(".metadata"),
+    validation = Rule::new("self.access == oldSelf.access")
+        .message("access can't be changed: make another volume")
+        .field_path(".access"),
+    validation = Rule::new("self.encryption == oldSelf.encryption")
+        .message("encryption can't be changed: mounts that are there would lose their servers")
+        .field_path(".encryption"),
+    validation = Rule::new("self.root == oldSelf.root")
+        .message("root is used only when the volume is made: use chown and chmod on the mounted volume")
+        .field_path(".root"),
+    validation = Rule::new(
+        "has(self.clientSecretName) == has(oldSelf.clientSecretName) \
+         && (!has(self.clientSecretName) || self.clientSecretName == oldSelf.clientSecretName)"
+    )
+    .message("clientSecretName can't be changed: mounts look for the key under the name that the volume began with")
+    .field_path(".clientSecretName"),
+    validation = Rule::new(
+        "has(self.metadata.storage) == has(oldSelf.metadata.storage) \
+         && (!has(self.metadata.storage) || self.metadata.storage == oldSelf.metadata.storage)"
+    )
+    .message("the size and the class of the metadata servers' disks can't be changed yet in this version")
+    .field_path(".metadata"),
+    validation = Rule::new(
+        "has(self.storage.size) == has(oldSelf.storage.size) \
+         && (!has(self.storage.size) || self.storage.size == oldSelf.storage.size)"
+    )
+    .message("the size of the storage servers' disks can't be changed yet in this version: add storage servers with \
+              storage.replicas")
+    .field_path(".storage"),
+    validation = Rule::new(
+        "has(self.storage.storageClassName) == has(oldSelf.storage.storageClassName) \
+         && (!has(self.storage.storageClassName) || self.storage.storageClassName == oldSelf.storage.storageClassName)"
+    )
+    .message("the class of the storage servers' disks can't be changed")
+    .field_path(".storage")
+)]
+pub struct FileSystemClusterSpec {
+    /// Size of the volume: what `df` shows on its mounts. Files, after copies and overhead are accounted for
+    /// elsewhere, can take this much. Between 16Mi and 1Ei; it can't be lowered.
+    pub capacity: Quantity,
+    /// Copies of every byte, each on a storage server of its own. With 3 copies any one disk may be lost at any
+    /// time; with 1 copy the loss of a disk is the loss of data.
+    #[serde(default = "copies_default")]
+    #[schemars(range(min = 1, max = 5))]
+    pub copies: u8,
+    /// Who mounts the volume. `Shared`: any number of nodes at once (ReadWriteMany). `Exclusive`: meant for one node
+    /// at a time (ReadWriteOnce, ReadWriteOncePod). In this version that is recorded so that it holds from the start
+    /// once it is enforced; until then nodes that mount an exclusive volume at the same time see each other's
+    /// files as those of a shared one.
+    #[serde(default)]
+    pub access: Access,
+    /// Whether connections between servers and mounts are encrypted. In both cases each end proves that it
+    /// knows the cluster's key.
+    #[serde(default)]
+    pub encryption: Encryption,
+    /// Owner and permissions of the volume's root folder when it is made.
+    #[serde(default)]
+    pub root: RootSpec,
+    /// The metadata servers, which keep names, attributes, extents and small files.
+    #[serde(default)]
+    pub metadata: MetadataSpec,
+    /// The storage servers, which keep the files' data.
+    #[serde(default)]
+    pub storage: StorageSpec,
+    /// Name of the Secret with the cluster's id and key, in this namespace, which mounts need. The operator makes
+    /// it, and never overwrites one that is there. Default: the cluster's name and `-key`. The CSI driver sets it to
+    /// the name of the PersistentVolume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"), length(min = 1, max = 253))]
+    pub client_secret_name: Option<String>,
+    /// Set this to `status.clusterId` and then delete this resource to delete all data of the volume for good.
+    /// Without it, deleting this resource (or uninstalling Atoll) keeps the PersistentVolumeClaims and the Secret
+    /// with the key, and a resource of the same name takes them over again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9a-f]{32}$"), length(max = 32))]
+    pub deletion_confirmation: Option<String>,
+    /// Version of Atoll that the pods run. Default: the operator's own. The operator knows which image belongs to
+    /// a version; one that it doesn't know is refused with the list of those it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9A-Za-z][-+._0-9A-Za-z]*$"), length(min = 1, max = 64))]
+    pub version: Option<String>,
+    /// While this is true the operator changes nothing of this cluster and only reports how it is. The pods and the
+    /// mounts go on.
+    #[serde(default)]
+    pub paused: bool,
+}
+
+fn copies_default() -> u8 {
+    COPIES_DEFAULT
+}
+
+/// Who mounts a volume.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Any number of nodes at once.
+    #[default]
+    Shared,
+    /// One node at a time.
+    Exclusive,
+}
+
+/// Whether connections are encrypted.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Encryption {
+    /// They aren't. The key is proven all the same.
+    #[default]
+    Off,
+    /// All are; servers refuse others.
+    Required,
+}
+
+/// The root folder when the volume is made.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RootSpec {
+    /// User id of the owner.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 4_294_967_294_i64))]
+    pub uid: i64,
+    /// Group id of the owner.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 4_294_967_294_i64))]
+    pub gid: i64,
+    /// Permission bits, octal, such as "0755" or "2770".
+    #[serde(default = "root_mode_default")]
+    #[schemars(regex(pattern = r"^[0-7]{3,5}$"), length(max = 5))]
+    pub mode: String,
+}
+
+fn root_mode_default() -> String {
+    "0755".to_owned()
+}
+
+impl Default for RootSpec {
+    fn default() -> RootSpec {
+        RootSpec { uid: 0, gid: 0, mode: root_mode_default() }
+    }
+}
+
+/// The metadata servers.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MetadataSpec {
+    /// How many. Default: 1, and other numbers aren't honoured yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 5))]
+    pub replicas: Option<u8>,
+    /// The disk of each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Backing>,
+    /// What each one's container asks for and is limited to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// The storage servers.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct StorageSpec {
+    /// How many; at least `copies`. Default: as many as `copies`. It can be raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub replicas: Option<u8>,
+    /// Size of the disk of each. Default: enough for all of them together to keep `copies` times `capacity` and
+    /// some room to work in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Quantity>,
+    /// StorageClass of the disks. Default: the default class of the Kubernetes cluster. A class of Atoll itself
+    /// is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+    /// What each one's container asks for and is limited to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<Resources>,
+}
+
+/// The disk of a server.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Backing {
+    /// Its size. Default: a twentieth of `capacity`, at least 2Gi and at most 100Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<Quantity>,
+    /// Its StorageClass. Default: the default class of the Kubernetes cluster. A class of Atoll itself is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+}
+
+/// Compute resources of a container.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Resources {
+    /// What the container is sure to get, such as `cpu: 100m` and `memory: 256Mi`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests: BTreeMap<String, Quantity>,
+    /// What it gets at most.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub limits: BTreeMap<String, Quantity>,
+}
+
+impl FileSystemClusterSpec {
+    /// The spec that has nothing but a capacity.
+    #[must_use]
+    pub fn with_capacity(capacity: Quantity) -> FileSystemClusterSpec {
+        FileSystemClusterSpec {
+            capacity,
+            copies: COPIES_DEFAULT,
+            access: Access::default(),
+            encryption: Encryption::default(),
+            root: RootSpec::default(),
+            metadata: MetadataSpec::default(),
+            storage: StorageSpec::default(),
+            client_secret_name: None,
+            deletion_confirmation: None,
+            version: None,
+            paused: false,
+        }
+    }
+
+    /// How many metadata servers.
+    #[must_use]
+    pub fn metadata_replicas(&self) -> u8 {
+        self.metadata.replicas.unwrap_or(1)
+    }
+
+    /// How many storage servers.
+    #[must_use]
+    pub fn storage_replicas(&self) -> u8 {
+        self.storage.replicas.unwrap_or(self.copies)
+    }
+}
+
+impl FileSystemCluster {
+    /// Its namespace; empty before the API server has seen it.
+    #[must_use]
+    pub fn namespace_str(&self) -> &str {
+        self.metadata.namespace.as_deref().unwrap_or_default()
+    }
+
+    /// Its name; empty before it has one.
+    #[must_use]
+    pub fn name_str(&self) -> &str {
+        self.metadata.name.as_deref().unwrap_or_default()
+    }
+
+    /// The Secret with its id and key.
+    #[must_use]
+    pub fn client_secret_name(&self) -> String {
+        self.spec.client_secret_name.clone().unwrap_or_else(|| names::key_secret(self.name_str()))
+    }
+
+    /// Its CSI volume handle.
+    ///
+    /// # Errors
+    /// If its name can't be one.
+    pub fn volume_handle(&self) -> Result<VolumeHandle, VolumeHandleError> {
+        VolumeHandle::new(self.namespace_str(), self.name_str())
+    }
+
+    /// Its id, once it has one.
+    #[must_use]
+    pub fn cluster_id(&self) -> Option<&str> {
+        self.status.as_ref()?.cluster_id.as_deref()
+    }
+
+    /// One of its conditions.
+    #[must_use]
+    pub fn condition(&self, kind: ConditionType) -> Option<&Condition> {
+        self.status.as_ref()?.conditions.iter().find(|condition| condition.type_ == kind.as_str())
+    }
+
+    /// It can be mounted, as far as the status knows what the spec says now.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.condition(ConditionType::Ready).is_some_and(|ready| {
+            ready.status == "True"
+                && (ready.observed_generation.is_none()
+                    || ready.observed_generation >= self.metadata.generation)
+        })
+    }
+
+    /// Its deletion has begun.
+    #[must_use]
+    pub fn is_terminating(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+    }
+}

@@ -1,0 +1,201 @@
+//! Conditions: how a cluster is, in words.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// Characters of a condition's message at most; the API server takes 32768, a screen far fewer.
+const MESSAGE_CHARS_MAX: usize = 1024;
+
+/// What a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConditionType {
+    /// The volume can be mounted and used.
+    Ready,
+    /// The operator is on its way from what is to what shall be.
+    Progressing,
+    /// Something is worse than it should be, though the volume may be usable.
+    Degraded,
+}
+
+impl ConditionType {
+    /// All of them.
+    pub const ALL: [ConditionType; 3] =
+        [ConditionType::Ready, ConditionType::Progressing, ConditionType::Degraded];
+
+    /// As in `type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConditionType::Ready => "Ready",
+            ConditionType::Progressing => "Progressing",
+            ConditionType::Degraded => "Degraded",
+        }
+    }
+}
+
+/// Why a condition is as it is. The message says which object and what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// All is as it shall be.
+    AsSpecified,
+    /// The metadata service answers and enough storage servers are there.
+    Serving,
+    /// Objects are being made or changed.
+    Applying,
+    /// PVCs wait for their volumes.
+    VolumesPending,
+    /// Pods wait for a node or for their image, or start.
+    PodsStarting,
+    /// Pods end again and again.
+    PodsFailing,
+    /// The volume is being made.
+    Bootstrapping,
+    /// The metadata service doesn't answer.
+    MetadataUnreachable,
+    /// Too few storage servers are registered.
+    StorageUnavailable,
+    /// The metadata service reports problems.
+    Unhealthy,
+    /// The spec asks for what can't be.
+    InvalidSpec,
+    /// The operator has no image of this version.
+    UnknownVersion,
+    /// Fewer nodes than copies.
+    TooFewNodes,
+    /// The backing StorageClass doesn't exist, or there is no default one.
+    StorageClassMissing,
+    /// The backing StorageClass is one of Atoll's own.
+    StorageClassRefused,
+    /// An object of this name belongs to somebody else.
+    NameConflict,
+    /// The PVCs hold another cluster's data, or data whose volume is gone.
+    ForeignData,
+    /// The Secret with the key is gone or not this cluster's.
+    KeyMissing,
+    /// The API server refuses what the operator does (quota, admission, rights).
+    ApiRefused,
+    /// The operator was told to do nothing.
+    Paused,
+    /// The resource is being deleted.
+    Deleting,
+    /// Deletion waits (for mounts, pods, or a terminating CRD or namespace).
+    DeletionBlocked,
+}
+
+impl Reason {
+    /// As in `reason`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Reason::AsSpecified => "AsSpecified",
+            Reason::Serving => "Serving",
+            Reason::Applying => "Applying",
+            Reason::VolumesPending => "VolumesPending",
+            Reason::PodsStarting => "PodsStarting",
+            Reason::PodsFailing => "PodsFailing",
+            Reason::Bootstrapping => "Bootstrapping",
+            Reason::MetadataUnreachable => "MetadataUnreachable",
+            Reason::StorageUnavailable => "StorageUnavailable",
+            Reason::Unhealthy => "Unhealthy",
+            Reason::InvalidSpec => "InvalidSpec",
+            Reason::UnknownVersion => "UnknownVersion",
+            Reason::TooFewNodes => "TooFewNodes",
+            Reason::StorageClassMissing => "StorageClassMissing",
+            Reason::StorageClassRefused => "StorageClassRefused",
+            Reason::NameConflict => "NameConflict",
+            Reason::ForeignData => "ForeignData",
+            Reason::KeyMissing => "KeyMissing",
+            Reason::ApiRefused => "ApiRefused",
+            Reason::Paused => "Paused",
+            Reason::Deleting => "Deleting",
+            Reason::DeletionBlocked => "DeletionBlocked",
+        }
+    }
+
+    /// It doesn't pass by waiting: somebody has to do what the message says.
+    #[must_use]
+    pub fn needs_somebody(self) -> bool {
+        match self {
+            Reason::InvalidSpec
+            | Reason::UnknownVersion
+            | Reason::TooFewNodes
+            | Reason::StorageClassMissing
+            | Reason::StorageClassRefused
+            | Reason::NameConflict
+            | Reason::ForeignData
+            | Reason::KeyMissing
+            | Reason::ApiRefused
+            | Reason::PodsFailing
+            | Reason::Paused => true,
+            Reason::AsSpecified
+            | Reason::Serving
+            | Reason::Applying
+            | Reason::VolumesPending
+            | Reason::PodsStarting
+            | Reason::Bootstrapping
+            | Reason::MetadataUnreachable
+            | Reason::StorageUnavailable
+            | Reason::Unhealthy
+            | Reason::Deleting
+            | Reason::DeletionBlocked => false,
+        }
+    }
+}
+
+/// Sets a condition among others. The time of transition changes only with the status.
+pub fn set(
+    conditions: &mut Vec<Condition>,
+    kind: ConditionType,
+    status: bool,
+    (reason, message): (Reason, &str),
+    generation: Option<i64>,
+    now: Time,
+) {
+    let status = if status { "True" } else { "False" };
+    let message: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
+    let last_transition_time = match conditions.iter().find(|condition| condition.type_ == kind.as_str()) {
+        Some(before) if before.status == status => before.last_transition_time.clone(),
+        _ => now,
+    };
+    let condition = Condition {
+        type_: kind.as_str().to_owned(),
+        status: status.to_owned(),
+        reason: reason.as_str().to_owned(),
+        message,
+        observed_generation: generation,
+        last_transition_time,
+    };
+    match conditions.iter_mut().find(|found| found.type_ == condition.type_) {
+        Some(found) => *found = condition,
+        None => conditions.push(condition),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn the_time_of_a_transition_changes_with_the_status_alone() {
+        let at = |second| Time(Timestamp::from_second(second).unwrap());
+        let mut conditions = Vec::new();
+        let ready = ConditionType::Ready;
+        set(&mut conditions, ready, false, (Reason::PodsStarting, "a"), Some(1), at(1));
+        set(&mut conditions, ready, false, (Reason::Bootstrapping, "b"), Some(2), at(2));
+        assert_eq!(conditions.len(), 1);
+        assert_eq!(conditions[0].last_transition_time, at(1));
+        assert_eq!((conditions[0].message.as_str(), conditions[0].observed_generation), ("b", Some(2)));
+        set(&mut conditions, ready, true, (Reason::Serving, "c"), Some(2), at(3));
+        assert_eq!(conditions[0].last_transition_time, at(3));
+        set(
+            &mut conditions,
+            ConditionType::Degraded,
+            false,
+            (Reason::AsSpecified, &"ä".repeat(5000)),
+            None,
+            at(4),
+        );
+        assert_eq!(conditions[1].message.chars().count(), MESSAGE_CHARS_MAX);
+    }
+}
