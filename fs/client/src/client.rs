@@ -8,6 +8,7 @@
 //! Lookups are not counted. The protocol's node ids are the inode numbers themselves, so nothing here has to
 //! live as long as the kernel knows an inode; what is kept of one is a cache, and `forget` empties it.
 
+mod atimes;
 mod attributes;
 mod directories;
 mod files;
@@ -22,6 +23,7 @@ mod xattrs;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
@@ -39,9 +41,9 @@ use crate::data::{DataConfig, DataPath};
 use crate::metadata::{ClientError, Event, Metadata};
 use crate::storage_pool::Storage;
 use crate::vfs::{
-    AttributeReply, Caller, DirEntry, Entry, Errno, FileLock, Opened, Result, SeekKind, StatFs, Vfs,
-    WriteFlags,
+    AttributeReply, Caller, DirEntry, Entry, FileLock, Opened, Result, SeekKind, StatFs, Vfs, WriteFlags,
 };
+use atimes::Atimes;
 use handles::Handles;
 use locks::Locks;
 use pages::Pages;
@@ -105,6 +107,7 @@ pub struct Client<M: Metadata> {
     handles: Arc<Handles>,
     pages: Arc<Pages>,
     locks: Arc<Locks>,
+    atimes: Arc<Atimes>,
     /// Which inodes have access control lists, as the kernel was told last.
     acls: AclMemory,
     /// The root's attributes as they were seen last.
@@ -134,6 +137,7 @@ impl<M: Metadata> Client<M> {
             handles,
             pages,
             locks: Arc::default(),
+            atimes: Arc::default(),
             acls: AclMemory::default(),
             root: Mutex::default(),
             removed: Mutex::default(),
@@ -195,6 +199,7 @@ impl<M: Metadata> Client<M> {
     /// # Errors
     /// If something can't be committed; it is still in the arena then.
     pub async fn stop(&self) -> std::result::Result<(), ClientError> {
+        while atimes::tell(&self.atimes, &*self.metadata).await {}
         self.data.close().await
     }
 
@@ -204,17 +209,24 @@ impl<M: Metadata> Client<M> {
         caller: &Caller,
         operation: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
+        let signalled = AtomicBool::new(false);
         let given_up = async {
             caller.interrupt.interrupted().await;
+            signalled.store(true, Ordering::Relaxed);
             while self.metadata.away_for().is_none_or(|away| away < INTERRUPT_AFTER) {
                 tokio::time::sleep(INTERRUPT_POLL).await;
             }
         };
-        tokio::select! {
+        let result = tokio::select! {
             biased;
             result = operation => result,
             () = given_up => Err(FsError::Interrupted.into()),
+        };
+        if signalled.load(Ordering::Relaxed) {
+            // What comes next of the same request (a wait for a lock) must hear of it too.
+            caller.interrupt.renew();
         }
+        result
     }
 
     /// Asks for an inode.
@@ -245,6 +257,7 @@ impl<M: Metadata> Client<M> {
                 self.data.invalidate(attributes.ino);
             }
             self.data.overlay(attributes.ino, &mut attributes);
+            self.atimes.overlay(&mut attributes);
             if let Some(stale) = self.pages.told(attributes.ino, attributes.size) {
                 let notifier = self.notifier.read().clone();
                 if let Some(notifier) = notifier {
@@ -572,6 +585,7 @@ impl<M: Metadata> Vfs for Client<M> {
         if self.handles.file(ino).is_none() {
             self.pages.forget(ino);
             self.data.forget(ino);
+            self.atimes.forget(ino);
         }
     }
 }

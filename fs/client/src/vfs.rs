@@ -49,6 +49,13 @@ impl Interrupt {
             None => std::future::pending().await,
         }
     }
+
+    /// Whoever waited for it has gone on with something else: it fires again for who waits next.
+    pub fn renew(&self) {
+        if let Some(notify) = &self.0 {
+            notify.notify_one();
+        }
+    }
 }
 
 /// Who asks.

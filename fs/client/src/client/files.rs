@@ -10,6 +10,7 @@ use atoll_core::seek::{Seek, Sought};
 use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 
+use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity};
 use super::{Append, Client, check_name, inode_of, unexpected};
@@ -169,9 +170,13 @@ impl<M: Metadata> Client<M> {
         offset: u64,
         size: u32,
     ) -> Result<Vec<Bytes>> {
-        self.handle(handle)?;
+        let handle = self.handle(handle)?;
         let known = self.known(ino).await?;
-        Ok(self.data.read(ino, offset, size, known.size).await?)
+        let read = self.data.read(ino, offset, size, known.size).await?;
+        if handle.is_none_or(|handle| handle.flags & libc::O_NOATIME as u32 == 0) {
+            note_read(&self.atimes, &self.metadata, &known);
+        }
+        Ok(read)
     }
 
     pub(super) async fn write_file(&self, ino: InodeId, handle: u64, write: WriteRequest) -> Result<u32> {

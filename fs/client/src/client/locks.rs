@@ -21,7 +21,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{Client, unexpected};
 use crate::metadata::{ClientError, Metadata};
-use crate::vfs::{Caller, Errno, FileLock, LockKind, Result};
+use crate::vfs::{Caller, FileLock, LockKind, Result};
 
 /// The kernel tells of a closed file in the background: a lock that was let go of by closing a file of this mount
 /// may be in the way for so long after `close` has returned.
@@ -404,10 +404,11 @@ impl<M: Metadata> Client<M> {
     /// A process has closed a file: all of its record locks on it go, whichever handle they were taken through.
     pub(super) async fn release_owner(&self, ino: InodeId, owner: u64) -> Result<()> {
         let class = LockClass::Record;
-        match self.locks.has(ino, (class, owner)) {
-            true => self.release_locks(ino, LockScope::Owner(class, owner)).await,
-            false => Ok(()),
+        if !self.locks.has(ino, (class, owner)) {
+            return Ok(());
         }
+        self.write_out(ino).await;
+        self.release_locks(ino, LockScope::Owner(class, owner)).await
     }
 
     /// A handle is closed: the locks go that were taken through it.
@@ -415,10 +416,16 @@ impl<M: Metadata> Client<M> {
         if !self.locks.has_through(ino, handle) {
             return Ok(());
         }
+        self.write_out(ino).await;
+        self.release_locks(ino, LockScope::Handle(handle)).await
+    }
+
+    /// Whoever has the lock next is to see what was written, through whichever handle. Errors are told by close and
+    /// fsync.
+    async fn write_out(&self, ino: InodeId) {
         if let Err(error) = self.settle(ino).await {
             tracing::debug!(%ino, %error, "could not be written out before its lock was let go of");
         }
-        self.release_locks(ino, LockScope::Handle(handle)).await
     }
 
     async fn release_locks(&self, ino: InodeId, scope: LockScope) -> Result<()> {

@@ -4,7 +4,7 @@ use atoll_core::records::VolumeConfig;
 
 use super::*;
 use crate::testing::{LocalMetadata, MemCluster};
-use crate::vfs::{Interrupt, LockKind};
+use crate::vfs::{Errno, Interrupt, LockKind};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const RDWR: u32 = libc::O_RDWR as u32;
@@ -168,7 +168,8 @@ async fn processes_that_wait_for_one_another_are_told() {
         tokio::spawn(async move { here.setlk(&me(), a.0, a.1, 1, at(2), false, true).await })
     };
     // Whichever is told of the circle first is the one that gets nothing.
-    let other = tokio::time::timeout(PATIENCE, there.setlk(&me(), b.0, b.1, 1, at(1), false, true));
+    let caller = me();
+    let other = tokio::time::timeout(PATIENCE, there.setlk(&caller, b.0, b.1, 1, at(1), false, true));
     match other.await.unwrap() {
         Err(error) => {
             assert_eq!(error, Errno(libc::EDEADLK));
@@ -349,10 +350,28 @@ async fn access_control_lists_reach_the_records_and_their_absence_costs_nothing(
     assert_eq!(fs.getxattr(&me(), a.0, access()).await, Ok(list));
     assert_eq!(fs.listxattr(&me(), a.0).await, Ok(name("system.posix_acl_access\0")));
     fs.removexattr(&me(), a.0, access()).await.unwrap();
-    assert_eq!(errno(fs.removexattr(&me(), a.0, access()).await), libc::ENODATA);
+    assert_eq!(fs.removexattr(&me(), a.0, access()).await, Ok(()));
+    assert_eq!(errno(fs.getxattr(&me(), a.0, access()).await), libc::ENODATA);
     let default = Bytes::from_static(atoll_core::acl::DEFAULT_NAME);
     assert_eq!(
         errno(fs.setxattr(&me(), a.0, default, Bytes::from_static(b"x"), 0, false).await),
         libc::EINVAL
     );
+}
+
+#[tokio::test]
+async fn reading_moves_the_access_time_for_others_too() {
+    let cluster = cluster();
+    let (here, there) = (cluster.mount(|_| {}).unwrap(), cluster.mount(|_| {}).unwrap());
+    let a = create(&here, "file").await;
+    write(&here, a, 0, b"content").await;
+    here.fsync(&me(), a.0, a.1, false).await.unwrap();
+    let before = here.getattr(&me(), a.0, None).await.unwrap().attributes;
+    assert_eq!(read(&here, a, 0, 100).await, b"content");
+    let after = here.getattr(&me(), a.0, None).await.unwrap().attributes;
+    assert!(after.atime > before.ctime);
+    assert_eq!(Attributes { atime: before.atime, ..after.clone() }, before, "reading is no change");
+    close(&here, a, 1).await;
+    here.stop().await.unwrap();
+    assert_eq!(there.getattr(&me(), a.0, None).await.unwrap().attributes.atime, after.atime);
 }

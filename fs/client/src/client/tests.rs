@@ -6,7 +6,7 @@ use futures::FutureExt;
 
 use super::*;
 use crate::testing::{LocalMetadata, MemCluster};
-use crate::vfs::Interrupt;
+use crate::vfs::{Errno, Interrupt};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const RDWR: u32 = libc::O_RDWR as u32;

@@ -146,7 +146,11 @@ impl<M: Metadata> Client<M> {
     pub(super) async fn remove_xattr(&self, ino: InodeId, name: Bytes) -> Result<()> {
         check(&name)?;
         if is_acl(&name) {
-            return self.set_acl(ino, &name, None, false).await;
+            // As elsewhere, it is no error that there was none.
+            return match self.set_acl(ino, &name, None, false).await {
+                Err(error) if error == FsError::NoAttribute.into() => Ok(()),
+                done => done,
+            };
         }
         let outcome = self.metadata.mutate(Op::RemoveXattr { ino, name }).await?;
         self.changed(&inode_of(outcome)?);

@@ -61,7 +61,8 @@ pub(super) fn set_attributes(
     Ok(Outcome::Inode(Box::new(record.attributes(ino))))
 }
 
-/// Notes when files were read. Nothing but their access times changes; those that are gone are passed over.
+/// Notes when files were read. Nothing but their access times changes; those that are gone are passed over, and those
+/// that were changed since: whoever did may have set the time.
 pub(super) fn touch(txn: &mut Txn<'_>, times: &[(InodeId, Timestamp)]) -> OpResult<Outcome> {
     if times.len() > TOUCHED_INODES_MAX {
         return Err(FsError::InvalidArgument.into());
@@ -69,6 +70,7 @@ pub(super) fn touch(txn: &mut Txn<'_>, times: &[(InodeId, Timestamp)]) -> OpResu
     for (ino, time) in times {
         if let Some(mut record) = txn.load::<InodeRecord>(Family::Inodes, &keys::inode(*ino))?
             && record.atime < *time
+            && record.ctime < *time
         {
             record.atime = *time;
             txn.put_inode(*ino, &record);
