@@ -12,7 +12,7 @@ suites := $(patsubst fs/atoll-fs/tests/%.rs,%,$(wildcard fs/atoll-fs/tests/*.rs)
 help: ## Show this help
 	@echo 'Atoll: a replicated file system for each Kubernetes volume.'
 	@echo
-	@sed -nE 's/^([a-z]+): .*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
+	@sed -nE 's/^([a-z-]+): .*## (.*)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-22s %s\n", $$1, $$2 }'
 	@for suite in $(suites); do \
 	  printf '  make %-15s %s\n' "test-$$suite" "$$(sed -nE '1s|^//! (.*)|\1|p' fs/atoll-fs/tests/$$suite.rs)"; \
 	done
@@ -57,6 +57,39 @@ bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARG
 	@hack/setup.sh
 	@hack/cargo.sh build --workspace --bins --examples
 	@hack/bench.sh $(ARGS)
+
+.PHONY: kube-up
+kube-up: ## Raise a Kubernetes of several nodes on this machine (NODES=3, ATOLL_KUBE_NAME=atoll)
+	@hack/setup.sh kube
+	@hack/cargo.sh build --workspace --bins
+	@NODES=$(or $(NODES),3) hack/kube/up
+
+.PHONY: kube-down
+kube-down: ## Remove it, with everything that belongs to it
+	@hack/kube/down
+
+.PHONY: kube-status
+kube-status: ## Show its processes, nodes, pods and volumes
+	@hack/kube/status
+
+.PHONY: images
+images: ## Build the images of Atoll and of the tests, load them into the cluster if it runs
+	@hack/setup.sh kube
+	@hack/cargo.sh build --workspace --bins
+	@hack/images/check
+	@hack/kube/load --build
+
+.PHONY: kube-test
+kube-test: ## Prove the test cluster, on one of its own (ARGS=--short: under 2 minutes)
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins
+	@hack/kube/test $(ARGS)
+
+.PHONY: kube-leaks
+kube-leaks: ## Show that a test cluster leaves nothing, wherever it is interrupted (ARGS=--shared: on a busy machine)
+	@hack/setup.sh kube
+	@hack/cargo.sh build --workspace --bins
+	@hack/kube/leaks $(ARGS)
 
 # As part of all tests a short run; asked for alone, the long one.
 test-powercut: export ATOLL_CUTS ?= 50

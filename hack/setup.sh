@@ -4,6 +4,7 @@
 #
 #   hack/setup.sh          all of them
 #   hack/setup.sh build    only what a build needs
+#   hack/setup.sh kube     what a build, a test cluster and its images need
 #   hack/setup.sh --list   print them, install nothing
 set -euo pipefail
 
@@ -44,12 +45,29 @@ dbench                  real program: a file server's load
 procps                  memory and processes of the demonstration
 PACKAGES
 )
+kube_packages=$(
+  cat <<'PACKAGES'
+containerd              the container runtime of a test cluster's nodes
+runc                    starts containers
+containernetworking-plugins  pods' networks
+iptables                host ports of pods
+nftables                Services of a test cluster; faults of its links
+conntrack               kube-proxy forgets connections to pods that are gone
+iproute2                namespaces and links of nodes
+iputils-ping            packets that were lost
+openssl                 certificates of a test cluster
+procps                  what a cluster's processes are
+e2fsprogs               volumes of a fixed size
+mmdebstrap              the images' Debian packages
+PACKAGES
+)
 
 case ${1:-all} in
-  all) packages=$build_packages$'\n'$test_packages ;;
+  all) packages=$build_packages$'\n'$test_packages$'\n'$kube_packages ;;
+  kube) packages=$build_packages$'\n'$kube_packages ;;
   build) packages=$build_packages ;;
-  --list) printf '%s\n%s\n' "$build_packages" "$test_packages"; exit 0 ;;
-  *) fail "unknown argument '$1' (none, 'build' or '--list')" ;;
+  --list) printf '%s\n' "$build_packages" "$test_packages" "$kube_packages"; exit 0 ;;
+  *) fail "unknown argument '$1' (none, 'build', 'kube' or '--list')" ;;
 esac
 
 missing=()
@@ -86,6 +104,7 @@ fi
 for tool in cargo rustc; do
   command -v $tool >/dev/null || fail "no $tool: install Rust 1.95 or newer from https://rustup.rs"
 done
+[ "${1:-all}" = build ] || command -v go >/dev/null || fail 'no go: install Go 1.26 or newer from https://go.dev/dl'
 need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 have=$(rustc --version | cut -d' ' -f2)
 [ "$(printf '%s\n%s\n' "$need" "${have%%-*}" | sort -V | head -n 1)" = "$need" ] ||
