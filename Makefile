@@ -112,6 +112,18 @@ kube-leaks: ## Show that a test cluster leaves nothing, wherever it is interrupt
 # As part of all tests a short run; asked for alone, the long one.
 test-powercut: export ATOLL_CUTS ?= 50
 
+.PHONY: fsx
+fsx: ## Run fsx on a mount in all its modes (installs it into the cache; takes long)
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins
+	@hack/fsx.sh
+
+.PHONY: stress
+stress: ## Run stress-ng's file system stressors on a mount (installs Debian's package; takes long)
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins
+	@hack/stress.sh
+
 .PHONY: $(addprefix test-,$(suites))
 $(addprefix test-,$(suites)): test-%:
 	@hack/test.sh --test $*

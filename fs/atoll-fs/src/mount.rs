@@ -284,9 +284,13 @@ async fn taken(config: &MountConfig) -> Failure {
     )
 }
 
-/// Locks between mounts don't exist yet, and a server that answers ENOSYS to a lock makes it fail: so the kernel
-/// keeps them.
 fn init_options() -> InitOptions {
+    InitOptions { posix_acl: true, ..InitOptions::default() }
+}
+
+/// This library can't tell `flock` from record locks, so the kernel keeps locks itself; and it doesn't let the server
+/// apply the umask, which access control lists need.
+fn fuser_options() -> InitOptions {
     InitOptions { locks: false, ..InitOptions::default() }
 }
 
@@ -304,7 +308,7 @@ async fn serve(
             device,
             readers,
             options.default_permissions,
-            init_options(),
+            fuser_options(),
             Arc::clone(client),
             &runtime,
         )

@@ -8,11 +8,13 @@
 //! Lookups are not counted. The protocol's node ids are the inode numbers themselves, so nothing here has to
 //! live as long as the kernel knows an inode; what is kept of one is a cache, and `forget` empties it.
 
+mod atimes;
 mod attributes;
 mod directories;
 mod files;
 mod handles;
 mod identity;
+mod locks;
 mod names;
 mod pages;
 mod tracked;
@@ -21,6 +23,7 @@ mod xattrs;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
@@ -38,11 +41,14 @@ use crate::data::{DataConfig, DataPath};
 use crate::metadata::{ClientError, Event, Metadata};
 use crate::storage_pool::Storage;
 use crate::vfs::{
-    AttributeReply, Caller, DirEntry, Entry, Errno, FileLock, Opened, Result, SeekKind, StatFs, Vfs,
+    AttributeReply, Caller, DirEntry, Entry, FileLock, Opened, Result, SeekKind, StatFs, Vfs, WriteFlags,
 };
+use atimes::Atimes;
 use handles::Handles;
+use locks::Locks;
 use pages::Pages;
 pub use tracked::Tracked;
+use xattrs::AclMemory;
 
 /// A signal ends an operation only once the cluster has been away for so long: programs don't expect `EINTR`
 /// from a file, and signals come for reasons of their own (a runtime's timers, for example).
@@ -100,6 +106,10 @@ pub struct Client<M: Metadata> {
     options: ClientOptions,
     handles: Arc<Handles>,
     pages: Arc<Pages>,
+    locks: Arc<Locks>,
+    atimes: Arc<Atimes>,
+    /// Which inodes have access control lists, as the kernel was told last.
+    acls: AclMemory,
     /// The root's attributes as they were seen last.
     root: Mutex<Option<Attributes>>,
     /// Inodes that this mount removed, until the kernel forgets them.
@@ -126,6 +136,9 @@ impl<M: Metadata> Client<M> {
             options,
             handles,
             pages,
+            locks: Arc::default(),
+            atimes: Arc::default(),
+            acls: AclMemory::default(),
             root: Mutex::default(),
             removed: Mutex::default(),
             notifier: RwLock::default(),
@@ -138,6 +151,7 @@ impl<M: Metadata> Client<M> {
                 Event::SessionLost => {
                     // First the handles: the data path forgets what they had written.
                     client.handles.break_files(|ino| client.data.has_dirty(ino));
+                    client.handles.break_handles(&client.locks.lost());
                     client.data.on_session_lost();
                 }
                 Event::ReturnReservation => {
@@ -185,6 +199,7 @@ impl<M: Metadata> Client<M> {
     /// # Errors
     /// If something can't be committed; it is still in the arena then.
     pub async fn stop(&self) -> std::result::Result<(), ClientError> {
+        while atimes::tell(&self.atimes, &*self.metadata).await {}
         self.data.close().await
     }
 
@@ -194,17 +209,24 @@ impl<M: Metadata> Client<M> {
         caller: &Caller,
         operation: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
+        let signalled = AtomicBool::new(false);
         let given_up = async {
             caller.interrupt.interrupted().await;
+            signalled.store(true, Ordering::Relaxed);
             while self.metadata.away_for().is_none_or(|away| away < INTERRUPT_AFTER) {
                 tokio::time::sleep(INTERRUPT_POLL).await;
             }
         };
-        tokio::select! {
+        let result = tokio::select! {
             biased;
             result = operation => result,
             () = given_up => Err(FsError::Interrupted.into()),
+        };
+        if signalled.load(Ordering::Relaxed) {
+            // What comes next of the same request (a wait for a lock) must hear of it too.
+            caller.interrupt.renew();
         }
+        result
     }
 
     /// Asks for an inode.
@@ -227,6 +249,7 @@ impl<M: Metadata> Client<M> {
     /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
     /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there.
     async fn told(&self, mut attributes: Attributes) -> Attributes {
+        self.acls.told(&attributes);
         if attributes.kind() == FileKind::File {
             if self.handles.learn(&attributes) {
                 // This client learns of its own changes when they are made: somebody else's, or one of ours whose
@@ -234,6 +257,7 @@ impl<M: Metadata> Client<M> {
                 self.data.invalidate(attributes.ino);
             }
             self.data.overlay(attributes.ino, &mut attributes);
+            self.atimes.overlay(&mut attributes);
             if let Some(stale) = self.pages.told(attributes.ino, attributes.size) {
                 let notifier = self.notifier.read().clone();
                 if let Some(notifier) = notifier {
@@ -355,7 +379,8 @@ impl<M: Metadata> Vfs for Client<M> {
         new_name: Bytes,
         flags: u32,
     ) -> Result<()> {
-        self.interruptible(caller, self.move_name(parent, name, new_parent, new_name, flags)).await
+        self.interruptible(caller, self.move_name(caller, (parent, name), (new_parent, new_name), flags))
+            .await
     }
 
     async fn link(
@@ -383,15 +408,14 @@ impl<M: Metadata> Vfs for Client<M> {
         self.interruptible(caller, self.create_file(caller, parent, name, mode, flags)).await
     }
 
-    /// Not supported: there is no way yet to make an inode without a name.
     async fn tmpfile(
         &self,
-        _caller: &Caller,
-        _parent: InodeId,
-        _mode: u32,
-        _flags: u32,
+        caller: &Caller,
+        parent: InodeId,
+        mode: u32,
+        flags: u32,
     ) -> Result<(Entry, Opened)> {
-        Err(FsError::Unsupported.into())
+        self.interruptible(caller, self.create_unnamed(caller, parent, mode, flags)).await
     }
 
     async fn read(
@@ -412,27 +436,30 @@ impl<M: Metadata> Vfs for Client<M> {
         handle: u64,
         offset: u64,
         data: Bytes,
-        kill_priv: bool,
-        from_cache: bool,
+        flags: WriteFlags,
     ) -> Result<u32> {
-        let write = files::WriteRequest { offset, data, kill_priv, from_cache };
+        let write = files::WriteRequest { offset, data, flags };
         self.interruptible(caller, self.write_file(ino, handle, write)).await
     }
 
-    async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, _lock_owner: u64) -> Result<()> {
-        self.interruptible(caller, self.flush_file(ino, handle)).await
+    async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()> {
+        let flushed = self.interruptible(caller, self.flush_file(ino, handle)).await;
+        self.interruptible(caller, self.release_owner(ino, lock_owner)).await?;
+        flushed
     }
 
+    /// Locks of the open file itself (`flock`, `F_OFD_SETLK`) go with it.
     async fn release(
         &self,
         _caller: &Caller,
-        _ino: InodeId,
+        ino: InodeId,
         handle: u64,
         _lock_owner: Option<u64>,
         _flock: bool,
     ) -> Result<()> {
+        let released = self.release_handle(ino, handle).await;
         self.release_file(handle);
-        Ok(())
+        released
     }
 
     async fn fsync(&self, caller: &Caller, ino: InodeId, handle: u64, _data_only: bool) -> Result<()> {
@@ -477,8 +504,9 @@ impl<M: Metadata> Vfs for Client<M> {
         name: Bytes,
         value: Bytes,
         flags: u32,
+        kill_sgid: bool,
     ) -> Result<()> {
-        self.interruptible(caller, self.set_xattr(ino, name, value, flags)).await
+        self.interruptible(caller, self.set_xattr(ino, name, value, flags, kill_sgid)).await
     }
 
     async fn getxattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<Bytes> {
@@ -493,30 +521,28 @@ impl<M: Metadata> Vfs for Client<M> {
         self.interruptible(caller, self.remove_xattr(ino, name)).await
     }
 
-    /// Not implemented, so that the kernel keeps record locks itself: they hold among the programs of this mount.
     async fn getlk(
         &self,
-        _caller: &Caller,
-        _ino: InodeId,
-        _handle: u64,
-        _owner: u64,
-        _lock: FileLock,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
     ) -> Result<FileLock> {
-        Err(Errno(libc::ENOSYS))
+        self.interruptible(caller, self.test_lock(ino, handle, owner, lock)).await
     }
 
-    /// As [`getlk`](Self::getlk), for `flock` too.
     async fn setlk(
         &self,
-        _caller: &Caller,
-        _ino: InodeId,
-        _handle: u64,
-        _owner: u64,
-        _lock: FileLock,
-        _flock: bool,
-        _wait: bool,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        owner: u64,
+        lock: FileLock,
+        flock: bool,
+        wait: bool,
     ) -> Result<()> {
-        Err(Errno(libc::ENOSYS))
+        self.set_lock(caller, (ino, handle, owner), lock, flock, wait).await
     }
 
     async fn fallocate(
@@ -528,7 +554,7 @@ impl<M: Metadata> Vfs for Client<M> {
         length: u64,
         mode: u32,
     ) -> Result<()> {
-        self.interruptible(caller, self.allocate(ino, handle, offset, length, mode)).await
+        self.interruptible(caller, self.allocate(caller, (ino, handle), offset, length, mode)).await
     }
 
     async fn lseek(
@@ -542,15 +568,14 @@ impl<M: Metadata> Vfs for Client<M> {
         self.interruptible(caller, self.seek(ino, offset, kind)).await
     }
 
-    /// Not supported: the kernel reads and writes instead.
     async fn copy_file_range(
         &self,
-        _caller: &Caller,
-        _from: (InodeId, u64, u64),
-        _to: (InodeId, u64, u64),
-        _length: u64,
+        caller: &Caller,
+        from: (InodeId, u64, u64),
+        to: (InodeId, u64, u64),
+        length: u64,
     ) -> Result<u64> {
-        Err(FsError::Unsupported.into())
+        self.interruptible(caller, self.copy_range(caller, from, to, length)).await
     }
 
     fn forget(&self, ino: InodeId, _count: u64) {
@@ -560,9 +585,12 @@ impl<M: Metadata> Vfs for Client<M> {
         if self.handles.file(ino).is_none() {
             self.pages.forget(ino);
             self.data.forget(ino);
+            self.atimes.forget(ino);
         }
     }
 }
 
+#[cfg(test)]
+mod posix_tests;
 #[cfg(test)]
 mod tests;

@@ -310,6 +310,8 @@ enum Fate {
     Keep,
     /// What it is about belongs to the old session.
     Forget,
+    /// It is done in the new session in any case: what it did in the old one went with that.
+    Renew,
 }
 
 fn fate(op: &Op) -> Fate {
@@ -322,6 +324,7 @@ fn fate(op: &Op) -> Fate {
         | Op::Reserve { .. }
         | Op::Unreserve { .. }
         | Op::CloseSession => Fate::Forget,
+        Op::SetLock(_) | Op::ReleaseLocks { .. } => Fate::Renew,
         _ => Fate::Repeat,
     }
 }
@@ -410,7 +413,7 @@ impl Inner {
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
                         return Ok(outcome.into_result()?);
                     }
-                    (Fate::Repeat, None) => continue,
+                    (Fate::Repeat, None) | (Fate::Renew, _) => continue,
                     (Fate::Keep, None) | (Fate::Forget, _) => {
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
                         return Err(ClientError::SessionLost);

@@ -11,9 +11,12 @@ use atoll_core::attributes::{Timestamp, VolumeUse};
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
+use atoll_core::lock_waits::LockWaits;
+use atoll_core::locks::{self, Holder};
 use atoll_core::namespace::execute;
 use atoll_core::query::{self, OpError};
 use atoll_core::records::{Place, Record, ServerRecord, Superblock, VolumeConfig};
+use atoll_core::seek;
 use atoll_core::store::{Family, MemStore, Read, prefix_end};
 use atoll_core::txn::Txn;
 use atoll_core::{check, keys};
@@ -30,6 +33,8 @@ pub use storage::MemStorage;
 pub const CLUSTER: ClusterId = ClusterId(0xa701);
 /// Segments that one background step frees.
 const PURGE_SEGMENTS: u32 = 64;
+/// How often a wait for a lock looks.
+const WAIT_POLL: Duration = Duration::from_millis(2);
 
 /// A volume's records in memory, and what a leader knows of its sessions.
 #[derive(Debug)]
@@ -37,6 +42,7 @@ pub struct MemVolume {
     store: MemStore,
     open: HashMap<SessionId, HashSet<InodeId>>,
     servers: Vec<ServerId>,
+    waits: LockWaits,
 }
 
 fn refused(error: OpError) -> FsError {
@@ -56,7 +62,12 @@ impl MemVolume {
     /// If the configuration makes no sense.
     #[must_use]
     pub fn new(config: VolumeConfig) -> Self {
-        let mut volume = MemVolume { store: MemStore::default(), open: HashMap::new(), servers: Vec::new() };
+        let mut volume = MemVolume {
+            store: MemStore::default(),
+            open: HashMap::new(),
+            servers: Vec::new(),
+            waits: LockWaits::default(),
+        };
         let outcome = volume.internal(Op::Bootstrap { cluster: CLUSTER, hash_key: (1, 2), config });
         assert!(outcome.clone().into_result().is_ok(), "{outcome:?}");
         volume
@@ -103,6 +114,7 @@ impl MemVolume {
 
     fn ended(&mut self, session: SessionId) {
         self.open.remove(&session);
+        self.waits.ended(session);
     }
 
     /// True if the session is alive.
@@ -235,6 +247,25 @@ impl MemVolume {
             Query::Volume => Ok(Answer::Volume(self.volume())),
             Query::Chunks { chunks } => Ok(Answer::Chunks(self.chunks(&chunks)?)),
             Query::Servers => self.servers(),
+            Query::Seek { ino, offset, kind } => {
+                let record = query::inode(store, ino).map_err(refused)?;
+                let sought = seek::seek(store, ino, &record, offset, kind);
+                sought.map(Answer::Sought).map_err(|error| refused(error.into()))
+            }
+            Query::TestLock(request) => {
+                let Some(mode) = request.mode else { return Ok(Answer::Lock(None)) };
+                let asking = Holder { session, owner: request.owner };
+                let (ino, class) = (request.ino, request.class);
+                locks::first_in_the_way(store, ino, class, asking, &request.range, mode)
+                    .map(Answer::Lock)
+                    .map_err(|error| refused(error.into()))
+            }
+            Query::AwaitLocks { waits } => {
+                let now = crate::session::clock::since_boot();
+                self.waits.tell(session, &waits, now);
+                let verdicts = self.waits.verdicts(session, store, now);
+                verdicts.map(Answer::Locks).map_err(|error| refused(error.into()))
+            }
         }
     }
 
@@ -485,6 +516,14 @@ impl Metadata for LocalMetadata {
     async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
         self.reach().await;
         self.questions.fetch_add(1, Ordering::Relaxed);
+        // A leader answers a question about waits when there is something to tell.
+        while let Query::AwaitLocks { waits } = &query {
+            let answer = self.volume.lock().answer(self.session(), query.clone())?;
+            if waits.is_empty() || !matches!(&answer, Answer::Locks(verdicts) if verdicts.is_empty()) {
+                return Ok(answer);
+            }
+            tokio::time::sleep(WAIT_POLL).await;
+        }
         Ok(self.volume.lock().answer(self.session(), query)?)
     }
 

@@ -49,6 +49,13 @@ impl Interrupt {
             None => std::future::pending().await,
         }
     }
+
+    /// Whoever waited for it has gone on with something else: it fires again for who waits next.
+    pub fn renew(&self) {
+        if let Some(notify) = &self.0 {
+            notify.notify_one();
+        }
+    }
 }
 
 /// Who asks.
@@ -60,7 +67,7 @@ pub struct Caller {
     pub gid: u32,
     /// Thread id of the caller, 0 for the kernel itself.
     pub pid: u32,
-    /// Its umask, for operations that make something; already applied to `mode` unless DONT_MASK was negotiated.
+    /// Its umask, for operations that make something. (Without DONT_MASK the kernel has applied it already.)
     pub umask: u32,
     /// Fires when the caller got a signal.
     pub interrupt: Interrupt,
@@ -168,6 +175,29 @@ pub enum SeekKind {
     Hole,
 }
 
+/// How a WRITE is meant. An open file's flags can change after it was opened, so each request has its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFlags {
+    /// Clear the set-id bits (`FUSE_WRITE_KILL_SUIDGID`).
+    pub kill_priv: bool,
+    /// The kernel writes pages of a mapping (`FUSE_WRITE_CACHE`).
+    pub from_cache: bool,
+    /// `O_APPEND`: to the end of the file, wherever that is by then.
+    pub append: bool,
+    /// `O_DSYNC`, `O_SYNC`, `RWF_DSYNC`, `RWF_SYNC`: durable when it is answered.
+    pub sync: bool,
+}
+
+impl WriteFlags {
+    /// From the flags of open(2) that came with the request.
+    #[must_use]
+    pub fn new(open_flags: u32, kill_priv: bool, from_cache: bool) -> Self {
+        let has = |flag: i32| open_flags & flag as u32 == flag as u32;
+        // O_SYNC has the bit of O_DSYNC.
+        WriteFlags { kill_priv, from_cache, append: has(libc::O_APPEND), sync: has(libc::O_DSYNC) }
+    }
+}
+
 macro_rules! vfs_trait {
     ($($(#[$doc:meta])* fn $name:ident(&self $(, $arg:ident : $ty:ty)* $(,)?) -> $ret:ty;)*) => {
         /// The operations. Every method may be called from many threads at once. A future that is dropped
@@ -214,9 +244,8 @@ vfs_trait! {
     fn tmpfile(&self, caller: &Caller, parent: InodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)>;
     /// Reads up to `size` bytes; fewer only at the end of the file.
     fn read(&self, caller: &Caller, ino: InodeId, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>>;
-    /// Writes all of `data`; returns its length. `kill_priv`: clear the set-id bits (`FUSE_WRITE_KILL_SUIDGID`);
-    /// `from_cache`: the kernel writes pages of a mapping (`FUSE_WRITE_CACHE`).
-    fn write(&self, caller: &Caller, ino: InodeId, handle: u64, offset: u64, data: Bytes, kill_priv: bool, from_cache: bool) -> Result<u32>;
+    /// Writes all of `data`; returns its length.
+    fn write(&self, caller: &Caller, ino: InodeId, handle: u64, offset: u64, data: Bytes, flags: WriteFlags) -> Result<u32>;
     /// A descriptor was closed: writes out what is buffered and returns the error of it.
     fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()>;
     /// The last descriptor of a handle is gone.
@@ -235,8 +264,9 @@ vfs_trait! {
     fn fsyncdir(&self, caller: &Caller, ino: InodeId, handle: u64, data_only: bool) -> Result<()>;
     /// The volume's size and use.
     fn statfs(&self, caller: &Caller, ino: InodeId) -> Result<StatFs>;
-    /// Sets an extended attribute; `flags` as setxattr(2).
-    fn setxattr(&self, caller: &Caller, ino: InodeId, name: Bytes, value: Bytes, flags: u32) -> Result<()>;
+    /// Sets an extended attribute; `flags` as setxattr(2). `kill_sgid`: it is an access control list, changed by
+    /// somebody who isn't in the file's group, so the set-gid bit goes.
+    fn setxattr(&self, caller: &Caller, ino: InodeId, name: Bytes, value: Bytes, flags: u32, kill_sgid: bool) -> Result<()>;
     /// The value of an extended attribute.
     fn getxattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<Bytes>;
     /// The names of all extended attributes, each ended by NUL.

@@ -125,6 +125,8 @@ pub struct Attributes {
     pub btime: Timestamp,
     /// Grows with every change of content or attributes.
     pub change: u64,
+    /// Its access control list says more than `mode`.
+    pub acl: bool,
 }
 
 impl Attributes {

@@ -5,11 +5,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
+use crate::acl::{ACCESS_NAME, DEFAULT_NAME};
 use crate::chunks::blocks_of;
-use crate::ids::{ChunkId, InodeId, ROOT, SegmentIndex, ServerId};
+use crate::ids::{ChunkId, InodeId, ROOT, SegmentIndex, ServerId, SessionId};
 use crate::intervals::Intervals;
 use crate::keys;
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
+use crate::locks::{Holder, LockClass, LockRecord, conflicts};
 use crate::records::{
     ChunkRecord, DeadRecord, EntryRecord, InodeRecord, OrderRecord, OrphanRecord, Place, Record,
     SegmentRecord, SessionRecord, Superblock,
@@ -24,12 +26,16 @@ struct Everything {
     parents: BTreeSet<(InodeId, InodeId, Vec<u8>)>,
     segments: BTreeMap<(InodeId, SegmentIndex), SegmentRecord>,
     inline: BTreeMap<Vec<u8>, u64>,
+    /// Whether there is an access control list: inode, default or own.
+    acls: BTreeMap<(InodeId, bool), bool>,
     chunks: BTreeMap<ChunkId, ChunkRecord>,
     references: BTreeSet<(ChunkId, InodeId, SegmentIndex)>,
     dead: BTreeMap<ChunkId, Vec<(u64, DeadRecord)>>,
     orders: BTreeMap<(ServerId, ChunkId), OrderRecord>,
     orphans: BTreeMap<InodeId, OrphanRecord>,
-    sessions: Vec<SessionRecord>,
+    sessions: BTreeMap<SessionId, SessionRecord>,
+    locks: BTreeMap<(LockClass, InodeId), BTreeMap<Holder, LockRecord>>,
+    locked: BTreeSet<(SessionId, InodeId)>,
 }
 
 /// Checks a store; returns what is wrong, in words. Empty: nothing.
@@ -46,6 +52,8 @@ pub fn check(store: &dyn Read) -> Result<Vec<String>, StoreError> {
     names(&all, &mut wrong);
     extents(&all, &mut wrong);
     chunks(&all, &mut wrong);
+    shared(&all, &mut wrong);
+    locks(&all, &mut wrong);
     totals(&superblock, &all, &mut wrong);
     Ok(wrong)
 }
@@ -100,6 +108,22 @@ fn gather(store: &dyn Read) -> Result<Everything, StoreError> {
         all.inline.insert(key.to_vec(), value.len() as u64);
         Ok(())
     })?;
+    for (ino, record) in &all.inodes {
+        for (default, says) in [(false, record.access_acl), (true, record.default_acl)] {
+            if says {
+                all.acls.insert((*ino, default), false);
+            }
+        }
+    }
+    each(store, Family::Xattrs, &[], |key, _| {
+        let ino = InodeId(number(key, 0)?);
+        match keys::xattr_name_of(key) {
+            Some(ACCESS_NAME) => all.acls.insert((ino, false), true),
+            Some(DEFAULT_NAME) => all.acls.insert((ino, true), true),
+            _ => None,
+        };
+        Ok(())
+    })?;
     gather_system(store, &mut all)?;
     Ok(all)
 }
@@ -131,10 +155,23 @@ fn gather_system(store: &dyn Read, all: &mut Everything) -> Result<(), StoreErro
         all.orphans.insert(InodeId(number(key, 1)?), OrphanRecord::decode(value)?);
         Ok(())
     })?;
-    each(store, Family::System, &keys::sessions(), |_, value| {
-        all.sessions.push(SessionRecord::decode(value)?);
+    each(store, Family::System, &keys::sessions(), |key, value| {
+        all.sessions.insert(SessionId(number(key, 1)?), SessionRecord::decode(value)?);
         Ok(())
-    })
+    })?;
+    each(store, Family::System, &keys::every_locked(), |key, _| {
+        all.locked.insert((SessionId(number(key, 1)?), InodeId(number(key, 9)?)));
+        Ok(())
+    })?;
+    for class in LockClass::ALL {
+        each(store, Family::System, &keys::all_locks(class), |key, value| {
+            let holder = Holder { session: SessionId(number(key, 9)?), owner: number(key, 17)? };
+            let locks = all.locks.entry((class, InodeId(number(key, 1)?))).or_default();
+            locks.insert(holder, LockRecord::decode(value)?);
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// Names, parents, link counts, orphans.
@@ -199,6 +236,13 @@ fn names(all: &Everything, wrong: &mut Vec<String>) {
                 record.nlink,
                 all.orphans.contains_key(ino)
             ));
+        }
+    }
+    for ((ino, default), there) in &all.acls {
+        let record = all.inodes.get(ino);
+        let says = record.is_some_and(|r| if *default { r.default_acl } else { r.access_acl });
+        if *there != says {
+            wrong.push(format!("inode {ino} says {says} of an access control list, which is {there}"));
         }
     }
     for ino in all.orphans.keys().filter(|ino| !all.inodes.contains_key(ino)) {
@@ -312,6 +356,65 @@ fn chunks(all: &Everything, wrong: &mut Vec<String>) {
     }
 }
 
+/// Blocks that several segments refer to are marked as shared in all of them.
+fn shared(all: &Everything, wrong: &mut Vec<String>) {
+    let mut every: BTreeMap<ChunkId, Intervals> = BTreeMap::new();
+    let mut unshared: BTreeMap<ChunkId, Intervals> = BTreeMap::new();
+    let meet = |known: &BTreeMap<ChunkId, Intervals>, chunk: &ChunkId, blocks: &Intervals| {
+        known.get(chunk).is_some_and(|known| blocks.without(known) != *blocks)
+    };
+    for ((ino, segment), found) in &all.segments {
+        let own: Vec<_> = found.pieces.iter().copied().filter(|piece| !piece.shared).collect();
+        let (here, own) = (blocks_of(&found.pieces), blocks_of(&own));
+        if here.iter().any(|(chunk, blocks)| meet(&unshared, chunk, blocks))
+            || own.iter().any(|(chunk, blocks)| meet(&every, chunk, blocks))
+        {
+            wrong.push(format!(
+                "inode {ino}: segment {segment} refers to bytes of another without being marked"
+            ));
+        }
+        for (to, from) in [(&mut every, &here), (&mut unshared, &own)] {
+            for (chunk, blocks) in from {
+                to.entry(*chunk).or_default().add_all(blocks);
+            }
+        }
+    }
+}
+
+/// Locks: of sessions that are alive and inodes that exist, none in the way of another.
+fn locks(all: &Everything, wrong: &mut Vec<String>) {
+    let mut locked = BTreeSet::new();
+    for ((class, ino), holders) in &all.locks {
+        if !all.inodes.contains_key(ino) {
+            wrong.push(format!("locks on {ino}, which doesn't exist"));
+        }
+        for (holder, record) in holders {
+            locked.insert((holder.session, *ino));
+            let session = holder.session;
+            if all.sessions.get(&session).is_none_or(|session| session.ended.is_some()) {
+                wrong.push(format!("session {session} has locks on {ino} and isn't alive"));
+            }
+            let ranges: Vec<_> = record.locks.iter().map(|lock| lock.range).collect();
+            if ranges.is_empty()
+                || ranges.iter().any(|range| !range.is_sound())
+                || ranges.windows(2).any(|pair| pair[0].end >= pair[1].start)
+            {
+                wrong.push(format!("locks of session {session} on {ino} are none, or overlap"));
+            }
+            let others = holders.iter().filter(|(other, _)| *other != holder);
+            for held in others.flat_map(|(_, other)| &other.locks) {
+                if record.locks.iter().any(|lock| conflicts(held, &lock.range, lock.mode)) {
+                    wrong.push(format!("{class:?} locks on {ino} are in the way of one another"));
+                }
+            }
+        }
+    }
+    if locked != all.locked {
+        let odd: Vec<_> = locked.symmetric_difference(&all.locked).take(3).collect();
+        wrong.push(format!("locks and sessions' lists of them differ: {odd:?}"));
+    }
+}
+
 /// The superblock's sums.
 fn totals(superblock: &Superblock, all: &Everything, wrong: &mut Vec<String>) {
     let counted = |ino: &InodeId| !all.orphans.get(ino).is_some_and(|orphan| orphan.purging);
@@ -322,7 +425,7 @@ fn totals(superblock: &Superblock, all: &Everything, wrong: &mut Vec<String>) {
             superblock.bytes_used,
             all.inodes.iter().filter(|(ino, _)| counted(ino)).map(|(_, record)| record.charged()).sum(),
         ),
-        ("bytes reserved", superblock.bytes_reserved, all.sessions.iter().map(|s| s.bytes_reserved).sum()),
+        ("bytes reserved", superblock.bytes_reserved, all.sessions.values().map(|s| s.bytes_reserved).sum()),
         ("inline bytes", superblock.inline_bytes, all.inline.values().sum()),
     ];
     for (what, says, is) in sums {

@@ -53,12 +53,22 @@ fn other_references(
     Ok(blocks)
 }
 
+/// How the blocks that a segment newly refers to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blocks {
+    /// They come into use, unless they are shared and others refer to them.
+    Counted,
+    /// Others are known to refer to them: nothing changes.
+    InUse,
+}
+
 /// Brings chunks and back references from what a segment refers to `before` to what it does `after`.
 pub(crate) fn account(
     txn: &mut Txn<'_>,
     at: (InodeId, SegmentIndex),
     before: &[Piece],
     after: &[Piece],
+    blocks: Blocks,
 ) -> OpResult<()> {
     let was = blocks_of(before);
     let is = blocks_of(after);
@@ -73,7 +83,10 @@ pub(crate) fn account(
             _ => {}
         }
         let mut dead = was_here.without(is_here);
-        let mut new = is_here.without(was_here);
+        let mut new = match blocks {
+            Blocks::Counted => is_here.without(was_here),
+            Blocks::InUse => Intervals::default(),
+        };
         if dead.is_empty() && new.is_empty() {
             continue;
         }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::attributes::{AttributeChanges, Attributes, Timestamp};
 use crate::error::FsError;
 use crate::ids::{ChunkId, ClusterId, Generation, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
+use crate::locks::{LockRequest, LockScope};
 use crate::records::{ChunkKind, ChunkRecord, Piece, VolumeConfig};
 
 /// The session of the metadata service itself: its commands are idempotent by nature and use no slots.
@@ -20,6 +21,8 @@ pub const INTERNAL: SessionId = SessionId(0);
 pub const RENAME_NOREPLACE: u32 = 1;
 /// `RENAME_EXCHANGE` of renameat2(2).
 pub const RENAME_EXCHANGE: u32 = 2;
+/// `RENAME_WHITEOUT` of renameat2(2).
+pub const RENAME_WHITEOUT: u32 = 4;
 
 /// One mutation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +112,23 @@ pub enum Op {
         rdev: u32,
         /// Target of a symbolic link.
         target: Bytes,
+        /// Permission bits that are taken away, unless the directory has a list that is inherited instead.
+        umask: u32,
+    },
+    /// Makes a file without a name (`O_TMPFILE`): an orphan that may get one.
+    CreateUnnamed {
+        /// The directory that it would be in: what it inherits comes from there.
+        parent: InodeId,
+        /// Permission bits.
+        mode: u32,
+        /// Owner.
+        uid: u32,
+        /// Group, unless the directory passes on its own.
+        gid: u32,
+        /// As in [`Create`](Op::Create).
+        umask: u32,
+        /// It may get a name (no `O_EXCL`).
+        linkable: bool,
     },
     /// Makes a further name.
     Link {
@@ -138,8 +158,10 @@ pub enum Op {
         new_parent: InodeId,
         /// This name.
         new_name: Bytes,
-        /// [`RENAME_NOREPLACE`], [`RENAME_EXCHANGE`].
+        /// [`RENAME_NOREPLACE`], [`RENAME_EXCHANGE`], [`RENAME_WHITEOUT`].
         flags: u32,
+        /// Owner and group of what is left behind with [`RENAME_WHITEOUT`].
+        whiteout: (u32, u32),
     },
     /// Changes attributes; with a size it truncates or extends.
     SetAttributes {
@@ -174,7 +196,7 @@ pub enum Op {
         /// Bytes of the session's reservation that this uses up.
         reservation: u64,
     },
-    /// fallocate(2).
+    /// fallocate(2). A part of it is done if it is much.
     Allocate {
         /// The file.
         ino: InodeId,
@@ -186,6 +208,8 @@ pub enum Op {
         mode: AllocateMode,
         /// Don't change the size.
         keep_size: bool,
+        /// Clear the set-id bits.
+        kill_suidgid: bool,
     },
     /// Sets an extended attribute.
     SetXattr {
@@ -204,6 +228,47 @@ pub enum Op {
         ino: InodeId,
         /// Its name.
         name: Bytes,
+    },
+    /// Sets or removes an access control list. The permission bits follow.
+    SetAcl {
+        /// The inode.
+        ino: InodeId,
+        /// The list that is inherited, not the directory's own.
+        default: bool,
+        /// The attribute's value; `None` removes it.
+        value: Option<Bytes>,
+        /// The caller isn't in the inode's group: the set-gid bit goes.
+        kill_sgid: bool,
+    },
+    /// copy_file_range(2), within the map: both files refer to the same bytes from then on. Copies a part if it is
+    /// much.
+    CopyRange {
+        /// From this file,
+        from: InodeId,
+        /// from this byte on,
+        offset: u64,
+        /// to this file,
+        to: InodeId,
+        /// to this byte,
+        to_offset: u64,
+        /// so many.
+        length: u64,
+        /// Clear the set-id bits of the second file.
+        kill_suidgid: bool,
+    },
+    /// Takes or lets go of a lock. Waiting is done before this is proposed.
+    SetLock(LockRequest),
+    /// Lets go of the locks that a process or an open file has on an inode.
+    ReleaseLocks {
+        /// The inode.
+        ino: InodeId,
+        /// Which of the session's locks on it.
+        scope: LockScope,
+    },
+    /// Sets access times, which is no change: ctime and the change counter stay.
+    Touch {
+        /// Which, and when they were read; a time before the known one changes nothing.
+        times: Vec<(InodeId, Timestamp)>,
     },
     /// Makes a chunk for the session to write. The client sends `replicas` empty; the leader fills it in.
     CreateChunk {
@@ -384,6 +449,10 @@ pub enum Outcome {
     Session(SessionId, Vec<(SlotId, u64, Outcome)>),
     /// Background work: true if there is more to do.
     More(bool),
+    /// fallocate(2): done up to this byte; the rest needs further commands.
+    Allocated(u64, Box<Attributes>),
+    /// A copy within the map: how many bytes, and the attributes of the second file afterwards.
+    Copied(u64, Box<Attributes>),
 }
 
 impl Outcome {

@@ -91,6 +91,18 @@ pub enum FsError {
     /// A blocked operation was interrupted.
     #[error("interrupted")]
     Interrupted,
+    /// Somebody holds a lock that is in the way.
+    #[error("locked")]
+    Locked,
+    /// Waiting for a lock would never end.
+    #[error("deadlock")]
+    Deadlock,
+    /// More locks than there may be.
+    #[error("too many locks")]
+    NoLocks,
+    /// Not allowed to the caller.
+    #[error("permission denied")]
+    Denied,
 }
 
 impl FsError {
@@ -102,7 +114,8 @@ impl FsError {
             Self::NotFound => 2,
             Self::Interrupted => 4,
             Self::Io => 5,
-            Self::TryAgain | Self::NoServers => 11,
+            Self::TryAgain | Self::NoServers | Self::Locked => 11,
+            Self::Denied => 13,
             Self::Exists => 17,
             Self::NotDirectory => 20,
             Self::IsDirectory => 21,
@@ -110,7 +123,9 @@ impl FsError {
             Self::FileTooLarge => 27,
             Self::NoSpace => 28,
             Self::TooManyLinks => 31,
+            Self::Deadlock => 35,
             Self::NameTooLong => 36,
+            Self::NoLocks => 37,
             Self::NotEmpty => 39,
             Self::NoAttribute => 61,
             Self::AttributeTooLarge => 7,

@@ -4,7 +4,7 @@
 //! know how many of their blocks are referred to; back references exist from each chunk to the segments that
 //! use it; inline values live as long as a piece needs them; the inode knows how many bytes are mapped.
 
-use crate::chunks;
+use crate::chunks::{self, Blocks};
 use crate::error::FsError;
 use crate::ids::{InodeId, SegmentIndex};
 use crate::keys;
@@ -116,7 +116,7 @@ pub(crate) fn free_segment(
         .iter()
         .filter(|cut| segment >= cut.from && found.epoch < cut.epoch)
         .all(|cut| cut.counted);
-    account(txn, ino, segment, &found.pieces, &[])?;
+    account(txn, ino, segment, &found.pieces, &[], Blocks::Counted)?;
     if counted {
         record.mapped = record.mapped.saturating_sub(mapped(&found.pieces));
     }
@@ -134,11 +134,68 @@ pub(crate) fn remap(
     range: (u32, u32),
     new: &[Piece],
 ) -> OpResult<()> {
+    replace(txn, ino, record, segment, range, new, Blocks::Counted)
+}
+
+/// As [`remap`], for pieces whose chunks' blocks other segments refer to already: they are in use as it is.
+pub(crate) fn remap_shared(
+    txn: &mut Txn<'_>,
+    ino: InodeId,
+    record: &mut InodeRecord,
+    segment: SegmentIndex,
+    range: (u32, u32),
+    new: &[Piece],
+) -> OpResult<()> {
+    replace(txn, ino, record, segment, range, new, Blocks::InUse)
+}
+
+/// Notes that other segments refer to the chunks' bytes of a range, too.
+pub(crate) fn share(
+    txn: &mut Txn<'_>,
+    ino: InodeId,
+    record: &InodeRecord,
+    segment: SegmentIndex,
+    (start, end): (u32, u32),
+) -> OpResult<()> {
+    let key = keys::segment(ino, segment);
+    let Some(mut found) = txn.load::<SegmentRecord>(Family::Extents, &key)? else { return Ok(()) };
+    if record.is_cut_off(segment, found.epoch) {
+        return Ok(());
+    }
+    let inside: Vec<Piece> =
+        found.pieces.iter().copied().filter(|piece| piece.end() > start && piece.start < end).collect();
+    let blocks = chunks::blocks_of(&inside);
+    let mut changed = false;
+    // Pieces that lie in the same blocks too: the last one of them to go must not take a block along.
+    for piece in &mut found.pieces {
+        let meets = chunks::blocks_of(std::slice::from_ref(piece))
+            .into_iter()
+            .any(|(chunk, own)| blocks.get(&chunk).is_some_and(|shared| own.without(shared) != own));
+        if meets && !piece.shared {
+            piece.shared = true;
+            changed = true;
+        }
+    }
+    if changed {
+        txn.put(Family::Extents, key, &found);
+    }
+    Ok(())
+}
+
+fn replace(
+    txn: &mut Txn<'_>,
+    ino: InodeId,
+    record: &mut InodeRecord,
+    segment: SegmentIndex,
+    range: (u32, u32),
+    new: &[Piece],
+    blocks: Blocks,
+) -> OpResult<()> {
     let before = load_for_change(txn, ino, record, segment)?;
     let mut after = cut(&before, range.0, range.1);
     after.extend_from_slice(new);
     let after = tidy(after);
-    account(txn, ino, segment, &before, &after)?;
+    account(txn, ino, segment, &before, &after, blocks)?;
     record.mapped = (record.mapped + mapped(&after)).saturating_sub(mapped(&before));
     let key = keys::segment(ino, segment);
     if after.is_empty() {
@@ -157,6 +214,7 @@ fn account(
     segment: SegmentIndex,
     before: &[Piece],
     after: &[Piece],
+    blocks: Blocks,
 ) -> OpResult<()> {
     for piece in before {
         if let Place::Inline { id, .. } = piece.place {
@@ -171,7 +229,7 @@ fn account(
             }
         }
     }
-    chunks::account(txn, (ino, segment), before, after)
+    chunks::account(txn, (ino, segment), before, after, blocks)
 }
 
 /// Stores an inline value and returns its id.

@@ -20,6 +20,9 @@
 //! | system | `o` inode | [`OrphanRecord`](crate::records::OrphanRecord) |
 //! | system | `t` inode | marker: the inode has pending truncations |
 //! | system | `i` inode, segment | marker: the segment of a big file has inline pieces to be moved to a chunk |
+//! | system | `l` inode, session, owner | [`LockRecord`](crate::locks::LockRecord): record locks |
+//! | system | `f` inode, session, owner | [`LockRecord`](crate::locks::LockRecord): `flock` locks |
+//! | system | `k` session, inode | marker: the session has locks on the inode |
 //! | system | `A…` | the metadata server's own (applied position and the like) |
 
 use std::hash::Hasher;
@@ -27,6 +30,7 @@ use std::hash::Hasher;
 use siphasher::sip::SipHasher24;
 
 use crate::ids::{ChunkId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
+use crate::locks::LockClass;
 
 /// Bits of the collision index in a key and in a cookie.
 const COLLISION_BITS: u32 = 15;
@@ -203,8 +207,43 @@ tagged! {
     truncation, truncations, b't', (ino: InodeId);
     /// Key of the marker that a segment has inline pieces to be moved.
     migration, migrations, b'i', (ino: InodeId, segment: SegmentIndex);
+    /// Key of the marker that a session has locks on an inode.
+    locked, all_locked, b'k', (session: SessionId, ino: InodeId);
+    /// The range of the inodes that a session has locks on begins here.
+    locked_by, every_locked, b'k', (session: SessionId);
     /// The range of a chunk's dead ranges begins here.
     dead_ranges, all_dead_ranges, b'd', (chunk: ChunkId);
+}
+
+fn lock_tag(class: LockClass) -> u8 {
+    match class {
+        LockClass::Record => b'l',
+        LockClass::Flock => b'f',
+    }
+}
+
+/// Key of an owner's locks of a class on an inode.
+#[must_use]
+pub fn lock(class: LockClass, ino: InodeId, session: SessionId, owner: u64) -> Vec<u8> {
+    Key::new(Some(lock_tag(class))).u64(ino.0).u64(session.0).u64(owner).0
+}
+
+/// The range of a session's locks of a class on an inode begins here.
+#[must_use]
+pub fn locks_of_session(class: LockClass, ino: InodeId, session: SessionId) -> Vec<u8> {
+    Key::new(Some(lock_tag(class))).u64(ino.0).u64(session.0).0
+}
+
+/// The range of all locks of a class on an inode begins here.
+#[must_use]
+pub fn locks_of_inode(class: LockClass, ino: InodeId) -> Vec<u8> {
+    Key::new(Some(lock_tag(class))).u64(ino.0).0
+}
+
+/// The range of all locks of a class begins here.
+#[must_use]
+pub fn all_locks(class: LockClass) -> Vec<u8> {
+    vec![lock_tag(class)]
 }
 
 /// Key of a dead range of a chunk.

@@ -1,6 +1,7 @@
 //! What the filesystem decides, and nothing else: ids, records, commands and the operations on the
 //! namespace. No I/O, no clock and no randomness: they are arguments.
 
+pub mod acl;
 pub mod attributes;
 pub mod check;
 pub mod chunks;
@@ -11,10 +12,13 @@ pub mod ids;
 pub mod intervals;
 pub mod keys;
 pub mod limits;
+pub mod lock_waits;
+pub mod locks;
 pub mod namespace;
 mod purge;
 pub mod query;
 pub mod records;
+pub mod seek;
 mod sessions;
 pub mod store;
 pub mod txn;

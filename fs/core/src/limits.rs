@@ -34,6 +34,18 @@ pub const PENDING_TRUNCATIONS_MAX: usize = 8;
 pub const COMMIT_INLINE_BYTES_MAX: u64 = 1 << 20;
 /// Pieces in one commit of extents.
 pub const COMMIT_PIECES_MAX: usize = 1024;
+/// Segments that one `fallocate` command touches; more need several.
+pub const ALLOCATE_SEGMENTS_MAX: u64 = 1024;
+/// Bytes that one command copies within the map; more need several.
+pub const COPY_BYTES_MAX: u64 = 256 << 20;
+/// Pieces that one command copies within the map.
+pub const COPY_PIECES_MAX: usize = 16 << 10;
+/// Ranges that one process or open file may have locked of one inode.
+pub const LOCKS_PER_OWNER_MAX: usize = 16 << 10;
+/// Processes and open files that may have locks of one class on one inode.
+pub const LOCK_OWNERS_PER_INODE_MAX: usize = 16 << 10;
+/// Inodes whose access times one command sets.
+pub const TOUCHED_INODES_MAX: usize = 1024;
 /// Operation slots of one session, slot 0 (the journal) included.
 pub const SESSION_SLOTS_MAX: u32 = 256;
 /// Sessions of one cluster, the dead ones that wait for their successor included.

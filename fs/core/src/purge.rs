@@ -5,6 +5,7 @@ use crate::error::FsError;
 use crate::extents;
 use crate::ids::{InodeId, SegmentIndex};
 use crate::keys;
+use crate::locks;
 use crate::records::{InodeRecord, OrphanRecord, Record, SegmentRecord};
 use crate::store::Family;
 use crate::txn::{OpResult, Txn};
@@ -48,6 +49,7 @@ pub(crate) fn orphan(txn: &mut Txn<'_>, ino: InodeId, segments_max: usize) -> Op
         txn.delete(Family::Xattrs, key);
     }
     if !more {
+        locks::forget_inode(txn, ino)?;
         txn.delete(Family::System, key);
         txn.delete(Family::Inodes, keys::inode(ino));
     }

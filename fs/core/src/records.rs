@@ -186,6 +186,10 @@ pub struct InodeRecord {
     pub target: Bytes,
     /// Bytes of extended attribute names (each with its NUL), for the limit on all of them.
     pub xattr_list_bytes: u32,
+    /// It has an access control list, among the extended attributes.
+    pub access_acl: bool,
+    /// A directory that has a list which is inherited.
+    pub default_acl: bool,
     /// Grows with each truncation that leaves work behind.
     pub truncate_epoch: u32,
     /// Truncations whose segments are not freed yet.
@@ -232,6 +236,7 @@ impl InodeRecord {
             ctime: self.ctime,
             btime: self.btime,
             change: self.change,
+            acl: self.access_acl,
         }
     }
 
@@ -465,6 +470,8 @@ pub struct OrphanRecord {
     pub since: Timestamp,
     /// No session holds it any more: its segments are being freed and it is not to be opened.
     pub purging: bool,
+    /// It never had a name (`O_TMPFILE`) and may get one.
+    pub linkable: bool,
 }
 
 impl Record for OrphanRecord {

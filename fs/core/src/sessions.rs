@@ -7,6 +7,7 @@ use crate::error::FsError;
 use crate::ids::{SessionId, SlotId};
 use crate::keys;
 use crate::limits::{SESSION_SLOTS_MAX, SESSIONS_MAX};
+use crate::locks;
 use crate::records::{Record, SessionRecord, SlotRecord};
 use crate::store::Family;
 use crate::txn::{OpResult, Txn};
@@ -89,6 +90,7 @@ pub(crate) fn end(txn: &mut Txn<'_>, now: Timestamp, session: SessionId) -> OpRe
     record.ended = Some(now);
     txn.put(Family::System, key, &record);
     chunks::seal_all(txn, session)?;
+    locks::release_all(txn, session)?;
     Ok(Outcome::Done)
 }
 

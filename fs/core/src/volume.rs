@@ -82,6 +82,8 @@ pub(crate) fn bootstrap(
         entries: 0,
         target: bytes::Bytes::new(),
         xattr_list_bytes: 0,
+        access_acl: false,
+        default_acl: false,
         truncate_epoch: 0,
         truncations: Vec::new(),
     };

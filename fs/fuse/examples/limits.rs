@@ -47,6 +47,7 @@ fn attributes(ino: InodeId) -> Attributes {
         ctime: Timestamp::default(),
         btime: Timestamp::default(),
         change: 0,
+        acl: false,
     }
 }
 
@@ -74,7 +75,7 @@ impl Vfs for Nothing {
     async fn read(&self, _: &Caller, _: InodeId, _: u64, _: u64, size: u32) -> Result<Vec<Bytes>> {
         Ok(vec![self.zeroes.slice(..size as usize)])
     }
-    async fn write(&self, _: &Caller, _: InodeId, _: u64, _: u64, data: Bytes, _: bool, _: bool) -> Result<u32> {
+    async fn write(&self, _: &Caller, _: InodeId, _: u64, _: u64, data: Bytes, _: WriteFlags) -> Result<u32> {
         Ok(data.len() as u32)
     }
     async fn flush(&self, _: &Caller, _: InodeId, _: u64, _: u64) -> Result<()> { Ok(()) }
@@ -96,7 +97,7 @@ impl Vfs for Nothing {
     async fn tmpfile(&self, _: &Caller, _: InodeId, _: u32, _: u32) -> Result<(Entry, Opened)> { Err(NO) }
     async fn readdir(&self, _: &Caller, _: InodeId, _: u64, _: u64, _: u32, _: bool) -> Result<Vec<DirEntry>> { Ok(vec![]) }
     async fn fsyncdir(&self, _: &Caller, _: InodeId, _: u64, _: bool) -> Result<()> { Err(NO) }
-    async fn setxattr(&self, _: &Caller, _: InodeId, _: Bytes, _: Bytes, _: u32) -> Result<()> { Err(NO) }
+    async fn setxattr(&self, _: &Caller, _: InodeId, _: Bytes, _: Bytes, _: u32, _: bool) -> Result<()> { Err(NO) }
     async fn getxattr(&self, _: &Caller, _: InodeId, _: Bytes) -> Result<Bytes> { Err(NO) }
     async fn listxattr(&self, _: &Caller, _: InodeId) -> Result<Bytes> { Err(NO) }
     async fn removexattr(&self, _: &Caller, _: InodeId, _: Bytes) -> Result<()> { Err(NO) }

@@ -57,9 +57,10 @@ async fn serve<V: Vfs>(filesystem: &V, call: Call) {
         Operation::Read { handle, offset, size, .. } => {
             files::read(filesystem, call, handle, offset, size).await;
         }
-        Operation::Write { handle, offset, data, kill_suid_sgid, from_cache, .. } => {
+        Operation::Write { handle, offset, data, flags, kill_suid_sgid, from_cache, .. } => {
             let data = call.lend(data);
-            files::write(filesystem, call, handle, offset, data, kill_suid_sgid, from_cache).await;
+            let flags = vfs::WriteFlags::new(flags, kill_suid_sgid, from_cache);
+            files::write(filesystem, call, handle, offset, data, flags).await;
         }
         Operation::Statfs => inodes::statfs(filesystem, call).await,
         Operation::Flush { handle, lock_owner } => files::flush(filesystem, call, handle, lock_owner).await,

@@ -221,6 +221,7 @@ mod tests {
             ctime: Timestamp::default(),
             btime: Timestamp::default(),
             change: 0,
+            acl: false,
         };
         let out = statx(&AttributeReply { attributes, ttl: Duration::from_millis(1500) });
         assert_eq!((out.stat.rdev_major, out.stat.rdev_minor), (0x123, 0x45678));

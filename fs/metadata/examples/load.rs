@@ -153,6 +153,7 @@ fn create(parent: InodeId, name: String, mode: u32) -> Op {
         gid: 0,
         rdev: 0,
         target: Default::default(),
+        umask: 0,
     }
 }
 

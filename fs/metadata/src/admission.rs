@@ -29,6 +29,12 @@ pub struct Facts {
 pub fn is_for_clients(op: &Op) -> bool {
     match op {
         Op::Create { .. }
+        | Op::CreateUnnamed { .. }
+        | Op::SetAcl { .. }
+        | Op::CopyRange { .. }
+        | Op::SetLock(_)
+        | Op::ReleaseLocks { .. }
+        | Op::Touch { .. }
         | Op::Link { .. }
         | Op::Unlink { .. }
         | Op::Rename { .. }
@@ -128,7 +134,17 @@ fn inline_bytes(op: &Op) -> u64 {
 /// something always goes on.
 fn grows(op: &Op) -> bool {
     inline_bytes(op) > 0
-        || matches!(op, Op::Create { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::CreateChunk { .. })
+        || matches!(
+            op,
+            Op::Create { .. }
+                | Op::CreateUnnamed { .. }
+                | Op::Link { .. }
+                | Op::SetXattr { .. }
+                | Op::SetAcl { .. }
+                | Op::CopyRange { .. }
+                | Op::SetLock(_)
+                | Op::CreateChunk { .. }
+        )
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::ids::{ClusterId, MemberId, ServerId, SessionId, SlotId};
 use atoll_core::keys;
+use atoll_core::lock_waits::LockWaits;
 use atoll_core::query::OpError;
 use atoll_core::records::{Record, ServerRecord, SessionRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
@@ -19,6 +20,7 @@ use atoll_raft::{Leadership, PeerError, RaftError, RaftStatus};
 use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::changes::Changes;
@@ -62,6 +64,15 @@ pub(crate) struct Office {
     pub(crate) servers: Mutex<Servers>,
     pub(crate) orders: Mutex<OrderBook>,
     pub(crate) in_flight: Mutex<HashMap<(SessionId, SlotId, u64), InFlight>>,
+    /// Who waits for which lock.
+    pub(crate) lock_waits: Mutex<LockWaits>,
+    /// The newest question of each session about its waits; older ones are over.
+    pub(crate) lock_questions: Mutex<HashMap<SessionId, u64>>,
+    /// Fires when a lock was let go of.
+    pub(crate) locks_changed: Notify,
+    /// Held (shared) while a file without a name is made, until it is known to be held open; and alone by who
+    /// decides what nobody holds.
+    pub(crate) unnamed: tokio::sync::RwLock<()>,
 }
 
 /// A metadata server.
@@ -154,6 +165,7 @@ impl Node {
         *self.office.servers.lock() = Servers::begin(term, now, servers);
         *self.office.orders.lock() = OrderBook::begin(term);
         self.office.in_flight.lock().clear();
+        *self.office.lock_waits.lock() = LockWaits::default();
         self.changes.begin();
         self.office.term.store(term, Ordering::Release);
         Ok(())
@@ -179,6 +191,8 @@ impl Node {
         *self.office.servers.lock() = Servers::default();
         *self.office.orders.lock() = OrderBook::default();
         self.office.in_flight.lock().clear();
+        *self.office.lock_waits.lock() = LockWaits::default();
+        self.office.lock_questions.lock().clear();
     }
 
     /// Proposes something of the service's own.

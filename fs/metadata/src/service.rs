@@ -2,6 +2,7 @@
 
 mod ask;
 mod bootstrap;
+mod locks;
 mod mutate;
 mod session;
 mod status;
@@ -35,7 +36,7 @@ impl Service {
         let role = peer.remote.role;
         match request.kind {
             kind::MUTATE => reply(node.mutate(decode(&request)?).await),
-            kind::ASK => reply(node.ask(decode(&request)?)),
+            kind::ASK => reply(node.ask(decode(&request)?).await),
             kind::SESSION_HEARTBEAT => reply(node.session_heartbeat(&decode(&request)?)),
             kind::RECLAIM => reply(node.reclaim(&decode(&request)?)),
             kind::CLOSE => reply(node.close(&decode(&request)?)),

@@ -10,7 +10,10 @@ use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use atoll_core::commands::{Command, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId, MemberId, SegmentIndex, ServerId, SessionId};
+use atoll_core::lock_waits::{Verdict, Wait};
+use atoll_core::locks::{HeldLock, Holder, LockRequest};
 use atoll_core::records::VolumeConfig;
+use atoll_core::seek::{Seek, Sought};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +136,23 @@ pub enum Query {
     },
     /// The storage servers. → [`Answer::Servers`]
     Servers,
+    /// The next data or hole of a file. → [`Answer::Sought`]
+    Seek {
+        /// Which file.
+        ino: InodeId,
+        /// At or after this byte.
+        offset: u64,
+        /// What to look for.
+        kind: Seek,
+    },
+    /// Which lock is in the way of this one. → [`Answer::Lock`]
+    TestLock(LockRequest),
+    /// These are all locks that the session waits for. Answered, after a while at the latest, with what there is to
+    /// tell of them; another such question of the session ends it. → [`Answer::Locks`]
+    AwaitLocks {
+        /// All of them; none: nobody waits any more.
+        waits: Vec<Wait>,
+    },
 }
 
 /// Where the bytes of a piece are, for a reader.
@@ -236,6 +256,12 @@ pub enum Answer {
     Chunks(Vec<ChunkInfo>),
     /// Storage servers.
     Servers(Vec<ServerInfo>),
+    /// Data or a hole.
+    Sought(Sought),
+    /// A lock that is in the way, and who holds it.
+    Lock(Option<(Holder, HeldLock)>),
+    /// Waits that have come to an end, by their ids.
+    Locks(Vec<(u64, Verdict)>),
 }
 
 /// Keeps a session alive; sent every third of its lifetime at the latest.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -46,6 +45,20 @@ pub enum Call {
     HandleStat(u8),
     HandleSync(u8, bool),
     HandleChmod(u8, u32),
+    /// fallocate with this mode.
+    Fallocate(Name, i32, u64, u64),
+    /// copy_file_range from one file, at an offset, to another, for so many bytes.
+    Copy(Name, u64, Name, u64, usize),
+    /// `SEEK_DATA` or `SEEK_HOLE`.
+    Seek(Name, u64, i32),
+    /// Makes a file without a name in the first folder and links it as the second.
+    Unnamed(Name, Name, Vec<u8>),
+    /// Sets an access control list, the inherited one or the file's own: with bob's permissions and the mask.
+    Acl(Name, bool, u16, u16),
+    /// A lock of the open file, of bytes, without waiting.
+    HandleLock(u8, i32, i64, i64),
+    /// flock, without waiting.
+    HandleFlock(u8, i32),
 }
 
 fn random_name(rng: &mut StdRng) -> Vec<u8> {
@@ -108,6 +121,55 @@ fn random_time(rng: &mut StdRng) -> Option<(i64, i64)> {
 }
 
 impl Call {
+    /// Draws one of those that came later, which the second transport can't all do.
+    pub fn random_further(rng: &mut StdRng, known: &[Vec<u8>]) -> Call {
+        let path = random_path(rng, known);
+        let handle = rng.random_range(0..6);
+        let (keep, punch, zero) =
+            (libc::FALLOC_FL_KEEP_SIZE, libc::FALLOC_FL_PUNCH_HOLE, libc::FALLOC_FL_ZERO_RANGE);
+        match rng.random_range(0..9) {
+            0 | 1 => {
+                let mode = [0, keep, punch | keep, zero, zero | keep][rng.random_range(0..5)];
+                Call::Fallocate(path, mode, random_offset(rng), rng.random_range(0..200_000))
+            }
+            2 | 3 => {
+                let (from, to) = (random_offset(rng), random_offset(rng));
+                Call::Copy(random_path(rng, known), from, path, to, rng.random_range(0..2_000_000))
+            }
+            4 => {
+                let whence = [libc::SEEK_DATA, libc::SEEK_HOLE][rng.random_range(0..2)];
+                Call::Seek(path, random_offset(rng), whence)
+            }
+            5 => Call::Unnamed(random_path(rng, known), path, random_data(rng)),
+            6 => Call::Acl(path, rng.random_bool(0.4), rng.random_range(0..8), rng.random_range(0..8)),
+            7 => {
+                let kind = [libc::F_RDLCK, libc::F_WRLCK, libc::F_UNLCK][rng.random_range(0..3)];
+                Call::HandleLock(handle, kind, rng.random_range(0..50), rng.random_range(0..50))
+            }
+            _ => {
+                let operation = [libc::LOCK_SH, libc::LOCK_EX, libc::LOCK_UN][rng.random_range(0..3)];
+                Call::HandleFlock(handle, operation)
+            }
+        }
+    }
+
+    /// It goes by a handle, which belongs to one mount.
+    pub fn is_about_a_handle(&self) -> bool {
+        matches!(
+            self,
+            Call::Open(..)
+                | Call::Close(_)
+                | Call::HandleWrite(..)
+                | Call::HandleRead(..)
+                | Call::HandleTruncate(..)
+                | Call::HandleStat(_)
+                | Call::HandleSync(..)
+                | Call::HandleChmod(..)
+                | Call::HandleLock(..)
+                | Call::HandleFlock(..)
+        )
+    }
+
     /// For people: names as text, content as its length.
     pub fn brief(&self) -> String {
         let name = |name: &[u8]| {
@@ -139,6 +201,16 @@ impl Call {
                 format!("Open({handle}, {:?}, {flags:#o}, {mode:o})", name(path))
             }
             Call::ReadFile(path, offset, length) => format!("ReadFile({:?}, {offset}, {length})", name(path)),
+            Call::Unnamed(folder, path, data) => {
+                format!("Unnamed({:?}, {:?}, {} bytes)", name(folder), name(path), data.len())
+            }
+            Call::Copy(from, offset, to, to_offset, length) => {
+                format!("Copy({:?}, {offset}, {:?}, {to_offset}, {length})", name(from), name(to))
+            }
+            Call::Fallocate(path, mode, offset, length) => {
+                format!("Fallocate({:?}, {mode}, {offset}, {length})", name(path))
+            }
+            Call::Acl(path, default, bob, mask) => format!("Acl({:?}, {default}, {bob}, {mask})", name(path)),
             Call::Rmdir(path) => format!("Rmdir({:?})", name(path)),
             Call::Unlink(path) => format!("Unlink({:?})", name(path)),
             other => format!("{other:?}"),
@@ -246,7 +318,7 @@ pub fn join(root: &Path, path: &[u8]) -> PathBuf {
 }
 
 /// One tree with the handles that are open in it.
-struct Tree {
+pub struct Tree {
     root: PathBuf,
     handles: BTreeMap<u8, i32>,
 }
@@ -279,6 +351,11 @@ fn timespec(time: Option<(i64, i64)>) -> libc::timespec {
 }
 
 impl Tree {
+    /// The tree below `root`.
+    pub fn new(root: &Path) -> Tree {
+        Tree { root: root.to_owned(), handles: BTreeMap::new() }
+    }
+
     fn c(&self, path: &[u8]) -> CString {
         CString::new(join(&self.root, path).as_os_str().as_bytes()).unwrap()
     }
@@ -288,7 +365,7 @@ impl Tree {
     }
 
     // SAFETY of the calls below: every pointer is to a C string or buffer that outlives the call, with its length.
-    fn run(&mut self, call: &Call) -> Seen {
+    pub fn run(&mut self, call: &Call) -> Seen {
         match call {
             Call::Mkdir(path, mode) => unit(unsafe { libc::mkdir(self.c(path).as_ptr(), *mode) }),
             Call::Rmdir(path) => unit(unsafe { libc::rmdir(self.c(path).as_ptr()) }),
@@ -443,6 +520,72 @@ impl Tree {
                 }
                 unit(unsafe { libc::fchmod(fd, *mode) })
             }
+            Call::Fallocate(path, mode, offset, length) => {
+                let fd = self.open(path, libc::O_WRONLY, 0)?;
+                let done = unit(unsafe { libc::fallocate(fd, *mode, *offset as i64, *length as i64) });
+                unit(unsafe { libc::close(fd) })?;
+                done
+            }
+            Call::Copy(from, offset, to, to_offset, length) => {
+                let source = self.open(from, libc::O_RDONLY, 0)?;
+                let target = self.open(to, libc::O_WRONLY, 0);
+                let copied = target.and_then(|fd| {
+                    let copied = copy_all(source, *offset as i64, fd, *to_offset as i64, *length);
+                    unit(unsafe { libc::close(fd) }).and(copied)
+                });
+                unit(unsafe { libc::close(source) })?;
+                copied
+            }
+            Call::Seek(path, offset, whence) => {
+                let fd = self.open(path, libc::O_RDONLY, 0)?;
+                let found = if is_file(fd) { unsafe { libc::lseek(fd, *offset as i64, *whence) } } else { 0 };
+                let found = if found < 0 { Err(errno()) } else { Ok(Vec::new()) };
+                unit(unsafe { libc::close(fd) })?;
+                found
+            }
+            Call::Unnamed(folder, path, data) => {
+                let fd = self.open(folder, libc::O_TMPFILE | libc::O_RDWR, 0o664)?;
+                let from = CString::new(format!("/proc/self/fd/{fd}")).unwrap();
+                let written = write_all(fd, 0, data);
+                let linked = unit(unsafe {
+                    let (here, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
+                    libc::linkat(here, from.as_ptr(), here, self.c(path).as_ptr(), follow)
+                });
+                unit(unsafe { libc::close(fd) })?;
+                written.and(linked)
+            }
+            Call::Acl(path, default, bob, mask) => {
+                let name = if *default { c"system.posix_acl_default" } else { c"system.posix_acl_access" };
+                let none = u32::MAX;
+                let entries =
+                    [(1u16, 7u16, none), (2, *bob, 1002), (4, 5, none), (0x10, *mask, none), (0x20, 4, none)];
+                let mut value = 2u32.to_le_bytes().to_vec();
+                for (tag, allowed, id) in entries {
+                    value
+                        .extend([&tag.to_le_bytes()[..], &allowed.to_le_bytes(), &id.to_le_bytes()].concat());
+                }
+                let at = value.as_ptr().cast();
+                unit(unsafe { libc::setxattr(self.c(path).as_ptr(), name.as_ptr(), at, value.len(), 0) })
+            }
+            Call::HandleLock(number, kind, start, length) => {
+                let fd = self.handle(*number)?;
+                if !is_file(fd) {
+                    return Ok(Vec::new());
+                }
+                unit(unsafe {
+                    let mut lock: libc::flock = std::mem::zeroed();
+                    lock.l_type = *kind as i16;
+                    (lock.l_start, lock.l_len) = (*start, *length);
+                    libc::fcntl(fd, libc::F_OFD_SETLK, &raw const lock)
+                })
+            }
+            Call::HandleFlock(number, operation) => {
+                let fd = self.handle(*number)?;
+                if !is_file(fd) {
+                    return Ok(Vec::new());
+                }
+                unit(unsafe { libc::flock(fd, *operation | libc::LOCK_NB) })
+            }
         }
     }
 
@@ -468,12 +611,37 @@ impl Tree {
         Err(-1)
     }
 
-    fn close(&mut self, number: u8) {
+    /// Closes a handle, if it is open.
+    pub fn close(&mut self, number: u8) {
         if let Some(fd) = self.handles.remove(&number) {
             // SAFETY: the handle is ours and is forgotten with this.
             unsafe { libc::close(fd) };
         }
     }
+}
+
+/// A regular file: folders keep locks of their own mount, and say other things of data and holes.
+fn is_file(fd: i32) -> bool {
+    // SAFETY: fd is open; stat is written by the call.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        libc::fstat(fd, &raw mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG
+    }
+}
+
+/// All of a range, in as many calls as it takes.
+fn copy_all(from: i32, mut at: i64, to: i32, mut target: i64, length: usize) -> Seen {
+    let mut left = length;
+    while left > 0 {
+        // SAFETY: descriptors, and offsets that the call changes.
+        let done = unsafe { libc::copy_file_range(from, &raw mut at, to, &raw mut target, left, 0) };
+        match done {
+            ..0 => return Err(errno()),
+            0 => break,
+            done => left -= done as usize,
+        }
+    }
+    Ok((length - left).to_string().into_bytes())
 }
 
 fn write_all(fd: i32, offset: u64, data: &[u8]) -> Seen {
@@ -487,98 +655,4 @@ fn read_all(fd: i32, offset: u64, length: usize) -> Seen {
     // SAFETY: the buffer outlives the call.
     let n = unsafe { libc::pread(fd, buffer.as_mut_ptr().cast(), buffer.len(), offset as i64) };
     if n < 0 { Err(errno()) } else { Ok(buffer[..n as usize].to_vec()) }
-}
-
-enum Order {
-    Run(Call),
-    CloseHandles,
-}
-
-struct User {
-    orders: Option<mpsc::Sender<Order>>,
-    answers: mpsc::Receiver<(Seen, Seen)>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-/// Threads that are different users; each has handles of its own.
-pub struct Users(Vec<User>);
-
-impl Users {
-    /// root, and two users of whom one is in the other's group.
-    pub const COUNT: usize = 3;
-
-    /// Starts the threads on both trees.
-    pub fn start(ours: &Path, reference: &Path) -> Users {
-        let identities: [(u32, u32, &[u32]); Users::COUNT] =
-            [(0, 0, &[]), (1001, 1001, &[1002]), (1002, 1002, &[])];
-        let users = identities.map(|(uid, gid, groups)| {
-            let (orders, receiver) = mpsc::channel::<Order>();
-            let (sender, answers) = mpsc::channel();
-            let mut trees =
-                [ours, reference].map(|root| Tree { root: root.to_owned(), handles: BTreeMap::new() });
-            let groups = groups.to_vec();
-            let thread = std::thread::spawn(move || {
-                become_user(uid, gid, &groups);
-                while let Ok(order) = receiver.recv() {
-                    match order {
-                        Order::Run(call) => {
-                            let [mine, theirs] = trees.each_mut().map(|tree| tree.run(&call));
-                            sender.send((mine, theirs)).unwrap();
-                        }
-                        Order::CloseHandles => {
-                            for tree in &mut trees {
-                                (0..=u8::MAX).for_each(|number| tree.close(number));
-                            }
-                            sender.send((Ok(Vec::new()), Ok(Vec::new()))).unwrap();
-                        }
-                    }
-                }
-                for tree in &mut trees {
-                    (0..=u8::MAX).for_each(|number| tree.close(number));
-                }
-            });
-            User { orders: Some(orders), answers, thread: Some(thread) }
-        });
-        Users(users.into())
-    }
-
-    /// Runs a call as a user on both trees.
-    pub fn run(&mut self, user: usize, call: &Call) -> (Seen, Seen) {
-        let user = &self.0[user];
-        user.orders.as_ref().unwrap().send(Order::Run(call.clone())).unwrap();
-        user.answers.recv_timeout(crate::common::PATIENCE).unwrap_or_else(|_| panic!("{call:?} hangs"))
-    }
-
-    /// Closes every handle.
-    pub fn close_handles(&mut self) {
-        for user in &self.0 {
-            user.orders.as_ref().unwrap().send(Order::CloseHandles).unwrap();
-            let _ = user.answers.recv_timeout(crate::common::PATIENCE).expect("closing hangs");
-        }
-    }
-}
-
-impl Drop for Users {
-    fn drop(&mut self) {
-        for user in &mut self.0 {
-            user.orders.take();
-            // A thread that hangs in a call must not hang the test's clean-up as well.
-            if !std::thread::panicking()
-                && let Some(thread) = user.thread.take()
-            {
-                let _ = thread.join();
-            }
-        }
-    }
-}
-
-/// Makes this thread alone another user: the raw calls, since those of the C library change all threads.
-fn become_user(uid: u32, gid: u32, groups: &[u32]) {
-    // SAFETY: plain numbers, and a list with its length.
-    unsafe {
-        libc::umask(0o022);
-        assert_eq!(libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()), 0);
-        assert_eq!(libc::syscall(libc::SYS_setresgid, gid, gid, gid), 0);
-        assert_eq!(libc::syscall(libc::SYS_setresuid, uid, uid, uid), 0);
-    }
 }

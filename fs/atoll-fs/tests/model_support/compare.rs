@@ -43,7 +43,8 @@ struct Seen {
     xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-struct Times {
+/// Times of a file.
+pub struct Times {
     mtime: (i64, i64),
     ctime: (i64, i64),
 }
@@ -86,6 +87,12 @@ fn look(root: &Path, path: &[u8]) -> (Seen, Times) {
 
 /// Panics unless everything that can be seen of both trees is equal, and their times have the same order.
 pub fn trees(ours: &Path, reference: &Path, history: &[String]) {
+    let times = content(ours, reference, history);
+    order(times, history);
+}
+
+/// Panics unless everything that can be seen of both trees but times is equal; returns the times.
+pub fn content(ours: &Path, reference: &Path, history: &[String]) -> Vec<(String, Times, Times)> {
     let recent = || history[history.len().saturating_sub(12)..].join("\n");
     let (mine, theirs) = (paths(ours), paths(reference));
     assert!(mine == theirs, "the sets of names differ: {mine:?}\n{theirs:?}\n{}", recent());
@@ -97,6 +104,12 @@ pub fn trees(ours: &Path, reference: &Path, history: &[String]) {
         assert!(my == their, "{shown} differs:\n{my:?}\n{their:?}\nlast operations:\n{}", recent());
         times.push((shown.into_owned(), my_times, their_times));
     }
+    times
+}
+
+/// Panics unless the times of both trees have the same order.
+fn order(times: Vec<(String, Times, Times)>, history: &[String]) {
+    let recent = || history[history.len().saturating_sub(12)..].join("\n");
     // The local folder's clock ticks in milliseconds: only what it tells apart has an order.
     for what in ["mtime", "ctime"] {
         let pick = |times: &Times| if what == "mtime" { times.mtime } else { times.ctime };

@@ -3,32 +3,31 @@
 use std::sync::Arc;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
-use atoll_core::commands::{AllocateMode, Op};
+use atoll_core::commands::{AllocateMode, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SegmentIndex};
-use atoll_core::limits::{BLOCK_BYTES, SEGMENT_BYTES};
-use atoll_proto::metadata::{Answer, PieceData, Query};
+use atoll_core::seek::{Seek, Sought};
+use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 
+use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
+use super::identity::{CAP_FSETID, Identity};
 use super::{Append, Client, check_name, inode_of, unexpected};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Metadata};
-use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind};
+use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 
 /// Segments whose places come along with an open.
 const OPEN_SEGMENTS: u32 = 4;
-/// Segments that one question of `lseek` covers.
-const SEEK_SEGMENTS: u32 = 4096;
+/// Attempts to make a file without a name.
+const UNNAMED_ATTEMPTS_MAX: u32 = 4;
 
 /// One WRITE.
 pub struct WriteRequest {
     pub offset: u64,
     pub data: Bytes,
-    /// Clear the set-id bits.
-    pub kill_priv: bool,
-    /// The kernel writes pages of a mapping.
-    pub from_cache: bool,
+    pub flags: WriteFlags,
 }
 
 /// A file that is being opened; counts as open until this is dropped, or for good once a handle is made of it.
@@ -134,6 +133,7 @@ impl<M: Metadata> Client<M> {
             gid: caller.gid,
             rdev: 0,
             target: Bytes::new(),
+            umask: caller.umask,
         };
         let attributes = match self.metadata.mutate(op).await {
             Ok(outcome) => inode_of(outcome)?,
@@ -170,30 +170,92 @@ impl<M: Metadata> Client<M> {
         offset: u64,
         size: u32,
     ) -> Result<Vec<Bytes>> {
-        self.handle(handle)?;
+        let handle = self.handle(handle)?;
         let known = self.known(ino).await?;
-        Ok(self.data.read(ino, offset, size, known.size).await?)
+        let read = self.data.read(ino, offset, size, known.size).await?;
+        if handle.is_none_or(|handle| handle.flags & libc::O_NOATIME as u32 == 0) {
+            note_read(&self.atimes, &self.metadata, &known);
+        }
+        Ok(read)
     }
 
     pub(super) async fn write_file(&self, ino: InodeId, handle: u64, write: WriteRequest) -> Result<u32> {
-        let handle = self.handle(handle)?;
-        let flags = handle.as_ref().map_or(0, |handle| handle.flags);
-        let WriteRequest { offset, data, kill_priv, from_cache } = write;
-        let appends = flags & libc::O_APPEND as u32 != 0 && self.options.append == Append::Shared;
-        if appends && !from_cache && !data.is_empty() {
+        self.handle(handle)?;
+        let WriteRequest { offset, data, flags } = write;
+        let appends = flags.append && self.options.append == Append::Shared;
+        if appends && !flags.from_cache && !data.is_empty() {
             let length = data.len() as u32;
-            let (start, _) = self.data.append(ino, data, kill_priv).await?;
+            let (start, _) = self.data.append(ino, data, flags.kill_priv).await?;
             self.pages.written(ino, start + u64::from(length));
+            if start != offset {
+                self.drop_pages_later(ino, offset.min(start));
+            }
             return Ok(length);
         }
         let known = self.known(ino).await?;
         self.pages.written(ino, offset.saturating_add(data.len() as u64));
-        let written = self.data.write(ino, offset, data, &known, kill_priv).await?;
-        // O_SYNC has the bit of O_DSYNC. Pages of a mapping are made durable by msync.
-        if flags & libc::O_DSYNC as u32 != 0 && !from_cache {
+        let written = self.data.write(ino, offset, data, &known, flags.kill_priv).await?;
+        // Pages of a mapping are made durable by msync.
+        if flags.sync && !flags.from_cache {
             self.data.flush(ino).await?;
         }
         Ok(written)
+    }
+
+    /// The kernel has put bytes into its pages that went elsewhere (a file that became `O_APPEND` after it was
+    /// opened). It holds these pages until it is answered, so this must not be waited for.
+    fn drop_pages_later(&self, ino: InodeId, offset: u64) {
+        if let Some(notifier) = self.notifier.read().clone() {
+            tokio::spawn(async move { notifier.invalidate(ino, offset, u64::MAX).await });
+        }
+    }
+
+    /// Makes and opens a file without a name.
+    pub(super) async fn create_unnamed(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        mode: u32,
+        flags: u32,
+    ) -> Result<(Entry, Opened)> {
+        let Caller { uid, gid, umask, .. } = *caller;
+        let linkable = flags & libc::O_EXCL as u32 == 0;
+        for _ in 0..UNNAMED_ATTEMPTS_MAX {
+            let op = Op::CreateUnnamed { parent, mode: mode & 0o7777, uid, gid, umask, linkable };
+            let attributes = inode_of(self.metadata.mutate(op).await?)?;
+            let opening = Opening::new(self, attributes.ino);
+            match self.metadata.ask(Query::Open { ino: attributes.ino, segments: 0 }).await {
+                Ok(_) => {}
+                // A new leader took it for one that nobody holds, before it could be told.
+                Err(ClientError::Fs(FsError::Stale)) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            self.handles.learn(&attributes);
+            self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
+            self.pages.opened(&attributes, 0);
+            let entry = self.entry(attributes).await;
+            return Ok((entry, opening.finish(flags, false)));
+        }
+        Err(FsError::Io.into())
+    }
+
+    /// Brings what is known of a file, here and in the kernel, up to what the service says now.
+    pub(super) async fn revalidate(&self, ino: InodeId) -> Result<()> {
+        let query = Query::Extents { ino, first: SegmentIndex(0), segments: OPEN_SEGMENTS };
+        let answer = self.metadata.ask(query).await?;
+        let extents = Extents::from_answer(SegmentIndex(0), answer).ok_or_else(unexpected)?;
+        let attributes = extents.attributes.clone();
+        self.handles.learn(&attributes);
+        self.data.install_map(ino, &extents);
+        let mut current = attributes.clone();
+        self.data.overlay(ino, &mut current);
+        if !self.pages.opened(&attributes, current.size) {
+            let notifier = self.notifier.read().clone();
+            if let Some(notifier) = notifier {
+                notifier.invalidate(ino, 0, u64::MAX).await;
+            }
+        }
+        Ok(())
     }
 
     /// A descriptor is closed.
@@ -231,10 +293,15 @@ impl<M: Metadata> Client<M> {
         }
     }
 
+    /// Whether what the caller does to a file's content clears its set-id bits.
+    fn clears_setid(caller: &Caller) -> bool {
+        !Identity::of(caller).is_some_and(|who| who.has(CAP_FSETID))
+    }
+
     pub(super) async fn allocate(
         &self,
-        ino: InodeId,
-        handle: u64,
+        caller: &Caller,
+        (ino, handle): (InodeId, u64),
         offset: u64,
         length: u64,
         mode: u32,
@@ -250,120 +317,84 @@ impl<M: Metadata> Client<M> {
             ZERO_RANGE => AllocateMode::Zero,
             _ => return Err(FsError::Unsupported.into()),
         };
+        let end = offset.checked_add(length).ok_or(FsError::FileTooLarge)?;
+        let kill_suidgid = Self::clears_setid(caller);
         self.settle(ino).await?;
-        let op = Op::Allocate { ino, offset, length, mode, keep_size };
-        let attributes = inode_of(self.metadata.mutate(op).await?)?;
-        self.data.invalidate(ino);
-        self.pages.written(ino, attributes.size);
+        let mut at = offset;
+        while at < end {
+            let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_suidgid };
+            match self.metadata.mutate(op).await? {
+                Outcome::Allocated(until, attributes) if until > at => {
+                    at = until;
+                    self.data.invalidate(ino);
+                    self.pages.written(ino, attributes.size);
+                }
+                _ => return Err(unexpected().into()),
+            }
+        }
         Ok(())
     }
 
-    /// The next data or hole. What is allocated and never written counts as a hole, as on other filesystems.
+    /// The next data or hole.
     pub(super) async fn seek(&self, ino: InodeId, offset: u64, kind: SeekKind) -> Result<u64> {
         self.settle(ino).await?;
-        let mut first = SegmentIndex(offset / SEGMENT_BYTES);
-        let mut finder = Finder::new(offset, kind);
+        let kind = match kind {
+            SeekKind::Data => Seek::Data,
+            SeekKind::Hole => Seek::Hole,
+        };
+        let mut at = offset;
         loop {
-            let query = Query::Extents { ino, first, segments: SEEK_SEGMENTS };
-            let Answer::Extents { attributes, segments, covered, .. } = self.metadata.ask(query).await?
-            else {
-                return Err(unexpected().into());
+            match self.metadata.ask(Query::Seek { ino, offset: at, kind }).await? {
+                Answer::Sought(Sought::Found(found)) => return Ok(found),
+                Answer::Sought(Sought::Nothing) => return Err(Errno(libc::ENXIO)),
+                Answer::Sought(Sought::Continue(next)) if next > at => at = next,
+                _ => return Err(unexpected().into()),
+            }
+        }
+    }
+
+    /// Copies within the map: nothing is read, and both files refer to the same bytes.
+    pub(super) async fn copy_range(
+        &self,
+        caller: &Caller,
+        (from, from_handle, offset): (InodeId, u64, u64),
+        (to, to_handle, to_offset): (InodeId, u64, u64),
+        length: u64,
+    ) -> Result<u64> {
+        self.handle(from_handle)?;
+        self.handle(to_handle)?;
+        self.settle(from).await?;
+        self.settle(to).await?;
+        let kill_suidgid = Self::clears_setid(caller);
+        let (mut copied, mut asked_for_room) = (0, false);
+        while copied < length {
+            let op = Op::CopyRange {
+                from,
+                offset: offset.saturating_add(copied),
+                to,
+                to_offset: to_offset.saturating_add(copied),
+                length: length - copied,
+                kill_suidgid,
             };
-            if offset >= attributes.size {
-                return Err(Errno(libc::ENXIO));
-            }
-            for (segment, pieces) in segments {
-                let start = segment.0 * SEGMENT_BYTES;
-                for piece in pieces {
-                    let is_data = !matches!(piece.data, PieceData::Unwritten);
-                    let piece = start + u64::from(piece.start)..start + u64::from(piece.start + piece.length);
-                    if is_data && let Some(found) = finder.data(piece) {
-                        return found_before(found, attributes.size, kind);
-                    }
+            match self.metadata.mutate(op).await {
+                Ok(Outcome::Copied(0, _)) => break,
+                Ok(Outcome::Copied(bytes, attributes)) => {
+                    copied += bytes;
+                    self.data.invalidate(to);
+                    self.handles.learn(&attributes);
+                    self.pages.written(to, attributes.size);
                 }
-            }
-            first = SegmentIndex(first.0.saturating_add(u64::from(covered.max(1))));
-            let covered_to = first.0.saturating_mul(SEGMENT_BYTES);
-            if let Some(found) = finder.nothing_until(covered_to.min(attributes.size)) {
-                return found_before(found, attributes.size, kind);
-            }
-            if covered_to >= attributes.size {
-                return found_before(attributes.size, attributes.size, kind);
-            }
-        }
-    }
-}
-
-/// Data must be before the end of the file; a hole is at the end at the latest.
-fn found_before(found: u64, size: u64, kind: SeekKind) -> Result<u64> {
-    match kind {
-        SeekKind::Data if found >= size => Err(Errno(libc::ENXIO)),
-        SeekKind::Data => Ok(found),
-        SeekKind::Hole => Ok(found.min(size)),
-    }
-}
-
-/// Looks for the first data or hole at or after an offset, in runs of data that come in order. Whole blocks are
-/// data or hole.
-struct Finder {
-    at: u64,
-    kind: SeekKind,
-}
-
-impl Finder {
-    fn new(offset: u64, kind: SeekKind) -> Self {
-        Finder { at: offset, kind }
-    }
-
-    fn data(&mut self, run: std::ops::Range<u64>) -> Option<u64> {
-        let start = run.start / BLOCK_BYTES * BLOCK_BYTES;
-        let end = run.end.next_multiple_of(BLOCK_BYTES);
-        match self.kind {
-            SeekKind::Data => (end > self.at).then(|| start.max(self.at)),
-            SeekKind::Hole if start > self.at => Some(self.at),
-            SeekKind::Hole => {
-                self.at = self.at.max(end);
-                None
+                Ok(_) => return Err(unexpected().into()),
+                Err(_) if copied > 0 => break,
+                Err(ClientError::Fs(FsError::NoSpace)) if !asked_for_room => {
+                    // What this mount has set aside for later writes counts as used.
+                    self.data.flush_all().await?;
+                    self.data.return_reservation().await;
+                    asked_for_room = true;
+                }
+                Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// No data comes before `end` any more.
-    fn nothing_until(&mut self, end: u64) -> Option<u64> {
-        (self.kind == SeekKind::Hole && self.at < end).then_some(self.at)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn find(kind: SeekKind, offset: u64, runs: &[(u64, u64)], size: u64) -> Result<u64> {
-        let mut finder = Finder::new(offset, kind);
-        for (start, end) in runs {
-            if let Some(found) = finder.data(*start..*end) {
-                return found_before(found, size, kind);
-            }
-        }
-        let found = finder.nothing_until(size).unwrap_or(size);
-        found_before(found, size, kind)
-    }
-
-    #[test]
-    fn finds_data_and_holes_in_whole_blocks() {
-        let runs = [(0, 100), (9000, 9100), (12288, 20480)];
-        let data = |offset| find(SeekKind::Data, offset, &runs, 30_000);
-        let hole = |offset| find(SeekKind::Hole, offset, &runs, 30_000);
-        assert_eq!(data(0), Ok(0));
-        assert_eq!(data(50), Ok(50));
-        assert_eq!(data(4096), Ok(8192));
-        assert_eq!(data(12287), Ok(12287), "the block of 9000 ends where the next run begins");
-        assert_eq!(data(20480), Err(Errno(libc::ENXIO)));
-        assert_eq!(hole(0), Ok(4096));
-        assert_eq!(hole(5000), Ok(5000));
-        assert_eq!(hole(8192), Ok(20480), "blocks that touch are one run");
-        assert_eq!(find(SeekKind::Hole, 0, &[(0, 100)], 100), Ok(100));
-        assert_eq!(find(SeekKind::Hole, 0, &[], 100), Ok(0));
-        assert_eq!(find(SeekKind::Data, 0, &[], 100), Err(Errno(libc::ENXIO)));
+        Ok(copied)
     }
 }

@@ -157,6 +157,16 @@ impl Handles {
         self.file(attributes.ino).is_some_and(|file| file.learn(attributes))
     }
 
+    /// These handles are broken.
+    pub fn break_handles(&self, lost: &std::collections::BTreeSet<u64>) {
+        let table = self.0.lock();
+        for number in lost {
+            if let Some(Handle::File(handle)) = table.handles.get(number) {
+                handle.broken.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The handles of all files that `is_lost` says yes to are broken.
     pub fn break_files(&self, is_lost: impl Fn(InodeId) -> bool) {
         for handle in self.0.lock().handles.values() {

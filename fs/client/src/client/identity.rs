@@ -8,6 +8,8 @@ use crate::vfs::Caller;
 const UID_NOT_TOLD: u32 = u32::MAX;
 /// Bit of `CAP_FOWNER` in a capability set.
 pub const CAP_FOWNER: u64 = 1 << 3;
+/// Bit of `CAP_FSETID`.
+pub const CAP_FSETID: u64 = 1 << 4;
 /// Bit of `CAP_SYS_ADMIN`.
 pub const CAP_SYS_ADMIN: u64 = 1 << 21;
 

@@ -1,7 +1,7 @@
 //! Operations on names.
 
 use atoll_core::attributes::FileKind;
-use atoll_core::commands::{Op, RENAME_EXCHANGE, RENAME_NOREPLACE};
+use atoll_core::commands::{Op, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_proto::metadata::{Answer, Query};
@@ -43,7 +43,8 @@ impl<M: Metadata> Client<M> {
             None if mode & atoll_core::attributes::S_IFMT == 0 => FileKind::File.mode_bits() | mode,
             _ => mode,
         };
-        let op = Op::Create { parent, name, ino: None, mode, uid: caller.uid, gid: caller.gid, rdev, target };
+        let Caller { uid, gid, umask, .. } = *caller;
+        let op = Op::Create { parent, name, ino: None, mode, uid, gid, rdev, target, umask };
         let attributes = inode_of(self.metadata.mutate(op).await?)?;
         Ok(self.entry(attributes).await)
     }
@@ -60,15 +61,14 @@ impl<M: Metadata> Client<M> {
 
     pub(super) async fn move_name(
         &self,
-        parent: InodeId,
-        name: Bytes,
-        new_parent: InodeId,
-        new_name: Bytes,
+        caller: &Caller,
+        (parent, name): (InodeId, Bytes),
+        (new_parent, new_name): (InodeId, Bytes),
         flags: u32,
     ) -> Result<()> {
         check_name(&name)?;
         check_name(&new_name)?;
-        if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 {
+        if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) != 0 {
             return Err(FsError::InvalidArgument.into());
         }
         // Else a file that is written and renamed over another could be empty after a crash.
@@ -76,7 +76,10 @@ impl<M: Metadata> Client<M> {
         if flags & RENAME_EXCHANGE != 0 {
             self.settle_name(new_parent, &new_name).await?;
         }
-        let moved = self.metadata.mutate(Op::Rename { parent, name, new_parent, new_name, flags }).await?;
+        // Who renames is told only where it makes something.
+        let whiteout = (caller.uid, caller.gid);
+        let op = Op::Rename { parent, name, new_parent, new_name, flags, whiteout };
+        let moved = self.metadata.mutate(op).await?;
         self.changed(&inode_of(moved)?);
         Ok(())
     }

@@ -106,6 +106,7 @@ mod tests {
             ctime: Default::default(),
             btime: Default::default(),
             change,
+            acl: false,
         }
     }
 

@@ -37,7 +37,9 @@ impl<M: Metadata> Metadata for Tracked<M> {
     async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
         let outcome = self.inner.mutate(op).await?;
         match &outcome {
-            Outcome::Inode(attributes) => {
+            Outcome::Inode(attributes)
+            | Outcome::Allocated(_, attributes)
+            | Outcome::Copied(_, attributes) => {
                 self.handles.learn(attributes);
                 self.pages.own_change(attributes);
             }

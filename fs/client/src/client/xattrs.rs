@@ -1,30 +1,74 @@
 //! Extended attributes.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
+use atoll_core::attributes::Attributes;
 use atoll_core::commands::{Op, XattrMode};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::XATTR_NAME_BYTES_MAX;
 use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::identity::{CAP_SYS_ADMIN, Identity};
 use super::{Client, inode_of, unexpected};
 use crate::metadata::Metadata;
 use crate::vfs::{Caller, Errno, Result};
 
-/// Namespaces that are kept. Who may use which is the kernel's business. (`system.` would be access control
-/// lists, which nobody here would enforce.)
+/// For how long the kernel's next question is taken to belong to attributes that it was told of.
+const ACL_MEMORY: Duration = Duration::from_millis(50);
+/// Inodes that are remembered.
+const ACL_MEMORY_MAX: usize = 4096;
+
+/// Whether inodes have access control lists, as the attributes said that the kernel was told of last. Before each
+/// check of permissions the kernel asks for attributes and then for the list; the second question is answered from
+/// here if there is none. Attributes and list are as of the same moment then, which is as good as it gets.
+#[derive(Default)]
+pub struct AclMemory(Mutex<HashMap<InodeId, (bool, Instant)>>);
+
+impl AclMemory {
+    /// The kernel is told these attributes.
+    pub fn told(&self, attributes: &Attributes) {
+        let mut known = self.0.lock();
+        if known.len() >= ACL_MEMORY_MAX {
+            known.clear();
+        }
+        known.insert(attributes.ino, (attributes.acl, Instant::now()));
+    }
+
+    /// It was told just now that there is none.
+    fn has_none(&self, ino: InodeId) -> bool {
+        self.0.lock().get(&ino).is_some_and(|(acl, told)| !acl && told.elapsed() < ACL_MEMORY)
+    }
+
+    /// There may be one from now on.
+    fn forget(&self, ino: InodeId) {
+        self.0.lock().remove(&ino);
+    }
+}
+
+/// Namespaces that are kept. Who may use which is the kernel's business.
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
 fn check(name: &[u8]) -> Result<()> {
     if name.len() > XATTR_NAME_BYTES_MAX {
         return Err(Errno(libc::ERANGE));
     }
+    if is_acl(name) {
+        return Ok(());
+    }
     match NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace)) {
         Some([]) => Err(FsError::InvalidArgument.into()),
         Some(_) => Ok(()),
         None => Err(FsError::Unsupported.into()),
     }
+}
+
+fn is_acl(name: &[u8]) -> bool {
+    name == ACCESS_NAME || name == DEFAULT_NAME
 }
 
 /// Whether the caller may see `trusted.` names. Who can't be found sees them: it is the values that are protected,
@@ -47,8 +91,18 @@ fn visible(names: Bytes, is_privileged: impl FnOnce() -> bool) -> Bytes {
 }
 
 impl<M: Metadata> Client<M> {
-    pub(super) async fn set_xattr(&self, ino: InodeId, name: Bytes, value: Bytes, flags: u32) -> Result<()> {
+    pub(super) async fn set_xattr(
+        &self,
+        ino: InodeId,
+        name: Bytes,
+        value: Bytes,
+        flags: u32,
+        kill_sgid: bool,
+    ) -> Result<()> {
         check(&name)?;
+        if is_acl(&name) {
+            return self.set_acl(ino, &name, Some(value), kill_sgid).await;
+        }
         let mode = match flags as i32 {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
@@ -60,8 +114,22 @@ impl<M: Metadata> Client<M> {
         Ok(())
     }
 
+    async fn set_acl(&self, ino: InodeId, name: &[u8], value: Option<Bytes>, kill_sgid: bool) -> Result<()> {
+        // A commit of what was written before would clear bits again.
+        self.settle(ino).await?;
+        let op = Op::SetAcl { ino, default: name == DEFAULT_NAME, value, kill_sgid };
+        self.acls.forget(ino);
+        let outcome = self.metadata.mutate(op).await?;
+        self.acls.forget(ino);
+        self.changed(&inode_of(outcome)?);
+        Ok(())
+    }
+
     pub(super) async fn xattr(&self, ino: InodeId, name: Bytes) -> Result<Bytes> {
         check(&name)?;
+        if name == ACCESS_NAME && self.acls.has_none(ino) {
+            return Err(FsError::NoAttribute.into());
+        }
         match self.metadata.ask(Query::GetXattr { ino, name }).await? {
             Answer::Bytes(value) => Ok(value),
             _ => Err(unexpected().into()),
@@ -77,6 +145,13 @@ impl<M: Metadata> Client<M> {
 
     pub(super) async fn remove_xattr(&self, ino: InodeId, name: Bytes) -> Result<()> {
         check(&name)?;
+        if is_acl(&name) {
+            // As elsewhere, it is no error that there was none.
+            return match self.set_acl(ino, &name, None, false).await {
+                Err(error) if error == FsError::NoAttribute.into() => Ok(()),
+                done => done,
+            };
+        }
         let outcome = self.metadata.mutate(Op::RemoveXattr { ino, name }).await?;
         self.changed(&inode_of(outcome)?);
         Ok(())
@@ -89,10 +164,11 @@ mod tests {
 
     #[test]
     fn only_namespaces_that_mean_something_here_are_kept() {
-        for name in ["user.x", "trusted.overlay.opaque", "security.capability"] {
+        let acl = "system.posix_acl_access";
+        for name in ["user.x", "trusted.overlay.opaque", "security.capability", acl] {
             assert_eq!(check(name.as_bytes()), Ok(()), "{name}");
         }
-        for name in ["system.posix_acl_access", "system.posix_acl_default", "user", "os2.x", ""] {
+        for name in ["system.posix_acl_others", "system.", "user", "os2.x", ""] {
             assert_eq!(check(name.as_bytes()), Err(Errno(libc::EOPNOTSUPP)), "{name}");
         }
         assert_eq!(check(b"user."), Err(Errno(libc::EINVAL)));

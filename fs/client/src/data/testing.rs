@@ -338,6 +338,7 @@ impl FakeMetadata {
             gid: 0,
             rdev: 0,
             target: Bytes::new(),
+            umask: 0,
         };
         match self.run(self.session(), op) {
             Outcome::Inode(attributes) => *attributes,

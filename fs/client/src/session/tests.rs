@@ -167,6 +167,7 @@ fn mkdir(name: &str) -> Op {
         gid: 0,
         rdev: 0,
         target: Bytes::new(),
+        umask: 0,
     }
 }
 

@@ -1,29 +1,21 @@
 //! fallocate(2).
 
-use crate::attributes::{FileKind, Timestamp};
-use crate::commands::{AllocateMode, Outcome};
+use crate::attributes::{FileKind, Timestamp, without_setid};
+use crate::commands::{AllocateMode, Op, Outcome};
 use crate::error::FsError;
 use crate::extents;
 use crate::ids::InodeId;
 use crate::keys;
-use crate::limits::{FILE_BYTES_MAX, SEGMENT_BYTES};
+use crate::limits::{ALLOCATE_SEGMENTS_MAX, FILE_BYTES_MAX, SEGMENT_BYTES};
 use crate::records::{InodeRecord, Piece, Place, SegmentRecord};
 use crate::store::Family;
 use crate::txn::{OpResult, Txn, change_time};
 use crate::volume;
 
-/// Segments that one call may touch: the caller splits larger ranges (64 GiB).
-const SEGMENTS_MAX: u64 = 1 << 16;
-
-pub(super) fn allocate(
-    txn: &mut Txn<'_>,
-    now: Timestamp,
-    ino: InodeId,
-    offset: u64,
-    length: u64,
-    mode: AllocateMode,
-    keep_size: bool,
-) -> OpResult<Outcome> {
+pub(super) fn allocate(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Outcome> {
+    let Op::Allocate { ino, offset, length, mode, keep_size, kill_suidgid } = *op else {
+        return Err(FsError::InvalidArgument.into());
+    };
     let mut record = txn.inode(ino)?;
     match record.kind() {
         FileKind::File => {}
@@ -35,46 +27,52 @@ pub(super) fn allocate(
         return Err(FsError::InvalidArgument.into());
     }
     let charged = record.charged();
-    match mode {
+    let until = match mode {
         AllocateMode::Punch => unmap(txn, ino, &mut record, offset, end)?,
         AllocateMode::Zero | AllocateMode::Allocate => {
-            if end.div_ceil(SEGMENT_BYTES) - offset / SEGMENT_BYTES > SEGMENTS_MAX {
-                return Err(FsError::NoSpace.into());
-            }
-            // Before a hundred thousand records are made for a range that has no room.
+            // Before any record is made for a range that has no room, not halfway through it.
             let missing = length.saturating_sub(record.mapped);
             if missing > txn.volume()?.volume_use().bytes_free() {
                 return Err(FsError::NoSpace.into());
             }
-            for (segment, start, part_end) in extents::split(offset, end) {
+            let last = extents::segment_of(offset).0.saturating_add(ALLOCATE_SEGMENTS_MAX);
+            let until = end.min(last.saturating_mul(SEGMENT_BYTES));
+            for (segment, start, part_end) in extents::split(offset, until) {
                 fill(txn, ino, &mut record, segment, (start, part_end), mode)?;
             }
+            until
         }
-    }
+    };
     if !keep_size && mode != AllocateMode::Punch {
-        record.size = record.size.max(end);
+        record.size = record.size.max(until);
     }
     volume::charge(txn, charged, record.charged(), None)?;
+    if kill_suidgid {
+        record.mode = without_setid(record.mode);
+    }
     let changed = change_time(now, &record);
     record.mtime = changed;
     record.ctime = changed;
     record.change += 1;
     txn.put_inode(ino, &record);
-    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+    Ok(Outcome::Allocated(until, Box::new(record.attributes(ino))))
 }
 
-/// Makes a range a hole, touching only segments that exist.
-fn unmap(txn: &mut Txn<'_>, ino: InodeId, record: &mut InodeRecord, from: u64, end: u64) -> OpResult<()> {
+/// Makes a range a hole, touching only segments that exist, and not too many. Returns where it ended.
+fn unmap(txn: &mut Txn<'_>, ino: InodeId, record: &mut InodeRecord, from: u64, end: u64) -> OpResult<u64> {
     let last = extents::segment_of(end - 1);
-    let found = txn.segments_from(ino, extents::segment_of(from), SEGMENTS_MAX as usize + 1)?;
-    for (segment, _) in found.into_iter().take_while(|(segment, _)| *segment <= last) {
+    let found = txn.segments_from(ino, extents::segment_of(from), ALLOCATE_SEGMENTS_MAX as usize + 1)?;
+    for (at, (segment, _)) in found.into_iter().take_while(|(segment, _)| *segment <= last).enumerate() {
+        if at as u64 == ALLOCATE_SEGMENTS_MAX {
+            return Ok(segment.0 * SEGMENT_BYTES);
+        }
         let base = segment.0 * SEGMENT_BYTES;
         let start = from.saturating_sub(base).min(SEGMENT_BYTES) as u32;
         let stop = (end - base).min(SEGMENT_BYTES) as u32;
         extents::remap(txn, ino, record, segment, (start, stop), &[])?;
         extents::mark_for_migration(txn, ino, record, segment)?;
     }
-    Ok(())
+    Ok(end)
 }
 
 /// Makes a range of a segment allocated: all of it zero, or only its holes.

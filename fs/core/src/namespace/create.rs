@@ -1,18 +1,32 @@
-//! Making an inode and its name: `open(O_CREAT)`, `mkdir`, `mknod`, `symlink`.
+//! Making an inode: `open(O_CREAT)`, `mkdir`, `mknod`, `symlink`, and `O_TMPFILE`, which gives it no name.
 
 use bytes::Bytes;
 
-use crate::attributes::{FileKind, S_ISGID, Timestamp};
+use crate::acl::{ACCESS_NAME, Acl, DEFAULT_NAME};
+use crate::attributes::{FileKind, S_IFMT, S_ISGID, Timestamp};
 use crate::commands::{Op, Outcome};
 use crate::error::FsError;
 use crate::ids::InodeId;
+use crate::keys;
 use crate::limits::SYMLINK_BYTES_MAX;
 use crate::namespace::check_name;
-use crate::records::InodeRecord;
+use crate::namespace::xattr;
+use crate::records::{InodeRecord, OrphanRecord};
+use crate::store::{Family, Read};
 use crate::txn::{OpResult, Txn, change_time};
 
+/// What is to be made.
+struct New<'a> {
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    rdev: u32,
+    target: &'a Bytes,
+    umask: u32,
+}
+
 pub(super) fn create(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Outcome> {
-    let Op::Create { parent, name, ino, mode, uid, gid, rdev, target } = op else {
+    let Op::Create { parent, name, ino, mode, uid, gid, rdev, target, umask } = op else {
         return Err(FsError::InvalidArgument.into());
     };
     check_name(name)?;
@@ -28,61 +42,137 @@ pub(super) fn create(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Out
     if txn.find(*parent, name)?.is_some() {
         return Err(FsError::Exists.into());
     }
+    let ino = number(txn, *ino)?;
+    let new = New { mode: *mode, uid: *uid, gid: *gid, rdev: *rdev, target, umask: *umask };
+    let record = make(txn, now, ino, (*parent, &directory), &new)?;
+    txn.put_inode(ino, &record);
+    txn.insert_entry(*parent, name, ino, kind)?;
+
+    let changed = change_time(now, &directory);
+    directory.entries += 1;
+    directory.nlink += u32::from(kind == FileKind::Directory);
+    touch_directory(&mut directory, changed);
+    txn.put_inode(*parent, &directory);
+    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+}
+
+/// Makes a file that no name leads to. It is an orphan from the start, and goes when its maker closes it.
+pub(super) fn create_unnamed(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Outcome> {
+    let Op::CreateUnnamed { parent, mode, uid, gid, umask, linkable } = op else {
+        return Err(FsError::InvalidArgument.into());
+    };
+    let directory = txn.directory(*parent)?;
+    let ino = number(txn, None)?;
+    let mode = FileKind::File.mode_bits() | (mode & 0o7777);
+    let new = New { mode, uid: *uid, gid: *gid, rdev: 0, target: &Bytes::new(), umask: *umask };
+    let mut record = make(txn, now, ino, (*parent, &directory), &new)?;
+    record.nlink = 0;
+    txn.put_inode(ino, &record);
+    let orphan = OrphanRecord { since: now, purging: false, linkable: *linkable };
+    txn.put(Family::System, keys::orphan(ino), &orphan);
+    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+}
+
+/// Leaves a whiteout: the device that overlay filesystems take for "nothing here".
+pub(super) fn whiteout(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    (parent, name): (InodeId, &Bytes),
+    directory: &InodeRecord,
+    (uid, gid): (u32, u32),
+) -> OpResult<()> {
+    let ino = number(txn, None)?;
+    let mode = FileKind::CharDevice.mode_bits();
+    let new = New { mode, uid, gid, rdev: 0, target: &Bytes::new(), umask: 0 };
+    let record = make(txn, now, ino, (parent, directory), &new)?;
+    txn.put_inode(ino, &record);
+    txn.insert_entry(parent, name, ino, FileKind::CharDevice)
+}
+
+/// A number for a new inode, which counts from now on.
+fn number(txn: &mut Txn<'_>, chosen: Option<InodeId>) -> OpResult<InodeId> {
     let volume = txn.volume_mut()?;
     if volume.inodes_used >= volume.config.inodes_total {
         return Err(FsError::NoSpace.into());
     }
     volume.inodes_used += 1;
-    let ino = match ino {
-        Some(chosen) if chosen.0 < volume.next_inode => *chosen,
-        Some(_) => return Err(FsError::InvalidArgument.into()),
+    match chosen {
+        Some(chosen) if chosen.0 < volume.next_inode => Ok(chosen),
+        Some(_) => Err(FsError::InvalidArgument.into()),
         None => {
             let next = InodeId(volume.next_inode);
             volume.next_inode += 1;
-            next
+            Ok(next)
         }
-    };
-    let birth = volume.epoch;
+    }
+}
 
-    let mut mode = *mode & (crate::attributes::S_IFMT | 0o7777);
-    let mut group = *gid;
+/// The record of a new inode with one link (a directory: two), and the access control lists that it inherits.
+fn make(
+    txn: &mut Txn<'_>,
+    now: Timestamp,
+    ino: InodeId,
+    (parent, directory): (InodeId, &InodeRecord),
+    new: &New<'_>,
+) -> OpResult<InodeRecord> {
+    let kind = FileKind::of_mode(new.mode).ok_or(FsError::InvalidArgument)?;
+    let is_directory = kind == FileKind::Directory;
+    let mut mode = new.mode & (S_IFMT | 0o7777);
+    let mut group = new.gid;
     if directory.mode & S_ISGID != 0 {
         group = directory.gid;
-        if kind == FileKind::Directory {
+        if is_directory {
             mode |= S_ISGID;
         }
     }
-    let is_directory = kind == FileKind::Directory;
-    let record = InodeRecord {
+    let inherited = match directory.default_acl && kind != FileKind::Symlink {
+        true => txn
+            .get(Family::Xattrs, &keys::xattr(parent, DEFAULT_NAME))?
+            .and_then(|value| Some((Acl::parse(&value)??, value))),
+        false => None,
+    };
+    let mut lists: Vec<(&[u8], Vec<u8>)> = Vec::new();
+    match inherited {
+        Some((default, value)) => {
+            let (own, masked) = default.inherit(mode);
+            mode = masked;
+            if !own.is_minimal() {
+                lists.push((ACCESS_NAME, own.encode().to_vec()));
+            }
+            if is_directory {
+                lists.push((DEFAULT_NAME, value));
+            }
+        }
+        None if kind != FileKind::Symlink => mode &= !(new.umask & 0o777),
+        None => {}
+    }
+    let mut record = InodeRecord {
         mode,
         nlink: if is_directory { 2 } else { 1 },
-        uid: *uid,
+        uid: new.uid,
         gid: group,
-        rdev: if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) { *rdev } else { 0 },
-        size: target.len() as u64,
+        rdev: if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) { new.rdev } else { 0 },
+        size: new.target.len() as u64,
         mapped: 0,
         atime: now,
         mtime: now,
         ctime: now,
         btime: now,
         change: 1,
-        birth,
-        parent: if is_directory { *parent } else { InodeId(0) },
+        birth: txn.volume()?.epoch,
+        parent: if is_directory { parent } else { InodeId(0) },
         entries: 0,
-        target: Bytes::clone(target),
+        target: Bytes::clone(new.target),
         xattr_list_bytes: 0,
+        access_acl: false,
+        default_acl: false,
         truncate_epoch: 0,
         truncations: Vec::new(),
     };
-    txn.put_inode(ino, &record);
-    txn.insert_entry(*parent, name, ino, kind)?;
-
-    let changed = change_time(now, &directory);
-    directory.entries += 1;
-    directory.nlink += u32::from(is_directory);
-    touch_directory(&mut directory, changed);
-    txn.put_inode(*parent, &directory);
-    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+    for (name, value) in lists {
+        xattr::put(txn, ino, &mut record, name, value)?;
+    }
+    Ok(record)
 }
 
 /// A directory's times after one of its entries changed.

@@ -6,9 +6,12 @@ use crate::attributes::Timestamp;
 use crate::commands::Outcome;
 use crate::error::FsError;
 use crate::ids::InodeId;
+use crate::keys;
 use crate::limits::LINKS_MAX;
 use crate::namespace::check_name;
 use crate::namespace::create::touch_directory;
+use crate::records::OrphanRecord;
+use crate::store::Family;
 use crate::txn::{OpResult, Txn, change_time};
 
 pub(super) fn link(
@@ -24,8 +27,12 @@ pub(super) fn link(
         return Err(FsError::NotPermitted.into());
     }
     if record.nlink == 0 {
-        // Its last name went while the caller looked; a file without a name gets none again.
-        return Err(FsError::NotFound.into());
+        // Its last name went while the caller looked: such a file gets none again. One that never had a name may.
+        let orphan: Option<OrphanRecord> = txn.load(Family::System, &keys::orphan(ino))?;
+        if !orphan.is_some_and(|orphan| orphan.linkable && !orphan.purging) {
+            return Err(FsError::NotFound.into());
+        }
+        txn.delete(Family::System, keys::orphan(ino));
     }
     if record.nlink >= LINKS_MAX {
         return Err(FsError::TooManyLinks.into());

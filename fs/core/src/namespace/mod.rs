@@ -2,6 +2,7 @@
 //! records of a [`Txn`]; a refused one leaves nothing behind.
 
 mod allocate;
+mod copy;
 mod create;
 mod link;
 mod rename;
@@ -16,6 +17,7 @@ use crate::error::FsError;
 use crate::ids::SlotId;
 use crate::keys;
 use crate::limits::{NAME_BYTES_MAX, SESSION_SLOTS_MAX};
+use crate::locks;
 use crate::purge;
 use crate::records::{SessionRecord, SlotRecord};
 use crate::sessions;
@@ -137,21 +139,29 @@ fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         Op::Create { .. } => create::create(txn, now, &command.op),
         Op::Link { ino, parent, name } => link::link(txn, now, *ino, *parent, name),
         Op::Unlink { parent, name, directory } => unlink::unlink(txn, now, *parent, name, *directory),
-        Op::Rename { parent, name, new_parent, new_name, flags } => {
-            rename::rename(txn, now, (*parent, name), (*new_parent, new_name), *flags)
+        Op::CreateUnnamed { .. } => create::create_unnamed(txn, now, &command.op),
+        Op::Rename { parent, name, new_parent, new_name, flags, whiteout } => {
+            rename::rename(txn, now, (*parent, name), (*new_parent, new_name), *flags, *whiteout)
         }
         Op::SetAttributes { ino, changes } => set_attributes::set_attributes(txn, now, *ino, changes),
+        Op::Touch { times } => set_attributes::touch(txn, times),
         Op::Write { ino, pieces, mtime, kill_suidgid, reservation } => {
             write::write(txn, session, *ino, pieces, *mtime, *kill_suidgid, *reservation)
         }
         Op::Append { ino, data, length, kill_suidgid, reservation } => {
             write::append(txn, session, now, *ino, data, *length, *kill_suidgid, *reservation)
         }
-        Op::Allocate { ino, offset, length, mode, keep_size } => {
-            allocate::allocate(txn, now, *ino, *offset, *length, *mode, *keep_size)
-        }
+        Op::Allocate { .. } => allocate::allocate(txn, now, &command.op),
         Op::SetXattr { ino, name, value, mode } => xattr::set(txn, now, *ino, name, value, *mode),
         Op::RemoveXattr { ino, name } => xattr::remove(txn, now, *ino, name),
+        Op::SetAcl { ino, default, value, kill_sgid } => {
+            xattr::set_acl(txn, now, *ino, *default, value.as_ref(), *kill_sgid)
+        }
+        Op::CopyRange { from, offset, to, to_offset, length, kill_suidgid } => {
+            copy::copy_range(txn, now, (*from, *offset), (*to, *to_offset), *length, *kill_suidgid)
+        }
+        Op::SetLock(request) => locks::set(txn, session, request),
+        Op::ReleaseLocks { ino, scope } => locks::release(txn, session, *ino, *scope),
         Op::CreateChunk { kind, incarnation, replicas } => {
             chunks::create(txn, session, *kind, *incarnation, replicas)
         }

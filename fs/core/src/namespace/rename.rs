@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use crate::attributes::Timestamp;
-use crate::commands::{Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE};
+use crate::commands::{Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
 use crate::error::FsError;
 use crate::ids::{InodeId, ROOT};
 use crate::namespace::check_name;
-use crate::namespace::create::touch_directory;
+use crate::namespace::create::{touch_directory, whiteout};
 use crate::namespace::unlink::drop_link;
 use crate::txn::{OpResult, Txn, change_time};
 
@@ -22,19 +22,19 @@ pub(super) fn rename(
     from: Place<'_>,
     to: Place<'_>,
     flags: u32,
+    left_to: (u32, u32),
 ) -> OpResult<Outcome> {
     check_name(from.1)?;
     check_name(to.1)?;
-    if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 || flags == RENAME_NOREPLACE | RENAME_EXCHANGE {
+    let exchanges = flags & RENAME_EXCHANGE != 0;
+    if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) != 0
+        || exchanges && flags != RENAME_EXCHANGE
+    {
         return Err(FsError::InvalidArgument.into());
     }
     txn.directory(from.0)?;
     txn.directory(to.0)?;
-    if flags & RENAME_EXCHANGE != 0 {
-        exchange(txn, now, from, to)
-    } else {
-        replace(txn, now, from, to, flags)
-    }
+    if exchanges { exchange(txn, now, from, to) } else { replace(txn, now, from, to, flags, left_to) }
 }
 
 fn replace(
@@ -43,6 +43,7 @@ fn replace(
     from: Place<'_>,
     to: Place<'_>,
     flags: u32,
+    left_to: (u32, u32),
 ) -> OpResult<Outcome> {
     let source = txn.find(from.0, from.1)?.ok_or(FsError::NotFound)?;
     let target = txn.find(to.0, to.1)?;
@@ -79,6 +80,10 @@ fn replace(
     let mut directory = txn.inode(from.0)?;
     directory.entries = directory.entries.saturating_sub(1);
     directory.nlink -= u32::from(is_directory);
+    if flags & RENAME_WHITEOUT != 0 {
+        whiteout(txn, now, from, &directory, left_to)?;
+        directory.entries += 1;
+    }
     let changed = change_time(now, &directory);
     touch_directory(&mut directory, changed);
     txn.put_inode(from.0, &directory);

@@ -5,7 +5,11 @@ use crate::commands::Outcome;
 use crate::error::FsError;
 use crate::extents;
 use crate::ids::InodeId;
-use crate::limits::FILE_BYTES_MAX;
+use crate::keys;
+use crate::limits::{FILE_BYTES_MAX, TOUCHED_INODES_MAX};
+use crate::namespace::xattr;
+use crate::records::InodeRecord;
+use crate::store::Family;
 use crate::txn::{OpResult, Txn, change_time};
 
 pub(super) fn set_attributes(
@@ -39,6 +43,9 @@ pub(super) fn set_attributes(
     }
     if let Some(mode) = changes.mode {
         record.mode = (record.mode & S_IFMT) | (mode & 0o7777);
+        if record.access_acl {
+            xattr::follow_mode(txn, ino, &record)?;
+        }
     }
     record.uid = changes.uid.unwrap_or(record.uid);
     record.gid = changes.gid.unwrap_or(record.gid);
@@ -52,4 +59,22 @@ pub(super) fn set_attributes(
     record.change += 1;
     txn.put_inode(ino, &record);
     Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+}
+
+/// Notes when files were read. Nothing but their access times changes; those that are gone are passed over, and those
+/// that were changed since: whoever did may have set the time.
+pub(super) fn touch(txn: &mut Txn<'_>, times: &[(InodeId, Timestamp)]) -> OpResult<Outcome> {
+    if times.len() > TOUCHED_INODES_MAX {
+        return Err(FsError::InvalidArgument.into());
+    }
+    for (ino, time) in times {
+        if let Some(mut record) = txn.load::<InodeRecord>(Family::Inodes, &keys::inode(*ino))?
+            && record.atime < *time
+            && record.ctime < *time
+        {
+            record.atime = *time;
+            txn.put_inode(*ino, &record);
+        }
+    }
+    Ok(Outcome::Done)
 }

@@ -52,7 +52,7 @@ pub(super) fn drop_link(
     record.ctime = change_time(now, record);
     record.change += 1;
     if record.nlink == 0 {
-        let orphan = OrphanRecord { since: now, purging: false };
+        let orphan = OrphanRecord { since: now, purging: false, linkable: false };
         txn.put(Family::System, keys::orphan(ino), &orphan);
     }
     txn.put_inode(ino, record);

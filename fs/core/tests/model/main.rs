@@ -33,7 +33,7 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
     let (parent, name) = (pick(rng, &directories), pick(rng, &names));
     let (parent2, name2) = (pick(rng, &directories), pick(rng, &names));
     let bytes = |name: &[u8]| Bytes::copy_from_slice(name);
-    match rng.random_range(0..12) {
+    match rng.random_range(0..14) {
         0 | 1 => {
             let directory = rng.random_bool(0.4);
             let kind = if directory { FileKind::Directory } else { FileKind::File };
@@ -46,6 +46,7 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
                 gid: 2,
                 rdev: 0,
                 target: Bytes::new(),
+                umask: 0,
             };
             let exists = model.nodes[&parent].entries.contains_key(name);
             let outcome = volume.client(op);
@@ -63,8 +64,14 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
         3 => {
             let exchange = rng.random_bool(0.3);
             let flags = if exchange { RENAME_EXCHANGE } else { 0 };
-            let op =
-                Op::Rename { parent, name: bytes(name), new_parent: parent2, new_name: bytes(name2), flags };
+            let op = Op::Rename {
+                parent,
+                name: bytes(name),
+                new_parent: parent2,
+                new_name: bytes(name2),
+                flags,
+                whiteout: (0, 0),
+            };
             let outcome = volume.client(op);
             expect(&outcome, &model.rename((parent, name), (parent2, name2), exchange), "rename");
         }
@@ -91,7 +98,8 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             let (offset, length) = (random_offset(rng), rng.random_range(1..9000));
             let mode = pick(rng, &[AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero]);
             let keep_size = mode == AllocateMode::Punch || rng.random_bool(0.5);
-            let outcome = volume.client(Op::Allocate { ino, offset, length, mode, keep_size });
+            let outcome =
+                volume.client(Op::Allocate { ino, offset, length, mode, keep_size, kill_suidgid: true });
             expect(&outcome, &Ok(()), "allocate");
             let content = &mut model.nodes.get_mut(&ino).unwrap().content;
             let end = (offset + length) as usize;
@@ -106,6 +114,7 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             }
         }
         7 => volume.background(),
+        8 | 9 if !files.is_empty() => copy(rng, volume, model, &files),
         _ if !files.is_empty() => {
             let ino = pick(rng, &files);
             write(rng, volume, model, ino);
@@ -167,6 +176,29 @@ fn write(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, ino: InodeId)
         content.resize(end, 0);
     }
     content[offset as usize..end].copy_from_slice(&data);
+}
+
+/// Both files refer to the same bytes afterwards; writing one must leave the other alone.
+fn copy(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, files: &[InodeId]) {
+    let (from, to) = (pick(rng, files), pick(rng, files));
+    let (offset, to_offset) = (random_offset(rng), random_offset(rng));
+    let length = rng.random_range(1..2 * SEGMENT_BYTES);
+    let source = &model.nodes[&from].content;
+    let end = (offset + length).min(source.len() as u64);
+    let data = source.get(offset as usize..end as usize).unwrap_or_default().to_vec();
+    let copied = data.len() as u64;
+    let overlaps = from == to && offset < to_offset + copied && to_offset < offset + copied;
+    let op = Op::CopyRange { from, offset, to, to_offset, length, kill_suidgid: true };
+    match volume.client(op) {
+        Outcome::Copied(bytes, _) => assert!(bytes == copied && !(overlaps && copied > 0)),
+        outcome => return expect(&outcome, &Err::<(), _>(FsError::InvalidArgument), "copy onto itself"),
+    }
+    if copied > 0 {
+        let content = &mut model.nodes.get_mut(&to).unwrap().content;
+        let end = (to_offset + copied) as usize;
+        content.resize(content.len().max(end), 0);
+        content[to_offset as usize..end].copy_from_slice(&data);
+    }
 }
 
 fn compare(volume: &Volume, model: &Model) {
@@ -262,6 +294,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
             gid: 0,
             rdev: 0,
             target: Bytes::new(),
+            umask: 0,
         };
         let Outcome::Inode(attributes) = volume.client(op) else { panic!("no file") };
         let ino = attributes.ino;

@@ -23,6 +23,7 @@ fn create(name: &'static str) -> Op {
         gid: 6,
         rdev: 0,
         target: Bytes::new(),
+        umask: 0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Open files.
 
-use atoll_client::vfs::{Errno, SeekKind, Vfs};
+use atoll_client::vfs::{Errno, SeekKind, Vfs, WriteFlags};
 use atoll_core::attributes::AttributeChanges;
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
@@ -53,11 +53,10 @@ pub(super) async fn write<V: Vfs>(
     handle: u64,
     offset: u64,
     data: Bytes,
-    kill_priv: bool,
-    from_cache: bool,
+    flags: WriteFlags,
 ) {
     let inode = inode(&call);
-    let result = filesystem.write(&call.caller(0), inode, handle, offset, data, kill_priv, from_cache).await;
+    let result = filesystem.write(&call.caller(0), inode, handle, offset, data, flags).await;
     answer(call, result, Call::written);
 }
 

@@ -1,7 +1,6 @@
 //! Names, attributes and extended attributes.
 
 use atoll_client::vfs::{AttributeReply, Vfs};
-use atoll_core::attributes::{AttributeChanges, S_ISGID};
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 
@@ -83,7 +82,6 @@ pub(super) async fn link<V: Vfs>(filesystem: &V, call: Call, target: InodeId, ne
     answer(call, result, |call, entry| call.entry(&entry));
 }
 
-/// `kill_sgid` comes when somebody who isn't in the file's group changes its ACL: the set-gid bit goes with it.
 pub(super) async fn setxattr<V: Vfs>(
     filesystem: &V,
     call: Call,
@@ -92,17 +90,8 @@ pub(super) async fn setxattr<V: Vfs>(
     flags: u32,
     kill_sgid: bool,
 ) {
-    let result = async {
-        let (caller, inode) = (call.caller(0), inode(&call));
-        filesystem.setxattr(&caller, inode, name, value, flags).await?;
-        if kill_sgid {
-            let mode = filesystem.getattr(&caller, inode, None).await?.attributes.mode & !S_ISGID;
-            let changes = AttributeChanges { mode: Some(mode), ..AttributeChanges::default() };
-            filesystem.setattr(&caller, inode, None, changes).await?;
-        }
-        Ok(())
-    };
-    let result = result.await;
+    let inode = inode(&call);
+    let result = filesystem.setxattr(&call.caller(0), inode, name, value, flags, kill_sgid).await;
     answer_done(call, result);
 }
 

@@ -281,15 +281,15 @@ impl<V: Vfs> Filesystem for FuserFilesystem<V> {
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _: OpenFlags,
+        open_flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let (fs, caller, data) = (self.filesystem(), caller(request, 0), Bytes::copy_from_slice(data));
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let operation =
-            async move { fs.write(&caller, InodeId(ino.0), fh.0, offset, data, kill, from_cache).await };
+        let flags = vfs::WriteFlags::new(open_flags.0 as u32, kill, from_cache);
+        let operation = async move { fs.write(&caller, InodeId(ino.0), fh.0, offset, data, flags).await };
         self.spawn(reply, operation, |reply, written| reply.written(written));
     }
 
@@ -407,7 +407,8 @@ impl<V: Vfs> Filesystem for FuserFilesystem<V> {
     ) {
         let (fs, caller) = (self.filesystem(), caller(request, 0));
         let (name, value) = (bytes(name), Bytes::copy_from_slice(value));
-        let operation = async move { fs.setxattr(&caller, InodeId(ino.0), name, value, flags as u32).await };
+        let operation =
+            async move { fs.setxattr(&caller, InodeId(ino.0), name, value, flags as u32, false).await };
         self.spawn(reply, operation, send_done);
     }
 

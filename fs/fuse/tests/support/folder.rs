@@ -106,6 +106,7 @@ impl Folder {
             ctime: time(metadata.ctime(), metadata.ctime_nsec()),
             btime: Timestamp { seconds: 1, nanos: 2 },
             change: 0,
+            acl: false,
         }
     }
 
@@ -316,10 +317,9 @@ impl Vfs for Folder {
         _: u64,
         offset: u64,
         data: Bytes,
-        kill_priv: bool,
-        _: bool,
+        flags: WriteFlags,
     ) -> Result<u32> {
-        self.kill_priv.fetch_add(u64::from(kill_priv), Ordering::Relaxed);
+        self.kill_priv.fetch_add(u64::from(flags.kill_priv), Ordering::Relaxed);
         let file = self.file(ino.0)?;
         if offset / 4096 % 2 == 1 {
             tokio::task::yield_now().await;
@@ -405,7 +405,15 @@ impl Vfs for Folder {
         })
     }
 
-    async fn setxattr(&self, _: &Caller, ino: InodeId, name: Bytes, value: Bytes, flags: u32) -> Result<()> {
+    async fn setxattr(
+        &self,
+        _: &Caller,
+        ino: InodeId,
+        name: Bytes,
+        value: Bytes,
+        flags: u32,
+        _: bool,
+    ) -> Result<()> {
         let (path, name) = (c_path(&self.path(ino)?), c_path(Path::new(OsStr::from_bytes(&name))));
         // SAFETY: valid strings, and a value of that length.
         let done = unsafe {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, SessionId};
+use atoll_core::locks::{self, Holder, LockRequest};
 use atoll_core::query::{self, OpError, OpResult};
 use atoll_core::records::{InodeRecord, Piece, Place};
 use atoll_core::store::{Read, StoreError};
@@ -32,7 +33,14 @@ const ATTRIBUTES_BYTES: u32 = 100;
 
 impl Node {
     /// Answers a question.
-    pub(crate) fn ask(&self, request: AskRequest) -> Result<Answer, MetadataError> {
+    pub(crate) async fn ask(&self, request: AskRequest) -> Result<Answer, MetadataError> {
+        match request.query {
+            Query::AwaitLocks { waits } => self.await_locks(request.session, &waits).await,
+            _ => self.ask_now(request),
+        }
+    }
+
+    fn ask_now(&self, request: AskRequest) -> Result<Answer, MetadataError> {
         let term = self.lead()?;
         let anybody = matches!(request.query, Query::Volume | Query::Servers | Query::Chunks { .. });
         if !(anybody && request.session == SessionId(0)) {
@@ -78,6 +86,12 @@ impl Node {
                 .map(Answer::Chunks)
                 .map_err(OpError::Store),
             Query::Servers => Ok(Answer::Servers(self.server_infos())),
+            Query::Seek { ino, offset, kind } => query::inode(&records, ino).and_then(|record| {
+                Ok(Answer::Sought(atoll_core::seek::seek(&records, ino, &record, offset, kind)?))
+            }),
+            Query::TestLock(request) => test_lock(&records, session, &request).map_err(OpError::Store),
+            // Answered before: it waits.
+            Query::AwaitLocks { .. } => Ok(Answer::Locks(Vec::new())),
         };
         answer.map_err(query_error)
     }
@@ -108,6 +122,13 @@ impl Node {
             })
             .collect()
     }
+}
+
+fn test_lock(records: &dyn Read, session: SessionId, request: &LockRequest) -> Result<Answer, StoreError> {
+    let Some(mode) = request.mode else { return Ok(Answer::Lock(None)) };
+    let asking = Holder { session, owner: request.owner };
+    locks::first_in_the_way(records, request.ino, request.class, asking, &request.range, mode)
+        .map(Answer::Lock)
 }
 
 fn read_link(records: &dyn Read, ino: InodeId) -> OpResult<Answer> {

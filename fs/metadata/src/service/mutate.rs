@@ -90,11 +90,17 @@ impl Node {
         {
             // Answered before what only the leader knows is asked again: it may have changed.
             self.still_leads(term)?;
+            self.hold_unnamed(&command, &last.outcome);
             return Ok(last.outcome);
         }
         if let Op::Reserve { bytes_min, .. } = command.op {
             self.wait_for_room(command.session, bytes_min).await?;
         }
+        self.refuse_locked(&command)?;
+        let _unnamed = match command.op {
+            Op::CreateUnnamed { .. } => Some(self.office.unnamed.read().await),
+            _ => None,
+        };
         let disk_low = self.disk_low.load(Ordering::Relaxed);
         if disk_low || admission::needs_facts(&command.op) {
             let volume = query::superblock(&*store).map_err(query_error)?;
@@ -113,8 +119,20 @@ impl Node {
         let outcome = self.proposer.propose(&command).await?;
         if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {
             self.office.sessions.lock().ended(command.session);
+            self.waits_ended(command.session);
         }
+        self.hold_unnamed(&command, &outcome);
+        self.note_locks(&command.op, &outcome);
         Ok(outcome)
+    }
+
+    /// A file without a name is held open by its maker from the start.
+    fn hold_unnamed(&self, command: &Command, outcome: &Outcome) {
+        if let (Op::CreateUnnamed { .. }, Outcome::Inode(attributes)) = (&command.op, outcome)
+            && let Err(error) = self.office.sessions.lock().hold(command.session, attributes.ino)
+        {
+            tracing::debug!(ino = %attributes.ino, %error, "a new file without a name isn't held");
+        }
     }
 
     async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
@@ -124,6 +142,8 @@ impl Node {
             sessions.opened(*session, clock::since_boot());
             if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
                 sessions.ended(old);
+                drop(sessions);
+                self.waits_ended(old);
             }
             let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
             if volume.config.exclusive {

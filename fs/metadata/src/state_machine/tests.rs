@@ -61,6 +61,7 @@ fn random_op(random: &mut StdRng) -> Op {
             gid: 0,
             rdev: 0,
             target: Bytes::new(),
+            umask: 0,
         },
         4 => Op::Unlink { parent: ino, name: name(random), directory: random.random_bool(0.3) },
         5 => Op::Rename {
@@ -69,6 +70,7 @@ fn random_op(random: &mut StdRng) -> Op {
             new_parent: some_inode(random),
             new_name: name(random),
             flags: 0,
+            whiteout: (0, 0),
         },
         6 => {
             let size = Some(random.random_range(0..3_000_000));

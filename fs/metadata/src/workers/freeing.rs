@@ -26,6 +26,8 @@ pub(super) async fn orphans(node: Arc<Node>) {
     loop {
         let keys = next(&node, Work::Orphans, INODES_PER_STEP, GATHER).await;
         let inodes: Vec<InodeId> = {
+            // Files that are just being made without a name are held from the moment that this is free.
+            let _unnamed = node.office.unnamed.write().await;
             let mut sessions = node.office.sessions.lock();
             keys.iter()
                 .filter_map(|key| keys::first_number(key).map(InodeId))

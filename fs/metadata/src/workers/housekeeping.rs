@@ -92,6 +92,7 @@ fn end(node: &Node, session: SessionId) {
         sessions.take_let_go()
     };
     node.look_at_orphans(let_go);
+    node.waits_ended(session);
     node.changes.look_again(Work::Orphans);
 }
 

@@ -153,6 +153,7 @@ pub fn create(name: &str) -> Op {
         gid: 2,
         rdev: 0,
         target: Bytes::new(),
+        umask: 0,
     }
 }
 

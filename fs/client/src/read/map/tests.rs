@@ -19,6 +19,7 @@ fn attributes(change: u64, size: u64) -> Attributes {
         ctime: time,
         btime: time,
         change,
+        acl: false,
     }
 }
 

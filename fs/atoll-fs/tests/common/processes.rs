@@ -1,0 +1,212 @@
+//! A cluster of separate processes: servers, and as many mounts as a test wants.
+
+use std::fs::{self, OpenOptions};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::{ATOLL_FS, detach_all, kill_and_wait, require_fuse, wait_until};
+
+/// One test at a time. A test's children inherit what the others have open until they exec, and to close a file
+/// of a mount waits for its servers: a server that is to be started could wait for itself.
+static TURN: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
+
+/// Runs a server again and again, each time it dies, half a second later. A test whose threads are blocked on the
+/// mount can't start the server that they wait for, for the reason above.
+const KEEP_RUNNING: &str = r#"while :; do "$@" & echo $! > "$0"; wait $!; sleep 0.5; done"#;
+
+/// A cluster of separate processes on loopback.
+pub struct Processes {
+    _turn: parking_lot::MutexGuard<'static, ()>,
+    keep_running: bool,
+    pub folder: tempfile::TempDir,
+    pub id: String,
+    pub metadata: Option<Child>,
+    metadata_address: String,
+    pub storage: Vec<(Option<Child>, String)>,
+    pub mounts: Vec<(Child, PathBuf)>,
+}
+
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+impl Processes {
+    pub fn start(storage: usize, copies: u8) -> Processes {
+        Processes::start_with(storage, copies, false)
+    }
+
+    pub fn start_with(storage: usize, copies: u8, keep_running: bool) -> Processes {
+        require_fuse();
+        let turn = TURN.lock();
+        let folder = tempfile::Builder::new().prefix("atoll-processes-").tempdir().unwrap();
+        let key = folder.path().join("key");
+        let output = Command::new(ATOLL_FS).arg("keygen").arg(&key).output().unwrap();
+        assert!(output.status.success());
+        let mut cluster = Processes {
+            _turn: turn,
+            keep_running,
+            id: String::from_utf8(output.stdout).unwrap().trim().to_owned(),
+            folder,
+            metadata: None,
+            metadata_address: free_address(),
+            storage: (0..storage).map(|_| (None, free_address())).collect(),
+            mounts: Vec::new(),
+        };
+        cluster.start_metadata();
+        let copies = copies.to_string();
+        wait_until("bootstrap", || {
+            let arguments = ["--capacity", "2Gi", "--copies", &copies, "--copies-min", "1"];
+            cluster.command("bootstrap").args(arguments).output().unwrap().status.success()
+        });
+        for number in 0..storage {
+            cluster.start_storage(number);
+        }
+        wait_until("all storage servers are alive", || cluster.alive_servers() == storage);
+        cluster
+    }
+
+    /// A command with the cluster's flags.
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(ATOLL_FS);
+        command.arg(name).args(["--cluster", &self.id]).arg("--key-file").arg(self.folder.path().join("key"));
+        if name != "metadata" {
+            command.args(["--metadata", &self.metadata_address]);
+        }
+        command
+    }
+
+    fn spawn(&self, mut command: Command, log: &str) -> Child {
+        let pid_file = self.folder.path().join(log.replace(".log", ".pid"));
+        let log = OpenOptions::new().create(true).append(true).open(self.folder.path().join(log)).unwrap();
+        if self.keep_running && !log_is_of_a_mount(&pid_file) {
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", KEEP_RUNNING])
+                .arg(pid_file)
+                .arg(command.get_program())
+                .args(command.get_args());
+            command = shell;
+        }
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+    }
+
+    pub fn start_metadata(&mut self) {
+        let mut command = self.command("metadata");
+        command.arg("--data").arg(self.folder.path().join("metadata"));
+        command.args([
+            "--listen",
+            &self.metadata_address,
+            "--http",
+            "127.0.0.1:0",
+            "--session-lifetime",
+            "5",
+        ]);
+        self.metadata = Some(self.spawn(command, "metadata.log"));
+    }
+
+    pub fn start_storage(&mut self, number: usize) {
+        let mut command = self.command("storage");
+        command.arg("--data").arg(self.folder.path().join(format!("storage-{number}")));
+        command.args(["--listen", &self.storage[number].1, "--http", "127.0.0.1:0"]);
+        command.args(["--labels", &format!("host={number}")]);
+        self.storage[number].0 = Some(self.spawn(command, &format!("storage-{number}.log")));
+    }
+
+    pub fn mount(&mut self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(&path).unwrap();
+        let mut command = self.command("mount");
+        command.arg(&path);
+        let child = self.spawn(command, &format!("{name}.log"));
+        self.mounts.push((child, path.clone()));
+        wait_until("mounted", || {
+            let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            table.lines().any(|line| line.split(' ').nth(4) == path.to_str()) && fs::metadata(&path).is_ok()
+        });
+        path
+    }
+
+    pub fn status(&self) -> serde_json::Value {
+        let output = self.command("status").args(["-o", "json"]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or(serde_json::Value::Null)
+    }
+
+    pub fn alive_servers(&self) -> usize {
+        let status = self.status();
+        let servers = status["storage"].as_array().cloned().unwrap_or_default();
+        servers.iter().filter(|server| server["alive"] == true).count()
+    }
+
+    /// kill -9 of a server that is started again by itself.
+    pub fn kill_kept(&self, name: &str) {
+        let pid = fs::read_to_string(self.folder.path().join(format!("{name}.pid"))).unwrap();
+        kill_and_wait(pid.trim().parse().unwrap());
+    }
+
+    pub fn kill(child: &mut Option<Child>) {
+        if let Some(mut child) = child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub fn chunk_files(&self, number: usize) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.folder.path().join(format!("storage-{number}"))];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().filter_map(Result::ok) {
+                if entry.path().is_dir() {
+                    folders.push(entry.path());
+                } else if entry.metadata().unwrap().len() > 1 << 20
+                    && !entry.file_name().to_string_lossy().contains("ballast")
+                {
+                    found.push(entry.path());
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for entry in fs::read_dir(self.folder.path()).unwrap().filter_map(Result::ok) {
+                if entry.path().extension().is_some_and(|extension| extension == "log") {
+                    let log = fs::read_to_string(entry.path()).unwrap_or_default();
+                    let lines: Vec<&str> = log.lines().collect();
+                    eprintln!(
+                        "--- {}\n{}",
+                        entry.path().display(),
+                        lines[lines.len().saturating_sub(12)..].join("\n")
+                    );
+                }
+            }
+        }
+        for (mut child, _) in self.mounts.drain(..) {
+            kill_and_wait(child.id() as i32);
+            let _ = child.wait();
+        }
+        detach_all(self.folder.path());
+        for (child, _) in &mut self.storage {
+            Processes::kill(child);
+        }
+        Processes::kill(&mut self.metadata);
+        // The shells are gone; now what they started.
+        for entry in fs::read_dir(self.folder.path()).unwrap().filter_map(Result::ok) {
+            if entry.path().extension().is_some_and(|extension| extension == "pid")
+                && let Ok(pid) = fs::read_to_string(entry.path()).unwrap_or_default().trim().parse()
+                && fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|line| line.starts_with(ATOLL_FS.as_bytes()))
+            {
+                kill_and_wait(pid);
+            }
+        }
+    }
+}
+
+fn log_is_of_a_mount(pid_file: &Path) -> bool {
+    let name = pid_file.file_name().unwrap().to_string_lossy();
+    !name.starts_with("metadata") && !name.starts_with("storage")
+}

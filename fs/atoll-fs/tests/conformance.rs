@@ -1,0 +1,43 @@
+//! POSIX case by case, as root and as two other users: on the local filesystem first, then on a mount.
+
+mod common;
+mod conformance_support;
+
+use std::path::Path;
+
+use common::Cluster;
+use conformance_support::harness::Cases;
+
+/// Cases that there are at least.
+const CASES_MIN: usize = 1500;
+
+/// Runs every case in a folder; returns how many there were, and the failures.
+fn run(root: &Path) -> (usize, Vec<String>) {
+    let mut cases = Cases::new(root);
+    conformance_support::paths::run(&mut cases);
+    conformance_support::names::run(&mut cases);
+    conformance_support::permissions::run(&mut cases);
+    conformance_support::owners::run(&mut cases);
+    conformance_support::files::run(&mut cases);
+    conformance_support::ranges::run(&mut cases);
+    conformance_support::times::run(&mut cases);
+    conformance_support::xattrs::run(&mut cases);
+    conformance_support::acls::run(&mut cases);
+    conformance_support::locks::run(&mut cases);
+    cases.finish()
+}
+
+#[test]
+fn every_case_holds_on_the_local_filesystem_and_on_a_mount() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi"]);
+    let local = cluster.folder().join("local");
+    std::fs::create_dir(&local).unwrap();
+    let (count, failures) = run(&local);
+    assert!(failures.is_empty(), "on the local filesystem, of {count} cases:\n{}", failures.join("\n"));
+    let mount = cluster.path("conformance");
+    std::fs::create_dir(&mount).unwrap();
+    let (on_mount, failures) = run(&mount);
+    assert!(failures.is_empty(), "on the mount, of {on_mount} cases:\n{}", failures.join("\n"));
+    assert!(count >= CASES_MIN && on_mount == count, "{count} and {on_mount} cases");
+    println!("{count} cases");
+}

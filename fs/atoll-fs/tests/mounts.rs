@@ -1,0 +1,256 @@
+//! Several mounts of one volume: locks, appends, files without names, and random operations against a model.
+
+mod common;
+mod model_support;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::thread::JoinHandleExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use common::processes::Processes;
+use common::{kill_and_wait, wait_until};
+
+fn open(path: &Path) -> File {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
+}
+
+/// A record lock of the process (`F_SETLK…`) or of the open file (`F_OFD_SETLK…`): errno, or 0.
+fn lock(file: &File, command: i32, kind: i32, start: i64, length: i64) -> i32 {
+    // SAFETY: plain numbers, and a structure that outlives the call.
+    let done = unsafe {
+        let mut lock: libc::flock = std::mem::zeroed();
+        lock.l_type = kind as i16;
+        (lock.l_start, lock.l_len) = (start, length);
+        libc::fcntl(file.as_raw_fd(), command, &raw const lock)
+    };
+    if done < 0 { errno() } else { 0 }
+}
+
+fn flock(file: &File, operation: i32) -> i32 {
+    // SAFETY: an open descriptor.
+    if unsafe { libc::flock(file.as_raw_fd(), operation) } < 0 { errno() } else { 0 }
+}
+
+fn errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(-1)
+}
+
+const SET: i32 = libc::F_SETLK;
+const WAIT: i32 = libc::F_SETLKW;
+const OPEN_FILE: i32 = libc::F_OFD_SETLK;
+const READ: i32 = libc::F_RDLCK;
+const WRITE: i32 = libc::F_WRLCK;
+const UNLOCK: i32 = libc::F_UNLCK;
+const EXCLUSIVE: i32 = libc::LOCK_EX | libc::LOCK_NB;
+
+#[test]
+fn locks_hold_between_mounts() {
+    let mut cluster = Processes::start(1, 1);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    let (a, b) = (open(&one.join("file")), open(&two.join("file")));
+    // flock, record locks, and that they have nothing to do with one another.
+    assert_eq!(flock(&a, EXCLUSIVE), 0);
+    assert_eq!(flock(&b, EXCLUSIVE), libc::EWOULDBLOCK);
+    assert_eq!(lock(&b, SET, WRITE, 0, 10), 0);
+    assert_eq!(lock(&a, SET, READ, 9, 1), libc::EAGAIN);
+    assert_eq!(lock(&a, SET, READ, 10, 1), 0);
+    assert_eq!(lock(&b, SET, UNLOCK, 3, 2), 0);
+    assert_eq!(lock(&a, OPEN_FILE, WRITE, 3, 2), 0);
+    assert_eq!(lock(&b, OPEN_FILE, WRITE, 4, 1), libc::EAGAIN);
+    // Closing one mount's file lets the other have them.
+    drop(b);
+    assert_eq!(lock(&a, SET, WRITE, 5, 5), 0);
+    let b = open(&two.join("file"));
+    assert_eq!(flock(&a, libc::LOCK_UN), 0);
+    assert_eq!(flock(&b, EXCLUSIVE), 0);
+    drop(a);
+    // The kernel tells of a closed file after close has returned.
+    wait_until("an open file's lock is gone", || lock(&b, SET, WRITE, 0, 0) == 0);
+    drop(b);
+
+    // What is written under a lock is seen by who has it next, in the same open file.
+    let (a, b) = (open(&one.join("shared")), open(&two.join("shared")));
+    for round in 0..20u8 {
+        let (file, other) = if round % 2 == 0 { (&a, &b) } else { (&b, &a) };
+        assert_eq!(lock(file, WAIT, WRITE, 0, 0), 0);
+        assert_eq!(lock(other, SET, WRITE, 0, 0), libc::EAGAIN);
+        let mut seen = vec![0; 100];
+        let length = file.read_at(&mut seen, 0).unwrap();
+        assert_eq!(seen[..length], (0..round).collect::<Vec<u8>>());
+        file.write_all_at(&[round], u64::from(round)).unwrap();
+        assert_eq!(lock(file, SET, UNLOCK, 0, 0), 0);
+    }
+}
+
+#[test]
+fn blocked_locks_wait_for_other_mounts_and_for_signals_and_hold_nobody_up() {
+    extern "C" fn nothing(_: i32) {}
+    let mut cluster = Processes::start(1, 1);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    let a = open(&one.join("file"));
+    assert_eq!(lock(&a, SET, WRITE, 0, 0), 0);
+    let started = Arc::new(AtomicI32::new(0));
+    let wait = || {
+        let (file, started) = (open(&two.join("file")), Arc::clone(&started));
+        std::thread::spawn(move || {
+            started.fetch_add(1, Ordering::SeqCst);
+            // Of an open file each, so that they are in each other's way only if they should.
+            lock(&file, libc::F_OFD_SETLKW, READ, 0, 0)
+        })
+    };
+    let waiting: Vec<_> = (0..200).map(|_| wait()).collect();
+    wait_until("all of them wait", || started.load(Ordering::SeqCst) == 200);
+    // Everything else on that mount goes on.
+    for number in 0..50 {
+        fs::write(two.join(format!("other-{number}")), b"content").unwrap();
+        assert_eq!(fs::read(two.join(format!("other-{number}"))).unwrap(), b"content");
+    }
+    // A signal ends a wait at once.
+    // SAFETY: a handler that does nothing, without SA_RESTART.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+    }
+    let signalled = wait();
+    wait_until("it waits", || started.load(Ordering::SeqCst) == 201);
+    wait_until("it is interrupted", || {
+        // SAFETY: a thread that isn't joined yet.
+        unsafe { libc::pthread_kill(signalled.as_pthread_t(), libc::SIGUSR1) };
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        signalled.is_finished()
+    });
+    assert_eq!(signalled.join().unwrap(), libc::EINTR);
+    assert!(waiting.iter().all(|thread| !thread.is_finished()));
+    assert_eq!(lock(&a, SET, UNLOCK, 0, 0), 0);
+    assert!(waiting.into_iter().all(|thread| thread.join().unwrap() == 0));
+}
+
+#[test]
+fn locks_survive_the_metadata_server_and_go_with_their_process_and_their_mount() {
+    let mut cluster = Processes::start(1, 1);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    let (a, b) = (open(&one.join("file")), open(&two.join("file")));
+    assert_eq!(lock(&a, SET, WRITE, 0, 10), 0);
+    let waiting = {
+        let file = open(&two.join("file"));
+        std::thread::spawn(move || lock(&file, libc::F_OFD_SETLKW, WRITE, 0, 10))
+    };
+    Processes::kill(&mut cluster.metadata);
+    cluster.start_metadata();
+    assert_eq!(lock(&b, SET, WRITE, 5, 10), libc::EAGAIN, "a restart let go of a lock");
+    assert!(!waiting.is_finished());
+    assert_eq!(lock(&a, SET, UNLOCK, 0, 10), 0);
+    assert_eq!(waiting.join().unwrap(), 0);
+
+    // A process that is killed.
+    let mut child = Command::new("flock")
+        .args(["--exclusive", "--no-fork"])
+        .arg(one.join("file"))
+        .args(["sleep", "1000"])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the child has its lock", || {
+        flock(&b, EXCLUSIVE) == libc::EWOULDBLOCK || {
+            flock(&b, libc::LOCK_UN);
+            false
+        }
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    wait_until("a killed process's lock is gone", || flock(&b, EXCLUSIVE) == 0);
+
+    // A mount that is killed: its session ends.
+    assert_eq!(lock(&a, SET, WRITE, 100, 10), 0);
+    assert_eq!(lock(&b, SET, WRITE, 100, 10), libc::EAGAIN);
+    let (mut process, path) = cluster.mounts.remove(0);
+    kill_and_wait(process.id() as i32);
+    let _ = process.wait();
+    wait_until("a dead mount's lock is gone", || lock(&b, SET, WRITE, 100, 10) == 0);
+    common::detach_all(&path);
+}
+
+#[test]
+fn appends_of_two_mounts_are_whole_and_all_there() {
+    let mut cluster = Processes::start(2, 2);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    let writers: Vec<_> = [(&one, b'a'), (&two, b'b'), (&one, b'c'), (&two, b'd')]
+        .into_iter()
+        .map(|(mount, byte)| {
+            let path = mount.join("log");
+            std::thread::spawn(move || {
+                let mut file = OpenOptions::new().append(true).create(true).open(path).unwrap();
+                for number in 0..100usize {
+                    let length = [10, 5_000, 40_000, 300][number % 4];
+                    let line = [vec![byte; length], b"\n".to_vec()].concat();
+                    file.write_all(&line).unwrap();
+                }
+            })
+        })
+        .collect();
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    for mount in [&one, &two] {
+        let content = fs::read(mount.join("log")).unwrap();
+        let lines: Vec<&[u8]> =
+            content.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines.len(), 400);
+        for byte in b'a'..=b'd' {
+            let own: Vec<usize> =
+                lines.iter().filter(|line| line[0] == byte).map(|line| line.len()).collect();
+            let wanted: Vec<usize> = (0..100).map(|number| [10, 5_000, 40_000, 300][number % 4]).collect();
+            assert_eq!(own, wanted, "appends of one writer are torn, lost or out of order");
+        }
+        assert!(lines.iter().all(|line| line.iter().all(|byte| *byte == line[0])));
+    }
+}
+
+#[test]
+fn files_without_a_name_survive_a_restart_of_every_server() {
+    let mut cluster = Processes::start(1, 1);
+    let mount = cluster.mount("one");
+    let unlinked = open(&mount.join("file"));
+    unlinked.write_all_at(&[7; 100_000], 0).unwrap();
+    unlinked.sync_all().unwrap();
+    fs::remove_file(mount.join("file")).unwrap();
+    let unnamed =
+        OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(&mount).unwrap();
+    unnamed.write_all_at(&[8; 100_000], 0).unwrap();
+    unnamed.sync_all().unwrap();
+    Processes::kill(&mut cluster.metadata);
+    Processes::kill(&mut cluster.storage[0].0);
+    cluster.start_storage(0);
+    cluster.start_metadata();
+    // Long enough for what nobody is known to hold to be freed.
+    fs::write(mount.join("other"), b"content").unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    for (file, byte) in [(&unlinked, 7), (&unnamed, 8)] {
+        // SAFETY: an open descriptor; past the kernel's pages.
+        unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        let mut content = vec![0; 100_000];
+        file.read_exact_at(&mut content, 0).unwrap();
+        assert!(content == vec![byte; 100_000]);
+        file.write_all_at(b"still here", 50_000).unwrap();
+        file.sync_all().unwrap();
+    }
+    drop((unlinked, unnamed));
+    wait_until("what nobody holds is freed", || cluster.status()["orphans"] == 0);
+}
+
+/// Each operation on one of the mounts, whichever: names and attributes are seen at once, content from close to open.
+#[test]
+fn three_mounts_behave_as_one_local_folder() {
+    let mut cluster = Processes::start(2, 2);
+    let mounts = ["one", "two", "three"].map(|name| cluster.mount(name));
+    let reference = cluster.folder.path().join("reference");
+    let seeds = std::env::var("ATOLL_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    for seed in 0..seeds {
+        model_support::run_on_mounts(&mounts, &reference, seed, 1_500);
+    }
+}

@@ -1,0 +1,103 @@
+//! Waiting for locks: before they are proposed, in the leader's memory.
+
+use std::time::Duration;
+
+use atoll_core::commands::{Command, Op, Outcome};
+use atoll_core::error::FsError;
+use atoll_core::ids::SessionId;
+use atoll_core::lock_waits::Wait;
+use atoll_core::locks::{self, Holder};
+use atoll_proto::metadata::{Answer, MetadataError};
+
+use crate::clock;
+use crate::node::{Node, store_error};
+
+/// How long a question about waits is left unanswered when there is nothing to tell. The client asks again; it
+/// takes a member that says nothing for longer than a few seconds for dead.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the waits are looked at without being told of a change: somebody had its turn and didn't use it.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Waits of one session.
+const WAITS_MAX: usize = 1 << 16;
+
+impl Node {
+    /// Answers when there is something to tell of what the session waits for.
+    pub(crate) async fn await_locks(
+        &self,
+        session: SessionId,
+        waits: &[Wait],
+    ) -> Result<Answer, MetadataError> {
+        let term = self.lead()?;
+        let began = clock::since_boot();
+        let heard = self.office.sessions.lock().heard(session, began);
+        heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
+        if waits.len() > WAITS_MAX {
+            return Err(MetadataError::Fs(FsError::NoLocks));
+        }
+        let number = {
+            let mut questions = self.office.lock_questions.lock();
+            let number = questions.entry(session).or_default();
+            *number += 1;
+            *number
+        };
+        {
+            let mut known = self.office.lock_waits.lock();
+            known.expire(began);
+            known.tell(session, waits, began);
+        }
+        loop {
+            let changed = self.office.locks_changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let now = clock::since_boot();
+            let newest = self.office.lock_questions.lock().get(&session) == Some(&number);
+            let verdicts = match newest {
+                true => {
+                    let store = self.machine.store();
+                    let mut known = self.office.lock_waits.lock();
+                    known.verdicts(session, &*store, now).map_err(|error| store_error(&error))?
+                }
+                false => Vec::new(),
+            };
+            let waited = now.saturating_sub(began);
+            if !verdicts.is_empty() || waits.is_empty() || !newest || waited >= PATIENCE {
+                self.still_leads(term)?;
+                return Ok(Answer::Locks(verdicts));
+            }
+            let _ = tokio::time::timeout(LOOK_EVERY.min(PATIENCE - waited), changed).await;
+        }
+    }
+
+    /// A lock that is known to be in the way costs no entry in the log. The slot isn't used.
+    pub(crate) fn refuse_locked(&self, command: &Command) -> Result<(), MetadataError> {
+        let Op::SetLock(request) = &command.op else { return Ok(()) };
+        let Some(mode) = request.mode else { return Ok(()) };
+        let asking = Holder { session: command.session, owner: request.owner };
+        let store = self.machine.store();
+        let found =
+            locks::first_in_the_way(&*store, request.ino, request.class, asking, &request.range, mode);
+        match found.map_err(|error| store_error(&error))? {
+            Some(_) => Err(MetadataError::Fs(FsError::Locked)),
+            None => Ok(()),
+        }
+    }
+
+    /// After a command: whoever waits for a lock that it let go of looks again.
+    pub(crate) fn note_locks(&self, op: &Op, outcome: &Outcome) {
+        let lets_go = match op {
+            Op::SetLock(_) | Op::ReleaseLocks { .. } => *outcome == Outcome::Done,
+            Op::CloseSession | Op::OpenSession { .. } | Op::ExpireSession { .. } => true,
+            _ => false,
+        };
+        if lets_go {
+            self.office.locks_changed.notify_waiters();
+        }
+    }
+
+    /// A session has ended: it waits for nothing.
+    pub(crate) fn waits_ended(&self, session: SessionId) {
+        self.office.lock_waits.lock().ended(session);
+        self.office.lock_questions.lock().remove(&session);
+        self.office.locks_changed.notify_waiters();
+    }
+}
