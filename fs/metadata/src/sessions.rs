@@ -109,8 +109,7 @@ impl Sessions {
 
     /// All sessions but one have ended.
     pub fn only(&mut self, session: SessionId) {
-        let others: Vec<SessionId> =
-            self.entries.keys().copied().filter(|other| *other != session).collect();
+        let others: Vec<SessionId> = self.entries.keys().copied().filter(|other| *other != session).collect();
         for other in others {
             self.ended(other);
         }

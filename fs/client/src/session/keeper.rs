@@ -150,7 +150,9 @@ impl Inner {
             match self.open(Some(lost.id)).await {
                 Ok(current) => break Current { epoch: lost.epoch + 1, ..current },
                 Err(SessionError::Refused(FsError::Taken)) => {
-                    tracing::error!("another client has taken the volume over: this mount has to be made anew");
+                    tracing::error!(
+                        "another client has taken the volume over: this mount has to be made anew"
+                    );
                     self.sessions_lost.fetch_add(1, Ordering::Relaxed);
                     self.tell(Event::SessionLost);
                     return None;
