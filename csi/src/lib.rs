@@ -8,13 +8,14 @@
 //!   target_path                   what to do about what is mounted where (pure)
 //!   mounter                       the system calls, each with a deadline
 //! mount_host  the clients' supervisor, and the node plugin's way to it
-//! identity, registration, server, rpc, op_guard, error: what a driver needs besides
+//! identity, registration, server, authority, rpc, op_guard, error: what a driver needs besides
 //! ```
 //!
 //! Of the filesystem it knows the handshake's key, and the device and bundle of `fs/fuse`, whose formats it shares with
 //! the clients that it starts; nothing of metadata, storage or files.
 
 pub mod access;
+pub mod authority;
 pub mod clusters;
 pub mod controller;
 pub mod error;

@@ -111,7 +111,38 @@ mod tests {
     use tonic::transport::Endpoint;
 
     use super::*;
+    use crate::authority::testing;
     use crate::pluginregistration::registration_client::RegistrationClient;
+
+    /// kubelet names the socket's path as the authority.
+    #[tokio::test]
+    async fn kubelet_s_own_way_to_call_is_understood() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let folder = tempfile::tempdir().unwrap();
+        let state = Arc::new(watch::channel(State::Waiting).0);
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn({
+            let (folder, stop) = (folder.path().to_owned(), stop.clone());
+            async move { serve(&folder, Path::new("/plugins/csi.sock"), state, stop).await }
+        });
+        let socket = folder.path().join("csi.atoll.dev-reg.sock");
+        let mut stream = loop {
+            match tokio::net::UnixStream::connect(&socket).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        let call =
+            testing::call("/pluginregistration.Registration/GetInfo", "%2Fplugins_registry%2Fx-reg.sock");
+        stream.write_all(&call).await.unwrap();
+        let (mut heard, name) = (Vec::new(), b"csi.atoll.dev");
+        while !heard.windows(name.len()).any(|part| part == name) {
+            assert_ne!(stream.read_buf(&mut heard).await.unwrap(), 0, "hung up: {heard:?}");
+        }
+        drop(stream);
+        stop.cancel();
+        serving.await.unwrap().unwrap();
+    }
 
     #[tokio::test]
     async fn kubelet_is_told_what_is_here_and_its_answer_is_kept() {

@@ -14,11 +14,13 @@ use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use thiserror::Error;
 use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router as GrpcRouter;
 use tonic::transport::{Endpoint, Error as TransportError};
 
+use crate::authority::AnyAuthority;
 use crate::csi::ProbeRequest;
 use crate::csi::identity_client::IdentityClient;
 
@@ -91,7 +93,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, ServeError> {
 /// # Errors
 /// See [`ServeError`].
 pub async fn serve(router: GrpcRouter, path: &Path, stop: CancellationToken) -> Result<(), ServeError> {
-    let incoming = UnixListenerStream::new(listen(path)?);
+    let incoming = UnixListenerStream::new(listen(path)?).map(|accepted| accepted.map(AnyAuthority::new));
     let asked = stop.clone();
     let serving = router.serve_with_incoming_shutdown(incoming, async move { asked.cancelled().await });
     let overdue = async {

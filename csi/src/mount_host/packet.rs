@@ -111,7 +111,11 @@ impl PacketSocket {
         wait(&[self.0.as_fd()], deadline)?;
         let mut bytes = vec![0; PACKET_BYTES_MAX];
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        let received = recvmsg::<()>(self.0.as_raw_fd(), &mut slices, None, MsgFlags::empty())?;
+        let received = match recvmsg::<()>(self.0.as_raw_fd(), &mut slices, None, MsgFlags::empty()) {
+            // The end, of a peer that did not read all that it was sent.
+            Err(Errno::ECONNRESET) => return Ok(Vec::new()),
+            received => received?,
+        };
         if received.flags.contains(MsgFlags::MSG_TRUNC) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that is too long"));
         }
