@@ -107,12 +107,10 @@ impl Sessions {
         }
     }
 
-    /// All sessions but one have ended.
-    pub fn only(&mut self, session: SessionId) {
-        let others: Vec<SessionId> = self.entries.keys().copied().filter(|other| *other != session).collect();
-        for other in others {
-            self.ended(other);
-        }
+    /// All sessions that are alive but one.
+    #[must_use]
+    pub fn others(&self, session: SessionId) -> Vec<SessionId> {
+        self.entries.keys().copied().filter(|other| *other != session).collect()
     }
 
     /// Something came from the session.
@@ -355,18 +353,6 @@ mod tests {
         table.ended(B);
         assert_eq!(table.take_let_go(), [FILE]);
         assert!(!table.must_reclaim(A), "this leader saw it begin");
-    }
-
-    #[test]
-    fn when_there_is_only_one_the_others_hold_nothing() {
-        let mut table = Sessions::begin(1, LIFE, at(0), []);
-        table.opened(A, at(0));
-        table.opened(B, at(0));
-        table.hold(A, FILE).unwrap();
-        table.only(B);
-        assert_eq!(table.heard(A, at(1)), Err(Unknown));
-        assert_eq!(table.heard(B, at(1)), Ok(()));
-        assert!(table.is_free(FILE));
     }
 
     #[test]

@@ -138,17 +138,19 @@ impl Node {
     async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
         let outcome = self.proposer.propose(&command).await?;
         if let Outcome::Session(session, _) = &outcome {
-            let mut sessions = self.office.sessions.lock();
-            sessions.opened(*session, clock::since_boot());
+            self.office.sessions.lock().opened(*session, clock::since_boot());
+            let mut over = Vec::new();
             if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
-                sessions.ended(old);
-                drop(sessions);
-                self.waits_ended(old);
+                over.push(old);
             }
             let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
             if volume.config.exclusive {
                 // There is one at a time, and this is it.
-                sessions.only(*session);
+                over.extend(self.office.sessions.lock().others(*session));
+            }
+            for old in over {
+                self.office.sessions.lock().ended(old);
+                self.waits_ended(old);
             }
         }
         Ok(outcome)
