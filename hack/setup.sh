@@ -57,7 +57,7 @@ iproute2                namespaces and links of nodes
 iputils-ping            packets that were lost
 openssl                 certificates of a test cluster
 procps                  what a cluster's processes are
-e2fsprogs               volumes of a fixed size
+xfsprogs                volumes of a fixed size
 mmdebstrap              the images' Debian packages
 PACKAGES
 )
