@@ -1,42 +1,82 @@
 #!/usr/bin/env bash
-# Runs the tests: installs what is missing, then `cargo test` on the whole workspace, then one line of totals.
+# Runs the tests: installs what is missing, then `cargo test` on the whole workspace, then a short run of a Kubernetes
+# of several nodes, then one line of totals.
 #
 #   hack/test.sh                     everything
-#   hack/test.sh --test model        arguments go to cargo test
+#   hack/test.sh --test model        arguments go to cargo test; nothing else runs
 #
 # Always the whole workspace with its default features, never `-p`: choosing crates changes the features of their
 # dependencies, and cargo would compile those again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. hack/env.sh
 
 hack/setup.sh
 
-log=$(mktemp)
+work=$(mktemp -d)
 tee_pid=
+kube_pid=
 cleanup() {
   [ -z "$tee_pid" ] || kill "$tee_pid" 2>/dev/null || true
-  rm -f "$log"
+  # It has a process group of its own, in which the compilers are.
+  [ -z "$kube_pid" ] || kill -TERM -- "-$kube_pid" 2>/dev/null || true
+  rm -rf "$work"
 }
 trap cleanup EXIT
 
+# Kubernetes' programs take a quarter of an hour of a core, once per machine; so does fetching the images' packages.
+# They have one core of their own beside the compilation and the tests, at low priority.
+if [ $# -eq 0 ]; then
+  set -m
+  (export ATOLL_JOBS=1 GOMAXPROCS=1; nice -n 10 hack/kube/build && nice -n 10 hack/images/build --bases) \
+    >"$work/kube-build" 2>&1 </dev/null &
+  kube_pid=$!
+  set +m
+fi
+
+# recorded LOG COMMAND...: runs it, its output to the terminal and to the log.
+recorded() {
+  local log=$1 status=0
+  shift
+  exec 3> >(exec tee "$log")
+  tee_pid=$!
+  "$@" </dev/null >&3 3>&- || status=$?
+  exec 3>&-
+  # tee ends with its last writer. A process that a test left behind would keep it open: do not wait for that one.
+  for _ in $(seq 50); do
+    kill -0 "$tee_pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  return "$status"
+}
+
 status=0
 started=$EPOCHSECONDS
-exec 3> >(exec tee "$log")
-tee_pid=$!
-hack/cargo.sh test --workspace --no-fail-fast ${CI:+--locked} "$@" </dev/null >&3 3>&- || status=$?
-exec 3>&-
-# tee ends with its last writer. A process that a test left behind would keep it open: do not wait for that one.
-for _ in $(seq 50); do
-  kill -0 "$tee_pid" 2>/dev/null || break
-  sleep 0.1
-done
+recorded "$work/cargo" hack/cargo.sh test --workspace --no-fail-fast ${CI:+--locked} "$@" || status=$?
+rust_seconds=$((EPOCHSECONDS - started))
 
-# Sums of the lines "test result: ok. 5 passed; 0 failed; ..." of all suites, colours removed.
-sed 's/\x1b\[[0-9;]*m//g' "$log" | awk -v status="$status" -v seconds="$((EPOCHSECONDS - started))" '
+kube_status=0
+: >"$work/kube"
+if [ $# -eq 0 ]; then
+  echo
+  echo "A Kubernetes of three nodes (hack/kube/test --short):"
+  wait "$kube_pid" || kube_status=$?
+  kube_pid=
+  if [ "$kube_status" != 0 ]; then tail -n 30 "$work/kube-build"; fi
+  [ "$kube_status" != 0 ] || hack/cargo.sh build --workspace --bins ${CI:+--locked} </dev/null || kube_status=$?
+  [ "$kube_status" != 0 ] || recorded "$work/kube" hack/kube/test --short || kube_status=$?
+fi
+
+# Sums of the lines "test result: ok. 5 passed; 0 failed; ..." of all suites, colours removed, and of the cluster's
+# "5 passed, 0 failed".
+sed 's/\x1b\[[0-9;]*m//g' "$work/cargo" | awk -v status="$status" -v kube="$kube_status" -v seconds="$rust_seconds" \
+  -v all="$((EPOCHSECONDS - started))" -v cases="$(tail -n 1 "$work/kube")" '
   /^test result:/ { suites++; for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) passed += $(i - 1); if ($i ~ /^failed/) failed += $(i - 1) } }
   END {
     if (status != 0 && failed == 0) { failed = 1; print "The build failed, or a test program ended before its summary (see above)." }
-    printf "\n%d suites in %d s\n%d passed, %d failed\n", suites, seconds, passed, failed
+    if (split(cases, n, " ") == 4 && n[2] == "passed,") { passed += n[1]; kube_failed = n[3] }
+    if (kube != 0 && kube_failed == 0) { kube_failed = 1; print "The test cluster could not be built or tested (see above)." }
+    printf "\n%d suites in %d s, everything in %d s\n%d passed, %d failed\n", suites, seconds, all, passed, failed + kube_failed
   }
 '
-exit "$status"
+[ "$status" = 0 ] && [ "$kube_status" = 0 ]

@@ -114,11 +114,11 @@ stop() {
 
 # ---- Cgroups.
 
-# hierarchies: the folders where cgroups are made. On a machine with cgroup v2 alone it is one.
+# hierarchies: the folders where cgroups are made. On a machine with cgroup v2 alone it is one; where both versions are
+# mounted, runc makes groups in the one of version 2 too.
 hierarchies() {
   local found
-  found=$(awk '$3 == "cgroup" { print $2 }' /proc/mounts)
-  [ -n "$found" ] || found=$(awk '$3 == "cgroup2" { print $2; exit }' /proc/mounts)
+  found=$(awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/mounts)
   [ -n "$found" ] || fail 'no cgroup hierarchy is mounted'
   echo "$found"
 }
@@ -148,7 +148,7 @@ make_group() {
 join() {
   local top
   for top in $(hierarchies); do
-    echo "$BASHPID" >"$top/$CGROUP/$1/cgroup.procs"
+    [ ! -d "$top/$CGROUP/$1" ] || echo "$BASHPID" >"$top/$CGROUP/$1/cgroup.procs"
   done
 }
 

@@ -23,7 +23,7 @@ case_up_twice() {
   before=$(cat "$STATE"/run/*.pid | sort)
   NODES=$nodes "$KUBE_DIR/up" 2>/dev/null
   equal "$(cat "$STATE"/run/*.pid | sort)" "$before" 'processes'
-  "$KUBE_DIR/status" >/dev/null
+  "$KUBE_DIR/status" >/dev/null 2>&1
 }
 
 # The Dockerfile makes the same image as hack/images/build.
