@@ -109,7 +109,7 @@ async fn node(args: &NodeArgs, stop: CancellationToken) -> Outcome {
     let pods = Pods::new(client, &args.namespace, &args.node, args.kubelet.clone());
     let node = Arc::new(Node {
         name: args.node.clone(),
-        finder: Finder::Pods(pods),
+        finder: Finder::Pods(Box::new(pods)),
         addresses: Arc::new(VolumeHandle::metadata_addresses),
     });
     let rpcs = Arc::new(Rpcs::default());

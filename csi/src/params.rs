@@ -40,6 +40,9 @@ pub struct Parameters {
     pub origin: Origin,
 }
 
+/// Labels or annotations: names and values.
+pub type Marks = Vec<(String, String)>;
+
 /// The PVC and PV that a volume is made for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
@@ -135,7 +138,7 @@ impl Parameters {
 impl Origin {
     /// The labels and annotations that lead from a cluster back to its PVC and PV.
     #[must_use]
-    pub fn marks(&self) -> (Vec<(String, String)>, Vec<(String, String)>) {
+    pub fn marks(&self) -> (Marks, Marks) {
         let (mut label, mut annotation) = (Vec::new(), Vec::new());
         if let Some((name, namespace)) = &self.pvc {
             label.push((labels::PVC_NAMESPACE.to_owned(), namespace.clone()));

@@ -106,7 +106,7 @@ impl<C: Clusters> ControllerService<C> {
             Ok(capabilities) => unfit(&found, &capabilities),
             Err(error) => Some(error.to_string()),
         };
-        let confirmed = refused.is_none().then(|| Confirmed {
+        let confirmed = refused.is_none().then_some(Confirmed {
             volume_context: request.volume_context,
             volume_capabilities: request.volume_capabilities,
             parameters: request.parameters,

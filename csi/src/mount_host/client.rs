@@ -33,7 +33,7 @@ pub enum Finder {
     /// One, whose socket's folder is known.
     Folder(PathBuf),
     /// Pods of this node and namespace.
-    Pods(Pods),
+    Pods(Box<Pods>),
 }
 
 /// Mount hosts that are pods.
