@@ -174,7 +174,8 @@ impl Record {
 /// The number that all eight-byte words of a buffer hold.
 fn number_of(bytes: &[u8]) -> Option<u64> {
     let first = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
-    (bytes.len() % 8 == 0 && bytes.chunks(8).all(|word| word == first.to_le_bytes())).then_some(first)
+    (bytes.len().is_multiple_of(8) && bytes.chunks(8).all(|word| word == first.to_le_bytes()))
+        .then_some(first)
 }
 
 fn synced_files(
