@@ -453,6 +453,8 @@ pub enum Outcome {
     Allocated(u64, Box<Attributes>),
     /// A copy within the map: how many bytes, and the attributes of the second file afterwards.
     Copied(u64, Box<Attributes>),
+    /// A rename that replaced something: attributes of what was moved, and of what was replaced, afterwards.
+    Replaced(Box<Attributes>, Box<Attributes>),
 }
 
 impl Outcome {

@@ -1,7 +1,7 @@
 //! Operations on names.
 
 use atoll_core::attributes::FileKind;
-use atoll_core::commands::{Op, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
+use atoll_core::commands::{Op, Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_proto::metadata::{Answer, Query};
@@ -79,8 +79,16 @@ impl<M: Metadata> Client<M> {
         // Who renames is told only where it makes something.
         let whiteout = (caller.uid, caller.gid);
         let op = Op::Rename { parent, name, new_parent, new_name, flags, whiteout };
-        let moved = self.metadata.mutate(op).await?;
-        self.changed(&inode_of(moved)?);
+        match self.metadata.mutate(op).await? {
+            Outcome::Replaced(moved, gone) => {
+                self.changed(&moved);
+                self.changed(&gone);
+                if gone.nlink == 0 {
+                    self.note_removed(*gone);
+                }
+            }
+            moved => self.changed(&inode_of(moved)?),
+        }
         Ok(())
     }
 

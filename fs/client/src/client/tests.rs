@@ -179,6 +179,20 @@ async fn a_file_that_is_renamed_or_linked_has_its_data() {
 }
 
 #[tokio::test]
+async fn a_directory_that_a_rename_replaced_is_known_until_it_is_forgotten() {
+    let cluster = cluster();
+    let fs = mount(&cluster);
+    let open = fs.mkdir(&me(), ROOT, name("open"), 0o755).await.unwrap().attributes.ino;
+    let other = fs.mkdir(&me(), ROOT, name("other"), 0o755).await.unwrap().attributes.ino;
+    fs.rename(&me(), ROOT, name("other"), ROOT, name("open"), 0).await.unwrap();
+    cluster.volume.lock().purge();
+    assert_eq!(stat(&fs, open).await.nlink, 0);
+    assert_eq!(stat(&fs, other).await.nlink, 2);
+    fs.forget(open, 1);
+    assert_eq!(errno(fs.getattr(&me(), open, None).await), libc::ESTALE);
+}
+
+#[tokio::test]
 async fn an_unlinked_file_lives_until_it_is_closed() {
     let cluster = cluster();
     let (here, there) = (mount(&cluster), mount(&cluster));

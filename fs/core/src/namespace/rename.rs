@@ -52,6 +52,7 @@ fn replace(
     if is_directory && from.0 != to.0 && is_below(txn, to.0, source.ino)? {
         return Err(FsError::InvalidArgument.into());
     }
+    let mut gone = None;
     if let Some(target) = &target {
         if flags & RENAME_NOREPLACE != 0 {
             return Err(FsError::Exists.into());
@@ -69,6 +70,7 @@ fn replace(
         }
         txn.remove_entry(to.0, to.1, target)?;
         drop_link(txn, now, target.ino, &mut replaced)?;
+        gone = Some(Box::new(replaced.attributes(target.ino)));
         let mut directory = txn.inode(to.0)?;
         directory.entries = directory.entries.saturating_sub(1);
         directory.nlink -= u32::from(replaced.is_directory());
@@ -100,7 +102,11 @@ fn replace(
     moved.ctime = change_time(now, &moved);
     moved.change += 1;
     txn.put_inode(source.ino, &moved);
-    Ok(Outcome::Inode(Box::new(moved.attributes(source.ino))))
+    let moved = Box::new(moved.attributes(source.ino));
+    Ok(match gone {
+        Some(gone) => Outcome::Replaced(moved, gone),
+        None => Outcome::Inode(moved),
+    })
 }
 
 fn exchange(txn: &mut Txn<'_>, now: Timestamp, from: Place<'_>, to: Place<'_>) -> OpResult<Outcome> {
