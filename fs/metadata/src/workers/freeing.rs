@@ -6,6 +6,7 @@ use std::time::Duration;
 use atoll_core::commands::{Op, Outcome};
 use atoll_core::ids::{ChunkId, InodeId};
 use atoll_core::keys;
+use atoll_core::store::{Family, Read};
 
 use super::{failed, next};
 use crate::changes::Work;
@@ -29,10 +30,23 @@ pub(super) async fn orphans(node: Arc<Node>) {
             // Files that are just being made without a name are held from the moment that this is free.
             let _unnamed = node.office.unnamed.write().await;
             let mut sessions = node.office.sessions.lock();
-            keys.iter()
-                .filter_map(|key| keys::first_number(key).map(InodeId))
-                .filter(|ino| sessions.begin_going(*ino))
-                .collect()
+            let store = node.machine.store();
+            // Since it was noted it may have got a name (`O_TMPFILE`, then linkat). Nobody who opens it by that name
+            // may be refused, not even for a moment.
+            let nameless =
+                |ino| store.get(Family::System, &keys::orphan(ino)).map_or(true, |record| record.is_some());
+            let mut inodes = Vec::new();
+            for ino in keys.iter().filter_map(|key| keys::first_number(key).map(InodeId)) {
+                if sessions.begin_going(ino) {
+                    // Who holds it no more has linked it before, if at all: the records know.
+                    if nameless(ino) {
+                        inodes.push(ino);
+                    } else {
+                        sessions.not_going(ino);
+                    }
+                }
+            }
+            inodes
         };
         if inodes.is_empty() {
             continue;
