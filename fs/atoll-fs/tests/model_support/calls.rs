@@ -538,8 +538,9 @@ impl Tree {
             }
             Call::Seek(path, offset, whence) => {
                 let fd = self.open(path, libc::O_RDONLY, 0)?;
-                let found = if is_file(fd) { unsafe { libc::lseek(fd, *offset as i64, *whence) } } else { 0 };
-                let found = if found < 0 { Err(errno()) } else { Ok(Vec::new()) };
+                // Which zeroes are a hole is a filesystem's own affair (a copy may keep holes or fill them). What
+                // isn't found has to read as zeroes, and beyond the end there is nothing.
+                let found = if is_file(fd) { sought(fd, *offset, *whence) } else { Ok(Vec::new()) };
                 unit(unsafe { libc::close(fd) })?;
                 found
             }
@@ -655,4 +656,32 @@ fn read_all(fd: i32, offset: u64, length: usize) -> Seen {
     // SAFETY: the buffer outlives the call.
     let n = unsafe { libc::pread(fd, buffer.as_mut_ptr().cast(), buffer.len(), offset as i64) };
     if n < 0 { Err(errno()) } else { Ok(buffer[..n as usize].to_vec()) }
+}
+
+/// Bytes that are looked at of what a search for data skipped.
+const SKIPPED_BYTES_MAX: u64 = 8 << 20;
+
+/// Searches for data or a hole; fails as lseek does, or with `EILSEQ` if it skipped data or went backwards.
+fn sought(fd: i32, offset: u64, whence: i32) -> Result<Vec<u8>, i32> {
+    let size = unsafe { libc::lseek(fd, 0, libc::SEEK_END) } as u64;
+    let found = unsafe { libc::lseek(fd, offset as i64, whence) };
+    let end = match found {
+        -1 if errno() == libc::ENXIO && offset < size && whence == libc::SEEK_DATA => size,
+        -1 => return Err(errno()),
+        found => found as u64,
+    };
+    if end < offset || end > size {
+        return Err(libc::EILSEQ);
+    }
+    if whence == libc::SEEK_DATA {
+        let mut skipped = vec![0; (end - offset).min(SKIPPED_BYTES_MAX) as usize];
+        let read = unsafe { libc::pread(fd, skipped.as_mut_ptr().cast(), skipped.len(), offset as i64) };
+        if read < 0 {
+            return Err(errno());
+        }
+        if skipped.iter().any(|byte| *byte != 0) {
+            return Err(libc::EILSEQ);
+        }
+    }
+    Ok(Vec::new())
 }
