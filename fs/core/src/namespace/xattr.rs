@@ -67,6 +67,10 @@ pub(super) fn set_acl(
         Some(acl) => {
             if !default {
                 record.mode = acl.apply_to(record.mode);
+                // The kernel asks for this with lists that are inherited as well, which change no permission bits.
+                if kill_sgid {
+                    record.mode &= !S_ISGID;
+                }
             }
             if default || !acl.is_minimal() {
                 put(txn, ino, &mut record, name, acl.encode().to_vec())?;
@@ -80,9 +84,6 @@ pub(super) fn set_acl(
                 return Err(FsError::NoAttribute.into());
             }
         }
-    }
-    if kill_sgid {
-        record.mode &= !S_ISGID;
     }
     Ok(changed(txn, now, ino, record))
 }
