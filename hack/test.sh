@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests: installs what is missing, then `cargo test` on the whole workspace, then a short run of a Kubernetes
-# of several nodes, then one line of totals.
+# of several nodes, then Atoll on one, then one line of totals.
 #
 #   hack/test.sh                     everything
 #   hack/test.sh --test model        arguments go to cargo test; nothing else runs
@@ -57,6 +57,7 @@ rust_seconds=$((EPOCHSECONDS - started))
 
 kube_status=0
 : >"$work/kube"
+: >"$work/e2e"
 if [ $# -eq 0 ]; then
   echo
   echo "A Kubernetes of three nodes (hack/kube/test --short):"
@@ -65,16 +66,23 @@ if [ $# -eq 0 ]; then
   if [ "$kube_status" != 0 ]; then tail -n 30 "$work/kube-build"; fi
   [ "$kube_status" != 0 ] || hack/cargo.sh build --workspace --bins ${CI:+--locked} </dev/null || kube_status=$?
   [ "$kube_status" != 0 ] || recorded "$work/kube" hack/kube/test --short || kube_status=$?
+  if [ "$kube_status" = 0 ]; then
+    echo
+    echo "Atoll on a Kubernetes of three nodes (hack/e2e.sh --short):"
+    recorded "$work/e2e" hack/e2e.sh --short || kube_status=$?
+  fi
 fi
 
-# Sums of the lines "test result: ok. 5 passed; 0 failed; ..." of all suites, colours removed, and of the cluster's
+# Sums of the lines "test result: ok. 5 passed; 0 failed; ..." of all suites, colours removed, and of the clusters'
 # "5 passed, 0 failed".
+cases=$(sed -n 's/^\([0-9]* passed, [0-9]* failed\)$/\1/p' "$work/kube" "$work/e2e" | tr '\n' ' ')
 sed 's/\x1b\[[0-9;]*m//g' "$work/cargo" | awk -v status="$status" -v kube="$kube_status" -v seconds="$rust_seconds" \
-  -v all="$((EPOCHSECONDS - started))" -v cases="$(tail -n 1 "$work/kube")" '
+  -v all="$((EPOCHSECONDS - started))" -v cases="$cases" '
   /^test result:/ { suites++; for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) passed += $(i - 1); if ($i ~ /^failed/) failed += $(i - 1) } }
   END {
     if (status != 0 && failed == 0) { failed = 1; print "The build failed, or a test program ended before its summary (see above)." }
-    if (split(cases, n, " ") == 4 && n[2] == "passed,") { passed += n[1]; kube_failed = n[3] }
+    words = split(cases, n, " ")
+    for (i = 1; i + 2 <= words; i += 4) { passed += n[i]; kube_failed += n[i + 2] }
     if (kube != 0 && kube_failed == 0) { kube_failed = 1; print "The test cluster could not be built or tested (see above)." }
     printf "\n%d suites in %d s, everything in %d s\n%d passed, %d failed\n", suites, seconds, all, passed, failed + kube_failed
   }

@@ -15,6 +15,7 @@ use atoll_proto::transport::Address;
 
 use crate::cli::{ClusterArgs, KeygenArgs};
 use crate::exit::{Code, Context, Failure, Outcome};
+use crate::memory;
 
 /// How long a single command waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -128,6 +129,15 @@ pub async fn ask<R: Rpc>(
         }
     }
     Err(Failure::new(Code::Unreachable, format_args!("no metadata server answered: {}", reasons.join("; "))))
+}
+
+/// A runtime for a process that serves: it gives memory back when it rests.
+///
+/// # Errors
+/// If the system refuses one.
+pub fn serving_runtime(threads: usize) -> Result<tokio::runtime::Runtime, Failure> {
+    memory::give_back_when_resting();
+    runtime(threads)
 }
 
 /// A runtime for one command.

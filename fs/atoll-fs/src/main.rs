@@ -7,6 +7,7 @@ mod exit;
 mod http;
 #[cfg(feature = "servers")]
 mod local;
+mod memory;
 mod metrics;
 mod mount;
 mod mountpoint;

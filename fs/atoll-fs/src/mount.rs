@@ -28,7 +28,7 @@ use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 
 use crate::cli::{MountArgs, MountBehaviour, Transport};
-use crate::cluster::{self, runtime};
+use crate::cluster::{self, serving_runtime};
 use crate::exit::{Code, Context, Failure, Outcome};
 use crate::mountpoint::{self, Found};
 use crate::{http, metrics, served, signals};
@@ -364,7 +364,7 @@ pub fn run(args: MountArgs) -> Outcome {
         )));
     }
     let config = args.config(id, key, &mountpoint.display().to_string())?;
-    let runtime = runtime(CLIENT_THREADS)?;
+    let runtime = serving_runtime(CLIENT_THREADS)?;
     let result = runtime.block_on(async {
         let asked_to_end = signals::listen()?;
         let mounted = Arc::new(Mounted::start(config, mountpoint.clone()).await?);

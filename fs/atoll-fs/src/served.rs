@@ -26,7 +26,7 @@ use atoll_fuse::device;
 use atoll_proto::handshake::ClusterKey;
 
 use crate::cli::{MountArgs, Transport};
-use crate::cluster::{self, runtime};
+use crate::cluster::{self, serving_runtime};
 use crate::exit::{Code, Context, Failure, Outcome};
 use crate::mount::{CLIENT_THREADS, ConnectedClient, Mounted, serve_http};
 use crate::signals;
@@ -80,7 +80,7 @@ fn serve(args: &MountArgs, control: &mut UnixStream) -> Outcome {
     let key = ClusterKey::parse(&packet[..length]).context("control socket: key")?;
     packet.fill(0);
     let config = args.config(id, key, "mount")?;
-    let runtime = runtime(CLIENT_THREADS)?;
+    let runtime = serving_runtime(CLIENT_THREADS)?;
     let result = runtime.block_on(run_mount(args, config, control));
     runtime.shutdown_timeout(Duration::from_secs(5));
     result

@@ -12,7 +12,7 @@ use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer};
 use prometheus_client::registry::Registry;
 
 use crate::cli::{MetadataArgs, StorageArgs};
-use crate::cluster::{self, runtime};
+use crate::cluster::{self, serving_runtime};
 use crate::exit::{Failure, Outcome};
 use crate::{http, signals};
 
@@ -34,7 +34,7 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
         sync: !args.unsafe_no_sync,
         ..MetadataConfig::new(args.data, listen, id, key)
     };
-    runtime(SERVER_THREADS)?.block_on(async {
+    serving_runtime(SERVER_THREADS)?.block_on(async {
         let asked_to_end = signals::listen()?;
         let mut registry = Registry::with_prefix("atoll");
         let server = MetadataServer::start(config, &mut registry).await.map_err(metadata_failure)?;
@@ -64,7 +64,7 @@ pub fn storage(args: StorageArgs) -> Outcome {
         sync: !args.unsafe_no_sync,
         ..StorageConfig::new(args.data, listen, id, key)
     };
-    runtime(SERVER_THREADS)?.block_on(async {
+    serving_runtime(SERVER_THREADS)?.block_on(async {
         let asked_to_end = signals::listen()?;
         let server = StorageServer::start(config).await.map_err(storage_failure)?;
         let mut registry = Registry::with_prefix("atoll");

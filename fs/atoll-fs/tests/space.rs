@@ -4,6 +4,7 @@ mod common;
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -146,4 +147,42 @@ fn inodes_are_counted_exactly() {
     assert_eq!(made, total);
     fs::remove_file(cluster.path("0")).unwrap();
     common::wait_until("the inode is back", || fs::File::create(cluster.path("again")).is_ok());
+}
+
+#[test]
+fn a_sparse_file_of_8_eib_costs_what_it_holds() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "64Mi"]);
+    let last = i64::MAX as u64;
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create_new(true).open(cluster.path("far")).unwrap();
+    file.write_all_at(b"begin", 0).unwrap();
+    file.write_all_at(b"middle", 1 << 62).unwrap();
+    file.write_all_at(b"end", last - 3).unwrap();
+    let beyond = file.write_at(b"x", last).unwrap_err();
+    assert_eq!(beyond.raw_os_error(), Some(libc::EFBIG), "{beyond}");
+    file.sync_all().unwrap();
+    assert_eq!(file.metadata().unwrap().len(), last);
+    assert!(file.metadata().unwrap().blocks() * 512 <= MIB, "holes take room");
+
+    // Everything is read by whoever opens it anew.
+    drop(file);
+    let file = options.create_new(false).open(cluster.path("far")).unwrap();
+    let mut content = [1u8; 6];
+    for (offset, expected) in [(0, b"begin\0"), (1 << 62, b"middle"), (1 << 61, b"\0\0\0\0\0\0")] {
+        file.read_exact_at(&mut content, offset).unwrap();
+        assert_eq!(&content, expected, "at {offset}");
+    }
+    let mut content = [0u8; 10];
+    assert_eq!(file.read_at(&mut content, last - 5).unwrap(), 5);
+    assert_eq!(&content[..5], b"\0\0end");
+    // SEEK_DATA finds what is far apart.
+    // SAFETY: the file is open.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), 1 << 20, libc::SEEK_DATA) };
+    assert!(found <= 1 << 62 && found > (1 << 62) - MIB as i64, "{found}");
+
+    file.set_len(1 << 62).unwrap();
+    file.set_len(last).unwrap();
+    assert_eq!(file.read_at(&mut content, last - 10).unwrap(), 10);
+    assert_eq!(content, [0; 10], "what was cut off is zeroes");
+    fs::remove_file(cluster.path("far")).unwrap();
 }

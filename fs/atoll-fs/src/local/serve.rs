@@ -13,7 +13,7 @@ use atoll_storage::{StorageConfig, StorageHandle, StorageServer};
 use prometheus_client::registry::Registry;
 
 use crate::cli::LocalUpArgs;
-use crate::cluster::runtime;
+use crate::cluster::serving_runtime;
 use crate::exit::{Code, Failure, Outcome};
 use crate::local::state::{self, Folder, Running};
 use crate::mount::{MountConfig, Mounted, host_name};
@@ -40,7 +40,7 @@ struct Servers {
 /// # Errors
 /// If it can't start, with a message that says what to do.
 pub fn serve(args: &LocalUpArgs, folder: Folder, mountpoint: PathBuf) -> Outcome {
-    let runtime = runtime(THREADS)?;
+    let runtime = serving_runtime(THREADS)?;
     let result = runtime.block_on(run(args, &folder, mountpoint));
     // Blocking calls of a stopped server must not hold the process up.
     runtime.shutdown_timeout(Duration::from_secs(5));

@@ -264,6 +264,24 @@ async fn a_copy_shares_bytes_until_one_of_both_is_changed() {
 }
 
 #[tokio::test]
+async fn inline_bytes_are_copied_within_their_budget_only() {
+    let config =
+        VolumeConfig { copies: 1, copies_min: 1, inline_budget_bytes: 3000, ..VolumeConfig::default() };
+    let cluster = MemCluster::new(config);
+    let fs = cluster.mount(|_| {}).unwrap();
+    let (a, b, c) = (create(&fs, "a").await, create(&fs, "b").await, create(&fs, "c").await);
+    write(&fs, a, 0, &[7; 2000]).await;
+    fs.fsync(&me(), a.0, a.1, false).await.unwrap();
+    assert_eq!(fs.copy_file_range(&me(), (a.0, a.1, 0), (b.0, b.1, 0), 2000).await, Ok(2000));
+    // The kernel then reads and writes instead.
+    let refused = fs.copy_file_range(&me(), (a.0, a.1, 0), (c.0, c.1, 0), 2000).await;
+    assert_eq!(errno(refused), libc::EOPNOTSUPP);
+    assert_eq!(read(&fs, b, 0, 4096).await, [7; 2000]);
+    assert_eq!(read(&fs, c, 0, 4096).await, []);
+    check(&cluster);
+}
+
+#[tokio::test]
 async fn a_file_without_a_name_lives_until_it_is_closed_or_named() {
     let cluster = cluster();
     let fs = cluster.mount(|_| {}).unwrap();

@@ -86,8 +86,11 @@ pub(super) fn copy_range(
     Ok(Outcome::Copied(copied, Box::new(target.attributes(to))))
 }
 
-/// What is at a range of the source, without gaps; less than asked for if it is much, or if bytes are lost.
+/// What is at a range of the source, without gaps; less than asked for if it is much, if bytes are lost, or if they
+/// are inline and the budget for those is used up: the caller then copies by reading and writing.
 fn runs(txn: &Txn<'_>, ino: InodeId, record: &InodeRecord, offset: u64, end: u64) -> OpResult<Vec<Run>> {
+    let volume = txn.volume()?;
+    let inline_allowed = volume.inline_bytes < volume.config.inline_budget_bytes;
     let first = extents::segment_of(offset);
     let count = extents::segment_of(end - 1).0 - first.0 + 1;
     let mut runs: Vec<Run> = Vec::new();
@@ -106,11 +109,9 @@ fn runs(txn: &Txn<'_>, ino: InodeId, record: &InodeRecord, offset: u64, end: u64
             }
             let skip = from - start;
             let source = match piece.place {
-                Place::Lost => {
-                    if from > at {
-                        runs.push(Run { offset: at, length: from - at, source: Source::Nothing });
-                    }
-                    return if runs.is_empty() { Err(FsError::Io.into()) } else { Ok(runs) };
+                Place::Lost => return what_was_found(runs, at, from, FsError::Io),
+                Place::Inline { .. } if !inline_allowed => {
+                    return what_was_found(runs, at, from, FsError::Unsupported);
                 }
                 Place::Unwritten => continue,
                 Place::Inline { .. } => {
@@ -140,6 +141,14 @@ fn runs(txn: &Txn<'_>, ino: InodeId, record: &InodeRecord, offset: u64, end: u64
         runs.push(Run { offset: at, length: end - at, source: Source::Nothing });
     }
     Ok(runs)
+}
+
+/// The runs up to `from`, where the copy has to end, with the hole before it; the reason if there are none.
+fn what_was_found(mut runs: Vec<Run>, at: u64, from: u64, reason: FsError) -> OpResult<Vec<Run>> {
+    if from > at {
+        runs.push(Run { offset: at, length: from - at, source: Source::Nothing });
+    }
+    if runs.is_empty() { Err(reason.into()) } else { Ok(runs) }
 }
 
 /// The pieces of one segment of the target: `length` bytes from `start` of the segment on, which are those from
