@@ -53,7 +53,7 @@ impl Volume {
         volume.run(Op::PutServer { server: ServerId(1), address: String::new(), labels: BTreeMap::new() });
         let op = Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
         let (Outcome::Session(session, _), _) = volume.run(op) else { panic!("no session") };
-        volume.session = session;
+        (volume.session, volume.sequence) = (session, 0);
         volume
     }
 
