@@ -6,10 +6,6 @@ mod model_support;
 use common::Cluster;
 use model_support::{Options, run_seed};
 
-/// Seeds that find a difference which is known and not mended yet; SEMANTICS.md, "Not promised (yet)", says which. Named
-/// with ATOLL_SEED they run, and fail.
-const KNOWN_TO_DIFFER: [u64; 1] = [17];
-
 /// Runs seeds, or the one that ATOLL_SEED names.
 fn run(test: &str, cluster: &Cluster, seeds: u64, options: &Options) {
     if let Ok(seed) = std::env::var("ATOLL_SEED") {
@@ -17,7 +13,7 @@ fn run(test: &str, cluster: &Cluster, seeds: u64, options: &Options) {
         return;
     }
     let seeds = std::env::var("ATOLL_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(seeds);
-    for seed in (0..seeds).filter(|seed| !options.all || !KNOWN_TO_DIFFER.contains(seed)) {
+    for seed in 0..seeds {
         let attempt = std::panic::AssertUnwindSafe(|| run_seed(cluster, seed, options));
         if let Err(panic) = std::panic::catch_unwind(attempt) {
             eprintln!("replay: ATOLL_SEED={seed} make test-model (test {test})");

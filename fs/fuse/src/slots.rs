@@ -19,9 +19,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, mmap, munmap};
+use nix::unistd::{Whence, lseek};
 use thiserror::Error;
 
 pub use layout::Layout;
@@ -244,7 +246,9 @@ impl RequestMemory {
     /// only damage explains) is emptied, and its request never answered but by being sent again.
     pub(crate) fn unfinished(&self, pool: &Pool, devices: usize) -> Vec<Unfinished> {
         let mut found = Vec::new();
-        for slot in 0..self.layout.slots {
+        let mut next = Some(0);
+        while let Some(slot) = next.and_then(|slot| self.used_slot_from(slot)) {
+            next = Some(slot + 1);
             let len = self.unanswered(slot).load(Ordering::Acquire) as usize;
             if len == 0 {
                 continue;
@@ -268,6 +272,23 @@ impl RequestMemory {
             }
         }
         found
+    }
+
+    /// The first slot from `slot` on that was ever used. The others have no pages, and looking at one would make it.
+    fn used_slot_from(&self, slot: u32) -> Option<u32> {
+        if slot >= self.layout.slots {
+            return None;
+        }
+        let offset = self.layout.slot_offset(slot);
+        match lseek(&self.file, offset as i64, Whence::SeekData) {
+            Ok(data) => {
+                let used = (data as usize).saturating_sub(HEADER_BYTES) / SLOT_BYTES;
+                Some(slot.max(used as u32)).filter(|slot| *slot < self.layout.slots)
+            }
+            Err(Errno::ENXIO) => None,
+            // A kernel that can't tell: each is looked at.
+            Err(_) => Some(slot),
+        }
     }
 
     /// Makes sure that all pages of a buffer are there before the kernel is asked to fill it. If they weren't and the

@@ -63,6 +63,8 @@ fn a_successor_finds_what_the_predecessor_read() {
     let pool = Pool::new(&memory);
     let unfinished = memory.unfinished(&pool, 1);
     assert_eq!(unfinished, [Unfinished { slot: 7, device: 0, len: message.len(), buffer: Some(3) }]);
+    let resident = memory.resident_bytes().expect("stat");
+    assert!(resident < 200 << 10, "slots that were never used still have no pages: {resident}");
     assert!(!pool.take_this_slot(7) && !pool.take_this_buffer(3), "nobody else gets them");
     // SAFETY: the test alone uses the memory.
     assert!(unsafe { memory.message(7, Some(3), message.len()) } == message);
