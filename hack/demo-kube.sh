@@ -106,7 +106,7 @@ copy='mkdir -p /data/$0 && cp -a /usr/lib /usr/share /data/$0/ &&
       cd /data/$0 && find . -type f -print0 | sort -z | xargs -0 sha256sum >/data/$0.sums && wc -l </data/$0.sums'
 copies=()
 for number in 0 1 2; do
-  here exec "pod-$number" -- sh -euc "$copy" "pod-$number" >"/dev/fd/3" 3>&1 &
+  here exec "pod-$number" -- sh -euc "$copy" "pod-$number" &
   copies+=($!)
 done
 for component in storage metadata; do
