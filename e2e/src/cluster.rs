@@ -214,11 +214,14 @@ impl Cluster {
         Ok((handle.name().to_owned(), cluster))
     }
 
-    /// Words of the events about an object of this namespace.
+    /// The events about an object of this namespace: `reason: message`.
     pub async fn events_of(&self, name: &str) -> Outcome<Vec<String>> {
         let of = ListParams::default().fields(&format!("involvedObject.name={name}"));
         let events = self.here::<Event>().list(&of).await?;
-        Ok(events.items.into_iter().filter_map(|event| event.message).collect())
+        let told = |event: Event| {
+            format!("{}: {}", event.reason.unwrap_or_default(), event.message.unwrap_or_default())
+        };
+        Ok(events.items.into_iter().map(told).collect())
     }
 
     /// For a reader who wants to know why a promise wasn't kept.

@@ -1,8 +1,10 @@
 //! One promise, or one disaster, a file.
 
 mod deletion_keeps_data;
+mod deletion_waits;
 mod killed_pods;
 mod many_volumes;
+mod mount_host;
 mod node_plugin;
 mod provision;
 mod refusals;
@@ -34,8 +36,10 @@ pub fn all() -> Vec<Promise> {
         shared::PROMISE,
         killed_pods::PROMISE,
         node_plugin::PROMISE,
+        mount_host::PROMISE,
         static_volume::PROMISE,
         deletion_keeps_data::PROMISE,
+        deletion_waits::PROMISE,
         unfinished::PROMISE,
         refusals::PROMISE,
         many_volumes::PROMISE,

@@ -24,7 +24,7 @@ async fn prove(cluster: &Cluster) -> Outcome {
     let nodes = cluster.nodes().await?;
     let [first, second, ..] = nodes.as_slice() else { return Err(Failure::new("two nodes are needed")) };
     let write = "cd /data
-        cp -a /usr/share/doc . && (cd /usr/share && find doc -type f -exec sha256sum {} +) | sort -k2 >sums
+        cp -a /usr/share . && (cd /usr && find share -type f -exec sha256sum {} +) | sort -k2 >sums
         df -h .; sync; sha256sum sums >sum-of-sums";
     let objects =
         claim("volume", "atoll", "ReadWriteMany", "1Gi") + &pod("writer", "volume", Some(first), Some(write));

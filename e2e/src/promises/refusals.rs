@@ -61,7 +61,7 @@ parameters:
     cluster
         .eventually(&format!("an event of {name} says '{word}'"), PATIENCE, async || {
             let events = cluster.events_of(name).await?;
-            let told = |event: &String| event.contains("failed to provision") && event.contains(word);
+            let told = |event: &String| event.starts_with("ProvisioningFailed") && event.contains(word);
             Ok(events.iter().any(told).then_some(()))
         })
         .await

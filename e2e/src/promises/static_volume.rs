@@ -21,7 +21,6 @@ pub const PROMISE: Promise = Promise {
 const NAME: &str = "by-hand";
 
 async fn prove(cluster: &Cluster) -> Outcome {
-    let namespace = cluster.namespace();
     let made = format!(
         "apiVersion: atoll.dev/v1alpha1
 kind: FileSystemCluster
@@ -31,9 +30,23 @@ spec: {{ capacity: 1Gi, copies: 1 }}
     );
     cluster.apply(&made).await?;
     let made = cluster.wait_for::<FileSystemCluster>(NAME, "is Ready", FileSystemCluster::is_ready).await?;
-    let handle = VolumeHandle::new(namespace, NAME).map_err(|error| Failure::new(error.to_string()))?;
     let volume = format!("e2e-{NAME}");
-    let objects = format!(
+    let objects = static_volume(&made, &volume)?;
+    let result = use_it(cluster, &objects).await;
+    result.and(delete_volume(cluster, &volume).await)?;
+
+    delete_with_data(cluster, &made).await?;
+    cluster.wait_gone(&cluster.here::<FileSystemCluster>(), NAME).await?;
+    let left = cluster.kubectl(&["get", "pvc,secret,statefulset,service", "-o", "name"], "").await?;
+    ensure(!left.contains(NAME), || format!("left: {left}"))
+}
+
+/// The YAML of a PersistentVolume of this name for a cluster of this promise's namespace, and of a PVC `volume` for it.
+pub fn static_volume(made: &FileSystemCluster, volume: &str) -> Outcome<String> {
+    let namespace = made.namespace_str();
+    let handle =
+        VolumeHandle::new(namespace, made.name_str()).map_err(|error| Failure::new(error.to_string()))?;
+    Ok(format!(
         "apiVersion: v1
 kind: PersistentVolume
 metadata: {{ name: {volume} }}
@@ -60,25 +73,25 @@ spec:
 ---
 ",
         secret = made.client_secret_name()
-    );
-    let result = use_it(cluster, &objects).await;
-    // A PersistentVolume is in no namespace: it doesn't go with this promise's.
-    match cluster.everywhere::<PersistentVolume>().delete(&volume, &DeleteParams::default()).await {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 404 => {}
-        Err(error) => return result.and(Err(error.into())),
-    }
-    result?;
+    ))
+}
 
-    // The user's word, and only that, deletes the data.
+/// Removes a PersistentVolume, which is in no namespace and doesn't go with this promise's.
+pub async fn delete_volume(cluster: &Cluster, volume: &str) -> Outcome {
+    match cluster.everywhere::<PersistentVolume>().delete(volume, &DeleteParams::default()).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Deletes a cluster with its data: by the user's word, and only by that.
+pub async fn delete_with_data(cluster: &Cluster, made: &FileSystemCluster) -> Outcome {
     let id = made.cluster_id().unwrap_or_default();
     let word = serde_json::json!({ "spec": { "deletionConfirmation": id } });
     let clusters = cluster.here::<FileSystemCluster>();
-    clusters.patch(NAME, &PatchParams::default(), &Patch::Merge(&word)).await?;
-    cluster.delete::<FileSystemCluster>(NAME).await?;
-    cluster.wait_gone(&clusters, NAME).await?;
-    let left = cluster.kubectl(&["get", "pvc,secret,statefulset,service", "-o", "name"], "").await?;
-    ensure(!left.contains(NAME), || format!("left: {left}"))
+    clusters.patch(made.name_str(), &PatchParams::default(), &Patch::Merge(&word)).await?;
+    cluster.delete::<FileSystemCluster>(made.name_str()).await
 }
 
 async fn use_it(cluster: &Cluster, objects: &str) -> Outcome {

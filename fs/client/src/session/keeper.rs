@@ -120,6 +120,10 @@ impl Inner {
         if reclaim {
             self.reclaim(session).await?;
         }
+        // Those that could not be told before, or may have been told too early.
+        if self.open_files.lock().has_closed() {
+            self.close_notices.notify_one();
+        }
         Ok(term)
     }
 
@@ -131,6 +135,7 @@ impl Inner {
             tracing::debug!(%session, files = open.len(), "telling the leader the open files");
             let request = ReclaimRequest { session, open, more: number < last };
             self.service.call(kind::RECLAIM, &encode(&request)?).await?;
+            self.open_files.lock().told_open(&request.open);
         }
         Ok(())
     }
@@ -257,7 +262,7 @@ pub(super) async fn tell_closed(inner: Arc<Inner>) {
             let sent =
                 inner.service.connection().map(|connection| connection.send::<Close>(&notice, Body::Empty));
             if !matches!(sent, Some(Ok(()))) {
-                // With the next one that is closed.
+                // With the next one that is closed, or after the next heartbeat.
                 files.put_back(notice.closed);
                 break;
             }

@@ -56,6 +56,22 @@ impl OpenFiles {
         }
     }
 
+    /// The leader was told that these are open. Those that were closed while it was told are to be told closed, again
+    /// if need be: that notice may have come first.
+    pub fn told_open(&mut self, told: &[InodeId]) {
+        for ino in told {
+            if !self.open.contains(ino) && !self.closed.contains(ino) {
+                self.closed.push_back(*ino);
+            }
+        }
+    }
+
+    /// True if the leader has still to be told of closed files.
+    #[must_use]
+    pub fn has_closed(&self) -> bool {
+        !self.closed.is_empty()
+    }
+
     /// All open files, in messages; there is at least one message. A new leader that hears this knows nothing
     /// of files that were closed before.
     #[must_use]
@@ -90,6 +106,20 @@ mod tests {
         files.put_back(vec![B]);
         assert!(files.take_closed().is_empty());
         assert!(files.is_open(A));
+    }
+
+    #[test]
+    fn what_is_closed_while_a_new_leader_is_told_is_told_closed_after_that() {
+        let mut files = OpenFiles::default();
+        files.open(A);
+        files.open(B);
+        let told: Vec<InodeId> = files.messages().concat();
+        files.close(A);
+        assert_eq!(files.take_closed(), [A], "this notice overtakes the message");
+        files.told_open(&told);
+        assert!(files.has_closed());
+        assert_eq!(files.take_closed(), [A]);
+        assert!(!files.has_closed());
     }
 
     #[test]
