@@ -3,6 +3,8 @@
 #
 #   hack/fsx.sh                                   100,000 operations, 10 seeds, each mode
 #   ATOLL_FSX_OPERATIONS=5000 ATOLL_FSX_SEEDS=2 hack/fsx.sh
+#   ATOLL_FSX_MODES="plain holes"                 some modes
+#   ATOLL_FSX_AT_ONCE=1                           one seed after the other (default 5 at once)
 #
 # fsx is a program with a licence of its own (APSL-2.0): it is installed into the cache, and nothing here depends
 # on it.
@@ -14,6 +16,8 @@ cd "$(dirname "$0")/.."
 version=0.3.2
 operations=${ATOLL_FSX_OPERATIONS:-100000}
 seeds=${ATOLL_FSX_SEEDS:-10}
+at_once=${ATOLL_FSX_AT_ONCE:-5}
+read -r -a modes <<<"${ATOLL_FSX_MODES:-plain nomap holes copies large aligned blocks}"
 atoll=$CARGO_TARGET_DIR/debug/atoll-fs
 work=$(mktemp -d)
 mountpoint=$work/mnt
@@ -22,6 +26,7 @@ data=$work/data
 fail() { printf 'fsx: %s\n' "$*" >&2; exit 1; }
 finish() {
   local status=$?
+  jobs -p | xargs -r kill 2>/dev/null || true
   "$atoll" local down "$mountpoint" --data "$data" >/dev/null 2>&1 || true
   [ "$status" = 0 ] || { tail -n 20 "$data/log" >&2 || true; }
   rm -rf "$work"
@@ -50,14 +55,30 @@ mode() {
 }
 
 "$atoll" local up "$mountpoint" --data "$data" --copies 1 --capacity 4Gi
-for name in plain nomap holes copies large aligned blocks; do
+# one MODE SEED: a file of its own.
+one() {
+  local file=$mountpoint/$1-$2 out=$work/$1-$2.out
+  [ "$1" != blocks ] || truncate -s 1M "$file"
+  if ! "$fsx" -f "$work/$1.toml" -S "$2" -N "$operations" -P "$work" "$file" >"$out" 2>&1; then
+    tail -n 40 "$out" >&2
+    printf 'fsx: mode %s, seed %s\n' "$1" "$2" >&2
+    return 1
+  fi
+  rm -f "$file" "$out"
+}
+
+for name in "${modes[@]}"; do
   mode "$name" >"$work/$name.toml"
+  running=0
   for seed in $(seq "$seeds"); do
-    file=$mountpoint/$name-$seed
-    [ "$name" != blocks ] || truncate -s 1M "$file"
-    "$fsx" -f "$work/$name.toml" -S "$seed" -N "$operations" -P "$work" "$file" >"$work/out" 2>&1 ||
-      { tail -n 40 "$work/out" >&2; fail "mode $name, seed $seed"; }
-    rm -f "$file"
+    # Most of the time is waiting for syncs, which those that run at once share.
+    if [ "$running" -ge "$at_once" ]; then
+      wait -n || fail "mode $name failed (above)"
+      running=$((running - 1))
+    fi
+    one "$name" "$seed" &
+    running=$((running + 1))
   done
+  for _ in $(seq "$running"); do wait -n || fail "mode $name failed (above)"; done
   echo "fsx: $name: $seeds seeds of $operations operations"
 done
