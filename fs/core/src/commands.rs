@@ -9,7 +9,9 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::{AttributeChanges, Attributes, Timestamp};
+use crate::check::{Kind, Subject};
 use crate::error::FsError;
+use crate::fsck::Corrections;
 use crate::ids::{ChunkId, ClusterId, Generation, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
 use crate::locks::{LockRequest, LockScope};
 use crate::records::{ChunkKind, ChunkRecord, Piece, VolumeConfig};
@@ -417,6 +419,15 @@ pub enum Op {
         /// could be let through by now still meets the refusal that may have been answered already.
         request: u64,
     },
+    /// Repairs what a check found, if it is still so.
+    Fsck {
+        /// What was found.
+        kind: Kind,
+        /// About what.
+        subject: Subject,
+    },
+    /// Corrects the volume's sums.
+    FsckTotals(Corrections),
 }
 
 /// Something that a server was ordered to do and has done.

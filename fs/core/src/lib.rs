@@ -8,6 +8,7 @@ pub mod chunks;
 pub mod commands;
 pub mod error;
 pub mod extents;
+pub mod fsck;
 pub mod ids;
 pub mod intervals;
 pub mod keys;

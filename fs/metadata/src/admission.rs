@@ -63,6 +63,8 @@ pub fn is_for_clients(op: &Op) -> bool {
         | Op::DeleteStray { .. }
         | Op::Relocate { .. }
         | Op::SetReplicas { .. }
+        | Op::Fsck { .. }
+        | Op::FsckTotals(_)
         | Op::Refuse { .. } => false,
     }
 }

@@ -14,6 +14,7 @@ mod xattr;
 use crate::chunks;
 use crate::commands::{Command, INTERNAL, Op, Outcome};
 use crate::error::FsError;
+use crate::fsck;
 use crate::ids::SlotId;
 use crate::keys;
 use crate::limits::{NAME_BYTES_MAX, SESSION_SLOTS_MAX};
@@ -196,6 +197,8 @@ fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         Op::SetReplicas { chunk, generation, replicas } => {
             chunks::set_replicas(txn, *chunk, *generation, replicas)
         }
+        Op::Fsck { kind, subject } => fsck::repair(txn, now, *kind, subject),
+        Op::FsckTotals(corrections) => fsck::totals(txn, corrections),
     }
 }
 
