@@ -62,6 +62,11 @@ pub enum Command {
     Bootstrap(BootstrapArgs),
     /// Shows how a cluster is.
     Status(StatusArgs),
+    /// Checks the whole volume while it is used, says what is wrong, and repairs what it is asked to.
+    ///
+    /// Exit codes, as those of fsck(8): 0 nothing is wrong; 1 what was wrong is repaired; 4 something wrong is left;
+    /// 8 the check failed; 16 wrong flags.
+    Fsck(FsckArgs),
     /// Makes a new cluster id and key, for `--cluster` and `--key-file`.
     Keygen(KeygenArgs),
 }
@@ -334,6 +339,24 @@ pub struct StatusArgs {
     /// How to print it.
     #[arg(short, long, default_value = "table")]
     pub output: Output,
+}
+
+/// `atoll-fs fsck`
+#[derive(Args, Debug)]
+pub struct FsckArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub metadata: MetadataAddresses,
+    /// Names of what is to be repaired (docs/fsck.md), or `all`. Without it nothing is written.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub repair: Vec<String>,
+    /// Also read every block of what is stored and verify its checksum: takes as long as reading all of it.
+    #[arg(long)]
+    pub data: bool,
+    /// One JSON object a line: progress, findings, the end.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `atoll-fs keygen`

@@ -4,6 +4,7 @@ mod bootstrap;
 mod cli;
 mod cluster;
 mod exit;
+mod fsck;
 mod http;
 #[cfg(feature = "servers")]
 mod local;
@@ -27,7 +28,24 @@ use crate::cli::{Cli, Command, LogFormat};
 use crate::exit::{Failure, Outcome};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // fsck(8) has a code of its own for wrong flags.
+        Err(error) if error.use_stderr() && std::env::args().any(|argument| argument == "fsck") => {
+            let _ = error.print();
+            return ExitCode::from(fsck::USAGE);
+        }
+        Err(error) => error.exit(),
+    };
+    if let Command::Fsck(args) = &cli.command {
+        return match start_logging(&cli) {
+            Ok(()) => fsck::run(args),
+            Err(failure) => {
+                eprintln!("atoll-fs: {failure}");
+                ExitCode::from(fsck::USAGE)
+            }
+        };
+    }
     match start_logging(&cli).and_then(|()| run(cli.command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -48,6 +66,7 @@ fn run(command: Command) -> Outcome {
         Command::Local(command) => local::run(command),
         Command::Bootstrap(args) => bootstrap::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Fsck(_) => unreachable!("it has exit codes of its own: main runs it"),
         Command::Keygen(args) => cluster::keygen(&args),
     }
 }

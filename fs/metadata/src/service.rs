@@ -2,6 +2,8 @@
 
 mod ask;
 mod bootstrap;
+mod fsck;
+mod fsck_replicas;
 mod locks;
 mod mutate;
 mod session;
@@ -11,6 +13,7 @@ mod storage;
 use std::sync::Arc;
 use std::time::Instant;
 
+use atoll_proto::fsck::FsckRequest;
 use atoll_proto::metadata::{MetadataError, kind};
 use atoll_proto::registration::{Heartbeat, Register};
 use atoll_proto::{Body, Handler, PeerInfo, Request, Response, Role, Rpc, Status, StatusCode};
@@ -22,13 +25,14 @@ use crate::node::Node;
 /// Answers requests.
 pub struct Service {
     node: Arc<Node>,
+    fsck: fsck::Fsck,
 }
 
 impl Service {
     /// For this server.
     #[must_use]
     pub fn new(node: Arc<Node>) -> Service {
-        Service { node }
+        Service { node, fsck: fsck::Fsck::default() }
     }
 
     async fn answer(&self, peer: &PeerInfo, request: Request) -> Result<Response, Status> {
@@ -45,6 +49,10 @@ impl Service {
                 reply(node.bootstrap(decode(&request)?).await)
             }
             kind::STATUS => reply(node.status()),
+            FsckRequest::KIND => {
+                allow(matches!(role, Role::Admin), role)?;
+                reply(self.fsck.answer(node, decode(&request)?))
+            }
             kind::RAFT => {
                 allow(matches!(role, Role::Metadata(_)), role)?;
                 let kind: u16 = decode(&request)?;
@@ -87,6 +95,7 @@ fn name_of(kind: u16) -> &'static str {
         kind::CLOSE => "close",
         kind::BOOTSTRAP => "bootstrap",
         kind::STATUS => "status",
+        FsckRequest::KIND => "fsck",
         kind::RAFT => "raft",
         Register::KIND => "register",
         Heartbeat::KIND => "storage_heartbeat",

@@ -11,6 +11,7 @@
 pub mod checksum;
 pub mod client;
 pub mod frame;
+pub mod fsck;
 pub mod handshake;
 pub mod metadata;
 mod outbox;
