@@ -57,7 +57,7 @@ pub async fn status(access: &Access, addresses: &[String]) -> MetadataFact {
 /// # Errors
 /// If no server does it.
 pub async fn bootstrap(access: &Access, addresses: &[String], config: &VolumeConfig) -> Result<(), Error> {
-    let request = BootstrapRequest { cluster: access.cluster, config: config.clone() };
+    let request = BootstrapRequest { cluster: access.cluster, config: config.clone(), members: Vec::new() };
     let mut reasons = Vec::new();
     for address in addresses.iter().take(ASKED_MAX) {
         match ask::<BootstrapRequest>(access, address, &request, BOOTSTRAP_DEADLINE).await {

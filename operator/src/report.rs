@@ -74,7 +74,7 @@ fn metadata(seen: &Observed, wanted: &Wanted, before: Option<&MetadataStatus>) -
             answer
                 .members
                 .iter()
-                .map(|(id, address)| MemberStatus { id: id.to_string(), address: address.clone() })
+                .map(|member| MemberStatus { id: member.member.to_string(), address: member.address.clone() })
                 .collect(),
         ),
         None => (None, before.members),

@@ -8,7 +8,7 @@ use atoll_core::ids::{ClusterId, MemberId, ServerId, SessionId};
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec, FileSystemClusterStatus};
 use atoll_proto::ClusterKey;
-use atoll_proto::metadata::{ClusterStatus, ServerStatus, SessionStatus};
+use atoll_proto::metadata::{ClusterStatus, MemberStatus, ServerStatus, SessionStatus};
 use clap::Parser;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::StatefulSetStatus;
@@ -201,6 +201,7 @@ pub fn running() -> Observed {
     mark_member(&mut seen, MEMBER);
     let address = |ordinal| names::pod_address("ns", "db", Component::Storage, ordinal);
     let server = |ordinal: u32| ServerStatus {
+        evacuated: false,
         server: ServerId(ordinal.into()),
         address: address(ordinal),
         alive: true,
@@ -217,12 +218,19 @@ pub fn running() -> Observed {
         open_files: 2,
         bytes_reserved: 0,
     };
+    let member = MemberStatus {
+        member: MEMBER,
+        address: names::pod_address("ns", "db", Component::Metadata, 0),
+        voter: true,
+        lag: Some(0),
+        silent_ms: Some(0),
+    };
     seen.metadata = MetadataFact::Answers(Box::new(ClusterStatus {
         cluster: Some(ID),
         member: MEMBER,
         is_leader: true,
         leader: Some((MEMBER, names::pod_address("ns", "db", Component::Metadata, 0))),
-        members: vec![(MEMBER, names::pod_address("ns", "db", Component::Metadata, 0))],
+        members: vec![member],
         servers: (0..3).map(server).collect(),
         sessions: vec![session],
         volume: VolumeUse {

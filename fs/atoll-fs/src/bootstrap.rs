@@ -1,12 +1,15 @@
 //! `atoll-fs bootstrap`.
 
+use atoll_core::ids::{ClusterId, MemberId};
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::VolumeConfig;
+use atoll_proto::client::ConnectOptions;
+use atoll_proto::handshake::{ClusterKey, Encryption, Identity, Role};
 use atoll_proto::metadata::BootstrapRequest;
 
 use crate::cli::BootstrapArgs;
 use crate::cluster;
-use crate::exit::{Failure, Outcome};
+use crate::exit::{Code, Failure, Outcome};
 
 /// Makes the volume. To do it again changes nothing.
 ///
@@ -30,14 +33,57 @@ pub fn run(args: &BootstrapArgs) -> Outcome {
     }
     config.exclusive = args.exclusive;
     config.root = (args.root_uid, args.root_gid, mode);
-    let request = BootstrapRequest { cluster: identity.0, config };
-    cluster::runtime(1)?.block_on(cluster::ask::<BootstrapRequest>(
-        identity,
-        &args.metadata.metadata,
-        &request,
-    ))?;
+    let runtime = cluster::runtime(1)?;
+    let (addresses, members) = runtime.block_on(founders(&identity, &args.metadata.metadata))?;
+    let request = BootstrapRequest { cluster: identity.0, config, members };
+    runtime.block_on(cluster::ask::<BootstrapRequest>(identity, &addresses, &request))?;
     println!("the volume is made");
     Ok(())
+}
+
+/// Whom to ask, and who founds the group. Where there is a group already, its members are asked and nobody founds one:
+/// a new disk behind one of the addresses must not begin another.
+///
+/// # Errors
+/// If a group is to be founded and not all of its members answer.
+async fn founders(
+    (id, key, encryption): &(ClusterId, ClusterKey, Encryption),
+    addresses: &[String],
+) -> Result<(Vec<String>, Vec<(MemberId, String)>), Failure> {
+    if addresses.len() < 2 {
+        return Ok((addresses.to_vec(), Vec::new()));
+    }
+    let identity = Identity { cluster: *id, role: Role::Admin, key: key.clone(), encryption: *encryption };
+    let known = cluster::who(&cluster::addresses(addresses)?, &ConnectOptions::new(identity)).await;
+    let in_group: Vec<String> = known
+        .iter()
+        .filter(|(_, answer)| answer.as_ref().is_ok_and(|who| who.in_group))
+        .map(|(address, _)| address.to_string())
+        .collect();
+    if !in_group.is_empty() {
+        return Ok((in_group, Vec::new()));
+    }
+    let mut members = Vec::new();
+    for (address, answer) in known {
+        let who = answer.map_err(|reason| {
+            Failure::new(
+                Code::Unreachable,
+                format_args!(
+                    "{reason}: all metadata servers that are named found the group, so all have to run; start it, or \
+                     leave {address} out and add it later"
+                ),
+            )
+        })?;
+        members.push((who.member, who.address));
+    }
+    if let Some(even) = Some(members.len()).filter(|count| count % 2 == 0) {
+        return Err(Failure::failed(format_args!(
+            "{even} metadata servers survive no more failures than {}: name an odd number",
+            even - 1
+        )));
+    }
+    let first = addresses.first().cloned().into_iter().collect();
+    Ok((first, members))
 }
 
 /// The configuration of a volume of `capacity` bytes.

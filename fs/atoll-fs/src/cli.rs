@@ -58,8 +58,13 @@ pub enum Command {
     #[cfg(feature = "servers")]
     #[command(subcommand)]
     Local(LocalCommand),
-    /// Makes the volume of a cluster whose metadata server has just been started for the first time.
+    /// Makes the volume of a cluster whose metadata servers have just been started for the first time.
+    ///
+    /// All metadata servers that are named found the group together, so all of them have to run: one, three or five.
     Bootstrap(BootstrapArgs),
+    /// Changes the group of metadata servers.
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// Shows how a cluster is.
     Status(StatusArgs),
     /// Checks the whole volume while it is used, says what is wrong, and repairs what it is asked to.
@@ -115,6 +120,13 @@ pub struct MetadataArgs {
     #[arg(long, env = "ATOLL_SESSION_LIFETIME", default_value_t = 15, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(2..=3600))]
     pub session_lifetime: u32,
+    /// Seconds without a sign of life after which a storage server is given up: its replicas are made anew elsewhere.
+    #[arg(long, env = "ATOLL_REPAIR_AFTER", default_value_t = 300, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(10..=86400 * 30))]
+    pub repair_after: u32,
+    /// Bytes copied a second for repair and balance; 0: no limit.
+    #[arg(long, env = "ATOLL_REPAIR_RATE", default_value = "100Mi", value_name = "SIZE")]
+    pub repair_rate: Size,
     /// Bytes kept aside so that deleting works on a full disk.
     #[arg(long, env = "ATOLL_BALLAST", default_value = "64Mi", value_name = "SIZE")]
     pub ballast: Size,
@@ -357,6 +369,112 @@ pub struct FsckArgs {
     /// One JSON object a line: progress, findings, the end.
     #[arg(long)]
     pub json: bool,
+}
+
+/// `atoll-fs admin`
+#[derive(Subcommand, Debug)]
+pub enum AdminCommand {
+    /// Adds a metadata server, replaces one whose disk is gone, or removes one. 'atoll-fs status' shows them.
+    #[command(subcommand)]
+    Members(MembersCommand),
+    /// Has all replicas of a storage server go elsewhere; 'atoll-fs status' shows how far that is.
+    Evacuate(ServerArgs),
+    /// Uses a storage server again that was to be evacuated.
+    Keep(ServerArgs),
+    /// Takes a storage server that was evacuated, or is gone with all of its replicas made anew, out of the cluster.
+    Forget(ServerArgs),
+    /// The way out when most metadata servers are lost for good: a stopped one goes on alone. What only the others had
+    /// is lost; they must never be started again with their old folders.
+    #[cfg(feature = "servers")]
+    GoOnAlone(GoOnAloneArgs),
+    /// Has another metadata server lead, before this one's machine is taken down.
+    TransferLeader(TransferLeaderArgs),
+}
+
+/// `atoll-fs admin evacuate`, `keep` and `forget`
+#[derive(Args, Debug)]
+pub struct ServerArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub metadata: MetadataAddresses,
+    /// The storage server's id, as 'atoll-fs status' shows it.
+    pub server: String,
+}
+
+/// `atoll-fs admin go-on-alone`
+#[cfg(feature = "servers")]
+#[derive(Args, Debug)]
+pub struct GoOnAloneArgs {
+    /// The cluster's id: 32 hexadecimal digits.
+    #[arg(long, env = "ATOLL_CLUSTER", value_name = "ID")]
+    pub cluster: String,
+    /// Folder of the stopped metadata server.
+    #[arg(long, env = "ATOLL_DATA", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Address under which it will be reached.
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: String,
+    /// That the other members are gone for good, and their folders will never be used again.
+    #[arg(long)]
+    pub the_others_are_gone: bool,
+}
+
+/// `atoll-fs admin members`
+#[derive(Subcommand, Debug)]
+pub enum MembersCommand {
+    /// Adds the new metadata server at an address; returns when it has everything and votes.
+    Add(AddMemberArgs),
+    /// Has the new metadata server at an address take the place of a member whose disk is gone.
+    Replace(ReplaceMemberArgs),
+    /// Takes a member out, for good.
+    Remove(RemoveMemberArgs),
+}
+
+/// `atoll-fs admin members add`
+#[derive(Args, Debug)]
+pub struct AddMemberArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub metadata: MetadataAddresses,
+    /// Where the new server listens.
+    pub address: String,
+}
+
+/// `atoll-fs admin members replace`
+#[derive(Args, Debug)]
+pub struct ReplaceMemberArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub metadata: MetadataAddresses,
+    /// The id of the member that is gone, as 'atoll-fs status' shows it.
+    pub member: String,
+    /// Where the new server listens; it may be the old one's address.
+    pub address: String,
+}
+
+/// `atoll-fs admin members remove`
+#[derive(Args, Debug)]
+pub struct RemoveMemberArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub metadata: MetadataAddresses,
+    /// The member's id, as 'atoll-fs status' shows it.
+    pub member: String,
+}
+
+/// `atoll-fs admin transfer-leader`
+#[derive(Args, Debug)]
+pub struct TransferLeaderArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub metadata: MetadataAddresses,
+    /// The id of the one that is to lead. Default: the one with most of the log.
+    pub member: Option<String>,
 }
 
 /// `atoll-fs keygen`

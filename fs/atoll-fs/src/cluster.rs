@@ -4,9 +4,10 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
+use atoll_proto::admin::{MemberIdentity, WhoRequest};
 use atoll_proto::client::{ConnectError, ConnectOptions, Connection};
 use atoll_proto::handshake::{ClusterKey, Encryption, Identity, Role};
 use atoll_proto::metadata::MetadataError;
@@ -19,6 +20,10 @@ use crate::memory;
 
 /// How long a single command waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause before everybody is asked again while a leader is being elected.
+const ELECTION_PAUSE: Duration = Duration::from_millis(200);
+/// How long it waits for one of several servers to say who it is: a stopped one doesn't hang up.
+const PROBE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Reads the cluster's id and key.
 ///
@@ -91,44 +96,129 @@ pub fn keygen(args: &KeygenArgs) -> Outcome {
 /// # Errors
 /// If none answers, or it refuses.
 pub async fn ask<R: Rpc>(
-    (id, key, encryption): (ClusterId, ClusterKey, Encryption),
+    identity: (ClusterId, ClusterKey, Encryption),
     addresses: &[String],
     request: &R::Request,
 ) -> Result<R::Reply, Failure> {
+    ask_within::<R>(identity, addresses, request, PATIENCE).await
+}
+
+/// [`ask`], with so much patience for the answer.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_within<R: Rpc>(
+    (id, key, encryption): (ClusterId, ClusterKey, Encryption),
+    addresses: &[String],
+    request: &R::Request,
+    patience: Duration,
+) -> Result<R::Reply, Failure> {
     let options = ConnectOptions::new(Identity { cluster: id, role: Role::Admin, key, encryption });
-    let mut candidates = self::addresses(addresses)?;
-    let mut reasons = Vec::new();
-    let mut at = 0;
-    // Each server is asked once, and each that one of them names as the leader.
+    let addresses = self::addresses(addresses)?;
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        let reasons = match ask_round::<R>(&addresses, &options, request, patience).await {
+            Round::Answered(reply) => return Ok(reply),
+            Round::Failed(failure) => return Err(failure),
+            Round::Electing(_) if Instant::now() < give_up => {
+                tokio::time::sleep(ELECTION_PAUSE).await;
+                continue;
+            }
+            Round::Electing(reasons) | Round::Silent(reasons) => reasons,
+        };
+        return Err(Failure::new(
+            Code::Unreachable,
+            format_args!("no metadata server answered: {}", reasons.join("; ")),
+        ));
+    }
+}
+
+/// What asking every server once has brought.
+enum Round<T> {
+    Answered(T),
+    Failed(Failure),
+    /// Some are there, and have no leader just now.
+    Electing(Vec<String>),
+    Silent(Vec<String>),
+}
+
+/// Asks each server once, and each that one of them names as the leader.
+async fn ask_round<R: Rpc>(
+    addresses: &[Address],
+    options: &ConnectOptions,
+    request: &R::Request,
+    patience: Duration,
+) -> Round<R::Reply> {
+    let mut candidates = addresses.to_vec();
+    if candidates.len() > 1 {
+        leader_first(&mut candidates, options).await;
+    }
+    let (mut reasons, mut electing, mut at) = (Vec::new(), false, 0);
     while at < candidates.len() && at < 16 {
         let address = candidates[at].clone();
         at += 1;
-        match Connection::connect(&address, &options).await {
-            Ok(connection) => match connection.call_within::<R>(request, (), PATIENCE).await {
-                Ok((reply, _)) => return Ok(reply),
-                Err(error) => match error.typed::<MetadataError>() {
-                    Some(MetadataError::NotLeader { leader: Some((_, leader)) }) => {
-                        if let Ok(leader) = leader.parse() {
-                            candidates.push(leader);
-                        }
-                        reasons.push(format!("{address}: not the leader, which is at {leader}"));
-                    }
-                    Some(MetadataError::NotLeader { leader: None }) => {
-                        reasons.push(format!("{address}: no leader is elected yet"));
-                    }
-                    Some(error) => return Err(Failure::failed(format_args!("{address}: {error}"))),
-                    None if matches!(error, RpcError::Refused(_)) => {
-                        return Err(Failure::failed(format_args!("{address}: {error}")));
-                    }
-                    None => reasons.push(format!("{address}: {error}")),
-                },
-            },
+        let connection = match Connection::connect(&address, options).await {
+            Ok(connection) => connection,
             // A wrong id or key won't be right at the next address.
-            Err(error @ ConnectError::Handshake { .. }) => return Err(Failure::refused(error)),
-            Err(error) => reasons.push(error.to_string()),
+            Err(error @ ConnectError::Handshake { .. }) => return Round::Failed(Failure::refused(error)),
+            Err(error) => {
+                reasons.push(error.to_string());
+                continue;
+            }
+        };
+        let error = match connection.call_within::<R>(request, (), patience).await {
+            Ok((reply, _)) => return Round::Answered(reply),
+            Err(error) => error,
+        };
+        match error.typed::<MetadataError>() {
+            Some(MetadataError::NotLeader { leader: Some((_, leader)) }) => {
+                if let Ok(leader) = leader.parse() {
+                    candidates.push(leader);
+                }
+                electing = true;
+                reasons.push(format!("{address}: not the leader, which is at {leader}"));
+            }
+            Some(MetadataError::NotLeader { leader: None } | MetadataError::LeadershipLost) => {
+                electing = true;
+                reasons.push(format!("{address}: no leader is elected yet"));
+            }
+            Some(error) => return Round::Failed(Failure::failed(format_args!("{address}: {error}"))),
+            None if matches!(error, RpcError::Refused(_)) => {
+                return Round::Failed(Failure::failed(format_args!("{address}: {error}")));
+            }
+            None => reasons.push(format!("{address}: {error}")),
         }
     }
-    Err(Failure::new(Code::Unreachable, format_args!("no metadata server answered: {}", reasons.join("; "))))
+    if electing { Round::Electing(reasons) } else { Round::Silent(reasons) }
+}
+
+/// Who the servers at these addresses are, asked all at once; those that don't answer, with the reason.
+pub async fn who(
+    candidates: &[Address],
+    options: &ConnectOptions,
+) -> Vec<(Address, Result<MemberIdentity, String>)> {
+    let asked = candidates.iter().map(async |address| {
+        let answer = tokio::time::timeout(PROBE_PATIENCE, async {
+            let connection =
+                Connection::connect(address, options).await.map_err(|error| error.to_string())?;
+            let answer = connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_PATIENCE).await;
+            answer.map(|(who, _)| who).map_err(|error| error.to_string())
+        });
+        let silent = format!("{address} doesn't answer");
+        (address.clone(), answer.await.unwrap_or(Err(silent)))
+    });
+    futures::future::join_all(asked).await
+}
+
+/// Puts the leader in front, and those that don't answer last: each of these would cost a deadline.
+async fn leader_first(candidates: &mut Vec<Address>, options: &ConnectOptions) {
+    let mut known = who(candidates, options).await;
+    known.sort_by_key(|(_, answer)| match answer {
+        Ok(who) if who.is_leader => 0,
+        Ok(_) => 1,
+        Err(_) => 2,
+    });
+    *candidates = known.into_iter().map(|(address, _)| address).collect();
 }
 
 /// A runtime for a process that serves: it gives memory back when it rests.

@@ -1,5 +1,6 @@
 //! `atoll-fs`: the processes of an Atoll filesystem, and the commands of its administrator.
 
+mod admin;
 mod bootstrap;
 mod cli;
 mod cluster;
@@ -65,6 +66,7 @@ fn run(command: Command) -> Outcome {
         #[cfg(feature = "servers")]
         Command::Local(command) => local::run(command),
         Command::Bootstrap(args) => bootstrap::run(&args),
+        Command::Admin(command) => admin::run(&command),
         Command::Status(args) => status::run(&args),
         Command::Fsck(_) => unreachable!("it has exit codes of its own: main runs it"),
         Command::Keygen(args) => cluster::keygen(&args),

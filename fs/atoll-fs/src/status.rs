@@ -46,6 +46,9 @@ pub fn show(id: ClusterId, key: ClusterKey, encrypt: bool, addresses: &[String],
     }
 }
 
+/// A member that was silent for longer is shown so, in milliseconds.
+const SILENT_MS: u64 = 5000;
+
 fn table(status: &ClusterStatus) -> String {
     let mut text = String::new();
     let volume = &status.volume;
@@ -79,19 +82,29 @@ fn table(status: &ClusterStatus) -> String {
             status.chunks, status.copies, status.chunks_short
         ),
     );
-    for (member, address) in &status.members {
-        let role = if status.leader.as_ref().is_some_and(|(leader, _)| leader == member) {
-            "leader"
-        } else {
-            "member"
+    for member in &status.members {
+        let leads = status.leader.as_ref().is_some_and(|(leader, _)| *leader == member.member);
+        let role = match (leads, member.voter) {
+            (true, _) => "leader",
+            (false, true) => "member",
+            (false, false) => "joining",
+        };
+        let state = match (leads, member.silent_ms, member.lag) {
+            (true, ..) => format!("term {}   applied {}", status.term, status.applied),
+            (false, Some(ms), Some(lag)) if ms < SILENT_MS => format!("alive   {lag} entries behind"),
+            (false, Some(ms), _) => format!("SILENT for {} s", ms / 1000),
+            (false, None, Some(_)) => "SILENT".to_owned(),
+            (false, None, None) => String::new(),
         };
         line(
             "metadata",
-            format!("{member}   {role}   {address}   term {}   applied {}", status.term, status.applied),
+            format!("{}   {role}   {}   {state}", member.member, member.address).trim_end().to_owned(),
         );
     }
     for server in &status.servers {
-        let state = if server.alive {
+        let state = if server.alive && server.evacuated {
+            "EVACUATED".to_owned()
+        } else if server.alive {
             "alive".to_owned()
         } else {
             format!("SILENT for {} s", server.silent_ms / 1000)
@@ -105,6 +118,20 @@ fn table(status: &ClusterStatus) -> String {
                 Size(server.used),
                 Size(server.free),
                 server.chunks
+            ),
+        );
+    }
+    if status.repair.chunks_left > 0 || status.repair.copying > 0 {
+        let repair = &status.repair;
+        let eta = repair.eta_seconds.map_or("unknown".to_owned(), |seconds| format!("{seconds} s"));
+        line(
+            "repair",
+            format!(
+                "{} chunks with {} left   {} copies under way   {}/s   done in {eta}",
+                repair.chunks_left,
+                Size(repair.bytes_left),
+                repair.copying,
+                Size(repair.bytes_per_second)
             ),
         );
     }
@@ -134,6 +161,15 @@ fn document(status: &ClusterStatus) -> serde_json::Value {
             "inlineBytes": status.inline_bytes,
         },
         "chunks": { "count": status.chunks, "short": status.chunks_short, "copies": status.copies },
+        "repair": {
+            "chunksLeft": status.repair.chunks_left,
+            "bytesLeft": status.repair.bytes_left,
+            "copying": status.repair.copying,
+            "chunksCopied": status.repair.chunks_copied,
+            "bytesCopied": status.repair.bytes_copied,
+            "bytesPerSecond": status.repair.bytes_per_second,
+            "etaSeconds": status.repair.eta_seconds,
+        },
         "orphans": status.orphans,
         "metadata": {
             "member": status.member.to_string(),
@@ -141,12 +177,19 @@ fn document(status: &ClusterStatus) -> serde_json::Value {
             "term": status.term,
             "applied": status.applied,
             "members": status.members.iter()
-                .map(|(id, address)| json!({ "member": id.to_string(), "address": address })).collect::<Vec<_>>(),
+                .map(|member| json!({
+                    "member": member.member.to_string(),
+                    "address": member.address,
+                    "voter": member.voter,
+                    "lag": member.lag,
+                    "silentMs": member.silent_ms,
+                })).collect::<Vec<_>>(),
         },
         "storage": status.servers.iter().map(|server| json!({
             "server": server.server.to_string(),
             "address": server.address,
             "alive": server.alive,
+            "evacuated": server.evacuated,
             "silentMs": server.silent_ms,
             "capacity": server.capacity,
             "used": server.used,

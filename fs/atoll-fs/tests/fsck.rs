@@ -93,7 +93,7 @@ fn wrong_flags_and_servers_that_are_away_have_codes_of_their_own() {
     let output = fsck(&cluster, &["--no-such-flag"]);
     assert_eq!(output.status.code(), Some(16), "{}", text(&output));
     assert_eq!(fsck(&cluster, &[]).status.code(), Some(0));
-    Processes::kill(&mut cluster.metadata);
+    Processes::kill(&mut cluster.metadata[0].0);
     let output = fsck(&cluster, &[]);
     assert_eq!(output.status.code(), Some(8), "{}", text(&output));
 }
@@ -181,7 +181,7 @@ fn unmount(cluster: &mut Processes) {
 
 /// Stops the metadata server as an administrator does: everything is in its store then.
 fn stop(cluster: &mut Processes) {
-    let mut child = cluster.metadata.take().unwrap();
+    let mut child = cluster.metadata[0].0.take().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)
         .unwrap();
     child.wait().unwrap();
@@ -267,7 +267,7 @@ fn each_kind_of_damage_is_found_by_its_name_and_repaired() {
         .change(Family::System, keys::superblock(), |volume: &mut Superblock| volume.bytes_used += 1 << 20);
     records.rocks.flush().unwrap();
     drop(records);
-    cluster.start_metadata();
+    cluster.start_metadata(0);
     wait_until("it serves again", || cluster.alive_servers() == 2);
 
     let output = fsck(&cluster, &["--json"]);

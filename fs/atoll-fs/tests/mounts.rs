@@ -142,8 +142,8 @@ fn locks_survive_the_metadata_server_and_go_with_their_process_and_their_mount()
         let file = open(&two.join("file"));
         std::thread::spawn(move || lock(&file, libc::F_OFD_SETLKW, WRITE, 0, 10))
     };
-    Processes::kill(&mut cluster.metadata);
-    cluster.start_metadata();
+    Processes::kill(&mut cluster.metadata[0].0);
+    cluster.start_metadata(0);
     assert_eq!(lock(&b, SET, WRITE, 5, 10), libc::EAGAIN, "a restart let go of a lock");
     assert!(!waiting.is_finished());
     assert_eq!(lock(&a, SET, UNLOCK, 0, 10), 0);
@@ -223,10 +223,10 @@ fn files_without_a_name_survive_a_restart_of_every_server() {
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(&mount).unwrap();
     unnamed.write_all_at(&[8; 100_000], 0).unwrap();
     unnamed.sync_all().unwrap();
-    Processes::kill(&mut cluster.metadata);
+    Processes::kill(&mut cluster.metadata[0].0);
     Processes::kill(&mut cluster.storage[0].0);
     cluster.start_storage(0);
-    cluster.start_metadata();
+    cluster.start_metadata(0);
     // Long enough for what nobody is known to hold to be freed.
     fs::write(mount.join("other"), b"content").unwrap();
     std::thread::sleep(std::time::Duration::from_secs(3));

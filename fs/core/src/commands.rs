@@ -428,6 +428,25 @@ pub enum Op {
     },
     /// Corrects the volume's sums.
     FsckTotals(Corrections),
+    /// What an administrator wants of a storage server.
+    ChangeServer {
+        /// Which.
+        server: ServerId,
+        /// What.
+        change: ServerChange,
+    },
+}
+
+/// What becomes of a storage server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerChange {
+    /// It gets no new replicas, and those that it has go elsewhere.
+    Evacuate,
+    /// It is used as any other (again).
+    Keep,
+    /// It is none of the cluster's any more. Only after it was evacuated; that no chunk names it the leader has seen,
+    /// and none can come to, since it gets no new ones.
+    Forget,
 }
 
 /// Something that a server was ordered to do and has done.

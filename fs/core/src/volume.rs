@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::attributes::{S_IFMT, Timestamp};
-use crate::commands::{INTERNAL, Outcome};
+use crate::commands::{INTERNAL, Outcome, ServerChange};
 use crate::error::FsError;
 use crate::ids::{ClusterId, ROOT, ServerId, SessionId};
 use crate::keys;
@@ -11,6 +11,9 @@ use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, COPIES_MAX};
 use crate::records::{InodeRecord, ServerRecord, SessionRecord, Superblock, VolumeConfig};
 use crate::store::Family;
 use crate::txn::{OpResult, Txn};
+
+/// Orders of one server at most: one a chunk.
+const ORDERS_MAX: usize = 1 << 24;
 
 /// The feature level of this program's first version.
 pub const FEATURE_LEVEL: u32 = 1;
@@ -116,6 +119,35 @@ pub(crate) fn put_server(
         draining: known.as_ref().is_some_and(|known| known.draining),
     };
     if known.as_ref() != Some(&record) {
+        txn.put(Family::System, key, &record);
+    }
+    Ok(Outcome::Done)
+}
+
+/// A storage server is evacuated, kept, or forgotten.
+pub(crate) fn change_server(txn: &mut Txn<'_>, server: ServerId, change: ServerChange) -> OpResult<Outcome> {
+    let key = keys::server(server);
+    let Some(mut record) = txn.load::<ServerRecord>(Family::System, &key)? else {
+        // Forgotten already is as good.
+        return match change {
+            ServerChange::Forget => Ok(Outcome::Done),
+            ServerChange::Evacuate | ServerChange::Keep => Err(FsError::NotFound.into()),
+        };
+    };
+    match change {
+        ServerChange::Forget if !record.draining => return Err(FsError::TryAgain.into()),
+        ServerChange::Forget => {
+            for (order, _) in txn.collect_prefix(Family::System, &keys::orders(server), ORDERS_MAX)? {
+                txn.delete(Family::System, order);
+            }
+            txn.delete(Family::System, key);
+            return Ok(Outcome::Done);
+        }
+        ServerChange::Evacuate | ServerChange::Keep => {}
+    }
+    let draining = change == ServerChange::Evacuate;
+    if record.draining != draining {
+        record.draining = draining;
         txn.put(Family::System, key, &record);
     }
     Ok(Outcome::Done)

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, Timestamp};
 use atoll_core::check::check;
-use atoll_core::commands::{AllocateMode, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT};
+use atoll_core::commands::{
+    AllocateMode, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT, ServerChange,
+};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, ServerId, SessionId, SlotId};
 use atoll_core::keys;
@@ -334,4 +336,24 @@ fn an_inode_has_65000_links_and_no_more() {
     assert_eq!(query::inode(&store, file.ino).unwrap().nlink, LINKS_MAX);
     assert!(store.len(Family::Names) > LINKS_MAX as usize);
     assert!(keys::parents(file.ino).len() > 8);
+}
+
+#[test]
+fn a_storage_server_is_forgotten_only_after_it_was_evacuated() {
+    let mut volume = Volume::new();
+    let server = ServerId(1);
+    let change = |change| Op::ChangeServer { server, change };
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Refused(FsError::TryAgain));
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Evacuate)), Outcome::Done);
+    // It registers anew: that doesn't change what is wanted of it.
+    let again = Op::PutServer { server, address: "elsewhere:1".into(), labels: BTreeMap::new() };
+    volume.run(INTERNAL, again);
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Keep)), Outcome::Done);
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Refused(FsError::TryAgain));
+    volume.run(INTERNAL, change(ServerChange::Evacuate));
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Done);
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Done, "again");
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Keep)), Outcome::Refused(FsError::NotFound));
+    let session = volume.session();
+    assert_eq!(volume.run(session, change(ServerChange::Evacuate)), Outcome::Refused(FsError::NotPermitted));
 }

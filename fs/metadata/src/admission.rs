@@ -63,6 +63,7 @@ pub fn is_for_clients(op: &Op) -> bool {
         | Op::DeleteStray { .. }
         | Op::Relocate { .. }
         | Op::SetReplicas { .. }
+        | Op::ChangeServer { .. }
         | Op::Fsck { .. }
         | Op::FsckTotals(_)
         | Op::Refuse { .. } => false,

@@ -5,13 +5,16 @@
 //! [`orders`].
 
 pub mod admission;
+mod alone;
 pub mod changes;
 mod clock;
+pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod orders;
 pub mod placement;
 pub mod proposer;
+pub mod repair;
 pub mod server;
 pub mod servers;
 pub mod service;
@@ -20,4 +23,5 @@ pub mod state_machine;
 pub mod store;
 mod workers;
 
+pub use alone::go_on_alone;
 pub use server::{MetadataConfig, MetadataServer, RunningMetadata, StartError};

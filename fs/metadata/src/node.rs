@@ -1,7 +1,7 @@
 //! One metadata server as its parts see it: the records, the way into the log, and, while it leads, the
 //! leader's memory.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +28,7 @@ use crate::clock;
 use crate::metrics::Metrics;
 use crate::orders::OrderBook;
 use crate::proposer::{Log, Proposer};
+use crate::repair::Progress;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
 use crate::state_machine::Machine;
@@ -42,6 +43,18 @@ pub trait Consensus: Log {
 
     /// Founds the group with these members. To do it again changes nothing.
     fn bootstrap(&self, members: BTreeMap<u64, String>) -> BoxFuture<'_, Result<(), RaftError>>;
+
+    /// Adds a member that receives the log and doesn't vote; done when it has all of it. Leader only.
+    fn add_learner(&self, member: u64, address: String) -> BoxFuture<'_, Result<(), RaftError>>;
+
+    /// Makes exactly these members vote; whoever votes no longer belongs to the group no more. Leader only.
+    fn change_voters(&self, voters: BTreeSet<u64>) -> BoxFuture<'_, Result<(), RaftError>>;
+
+    /// Takes a member out that doesn't vote. Leader only.
+    fn remove_learner(&self, member: u64) -> BoxFuture<'_, Result<(), RaftError>>;
+
+    /// Gives the office to a voter; done when this member leads no more. Leader only.
+    fn transfer_leader(&self, to: u64) -> BoxFuture<'_, Result<(), RaftError>>;
 
     /// Answers a request of another member.
     fn handle_peer(&self, kind: u16, payload: Bytes) -> BoxFuture<'_, Result<Bytes, PeerError>>;
@@ -63,11 +76,16 @@ pub(crate) struct Office {
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) servers: Mutex<Servers>,
     pub(crate) orders: Mutex<OrderBook>,
+    pub(crate) repair: Mutex<Progress>,
+    /// The last pass over the chunks found nothing to repair.
+    pub(crate) balancing: AtomicBool,
     pub(crate) in_flight: Mutex<HashMap<(SessionId, SlotId, u64), InFlight>>,
     /// Who waits for which lock.
     pub(crate) lock_waits: Mutex<LockWaits>,
     /// The newest question of each session about its waits; older ones are over.
     pub(crate) lock_questions: Mutex<HashMap<SessionId, u64>>,
+    /// Held by who changes the group: one at a time.
+    pub(crate) membership: tokio::sync::Mutex<()>,
     /// Fires when a lock was let go of.
     pub(crate) locks_changed: Notify,
     /// Held (shared) while a file without a name is made, until it is known to be held open; and alone by who
@@ -81,6 +99,10 @@ pub struct Node {
     pub(crate) member: MemberId,
     pub(crate) address: String,
     pub(crate) session_lifetime: Duration,
+    /// A storage server that was silent for longer is given up.
+    pub(crate) repair_after: Duration,
+    /// Bytes that are copied for repair and balance, a second; 0: no limit.
+    pub(crate) repair_bytes_per_second: u64,
     pub(crate) machine: Arc<Machine>,
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) proposer: Proposer,
@@ -162,8 +184,9 @@ impl Node {
             .collect();
         tracing::info!(term, sessions = sessions.len(), storage_servers = servers.len(), "this member leads");
         *self.office.sessions.lock() = Sessions::begin(term, self.session_lifetime, now, sessions);
-        *self.office.servers.lock() = Servers::begin(term, now, servers);
+        *self.office.servers.lock() = Servers::begin(term, now, self.repair_after, servers);
         *self.office.orders.lock() = OrderBook::begin(term);
+        *self.office.repair.lock() = Progress::default();
         self.office.in_flight.lock().clear();
         *self.office.lock_waits.lock() = LockWaits::default();
         self.changes.begin();

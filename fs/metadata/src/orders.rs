@@ -114,6 +114,18 @@ impl OrderBook {
         self.servers.get(&server).is_some_and(|book| book.known.contains(&(chunk, Kind::Copy)))
     }
 
+    /// Whether any server is copying a chunk.
+    #[must_use]
+    pub fn is_copied(&self, chunk: ChunkId) -> bool {
+        self.servers.values().any(|book| book.known.contains(&(chunk, Kind::Copy)))
+    }
+
+    /// Copies that are under way.
+    #[must_use]
+    pub fn copies(&self) -> usize {
+        self.servers.keys().map(|server| self.copies_of(*server)).sum()
+    }
+
     /// How many chunks a server is copying.
     #[must_use]
     pub fn copies_of(&self, server: ServerId) -> usize {

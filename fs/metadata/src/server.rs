@@ -1,6 +1,6 @@
 //! A metadata server as a whole: start, status, stop.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,6 +28,7 @@ use crate::changes::Changes;
 use crate::metrics::Metrics;
 use crate::node::{Consensus, Node, Office};
 use crate::proposer::{Log, Proposer};
+use crate::servers::DEAD_AFTER;
 use crate::service::Service;
 use crate::state_machine::{Machine, MachineError};
 use crate::store::ballast::Ballast;
@@ -38,6 +39,8 @@ use crate::workers;
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(15);
 /// Bytes that are kept free on the disk for the day it is full, unless said otherwise.
 pub const BALLAST_BYTES: u64 = 64 << 20;
+/// Bytes that are copied for repair and balance a second, unless said otherwise.
+pub const REPAIR_BYTES_PER_SECOND: u64 = 100 << 20;
 /// Bytes of log that a crash leaves to be replayed, at most.
 const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// The longest that a request to another member may take; Raft gives up earlier itself.
@@ -62,6 +65,10 @@ pub struct MetadataConfig {
     pub encryption: Encryption,
     /// How long a session lives without a word.
     pub session_lifetime: Duration,
+    /// A storage server that was silent for longer is given up: its replicas are made anew elsewhere.
+    pub repair_after: Duration,
+    /// Bytes that are copied for repair and balance, a second; 0: no limit.
+    pub repair_bytes_per_second: u64,
     /// Space kept for deleting on a full disk, bytes; 0 for none.
     pub ballast_bytes: u64,
     /// Interval of the leader's heartbeats.
@@ -91,6 +98,8 @@ impl MetadataConfig {
             key,
             encryption: Encryption::default(),
             session_lifetime: SESSION_LIFETIME,
+            repair_after: DEAD_AFTER,
+            repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,
             ballast_bytes: BALLAST_BYTES,
             raft_heartbeat: raft.heartbeat,
             raft_election: raft.election,
@@ -172,6 +181,8 @@ impl MetadataServer {
             member,
             address: advertise.clone(),
             session_lifetime: config.session_lifetime,
+            repair_after: config.repair_after,
+            repair_bytes_per_second: config.repair_bytes_per_second,
             machine,
             consensus,
             proposer,
@@ -248,7 +259,8 @@ impl RunningMetadata {
     /// # Errors
     /// If the group is another one's, or has no leader.
     pub async fn bootstrap(&self, config: VolumeConfig) -> Result<(), MetadataError> {
-        self.node.bootstrap(BootstrapRequest { cluster: self.node.cluster, config }).await
+        let request = BootstrapRequest { cluster: self.node.cluster, config, members: Vec::new() };
+        self.node.bootstrap(request).await
     }
 
     /// Whether it works: it takes part in its group and its log takes entries. Why not, otherwise.
@@ -318,6 +330,22 @@ impl Consensus for Replication {
 
     fn bootstrap(&self, members: BTreeMap<u64, String>) -> BoxFuture<'_, Result<(), RaftError>> {
         self.0.bootstrap(members).boxed()
+    }
+
+    fn add_learner(&self, member: u64, address: String) -> BoxFuture<'_, Result<(), RaftError>> {
+        self.0.add_learner(member, address).boxed()
+    }
+
+    fn change_voters(&self, voters: BTreeSet<u64>) -> BoxFuture<'_, Result<(), RaftError>> {
+        self.0.change_membership(voters, false).boxed()
+    }
+
+    fn remove_learner(&self, member: u64) -> BoxFuture<'_, Result<(), RaftError>> {
+        self.0.remove_learners(BTreeSet::from([member])).boxed()
+    }
+
+    fn transfer_leader(&self, to: u64) -> BoxFuture<'_, Result<(), RaftError>> {
+        self.0.transfer_leader(to).boxed()
     }
 
     fn handle_peer(&self, kind: u16, payload: Bytes) -> BoxFuture<'_, Result<Bytes, PeerError>> {

@@ -15,7 +15,7 @@ use crate::placement::Candidate;
 pub const SUSPECT_AFTER: Duration = Duration::from_secs(3);
 /// A server that was silent for no longer still gets new chunks where there are too few others.
 pub const TRIED_UNTIL: Duration = Duration::from_secs(10);
-/// A server that was silent for longer is given up: its replicas are made anew elsewhere.
+/// A server that was silent for longer is given up, unless said otherwise: its replicas are made anew elsewhere.
 pub const DEAD_AFTER: Duration = Duration::from_secs(300);
 /// How often a server says that it is alive.
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
@@ -65,6 +65,8 @@ struct Entry {
 pub struct Servers {
     entries: BTreeMap<ServerId, Entry>,
     version: u64,
+    /// A server that was silent for longer is given up.
+    dead_after: Duration,
 }
 
 /// A heartbeat is refused.
@@ -86,6 +88,7 @@ impl Servers {
     pub fn begin(
         term: u64,
         now: Duration,
+        dead_after: Duration,
         known: impl IntoIterator<Item = (ServerId, ServerRecord)>,
     ) -> Servers {
         let entries = known
@@ -103,7 +106,7 @@ impl Servers {
                 (server, entry)
             })
             .collect();
-        Servers { entries, version: term << 24 }
+        Servers { entries, version: term << 24, dead_after }
     }
 
     /// A server has registered and its record is stored.
@@ -176,8 +179,9 @@ impl Servers {
 
     /// Counts changes of who is alive and where; call it now and then.
     pub fn version(&mut self, now: Duration) -> u64 {
+        let dead_after = self.dead_after;
         for entry in self.entries.values_mut() {
-            let alive = health(entry, now) == Health::Alive;
+            let alive = health(entry, now, dead_after) == Health::Alive;
             if entry.was_alive != alive {
                 entry.was_alive = alive;
                 self.version += 1;
@@ -189,7 +193,7 @@ impl Servers {
     /// How a server is; `None` if it isn't one of the cluster's.
     #[must_use]
     pub fn health(&self, server: ServerId, now: Duration) -> Option<Health> {
-        self.entries.get(&server).map(|entry| health(entry, now))
+        self.entries.get(&server).map(|entry| health(entry, now, self.dead_after))
     }
 
     /// The record of a server.
@@ -198,13 +202,41 @@ impl Servers {
         self.entries.get(&server).map(|entry| &entry.record)
     }
 
+    /// A server's record has changed.
+    pub fn set_record(&mut self, server: ServerId, record: ServerRecord) {
+        if let Some(entry) = self.entries.get_mut(&server) {
+            entry.record = record;
+            self.version += 1;
+        }
+    }
+
+    /// A server is none of the cluster's any more.
+    pub fn forget(&mut self, server: ServerId) {
+        self.entries.remove(&server);
+        self.version += 1;
+    }
+
+    /// How full a server's disk is, in thousandths; `None` if it hasn't said.
+    #[must_use]
+    pub fn used_permille(&self, server: ServerId) -> Option<u64> {
+        let report = &self.entries.get(&server)?.report;
+        let used = u128::from(report.capacity.saturating_sub(report.free)) * 1000;
+        used.checked_div(u128::from(report.capacity)).map(|share| share as u64)
+    }
+
     /// All servers: record, health, last report, and how long it is silent.
     pub fn all(
         &self,
         now: Duration,
     ) -> impl Iterator<Item = (ServerId, &ServerRecord, Health, &Report, Duration)> {
         self.entries.iter().map(move |(server, entry)| {
-            (*server, &entry.record, health(entry, now), &entry.report, now.saturating_sub(entry.heard))
+            (
+                *server,
+                &entry.record,
+                health(entry, now, self.dead_after),
+                &entry.report,
+                now.saturating_sub(entry.heard),
+            )
         })
     }
 
@@ -235,13 +267,17 @@ impl Servers {
         if self.entries.is_empty() {
             return None;
         }
-        if self.entries.values().any(|entry| !entry.spoke && health(entry, now) != Health::Dead) {
+        if self
+            .entries
+            .values()
+            .any(|entry| !entry.spoke && health(entry, now, self.dead_after) != Health::Dead)
+        {
             return None;
         }
         let free = self
             .entries
             .values()
-            .filter(|entry| health(entry, now) != Health::Dead && !entry.record.draining)
+            .filter(|entry| health(entry, now, self.dead_after) != Health::Dead && !entry.record.draining)
             .map(|entry| entry.report.free)
             .collect();
         Some(room_of(free, usize::from(copies)))
@@ -254,9 +290,9 @@ impl Servers {
     }
 }
 
-fn health(entry: &Entry, now: Duration) -> Health {
+fn health(entry: &Entry, now: Duration, dead_after: Duration) -> Health {
     let silent = now.saturating_sub(entry.heard);
-    if silent > DEAD_AFTER {
+    if silent > dead_after {
         Health::Dead
     } else if silent > SUSPECT_AFTER || !entry.spoke {
         Health::Suspect
@@ -314,7 +350,7 @@ mod tests {
     #[test]
     fn a_server_is_suspected_then_given_up_and_the_version_tells() {
         let one = ServerId(1);
-        let mut table = Servers::begin(2, at(0), [(one, record("a:1"))]);
+        let mut table = Servers::begin(2, at(0), DEAD_AFTER, [(one, record("a:1"))]);
         assert_eq!(table.health(one, at(1)), Some(Health::Suspect), "not heard of yet");
         assert_eq!(table.room(1, at(1)), None);
         assert_eq!(table.heartbeat(one, 5, Report::default(), false, at(1)), Err(Refused::NotRegistered));
@@ -334,7 +370,7 @@ mod tests {
     #[test]
     fn the_past_of_a_server_is_refused() {
         let one = ServerId(1);
-        let mut table = Servers::begin(1, at(0), []);
+        let mut table = Servers::begin(1, at(0), DEAD_AFTER, []);
         table.registered(one, record("a:1"), 5, (0, 0), at(0)).unwrap();
         assert_eq!(table.registered(one, record("a:1"), 4, (0, 0), at(0)), Err(Refused::Stale { have: 5 }));
         assert_eq!(table.heartbeat(one, 4, Report::default(), false, at(1)), Err(Refused::Stale { have: 5 }));

@@ -5,7 +5,9 @@ mod bootstrap;
 mod fsck;
 mod fsck_replicas;
 mod locks;
+mod members;
 mod mutate;
+mod servers;
 mod session;
 mod status;
 mod storage;
@@ -13,6 +15,7 @@ mod storage;
 use std::sync::Arc;
 use std::time::Instant;
 
+use atoll_proto::admin::{ChangeMembers, ChangeServer, TransferLeader, WhoRequest};
 use atoll_proto::fsck::FsckRequest;
 use atoll_proto::metadata::{MetadataError, kind};
 use atoll_proto::registration::{Heartbeat, Register};
@@ -49,6 +52,19 @@ impl Service {
                 reply(node.bootstrap(decode(&request)?).await)
             }
             kind::STATUS => reply(node.status()),
+            WhoRequest::KIND => reply(Ok(node.who())),
+            ChangeMembers::KIND => {
+                allow(matches!(role, Role::Admin), role)?;
+                reply(node.change_members(decode(&request)?).await)
+            }
+            ChangeServer::KIND => {
+                allow(matches!(role, Role::Admin), role)?;
+                reply(node.change_server(decode(&request)?).await)
+            }
+            TransferLeader::KIND => {
+                allow(matches!(role, Role::Admin), role)?;
+                reply(node.hand_over(decode(&request)?).await)
+            }
             FsckRequest::KIND => {
                 allow(matches!(role, Role::Admin), role)?;
                 reply(self.fsck.answer(node, decode(&request)?))
@@ -95,6 +111,10 @@ fn name_of(kind: u16) -> &'static str {
         kind::CLOSE => "close",
         kind::BOOTSTRAP => "bootstrap",
         kind::STATUS => "status",
+        WhoRequest::KIND => "who",
+        ChangeMembers::KIND => "change_members",
+        TransferLeader::KIND => "transfer_leader",
+        ChangeServer::KIND => "change_server",
         FsckRequest::KIND => "fsck",
         kind::RAFT => "raft",
         Register::KIND => "register",

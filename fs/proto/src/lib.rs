@@ -8,6 +8,7 @@
 //!
 //! No message is interpreted here; the only decisions are about connections.
 
+pub mod admin;
 pub mod checksum;
 pub mod client;
 pub mod frame;

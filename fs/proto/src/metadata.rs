@@ -42,6 +42,9 @@ pub enum MetadataError {
     /// The member can't go on (its disk failed or is full); try another, or again later.
     #[error("metadata server failed: {0}")]
     Failed(String),
+    /// It can't be done as the cluster is now; nothing was changed. In words, with what to do.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Carries out a mutation.
@@ -324,6 +327,8 @@ pub struct BootstrapRequest {
     pub cluster: ClusterId,
     /// Its configuration.
     pub config: VolumeConfig,
+    /// The founding members and their addresses, the one that is asked among them; none: it alone.
+    pub members: Vec<(MemberId, String)>,
 }
 
 /// Asks any member how the cluster is.
@@ -345,8 +350,8 @@ pub struct ClusterStatus {
     pub term: u64,
     /// Last applied log index.
     pub applied: u64,
-    /// Members and their addresses.
-    pub members: Vec<(MemberId, String)>,
+    /// Members of the group.
+    pub members: Vec<MemberStatus>,
     /// Storage servers.
     pub servers: Vec<ServerStatus>,
     /// Sessions that are alive.
@@ -359,12 +364,48 @@ pub struct ClusterStatus {
     pub chunks: u64,
     /// Sealed chunks with fewer replicas than wanted on live servers.
     pub chunks_short: u64,
+    /// How far repair is; only the leader knows.
+    pub repair: RepairStatus,
     /// Orphans that wait.
     pub orphans: u64,
     /// Bytes of inline data.
     pub inline_bytes: u64,
     /// What is wrong, in words, each with what to do. Empty: healthy.
     pub problems: Vec<String>,
+}
+
+/// How far repair is: replicas that are made because there are too few, or that move for balance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairStatus {
+    /// Chunks that lacked replicas when they were last walked through, less those copied since.
+    pub chunks_left: u64,
+    /// Bytes that have to be copied for these.
+    pub bytes_left: u64,
+    /// Copies under way.
+    pub copying: u64,
+    /// Replicas made since this leader leads.
+    pub chunks_copied: u64,
+    /// Their bytes.
+    pub bytes_copied: u64,
+    /// Speed of the last half minute.
+    pub bytes_per_second: u64,
+    /// Seconds until it is done at that speed.
+    pub eta_seconds: Option<u64>,
+}
+
+/// A member of the group in a status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Which.
+    pub member: MemberId,
+    /// Where.
+    pub address: String,
+    /// It votes; otherwise it still receives the log.
+    pub voter: bool,
+    /// Entries of the log that it is not known to have; `None` if only the leader could tell.
+    pub lag: Option<u64>,
+    /// Milliseconds since it answered; `None` if only the leader could tell, or it never did.
+    pub silent_ms: Option<u64>,
 }
 
 /// A storage server in a status.
@@ -376,6 +417,8 @@ pub struct ServerStatus {
     pub address: String,
     /// It is heard of.
     pub alive: bool,
+    /// Its replicas go elsewhere, and it gets no new ones.
+    pub evacuated: bool,
     /// Bytes its disk holds.
     pub capacity: u64,
     /// Bytes in use on it.

@@ -13,6 +13,7 @@
 //! | `vote` | the file with this member's vote |
 //! | `flush`, `account` | when the state machine is flushed, and what of the log may be dropped |
 //! | `snapshot` | files for and from a member that lags |
+//! | `alone` | the way out when a majority is lost for good |
 //! | `network`, `peer`, `wire` | requests to and from other members |
 //! | `raft_log`, `machine`, `group`, `clock` | openraft's view of log, state machine, types and time |
 //!
@@ -21,6 +22,7 @@
 //! whenever enough log has piled up, and what the flush covers needs no log any more.
 
 mod account;
+mod alone;
 mod clock;
 mod disk;
 mod error;
@@ -52,6 +54,7 @@ mod vote;
 mod wire;
 mod writer;
 
+pub use alone::go_on_alone;
 pub use error::{LogError, PeerError, ProposeError, RaftError, StateMachineFailure};
 pub use node::RaftNode;
 pub use types::{

@@ -14,7 +14,7 @@ use openraft::errors::{
     ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as OpenraftError,
 };
 use openraft::impls::ProgressResponder;
-use openraft::{BasicNode, Config, RaftMetrics, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, ChangeMembers, Config, RaftMetrics, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as FairMutex, Semaphore, watch};
 
@@ -193,7 +193,7 @@ fn create_dir_durably(dir: &Path, sync: bool) -> std::io::Result<()> {
 }
 
 /// Everything that blocks, at the start: the lock, the log, left-overs.
-fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), RaftError> {
+pub(crate) fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), RaftError> {
     let lock = lock_dir(config)?;
     Snapshots::clean(&config.dir).map_err(|e| LogError::io("clean", &config.dir, e))?;
     let log =
@@ -494,6 +494,13 @@ impl RaftNode {
         keep_removed: bool,
     ) -> Result<(), RaftError> {
         let changed = self.raft.change_membership(voters, keep_removed).await;
+        changed.map(drop).map_err(membership_error)
+    }
+
+    /// Takes members out that don't vote. Only on the leader.
+    pub async fn remove_learners(&self, members: BTreeSet<MemberId>) -> Result<(), RaftError> {
+        let change = ChangeMembers::RemoveNodes(members);
+        let changed = self.raft.change_membership(change, false).await;
         changed.map(drop).map_err(membership_error)
     }
 

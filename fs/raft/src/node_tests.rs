@@ -181,7 +181,8 @@ async fn the_log_is_flushed_and_dropped_by_size() {
     }
     assert!(machine.flushes.load(Ordering::Relaxed) >= 8, "4 MiB of log, a flush at each 128 KiB");
     eventually("old log goes", || node.status().log_file_bytes < 1 << 20).await;
-    assert!(node.status().unflushed_log_bytes < 256 << 10);
+    // The last of it may be on its way still: up to the whole limit is accepted before that.
+    eventually("it is flushed", || node.status().unflushed_log_bytes < 256 << 10).await;
     assert!(node.status().purged.is_some());
 
     // While the state can't be flushed, only so much is accepted, and then it's said why.

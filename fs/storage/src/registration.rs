@@ -19,11 +19,13 @@ use crate::store::FOLDER_FORMAT;
 use crate::store::changes::News;
 
 /// How long the metadata service may take to answer; then another member is asked.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
+const CALL_DEADLINE: Duration = Duration::from_secs(2);
 /// The pause after the first failure; it doubles with each further one…
 const RETRY_MIN: Duration = Duration::from_millis(100);
-/// …up to this.
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// …up to this: while a new leader doesn't hear of this server, nothing is written to it.
+const RETRY_MAX: Duration = Duration::from_millis(500);
+/// The pause after it was told that it isn't wanted.
+const UNWANTED_PAUSE: Duration = Duration::from_secs(5);
 /// Bounds of the heartbeats' interval, whatever the metadata service names.
 const HEARTBEAT_MIN: Duration = Duration::from_millis(50);
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
@@ -120,7 +122,7 @@ impl Registrar {
                 Ended::Lost(reason) => tracing::info!(%address, reason, "the metadata service isn't reached"),
                 Ended::Unwanted(error) => {
                     tracing::error!(%address, %error, "the metadata service refuses this server");
-                    pause = RETRY_MAX;
+                    pause = UNWANTED_PAUSE;
                 }
             }
             // Servers that lost the same leader shouldn't all come back at once.

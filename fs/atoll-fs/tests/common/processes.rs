@@ -21,14 +21,17 @@ pub struct Processes {
     keep_running: bool,
     pub folder: tempfile::TempDir,
     pub id: String,
-    pub metadata: Option<Child>,
-    metadata_address: String,
+    pub metadata: Vec<(Option<Child>, String)>,
+    metadata_flags: &'static [&'static str],
     pub storage: Vec<(Option<Child>, String)>,
     pub mounts: Vec<(Child, PathBuf)>,
 }
 
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+/// Addresses that nobody listens at, each another one.
+fn free_addresses(count: usize) -> Vec<String> {
+    // All at once: the system may give a port again that is free again.
+    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
 }
 
 impl Processes {
@@ -37,23 +40,42 @@ impl Processes {
     }
 
     pub fn start_with(storage: usize, copies: u8, keep_running: bool) -> Processes {
+        Processes::start_group(1, storage, copies, keep_running)
+    }
+
+    /// With several metadata servers.
+    pub fn start_group(metadata: usize, storage: usize, copies: u8, keep_running: bool) -> Processes {
+        Processes::start_all(metadata, storage, copies, keep_running, &[])
+    }
+
+    /// With further flags for the metadata servers.
+    pub fn start_all(
+        metadata: usize,
+        storage: usize,
+        copies: u8,
+        keep_running: bool,
+        metadata_flags: &'static [&'static str],
+    ) -> Processes {
         require_fuse();
         let turn = TURN.lock();
         let folder = tempfile::Builder::new().prefix("atoll-processes-").tempdir().unwrap();
         let key = folder.path().join("key");
         let output = Command::new(ATOLL_FS).arg("keygen").arg(&key).output().unwrap();
         assert!(output.status.success());
+        let mut addresses = free_addresses(metadata + storage).into_iter().map(|address| (None, address));
         let mut cluster = Processes {
             _turn: turn,
             keep_running,
             id: String::from_utf8(output.stdout).unwrap().trim().to_owned(),
             folder,
-            metadata: None,
-            metadata_address: free_address(),
-            storage: (0..storage).map(|_| (None, free_address())).collect(),
+            metadata: addresses.by_ref().take(metadata).collect(),
+            metadata_flags,
+            storage: addresses.collect(),
             mounts: Vec::new(),
         };
-        cluster.start_metadata();
+        for number in 0..metadata {
+            cluster.start_metadata(number);
+        }
         let copies = copies.to_string();
         wait_until("bootstrap", || {
             let arguments = ["--capacity", "2Gi", "--copies", &copies, "--copies-min", "1"];
@@ -71,7 +93,8 @@ impl Processes {
         let mut command = Command::new(ATOLL_FS);
         command.arg(name).args(["--cluster", &self.id]).arg("--key-file").arg(self.folder.path().join("key"));
         if name != "metadata" {
-            command.args(["--metadata", &self.metadata_address]);
+            let addresses: Vec<&str> = self.metadata.iter().map(|(_, address)| address.as_str()).collect();
+            command.args(["--metadata", &addresses.join(",")]);
         }
         command
     }
@@ -91,18 +114,46 @@ impl Processes {
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
     }
 
-    pub fn start_metadata(&mut self) {
+    /// Name of a metadata server, of its folder and its log.
+    fn metadata_name(number: usize) -> String {
+        if number == 0 { "metadata".into() } else { format!("metadata-{number}") }
+    }
+
+    pub fn start_metadata(&mut self, number: usize) {
+        let name = Processes::metadata_name(number);
         let mut command = self.command("metadata");
-        command.arg("--data").arg(self.folder.path().join("metadata"));
+        command.arg("--data").arg(self.folder.path().join(&name));
         command.args([
             "--listen",
-            &self.metadata_address,
+            &self.metadata[number].1,
             "--http",
             "127.0.0.1:0",
             "--session-lifetime",
             "5",
         ]);
-        self.metadata = Some(self.spawn(command, "metadata.log"));
+        command.args(self.metadata_flags);
+        self.metadata[number].0 = Some(self.spawn(command, &format!("{name}.log")));
+    }
+
+    /// Another metadata server, which belongs to no group yet; its number.
+    pub fn add_metadata(&mut self) -> usize {
+        let address = free_addresses(1).remove(0);
+        self.metadata.push((None, address));
+        self.start_metadata(self.metadata.len() - 1);
+        self.metadata.len() - 1
+    }
+
+    /// Which metadata server leads, as the group says.
+    pub fn leader(&self) -> Option<usize> {
+        let status = self.status();
+        let address = status["metadata"]["leader"]["address"].as_str()?;
+        self.metadata.iter().position(|(_, known)| known == address)
+    }
+
+    /// Sends a signal to a metadata server.
+    pub fn signal_metadata(&self, number: usize, signal: nix::sys::signal::Signal) {
+        let child = self.metadata[number].0.as_ref().expect("it runs");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).expect("a signal");
     }
 
     pub fn start_storage(&mut self, number: usize) {
@@ -125,6 +176,28 @@ impl Processes {
             table.lines().any(|line| line.split(' ').nth(4) == path.to_str()) && fs::metadata(&path).is_ok()
         });
         path
+    }
+
+    /// Unmounts as an administrator does, and waits until all was written out.
+    pub fn unmount(&mut self, path: &Path) {
+        let at = self.mounts.iter().position(|(_, mounted)| mounted == path).expect("a mount");
+        let (mut child, _) = self.mounts.remove(at);
+        nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(child.id() as i32),
+            nix::sys::signal::Signal::SIGTERM,
+        )
+        .expect("a signal");
+        assert!(child.wait().unwrap().success(), "the mount didn't end in order");
+    }
+
+    /// `atoll-fs admin …`: the words of the command, then its arguments.
+    pub fn admin(&self, words: &[&str], arguments: &[&str]) -> std::process::Output {
+        let addresses: Vec<&str> = self.metadata.iter().map(|(_, address)| address.as_str()).collect();
+        let mut command = Command::new(ATOLL_FS);
+        command.arg("admin").args(words).args(["--cluster", &self.id]);
+        command.arg("--key-file").arg(self.folder.path().join("key"));
+        command.args(["--metadata", &addresses.join(",")]).args(arguments);
+        command.output().unwrap()
     }
 
     pub fn status(&self) -> serde_json::Value {
@@ -192,7 +265,9 @@ impl Drop for Processes {
         for (child, _) in &mut self.storage {
             Processes::kill(child);
         }
-        Processes::kill(&mut self.metadata);
+        for (child, _) in &mut self.metadata {
+            Processes::kill(child);
+        }
         // The shells are gone; now what they started.
         for entry in fs::read_dir(self.folder.path()).unwrap().filter_map(Result::ok) {
             if entry.path().extension().is_some_and(|extension| extension == "pid")

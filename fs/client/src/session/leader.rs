@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::error::FsError;
+use atoll_proto::admin::WhoRequest;
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::{Address, ConnectOptions, Connection, Identity, Peer, RpcError, StatusCode};
 use bytes::Bytes;
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,7 +24,14 @@ pub const ATTEMPT_DEADLINE: Duration = Duration::from_secs(5);
 /// The pause after a first failed attempt.
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// The longest pause between two attempts.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_millis(300);
+/// A leader that hasn't answered for so long may have been stopped or cut off, which nobody tells: the others are asked
+/// who leads. An answer that takes longer, from a leader that is only slow, is still waited for.
+const SILENCE: Duration = Duration::from_millis(700);
+/// How often they are asked.
+const PROBE_EVERY: Duration = Duration::from_millis(300);
+/// How long they may take to answer.
+const PROBE_DEADLINE: Duration = Duration::from_millis(1000);
 /// Hints in a row that are followed without a pause: members that don't agree could send us around for ever.
 const HINTS_WITHOUT_PAUSE: u32 = 2;
 /// Members that were learnt from hints and are not in the configuration.
@@ -64,6 +73,7 @@ fn next(error: &RpcError) -> Next {
             MetadataError::NotBootstrapped => Next::Elsewhere,
             MetadataError::Fs(FsError::TryAgain) => Next::Again,
             MetadataError::Fs(error) => Next::Settled(Refusal::Fs(error)),
+            MetadataError::Refused(reason) => Next::Settled(Refusal::Impossible(reason)),
         };
     }
     match error {
@@ -161,6 +171,8 @@ pub struct Service {
     peers: Mutex<Vec<(String, Peer)>>,
     options: ConnectOptions,
     connected: watch::Sender<Connected>,
+    /// Held by the one request that asks the others who leads; the rest waits for what it finds out.
+    probing: tokio::sync::Mutex<()>,
 }
 
 impl Service {
@@ -174,7 +186,8 @@ impl Service {
             .collect();
         let members = Members::new(peers.iter().map(|(name, _)| name.clone()).collect());
         let (connected, _) = watch::channel(Connected::default());
-        Service { members: Mutex::new(members), peers: Mutex::new(peers), options, connected }
+        let probing = tokio::sync::Mutex::new(());
+        Service { members: Mutex::new(members), peers: Mutex::new(peers), options, connected, probing }
     }
 
     /// Whether somebody answers.
@@ -216,18 +229,29 @@ impl Service {
         loop {
             let (peer, name, choice) = self.target();
             let started = Instant::now();
-            let result = match peer {
-                Some(peer) => attempt(&peer, kind, message).await,
-                None => Err(RpcError::NotSent { reason: format!("'{name}' is no address") }),
-            };
-            let error = match result {
-                Ok(reply) => {
-                    self.answered(&name, choice);
-                    return Ok(reply);
+            let attempt = async {
+                match peer {
+                    Some(peer) => attempt(&peer, kind, message).await,
+                    None => Err(RpcError::NotSent { reason: format!("'{name}' is no address") }),
                 }
-                Err(error) => error,
             };
-            let next = next(&error);
+            let (error, next) = tokio::select! {
+                biased;
+                result = attempt => match result {
+                    Ok(reply) => {
+                        self.answered(&name, choice);
+                        return Ok(reply);
+                    }
+                    Err(error) => {
+                        let next = next(&error);
+                        (error, next)
+                    }
+                },
+                next = self.elsewhere(&name, choice) => {
+                    let reason = format!("{name} is silent, and another member leads");
+                    (RpcError::OutcomeUnknown { reason }, next)
+                }
+            };
             if let Next::Settled(refusal) = next {
                 self.answered(&name, choice);
                 return Err(refusal);
@@ -239,6 +263,40 @@ impl Service {
                 tokio::time::sleep(pause).await;
             }
         }
+    }
+
+    /// Comes back when somebody else than this silent member leads, or was chosen meanwhile.
+    async fn elsewhere(&self, silent: &str, choice: u64) -> Next {
+        tokio::time::sleep(SILENCE).await;
+        loop {
+            let one = self.probing.lock().await;
+            if self.members.lock().choice != choice {
+                return Next::Again;
+            }
+            if let Some(leader) = self.probe(silent).await {
+                return Next::Ask(leader);
+            }
+            drop(one);
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
+    }
+
+    /// Asks all other members whether they lead; the name of the one that does.
+    async fn probe(&self, silent: &str) -> Option<String> {
+        let others: Vec<(String, Peer)> =
+            self.peers.lock().iter().filter(|(name, _)| name != silent).cloned().collect();
+        let asked = others.into_iter().map(async |(name, peer)| {
+            let connection = tokio::time::timeout(PROBE_DEADLINE, peer.connection()).await.ok()?.ok()?;
+            let who = connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_DEADLINE).await.ok()?.0;
+            who.is_leader.then_some(name)
+        });
+        let mut asked: futures::stream::FuturesUnordered<_> = asked.collect();
+        while let Some(answer) = asked.next().await {
+            if answer.is_some() {
+                return answer;
+            }
+        }
+        None
     }
 
     fn answered(&self, name: &str, choice: u64) {
@@ -344,6 +402,8 @@ mod tests {
         assert_eq!(refused(&MetadataError::LeadershipLost), Next::Elsewhere);
         assert_eq!(refused(&MetadataError::NotBootstrapped), Next::Elsewhere);
         assert_eq!(refused(&MetadataError::Failed("disk".into())), Next::Elsewhere);
+        let reason = MetadataError::Refused("no".into());
+        assert_eq!(refused(&reason), Next::Settled(Refusal::Impossible("no".into())));
         assert_eq!(
             refused(&MetadataError::Fs(FsError::NotFound)),
             Next::Settled(Refusal::Fs(FsError::NotFound))

@@ -184,6 +184,7 @@ fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         }
         Op::Configure { config } => volume::configure(txn, config),
         Op::PutServer { server, address, labels } => volume::put_server(txn, now, *server, address, labels),
+        Op::ChangeServer { server, change } => volume::change_server(txn, *server, *change),
         Op::ExpireSession { session } => sessions::end(txn, now, *session),
         Op::ForgetSession { session } => sessions::forget(txn, *session),
         Op::PurgeOrphan { ino, segments_max } => purge::orphan(txn, *ino, *segments_max as usize),

@@ -7,8 +7,8 @@ use atoll_core::commands::{Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::query;
 use atoll_proto::metadata::{BootstrapRequest, MetadataError};
-use atoll_raft::RaftError;
 
+use super::members::raft_error;
 use crate::clock;
 use crate::node::{Node, query_error};
 
@@ -18,19 +18,19 @@ const LEADER_WAIT_MAX: Duration = Duration::from_secs(20);
 const LEADER_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl Node {
-    /// Founds the group with this member and makes the volume. To do it again for the same cluster changes nothing.
+    /// Founds the group, with this member alone or with those that the request names, and makes the volume. To do it
+    /// again for the same cluster changes nothing.
     pub(crate) async fn bootstrap(&self, request: BootstrapRequest) -> Result<(), MetadataError> {
         if request.cluster != self.cluster {
             return Err(MetadataError::Fs(FsError::WrongCluster));
         }
         if self.consensus.status().members.is_empty() {
-            let members = BTreeMap::from([(self.member.0, self.address.clone())]);
-            self.consensus.bootstrap(members).await.map_err(|error| match error {
-                RaftError::NotLeader { leader } => MetadataError::NotLeader {
-                    leader: leader.map(|(member, address)| (atoll_core::ids::MemberId(member), address)),
-                },
-                error => MetadataError::Failed(error.to_string()),
-            })?;
+            let mut members: BTreeMap<u64, String> =
+                request.members.iter().map(|(member, address)| (member.0, address.clone())).collect();
+            if members.is_empty() {
+                members.insert(self.member.0, self.address.clone());
+            }
+            self.consensus.bootstrap(members).await.map_err(raft_error)?;
         }
         let give_up = clock::since_boot() + LEADER_WAIT_MAX;
         loop {

@@ -8,10 +8,13 @@ use atoll_core::keys;
 use atoll_core::query;
 use atoll_core::records::{ChunkRecord, Record, SessionRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
-use atoll_proto::metadata::{ClusterStatus, MetadataError, ServerStatus, SessionStatus};
+use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError, ServerStatus, SessionStatus};
+use atoll_raft::RaftStatus;
 
 use crate::clock;
+use crate::membership::HEARD_WITHIN;
 use crate::node::{Node, collect, store_error};
+use crate::repair;
 use crate::servers::Health;
 
 /// Records that are looked at to count chunks and orphans; numbers beyond are shown as this.
@@ -33,13 +36,18 @@ impl Node {
             leader: leadership.leader.map(|(member, address)| (MemberId(member), address)),
             term: leadership.term,
             applied: raft.applied.map_or(0, |position| position.index),
-            members: raft.members.iter().map(|(id, peer)| (MemberId(*id), peer.addr.clone())).collect(),
+            members: members(&raft, self.member, leads),
             ..ClusterStatus::default()
         };
         if let Some(volume) = &volume {
             status.volume = volume.volume_use();
             status.copies = volume.config.copies;
             status.inline_bytes = volume.inline_bytes;
+        }
+        if leads {
+            let copying = self.office.orders.lock().copies() as u64;
+            status.repair = self.office.repair.lock().status(copying, clock::since_boot());
+            Self::group_problems(&mut status);
         }
         self.servers_and_problems(&mut status, leads, &raft);
         self.count(&records, &mut status).map_err(|error| store_error(&error))?;
@@ -55,13 +63,38 @@ impl Node {
         Ok(status)
     }
 
-    fn servers_and_problems(&self, status: &mut ClusterStatus, leads: bool, raft: &atoll_raft::RaftStatus) {
+    /// What is wrong with the group, as its leader sees it.
+    fn group_problems(status: &mut ClusterStatus) {
+        let silent_ms = HEARD_WITHIN.as_millis() as u64;
+        let silent = |member: &&MemberStatus| member.silent_ms.is_none_or(|ms| ms > silent_ms);
+        let others = status.members.iter().filter(|member| member.member != status.member);
+        let words: Vec<String> = others
+            .filter(silent)
+            .map(|member| {
+                format!(
+                    "metadata server {} at {} is silent: start it; if its disk is gone, let a new one take its place \
+                     (atoll-fs admin members replace)",
+                    member.member, member.address
+                )
+            })
+            .collect();
+        status.problems.extend(words);
+        if let Some(member) = status.members.iter().find(|member| !member.voter) {
+            status.problems.push(format!(
+                "metadata server {} at {} receives the log and doesn't vote: add it again, or remove it",
+                member.member, member.address
+            ));
+        }
+    }
+
+    fn servers_and_problems(&self, status: &mut ClusterStatus, leads: bool, raft: &RaftStatus) {
         let now = clock::since_boot();
         for (server, record, health, report, silent) in self.office.servers.lock().all(now) {
             status.servers.push(ServerStatus {
                 server,
                 address: record.address.clone(),
                 alive: health == Health::Alive,
+                evacuated: record.draining,
                 capacity: report.capacity,
                 used: report.used,
                 free: report.free,
@@ -114,14 +147,7 @@ impl Node {
         records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
             chunks += 1;
             if let Ok(chunk) = ChunkRecord::decode(value) {
-                let there = chunk
-                    .replicas
-                    .iter()
-                    .filter(|server| {
-                        servers.health(**server, now).is_some_and(|health| health != Health::Dead)
-                    })
-                    .count();
-                short += u64::from(chunk.sealed && there < usize::from(chunk.copies));
+                short += u64::from(chunk.sealed && repair::lacks(&chunk, &servers, now) > 0);
             }
             if chunks >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -156,4 +182,27 @@ impl Node {
             })
             .collect())
     }
+}
+
+/// The members; how far they are only their leader knows.
+fn members(raft: &RaftStatus, me: MemberId, leads: bool) -> Vec<MemberStatus> {
+    let last = raft.last_log.map_or(0, |position| position.index + 1);
+    raft.members
+        .iter()
+        .map(|(id, peer)| {
+            let is_me = MemberId(*id) == me;
+            let has = peer.matched.map_or(0, |position| position.index + 1);
+            MemberStatus {
+                member: MemberId(*id),
+                address: peer.addr.clone(),
+                voter: peer.voter,
+                lag: leads.then(|| if is_me { 0 } else { last.saturating_sub(has) }),
+                silent_ms: match (leads, is_me) {
+                    (false, _) => None,
+                    (true, true) => Some(0),
+                    (true, false) => peer.last_ack.map(|ack| ack.as_millis() as u64),
+                },
+            }
+        })
+        .collect()
 }

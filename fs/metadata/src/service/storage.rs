@@ -20,6 +20,7 @@ use atoll_proto::storage::TRIM_RANGES_MAX;
 use crate::clock;
 use crate::node::{Node, store_error};
 use crate::orders::Task;
+use crate::repair;
 use crate::servers::{HEARTBEAT_INTERVAL, Health, Refused, Report};
 
 /// The newest format of a storage server's disk that this program understands.
@@ -161,13 +162,11 @@ impl Node {
         let record = query::chunk(&*self.machine.store(), chunk).map_err(|error| store_error(&error))?;
         Ok(match record {
             Some(record) if record.generation == generation && !record.replicas.contains(&server) => {
-                // Servers that were given up don't count any more; should one come back, it is told to delete.
+                // Should one of the others come back, it is told to delete.
                 let now = clock::since_boot();
-                let servers = self.office.servers.lock();
-                let mut replicas = record.replicas;
-                replicas
-                    .retain(|other| servers.health(*other, now).is_some_and(|health| health != Health::Dead));
-                replicas.push(server);
+                let replicas = repair::kept(&record, server, &self.office.servers.lock(), now);
+                self.office.repair.lock().copied(record.committed, now);
+                self.metrics.work("copied_bytes", record.committed);
                 tracing::info!(%chunk, %server, "a chunk has a new replica");
                 Some(Op::SetReplicas { chunk, generation, replicas })
             }

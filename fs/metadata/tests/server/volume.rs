@@ -86,7 +86,8 @@ async fn a_cluster_is_made_once_and_for_its_own_id() {
     assert!(matches!(asked, Err(MetadataError::NotLeader { leader: None })), "{asked:?}");
 
     let admin = connect(server.address(), Role::Admin).await;
-    let mut request = BootstrapRequest { cluster: ClusterId(1), config: client::volume() };
+    let mut request =
+        BootstrapRequest { cluster: ClusterId(1), config: client::volume(), members: Vec::new() };
     let error = admin.call::<BootstrapRequest>(&request, ()).await.unwrap_err();
     assert_eq!(client::refusal(&error), MetadataError::Fs(FsError::WrongCluster));
     request.cluster = CLUSTER;

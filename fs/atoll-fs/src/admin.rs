@@ -1,0 +1,129 @@
+//! `atoll-fs admin`: changes of the group of metadata servers, and of storage servers.
+
+use std::time::Duration;
+
+use atoll_core::commands::ServerChange;
+use atoll_core::ids::{MemberId, ServerId};
+use atoll_proto::admin::{
+    ChangeMembers, ChangeServer, MemberIdentity, MembersChange, TransferLeader, WhoRequest,
+};
+
+use crate::cli::{AdminCommand, ClusterArgs, MembersCommand, MetadataAddresses, ServerArgs};
+use crate::cluster;
+use crate::exit::{Failure, Outcome};
+
+/// How long a change may take: a joiner receives everything first.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(600);
+/// How long a server may take to say who it is, or to give its office away.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Runs it.
+///
+/// # Errors
+/// If the cluster can't be reached, or the change isn't possible: then nothing was changed.
+pub fn run(command: &AdminCommand) -> Outcome {
+    match command {
+        AdminCommand::Members(MembersCommand::Add(args)) => {
+            let new = who(&args.cluster, &args.address)?;
+            let change = MembersChange::Add { member: new.member, address: new.address.clone() };
+            change_members(&args.cluster, &args.metadata, change)?;
+            println!("{} at {} is a member", new.member, new.address);
+        }
+        AdminCommand::Members(MembersCommand::Replace(args)) => {
+            let old = member(&args.member)?;
+            let new = who(&args.cluster, &args.address)?;
+            let change = MembersChange::Replace { old, new: new.member, address: new.address.clone() };
+            change_members(&args.cluster, &args.metadata, change)?;
+            println!("{} at {} has taken the place of {old}", new.member, new.address);
+        }
+        AdminCommand::Members(MembersCommand::Remove(args)) => {
+            let member = member(&args.member)?;
+            change_members(&args.cluster, &args.metadata, MembersChange::Remove { member })?;
+            println!("{member} is no member any more: its server may be stopped and its folder removed");
+        }
+        AdminCommand::Evacuate(args) => {
+            change_server(args, ServerChange::Evacuate)?;
+            println!("its replicas go elsewhere: 'atoll-fs status' shows how many are left");
+        }
+        AdminCommand::Keep(args) => {
+            change_server(args, ServerChange::Keep)?;
+            println!("it is used as any other");
+        }
+        AdminCommand::Forget(args) => {
+            change_server(args, ServerChange::Forget)?;
+            println!("it is none of this cluster's any more: stop it, and remove its folder");
+        }
+        #[cfg(feature = "servers")]
+        AdminCommand::GoOnAlone(args) => go_on_alone(args)?,
+        AdminCommand::TransferLeader(args) => {
+            let to = args.member.as_deref().map(member).transpose()?;
+            let identity = cluster::identity(&args.cluster)?;
+            let request = TransferLeader { to };
+            let metadata = &args.metadata.metadata;
+            let asked = cluster::ask_within::<TransferLeader>(identity, metadata, &request, PATIENCE);
+            println!("{} leads", cluster::runtime(1)?.block_on(asked)?);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(feature = "servers")]
+fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
+    let cluster = cluster::id(&args.cluster)?;
+    if !args.the_others_are_gone {
+        return Err(Failure::refused(
+            "this loses what only the other members had, and makes two filesystems of one if they come back. If a \
+             majority can be started again, start it instead; otherwise say --the-others-are-gone",
+        ));
+    }
+    // An empty folder would become one of a new member.
+    if !args.data.join("raft").is_dir() {
+        return Err(Failure::refused(format_args!(
+            "{} is no folder of a metadata server that has belonged to a group",
+            args.data.display()
+        )));
+    }
+    let (member, position) = atoll_metadata::go_on_alone(&args.data, cluster, args.address.clone())
+        .map_err(|error| Failure::refused(format_args!("{}: {error}", args.data.display())))?;
+    println!(
+        "{member} is the only member now; its log goes up to {position}. Start it, look at 'atoll-fs status', and add \
+         members with empty folders"
+    );
+    Ok(())
+}
+
+fn member(text: &str) -> Result<MemberId, Failure> {
+    text.parse().map_err(|_| {
+        Failure::failed(format_args!(
+            "'{text}' is no member's id: it has 16 hexadecimal digits, as 'atoll-fs status' shows"
+        ))
+    })
+}
+
+fn change_server(args: &ServerArgs, change: ServerChange) -> Outcome {
+    let server: ServerId = args.server.parse().map_err(|_| {
+        Failure::failed(format_args!(
+            "'{}' is no storage server's id: it has 16 hexadecimal digits, as 'atoll-fs status' shows",
+            args.server
+        ))
+    })?;
+    let identity = cluster::identity(&args.cluster)?;
+    let request = ChangeServer { server, change };
+    let asked = cluster::ask_within::<ChangeServer>(identity, &args.metadata.metadata, &request, PATIENCE);
+    cluster::runtime(1)?.block_on(asked)
+}
+
+/// Asks the server at an address who it is.
+fn who(args: &ClusterArgs, address: &str) -> Result<MemberIdentity, Failure> {
+    let identity = cluster::identity(args)?;
+    let addresses = [address.to_owned()];
+    let asked = cluster::ask_within::<WhoRequest>(identity, &addresses, &WhoRequest, PATIENCE);
+    cluster::runtime(1)?.block_on(asked)
+}
+
+fn change_members(args: &ClusterArgs, metadata: &MetadataAddresses, change: MembersChange) -> Outcome {
+    let identity = cluster::identity(args)?;
+    let request = ChangeMembers { change };
+    let asked = cluster::ask_within::<ChangeMembers>(identity, &metadata.metadata, &request, CHANGE_PATIENCE);
+    cluster::runtime(1)?.block_on(asked)
+}

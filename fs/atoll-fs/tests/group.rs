@@ -1,0 +1,279 @@
+//! Three metadata servers: the leader dies or stops under load, members come, go and are replaced
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+
+use common::processes::Processes;
+use common::wait_until;
+use nix::sys::signal::Signal;
+
+/// Writes, syncs, renames and removes files until it is told to stop. Any error ends it.
+struct Load {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    thread: JoinHandle<std::io::Result<()>>,
+}
+
+fn content(round: u64) -> Vec<u8> {
+    let length = 1 + (round * 7919) % 40_000;
+    (0..length).map(|at| (at * 31 + round) as u8).collect()
+}
+
+fn round(folder: &Path, round: u64) -> std::io::Result<()> {
+    let temporary = folder.join("temporary");
+    let mut file = File::create(&temporary)?;
+    file.write_all(&content(round))?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary, folder.join(format!("file-{round}")))?;
+    if round % 5 == 4 {
+        fs::remove_file(folder.join(format!("file-{}", round - 2)))?;
+    }
+    Ok(())
+}
+
+impl Load {
+    fn start(folder: PathBuf) -> Load {
+        fs::create_dir(&folder).unwrap();
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let thread = std::thread::spawn({
+            let (stop, rounds) = (stop.clone(), rounds.clone());
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    round(&folder, rounds.load(Ordering::Relaxed))?;
+                    rounds.fetch_add(1, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+        });
+        Load { stop, rounds, thread }
+    }
+
+    /// Waits until it has gone on.
+    fn goes_on(&self, after: &str) {
+        let before = self.rounds.load(Ordering::Relaxed);
+        wait_until(&format!("the load goes on after {after}"), || {
+            assert!(!self.thread.is_finished(), "the load ended with an error after {after}");
+            self.rounds.load(Ordering::Relaxed) >= before + 3
+        });
+    }
+
+    /// Ends it; how many rounds it made.
+    fn end(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().expect("an error reached the application");
+        self.rounds.load(Ordering::Relaxed)
+    }
+}
+
+/// Every file of a load is as it was written, and each that was removed is gone.
+fn check(folder: &Path, rounds: u64) {
+    for round in 0..rounds {
+        let file = folder.join(format!("file-{round}"));
+        let removed = round % 5 == 2 && round + 2 < rounds;
+        match fs::read(&file) {
+            Ok(found) => assert!(!removed && found == content(round), "{} differs", file.display()),
+            Err(error) => assert!(removed, "{}: {error}", file.display()),
+        }
+    }
+}
+
+fn leader(cluster: &Processes) -> usize {
+    let mut found = None;
+    wait_until("there is a leader", || {
+        found = cluster.leader();
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+/// Waits until so many members vote, are heard of, and have the whole log.
+fn wait_for_members(cluster: &Processes, count: usize) {
+    wait_until(&format!("{count} members are well"), || {
+        let status = cluster.status();
+        let members = status["metadata"]["members"].as_array().cloned().unwrap_or_default();
+        members.len() == count
+            && members.iter().all(|member| {
+                member["voter"] == true
+                    && member["lag"].as_u64().is_some_and(|lag| lag < 50)
+                    && member["silentMs"].as_u64().is_some_and(|ms| ms < 3000)
+            })
+    });
+}
+
+/// The ids of the members, by address.
+fn member_at(cluster: &Processes, number: usize) -> String {
+    let status = cluster.status();
+    let members = status["metadata"]["members"].as_array().cloned().unwrap_or_default();
+    let at = |member: &&serde_json::Value| member["address"] == cluster.metadata[number].1.as_str();
+    members.iter().find(at).expect("a member")["member"].as_str().unwrap().to_owned()
+}
+
+fn succeeds(output: &Output) {
+    assert!(output.status.success(), "{}", common::text(output));
+}
+
+fn refused(output: &Output, words: &str) {
+    assert!(!output.status.success(), "it was not refused: {}", common::text(output));
+    assert!(common::text(output).contains(words), "no '{words}' in: {}", common::text(output));
+}
+
+#[test]
+fn a_leader_that_dies_or_stops_under_load_gives_no_error() {
+    let mut cluster = Processes::start_group(3, 2, 2, false);
+    let mount = cluster.mount("mnt");
+    wait_for_members(&cluster, 3);
+    let load = Load::start(mount.join("load"));
+    load.goes_on("the start");
+    for turn in 0..3 {
+        let victim = leader(&cluster);
+        Processes::kill(&mut cluster.metadata[victim].0);
+        load.goes_on("kill -9 of the leader");
+        cluster.start_metadata(victim);
+        wait_for_members(&cluster, 3);
+        // It wakes up and believes that it leads; nobody may be answered from what it knows.
+        let victim = leader(&cluster);
+        cluster.signal_metadata(victim, Signal::SIGSTOP);
+        load.goes_on("the leader was stopped");
+        let made = mount.join(format!("made-meanwhile-{turn}"));
+        fs::write(&made, b"new").unwrap();
+        cluster.signal_metadata(victim, Signal::SIGCONT);
+        for _ in 0..50 {
+            assert!(made.exists(), "a leader of yesterday has answered");
+        }
+        wait_for_members(&cluster, 3);
+    }
+    let victim = leader(&cluster);
+    succeeds(&cluster.admin(&["transfer-leader"], &[]));
+    load.goes_on("the leader gave its office away");
+    assert_ne!(leader(&cluster), victim);
+    let rounds = load.end();
+    check(&mount.join("load"), rounds);
+    // All of it is on each member: two of them at a time are enough.
+    for down in 0..3 {
+        Processes::kill(&mut cluster.metadata[down].0);
+        check(&mount.join("load"), rounds);
+        cluster.start_metadata(down);
+        wait_for_members(&cluster, 3);
+    }
+}
+
+#[test]
+fn members_come_go_and_are_replaced_under_load() {
+    let mut cluster = Processes::start_group(1, 1, 1, false);
+    let mount = cluster.mount("mnt");
+    let load = Load::start(mount.join("load"));
+    let (second, third) = (cluster.add_metadata(), cluster.add_metadata());
+    for number in [second, third] {
+        let address = cluster.metadata[number].1.clone();
+        wait_until("the new server answers", || {
+            let added = cluster.admin(&["members", "add"], &[&address]);
+            added.status.success() || {
+                assert!(common::text(&added).contains("answer"), "{}", common::text(&added));
+                false
+            }
+        });
+        load.goes_on("a member was added");
+    }
+    wait_for_members(&cluster, 3);
+    let address = cluster.metadata[second].1.clone();
+    succeeds(&cluster.admin(&["members", "add"], &[&address]));
+
+    // A disk is gone: at the same address there is another member, which waits.
+    let old = member_at(&cluster, third);
+    Processes::kill(&mut cluster.metadata[third].0);
+    fs::remove_dir_all(cluster.folder.path().join("metadata-2")).unwrap();
+    cluster.start_metadata(third);
+    let address = cluster.metadata[third].1.clone();
+    wait_until("the empty server answers", || {
+        let output = cluster.admin(&["members", "add"], &[&address]);
+        !output.status.success() && common::text(&output).contains("take its place")
+    });
+    load.goes_on("a disk was lost");
+    succeeds(&cluster.admin(&["members", "replace"], &[&old, &address]));
+    load.goes_on("a member was replaced");
+    wait_for_members(&cluster, 3);
+    assert_ne!(member_at(&cluster, third), old);
+
+    // The leader leaves: another one leads, and what is left is enough.
+    let victim = leader(&cluster);
+    let member = member_at(&cluster, victim);
+    succeeds(&cluster.admin(&["members", "remove"], &[&member]));
+    load.goes_on("the leader was removed");
+    wait_for_members(&cluster, 2);
+    let gone = cluster.metadata[victim].1.clone();
+    refused(&cluster.admin(&["members", "add"], &[&gone]), "empty its folder");
+    Processes::kill(&mut cluster.metadata[victim].0);
+
+    refused(&cluster.admin(&["members", "remove"], &["nonsense"]), "no member's id");
+    let other = (0..3).find(|number| *number != victim && *number != leader(&cluster)).unwrap();
+    let leading = member_at(&cluster, leader(&cluster));
+    // A server that is started while a file is open would wait for itself (see `common::processes`).
+    let rounds = load.end();
+    Processes::kill(&mut cluster.metadata[other].0);
+    // Alone it has no majority, and so nothing can be changed.
+    let output = cluster.admin(&["members", "remove"], &[&leading]);
+    assert!(!output.status.success(), "{}", common::text(&output));
+    cluster.start_metadata(other);
+    check(&mount.join("load"), rounds);
+    let load = Load::start(mount.join("more"));
+    load.goes_on("a majority was missing");
+    let rounds = load.end();
+    check(&mount.join("more"), rounds);
+}
+
+#[test]
+fn a_member_that_is_left_goes_on_alone_when_it_is_told_to() {
+    let mut cluster = Processes::start_group(3, 1, 1, false);
+    let mount = cluster.mount("mnt");
+    wait_for_members(&cluster, 3);
+    let load = Load::start(mount.join("load"));
+    load.goes_on("the start");
+    let rounds = load.end();
+    // Everything is on the one that will be left.
+    wait_until("all members have everything", || {
+        let status = cluster.status();
+        status["metadata"]["members"]
+            .as_array()
+            .is_some_and(|all| all.iter().all(|member| member["lag"] == 0))
+    });
+    let alone = |cluster: &Processes, flags: &[&str]| {
+        let mut command = std::process::Command::new(common::ATOLL_FS);
+        command.args(["admin", "go-on-alone", "--cluster", &cluster.id, "--address", &cluster.metadata[0].1]);
+        command.arg("--data").arg(cluster.folder.path().join("metadata")).args(flags);
+        command.output().unwrap()
+    };
+    refused(&alone(&cluster, &[]), "--the-others-are-gone");
+    refused(&alone(&cluster, &["--the-others-are-gone"]), "in use");
+    for number in 0..3 {
+        Processes::kill(&mut cluster.metadata[number].0);
+    }
+    for lost in ["metadata-1", "metadata-2"] {
+        fs::remove_dir_all(cluster.folder.path().join(lost)).unwrap();
+    }
+    succeeds(&alone(&cluster, &["--the-others-are-gone"]));
+    cluster.start_metadata(0);
+    check(&mount.join("load"), rounds);
+    wait_for_members(&cluster, 1);
+    // And then it is a group again.
+    for number in [1, 2] {
+        cluster.start_metadata(number);
+        let address = cluster.metadata[number].1.clone();
+        wait_until("it is added", || cluster.admin(&["members", "add"], &[&address]).status.success());
+    }
+    wait_for_members(&cluster, 3);
+    let load = Load::start(mount.join("more"));
+    load.goes_on("two members were added");
+    let leading = leader(&cluster);
+    Processes::kill(&mut cluster.metadata[leading].0);
+    load.goes_on("the leader was killed");
+    let rounds = load.end();
+    check(&mount.join("more"), rounds);
+}

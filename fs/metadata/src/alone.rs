@@ -1,0 +1,24 @@
+//! A member goes on alone after a majority was lost for good ([`atoll_raft::go_on_alone`]).
+
+use std::path::Path;
+
+use atoll_core::ids::{ClusterId, MemberId};
+use atoll_raft::{LogPosition, RaftConfig};
+
+use crate::server::StartError;
+use crate::store::folder::Folder;
+
+/// Makes the stopped member with its folder at `dir` the only one of its group, reachable at `address`. Blocks.
+///
+/// # Errors
+/// If the folder is none of this cluster's members', or the member runs, or belongs to no group.
+pub fn go_on_alone(
+    dir: &Path,
+    cluster: ClusterId,
+    address: String,
+) -> Result<(MemberId, LogPosition), StartError> {
+    let folder = Folder::open(dir, cluster, MemberId(rand::random()))?;
+    let config = RaftConfig::new(folder.member().0, folder.raft());
+    let position = atoll_raft::go_on_alone(&config, address)?;
+    Ok((folder.member(), position))
+}

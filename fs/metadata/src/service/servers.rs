@@ -1,0 +1,70 @@
+//! What administrators want of storage servers.
+
+use std::ops::ControlFlow;
+
+use atoll_core::commands::{Op, Outcome, ServerChange};
+use atoll_core::error::FsError;
+use atoll_core::ids::ServerId;
+use atoll_core::keys;
+use atoll_core::query;
+use atoll_core::records::{ChunkRecord, Record, ServerRecord};
+use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use atoll_proto::admin::ChangeServer;
+use atoll_proto::metadata::MetadataError;
+
+use crate::node::{Node, store_error};
+
+impl Node {
+    /// Evacuates a storage server, keeps it, or forgets it.
+    pub(crate) async fn change_server(&self, request: ChangeServer) -> Result<(), MetadataError> {
+        self.lead()?;
+        let ChangeServer { server, change } = request;
+        if change == ServerChange::Forget {
+            let chunks = self.chunks_on(server).map_err(|error| store_error(&error))?;
+            if chunks > 0 {
+                return Err(MetadataError::Refused(format!(
+                    "{chunks} chunks still name storage server {server}: evacuate it, and wait until it has none"
+                )));
+            }
+        }
+        match self.propose(Op::ChangeServer { server, change }).await? {
+            Outcome::Refused(FsError::NotFound) => {
+                Err(MetadataError::Refused(format!("there is no storage server {server}")))
+            }
+            Outcome::Refused(FsError::TryAgain) => Err(MetadataError::Refused(format!(
+                "storage server {server} is in use: evacuate it before it is forgotten"
+            ))),
+            Outcome::Refused(error) => Err(MetadataError::Fs(error)),
+            _ => self.look_at_server(server).map_err(|error| store_error(&error)),
+        }
+    }
+
+    /// Takes a server's record into the leader's memory.
+    fn look_at_server(&self, server: ServerId) -> Result<(), StoreError> {
+        let record: Option<ServerRecord> =
+            query::load(&*self.machine.store(), Family::System, &keys::server(server))?;
+        let mut servers = self.office.servers.lock();
+        match record {
+            Some(record) => servers.set_record(server, record),
+            None => servers.forget(server),
+        }
+        Ok(())
+    }
+
+    /// How many chunks name a server.
+    fn chunks_on(&self, server: ServerId) -> Result<u64, StoreError> {
+        let (mut chunks, mut failed) = (0, None);
+        let prefix = keys::chunks();
+        self.machine.store().scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
+            match ChunkRecord::decode(value) {
+                Ok(record) => chunks += u64::from(record.replicas.contains(&server)),
+                Err(error) => {
+                    failed = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        failed.map_or(Ok(chunks), Err)
+    }
+}

@@ -1,0 +1,119 @@
+//! What administrators ask of a metadata server about its group and about storage servers (kinds 0x112 to 0x115).
+//!
+//! A member is known by the random id that is on its disk: an address whose disk was replaced is another member, which
+//! waits until it is added (design: members by random id; an empty disk only waits). Changes are made by the leader,
+//! one at a time; to ask for one again that was made changes nothing.
+
+use atoll_core::commands::ServerChange;
+use atoll_core::ids::{ClusterId, MemberId, ServerId};
+use serde::{Deserialize, Serialize};
+
+use crate::rpc::Rpc;
+
+/// Asks a server who it is. Any server answers, whether it leads or belongs to a group or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WhoRequest;
+
+/// Who a metadata server is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberIdentity {
+    /// Its id, which is on its disk.
+    pub member: MemberId,
+    /// Where others reach it.
+    pub address: String,
+    /// The cluster that it was started for.
+    pub cluster: ClusterId,
+    /// It belongs to a group; otherwise it waits to be added or bootstrapped.
+    pub in_group: bool,
+    /// It leads now, and may answer.
+    pub is_leader: bool,
+    /// The leader, as far as it knows.
+    pub leader: Option<(MemberId, String)>,
+    /// Its term.
+    pub term: u64,
+}
+
+/// A change of the group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MembersChange {
+    /// A further member, which has all of the log before it votes.
+    Add {
+        /// Its id, as it says itself ([`WhoRequest`]).
+        member: MemberId,
+        /// Where the others reach it.
+        address: String,
+    },
+    /// A member leaves, for good: its disk can't come back.
+    Remove {
+        /// Which.
+        member: MemberId,
+    },
+    /// A member takes the place of another one.
+    Replace {
+        /// Who leaves.
+        old: MemberId,
+        /// Who comes.
+        new: MemberId,
+        /// Where the others reach the new one.
+        address: String,
+    },
+}
+
+/// Asks the leader to change the group; the answer comes when it is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeMembers {
+    /// What.
+    pub change: MembersChange,
+}
+
+/// Asks the leader to give its office to another member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferLeader {
+    /// To whom; `None`: to the one that has most of the log.
+    pub to: Option<MemberId>,
+}
+
+/// Asks the leader to evacuate a storage server, to keep it, or to forget it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeServer {
+    /// Which.
+    pub server: ServerId,
+    /// What.
+    pub change: ServerChange,
+}
+
+/// Message kinds.
+pub mod kind {
+    /// [`WhoRequest`](super::WhoRequest) → [`MemberIdentity`](super::MemberIdentity)
+    pub const WHO: u16 = 0x112;
+    /// [`ChangeMembers`](super::ChangeMembers) → `()`
+    pub const CHANGE_MEMBERS: u16 = 0x113;
+    /// [`TransferLeader`](super::TransferLeader) → the new leader's id
+    pub const TRANSFER_LEADER: u16 = 0x114;
+    /// [`ChangeServer`](super::ChangeServer) → `()`
+    pub const CHANGE_SERVER: u16 = 0x115;
+}
+
+impl Rpc for WhoRequest {
+    const KIND: u16 = kind::WHO;
+    type Request = WhoRequest;
+    type Reply = MemberIdentity;
+}
+
+impl Rpc for ChangeMembers {
+    const KIND: u16 = kind::CHANGE_MEMBERS;
+    type Request = ChangeMembers;
+    type Reply = ();
+}
+
+impl Rpc for TransferLeader {
+    const KIND: u16 = kind::TRANSFER_LEADER;
+    type Request = TransferLeader;
+    type Reply = MemberId;
+}
+
+impl Rpc for ChangeServer {
+    const KIND: u16 = kind::CHANGE_SERVER;
+    type Request = ChangeServer;
+    type Reply = ();
+}
