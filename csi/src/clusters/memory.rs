@@ -12,6 +12,9 @@ use parking_lot::Mutex;
 use super::{Clusters, CreateError};
 use crate::error::Pending;
 
+/// A cluster's name, and the word that was given for its data.
+type Deletion = (String, Option<String>);
+
 /// What happens to clusters by themselves.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
@@ -37,7 +40,7 @@ pub struct MemoryClusters {
     /// What is there.
     pub clusters: Arc<Mutex<BTreeMap<String, FileSystemCluster>>>,
     /// What was deleted, with its confirmation.
-    pub deleted: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    pub deleted: Arc<Mutex<Vec<Deletion>>>,
 }
 
 impl MemoryClusters {

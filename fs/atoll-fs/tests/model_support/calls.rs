@@ -1,5 +1,10 @@
 //! System calls as values, drawn at random, carried out by a user on both trees.
 
+#![allow(
+    clippy::undocumented_unsafe_blocks,
+    reason = "all are system calls on strings and buffers that live until the call returns"
+)]
+
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
