@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use atoll_core::commands::ServerChange;
 use atoll_core::ids::{MemberId, ServerId};
+#[cfg(feature = "servers")]
+use atoll_proto::Address;
 use atoll_proto::admin::{
     ChangeMembers, ChangeServer, MemberIdentity, MembersChange, TransferLeader, WhoRequest,
 };
@@ -51,7 +53,7 @@ pub fn run(command: &AdminCommand) -> Outcome {
         }
         AdminCommand::Forget(args) => {
             change_server(args, ServerChange::Forget)?;
-            println!("it is none of this cluster's any more: stop it, and remove its folder");
+            println!("it is none of this cluster's any more: remove its folder");
         }
         #[cfg(feature = "servers")]
         AdminCommand::GoOnAlone(args) => go_on_alone(args)?,
@@ -76,6 +78,8 @@ fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
              majority can be started again, start it instead; otherwise say --the-others-are-gone",
         ));
     }
+    // What is written into the log is where everybody will look for it.
+    let address: Address = args.address.parse().map_err(Failure::failed)?;
     // An empty folder would become one of a new member.
     if !args.data.join("raft").is_dir() {
         return Err(Failure::refused(format_args!(
@@ -83,7 +87,7 @@ fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
             args.data.display()
         )));
     }
-    let (member, position) = atoll_metadata::go_on_alone(&args.data, cluster, args.address.clone())
+    let (member, position) = atoll_metadata::go_on_alone(&args.data, cluster, address.to_string())
         .map_err(|error| Failure::refused(format_args!("{}: {error}", args.data.display())))?;
     println!(
         "{member} is the only member now; its log goes up to {position}. Start it, look at 'atoll-fs status', and add \

@@ -76,10 +76,11 @@ async fn founders(
         })?;
         members.push((who.member, who.address));
     }
-    if let Some(even) = Some(members.len()).filter(|count| count % 2 == 0) {
+    let count = members.len();
+    if count % 2 == 0 {
         return Err(Failure::failed(format_args!(
-            "{even} metadata servers survive no more failures than {}: name an odd number",
-            even - 1
+            "{count} metadata servers survive no more failures than {}: name an odd number",
+            count - 1
         )));
     }
     let first = addresses.first().cloned().into_iter().collect();

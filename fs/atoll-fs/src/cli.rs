@@ -381,7 +381,8 @@ pub enum AdminCommand {
     Evacuate(ServerArgs),
     /// Uses a storage server again that was to be evacuated.
     Keep(ServerArgs),
-    /// Takes a storage server that was evacuated, or is gone with all of its replicas made anew, out of the cluster.
+    /// Takes a stopped storage server that was evacuated out of the cluster. Of one that is gone for good, evacuation makes
+    /// the replicas anew from the other copies.
     Forget(ServerArgs),
     /// The way out when most metadata servers are lost for good: a stopped one goes on alone. What only the others had
     /// is lost; they must never be started again with their old folders.

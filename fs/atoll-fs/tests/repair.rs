@@ -83,10 +83,9 @@ fn a_server_that_stays_away_is_replaced_and_one_that_comes_back_costs_nothing() 
 #[test]
 fn an_evacuated_server_is_emptied_while_it_serves_and_may_be_forgotten() {
     let mut cluster = Processes::start_all(1, 3, 2, false, &[]);
+    // The chunk that is open is of the evacuated server too: its writer goes on in another one.
     let mount = cluster.mount("mnt");
     write(&mount);
-    cluster.unmount(&mount);
-    let mount = cluster.mount("mnt");
     let victim = (0..3).find(|number| !cluster.chunk_files(*number).is_empty()).unwrap();
     let id = server(&cluster, victim)["server"].as_str().unwrap().to_owned();
 
@@ -102,9 +101,10 @@ fn an_evacuated_server_is_emptied_while_it_serves_and_may_be_forgotten() {
         server(&cluster, victim)["chunks"] == 0 && is_whole(&cluster)
     });
     println!("evacuated in {:?}", began.elapsed());
-    let forgotten = cluster.admin(&["forget"], &[&id]);
-    assert!(forgotten.status.success(), "{}", common::text(&forgotten));
+    let early = cluster.admin(&["forget"], &[&id]);
+    assert!(!early.status.success() && common::text(&early).contains("stop it"), "{}", common::text(&early));
     Processes::kill(&mut cluster.storage[victim].0);
+    wait_until("it is forgotten", || cluster.admin(&["forget"], &[&id]).status.success());
     wait_until("it is not missed", || {
         let status = cluster.status();
         status["storage"].as_array().is_some_and(|servers| servers.len() == 2) && status["healthy"] == true

@@ -203,31 +203,9 @@ fn recount(txn: &mut Txn<'_>, ino: InodeId) -> OpResult<()> {
 }
 
 fn new_inode(txn: &Txn<'_>, now: Timestamp, kind: FileKind, parent: InodeId) -> OpResult<InodeRecord> {
-    let directory = kind == FileKind::Directory;
-    Ok(InodeRecord {
-        // Whose it was is not known: root's alone.
-        mode: kind.mode_bits() | if directory { 0o700 } else { 0o600 },
-        nlink: if directory { 2 } else { 1 },
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size: 0,
-        mapped: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        change: 1,
-        birth: txn.volume()?.epoch,
-        parent: if directory { parent } else { InodeId(0) },
-        entries: 0,
-        target: Bytes::new(),
-        xattr_list_bytes: 0,
-        access_acl: false,
-        default_acl: false,
-        truncate_epoch: 0,
-        truncations: Vec::new(),
-    })
+    // Whose it was is not known: root's alone.
+    let mode = kind.mode_bits() | if kind == FileKind::Directory { 0o700 } else { 0o600 };
+    Ok(InodeRecord::new(mode, (0, 0), parent, txn.volume()?.epoch, now))
 }
 
 /// Makes an inode anew from what is left of it: its extents, its names, what is in it. The superblock is not told:

@@ -218,28 +218,5 @@ pub fn xattr_names(from: &dyn Read, ino: InodeId) -> OpResult<Bytes> {
 /// A file's record, for tests.
 #[cfg(test)]
 pub(crate) fn tests_inode() -> InodeRecord {
-    let time = crate::attributes::Timestamp::default();
-    InodeRecord {
-        mode: FileKind::File.mode_bits() | 0o644,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size: 0,
-        mapped: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        btime: time,
-        change: 1,
-        birth: 1,
-        parent: InodeId(0),
-        entries: 0,
-        target: Bytes::new(),
-        xattr_list_bytes: 0,
-        access_acl: false,
-        default_acl: false,
-        truncate_epoch: 0,
-        truncations: Vec::new(),
-    }
+    InodeRecord::new(FileKind::File.mode_bits() | 0o644, (0, 0), InodeId(0), 1, Default::default())
 }

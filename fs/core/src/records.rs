@@ -201,6 +201,41 @@ impl Record for InodeRecord {
 }
 
 impl InodeRecord {
+    /// A new inode with nothing in it: one link, a directory two. Only a directory keeps its `parent`.
+    #[must_use]
+    pub fn new(
+        mode: u32,
+        (uid, gid): (u32, u32),
+        parent: InodeId,
+        epoch: u64,
+        now: Timestamp,
+    ) -> InodeRecord {
+        let is_directory = FileKind::of_mode(mode) == Some(FileKind::Directory);
+        InodeRecord {
+            mode,
+            nlink: if is_directory { 2 } else { 1 },
+            uid,
+            gid,
+            rdev: 0,
+            size: 0,
+            mapped: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            change: 1,
+            birth: epoch,
+            parent: if is_directory { parent } else { InodeId(0) },
+            entries: 0,
+            target: Bytes::new(),
+            xattr_list_bytes: 0,
+            access_acl: false,
+            default_acl: false,
+            truncate_epoch: 0,
+            truncations: Vec::new(),
+        }
+    }
+
     /// The inode's type.
     #[must_use]
     pub fn kind(&self) -> FileKind {

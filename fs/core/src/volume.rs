@@ -67,29 +67,7 @@ pub(crate) fn bootstrap(
         inline_bytes: 0,
         created: now,
     });
-    let root = InodeRecord {
-        mode: (0o040_000 & S_IFMT) | (mode & 0o7777),
-        nlink: 2,
-        uid,
-        gid,
-        rdev: 0,
-        size: 0,
-        mapped: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        change: 1,
-        birth: 1,
-        parent: ROOT,
-        entries: 0,
-        target: bytes::Bytes::new(),
-        xattr_list_bytes: 0,
-        access_acl: false,
-        default_acl: false,
-        truncate_epoch: 0,
-        truncations: Vec::new(),
-    };
+    let root = InodeRecord::new((0o040_000 & S_IFMT) | (mode & 0o7777), (uid, gid), ROOT, 1, now);
     txn.put_inode(ROOT, &root);
     Ok(Outcome::Done)
 }

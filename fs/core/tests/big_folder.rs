@@ -1,5 +1,7 @@
 //! A folder's size costs nothing: each operation touches as many records in a big one as in a small one.
 
+mod common;
+
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
@@ -11,6 +13,7 @@ use atoll_core::query;
 use atoll_core::records::VolumeConfig;
 use atoll_core::store::{Family, MemStore, Read, StoreError, Visit};
 use bytes::Bytes;
+use common::create;
 
 const DIRECTORY: u32 = 0o040_755;
 const FILE: u32 = 0o100_644;
@@ -80,17 +83,7 @@ impl Volume {
     }
 
     fn create(&mut self, parent: InodeId, name: &str, mode: u32) -> (InodeId, u64) {
-        let op = Op::Create {
-            parent,
-            name: Bytes::copy_from_slice(name.as_bytes()),
-            ino: None,
-            mode,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            target: Bytes::new(),
-            umask: 0,
-        };
+        let op = create(parent, name, mode, 0);
         match self.run(op) {
             (Outcome::Inode(attributes), touched) => (attributes.ino, touched),
             (other, _) => panic!("{other:?}"),

@@ -1,6 +1,8 @@
 //! Each kind of damage: injected into the records of a small volume, found by its name, repaired, and nothing that
 //! could be reached before has lost a byte by the repair.
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use atoll_core::acl::ACCESS_NAME;
@@ -21,6 +23,7 @@ use atoll_core::records::{
 };
 use atoll_core::store::{Family, MemStore, Read};
 use bytes::Bytes;
+use common::create;
 
 const FILE: u32 = 0o100_644;
 const DIRECTORY: u32 = 0o040_755;
@@ -116,17 +119,7 @@ impl Volume {
     }
 
     fn create(&mut self, parent: InodeId, name: &str, mode: u32) -> InodeId {
-        let made = self.run(Op::Create {
-            parent,
-            name: Bytes::copy_from_slice(name.as_bytes()),
-            ino: None,
-            mode,
-            uid: 1000,
-            gid: 100,
-            rdev: 0,
-            target: Bytes::new(),
-            umask: 0,
-        });
+        let made = self.run(create(parent, name, mode, 0));
         match made {
             Outcome::Inode(attributes) => attributes.ino,
             other => panic!("{other:?}"),

@@ -1,5 +1,7 @@
 //! Locks, access control lists, files without a name, whiteouts: what each promises on the records.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
@@ -19,6 +21,7 @@ use atoll_core::records::VolumeConfig;
 use atoll_core::seek::{Seek, Sought, seek};
 use atoll_core::store::{Family, MemStore};
 use bytes::Bytes;
+use common::create;
 
 /// A volume and its sessions.
 struct Volume {
@@ -64,20 +67,6 @@ impl Volume {
             Outcome::Inode(attributes) => *attributes,
             other => panic!("{other:?}"),
         }
-    }
-}
-
-fn create(parent: InodeId, name: &str, mode: u32, umask: u32) -> Op {
-    Op::Create {
-        parent,
-        name: Bytes::copy_from_slice(name.as_bytes()),
-        ino: None,
-        mode,
-        uid: 1000,
-        gid: 100,
-        rdev: 0,
-        target: Bytes::new(),
-        umask,
     }
 }
 

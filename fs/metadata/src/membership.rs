@@ -11,8 +11,8 @@ use atoll_core::ids::MemberId;
 use atoll_proto::admin::MembersChange;
 use atoll_raft::{PeerStatus, RaftStatus};
 
-/// Members of a group at most: with more, each commit waits for more disks and no more failures are survived that happen.
-pub const MEMBERS_MAX: usize = 7;
+/// Members of a group at most. Five survive the loss of two; with more of them each commit would only wait for more disks.
+pub const MEMBERS_MAX: usize = 5;
 /// A member that was heard of within this time counts as there.
 pub const HEARD_WITHIN: Duration = Duration::from_secs(5);
 
@@ -125,7 +125,9 @@ impl Group {
         }
         voters.insert(member);
         if voters.len() > MEMBERS_MAX {
-            return Err(format!("a group has {MEMBERS_MAX} members at most"));
+            return Err(format!(
+                "a group has {MEMBERS_MAX} members at most: let the new one take another's place"
+            ));
         }
         self.can_go_on(&voters, Some(member))?;
         let mut steps = Vec::new();
@@ -259,7 +261,7 @@ mod tests {
         assert_eq!(degraded.steps(&MembersChange::Remove { member: C }), Ok(vec![Step::Vote(set(&[A, B]))]));
         assert!(group(&[]).steps(&MembersChange::Remove { member: A }).unwrap_err().contains("last"));
         assert_eq!(degraded.steps(&MembersChange::Remove { member: D }), Ok(Vec::new()));
-        let many: Vec<_> = (2..=7).map(|id| (MemberId(id), true)).collect();
+        let many: Vec<_> = (2..=MEMBERS_MAX as u64).map(|id| (MemberId(id), true)).collect();
         assert!(group(&many).steps(&add(MemberId(8))).unwrap_err().contains("at most"));
     }
 

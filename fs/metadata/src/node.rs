@@ -77,8 +77,6 @@ pub(crate) struct Office {
     pub(crate) servers: Mutex<Servers>,
     pub(crate) orders: Mutex<OrderBook>,
     pub(crate) repair: Mutex<Progress>,
-    /// The last pass over the chunks found nothing to repair.
-    pub(crate) balancing: AtomicBool,
     pub(crate) in_flight: Mutex<HashMap<(SessionId, SlotId, u64), InFlight>>,
     /// Who waits for which lock.
     pub(crate) lock_waits: Mutex<LockWaits>,
@@ -248,6 +246,11 @@ impl Node {
         self.metrics.size("raft_log_bytes", raft.log_file_bytes);
         self.metrics.size("raft_unflushed_bytes", raft.unflushed_log_bytes);
         self.metrics.size("leads", u64::from(self.consensus.leadership().is_leader));
+        let copying = self.office.orders.lock().copies() as u64;
+        let repair = self.office.repair.lock().status(copying, clock::since_boot());
+        self.metrics.size("repair_chunks_left", repair.chunks_left);
+        self.metrics.size("repair_bytes_left", repair.bytes_left);
+        self.metrics.size("repair_copying", repair.copying);
         self.metrics.size("sessions", self.office.sessions.lock().len() as u64);
     }
 }

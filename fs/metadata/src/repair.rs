@@ -17,8 +17,11 @@ use atoll_proto::storage::CopySource;
 use crate::placement::{self, Candidate, SPREAD_LABELS};
 use crate::servers::{Health, Servers};
 
-/// Disks whose shares in use differ by less, in per cent, are left alone: moving costs more than it brings.
-const IMBALANCE_PERCENT: u64 = 10;
+/// Disks whose shares in use differ by less, in thousandths, are left alone: moving costs more than it brings…
+const IMBALANCE_PERMILLE: u64 = 100;
+/// …and so are those that differ by no more than so many chunks: copies under way are not in the reports yet, and a
+/// small disk would be overfilled and emptied again.
+const IMBALANCE_CHUNKS: u64 = 8;
 /// Speed is measured over so long.
 const SPEED_WINDOW: Duration = Duration::from_secs(30);
 
@@ -55,6 +58,13 @@ pub fn decide(record: &ChunkRecord, servers: &Servers, now: Duration, seed: u64)
     Some(Copy { target, from: sources(record, servers, now)? })
 }
 
+/// Whether an open chunk is to be sealed: only then it can be copied, and its writer takes another one that is placed
+/// on servers that count.
+#[must_use]
+pub fn is_to_be_sealed(record: &ChunkRecord, servers: &Servers, now: Duration) -> bool {
+    !record.sealed && record.replicas.iter().any(|server| !counts(servers, *server, now))
+}
+
 /// Where a replica of a sealed chunk that lacks none would better be: the emptiest disk, if the fullest of those that
 /// have one is much fuller, and replicas are spread no worse then.
 #[must_use]
@@ -67,11 +77,15 @@ pub fn balance(record: &ChunkRecord, servers: &Servers, now: Duration) -> Option
         .candidates(0, now)
         .into_iter()
         .filter(|candidate| !record.replicas.contains(&candidate.server) && candidate.free >= record.capacity)
-        .min_by_key(|candidate| (servers.used_permille(candidate.server), candidate.server))?
-        .server;
-    if servers.used_permille(fullest)? < servers.used_permille(target)? + IMBALANCE_PERCENT * 10 {
+        .min_by_key(|candidate| (servers.used_permille(candidate.server), candidate.server))?;
+    let (full, empty) = (servers.used_permille(fullest)?, servers.used_permille(target.server)?);
+    let fullest_free = servers.report(fullest)?.free;
+    if full < empty + IMBALANCE_PERMILLE
+        || target.free < fullest_free.saturating_add(record.capacity * IMBALANCE_CHUNKS)
+    {
         return None;
     }
+    let target = target.server;
     let moved: Vec<ServerId> =
         record.replicas.iter().map(|server| if *server == fullest { target } else { *server }).collect();
     if spread(&moved, servers) < spread(&record.replicas, servers) {
@@ -290,6 +304,7 @@ mod tests {
         assert!(decide(&chunk(&[1, 2]), &servers(&[10; 2]), Duration::ZERO, 7).is_none(), "nowhere to go");
         let open = ChunkRecord { sealed: false, ..chunk(&[1]) };
         assert!(decide(&open, &table, Duration::ZERO, 7).is_none());
+        assert!(!is_to_be_sealed(&open, &table, Duration::ZERO));
         assert_eq!(kept(&chunk(&[1, 2]), ServerId(3), &table, Duration::ZERO), ids(&[1, 2, 3]));
     }
 
@@ -313,6 +328,9 @@ mod tests {
         drain(&mut table, 1);
         drain(&mut table, 2);
         let record = chunk(&[1, 2, 3]);
+        assert!(!is_to_be_sealed(&record, &table, Duration::ZERO), "it is");
+        let open = ChunkRecord { sealed: false, ..record.clone() };
+        assert!(is_to_be_sealed(&open, &table, Duration::ZERO), "its writer takes another one");
         assert_eq!(lacks(&record, &table, Duration::ZERO), 2);
         let copy = decide(&record, &table, Duration::ZERO, 7).unwrap();
         assert!(copy.target == ServerId(4) || copy.target == ServerId(5));

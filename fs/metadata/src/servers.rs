@@ -216,10 +216,16 @@ impl Servers {
         self.version += 1;
     }
 
+    /// What a server last said.
+    #[must_use]
+    pub fn report(&self, server: ServerId) -> Option<&Report> {
+        self.entries.get(&server).map(|entry| &entry.report)
+    }
+
     /// How full a server's disk is, in thousandths; `None` if it hasn't said.
     #[must_use]
     pub fn used_permille(&self, server: ServerId) -> Option<u64> {
-        let report = &self.entries.get(&server)?.report;
+        let report = self.report(server)?;
         let used = u128::from(report.capacity.saturating_sub(report.free)) * 1000;
         used.checked_div(u128::from(report.capacity)).map(|share| share as u64)
     }

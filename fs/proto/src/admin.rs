@@ -8,7 +8,7 @@ use atoll_core::commands::ServerChange;
 use atoll_core::ids::{ClusterId, MemberId, ServerId};
 use serde::{Deserialize, Serialize};
 
-use crate::rpc::Rpc;
+use crate::rpc::rpcs;
 
 /// Asks a server who it is. Any server answers, whether it leads or belongs to a group or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,26 +94,9 @@ pub mod kind {
     pub const CHANGE_SERVER: u16 = 0x115;
 }
 
-impl Rpc for WhoRequest {
-    const KIND: u16 = kind::WHO;
-    type Request = WhoRequest;
-    type Reply = MemberIdentity;
-}
-
-impl Rpc for ChangeMembers {
-    const KIND: u16 = kind::CHANGE_MEMBERS;
-    type Request = ChangeMembers;
-    type Reply = ();
-}
-
-impl Rpc for TransferLeader {
-    const KIND: u16 = kind::TRANSFER_LEADER;
-    type Request = TransferLeader;
-    type Reply = MemberId;
-}
-
-impl Rpc for ChangeServer {
-    const KIND: u16 = kind::CHANGE_SERVER;
-    type Request = ChangeServer;
-    type Reply = ();
+rpcs! {
+    WhoRequest => MemberIdentity, kind::WHO;
+    ChangeMembers => (), kind::CHANGE_MEMBERS;
+    TransferLeader => MemberId, kind::TRANSFER_LEADER;
+    ChangeServer => (), kind::CHANGE_SERVER;
 }

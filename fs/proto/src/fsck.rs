@@ -3,7 +3,7 @@
 use atoll_core::check::Kind;
 use serde::{Deserialize, Serialize};
 
-use crate::rpc::Rpc;
+use crate::rpc::rpcs;
 
 /// Starts a check, or asks how it goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +71,6 @@ pub struct FsckReply {
     pub left: u64,
 }
 
-impl Rpc for FsckRequest {
-    const KIND: u16 = 0x118;
-    type Request = FsckRequest;
-    type Reply = FsckReply;
+rpcs! {
+    FsckRequest => FsckReply, 0x118;
 }

@@ -17,7 +17,7 @@ use atoll_core::seek::{Seek, Sought};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::rpc::Rpc;
+use crate::rpc::rpcs;
 use crate::status::Status;
 
 /// Why the metadata service did not carry a request out. What a command itself is refused with is an
@@ -472,22 +472,12 @@ impl From<MetadataError> for Status {
     }
 }
 
-macro_rules! rpc {
-    ($($request:ty => $reply:ty, $kind:ident;)*) => {
-        $(impl Rpc for $request {
-            const KIND: u16 = kind::$kind;
-            type Request = $request;
-            type Reply = $reply;
-        })*
-    };
-}
-
-rpc! {
-    MutateRequest => MutateReply, MUTATE;
-    AskRequest => Answer, ASK;
-    SessionHeartbeat => SessionHeartbeatReply, SESSION_HEARTBEAT;
-    ReclaimRequest => (), RECLAIM;
-    CloseNotice => (), CLOSE;
-    BootstrapRequest => (), BOOTSTRAP;
-    StatusRequest => ClusterStatus, STATUS;
+rpcs! {
+    MutateRequest => MutateReply, kind::MUTATE;
+    AskRequest => Answer, kind::ASK;
+    SessionHeartbeat => SessionHeartbeatReply, kind::SESSION_HEARTBEAT;
+    ReclaimRequest => (), kind::RECLAIM;
+    CloseNotice => (), kind::CLOSE;
+    BootstrapRequest => (), kind::BOOTSTRAP;
+    StatusRequest => ClusterStatus, kind::STATUS;
 }

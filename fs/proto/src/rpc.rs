@@ -24,6 +24,18 @@ pub trait Rpc {
     type Reply: Serialize + DeserializeOwned + Send;
 }
 
+/// Messages that are their own request: `Request => Reply, KIND;` each.
+macro_rules! rpcs {
+    ($($request:ty => $reply:ty, $kind:expr;)*) => {
+        $(impl $crate::rpc::Rpc for $request {
+            const KIND: u16 = $kind;
+            type Request = $request;
+            type Reply = $reply;
+        })*
+    };
+}
+pub(crate) use rpcs;
+
 /// Why a call has no reply. The distinction that matters: was it carried out or not?
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]

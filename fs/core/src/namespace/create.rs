@@ -146,29 +146,12 @@ fn make(
         None if kind != FileKind::Symlink => mode &= !(new.umask & 0o777),
         None => {}
     }
-    let mut record = InodeRecord {
-        mode,
-        nlink: if is_directory { 2 } else { 1 },
-        uid: new.uid,
-        gid: group,
-        rdev: if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) { new.rdev } else { 0 },
-        size: new.target.len() as u64,
-        mapped: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        change: 1,
-        birth: txn.volume()?.epoch,
-        parent: if is_directory { parent } else { InodeId(0) },
-        entries: 0,
-        target: Bytes::clone(new.target),
-        xattr_list_bytes: 0,
-        access_acl: false,
-        default_acl: false,
-        truncate_epoch: 0,
-        truncations: Vec::new(),
-    };
+    let mut record = InodeRecord::new(mode, (new.uid, group), parent, txn.volume()?.epoch, now);
+    if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) {
+        record.rdev = new.rdev;
+    }
+    record.size = new.target.len() as u64;
+    record.target = Bytes::clone(new.target);
     for (name, value) in lists {
         xattr::put(txn, ino, &mut record, name, value)?;
     }

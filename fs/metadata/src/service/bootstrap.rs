@@ -10,6 +10,7 @@ use atoll_proto::metadata::{BootstrapRequest, MetadataError};
 
 use super::members::raft_error;
 use crate::clock;
+use crate::membership::MEMBERS_MAX;
 use crate::node::{Node, query_error};
 
 /// How long a new group may take to find its leader.
@@ -25,6 +26,12 @@ impl Node {
             return Err(MetadataError::Fs(FsError::WrongCluster));
         }
         if self.consensus.status().members.is_empty() {
+            if request.members.len() > MEMBERS_MAX {
+                return Err(MetadataError::Refused(format!(
+                    "a group has {MEMBERS_MAX} members at most, and {} were named: name fewer",
+                    request.members.len()
+                )));
+            }
             let mut members: BTreeMap<u64, String> =
                 request.members.iter().map(|(member, address)| (member.0, address.clone())).collect();
             if members.is_empty() {

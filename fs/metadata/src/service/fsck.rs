@@ -22,6 +22,8 @@ use crate::node::{Node, query_error, store_error};
 const FINDINGS_MAX: usize = 10_000;
 /// Findings that an answer holds.
 const SHOWN_MAX: usize = 2_000;
+/// Bytes of their words and paths, which may be long: a message has a bound.
+const SHOWN_BYTES_MAX: usize = 1 << 20;
 /// Times that the volume is gone through at most: each repairs one phase at least, and there are seven.
 const ROUNDS_MAX: u32 = 16;
 /// Records after which the walk rests for as long as it worked: users come first.
@@ -42,12 +44,12 @@ impl Fsck {
         let mut state = self.state.lock();
         match request {
             FsckRequest::Look { run } if run == state.run => Ok(state.clone()),
-            FsckRequest::Look { .. } => Err(MetadataError::Failed(
+            FsckRequest::Look { .. } => Err(MetadataError::Refused(
                 "no such check here: the leader has changed, start it again".into(),
             )),
-            FsckRequest::Start { .. } if state.run != 0 && !state.done => {
-                Err(MetadataError::Failed("a check of this volume runs already".into()))
-            }
+            FsckRequest::Start { .. } if state.run != 0 && !state.done => Err(MetadataError::Refused(
+                "a check of this volume runs already: wait until it has ended".into(),
+            )),
             FsckRequest::Start { repair, data } => {
                 let run = rand::random::<u64>().max(1);
                 *state = FsckReply { run, ..FsckReply::default() };
@@ -213,13 +215,19 @@ fn finish(
 ) {
     state.repaired = count;
     state.left = state.found;
-    state.findings = repaired;
-    for (finding, path) in left {
-        if state.findings.len() >= 2 * SHOWN_MAX {
-            break;
-        }
+    let left = left.into_iter().map(|(finding, path)| {
         let was_refused = refused.contains(&(finding.kind, finding.subject.clone()));
         let fate = if was_refused { Fate::Refused } else { Fate::Left };
-        state.findings.push(shown(&finding, path, fate));
-    }
+        shown(&finding, path, fate)
+    });
+    let mut bytes = 0;
+    state.findings = repaired
+        .into_iter()
+        .chain(left)
+        .take(2 * SHOWN_MAX)
+        .take_while(|finding| {
+            bytes += finding.words.len() + finding.path.as_ref().map_or(0, String::len);
+            bytes <= SHOWN_BYTES_MAX
+        })
+        .collect();
 }

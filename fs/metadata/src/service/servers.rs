@@ -12,7 +12,9 @@ use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::admin::ChangeServer;
 use atoll_proto::metadata::MetadataError;
 
+use crate::clock;
 use crate::node::{Node, store_error};
+use crate::servers::Health;
 
 impl Node {
     /// Evacuates a storage server, keeps it, or forgets it.
@@ -20,6 +22,13 @@ impl Node {
         self.lead()?;
         let ChangeServer { server, change } = request;
         if change == ServerChange::Forget {
+            let health = self.office.servers.lock().health(server, clock::since_boot());
+            if health == Some(Health::Alive) {
+                // It would register again within a second.
+                return Err(MetadataError::Refused(format!(
+                    "storage server {server} still runs: evacuate it, stop it, then forget it"
+                )));
+            }
             let chunks = self.chunks_on(server).map_err(|error| store_error(&error))?;
             if chunks > 0 {
                 return Err(MetadataError::Refused(format!(

@@ -9,12 +9,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_core::commands::Op;
 use atoll_core::ids::ChunkId;
 use atoll_core::keys;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::{ChunkRecord, Record};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 
+use super::failed;
 use crate::clock;
 use crate::node::Node;
 use crate::repair::{self, Budget};
@@ -29,32 +31,46 @@ const COPIES_PER_SERVER_MAX: usize = 4;
 /// Chunks that are being repaired after one step, so that a step's decisions are carried out before the next.
 const REPAIRS_PER_STEP: usize = 64;
 
+/// What a pass over the chunks carries from step to step.
+struct Pass {
+    budget: Budget,
+    /// Nothing was found to repair so far.
+    sound: bool,
+    /// Nothing was found in the whole pass before: replicas may be moved for balance.
+    may_balance: bool,
+}
+
 /// Runs for as long as the server does.
 pub(super) async fn run(node: Arc<Node>) {
-    let mut budget = Budget::new(node.repair_bytes_per_second);
+    let budget = Budget::new(node.repair_bytes_per_second);
+    let mut pass = Pass { budget, sound: true, may_balance: false };
     let mut from = keys::chunks();
-    // Whether the pass so far has found nothing to repair: only then replicas are moved for balance.
-    let mut sound = true;
     loop {
         tokio::time::sleep(if from == keys::chunks() { PASS_PAUSE } else { STEP_PAUSE }).await;
         if node.lead().is_err() {
             from = keys::chunks();
+            (pass.sound, pass.may_balance) = (true, false);
             continue;
         }
-        match step(&node, &from, &mut budget, &mut sound) {
-            Ok(next) => from = next,
+        match step(&node, &from, &mut pass) {
+            Ok((next, to_seal)) => {
+                from = next;
+                let seals = to_seal.into_iter().map(|chunk| Op::SealChunk { chunk }).collect();
+                if let Err(error) = node.propose_all(seals).await {
+                    failed("sealing chunks on servers that are given up or evacuated", &error).await;
+                }
+            }
             Err(error) => tracing::error!(%error, "looking for chunks to repair failed"),
         }
         if from == keys::chunks() {
             node.office.repair.lock().passed();
-            node.office.balancing.store(sound, std::sync::atomic::Ordering::Relaxed);
-            sound = true;
+            (pass.may_balance, pass.sound) = (pass.sound, true);
         }
     }
 }
 
-/// Looks at a page of chunks; where the next page begins.
-fn step(node: &Node, from: &[u8], budget: &mut Budget, sound: &mut bool) -> Result<Vec<u8>, StoreError> {
+/// Looks at a page of chunks; where the next page begins, and which open chunks are to be sealed.
+fn step(node: &Node, from: &[u8], pass: &mut Pass) -> Result<(Vec<u8>, Vec<ChunkId>), StoreError> {
     let mut page = Vec::new();
     let mut next = keys::chunks();
     node.machine.store().scan(Family::System, from, &prefix_end(&keys::chunks()), &mut |key, value| {
@@ -68,16 +84,22 @@ fn step(node: &Node, from: &[u8], budget: &mut Budget, sound: &mut bool) -> Resu
         ControlFlow::Continue(())
     })?;
     let now = clock::since_boot();
-    let may_balance = node.office.balancing.load(std::sync::atomic::Ordering::Relaxed);
     let servers = node.office.servers.lock();
     let mut orders = node.office.orders.lock();
     let mut progress = node.office.repair.lock();
-    let mut begun = 0;
+    let (mut begun, mut to_seal) = (0, Vec::new());
     for (chunk, record) in page {
+        if !record.sealed {
+            if repair::is_to_be_sealed(&record, &servers, now) {
+                to_seal.push(chunk);
+                pass.sound = false;
+            }
+            continue;
+        }
         let length = record.committed.next_multiple_of(BLOCK_BYTES);
-        let lacks = if record.sealed { repair::lacks(&record, &servers, now) } else { 0 };
+        let lacks = repair::lacks(&record, &servers, now);
         if lacks > 0 {
-            *sound = false;
+            pass.sound = false;
             progress.found(length * lacks as u64);
         }
         if begun == REPAIRS_PER_STEP || orders.is_copied(chunk) {
@@ -85,12 +107,12 @@ fn step(node: &Node, from: &[u8], budget: &mut Budget, sound: &mut bool) -> Resu
         }
         let seed = u64::from(node.member.0 as u32) ^ chunk.0;
         let copy = match lacks {
-            0 if may_balance => repair::balance(&record, &servers, now),
+            0 if pass.may_balance => repair::balance(&record, &servers, now),
             0 => None,
             _ => repair::decide(&record, &servers, now, seed),
         };
         let Some(copy) = copy else { continue };
-        if orders.copies_of(copy.target) >= COPIES_PER_SERVER_MAX || !budget.take(length, now) {
+        if orders.copies_of(copy.target) >= COPIES_PER_SERVER_MAX || !pass.budget.take(length, now) {
             continue;
         }
         if orders.copy(copy.target, chunk, record.generation, length, copy.from) {
@@ -99,5 +121,5 @@ fn step(node: &Node, from: &[u8], budget: &mut Budget, sound: &mut bool) -> Resu
         }
     }
     node.metrics.work("repairs", begun as u64);
-    Ok(next)
+    Ok((next, to_seal))
 }
