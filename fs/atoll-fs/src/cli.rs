@@ -62,7 +62,7 @@ pub enum Command {
     ///
     /// All metadata servers that are named found the group together, so all of them have to run: one, three or five.
     Bootstrap(BootstrapArgs),
-    /// Changes the group of metadata servers.
+    /// Changes the group of metadata servers, and takes storage servers out of the cluster.
     #[command(subcommand)]
     Admin(AdminCommand),
     /// Shows how a cluster is.
