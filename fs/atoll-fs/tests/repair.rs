@@ -2,13 +2,15 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::processes::Processes;
 use common::wait_until;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 const FILES: u64 = 24;
 const FILE_BYTES: usize = 3 << 20;
@@ -78,6 +80,88 @@ fn a_server_that_stays_away_is_replaced_and_one_that_comes_back_costs_nothing() 
     wait_until("its old replicas are gone", || cluster.chunk_files(victim).is_empty());
     check(&mount);
     assert!(is_whole(&cluster));
+}
+
+/// Flips one bit in each block that holds something, headers and tables of checksums (the first 512 KiB) left alone.
+fn flip(file: &File) {
+    let length = file.metadata().unwrap().len();
+    let mut block = vec![0; 4096];
+    for at in (1 << 19..length / 4096 * 4096).step_by(4096) {
+        if file.read_exact_at(&mut block, at).is_ok() && block.iter().any(|byte| *byte != 0) {
+            block[100] ^= 4;
+            file.write_all_at(&block, at).unwrap();
+        }
+    }
+}
+
+fn shorten(file: &File) {
+    file.set_len(600_000).unwrap();
+}
+
+fn zero(file: &File) {
+    let length = file.metadata().unwrap().len();
+    file.set_len(0).unwrap();
+    file.set_len(length).unwrap();
+}
+
+/// Damages what a server has. Returns how many replicas that are.
+fn damage(cluster: &Processes, server: usize, how: fn(&File)) -> u64 {
+    let files = cluster.chunk_files(server);
+    for path in &files {
+        how(&OpenOptions::new().read(true).write(true).open(path).unwrap());
+    }
+    files.len() as u64
+}
+
+#[test]
+fn damage_on_one_server_goes_unnoticed_and_is_healed() {
+    let mut cluster = Processes::start_all(1, 3, 2, false, &[]);
+    let mount = cluster.mount("mnt");
+    write(&mount);
+    // The end of the session seals what it wrote.
+    cluster.unmount(&mount);
+    let victim = |cluster: &Processes, first: usize| {
+        (first..first + 3).map(|at| at % 3).find(|at| !cluster.chunk_files(*at).is_empty()).unwrap()
+    };
+    let reading_heals = |cluster: &mut Processes, name: &str| {
+        let before = copied(cluster);
+        let mount = cluster.mount("mnt");
+        wait_until(&format!("{name} replicas that were read are made anew"), || {
+            // Past the kernel's pages: each round asks the servers.
+            for number in 0..FILES {
+                let file = File::open(mount.join(format!("file-{number}"))).unwrap();
+                posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+            }
+            check(&mount);
+            copied(cluster) > before && is_whole(cluster)
+        });
+        cluster.unmount(&mount);
+    };
+    let nothing_is_bad = |cluster: &Processes| {
+        let output = cluster.command("fsck").arg("--data").output().unwrap();
+        output.status.code() == Some(0) && is_whole(cluster)
+    };
+    let damages: [(&str, fn(&File)); 2] = [("flipped", flip), ("shortened", shorten)];
+    for (number, (name, how)) in damages.into_iter().enumerate() {
+        damage(&cluster, victim(&cluster, number), how);
+        reading_heals(&mut cluster, name);
+        // Replicas that no reader chose are found by reading all of them.
+        wait_until(&format!("all {name} replicas are made anew"), || nothing_is_bad(&cluster));
+    }
+    // Files that are deleted are missed when the server starts again.
+    let server = victim(&cluster, 0);
+    let (before, files) = (copied(&cluster), cluster.chunk_files(server));
+    Processes::kill(&mut cluster.storage[server].0);
+    files.iter().for_each(|path| fs::remove_file(path).unwrap());
+    cluster.start_storage(server);
+    wait_until("deleted replicas are made anew", || {
+        copied(&cluster) >= before + files.len() as u64 && nothing_is_bad(&cluster)
+    });
+    // What was zeroed under a running server looks as if it had never been written: only who reads it knows better.
+    damage(&cluster, victim(&cluster, 1), zero);
+    reading_heals(&mut cluster, "zeroed");
+    let mount = cluster.mount("mnt");
+    check(&mount);
 }
 
 #[test]

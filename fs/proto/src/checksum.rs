@@ -131,7 +131,7 @@ pub enum ChecksumError {
         checksums: u64,
     },
     /// These blocks (numbers within the chunk, ascending) don't have the checksum they should have.
-    #[error("blocks {blocks:?} of chunk {chunk:?} don't have their checksums")]
+    #[error("{} of chunk {chunk:?} don't have their checksums", crate::storage::some_blocks(blocks))]
     Corrupt {
         /// The chunk.
         chunk: ChunkId,

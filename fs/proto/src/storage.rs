@@ -341,7 +341,7 @@ pub enum StorageError {
         length: u64,
     },
     /// Blocks don't have their checksums: on receipt the body's, else the disk's.
-    #[error("blocks {blocks:?} don't have their checksums")]
+    #[error("{} don't have their checksums", some_blocks(blocks))]
     Corrupt {
         /// Block numbers within the chunk, ascending.
         blocks: Vec<u64>,
@@ -364,6 +364,17 @@ pub enum StorageError {
     /// The chunk couldn't be copied from any of the sources.
     #[error("no source has a good replica: {0}")]
     NoGoodSource(String),
+}
+
+/// Blocks in words: the first ones, and how many there are, since a damaged replica may have thousands.
+#[must_use]
+pub fn some_blocks(blocks: &[u64]) -> String {
+    const NAMED_MAX: usize = 8;
+    let (named, rest) = blocks.split_at(blocks.len().min(NAMED_MAX));
+    match rest.len() {
+        0 => format!("blocks {named:?}"),
+        more => format!("blocks {named:?} and {more} more"),
+    }
 }
 
 impl From<StorageError> for Status {

@@ -257,7 +257,8 @@ fn changes(store: &crate::store::Store, news: &News, page: Option<Page>) -> Inve
     });
     let mut changes = InventoryChanges {
         bad: bad.collect(),
-        removed: news.removed.iter().copied().collect(),
+        // What was copied here again meanwhile isn't gone.
+        removed: news.removed.iter().copied().filter(|chunk| !store.has(*chunk)).collect(),
         ..InventoryChanges::default()
     };
     match page {

@@ -113,7 +113,11 @@ impl StorageService {
 
     /// Serves any generation: what was committed never changes and is verified, so that a replica that missed a
     /// change can only lack blocks, never have wrong ones.
-    async fn read(&self, request: ReadChunk) -> Result<Response, Status> {
+    ///
+    /// A client asks for what the records refer to, and that was on disk before they did. If a sealed replica says that
+    /// it was never written, then the replica is damaged (its table of checksums was zeroed), which nothing
+    /// else can tell from a gap that the writer left. A server that copies asks for the gaps as well.
+    async fn read(&self, request: ReadChunk, asks: Role) -> Result<Response, Status> {
         if request.length == 0 || request.length > IO_BYTES_MAX {
             return Err(StorageError::Invalid(format!("a read of {} bytes", request.length)).into());
         }
@@ -133,6 +137,11 @@ impl StorageService {
             let open = store.chunk(request.chunk).map_err(|error| wire_error(error, None))?;
             let end = request.offset.saturating_add(request.length.into());
             let read = read_available(&open, offset, end);
+            if let (Err(ChunkError::Missing(blocks)), Role::Client(_)) = (&read, asks)
+                && open.file.is_sealed()
+            {
+                store.note_bad(request.chunk, blocks);
+            }
             store.noting(request.chunk, read).map_err(|error| wire_error(error, Some(&open)))
         };
         let blocks: Blocks = self.pool.run(Lane::Read, job).await.map_err(closed)??;
@@ -245,11 +254,11 @@ impl StorageService {
         self.bytes.acquire_many(bytes as u32).await.map_err(|_| closed(PoolClosed))
     }
 
-    async fn answer(&self, request: StorageRequest, body: Bytes) -> Result<Response, Status> {
+    async fn answer(&self, request: StorageRequest, body: Bytes, asks: Role) -> Result<Response, Status> {
         match request {
             StorageRequest::Write(request) => self.write(request, body).await,
             StorageRequest::Sync(request) => self.sync(request).await,
-            StorageRequest::Read(request) => self.read(request).await,
+            StorageRequest::Read(request) => self.read(request, asks).await,
             StorageRequest::Seal(request) => {
                 self.seal(request).await?;
                 Response::to::<SealChunk>(&(), ())
@@ -282,7 +291,7 @@ impl Handler for StorageService {
                 StatusCode::Forbidden,
                 format!("{} may not ask a storage server for this", peer.remote.role),
             )),
-            Ok(decoded) => self.answer(decoded, request.body).await,
+            Ok(decoded) => self.answer(decoded, request.body, peer.remote.role).await,
             Err(status) => Err(status),
         };
         self.metrics.answered(verb, if result.is_ok() { Outcome::Ok } else { Outcome::Refused });

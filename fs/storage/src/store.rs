@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use atoll_core::ids::{ChunkId, Generation};
+use atoll_proto::storage::some_blocks;
 use parking_lot::{Mutex, RwLock};
 
 use self::ballast::Ballast;
@@ -316,14 +317,25 @@ impl Store {
         Ok(self.disk.sync_dir(folder)?)
     }
 
+    /// Whether there is a replica of the chunk, whatever state it is in.
+    #[must_use]
+    pub fn has(&self, id: ChunkId) -> bool {
+        self.index.read().contains_key(&id)
+    }
+
     /// Seals a replica, also on a full disk. Returns the blocks below the length that aren't here.
     pub fn seal(&self, id: ChunkId, generation: Generation, length: u64) -> Result<Vec<u64>, ChunkError> {
         let open = self.chunk(id)?;
         let missing = self.noting(id, self.with_ballast(|| open.file.seal(generation, length)))?;
-        if let Some(known) = self.index.write().get_mut(&id) {
+        let bad = self.index.write().get_mut(&id).is_some_and(|known| {
             known.sealed = None;
-        }
+            known.bad
+        });
         self.changes.present(id);
+        if bad {
+            // Said before, but replicas of a chunk that is being written can't be replaced: now this one can.
+            self.changes.bad(id, &[]);
+        }
         Ok(missing)
     }
 
@@ -415,7 +427,7 @@ impl Store {
             None => return,
         };
         if first_time {
-            tracing::warn!(chunk = %id, ?blocks, "a replica is damaged");
+            tracing::warn!(chunk = %id, blocks = some_blocks(blocks), "a replica is damaged");
         }
         self.changes.bad(id, blocks);
     }

@@ -221,6 +221,30 @@ async fn senseless_and_forbidden_requests_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sealed_replica_that_lacks_what_a_client_reads_is_bad() {
+    let disk = FaultyDisk::new(1, 64 << 20);
+    let server = start_on(&disk, Vec::new()).await;
+    let (client, metadata) = (client(&server).await, metadata_of(&server).await);
+    let peer = connect(&server, Role::Storage(ServerId(9))).await;
+    let block = vec![7; BLOCK as usize];
+    write(&client, 5, 0, &block, true).await.unwrap();
+    write(&client, 5, 2 * BLOCK, &block, true).await.unwrap();
+    let is_bad = async || {
+        let inventory = Inventory { after: None, limit: 10 };
+        metadata.call::<Inventory>(&inventory, ()).await.unwrap().0.replicas[0].bad
+    };
+    // What is being written may be on its way.
+    refusal(read(&client, 5, BLOCK, 100).await);
+    let seal = SealChunk { chunk: ChunkId(5), generation: Generation(2), length: 3 * BLOCK };
+    metadata.call::<SealChunk>(&seal, ()).await.unwrap();
+    // Who copies asks for gaps as well.
+    refusal(read(&peer, 5, BLOCK, 100).await);
+    assert!(!is_bad().await);
+    refusal(read(&client, 5, BLOCK, 100).await);
+    assert!(is_bad().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_syncs_share_few() {
     let folder = tempfile::tempdir().unwrap();
     let config = StorageConfig { data_dir: folder.path().join("data"), ..config(Vec::new()) };

@@ -109,8 +109,10 @@ impl Node {
             .lock()
             .heartbeat(server, beat.incarnation, report, complete, clock::since_boot())
             .map_err(refused)?;
+        // Before what it has copied since is taken in: that may be the same chunks.
+        let removed = self.removed(server, &beat.changes).map_err(|error| refusal(store_error(&error)))?;
         self.take_reports(&beat).await.map_err(refusal)?;
-        self.take_inventory(server, &beat.changes).await.map_err(refusal)?;
+        self.take_inventory(server, &beat.changes, removed).await.map_err(refusal)?;
         let (orders, idle) = self.orders_for(server).map_err(|error| refusal(store_error(&error)))?;
         if !idle.is_empty() {
             // A sweep can leave an order to trim for which nothing is left: done.
@@ -199,6 +201,7 @@ impl Node {
         &self,
         server: ServerId,
         changes: &InventoryChanges,
+        removed: Vec<ChunkId>,
     ) -> Result<(), MetadataError> {
         let strays = self.strays(server, changes).map_err(|error| store_error(&error))?;
         let missing = self.missing(server, changes).map_err(|error| store_error(&error))?;
@@ -209,7 +212,7 @@ impl Node {
             ops.push(Op::DeleteStray { server, chunks: strays });
         }
         let bad = changes.bad.iter().map(|bad| bad.chunk);
-        for chunk in missing.into_iter().chain(bad) {
+        for chunk in missing.into_iter().chain(removed).chain(bad) {
             ops.extend(self.without_replica(chunk, server)?);
         }
         if !ops.is_empty() {
@@ -238,17 +241,33 @@ impl Node {
         Ok(strays)
     }
 
+    /// Chunks whose replicas are gone from the server though nobody ordered that.
+    fn removed(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
+        let store = self.machine.store();
+        let mut removed = Vec::new();
+        for chunk in &changes.removed {
+            let order: Option<OrderRecord> =
+                query::load(&*store, Family::System, &keys::order(server, *chunk))?;
+            if !order.is_some_and(|order| order.delete)
+                && query::chunk(&*store, *chunk)?.is_some_and(|record| record.replicas.contains(&server))
+            {
+                removed.push(*chunk);
+            }
+        }
+        Ok(removed)
+    }
+
     /// Sealed chunks that should be on the server and are not in its (page of the) full inventory. Open ones are
     /// their writers' business.
     fn missing(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        let Some(through) = changes.through else { return Ok(Vec::new()) };
+        // The last page ends behind the last chunk there is, and may be empty: then the server has lost everything.
+        let to = match changes.through {
+            _ if changes.complete => prefix_end(&keys::chunks()),
+            Some(through) => keys::chunk(ChunkId(through.0.saturating_add(1))),
+            None => return Ok(Vec::new()),
+        };
         let present: HashSet<ChunkId> = changes.present.iter().map(|replica| replica.chunk).collect();
         let from = keys::chunk(ChunkId(changes.from.map_or(0, |from| from.0.saturating_add(1))));
-        let to = if changes.complete {
-            prefix_end(&keys::chunks())
-        } else {
-            keys::chunk(ChunkId(through.0.saturating_add(1)))
-        };
         let mut missing = Vec::new();
         self.machine.store().scan(Family::System, &from, &to, &mut |key, value| {
             if let (Some(number), Ok(record)) = (keys::first_number(key), ChunkRecord::decode(value)) {

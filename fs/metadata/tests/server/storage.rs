@@ -266,6 +266,22 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
     })
     .await;
     assert_eq!(server.status().unwrap().chunks_short, 0);
+    // Its file is taken away; then the whole disk is empty.
+    let removed = InventoryChanges { removed: vec![chunk], ..InventoryChanges::default() };
+    let nothing = InventoryChanges { complete: true, ..InventoryChanges::default() };
+    for lost in [removed, nothing] {
+        second.beat(lost).await;
+        let Answer::Chunks(infos) = client.ask(Query::Chunks { chunks: vec![chunk] }).await else { panic!() };
+        assert_eq!(infos[0].replicas.len(), 1);
+        second.obey_until("another copy", is_copy).await;
+        eventually("two replicas again", async || {
+            let Answer::Chunks(infos) = client.ask(Query::Chunks { chunks: vec![chunk] }).await else {
+                panic!()
+            };
+            infos[0].replicas.len() == 2
+        })
+        .await;
+    }
     heartbeats.abort();
     server.shutdown().await;
 }

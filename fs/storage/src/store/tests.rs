@@ -218,6 +218,21 @@ fn the_ballast_keeps_deleting_possible_on_a_full_disk() {
 }
 
 #[test]
+fn damage_found_while_a_chunk_was_open_is_reported_again_when_it_is_sealed() {
+    let disk = FaultyDisk::new(1, 64 * MIB);
+    let store = open(&disk);
+    put(&store, 1, 0, &data(1, 4)).unwrap();
+    let path = path_of(ChunkId(1));
+    disk.flip_bit(&path, disk.contents(&path).unwrap().len() as u64 - 1, 0);
+    let read = store.chunk(ChunkId(1)).unwrap().file.read(0, 4 * BLOCK);
+    store.noting(ChunkId(1), read).unwrap_err();
+    assert!(store.changes().take(10).bad.contains_key(&ChunkId(1)));
+    assert!(store.changes().take(10).bad.is_empty());
+    store.seal(ChunkId(1), Generation(2), 4 * BLOCK).unwrap();
+    assert!(store.changes().take(10).bad[&ChunkId(1)].is_empty(), "as a whole");
+}
+
+#[test]
 fn damage_is_reported() {
     let disk = FaultyDisk::new(1, 64 * MIB);
     let store = open(&disk);
