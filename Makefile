@@ -64,6 +64,12 @@ bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARG
 	@hack/cargo.sh build --workspace --bins --examples
 	@hack/bench.sh $(ARGS)
 
+.PHONY: bench-failover
+bench-failover: ## Measure how long applications wait when a server dies or stops (ATOLL_KILLS=20 of each kind)
+	@hack/setup.sh
+	@hack/cargo.sh build --workspace --bins
+	@hack/cargo.sh test --workspace --bench failover
+
 .PHONY: demo-kube
 demo-kube: ## The same through Kubernetes: install, a PVC, pods on three nodes, pods killed, every byte compared
 	@hack/setup.sh

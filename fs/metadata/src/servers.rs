@@ -58,6 +58,10 @@ struct Entry {
     /// All of its inventory was seen by this leader.
     inventoried: bool,
     was_alive: bool,
+    /// The connection that it last spoke over.
+    connection: Option<u64>,
+    /// That connection has ended: its process has too, most likely.
+    parted: bool,
 }
 
 /// The table.
@@ -102,6 +106,8 @@ impl Servers {
                     report: Report::default(),
                     inventoried: false,
                     was_alive: false,
+                    connection: None,
+                    parted: false,
                 };
                 (server, entry)
             })
@@ -138,6 +144,8 @@ impl Servers {
                 report,
                 inventoried: false,
                 was_alive: true,
+                connection: None,
+                parted: false,
             },
         );
         Ok(())
@@ -168,6 +176,24 @@ impl Servers {
         let capacity = entry.report.capacity.max(report.used.saturating_add(report.free));
         entry.report = Report { capacity, ..report };
         Ok(!entry.inventoried)
+    }
+
+    /// What it said came over this connection.
+    pub fn came_over(&mut self, server: ServerId, connection: u64) {
+        if let Some(entry) = self.entries.get_mut(&server) {
+            entry.connection = Some(connection);
+            entry.parted = false;
+        }
+    }
+
+    /// A connection of a server has ended. If it is the one that it last spoke over, the server is suspected at once: a
+    /// process that is killed ends its connections, one that is only slow doesn't.
+    pub fn parted(&mut self, server: ServerId, connection: u64) {
+        if let Some(entry) = self.entries.get_mut(&server)
+            && entry.connection == Some(connection)
+        {
+            entry.parted = true;
+        }
     }
 
     /// This process stood still for `gap`: it couldn't have heard anybody meanwhile.
@@ -250,11 +276,10 @@ impl Servers {
     /// silent only for a moment, since on a starved machine that is no sign of anything.
     #[must_use]
     pub fn candidates(&self, needed: usize, now: Duration) -> Vec<Candidate> {
-        let at_most = |silent: Duration| -> Vec<Candidate> {
+        let those = |wanted: &dyn Fn(&Entry) -> bool| -> Vec<Candidate> {
             self.entries
                 .iter()
-                .filter(|(_, entry)| entry.spoke && !entry.record.draining)
-                .filter(|(_, entry)| now.saturating_sub(entry.heard) <= silent)
+                .filter(|(_, entry)| entry.spoke && !entry.record.draining && wanted(entry))
                 .map(|(server, entry)| Candidate {
                     server: *server,
                     labels: entry.record.labels.clone(),
@@ -262,8 +287,11 @@ impl Servers {
                 })
                 .collect()
         };
-        let alive = at_most(SUSPECT_AFTER);
-        if alive.len() >= needed { alive } else { at_most(TRIED_UNTIL) }
+        let alive = those(&|entry| health(entry, now, self.dead_after) == Health::Alive);
+        if alive.len() >= needed {
+            return alive;
+        }
+        those(&|entry| now.saturating_sub(entry.heard) <= TRIED_UNTIL)
     }
 
     /// Bytes of data of which `copies` replicas on different servers still find room; `None` while some server
@@ -300,7 +328,7 @@ fn health(entry: &Entry, now: Duration, dead_after: Duration) -> Health {
     let silent = now.saturating_sub(entry.heard);
     if silent > dead_after {
         Health::Dead
-    } else if silent > SUSPECT_AFTER || !entry.spoke {
+    } else if silent > SUSPECT_AFTER || !entry.spoke || entry.parted {
         Health::Suspect
     } else {
         Health::Alive
@@ -371,6 +399,24 @@ mod tests {
         assert!(table.candidates(1, at(12)).is_empty());
         assert_ne!(table.version(at(6)), version);
         assert_eq!(table.health(one, at(400)), Some(Health::Dead));
+    }
+
+    #[test]
+    fn a_server_whose_connection_ends_is_suspected_at_once() {
+        let one = ServerId(1);
+        let mut table = Servers::begin(1, at(0), DEAD_AFTER, []);
+        table.registered(one, record("a:1"), 5, (0, 0), at(0)).unwrap();
+        table.came_over(one, 7);
+        table.parted(one, 6);
+        assert_eq!(table.health(one, at(1)), Some(Health::Alive), "an earlier connection");
+        table.parted(one, 7);
+        assert_eq!(table.health(one, at(1)), Some(Health::Suspect));
+        assert!(table.candidates(0, at(1)).is_empty());
+        assert_eq!(table.candidates(1, at(1)).len(), 1, "there is no other");
+        // It connects again.
+        table.heartbeat(one, 5, Report::default(), false, at(2)).unwrap();
+        table.came_over(one, 8);
+        assert_eq!(table.health(one, at(2)), Some(Health::Alive));
     }
 
     #[test]

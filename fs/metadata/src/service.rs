@@ -80,12 +80,18 @@ impl Service {
             Register::KIND => {
                 let register = request.decode::<Register>()?;
                 allow(role == Role::Storage(register.server), role)?;
-                Response::to::<Register>(&node.register(register).await?, ())
+                let server = register.server;
+                let answer = node.register(register).await?;
+                node.office.servers.lock().came_over(server, peer.connection);
+                Response::to::<Register>(&answer, ())
             }
             Heartbeat::KIND => {
                 let heartbeat = request.decode::<Heartbeat>()?;
                 allow(role == Role::Storage(heartbeat.server), role)?;
-                Response::to::<Heartbeat>(&node.storage_heartbeat(heartbeat).await?, ())
+                let server = heartbeat.server;
+                let answer = node.storage_heartbeat(heartbeat).await?;
+                node.office.servers.lock().came_over(server, peer.connection);
+                Response::to::<Heartbeat>(&answer, ())
             }
             other => Err(Status::unknown_kind(other)),
         }
@@ -99,6 +105,12 @@ impl Handler for Service {
         let result = self.answer(peer, request).await;
         self.node.metrics.request(name, started.elapsed(), result.is_err());
         result
+    }
+
+    fn disconnected(&self, peer: &PeerInfo) {
+        if let Role::Storage(server) = peer.remote.role {
+            self.node.office.servers.lock().parted(server, peer.connection);
+        }
     }
 }
 
