@@ -117,6 +117,7 @@ kube-leaks: ## Show that a test cluster leaves nothing, wherever it is interrupt
 
 # As part of all tests a short run; asked for alone, the long one.
 test-powercut: export ATOLL_CUTS ?= 50
+test-crash: export ATOLL_KILLS ?= 200
 
 .PHONY: fsx
 fsx: ## Run fsx on a mount in all its modes (installs it into the cache; takes long)

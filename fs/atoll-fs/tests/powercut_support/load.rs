@@ -1,12 +1,14 @@
 //! Writers that keep a record, outside the mount, of what they were promised.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -42,31 +44,80 @@ fn entry(number: u64) -> Vec<u8> {
     number.to_le_bytes().repeat(ENTRY_BYTES / 8)
 }
 
+/// What writers and those who disturb them know of each other.
+#[derive(Default)]
+pub struct Watch {
+    stop: AtomicBool,
+    /// Writers that are within a sync now.
+    syncing: AtomicU64,
+    /// Syncs that have returned.
+    synced: AtomicU64,
+}
+
+impl Watch {
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn sync(&self, file: &File, sync: fn(&File) -> io::Result<()>) -> io::Result<()> {
+        self.syncing.fetch_add(1, Ordering::SeqCst);
+        let result = sync(file);
+        self.syncing.fetch_sub(1, Ordering::SeqCst);
+        self.synced.fetch_add(1, Ordering::SeqCst);
+        result
+    }
+
+    fn sync_all(&self, file: &File) -> io::Result<()> {
+        self.sync(file, File::sync_all)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        self.sync(file, File::sync_data)
+    }
+}
+
 /// A load under way.
 pub struct Load {
-    stop: Arc<AtomicBool>,
-    threads: Vec<std::thread::JoinHandle<Record>>,
+    watch: Arc<Watch>,
+    threads: Vec<std::thread::JoinHandle<(Record, io::Result<()>)>>,
     record: Record,
 }
 
 impl Load {
-    /// Waits for the writers, whose mount is dead by now.
+    /// Whether a writer is within a sync at this moment.
+    pub fn is_syncing(&self) -> bool {
+        self.watch.syncing.load(Ordering::SeqCst) > 0
+    }
+
+    /// Syncs that have returned.
+    pub fn synced(&self) -> u64 {
+        self.watch.synced.load(Ordering::SeqCst)
+    }
+
+    /// Waits for the writers, whose mount is dead by now: that is the error that ends each.
     pub fn finish(self) -> Record {
-        self.stop.store(true, Ordering::Relaxed);
+        self.end().0
+    }
+
+    /// Ends the writers. Their record, and the errors that they got.
+    pub fn end(self) -> (Record, Vec<io::Error>) {
+        self.watch.stop.store(true, Ordering::Relaxed);
         let mut record = self.record;
+        let mut errors = Vec::new();
         for thread in self.threads {
-            let part = thread.join().unwrap();
+            let (part, result) = thread.join().unwrap();
+            errors.extend(result.err());
             record.synced.extend(part.synced);
             record.replaced.extend(part.replaced);
             record.logs.extend(part.logs);
             record.sequences.extend(part.sequences);
             record.blocks.extend(part.blocks);
         }
-        record
+        (record, errors)
     }
 }
 
-type Writer = fn(&Path, u64, &mut StdRng, &mut Record, &AtomicBool) -> io::Result<()>;
+type Writer = fn(&Path, u64, &mut StdRng, &mut Record, &Watch) -> io::Result<()>;
 
 impl Record {
     /// Starts the writers; each goes on until its mount fails or the load is finished.
@@ -74,24 +125,33 @@ impl Record {
         let mut record = self.clone();
         record.round += 1;
         let round = record.round;
-        let stop = Arc::new(AtomicBool::new(false));
+        let watch = Arc::new(Watch::default());
         let writers: [Writer; 6] =
             [synced_files, synced_files, replaced_file, log_file, sequence, overwritten_blocks];
         let threads = writers
             .into_iter()
             .enumerate()
             .map(|(number, writer)| {
-                let (root, stop) = (mountpoint.to_owned(), Arc::clone(&stop));
+                let (root, watch) = (mountpoint.to_owned(), Arc::clone(&watch));
                 std::thread::spawn(move || {
                     let mut rng = StdRng::seed_from_u64(seed ^ number as u64);
                     let mut record = Record::default();
-                    // The error is the cut.
-                    let _ = writer(&root, round * 10 + number as u64, &mut rng, &mut record, &stop);
-                    record
+                    let result = writer(&root, round * 10 + number as u64, &mut rng, &mut record, &watch);
+                    (record, result)
                 })
             })
             .collect();
-        Load { stop, threads, record }
+        Load { watch, threads, record }
+    }
+
+    /// Removes all files and begins anew, so that what has to be verified stays little.
+    pub fn begin_anew(&mut self, mountpoint: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(mountpoint)? {
+            let path = entry?.path();
+            if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
+        }
+        *self = Record { round: self.round, ..Record::default() };
+        Ok(())
     }
 
     /// Checks everything that was promised.
@@ -183,10 +243,10 @@ fn synced_files(
     id: u64,
     rng: &mut StdRng,
     record: &mut Record,
-    stop: &AtomicBool,
+    watch: &Watch,
 ) -> io::Result<()> {
     for at in 0.. {
-        if stop.load(Ordering::Relaxed) {
+        if watch.stopped() {
             break;
         }
         let name = format!("synced-{id}-{at}");
@@ -196,9 +256,9 @@ fn synced_files(
         let mut file = File::create(root.join(&name))?;
         file.write_all(&content)?;
         if rng.random_bool(0.5) {
-            file.sync_all()?;
+            watch.sync_all(&file)?;
         } else {
-            file.sync_data()?;
+            watch.sync_data(&file)?;
         }
         record.synced.insert(name, (length, hash(&content)));
     }
@@ -210,12 +270,12 @@ fn replaced_file(
     id: u64,
     rng: &mut StdRng,
     record: &mut Record,
-    stop: &AtomicBool,
+    watch: &Watch,
 ) -> io::Result<()> {
     let name = format!("replaced-{id}");
     let temporary: PathBuf = root.join(format!("replaced-{id}.tmp"));
     for version in 1u64.. {
-        if stop.load(Ordering::Relaxed) {
+        if watch.stopped() {
             break;
         }
         let words = [8, 2048, 20_000][rng.random_range(0..3)];
@@ -223,7 +283,7 @@ fn replaced_file(
         file.write_all(&version.to_le_bytes().repeat(words))?;
         let synced = rng.random_bool(0.5);
         if synced {
-            file.sync_all()?;
+            watch.sync_all(&file)?;
         }
         drop(file);
         // Before the first rename there is nothing to find.
@@ -232,59 +292,47 @@ fn replaced_file(
         }
         fs::rename(&temporary, root.join(&name))?;
         if version == 1 {
-            File::open(root)?.sync_all()?;
+            watch.sync_all(&File::open(root)?)?;
             record.replaced.insert(name.clone(), (1, 1));
         } else if synced {
-            File::open(root)?.sync_all()?;
+            watch.sync_all(&File::open(root)?)?;
             record.replaced.get_mut(&name).unwrap().0 = version;
         }
     }
     Ok(())
 }
 
-fn log_file(
-    root: &Path,
-    id: u64,
-    rng: &mut StdRng,
-    record: &mut Record,
-    stop: &AtomicBool,
-) -> io::Result<()> {
+fn log_file(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, watch: &Watch) -> io::Result<()> {
     let name = format!("log-{id}");
     record.logs.insert(name.clone(), (0, 0));
     let mut file = File::create(root.join(&name))?;
     for at in 0u64.. {
-        if stop.load(Ordering::Relaxed) {
+        if watch.stopped() {
             break;
         }
         record.logs.get_mut(&name).unwrap().1 = at + 1;
         file.write_all(&entry(at))?;
         if rng.random_range(0..40) == 0 {
-            file.sync_data()?;
+            watch.sync_data(&file)?;
             record.logs.get_mut(&name).unwrap().0 = at + 1;
         }
     }
     Ok(())
 }
 
-fn sequence(
-    root: &Path,
-    id: u64,
-    rng: &mut StdRng,
-    record: &mut Record,
-    stop: &AtomicBool,
-) -> io::Result<()> {
+fn sequence(root: &Path, id: u64, rng: &mut StdRng, record: &mut Record, watch: &Watch) -> io::Result<()> {
     let name = format!("sequence-{id}");
     record.sequences.insert(name.clone(), (0, 0));
     let folder = root.join(&name);
     fs::create_dir(&folder)?;
     for at in 0u64.. {
-        if stop.load(Ordering::Relaxed) {
+        if watch.stopped() {
             break;
         }
         record.sequences.get_mut(&name).unwrap().1 = at + 1;
         File::create(folder.join(at.to_string()))?;
         if rng.random_range(0..20) == 0 {
-            File::open(&folder)?.sync_all()?;
+            watch.sync_all(&File::open(&folder)?)?;
             record.sequences.get_mut(&name).unwrap().0 = at + 1;
         }
     }
@@ -296,21 +344,21 @@ fn overwritten_blocks(
     id: u64,
     rng: &mut StdRng,
     record: &mut Record,
-    stop: &AtomicBool,
+    watch: &Watch,
 ) -> io::Result<()> {
     let name = format!("blocks-{id}");
     let file =
         OpenOptions::new().create(true).truncate(false).read(true).write(true).open(root.join(&name))?;
     record.blocks.insert(name.clone(), vec![(0, 0); 64]);
     let mut counter = 0u64;
-    while !stop.load(Ordering::Relaxed) {
+    while !watch.stopped() {
         for _ in 0..rng.random_range(1..6) {
             counter += 1;
             let at = rng.random_range(0..64);
             record.blocks.get_mut(&name).unwrap()[at].1 = counter;
             file.write_all_at(&counter.to_le_bytes().repeat(512), at as u64 * 4096)?;
         }
-        file.sync_data()?;
+        watch.sync_data(&file)?;
         for block in record.blocks.get_mut(&name).unwrap() {
             block.0 = block.1;
         }
