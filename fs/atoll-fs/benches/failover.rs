@@ -182,7 +182,7 @@ fn load(kind: &str, folder: &Path, record: &Path) -> std::io::Result<()> {
     loop {
         match &stream {
             Some(stream) => {
-                stream.write_all_at(&vec![number as u8; 1 << 20], number % 64 << 20)?;
+                stream.write_all_at(&vec![number as u8; 1 << 20], (number % 64) << 20)?;
                 stream.sync_all()?;
             }
             None => {
