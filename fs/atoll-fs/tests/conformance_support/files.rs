@@ -249,6 +249,17 @@ fn truncating(cases: &mut Cases) {
                 on(&file, 0, |fd| seen(unsafe { libc::ftruncate(fd, size) }))
             });
         }
+        // What is cut off is freed later: many cuts in a row must not run into that.
+        let file = path.clone();
+        cases.expect("allocate and cut off, 20 times", user, 0, move || {
+            on(&file, libc::O_RDWR, |fd| {
+                for _ in 0..20 {
+                    seen(unsafe { libc::fallocate(fd, 0, 0, 100 << 20) })?;
+                    seen(unsafe { libc::ftruncate(fd, 0) })?;
+                }
+                Ok(0)
+            })
+        });
         let at = folder.clone();
         cases.expect("truncate of a folder", user, libc::EISDIR, move || truncate(&at, 0));
         let fifo = folder.join("fifo");

@@ -13,6 +13,10 @@ use super::{Client, ROOT_PATIENCE, inode_of};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 
+/// Pauses while a change of size has to wait for what earlier ones left to be freed.
+const RESIZE_PAUSE_MIN: Duration = Duration::from_millis(10);
+const RESIZE_PAUSE_MAX: Duration = Duration::from_millis(200);
+
 impl<M: Metadata> Client<M> {
     pub(super) async fn attributes(&self, ino: InodeId) -> Result<AttributeReply> {
         let attributes = match ino {
@@ -158,7 +162,18 @@ impl<M: Metadata> Client<M> {
         changes: AttributeChanges,
     ) -> std::result::Result<Attributes, ClientError> {
         self.data.before_truncate(ino, size).await?;
-        let attributes = inode_of(self.metadata.mutate(Op::SetAttributes { ino, changes }).await?)?;
+        let mut pause = RESIZE_PAUSE_MIN;
+        let outcome = loop {
+            match self.metadata.mutate(Op::SetAttributes { ino, changes: changes.clone() }).await {
+                // What earlier truncations cut off is still being freed.
+                Err(ClientError::Fs(FsError::TryAgain)) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(RESIZE_PAUSE_MAX);
+                }
+                other => break other?,
+            }
+        };
+        let attributes = inode_of(outcome)?;
         if attributes.kind() == FileKind::File {
             self.data.after_truncate(ino, &attributes);
             self.pages.resized(ino, attributes.size);
