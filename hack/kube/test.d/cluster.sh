@@ -53,10 +53,13 @@ case_down_twice() {
   ! grep -F " $STATE" /proc/self/mountinfo || problem 'mounts are left'
   [ -z "$(find $(hierarchies) -maxdepth 2 -path "*/$CGROUP" 2>/dev/null)" ] || problem 'cgroups are left'
   [ -z "$(losetup --list --noheadings --output BACK-FILE | grep -F "$STATE/" || true)" ] || problem 'loop devices are left'
-  # Namespaces live while a process or a mount has them; the machine's own are in the list too.
+  # Namespaces live while a process or a mount has them; the machine's own are in the list too. Of what has ended and
+  # waits for the machine's init to take note of it the process namespace can still be read.
   local own left
   own=$(readlink /proc/self/ns/{net,mnt,pid})
-  left=$(for pid in /proc/[0-9]*; do readlink "$pid"/ns/{net,mnt,pid} 2>/dev/null || true; done | sort -u |
+  left=$(for pid in /proc/[0-9]*; do
+    grep -q '^State:[[:space:]][ZX]' "$pid/status" 2>/dev/null || readlink "$pid"/ns/{net,mnt,pid} 2>/dev/null || true
+  done | sort -u |
     comm -12 - <(comm -23 <(echo "$namespaces") <(sort <<<"$own")))
   [ -z "$left" ] || problem "processes are left in namespaces $left"
 }
