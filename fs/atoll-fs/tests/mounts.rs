@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use common::processes::Processes;
 use common::{kill_and_wait, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap()
@@ -175,6 +177,80 @@ fn locks_survive_the_metadata_server_and_go_with_their_process_and_their_mount()
     let _ = process.wait();
     wait_until("a dead mount's lock is gone", || lock(&b, SET, WRITE, 100, 10) == 0);
     common::detach_all(&path);
+}
+
+/// A process that stands still until this is dropped. To close a file of its mount meanwhile would wait for it, and so
+/// would every program that is started: it closes what it inherits.
+struct StandsStill(Pid);
+
+impl StandsStill {
+    fn begin(pid: u32) -> StandsStill {
+        let pid = Pid::from_raw(pid as i32);
+        kill(pid, Signal::SIGSTOP).expect("a signal");
+        StandsStill(pid)
+    }
+}
+
+impl Drop for StandsStill {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+#[test]
+fn a_mount_that_is_cut_off_loses_what_was_not_committed_and_goes_on() {
+    let mut cluster = Processes::start(1, 1);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    let names = ["synced", "unsynced", "locked"];
+    let [synced, unsynced, locked] = names.map(|name| open(&one.join(name)));
+    for file in [&synced, &unsynced, &locked] {
+        file.write_all_at(b"before", 0).unwrap();
+        file.sync_all().unwrap();
+    }
+    assert_eq!(lock(&locked, SET, WRITE, 0, 0), 0);
+    let theirs = open(&two.join("locked"));
+    assert_eq!(lock(&theirs, SET, WRITE, 0, 0), libc::EAGAIN);
+    unsynced.write_all_at(&[b'x'; 100_000], 0).unwrap();
+    let still = StandsStill::begin(cluster.mounts[0].0.id());
+
+    // The others go on: at once where it isn't in their way, and within its session's lifetime where it is.
+    fs::write(two.join("meanwhile"), b"meanwhile").unwrap();
+    fs::rename(two.join("synced"), two.join("renamed")).unwrap();
+    wait_until("the lock of the one that is cut off is free", || lock(&theirs, SET, WRITE, 0, 0) == 0);
+    theirs.write_all_at(b"theirs", 0).unwrap();
+    assert_eq!(lock(&theirs, SET, UNLOCK, 0, 0), 0);
+    // As a rule it is stopped before it has committed anything.
+    let is_lost = fs::read(two.join("unsynced")).unwrap() == b"before";
+    println!("what was not synced is {}", if is_lost { "lost" } else { "there" });
+    drop(still);
+
+    // It finds a new session by itself, and says what it has lost: at each handle, until that is closed.
+    wait_until("it goes on", || fs::write(one.join("afterwards"), b"afterwards").is_ok());
+    assert_eq!(fs::read(two.join("afterwards")).unwrap(), b"afterwards");
+    assert_eq!(fs::read(one.join("meanwhile")).unwrap(), b"meanwhile");
+    let is_eio = |result: std::io::Result<()>| match result {
+        Ok(()) => false,
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+            true
+        }
+    };
+    for _ in 0..2 {
+        assert_eq!(is_eio(unsynced.sync_all()), is_lost);
+        assert!(is_eio(locked.write_all_at(b"mine", 0)), "its lock was another one's meanwhile");
+    }
+    let mut seen = [0; 6];
+    synced.read_exact_at(&mut seen, 0).unwrap();
+    assert_eq!(&seen, b"before");
+    synced.write_all_at(b"after.", 0).unwrap();
+    synced.sync_all().unwrap();
+    assert_eq!(fs::read(two.join("renamed")).unwrap(), b"after.");
+    drop((unsynced, locked));
+    assert_eq!(fs::read(one.join("locked")).unwrap(), b"theirs");
+    let unsynced = open(&one.join("unsynced"));
+    unsynced.write_all_at(b"again.", 0).unwrap();
+    unsynced.sync_all().unwrap();
+    assert_eq!(fs::read(two.join("unsynced")).unwrap()[..6], *b"again.");
 }
 
 #[test]
