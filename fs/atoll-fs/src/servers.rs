@@ -9,6 +9,7 @@ use atoll_metadata::server::{MetadataConfig, MetadataServer, StartError as Metad
 use atoll_metadata::store::folder::FolderError;
 use atoll_storage::store::StoreError;
 use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer};
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 
 use crate::cli::{MetadataArgs, StorageArgs};
@@ -39,14 +40,27 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
     serving_runtime(SERVER_THREADS)?.block_on(async {
         let asked_to_end = signals::listen()?;
         let mut registry = Registry::with_prefix("atoll");
-        let server = MetadataServer::start(config, &mut registry).await.map_err(metadata_failure)?;
-        let health = server.health_probe();
-        let ready: http::Readiness = Arc::new(move || health().err());
+        let mut server = MetadataServer::start(config, &mut registry).await.map_err(metadata_failure)?;
+        let health = Arc::new(Mutex::new(server.health_probe()));
+        let ready: http::Readiness = {
+            let health = health.clone();
+            Arc::new(move || (health.lock())().err())
+        };
         http::serve(&args.http, Arc::new(registry), ready).await?;
-        let signal = asked_to_end.await;
-        tracing::info!(signal, "stopping");
-        server.shutdown().await;
-        Ok(())
+        tokio::pin!(asked_to_end);
+        loop {
+            tokio::select! {
+                signal = &mut asked_to_end => {
+                    tracing::info!(signal, "stopping");
+                    server.shutdown().await;
+                    return Ok(());
+                }
+                damage = server.damaged() => {
+                    server = server.rebuild(&damage).await.map_err(metadata_failure)?;
+                    *health.lock() = server.health_probe();
+                }
+            }
+        }
     })
 }
 
@@ -105,9 +119,10 @@ pub fn metadata_failure(error: MetadataError) -> Failure {
     match error {
         MetadataError::Folder(FolderError::Io { .. }) => Failure::failed(error),
         MetadataError::Folder(_) | MetadataError::State(_) | MetadataError::Raft(_) => refused(error),
-        MetadataError::Bind(_) | MetadataError::Advertise(_) | MetadataError::Stopped => {
-            Failure::failed(error)
-        }
+        MetadataError::Bind(_)
+        | MetadataError::Advertise(_)
+        | MetadataError::NobodyLeads { .. }
+        | MetadataError::Stopped => Failure::failed(error),
     }
 }
 

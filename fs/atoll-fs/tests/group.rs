@@ -4,6 +4,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
@@ -108,12 +109,23 @@ fn wait_for_members(cluster: &Processes, count: usize) {
     });
 }
 
-/// The ids of the members, by address.
-fn member_at(cluster: &Processes, number: usize) -> String {
+/// The id of the voting member that a server is; `None` while it is none.
+fn member_of(cluster: &Processes, number: usize) -> Option<String> {
     let status = cluster.status();
     let members = status["metadata"]["members"].as_array().cloned().unwrap_or_default();
-    let at = |member: &&serde_json::Value| member["address"] == cluster.metadata[number].1.as_str();
-    members.iter().find(at).expect("a member")["member"].as_str().unwrap().to_owned()
+    let at = |member: &&serde_json::Value| {
+        member["voter"] == true && member["address"] == cluster.metadata[number].1.as_str()
+    };
+    Some(members.iter().find(at)?["member"].as_str()?.to_owned())
+}
+
+fn member_at(cluster: &Processes, number: usize) -> String {
+    member_of(cluster, number).expect("a member")
+}
+
+/// The folder of a metadata server.
+fn folder_of(cluster: &Processes, number: usize) -> PathBuf {
+    cluster.folder.path().join(Processes::metadata_name(number))
 }
 
 fn succeeds(output: &Output) {
@@ -276,4 +288,110 @@ fn a_member_that_is_left_goes_on_alone_when_it_is_told_to() {
     load.goes_on("the leader was killed");
     let rounds = load.end();
     check(&mount.join("more"), rounds);
+}
+
+/// Files below a folder whose names end so.
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().filter_map(Result::ok) {
+        if entry.path().is_dir() {
+            found.extend(files(&entry.path(), ending));
+        } else if entry.file_name().to_string_lossy().ends_with(ending) {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// Other bytes in the middle of each of these files.
+fn scribble(paths: &[PathBuf]) {
+    assert!(!paths.is_empty(), "nothing to damage");
+    for path in paths {
+        let length = fs::metadata(path).unwrap().len();
+        let file = File::options().write(true).open(path).unwrap();
+        file.write_all_at(&vec![0x5a; (length / 2) as usize], length / 4).unwrap();
+        file.sync_all().unwrap();
+    }
+}
+
+#[test]
+fn a_member_with_a_damaged_disk_is_made_anew_from_the_others() {
+    let mut cluster = Processes::start_group(3, 1, 1, false);
+    let mount = cluster.mount("mnt");
+    wait_for_members(&cluster, 3);
+    let load = Load::start(mount.join("load"));
+    load.goes_on("the start");
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
+        ("its log has other bytes", |folder| {
+            let mut logs = files(&folder.join("raft"), ".log");
+            logs.sort();
+            // Not the last of what was written: that could be what a crash has torn.
+            File::options().write(true).open(&logs[0]).unwrap().write_all_at(&[0x5a; 2000], 5000).unwrap();
+        }),
+        ("a segment of its log begins with zeroes", |folder| {
+            let mut logs = files(&folder.join("raft"), ".log");
+            logs.sort();
+            File::options().write(true).open(&logs[0]).unwrap().write_all_at(&[0; 4096], 0).unwrap();
+        }),
+        ("its log is gone", |folder| fs::remove_dir_all(folder.join("raft")).unwrap()),
+        ("its records have other bytes", |folder| {
+            for table in files(folder, ".sst") {
+                let length = fs::metadata(&table).unwrap().len();
+                fs::write(&table, vec![0x5a; length as usize]).unwrap();
+            }
+        }),
+    ];
+    let made_anew = |cluster: &Processes, number: usize, old: &str, what: &str| {
+        wait_for_members(cluster, 3);
+        assert_ne!(member_at(cluster, number), old, "{what}: it came back as who it was");
+        load.goes_on(what);
+        let folder = folder_of(cluster, number);
+        wait_until("nothing is kept of what was damaged", || {
+            let names = fs::read_dir(&folder).unwrap().filter_map(Result::ok);
+            names.into_iter().all(|entry| !entry.file_name().to_string_lossy().starts_with("damaged"))
+        });
+    };
+    for number in 0..3 {
+        wait_until("each member knows of the others", || {
+            let known = fs::read_to_string(folder_of(&cluster, number).join("members")).unwrap_or_default();
+            known.lines().count() == 3
+        });
+    }
+    for (turn, (what, damage)) in damages.into_iter().enumerate() {
+        let victim = turn % 3;
+        let old = member_at(&cluster, victim);
+        let folder = folder_of(&cluster, victim);
+        Processes::kill(&mut cluster.metadata[victim].0);
+        load.goes_on("a member was killed");
+        damage(&folder);
+        cluster.start_metadata(victim);
+        wait_until(&format!("another member takes its place: {what}"), || {
+            member_of(&cluster, victim).is_some_and(|member| member != old)
+        });
+        made_anew(&cluster, victim, &old, what);
+    }
+
+    // While it leads. Whoever reads all of it finds out.
+    let victim = leader(&cluster);
+    let old = member_at(&cluster, victim);
+    let folder = folder_of(&cluster, victim);
+    scribble(&files(&folder, ".sst"));
+    wait_until("the leader steps aside", || {
+        let _ = cluster.command("fsck").output().unwrap();
+        load.goes_on("the leader's records were damaged");
+        member_of(&cluster, victim).is_some_and(|member| member != old)
+    });
+    made_anew(&cluster, victim, &old, "the leader's records were damaged");
+
+    let rounds = load.end();
+    check(&mount.join("load"), rounds);
+    for down in 0..3 {
+        Processes::kill(&mut cluster.metadata[down].0);
+        check(&mount.join("load"), rounds);
+        let fsck = cluster.command("fsck").output().unwrap();
+        assert!(fsck.status.success(), "{}", common::text(&fsck));
+        cluster.start_metadata(down);
+        wait_for_members(&cluster, 3);
+    }
 }

@@ -52,6 +52,9 @@ pub enum StoreError {
     /// The store below failed.
     #[error("metadata store: {0}")]
     Backend(String),
+    /// The disk gives back something else than was written, or nothing.
+    #[error("metadata store damaged: {0}")]
+    Corrupt(String),
     /// A record can't be decoded.
     #[error("metadata record damaged: {0}")]
     Damaged(String),

@@ -16,7 +16,9 @@ use crate::placement::{self, Candidate};
 pub struct Facts {
     /// Servers that may get a new replica.
     pub candidates: Vec<Candidate>,
-    /// Bytes of data that all servers together still hold, in all copies; `None`: not known.
+    /// Bytes of data that all servers together still hold, in all copies, see [`Servers::room`]; `None`: not known.
+    ///
+    /// [`Servers::room`]: crate::servers::Servers::room
     pub room: Option<u64>,
     /// The metadata disk has little room: only what frees some is let through.
     pub disk_low: bool,
@@ -94,8 +96,11 @@ fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError>
     match op {
         Op::CreateChunk { replicas, .. } => {
             *replicas = choose(volume, facts);
-            if replicas.len() < usize::from(volume.config.copies_min) {
-                return Err(FsError::NoServers);
+            let needed = usize::from(volume.config.copies_min);
+            if replicas.len() < needed {
+                // Servers come back; a full disk has to be made room on.
+                let full = facts.candidates.len() >= needed;
+                return Err(if full { FsError::NoSpace } else { FsError::NoServers });
             }
         }
         Op::Reserve { bytes, bytes_min } => {
@@ -129,6 +134,21 @@ fn inline_bytes(op: &Op) -> u64 {
             .map(|piece| piece.length)
             .sum(),
         Op::Append { data: NewPlace::Inline(bytes), .. } => bytes.len() as u64,
+        _ => 0,
+    }
+}
+
+/// Bytes of the replicas that a committed command refers to, as one server has them.
+#[must_use]
+pub fn extent_bytes(op: &Op) -> u64 {
+    let bytes = |length: u64| length.next_multiple_of(atoll_core::limits::BLOCK_BYTES);
+    match op {
+        Op::Write { pieces, .. } => pieces
+            .iter()
+            .filter(|piece| matches!(piece.place, NewPlace::Chunk { .. }))
+            .map(|piece| bytes(piece.length))
+            .sum(),
+        Op::Append { data: NewPlace::Chunk { .. }, length, .. } => bytes(*length),
         _ => 0,
     }
 }
@@ -227,6 +247,17 @@ mod tests {
             assert_eq!(replicas.len(), expected);
         }
         assert_eq!(admitted(chunk(), &volume(), &facts(1)), refusal(&chunk(), FsError::NoServers));
+    }
+
+    #[test]
+    fn full_disks_are_told_from_missing_servers() {
+        let mut facts = facts(3);
+        for candidate in &mut facts.candidates {
+            candidate.free = volume().config.chunk_bytes - 1;
+        }
+        assert_eq!(admitted(chunk(), &volume(), &facts), refusal(&chunk(), FsError::NoSpace));
+        facts.candidates.truncate(1);
+        assert_eq!(admitted(chunk(), &volume(), &facts), refusal(&chunk(), FsError::NoServers));
     }
 
     #[test]

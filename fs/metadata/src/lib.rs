@@ -14,6 +14,7 @@ pub mod node;
 pub mod orders;
 pub mod placement;
 pub mod proposer;
+mod rejoin;
 pub mod repair;
 pub mod server;
 pub mod servers;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
 use atoll_core::records::VolumeConfig;
+use atoll_proto::admin::TransferLeader;
 use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError, kind};
 use atoll_proto::transport::{AddressError, BindError};
 use atoll_proto::{Address, ClusterKey, ConnectOptions, Encryption, Identity, Listener, Peer, Role, serve};
@@ -28,6 +29,7 @@ use crate::changes::Changes;
 use crate::metrics::Metrics;
 use crate::node::{Consensus, Node, Office};
 use crate::proposer::{Log, Proposer};
+use crate::rejoin::{self, Others};
 use crate::servers::DEAD_AFTER;
 use crate::service::Service;
 use crate::state_machine::{Machine, MachineError};
@@ -45,6 +47,8 @@ pub const REPAIR_BYTES_PER_SECOND: u64 = 100 << 20;
 const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// The longest that a request to another member may take; Raft gives up earlier itself.
 const PEER_DEADLINE: Duration = Duration::from_secs(660);
+/// How often it is looked whether something was found damaged.
+const DAMAGE_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long stopping waits for the last user of the store.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -126,16 +130,39 @@ pub enum StartError {
     /// The address that it is to tell others.
     #[error("the advertised address: {0}")]
     Advertise(#[from] AddressError),
+    /// Its disk has damaged what it had, and the group can't help now.
+    #[error(
+        "{damage}. This member can be made anew from the others, but none of them leads now ({others}): nothing was \
+         changed; start them, then this one"
+    )]
+    NobodyLeads {
+        /// What is damaged.
+        damage: String,
+        /// The other members, as they were last known.
+        others: String,
+    },
     /// The runtime is going down.
     #[error("stopped while starting")]
     Stopped,
+}
+
+impl StartError {
+    /// Whether the disk no longer holds what was written to it.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::State(error) => error.is_damage(),
+            Self::Raft(error) => error.is_damage(),
+            _ => false,
+        }
+    }
 }
 
 /// Starts metadata servers.
 pub struct MetadataServer;
 
 impl MetadataServer {
-    /// Opens the folder, the records and the log, and serves. Metrics go to `registry`.
+    /// Opens the folder, the records and the log, and serves. Metrics go to `registry`. A member of a group whose records
+    /// or log are damaged becomes another member, which is made anew from the others.
     ///
     /// # Errors
     /// See [`StartError`]; nothing of somebody else's is touched.
@@ -144,6 +171,18 @@ impl MetadataServer {
         registry: &mut Registry,
     ) -> Result<RunningMetadata, StartError> {
         let metrics = Metrics::register(registry);
+        match MetadataServer::open(config.clone(), metrics.clone()).await {
+            Err(error) if error.is_damage() => {
+                if !step_aside(&config, &error.to_string()).await? {
+                    return Err(error);
+                }
+                MetadataServer::open(config, metrics).await
+            }
+            result => result,
+        }
+    }
+
+    async fn open(config: MetadataConfig, metrics: Metrics) -> Result<RunningMetadata, StartError> {
         let changes = Arc::new(Changes::default());
         let (folder, machine, ballast) = {
             let (config, changes, metrics) = (config.clone(), changes.clone(), metrics.clone());
@@ -189,17 +228,69 @@ impl MetadataServer {
             changes,
             office: Office::default(),
             disk_low: AtomicBool::new(false),
-            metrics,
+            metrics: metrics.clone(),
             identity: identity.clone(),
             stopping: stopping.clone(),
         });
         let tasks = TaskTracker::new();
         tasks.spawn(serve(listener, identity, Arc::new(Service::new(node.clone())), stopping.clone()));
         workers::start(&node, ballast, &tasks);
+        tasks.spawn(until(stopping.clone(), rejoin::note_members(node.clone(), folder.clone())));
+        if !folder.replaces().is_empty() {
+            tasks.spawn(until(stopping.clone(), rejoin::rejoin(node.clone(), folder.clone())));
+        }
         tasks.close();
         tracing::info!(%member, cluster = %config.cluster, address, advertise, "metadata server started");
-        Ok(RunningMetadata { node, raft, tasks, proposing, stopping, address, advertise })
+        Ok(RunningMetadata {
+            config,
+            metrics,
+            folder,
+            node,
+            raft,
+            tasks,
+            proposing,
+            stopping,
+            address,
+            advertise,
+        })
     }
+}
+
+async fn until(stopping: CancellationToken, work: impl Future<Output = ()>) {
+    stopping.run_until_cancelled(work).await;
+}
+
+/// Makes a folder whose records or log are damaged that of another member, once another one leads. `false` if there are no
+/// others: then there is nothing to make it anew from.
+async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, StartError> {
+    let folder = {
+        let config = config.clone();
+        let open = move || Folder::open(&config.dir, config.cluster, MemberId(rand::random()));
+        tokio::task::spawn_blocking(open).await.map_err(|_| StartError::Stopped)??
+    };
+    let identity = Identity {
+        cluster: config.cluster,
+        role: Role::Metadata(folder.member()),
+        key: config.key.clone(),
+        encryption: config.encryption,
+    };
+    let others = Others::of(&folder, identity);
+    if others.is_empty() {
+        return Ok(false);
+    }
+    tracing::error!(member = %folder.member(), damage, "this metadata server's disk is damaged; looking for the leader");
+    let Some(leader) = others.wait_for_leader().await else {
+        return Err(StartError::NobodyLeads { damage: damage.to_owned(), others: others.shown() });
+    };
+    let new = MemberId(rand::random());
+    tracing::error!(
+        member = %folder.member(),
+        %new,
+        leader = %leader.member,
+        "stepping aside: a new member is made from the others in this one's place"
+    );
+    tokio::task::spawn_blocking(move || folder.step_aside(new)).await.map_err(|_| StartError::Stopped)??;
+    Ok(true)
 }
 
 fn open(
@@ -218,6 +309,9 @@ fn open(
 
 /// A metadata server that runs. Dropping it without [`shutdown`](Self::shutdown) leaves it running.
 pub struct RunningMetadata {
+    config: MetadataConfig,
+    metrics: Metrics,
+    folder: Arc<Folder>,
     node: Arc<Node>,
     raft: Arc<RaftNode>,
     tasks: TaskTracker,
@@ -280,16 +374,53 @@ impl RunningMetadata {
         }
     }
 
+    /// Waits until records or log are found damaged while another member leads, or can: then this one is to be
+    /// [made anew](Self::rebuild). What is damaged, for people. Without other members it waits for ever, and serves what
+    /// it can.
+    pub async fn damaged(&self) -> String {
+        loop {
+            tokio::time::sleep(DAMAGE_LOOK_EVERY).await;
+            let Some(damage) = self.node.machine.damage().or_else(|| self.raft.log_damage()) else {
+                continue;
+            };
+            let others = Others::of(&self.folder, self.node.identity.clone());
+            if others.is_empty() {
+                continue;
+            }
+            if self.node.consensus.leadership().is_leader
+                && let Err(error) = self.node.hand_over(TransferLeader { to: None }).await
+            {
+                tracing::warn!(%error, "the leader's records are damaged, and nobody else can lead");
+            }
+            if others.leader().await.is_some() {
+                return damage;
+            }
+        }
+    }
+
+    /// Stops, and starts as another member, which is made anew from the others.
+    ///
+    /// # Errors
+    /// As [`MetadataServer::start`].
+    pub async fn rebuild(self, damage: &str) -> Result<RunningMetadata, StartError> {
+        let (config, metrics) = (self.config.clone(), self.metrics.clone());
+        self.shutdown().await;
+        if let Err(error) = step_aside(&config, damage).await {
+            tracing::warn!(%error, "going on with what is left");
+        }
+        MetadataServer::open(config, metrics).await
+    }
+
     /// Stops: answers what it is working on, makes everything durable, and lets go of its folder.
     pub async fn shutdown(self) {
-        let RunningMetadata { node, raft, tasks, proposing, stopping, .. } = self;
+        let RunningMetadata { folder, node, raft, tasks, proposing, stopping, .. } = self;
         stopping.cancel();
         tasks.wait().await;
         raft.shutdown().await;
         // What was given up halfway holds the node, which holds it.
         node.office.in_flight.lock().clear();
         let machine = Arc::downgrade(&node.machine);
-        drop((node, raft));
+        drop((node, raft, folder));
         let _ = proposing.await;
         // Whoever opens the folder next must find it free.
         let last_user = async {

@@ -62,6 +62,15 @@ struct Entry {
     connection: Option<u64>,
     /// That connection has ended: its process has too, most likely.
     parted: bool,
+    /// What [`Servers::committed`] had counted when `report` came.
+    committed: u64,
+}
+
+impl Entry {
+    /// Bytes free on its disk, as far as anybody can know: whatever was committed since it spoke may lie there.
+    fn free(&self, committed: u64) -> u64 {
+        self.report.free.saturating_sub(committed - self.committed)
+    }
 }
 
 /// The table.
@@ -71,6 +80,8 @@ pub struct Servers {
     version: u64,
     /// A server that was silent for longer is given up.
     dead_after: Duration,
+    /// Bytes of extents that were committed under this leader.
+    committed: u64,
 }
 
 /// A heartbeat is refused.
@@ -108,11 +119,12 @@ impl Servers {
                     was_alive: false,
                     connection: None,
                     parted: false,
+                    committed: 0,
                 };
                 (server, entry)
             })
             .collect();
-        Servers { entries, version: term << 24, dead_after }
+        Servers { entries, version: term << 24, dead_after, committed: 0 }
     }
 
     /// A server has registered and its record is stored.
@@ -146,6 +158,7 @@ impl Servers {
                 was_alive: true,
                 connection: None,
                 parted: false,
+                committed: self.committed,
             },
         );
         Ok(())
@@ -175,7 +188,13 @@ impl Servers {
         entry.inventoried |= inventoried;
         let capacity = entry.report.capacity.max(report.used.saturating_add(report.free));
         entry.report = Report { capacity, ..report };
+        entry.committed = self.committed;
         Ok(!entry.inventoried)
+    }
+
+    /// Extents of so many bytes are being committed: their bytes are on disks whose servers have not said so yet.
+    pub fn committed(&mut self, bytes: u64) {
+        self.committed += bytes;
     }
 
     /// What it said came over this connection.
@@ -272,6 +291,13 @@ impl Servers {
         })
     }
 
+    /// The servers that are heard of.
+    #[must_use]
+    pub fn alive(&self, now: Duration) -> Vec<ServerId> {
+        let alive = |entry: &Entry| health(entry, now, self.dead_after) == Health::Alive;
+        self.entries.iter().filter(|(_, entry)| alive(entry)).map(|(server, _)| *server).collect()
+    }
+
     /// Servers as placement sees them: those that are alive; if these are fewer than `needed`, those too that were
     /// silent only for a moment, since on a starved machine that is no sign of anything.
     #[must_use]
@@ -283,7 +309,7 @@ impl Servers {
                 .map(|(server, entry)| Candidate {
                     server: *server,
                     labels: entry.record.labels.clone(),
-                    free: entry.report.free,
+                    free: entry.free(self.committed),
                 })
                 .collect()
         };
@@ -296,8 +322,13 @@ impl Servers {
 
     /// Bytes of data of which `copies` replicas on different servers still find room; `None` while some server
     /// has not spoken to this leader, so that nobody can say.
+    ///
+    /// The last `chunk_bytes` of a disk aren't counted: no chunk begins there (see [`placement::place`]), and who was
+    /// promised room has to find a chunk for it.
+    ///
+    /// [`placement::place`]: crate::placement::place
     #[must_use]
-    pub fn room(&self, copies: u8, now: Duration) -> Option<u64> {
+    pub fn room(&self, copies: u8, chunk_bytes: u64, now: Duration) -> Option<u64> {
         if self.entries.is_empty() {
             return None;
         }
@@ -312,7 +343,7 @@ impl Servers {
             .entries
             .values()
             .filter(|entry| health(entry, now, self.dead_after) != Health::Dead && !entry.record.draining)
-            .map(|entry| entry.report.free)
+            .map(|entry| entry.free(self.committed).saturating_sub(chunk_bytes))
             .collect();
         Some(room_of(free, usize::from(copies)))
     }
@@ -386,12 +417,12 @@ mod tests {
         let one = ServerId(1);
         let mut table = Servers::begin(2, at(0), DEAD_AFTER, [(one, record("a:1"))]);
         assert_eq!(table.health(one, at(1)), Some(Health::Suspect), "not heard of yet");
-        assert_eq!(table.room(1, at(1)), None);
+        assert_eq!(table.room(1, 10, at(1)), None);
         assert_eq!(table.heartbeat(one, 5, Report::default(), false, at(1)), Err(Refused::NotRegistered));
         table.registered(one, record("a:2"), 5, (100, 40), at(1)).unwrap();
         let version = table.version(at(1));
         assert_eq!(table.health(one, at(3)), Some(Health::Alive));
-        assert_eq!(table.room(1, at(3)), Some(60));
+        assert_eq!(table.room(1, 10, at(3)), Some(50));
         assert_eq!(table.candidates(1, at(3)).len(), 1);
         assert_eq!(table.health(one, at(6)), Some(Health::Suspect));
         assert_eq!(table.candidates(1, at(6)).len(), 1, "there is no other");
@@ -399,6 +430,23 @@ mod tests {
         assert!(table.candidates(1, at(12)).is_empty());
         assert_ne!(table.version(at(6)), version);
         assert_eq!(table.health(one, at(400)), Some(Health::Dead));
+    }
+
+    #[test]
+    fn what_is_committed_takes_room_until_the_server_says_how_much_is_left() {
+        let one = ServerId(1);
+        let mut table = Servers::begin(1, at(0), DEAD_AFTER, []);
+        table.committed(1000);
+        table.registered(one, record("a:1"), 5, (100, 0), at(0)).unwrap();
+        assert_eq!(table.room(1, 10, at(0)), Some(90));
+        table.committed(30);
+        assert_eq!(table.room(1, 10, at(0)), Some(60));
+        assert_eq!(table.candidates(1, at(0))[0].free, 70);
+        table.committed(1000);
+        assert_eq!(table.room(1, 10, at(0)), Some(0));
+        let report = Report { used: 40, free: 60, ..Report::default() };
+        table.heartbeat(one, 5, report, true, at(1)).unwrap();
+        assert_eq!(table.room(1, 10, at(1)), Some(50));
     }
 
     #[test]

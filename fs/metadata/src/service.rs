@@ -24,6 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::node::Node;
+use crate::rejoin::asks_for_itself;
 
 /// Answers requests.
 pub struct Service {
@@ -54,8 +55,9 @@ impl Service {
             kind::STATUS => reply(node.status()),
             WhoRequest::KIND => reply(Ok(node.who())),
             ChangeMembers::KIND => {
-                allow(matches!(role, Role::Admin), role)?;
-                reply(node.change_members(decode(&request)?).await)
+                let change: ChangeMembers = decode(&request)?;
+                allow(matches!(role, Role::Admin) || asks_for_itself(role, &change.change), role)?;
+                reply(node.change_members(change).await)
             }
             ChangeServer::KIND => {
                 allow(matches!(role, Role::Admin), role)?;

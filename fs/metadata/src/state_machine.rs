@@ -69,6 +69,14 @@ pub enum MachineError {
     },
 }
 
+impl MachineError {
+    /// Whether the disk no longer holds what was written to it.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Corrupt(_)) | Self::Folder(FolderError::Damaged { .. }))
+    }
+}
+
 impl From<MachineError> for StateMachineError {
     fn from(error: MachineError) -> Self {
         StateMachineError::new(error)
@@ -203,6 +211,12 @@ impl Machine {
         self.store.read().clone()
     }
 
+    /// What of the records was found damaged since they were opened, if anything.
+    #[must_use]
+    pub fn damage(&self) -> Option<String> {
+        self.store().damage().map(str::to_owned)
+    }
+
     fn apply_entries(&self, entries: Vec<AppliedEntry>) -> Result<Vec<Bytes>, MachineError> {
         let started = Instant::now();
         let store = self.store();
@@ -317,7 +331,7 @@ impl StateMachine for Machine {
 
     fn checkpoint(&self, dir: &Path) -> Result<AppliedState, StateMachineError> {
         let applied = self.applied.lock().clone();
-        self.store().checkpoint(dir).map_err(MachineError::from)?;
+        self.store().verified_checkpoint(dir).map_err(MachineError::from)?;
         Ok(applied)
     }
 

@@ -87,6 +87,13 @@ impl LogError {
         Self::Io { action, path: path.to_owned(), source: Arc::new(source) }
     }
 
+    /// Whether the disk no longer holds what was written to it, as far as one can tell in a folder that is known to be
+    /// this member's.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::Foreign { .. })
+    }
+
     pub(crate) fn damaged(path: &Path, offset: u64, detail: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), offset, detail: detail.into() }
     }
@@ -125,6 +132,14 @@ pub enum RaftError {
         /// Last entry before the log.
         log: LogPosition,
     },
+    /// This member has taken part in its group, and what it voted is gone.
+    #[error(
+        "{dir} holds no vote, though this member has belonged to a group: it could vote a second time; replace this member"
+    )]
+    VoteMissing {
+        /// The folder.
+        dir: PathBuf,
+    },
     /// The state machine.
     #[error(transparent)]
     StateMachine(#[from] StateMachineFailure),
@@ -157,6 +172,19 @@ pub enum RaftError {
     /// The node has stopped.
     #[error("this node has stopped: {0}")]
     Stopped(String),
+}
+
+impl RaftError {
+    /// Whether the disk no longer holds what was written to it, as far as one can tell in a folder that is known to be
+    /// this member's: its group can give another member all of it, under another id.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Log(error) => error.is_damage(),
+            Self::StateBehindLog { .. } | Self::VoteMissing { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// A failed call into the state machine.

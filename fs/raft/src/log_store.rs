@@ -3,8 +3,8 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -146,6 +146,8 @@ pub(crate) struct Shared {
     pub(crate) room: AtomicU64,
     /// [`Account::total`], for reading without the lock.
     pub(crate) total: AtomicU64,
+    /// What was found damaged.
+    damage: OnceLock<String>,
 }
 
 /// Where consecutive entries are in one file.
@@ -246,6 +248,7 @@ impl LogStore {
             state: Mutex::new(state),
             queue: Queue::default(),
             files,
+            damage: OnceLock::new(),
         });
         let writer = Writer::new(shared.clone(), active, end);
         let thread = std::thread::Builder::new()
@@ -399,7 +402,7 @@ impl LogStore {
                 entries.clear();
                 bytes = 0;
             }
-            for entry in read_places(&places)? {
+            for entry in read_places(&places).inspect_err(|error| self.shared.note_damage(error))? {
                 bytes += entry.payload.len() + record::HEADER_BYTES;
                 if bytes > bytes_max && !entries.is_empty() {
                     return Ok(entries);
@@ -463,6 +466,11 @@ impl LogStore {
         (self.shared.state.lock().segments.len() as u64 + 1) * u64::from(self.segment_bytes)
     }
 
+    /// What was found damaged since the log was opened, if anything.
+    pub(crate) fn damage(&self) -> Option<String> {
+        self.shared.damage.get().cloned()
+    }
+
     /// Why no more commands should be accepted, if so: the next segment can't be made, and half of
     /// this one is used. What is accepted but not yet written is at most a quarter of a segment,
     /// so it finds room, and the group's own entries do for a long time.
@@ -484,6 +492,13 @@ impl Drop for LogStore {
 }
 
 impl Shared {
+    fn note_damage(&self, error: &LogError) {
+        if error.is_damage() {
+            // The first one is enough.
+            let _ = self.damage.set(error.to_string());
+        }
+    }
+
     /// Lets go of the oldest segments, as far as none of their entries is in the log any more.
     pub(crate) fn drop_segments(&self, state: &mut State) {
         while state.segments.len() > 1 {

@@ -204,8 +204,13 @@ pub(crate) fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), Raf
     Ok((lock, Arc::new(LogStore::open(&log, Arc::new(RealDisk { sync: config.sync }))?)))
 }
 
-fn check_state(store: &LogStore, machine: &dyn StateMachine) -> Result<(), RaftError> {
+fn check_state(dir: &Path, store: &LogStore, machine: &dyn StateMachine) -> Result<(), RaftError> {
     let applied = machine.applied().position;
+    let last = store.ends().1;
+    // The first entry of a founder is written before its first vote.
+    if store.vote().is_none() && (applied.is_some() || last.is_some_and(|last| last.index > 0)) {
+        return Err(RaftError::VoteMissing { dir: dir.to_owned() });
+    }
     match store.ends() {
         (Some(base), _) if applied.is_none_or(|applied| applied.index < base.index) => {
             Err(RaftError::StateBehindLog { state: applied, log: base })
@@ -243,7 +248,7 @@ impl RaftNode {
             let open = tokio::task::spawn_blocking(move || open_log(&config));
             open.await.map_err(|e| RaftError::Stopped(e.to_string()))??
         };
-        check_state(&store, &*machine)?;
+        check_state(&config.dir, &store, &*machine)?;
         let vote = store.vote();
         let applied = machine.applied().position;
         let is_new = vote.is_none() && store.ends().1.is_none() && applied.is_none();
@@ -392,6 +397,11 @@ impl RaftNode {
             // openraft hasn't said so yet, or says only that it ended.
             _ => self.machine_failure.get().cloned().unwrap_or_else(|| "it was shut down".into()),
         })
+    }
+
+    /// What of the log was found damaged since the start, if anything.
+    pub fn log_damage(&self) -> Option<String> {
+        self.store.damage()
     }
 
     /// Whether this node may answer reads at this moment. Cheap: called for each read, after its

@@ -218,7 +218,7 @@ impl Registrar {
                 store.changes().put_back(News { present, ..News::default() });
             }
             let changes = changes(&store, &news, page);
-            store.space().map(|space| (space, news, changes))
+            store.space().map(|space| (store.writable_bytes(&space), space, news, changes))
         };
         let done = self
             .service
@@ -226,7 +226,7 @@ impl Registrar {
             .run(Lane::Background, job)
             .await
             .map_err(|PoolClosed| PoolClosed.to_string())?;
-        let (space, news, changes) = done.map_err(|error| error.to_string())?;
+        let (free, space, news, changes) = done.map_err(|error| error.to_string())?;
         let sending = changes.from.is_some() || changes.through.is_some() || changes.complete;
         *scan = match (sending && !changes.complete, changes.through) {
             (true, Some(through)) => Some(Scan { after: Some(through) }),
@@ -238,7 +238,7 @@ impl Registrar {
             incarnation: identity.incarnation,
             sequence,
             used: space.capacity_bytes.saturating_sub(space.free_bytes),
-            free: space.free_bytes,
+            free,
             chunks: self.service.store.len() as u64,
             disk_errors: self.service.store.disk_errors(),
             changes,

@@ -18,6 +18,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use atoll_core::ids::{ChunkId, Generation};
 use atoll_proto::storage::some_blocks;
@@ -51,6 +52,9 @@ const SUFFIX: &str = ".chunk";
 pub const OPEN_CHUNKS_MAX: usize = 256;
 /// Locks that keep two callers from opening, making or deleting the same replica at once.
 const STRIPES: usize = 64;
+
+/// For how long a disk that has refused a write counts as full.
+const FULL_MEMORY: Duration = Duration::from_secs(3);
 
 /// How a folder is to be served.
 #[derive(Debug, Clone)]
@@ -114,6 +118,8 @@ pub struct Store {
     ballast: Ballast,
     changes: Changes,
     disk_errors: AtomicU64,
+    /// When a write last found no room.
+    full: Mutex<Option<Instant>>,
     bad_blocks: AtomicU64,
     /// Numbers the temporary files of copies.
     copies: AtomicU64,
@@ -158,6 +164,7 @@ impl Store {
             ballast,
             changes: Changes::default(),
             disk_errors: AtomicU64::new(0),
+            full: Mutex::new(None),
             bad_blocks: AtomicU64::new(0),
             copies: AtomicU64::new(0),
             disk,
@@ -203,6 +210,13 @@ impl Store {
     /// Size and free space of the disk; the ballast counts as used.
     pub fn space(&self) -> io::Result<Space> {
         self.disk.space()
+    }
+
+    /// Bytes that writers may still take: none for a while after the disk has refused some, whatever it says. It may be
+    /// out of inodes, or keep its last blocks for itself.
+    pub fn writable_bytes(&self, space: &Space) -> u64 {
+        let full = self.full.lock().is_some_and(|refused| refused.elapsed() < FULL_MEMORY);
+        if full { 0 } else { space.free_bytes }
     }
 
     /// Bytes of ballast held now.
@@ -440,6 +454,7 @@ impl Store {
                 tracing::debug!(chunk = %id, reason, "a replica can't be used");
                 self.note_bad(id, &[]);
             }
+            Err(ChunkError::NoSpace) => *self.full.lock() = Some(Instant::now()),
             Err(ChunkError::Io(error)) => {
                 self.disk_errors.fetch_add(1, Ordering::Relaxed);
                 tracing::warn!(chunk = %id, %error, "the disk failed");

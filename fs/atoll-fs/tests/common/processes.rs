@@ -5,6 +5,8 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use nix::mount::MsFlags;
+
 use super::{ATOLL_FS, detach_all, kill_and_wait, require_fuse, wait_until};
 
 /// One test at a time. A test's children inherit what the others have open until they exec, and to close a file
@@ -56,6 +58,17 @@ impl Processes {
         keep_running: bool,
         metadata_flags: &'static [&'static str],
     ) -> Processes {
+        Processes::start_on((metadata, None), (storage, None), copies, keep_running, metadata_flags)
+    }
+
+    /// So many servers of each kind, on disks of so many MiB of their own.
+    pub fn start_on(
+        (metadata, metadata_mib): (usize, Option<u64>),
+        (storage, storage_mib): (usize, Option<u64>),
+        copies: u8,
+        keep_running: bool,
+        metadata_flags: &'static [&'static str],
+    ) -> Processes {
         require_fuse();
         let turn = TURN.lock();
         let folder = tempfile::Builder::new().prefix("atoll-processes-").tempdir().unwrap();
@@ -74,6 +87,9 @@ impl Processes {
             mounts: Vec::new(),
         };
         for number in 0..metadata {
+            if let Some(mib) = metadata_mib {
+                cluster.disk(&Processes::metadata_name(number), mib);
+            }
             cluster.start_metadata(number);
         }
         let copies = copies.to_string();
@@ -82,6 +98,9 @@ impl Processes {
             cluster.command("bootstrap").args(arguments).output().unwrap().status.success()
         });
         for number in 0..storage {
+            if let Some(mib) = storage_mib {
+                cluster.disk(&format!("storage-{number}"), mib);
+            }
             cluster.start_storage(number);
         }
         wait_until("all storage servers are alive", || cluster.alive_servers() == storage);
@@ -115,7 +134,7 @@ impl Processes {
     }
 
     /// Name of a metadata server, of its folder and its log.
-    fn metadata_name(number: usize) -> String {
+    pub fn metadata_name(number: usize) -> String {
         if number == 0 { "metadata".into() } else { format!("metadata-{number}") }
     }
 
@@ -154,6 +173,15 @@ impl Processes {
     pub fn signal_metadata(&self, number: usize, signal: nix::sys::signal::Signal) {
         let child = self.metadata[number].0.as_ref().expect("it runs");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).expect("a signal");
+    }
+
+    /// A disk of `mib` MiB for a server's folder: one of its own, or another size for the one it has.
+    pub fn disk(&self, name: &str, mib: u64) {
+        let path = self.folder.path().join(name);
+        let again = if path.exists() { MsFlags::MS_REMOUNT } else { MsFlags::empty() };
+        fs::create_dir_all(&path).unwrap();
+        let size = format!("size={mib}m");
+        nix::mount::mount(Some("tmpfs"), &path, Some("tmpfs"), again, Some(&*size)).expect("a tmpfs");
     }
 
     pub fn start_storage(&mut self, number: usize) {

@@ -460,6 +460,10 @@ impl Metadata for FakeMetadata {
         let mut op = op;
         if let Op::CreateChunk { replicas, .. } = &mut op {
             *replicas = self.replicas();
+            let full = |server: &Server| server.mood == Mood::Full;
+            if replicas.is_empty() && self.storage.servers.lock().values().all(full) {
+                return Err(FsError::NoSpace.into());
+            }
         }
         let written = match &op {
             Op::Write { ino, pieces, .. } => {

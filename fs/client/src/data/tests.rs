@@ -15,6 +15,7 @@ use super::testing::{FakeMetadata, FakeStorage, Mood, Random};
 use super::{DataConfig, DataPath, ErrorMark, Extents};
 use crate::arena::{Arena, ArenaConfig};
 use crate::metadata::{ClientError, Metadata};
+use crate::write::chunk_writer::FULL_WAIT_MAX;
 
 const ARENA_BYTES: u64 = 8 << 20;
 
@@ -291,6 +292,47 @@ async fn a_sealed_chunk_costs_a_rewrite_and_no_data() {
     }
     let content = cluster.metadata.durable_content(ino);
     assert!((0..20).all(|round| content[round * 1000..][..1000] == [round as u8 + 1; 1000]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn full_disks_are_waited_for_a_while_then_told() {
+    let cluster = cluster();
+    cluster.metadata.inline.store(false, Ordering::Relaxed);
+    let ino = cluster.metadata.create("a").ino;
+    cluster.write_all(ino, 0, &[1; 5000]).await;
+    cluster.data.flush(ino).await.unwrap();
+    let mut mark = cluster.data.error_mark(ino);
+    let all = |mood: Mood| (1..=4).for_each(|server| cluster.storage.set_mood(server, mood));
+
+    // Something is deleted while it waits: nobody notices.
+    all(Mood::Full);
+    cluster.write_all(ino, 5000, &[2; 5000]).await;
+    let room = async {
+        tokio::time::sleep(FULL_WAIT_MAX / 2).await;
+        all(Mood::Well);
+    };
+    let (flushed, ()) = tokio::join!(cluster.data.flush(ino), room);
+    flushed.unwrap();
+    assert_eq!(cluster.data.take_error(ino, &mut mark), Ok(()));
+
+    // They stay full: it is told once, and only what was not committed is gone. The second time nobody waits.
+    all(Mood::Full);
+    for longest in [2 * FULL_WAIT_MAX, FULL_WAIT_MAX / 2] {
+        cluster.write_all(ino, 10_000, &[3; 5000]).await;
+        let began = tokio::time::Instant::now();
+        assert_eq!(cluster.data.flush(ino).await, Err(FsError::NoSpace.into()));
+        assert!(began.elapsed() <= longest, "{:?}", began.elapsed());
+        assert_eq!(cluster.data.take_error(ino, &mut mark), Err(FsError::NoSpace.into()));
+        assert_eq!(cluster.data.take_error(ino, &mut mark), Ok(()));
+    }
+    assert_eq!(cluster.metadata.durable_content(ino), [vec![1; 5000], vec![2; 5000]].concat());
+
+    all(Mood::Well);
+    cluster.write_all(ino, 10_000, &[4; 5000]).await;
+    cluster.data.flush(ino).await.unwrap();
+    assert_eq!(cluster.metadata.durable_content(ino).len(), 15_000);
+    cluster.data.close().await.unwrap();
+    assert_eq!(cluster.volume().bytes_reserved, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -42,6 +42,9 @@ pub const UNANSWERED_AFTER: Duration = Duration::from_secs(5);
 pub const PATIENCE_MAX: Duration = Duration::from_secs(30);
 /// A server that has answered nothing for this long is taken out of a new chunk's replicas.
 pub const SUSPECTED_AFTER: Duration = Duration::from_secs(3);
+/// How long writes wait while the storage servers' disks are full, before they fail: something may just have been
+/// deleted.
+pub const FULL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pauses while there are too few storage servers for a new chunk.
 const OPEN_PAUSE_MIN: Duration = Duration::from_millis(50);
 const OPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -182,8 +185,17 @@ pub struct ChunkWriters<M> {
     open: Mutex<Open>,
     /// One chunk of a kind is opened at a time; who waits finds it open.
     opening: [tokio::sync::Mutex<()>; 2],
+    full: Mutex<Option<Full>>,
     seals: mpsc::Sender<ChunkId>,
     counters: WriteCounters,
+}
+
+/// No chunk can be opened, because disks are full.
+#[derive(Clone, Copy)]
+struct Full {
+    since: Instant,
+    /// When it was last found so.
+    seen: Instant,
 }
 
 #[derive(Default)]
@@ -218,6 +230,7 @@ impl<M: Metadata> ChunkWriters<M> {
             storage,
             open: Mutex::default(),
             opening: Default::default(),
+            full: Mutex::new(None),
             seals,
             counters: WriteCounters::default(),
         };
@@ -233,7 +246,7 @@ impl<M: Metadata> ChunkWriters<M> {
     /// Finds room for an extent of `bytes` (at most a segment), opening a chunk if need be.
     ///
     /// # Errors
-    /// Only the session's; too few servers are waited for.
+    /// `NoSpace` if the servers' disks stay full for [`FULL_WAIT_MAX`]; the session's. Too few servers are waited for.
     pub async fn place(self: &Arc<Self>, purpose: Purpose, bytes: u64) -> Result<Placement, ClientError> {
         loop {
             if let Some(placement) = self.place_now(purpose, bytes) {
@@ -322,6 +335,7 @@ impl<M: Metadata> ChunkWriters<M> {
             let create = Op::CreateChunk { kind, incarnation, replicas: Vec::new() };
             match self.metadata.mutate(create).await {
                 Ok(Outcome::Chunk(chunk, record)) => {
+                    *self.full.lock() = None;
                     let (chunk, record) = self.without_suspects(chunk, *record).await?;
                     self.counters.chunks_opened.fetch_add(1, Ordering::Relaxed);
                     return Ok(Arc::new(self.opened(chunk, &record, Writer { session, incarnation })));
@@ -335,9 +349,31 @@ impl<M: Metadata> ChunkWriters<M> {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(OPEN_PAUSE_MAX);
                 }
+                Err(ClientError::Fs(FsError::NoSpace)) => {
+                    if self.full_for(Instant::now()) >= FULL_WAIT_MAX {
+                        return Err(FsError::NoSpace.into());
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(OPEN_PAUSE_MAX);
+                }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// For how long no chunk could be opened because disks are full, as somebody finds once more. All writers wait at the
+    /// same time, not one after the other.
+    fn full_for(&self, now: Instant) -> Duration {
+        let mut full = self.full.lock();
+        let since = match *full {
+            Some(Full { since, seen }) if now.duration_since(seen) < FULL_WAIT_MAX => since,
+            _ => {
+                tracing::warn!("the storage servers' disks are full, writes wait and will fail");
+                now
+            }
+        };
+        *full = Some(Full { since, seen: now });
+        now.duration_since(since)
     }
 
     fn opened(&self, chunk: ChunkId, record: &ChunkRecord, writer: Writer) -> OpenChunk {

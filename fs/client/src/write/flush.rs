@@ -180,6 +180,14 @@ fn judge(error: ClientError) -> Next {
     }
 }
 
+/// Of writing to chunks: there is no more room to be had by asking again.
+fn judge_writing(error: ClientError) -> Next {
+    match error {
+        ClientError::Fs(FsError::NoSpace) => Next::Lost(error),
+        other => judge(other),
+    }
+}
+
 fn pause(attempts: u32) -> Duration {
     (RETRY_PAUSE_MIN * (1 << attempts.min(10))).min(RETRY_PAUSE_MAX)
 }
@@ -274,7 +282,7 @@ impl<M: Metadata> Shared<M> {
                 Err(Next::Later(ClientError::TimedOut))
             }
             Ok(()) => self.commit(file, &batch, &mut work).await,
-            Err(error) => Err(judge(error)),
+            Err(error) => Err(judge_writing(error)),
         };
         drop(work);
         let result = match result {
@@ -394,7 +402,7 @@ impl<M: Metadata> Shared<M> {
         let mut reserve_attempts = 0;
         let mut reservation = batch.reservation;
         loop {
-            self.make_durable(work).await.map_err(judge)?;
+            self.make_durable(work).await.map_err(judge_writing)?;
             if self.metadata.session() != work.session {
                 return Err(Next::Lost(ClientError::SessionLost));
             }

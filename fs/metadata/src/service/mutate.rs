@@ -1,16 +1,17 @@
 //! Mutations: each is carried out once, however often it is sent.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::error::FsError;
-use atoll_core::ids::SessionId;
+use atoll_core::ids::{ServerId, SessionId};
 use atoll_core::keys;
 use atoll_core::query::{self, load};
 use atoll_core::records::{SessionRecord, SlotRecord};
-use atoll_core::store::{Family, Read, StoreError};
+use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::metadata::{MetadataError, MutateReply, MutateRequest};
 use futures::FutureExt;
 
@@ -109,12 +110,16 @@ impl Node {
                 let servers = self.office.servers.lock();
                 Facts {
                     candidates: servers.candidates(usize::from(volume.config.copies_min), now),
-                    room: servers.room(volume.config.copies, now),
+                    room: servers.room(volume.config.copies, volume.config.chunk_bytes, now),
                     disk_low,
                     seed: rand::random(),
                 }
             };
             admission::admit(&mut command, &volume, &facts);
+        }
+        let extent_bytes = admission::extent_bytes(&command.op);
+        if extent_bytes > 0 {
+            self.office.servers.lock().committed(extent_bytes);
         }
         let outcome = self.proposer.propose(&command).await?;
         if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {
@@ -174,14 +179,37 @@ impl Node {
     fn may_be_granted(&self, session: SessionId, bytes_min: u64) -> query::OpResult<bool> {
         let store = self.machine.store();
         let volume = query::superblock(&*store)?;
-        if bytes_min <= volume.volume_use().bytes_free() {
+        let (room, alive) = {
+            let servers = self.office.servers.lock();
+            let now = clock::since_boot();
+            (servers.room(volume.config.copies, volume.config.chunk_bytes, now), servers.alive(now))
+        };
+        let disks_full = room.is_some_and(|room| bytes_min > room.saturating_sub(volume.bytes_reserved));
+        if bytes_min <= volume.volume_use().bytes_free() && !disks_full {
             return Ok(true);
         }
-        let own = own_reservation(&*store, session)?;
-        Ok(volume.bytes_reserved <= own
-            && !self.changes.has(Work::Orphans)
-            && !self.changes.has(Work::Truncations))
+        if volume.bytes_reserved > own_reservation(&*store, session)?
+            || self.changes.has(Work::Orphans)
+            || self.changes.has(Work::Truncations)
+        {
+            return Ok(false);
+        }
+        // On the disks, what is deleted is gone only when the servers have done it.
+        Ok(!disks_full || !self.changes.has(Work::Sweeps) && !has_orders(&*store, &alive)?)
     }
+}
+
+/// Whether one of these servers has still to delete or trim something.
+fn has_orders(store: &dyn Read, servers: &[ServerId]) -> Result<bool, StoreError> {
+    let mut found = false;
+    for server in servers {
+        let prefix = keys::orders(*server);
+        store.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, _| {
+            found = true;
+            ControlFlow::Break(())
+        })?;
+    }
+    Ok(found)
 }
 
 fn own_reservation(store: &dyn Read, session: SessionId) -> Result<u64, StoreError> {

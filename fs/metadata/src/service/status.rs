@@ -134,6 +134,12 @@ impl Node {
         if let Some(reason) = &raft.refusing {
             status.problems.push(format!("metadata server {} takes no changes: {reason}", self.member));
         }
+        if let Some(damage) = self.machine.damage() {
+            status.problems.push(format!(
+                "the disk of metadata server {} is damaged ({damage}): replace it, if it happens again",
+                self.member
+            ));
+        }
         if let Some(failure) = &raft.failure {
             status.problems.push(format!("metadata server {} has stopped: {failure}", self.member));
         }

@@ -6,12 +6,20 @@
 //! current        name of the folder below that holds the state
 //! state-<n>/     RocksDB
 //! raft/          log and vote
+//! members        where the group's members are
+//! damaged-<id>/  state and log of the member that this one takes the place of
 //! ballast        see `ballast`
 //! ```
+//!
+//! A member whose state or log is damaged may not come back with less than it had: it could vote for another leader than
+//! it has voted for, and what it had acknowledged would be gone. It [steps aside](Folder::step_aside): the folder gets
+//! another member's identity, which says whose place it takes, and then what is damaged is moved out of the way. What
+//! was moved stays until the new member [votes](Folder::rejoined).
 //!
 //! Small files are replaced by writing a temporary one, syncing it, renaming it and syncing the folder, so a
 //! crash leaves the old content or the new one.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd;
@@ -25,6 +33,11 @@ const IDENTITY: &str = "identity";
 const LOCK: &str = "lock";
 const CURRENT: &str = "current";
 const STATE_PREFIX: &str = "state-";
+const RAFT: &str = "raft";
+const MEMBERS: &str = "members";
+const DAMAGED_PREFIX: &str = "damaged-";
+/// In a folder of damaged files: all of them are there.
+const MOVED: &str = "moved";
 /// What a fresh disk may hold before it is ours.
 const IGNORED: [&str; 3] = ["lost+found", LOCK, "identity.new"];
 
@@ -108,6 +121,7 @@ pub struct Folder {
     path: PathBuf,
     cluster: ClusterId,
     member: MemberId,
+    replaces: Vec<MemberId>,
     _lock: File,
 }
 
@@ -142,12 +156,103 @@ impl Folder {
                 identity
             }
             None => {
-                let identity = Identity { cluster, member: new_member };
+                let identity = Identity { cluster, member: new_member, replaces: Vec::new() };
                 replace(&path.join(IDENTITY), identity.text().as_bytes())?;
                 identity
             }
         };
-        Ok(Folder { path: path.into(), cluster: identity.cluster, member: identity.member, _lock: lock })
+        let Identity { cluster, member, replaces } = identity;
+        let folder = Folder { path: path.into(), cluster, member, replaces, _lock: lock };
+        match folder.replaces.first() {
+            Some(old) => folder.move_damaged(*old)?,
+            None => folder.remove_damaged()?,
+        }
+        Ok(folder)
+    }
+
+    /// Whose place this member is to take, if it isn't known to vote yet: the first of these that is in the group.
+    #[must_use]
+    pub fn replaces(&self) -> &[MemberId] {
+        &self.replaces
+    }
+
+    /// The folder becomes the one of `new`, which is to take this member's place; state and log are moved out of the way.
+    ///
+    /// # Errors
+    /// If the disk refuses. Opening the folder goes on with it then, if the new identity was written.
+    pub fn step_aside(self, new: MemberId) -> Result<(), FolderError> {
+        // Damaged again before it was known to have the place: either it or its predecessor is in the group.
+        let mut replaces = vec![self.member];
+        replaces.extend(self.replaces.iter().copied());
+        let identity = Identity { cluster: self.cluster, member: new, replaces };
+        replace(&self.path.join(IDENTITY), identity.text().as_bytes())?;
+        self.move_damaged(self.member)
+    }
+
+    /// This member votes in its predecessor's place: what was kept of that one goes.
+    ///
+    /// # Errors
+    /// If the disk refuses; it is done when the folder is opened next, or may be done again.
+    pub fn rejoined(&self) -> Result<(), FolderError> {
+        let identity = Identity { cluster: self.cluster, member: self.member, replaces: Vec::new() };
+        replace(&self.path.join(IDENTITY), identity.text().as_bytes())?;
+        self.remove_damaged()
+    }
+
+    /// Moves what the member `old` had out of the way, unless that was done.
+    fn move_damaged(&self, old: MemberId) -> Result<(), FolderError> {
+        let aside = self.path.join(format!("{DAMAGED_PREFIX}{old}"));
+        if aside.join(MOVED).exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(&aside).map_err(io_error("make the folder", &aside))?;
+        sync_folder(&self.path)?;
+        for name in self.names()? {
+            if name == RAFT || name == CURRENT || name.starts_with(STATE_PREFIX) {
+                let from = self.path.join(&name);
+                fs::rename(&from, aside.join(&name)).map_err(io_error("move", &from))?;
+            }
+        }
+        sync_folder(&aside)?;
+        sync_folder(&self.path)?;
+        replace(&aside.join(MOVED), b"")
+    }
+
+    fn remove_damaged(&self) -> Result<(), FolderError> {
+        for name in self.names()?.iter().filter(|name| name.starts_with(DAMAGED_PREFIX)) {
+            let path = self.path.join(name);
+            fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<String>, FolderError> {
+        let entries = fs::read_dir(&self.path).map_err(io_error("list", &self.path))?;
+        entries
+            .map(|entry| {
+                Ok(entry.map_err(io_error("list", &self.path))?.file_name().to_string_lossy().into_owned())
+            })
+            .collect()
+    }
+
+    /// Writes down where the members of the group are, for the day when the log can't be read.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn write_members(&self, members: &BTreeMap<MemberId, String>) -> Result<(), FolderError> {
+        let lines: String = members.iter().map(|(member, address)| format!("{member} {address}\n")).collect();
+        replace(&self.path.join(MEMBERS), lines.as_bytes())
+    }
+
+    /// Where the members of the group were when it was last known. What can't be read is left out.
+    #[must_use]
+    pub fn members(&self) -> BTreeMap<MemberId, String> {
+        let text = fs::read(self.path.join(MEMBERS)).unwrap_or_default();
+        let line = |line: &str| {
+            let (member, address) = line.split_once(' ')?;
+            Some((member.parse().ok()?, address.to_owned()))
+        };
+        String::from_utf8_lossy(&text).lines().filter_map(line).collect()
     }
 
     /// Whose disk this is.
@@ -171,7 +276,7 @@ impl Folder {
     /// For the Raft log.
     #[must_use]
     pub fn raft(&self) -> PathBuf {
-        self.path.join("raft")
+        self.path.join(RAFT)
     }
 
     /// The folder of the current state. What other states a crash has left is removed.
@@ -260,11 +365,14 @@ pub fn move_files(from: &Path, to: &Path) -> Result<(), FolderError> {
 struct Identity {
     cluster: ClusterId,
     member: MemberId,
+    /// Whose place it is to take, the latest first.
+    replaces: Vec<MemberId>,
 }
 
 impl Identity {
     fn text(&self) -> String {
-        format!("atoll-metadata {FORMAT}\ncluster {}\nmember {}\nend\n", self.cluster, self.member)
+        let replaces: String = self.replaces.iter().map(|old| format!("replaces {old}\n")).collect();
+        format!("atoll-metadata {FORMAT}\ncluster {}\nmember {}\n{replaces}end\n", self.cluster, self.member)
     }
 
     fn read(folder: &Path) -> Result<Option<Identity>, FolderError> {
@@ -292,10 +400,16 @@ impl Identity {
             field("cluster ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no cluster id"))?;
         let member =
             field("member ").and_then(|id| id.parse().ok()).ok_or_else(|| damaged("no member id"))?;
-        if field("end").is_none() {
+        let mut last = lines.next();
+        let mut replaces = Vec::new();
+        while let Some(id) = last.and_then(|line| line.strip_prefix("replaces ")) {
+            replaces.push(id.parse().map_err(|_| damaged("whose place it takes is no member id"))?);
+            last = lines.next();
+        }
+        if last.is_none_or(|line| !line.starts_with("end")) {
             return Err(damaged("it is cut off"));
         }
-        Ok(Some(Identity { cluster, member }))
+        Ok(Some(Identity { cluster, member, replaces }))
     }
 
     fn check(&self, path: &Path, expected: ClusterId) -> Result<(), FolderError> {
@@ -414,6 +528,63 @@ mod tests {
         fs::write(&file, "something else").unwrap();
         let error = Folder::open(dir.path(), CLUSTER, MEMBER).unwrap_err();
         assert!(matches!(error, FolderError::Foreign { .. }), "{error}");
+    }
+
+    /// A folder with a state and a log in it.
+    fn lived_in(path: &Path) -> Folder {
+        let folder = Folder::open(path, CLUSTER, MEMBER).unwrap();
+        let state = folder.current_state().unwrap();
+        for (dir, file) in [(state, "tables"), (folder.raft(), "log")] {
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join(file), file).unwrap();
+        }
+        let members = BTreeMap::from([(MEMBER, "a:1".to_owned()), (MemberId(9), "b:1".to_owned())]);
+        folder.write_members(&members).unwrap();
+        assert_eq!(folder.members(), members);
+        folder
+    }
+
+    #[test]
+    fn who_steps_aside_is_another_member_and_keeps_the_damage_until_it_votes() {
+        let dir = tempfile::tempdir().unwrap();
+        let new = MemberId(8);
+        lived_in(dir.path()).step_aside(new).unwrap();
+        let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
+        assert_eq!((folder.member(), folder.replaces()), (new, &[MEMBER][..]));
+        assert_eq!(folder.members().len(), 2);
+        assert!(!folder.raft().exists() && !folder.current_state().unwrap().exists());
+        let kept = dir.path().join(format!("damaged-{MEMBER}"));
+        assert!(kept.join("state-1/tables").exists() && kept.join("raft/log").exists());
+        // What it has got since isn't taken for the damaged one's.
+        fs::create_dir(folder.raft()).unwrap();
+        drop(folder);
+        let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
+        assert!(folder.raft().exists());
+        // Damaged again before it is known to vote.
+        folder.step_aside(MemberId(10)).unwrap();
+        let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
+        assert_eq!((folder.member(), folder.replaces()), (MemberId(10), &[new, MEMBER][..]));
+        assert!(!folder.raft().exists() && kept.join("raft/log").exists());
+        folder.rejoined().unwrap();
+        drop(folder);
+        let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
+        assert_eq!((folder.member(), folder.replaces()), (MemberId(10), &[][..]));
+        assert!(!kept.exists() && !dir.path().join(format!("damaged-{new}")).exists());
+    }
+
+    #[test]
+    fn stepping_aside_goes_on_where_a_crash_has_stopped_it() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(lived_in(dir.path()));
+        // The new identity is there, half is moved.
+        let identity = Identity { cluster: CLUSTER, member: MemberId(8), replaces: vec![MEMBER] };
+        fs::write(dir.path().join(IDENTITY), identity.text()).unwrap();
+        let kept = dir.path().join(format!("damaged-{MEMBER}"));
+        fs::create_dir(&kept).unwrap();
+        fs::rename(dir.path().join(RAFT), kept.join(RAFT)).unwrap();
+        let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
+        assert!(kept.join("state-1/tables").exists() && !folder.raft().exists());
+        assert!(!dir.path().join("state-1").exists());
     }
 
     #[test]

@@ -6,13 +6,14 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use atoll_core::store::{Family, Read, StoreError, Visit, Write};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRawIterator, Env, FlushOptions, LogLevel, Options, ReadOptions, Snapshot,
+    DBCompressionType, DBRawIterator, Env, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, Snapshot,
     WriteBatch, WriteBufferManager, WriteOptions,
 };
 
@@ -36,6 +37,9 @@ const BLOB_BYTES_MIN: u64 = 256;
 /// Bytes of RocksDB's own log of what it does, per file; it keeps two.
 const INFO_LOG_BYTES_MAX: usize = 1 << 20;
 
+/// Bytes read ahead when all of a copy is looked at.
+const VERIFY_READAHEAD_BYTES: usize = 1 << 20;
+
 /// How long a write waits for room on a full disk, and how often it looks. RocksDB goes on by itself within a few
 /// seconds after there is room again.
 pub const NO_SPACE_WAIT_MAX: Duration = Duration::from_secs(120);
@@ -47,6 +51,8 @@ pub struct Rocks {
     cache: Cache,
     // Dropped after the database, which uses it.
     memory: WriteBufferManager,
+    /// What was found damaged since it was opened.
+    damage: OnceLock<String>,
 }
 
 /// Sizes, for metrics (bytes).
@@ -61,7 +67,14 @@ pub struct RocksSizes {
 }
 
 fn failed(error: rocksdb::Error) -> StoreError {
-    StoreError::Backend(error.into_string())
+    let kind = error.kind();
+    let reason = error.into_string();
+    // A table that is gone is an error of the system's to RocksDB.
+    if kind == ErrorKind::Corruption || reason.contains("No such file or directory") {
+        StoreError::Corrupt(reason)
+    } else {
+        StoreError::Backend(reason)
+    }
 }
 
 fn is_no_space(error: &StoreError) -> bool {
@@ -138,7 +151,51 @@ impl Rocks {
             .into_iter()
             .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
         let db = DB::open_cf_descriptors(&options, dir, families).map_err(failed)?;
-        Ok(Rocks { db, cache, memory })
+        Ok(Rocks { db, cache, memory, damage: OnceLock::new() })
+    }
+
+    /// Reads every record in `dir`, so that each block's checksum is looked at. Writes nothing there.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if a block is not what was written; if RocksDB can't read.
+    pub fn verify(dir: &Path) -> Result<(), StoreError> {
+        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES / 8);
+        let mut options = Options::default();
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_skip_stats_update_on_db_open(true);
+        let families = Family::ALL
+            .into_iter()
+            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
+        let db = DB::open_cf_descriptors_read_only(&options, dir, families, false).map_err(failed)?;
+        for family in Family::ALL {
+            let Some(family) = db.cf_handle(family.name()) else {
+                return Err(StoreError::Corrupt(format!("the column family {} is missing", family.name())));
+            };
+            let mut options = ReadOptions::default();
+            options.fill_cache(false);
+            options.set_readahead_size(VERIFY_READAHEAD_BYTES);
+            Rocks::visit(db.raw_iterator_cf_opt(family, options), &[], &mut |_, _| ControlFlow::Continue(()))
+                .map_err(failed)?;
+        }
+        drop(db);
+        // RocksDB says there what it has done, which is no part of the copy.
+        let _ = std::fs::remove_file(dir.join("LOG"));
+        Ok(())
+    }
+
+    /// What was found damaged since it was opened, if anything.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.get().map(String::as_str)
+    }
+
+    /// As [`failed`], and takes note of damage.
+    fn failed(&self, error: rocksdb::Error) -> StoreError {
+        let error = failed(error);
+        if matches!(error, StoreError::Corrupt(_)) && self.damage.set(error.to_string()).is_ok() {
+            tracing::error!(%error, "the records of this metadata server are damaged");
+        }
+        error
     }
 
     fn family(&self, family: Family) -> Result<&ColumnFamily, StoreError> {
@@ -181,7 +238,7 @@ impl Rocks {
         }
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        self.db.write_opt(batch, &options).map_err(failed)
+        self.db.write_opt(batch, &options).map_err(|error| self.failed(error))
     }
 
     /// Makes everything durable that was written before, all families at the same point.
@@ -193,18 +250,33 @@ impl Rocks {
             Family::ALL.into_iter().map(|family| self.family(family)).collect::<Result<Vec<_>, _>>()?;
         let mut options = FlushOptions::default();
         options.set_wait(true);
-        self.db.flush_cfs_opt(&families, &options).map_err(failed)
+        self.db.flush_cfs_opt(&families, &options).map_err(|error| self.failed(error))
     }
 
     /// Makes a copy of the state as files in `dir`, which must not exist. Table files are linked, not copied,
-    /// where the filesystem can.
+    /// where the filesystem can; so what is damaged would be damaged in the copy.
     ///
     /// # Errors
     /// If RocksDB can't write.
     pub fn checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
         // A checkpoint alone would have every family at a point of its own.
         self.flush()?;
-        Checkpoint::new(&self.db).and_then(|checkpoint| checkpoint.create_checkpoint(dir)).map_err(failed)
+        Checkpoint::new(&self.db)
+            .and_then(|checkpoint| checkpoint.create_checkpoint(dir))
+            .map_err(|error| self.failed(error))
+    }
+
+    /// A [`checkpoint`](Self::checkpoint) for somebody else: every block of it was read and is what was written.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if a block isn't; if RocksDB can't write.
+    pub fn verified_checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
+        self.checkpoint(dir)?;
+        Rocks::verify(dir).inspect_err(|error| {
+            if matches!(error, StoreError::Corrupt(_)) && self.damage.set(error.to_string()).is_ok() {
+                tracing::error!(%error, "the records of this metadata server are damaged");
+            }
+        })
     }
 
     /// The records as they are now, unchanged by later writes.
@@ -229,7 +301,11 @@ impl Rocks {
         RocksSizes { memtables: self.memory.get_usage() as u64, cache: self.cache.get_usage() as u64, tables }
     }
 
-    fn visit(mut iterator: DBRawIterator<'_>, from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+    fn visit(
+        mut iterator: DBRawIterator<'_>,
+        from: &[u8],
+        visit: &mut Visit<'_>,
+    ) -> Result<(), rocksdb::Error> {
         iterator.seek(from);
         while let Some((key, value)) = iterator.item() {
             if let ControlFlow::Break(()) = visit(key, value) {
@@ -237,7 +313,7 @@ impl Rocks {
             }
             iterator.next();
         }
-        iterator.status().map_err(failed)
+        iterator.status()
     }
 }
 
@@ -249,7 +325,7 @@ fn up_to(to: &[u8]) -> ReadOptions {
 
 impl Read for Rocks {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.db.get_cf(self.family(family)?, key).map_err(failed)
+        self.db.get_cf(self.family(family)?, key).map_err(|error| self.failed(error))
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
@@ -257,6 +333,7 @@ impl Read for Rocks {
             return Ok(());
         }
         Rocks::visit(self.db.raw_iterator_cf_opt(self.family(family)?, up_to(to)), from, visit)
+            .map_err(|error| self.failed(error))
     }
 }
 
@@ -268,7 +345,7 @@ pub struct RocksSnapshot<'a> {
 
 impl Read for RocksSnapshot<'_> {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        self.snapshot.get_cf(self.store.family(family)?, key).map_err(failed)
+        self.snapshot.get_cf(self.store.family(family)?, key).map_err(|error| self.store.failed(error))
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
@@ -276,6 +353,7 @@ impl Read for RocksSnapshot<'_> {
             return Ok(());
         }
         Rocks::visit(self.snapshot.raw_iterator_cf_opt(self.store.family(family)?, up_to(to)), from, visit)
+            .map_err(|error| self.store.failed(error))
     }
 }
 
@@ -364,6 +442,31 @@ mod tests {
         overlay.put(Family::Names, b"c".to_vec(), Some(vec![3]));
         assert_eq!(dump(&overlay).len(), 2);
         assert_eq!(dump(&rocks).len(), 1);
+    }
+
+    #[test]
+    fn damage_is_found_and_not_handed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let rocks = Rocks::open(&dir.path().join("a")).unwrap();
+        let mut random = StdRng::seed_from_u64(3);
+        for number in 0..2000u32 {
+            let value: Vec<u8> = (0..300).map(|_| random.random()).collect();
+            rocks.write(&[(Family::Names, number.to_be_bytes().to_vec(), Some(value))]).unwrap();
+        }
+        rocks.verified_checkpoint(&dir.path().join("good")).unwrap();
+        assert_eq!(rocks.damage(), None);
+        let tables: Vec<_> = std::fs::read_dir(dir.path().join("a"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "sst"))
+            .collect();
+        let table = tables.iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(table).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 64], table.metadata().unwrap().len() / 2)
+            .unwrap();
+        let error = rocks.verified_checkpoint(&dir.path().join("bad")).unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
+        assert!(rocks.damage().is_some());
     }
 
     #[test]

@@ -1,0 +1,164 @@
+//! Full disks: writes are refused, nothing else breaks, and room gets them going again.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::processes::Processes;
+use common::wait_until;
+
+const MIB: u64 = 1 << 20;
+/// Bytes of a file.
+const FILE_BYTES: usize = 8 << 20;
+/// More files than any disk here holds.
+const FILES_MAX: u64 = 100;
+
+fn content(number: u64) -> Vec<u8> {
+    (0..FILE_BYTES).map(|at| (at as u64 * 3 + number * 17 + at as u64 / 4096) as u8).collect()
+}
+
+fn path(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("file-{number}"))
+}
+
+/// Writes a file and syncs it.
+fn write(folder: &Path, number: u64) -> io::Result<()> {
+    let mut file = File::create(path(folder, number))?;
+    file.write_all(&content(number))?;
+    file.sync_all()
+}
+
+/// Writes files until there is no room; how many are whole.
+fn fill(folder: &Path, from: u64) -> u64 {
+    for number in from..FILES_MAX {
+        if let Err(error) = write(folder, number) {
+            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "file {number}: {error}");
+            fs::remove_file(path(folder, number)).unwrap();
+            return number;
+        }
+    }
+    panic!("{FILES_MAX} files found room");
+}
+
+fn check(folder: &Path, numbers: impl Iterator<Item = u64>) {
+    for number in numbers {
+        assert!(fs::read(path(folder, number)).unwrap() == content(number), "file {number}");
+    }
+}
+
+/// Takes all room of a disk but `left` bytes, as something else on it would.
+fn occupy(disk: &Path, left: u64) {
+    let found = nix::sys::statvfs::statvfs(disk).unwrap();
+    let free = found.blocks_available() * found.fragment_size();
+    let file = File::create(disk.join("occupied")).unwrap();
+    let bytes = free.saturating_sub(left) as i64;
+    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, bytes).unwrap();
+}
+
+fn fsck(cluster: &Processes) {
+    let output = cluster.command("fsck").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+#[test]
+fn full_storage_disks_refuse_writes_and_room_gets_them_going_again() {
+    let mut cluster = Processes::start_on((1, None), (3, Some(256)), 3, false, &[]);
+    let mount = cluster.mount("mnt");
+    let files = fill(&mount, 0);
+    assert!(files >= 96 * MIB / FILE_BYTES as u64, "only {files} files found room");
+
+    // Everything else goes on, and what was synced is there.
+    fs::create_dir(mount.join("folder")).unwrap();
+    fs::rename(path(&mount, 0), mount.join("folder/moved")).unwrap();
+    fs::rename(mount.join("folder/moved"), path(&mount, 0)).unwrap();
+    let other = cluster.mount("other");
+    check(&other, 0..files);
+    for number in 0..3 {
+        Processes::kill(&mut cluster.storage[number].0);
+        cluster.start_storage(number);
+    }
+    wait_until("the servers are there again", || cluster.alive_servers() == 3);
+    check(&other, 0..files);
+    let error = write(&mount, files).expect_err("the disks are full");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+
+    // Deleting makes room for as much.
+    for number in 0..files / 2 {
+        fs::remove_file(path(&mount, number)).unwrap();
+    }
+    fs::remove_file(path(&mount, files)).unwrap();
+    for number in 0..files / 2 - 1 {
+        write(&mount, number).unwrap_or_else(|error| panic!("file {number}: {error}"));
+    }
+    check(&other, (0..files / 2 - 1).chain(files / 2..files));
+
+    // So do larger disks.
+    let files = fill(&mount, files);
+    for number in 0..3 {
+        cluster.disk(&format!("storage-{number}"), 512);
+    }
+    wait_until("there is room again", || write(&mount, files).is_ok());
+    write(&mount, files + 1).unwrap();
+    check(&other, files..files + 2);
+    fsck(&cluster);
+}
+
+#[test]
+fn writes_go_on_while_one_disk_is_full() {
+    let mut cluster = Processes::start_on((1, None), (4, Some(512)), 2, false, &[]);
+    let mount = cluster.mount("mnt");
+    write(&mount, 0).unwrap();
+    occupy(&cluster.folder.path().join("storage-1"), 0);
+    // A chunk that is open on it fails on the way.
+    for number in 1..20 {
+        write(&mount, number).unwrap_or_else(|error| panic!("file {number}: {error}"));
+    }
+    let other = cluster.mount("other");
+    check(&other, 0..20);
+    for number in 0..10 {
+        fs::remove_file(path(&mount, number)).unwrap();
+    }
+    fs::remove_file(cluster.folder.path().join("storage-1/occupied")).unwrap();
+    for number in 0..10 {
+        write(&mount, number).unwrap();
+    }
+    check(&other, 0..20);
+    fsck(&cluster);
+}
+
+#[test]
+fn a_full_metadata_disk_refuses_what_grows_and_room_gets_it_going_again() {
+    let mut cluster = Processes::start_on((1, Some(512)), (2, None), 2, false, &[]);
+    let mount = cluster.mount("mnt");
+    for number in 0..4 {
+        write(&mount, number).unwrap();
+    }
+    let disk = cluster.folder.path().join("metadata");
+    for left in [8 * MIB, 0] {
+        occupy(&disk, left);
+        wait_until("the leader has noticed", || {
+            let made = File::create(mount.join("new"));
+            let _ = fs::remove_file(mount.join("new"));
+            made.is_err_and(|error| error.raw_os_error() == Some(libc::ENOSPC))
+        });
+        let error = fs::create_dir(mount.join("folder")).expect_err("no room");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
+        let file = File::options().write(true).open(path(&mount, 1)).unwrap();
+        file.write_all_at(&content(1)[..5000], 0).unwrap();
+        check(&mount, 0..4);
+        fs::rename(path(&mount, 0), mount.join("moved")).unwrap();
+        fs::rename(mount.join("moved"), path(&mount, 0)).unwrap();
+        fs::remove_file(path(&mount, 3)).unwrap();
+        std::thread::sleep(Duration::from_secs(5));
+        fs::remove_file(disk.join("occupied")).unwrap();
+        wait_until("there is room again", || write(&mount, 3).is_ok());
+        check(&mount, 0..4);
+        // The ballast is taken again, too.
+        wait_until("the ballast is there", || disk.join("ballast").exists());
+    }
+    fsck(&cluster);
+}
