@@ -114,7 +114,7 @@ pub(crate) async fn rejoin(node: Arc<Node>, folder: Arc<Folder>) {
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
-    let done = tokio::task::spawn_blocking(move || folder.rejoined()).await;
+    let done = atoll_blocking::spawn(move || folder.rejoined()).await;
     match done {
         Ok(Ok(())) => tracing::info!(member = %node.member, "made anew from the other members"),
         Ok(Err(error)) => tracing::warn!(%error, "made anew; what was damaged is removed at the next start"),
@@ -155,7 +155,7 @@ pub(crate) async fn note_members(node: Arc<Node>, folder: Arc<Folder>) {
             voters.map(|(member, peer)| (MemberId(member), peer.addr)).collect();
         if !members.is_empty() && members != known {
             let (folder, new) = (folder.clone(), members.clone());
-            match tokio::task::spawn_blocking(move || folder.write_members(&new)).await {
+            match atoll_blocking::spawn(move || folder.write_members(&new)).await {
                 Ok(Ok(())) => known = members,
                 Ok(Err(error)) => tracing::warn!(%error, "where the members are can't be written down"),
                 Err(_) => return,

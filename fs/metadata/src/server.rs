@@ -35,6 +35,7 @@ use crate::service::Service;
 use crate::state_machine::{Machine, MachineError};
 use crate::store::ballast::Ballast;
 use crate::store::folder::{Folder, FolderError};
+use crate::store::records::{Backend, Records};
 use crate::workers;
 
 /// How long a session lives without a word, unless said otherwise.
@@ -82,6 +83,15 @@ pub struct MetadataConfig {
     /// `false` leaves every sync of the log out. **That loses acknowledged changes when the power fails**: it is
     /// only there to prove that the power-cut test can fail.
     pub sync: bool,
+    /// Bytes of one segment of the log; no command is larger than an eighth of it.
+    pub segment_bytes: u32,
+    /// Bytes of log that a crash leaves to be replayed, at most.
+    pub replay_bytes: u64,
+    /// Where the records are kept.
+    pub records: Backend,
+    /// Where the log is instead of in the folder.
+    #[cfg(feature = "simulation")]
+    pub log_disk: Option<atoll_raft::SimDisk>,
 }
 
 impl MetadataConfig {
@@ -108,6 +118,11 @@ impl MetadataConfig {
             raft_heartbeat: raft.heartbeat,
             raft_election: raft.election,
             sync: true,
+            segment_bytes: raft.segment_bytes,
+            replay_bytes: REPLAY_BYTES_MAX,
+            records: Backend::default(),
+            #[cfg(feature = "simulation")]
+            log_disk: None,
         }
     }
 }
@@ -186,7 +201,7 @@ impl MetadataServer {
         let changes = Arc::new(Changes::default());
         let (folder, machine, ballast) = {
             let (config, changes, metrics) = (config.clone(), changes.clone(), metrics.clone());
-            tokio::task::spawn_blocking(move || open(&config, changes, metrics))
+            atoll_blocking::spawn(move || open(&config, changes, metrics))
                 .await
                 .map_err(|_| StartError::Stopped)??
         };
@@ -206,8 +221,12 @@ impl MetadataServer {
         let raft_config = RaftConfig {
             heartbeat: config.raft_heartbeat,
             election: config.raft_election,
-            flush_log_bytes: REPLAY_BYTES_MAX,
+            flush_log_bytes: config.replay_bytes,
+            keep_log_bytes: config.replay_bytes * 2,
+            segment_bytes: config.segment_bytes,
             sync: config.sync,
+            #[cfg(feature = "simulation")]
+            disk: config.log_disk.clone(),
             ..RaftConfig::new(member.0, folder.raft())
         };
         let transport = Arc::new(Members { identity: identity.clone(), peers: Mutex::default() });
@@ -266,7 +285,7 @@ async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, Start
     let folder = {
         let config = config.clone();
         let open = move || Folder::open(&config.dir, config.cluster, MemberId(rand::random()));
-        tokio::task::spawn_blocking(open).await.map_err(|_| StartError::Stopped)??
+        atoll_blocking::spawn(open).await.map_err(|_| StartError::Stopped)??
     };
     let identity = Identity {
         cluster: config.cluster,
@@ -289,7 +308,7 @@ async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, Start
         leader = %leader.member,
         "stepping aside: a new member is made from the others in this one's place"
     );
-    tokio::task::spawn_blocking(move || folder.step_aside(new)).await.map_err(|_| StartError::Stopped)??;
+    atoll_blocking::spawn(move || folder.step_aside(new)).await.map_err(|_| StartError::Stopped)??;
     Ok(true)
 }
 
@@ -299,7 +318,7 @@ fn open(
     metrics: Metrics,
 ) -> Result<(Arc<Folder>, Arc<Machine>, Ballast), StartError> {
     let folder = Arc::new(Folder::open(&config.dir, config.cluster, MemberId(rand::random()))?);
-    let machine = Arc::new(Machine::open(folder.clone(), changes, metrics)?);
+    let machine = Arc::new(Machine::open(folder.clone(), &config.records, changes, metrics)?);
     let mut ballast = Ballast::new(folder.path(), config.ballast_bytes);
     if let Err(error) = ballast.check() {
         tracing::warn!(%error, "the metadata disk can't be looked at");
@@ -338,6 +357,12 @@ impl RunningMetadata {
     #[must_use]
     pub fn member(&self) -> MemberId {
         self.node.member
+    }
+
+    /// Its records.
+    #[must_use]
+    pub fn records(&self) -> Arc<Records> {
+        self.node.machine.store()
     }
 
     /// How the cluster is, as this member knows it.

@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use crate::changes::Changes;
 use crate::metrics::Metrics;
 use crate::store::folder::{self, Folder, FolderError};
-use crate::store::rocks::Rocks;
+use crate::store::records::{Backend, Records};
 
 /// The format of entries and results that is written.
 const ENTRY_VERSION: u8 = 1;
@@ -159,8 +159,9 @@ fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, MachineErro
 /// The state machine.
 pub struct Machine {
     folder: Arc<Folder>,
+    backend: Backend,
     /// Replaced as a whole when a snapshot is installed.
-    store: RwLock<Arc<Rocks>>,
+    store: RwLock<Arc<Records>>,
     state: RwLock<PathBuf>,
     applied: Mutex<AppliedState>,
     flushed: Mutex<Option<LogPosition>>,
@@ -177,11 +178,12 @@ impl Machine {
     /// If it can't be opened.
     pub fn open(
         folder: Arc<Folder>,
+        backend: &Backend,
         changes: Arc<Changes>,
         metrics: Metrics,
     ) -> Result<Machine, MachineError> {
         let state = folder.current_state()?;
-        let store = Rocks::open(&state)?;
+        let store = Records::open(backend, &state)?;
         match store.get(Family::System, VERSION_KEY)?.as_deref() {
             Some([found]) if *found > STORE_VERSION => {
                 return Err(MachineError::NewerStore { found: *found });
@@ -195,6 +197,7 @@ impl Machine {
         let applied = read_applied(&store)?;
         Ok(Machine {
             folder,
+            backend: backend.clone(),
             flushed: Mutex::new(applied.position),
             store: RwLock::new(Arc::new(store)),
             state: RwLock::new(state),
@@ -207,7 +210,7 @@ impl Machine {
 
     /// The records. Take a snapshot of it to read several that belong together.
     #[must_use]
-    pub fn store(&self) -> Arc<Rocks> {
+    pub fn store(&self) -> Arc<Records> {
         self.store.read().clone()
     }
 
@@ -272,7 +275,7 @@ impl Machine {
         let next = self.folder.next_state(&old)?;
         folder::move_files(dir, &next)?;
         // Opened before it becomes the current one: a copy that can't be opened must not replace what can.
-        let store = Rocks::open(&next)?;
+        let store = Records::open(&self.backend, &next)?;
         let applied = read_applied(&store)?;
         self.folder.switch_state(&next)?;
         *self.flushed.lock() = applied.position;
@@ -287,7 +290,7 @@ impl Machine {
     }
 }
 
-fn read_applied(store: &Rocks) -> Result<AppliedState, MachineError> {
+fn read_applied(store: &Records) -> Result<AppliedState, MachineError> {
     let position = match store.get(Family::System, POSITION_KEY)? {
         None => None,
         Some(bytes) => {

@@ -3,4 +3,7 @@
 
 pub mod ballast;
 pub mod folder;
+#[cfg(feature = "simulation")]
+pub mod memory;
+pub mod records;
 pub mod rocks;

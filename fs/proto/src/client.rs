@@ -173,7 +173,8 @@ struct Calls {
 impl Connection {
     /// Connects to `address`.
     pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<Connection, ConnectError> {
-        let stream = match tokio::time::timeout(DIAL_DEADLINE, address.dial()).await {
+        let stream = match tokio::time::timeout(DIAL_DEADLINE, address.dial_from(options.identity.role)).await
+        {
             Ok(Ok(stream)) => stream,
             Ok(Err(source)) => return Err(ConnectError::Dial { address: address.to_string(), source }),
             Err(_) => return Err(ConnectError::DialDeadline { address: address.to_string() }),

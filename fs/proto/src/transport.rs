@@ -1,20 +1,46 @@
 //! Where connections come from: TCP, Unix sockets, and pipes inside one process.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::str::FromStr;
 
+use futures::future::BoxFuture;
 use tokio::io::DuplexStream;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use crate::handshake::Role;
 use crate::secure::{BoxRead, BoxWrite};
 
 /// Bytes that an in-process pipe holds in each direction.
 const MEMORY_PIPE_BYTES: usize = 256 << 10;
 /// Connections to an in-process listener that wait to be accepted.
 const MEMORY_BACKLOG_MAX: usize = 64;
+
+/// What stands in for TCP in a simulation: everything in one thread, without sockets.
+pub trait SimulatedNetwork {
+    /// Opens a stream from who says to be `from` to the server that listens at `to`.
+    fn dial(&self, from: Role, to: &str) -> BoxFuture<'static, io::Result<DuplexStream>>;
+
+    /// Begins to listen at `at`, in the place of who listened there.
+    fn listen(&self, at: &str) -> mpsc::Receiver<DuplexStream>;
+}
+
+thread_local! {
+    static NETWORK: RefCell<Option<Rc<dyn SimulatedNetwork>>> = const { RefCell::new(None) };
+}
+
+/// Has this thread use `network` instead of TCP, from now on; `None`: TCP again.
+pub fn simulate_network(network: Option<Rc<dyn SimulatedNetwork>>) {
+    NETWORK.with(|current| *current.borrow_mut() = network);
+}
+
+fn simulated_network() -> Option<Rc<dyn SimulatedNetwork>> {
+    NETWORK.with(|current| current.borrow().clone())
+}
 
 /// Where a server can be reached.
 #[derive(Debug, Clone)]
@@ -69,6 +95,20 @@ impl FromStr for Address {
 }
 
 impl Address {
+    /// As [`dial`](Self::dial), for who says to be `from`.
+    pub(crate) async fn dial_from(&self, from: Role) -> io::Result<Stream> {
+        let simulated = match self {
+            Address::Tcp(host_and_port) => {
+                simulated_network().map(|network| network.dial(from, host_and_port))
+            }
+            _ => None,
+        };
+        match simulated {
+            Some(dialling) => Ok(Stream::memory(dialling.await?, self.to_string())),
+            None => self.dial().await,
+        }
+    }
+
     /// Opens a stream. A name with several addresses is tried in order.
     pub async fn dial(&self) -> io::Result<Stream> {
         match self {
@@ -191,7 +231,7 @@ impl Drop for SocketFile {
 /// The accepting end of [`memory`].
 #[derive(Debug)]
 pub struct MemoryListener {
-    name: String,
+    address: String,
     streams: mpsc::Receiver<DuplexStream>,
 }
 
@@ -199,8 +239,8 @@ pub struct MemoryListener {
 pub fn memory(name: impl Into<String>) -> (Listener, Address) {
     let name = name.into();
     let (dial, streams) = mpsc::channel(MEMORY_BACKLOG_MAX);
-    let address = MemoryAddress { name: name.clone(), streams: dial };
-    (Listener::Memory(MemoryListener { name, streams }), Address::Memory(address))
+    let listener = MemoryListener { address: format!("memory:{name}"), streams };
+    (Listener::Memory(listener), Address::Memory(MemoryAddress { name, streams: dial }))
 }
 
 impl Listener {
@@ -209,6 +249,10 @@ impl Listener {
     pub async fn bind(address: &Address) -> Result<Listener, BindError> {
         match address {
             Address::Tcp(host_and_port) => {
+                if let Some(network) = simulated_network() {
+                    let streams = network.listen(host_and_port);
+                    return Ok(Listener::Memory(MemoryListener { address: host_and_port.clone(), streams }));
+                }
                 let bound = TcpListener::bind(host_and_port).await;
                 bound.map(Listener::Tcp).map_err(|source| BindError::new(address, source))
             }
@@ -224,7 +268,7 @@ impl Listener {
                 .local_addr()
                 .map_or_else(|error| format!("unknown: {error}"), |address| address.to_string()),
             Listener::Unix(_, file) => format!("unix:{}", file.0.display()),
-            Listener::Memory(memory) => format!("memory:{}", memory.name),
+            Listener::Memory(memory) => memory.address.clone(),
         }
     }
 
@@ -238,7 +282,7 @@ impl Listener {
                 Ok(Stream::unix(stream, format!("a peer at unix:{}", file.0.display())))
             }
             Listener::Memory(memory) => match memory.streams.recv().await {
-                Some(stream) => Ok(Stream::memory(stream, format!("a peer at memory:{}", memory.name))),
+                Some(stream) => Ok(Stream::memory(stream, format!("a peer at {}", memory.address))),
                 // Every address is gone, so nobody can come any more.
                 None => std::future::pending().await,
             },

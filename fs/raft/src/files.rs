@@ -117,9 +117,16 @@ impl Maker {
 /// The thread that keeps one segment ready ahead of the one in use.
 #[derive(Debug)]
 pub(crate) struct Files {
-    jobs: Mutex<Sender<Job>>,
+    jobs: Jobs,
     shared: Arc<(Mutex<Ready>, Condvar)>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Who does it.
+#[derive(Debug)]
+enum Jobs {
+    Thread(Mutex<Sender<Job>>, Mutex<Option<JoinHandle<()>>>),
+    /// Whoever asks, at once: in a simulation, which has one thread.
+    Here(Mutex<Worker>),
 }
 
 impl Files {
@@ -133,17 +140,23 @@ impl Files {
         let (jobs, queue) = channel();
         let shared = Arc::new((Mutex::new(Ready { next, error: None }), Condvar::new()));
         let dir = maker.dir.clone();
-        let worker = Worker { maker, spares, shared: shared.clone() };
+        let worker = Worker { maker, spares, wanted: None, shared: shared.clone() };
+        if atoll_blocking::is_simulated() {
+            return Ok(Self { jobs: Jobs::Here(Mutex::new(worker)), shared });
+        }
         let thread = std::thread::Builder::new()
             .name("raft-log-files".into())
             .spawn(move || worker.run(queue))
             .map_err(|e| LogError::io("start a thread for", &dir, e))?;
-        Ok(Self { jobs: Mutex::new(jobs), shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { jobs: Jobs::Thread(Mutex::new(jobs), Mutex::new(Some(thread))), shared })
     }
 
     fn send(&self, job: Job) {
-        // The thread ends only with `stop`, after which nothing is asked of it.
-        let _ = self.jobs.lock().send(job);
+        match &self.jobs {
+            // The thread ends only with `stop`, after which nothing is asked of it.
+            Jobs::Thread(jobs, _) => drop(jobs.lock().send(job)),
+            Jobs::Here(worker) => worker.lock().carry_out(job),
+        }
     }
 
     /// Have the segment `sequence` ready soon.
@@ -170,6 +183,9 @@ impl Files {
                 Some(error) => return Err(error.clone()),
                 None => {}
             }
+            if let Jobs::Here(_) = &self.jobs {
+                return Err(ready.error.clone().unwrap_or(LogError::Closed));
+            }
             changed.wait(&mut ready);
         }
     }
@@ -183,7 +199,8 @@ impl Files {
     /// Ends the thread.
     pub(crate) fn stop(&self) {
         self.send(Job::Stop);
-        if let Some(thread) = self.thread.lock().take()
+        if let Jobs::Thread(_, thread) = &self.jobs
+            && let Some(thread) = thread.lock().take()
             && thread.join().is_err()
         {
             tracing::error!("the thread for log files had panicked");
@@ -191,36 +208,52 @@ impl Files {
     }
 }
 
+#[derive(Debug)]
 struct Worker {
     maker: Maker,
     spares: Vec<PathBuf>,
+    /// The segment that is to be made ready.
+    wanted: Option<u64>,
     shared: Arc<(Mutex<Ready>, Condvar)>,
 }
 
 impl Worker {
     fn run(mut self, queue: Receiver<Job>) {
-        let mut wanted = None;
         loop {
-            if let Some(sequence) = wanted {
-                self.try_prepare(sequence, &mut wanted);
-            }
-            let job = match wanted {
+            let job = match self.wanted {
                 None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(_) => queue.recv_timeout(RETRY),
             };
             match job {
-                Ok(Job::Prepare { sequence }) => wanted = Some(sequence),
-                Ok(Job::Recycle { path, file, sequence }) => self.recycle(&path, file, sequence),
                 Ok(Job::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(job) => self.carry_out(job),
+                Err(RecvTimeoutError::Timeout) => self.try_prepare(),
             }
         }
-        let (ready, changed) = &*self.shared;
-        ready.lock().error = Some(LogError::Closed);
-        changed.notify_all();
+        self.carry_out(Job::Stop);
     }
 
-    fn try_prepare(&mut self, sequence: u64, wanted: &mut Option<u64>) {
+    fn carry_out(&mut self, job: Job) {
+        match job {
+            Job::Prepare { sequence } => {
+                self.wanted = Some(sequence);
+                self.try_prepare();
+            }
+            Job::Recycle { path, file, sequence } => {
+                self.recycle(&path, file, sequence);
+                // It may be what was missing.
+                self.try_prepare();
+            }
+            Job::Stop => {
+                let (ready, changed) = &*self.shared;
+                ready.lock().error = Some(LogError::Closed);
+                changed.notify_all();
+            }
+        }
+    }
+
+    fn try_prepare(&mut self) {
+        let Some(sequence) = self.wanted else { return };
         let spare = self.spares.pop();
         let made = self.maker.make(sequence, spare.as_deref());
         let (ready, changed) = &*self.shared;
@@ -231,7 +264,7 @@ impl Worker {
                     tracing::info!("log segment {sequence} is ready now");
                 }
                 ready.next = Some(next);
-                *wanted = None;
+                self.wanted = None;
             }
             Err(error) => {
                 if ready.error.is_none() {

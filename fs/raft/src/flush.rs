@@ -170,7 +170,7 @@ impl Flushing {
             self.wake.notified().await;
             while !self.progress.borrow().stopped && self.is_due() {
                 let this = self.clone();
-                match tokio::task::spawn_blocking(move || this.flush()).await {
+                match atoll_blocking::spawn(move || this.flush()).await {
                     Ok(Ok(Some(position))) => self.drop_log(position, &raft).await,
                     Ok(Ok(None)) => break,
                     Ok(Err(error)) => {

@@ -42,7 +42,7 @@ mod raft_log;
 mod record;
 mod recovery;
 mod segment;
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 mod sim_disk;
 mod snapshot;
 #[cfg(test)]
@@ -57,6 +57,8 @@ mod writer;
 pub use alone::go_on_alone;
 pub use error::{LogError, PeerError, ProposeError, RaftError, StateMachineFailure};
 pub use node::RaftNode;
+#[cfg(any(test, feature = "simulation"))]
+pub use sim_disk::SimDisk;
 pub use types::{
     AppliedEntry, AppliedPayload, AppliedState, Leadership, LogPosition, MemberId, NoPeers, PeerStatus,
     PeerTransport, RaftConfig, RaftStatus, Role, StateMachine, StateMachineError,

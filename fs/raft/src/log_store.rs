@@ -251,6 +251,10 @@ impl LogStore {
             damage: OnceLock::new(),
         });
         let writer = Writer::new(shared.clone(), active, end);
+        if atoll_blocking::is_simulated() {
+            tokio::spawn(writer.run_simulated());
+            return Ok(Self { shared, writer: Mutex::new(None), segment_bytes: config.segment_bytes });
+        }
         let thread = std::thread::Builder::new()
             .name("raft-log".into())
             .spawn(move || writer.run())

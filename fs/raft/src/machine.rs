@@ -153,7 +153,7 @@ impl RaftStateMachine<Group> for Machine {
             return Err(io::Error::other("only a snapshot that was received can be installed"));
         };
         let inner = self.inner.clone();
-        tokio::task::spawn_blocking(move || {
+        atoll_blocking::spawn(move || {
             let done = inner.install(received.path());
             drop(received);
             done

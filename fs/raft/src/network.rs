@@ -150,7 +150,7 @@ impl Peer {
         offset: u64,
         len: usize,
     ) -> Result<(), RPCError<Group>> {
-        let bytes = tokio::task::spawn_blocking(move || checkpoint.read(file, offset, len))
+        let bytes = atoll_blocking::spawn(move || checkpoint.read(file, offset, len))
             .await
             .map_err(|e| NetworkError::new(&e))?
             .map_err(|e| NetworkError::new(&e))?;

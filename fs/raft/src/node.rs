@@ -19,7 +19,6 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as FairMutex, Semaphore, watch};
 
 use crate::clock::BootInstant;
-use crate::disk::RealDisk;
 use crate::error::{LogError, PeerError, ProposeError, RaftError, StateMachineFailure};
 use crate::flush::Flushing;
 use crate::group::{Command, Group, Raft};
@@ -201,7 +200,7 @@ pub(crate) fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), Raf
     if !config.sync {
         tracing::warn!("the log is never synced: for a test that must fail");
     }
-    Ok((lock, Arc::new(LogStore::open(&log, Arc::new(RealDisk { sync: config.sync }))?)))
+    Ok((lock, Arc::new(LogStore::open(&log, config.disk())?)))
 }
 
 fn check_state(dir: &Path, store: &LogStore, machine: &dyn StateMachine) -> Result<(), RaftError> {
@@ -245,7 +244,7 @@ impl RaftNode {
         let opened = BootInstant::now();
         let (lock, store) = {
             let config = config.clone();
-            let open = tokio::task::spawn_blocking(move || open_log(&config));
+            let open = atoll_blocking::spawn(move || open_log(&config));
             open.await.map_err(|e| RaftError::Stopped(e.to_string()))??
         };
         check_state(&config.dir, &store, &*machine)?;
@@ -555,7 +554,7 @@ impl RaftNode {
     /// before a copy of the disk is made; not needed otherwise.
     pub async fn flush(&self) -> Result<Option<LogPosition>, RaftError> {
         let flushing = self.flushing.clone();
-        tokio::task::spawn_blocking(move || flushing.flush())
+        atoll_blocking::spawn(move || flushing.flush())
             .await
             .map_err(|e| RaftError::Stopped(e.to_string()))?
             .map_err(|e| StateMachineFailure(e).into())
@@ -575,7 +574,7 @@ impl RaftNode {
         self.snapshots.forget();
         self.peers.incoming.lock().take();
         let (flushing, store) = (self.flushing.clone(), self.store.clone());
-        let closed = tokio::task::spawn_blocking(move || {
+        let closed = atoll_blocking::spawn(move || {
             if let Err(error) = flushing.flush() {
                 tracing::error!("the state wasn't flushed, its log will be replayed: {error}");
             }

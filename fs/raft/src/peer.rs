@@ -155,7 +155,7 @@ impl PeerService {
             incoming.take()
         };
         let dir = self.dir.clone();
-        let incoming = tokio::task::spawn_blocking(move || {
+        let incoming = atoll_blocking::spawn(move || {
             drop(replaced);
             Incoming::begin(&dir, request.id, request.term, &request.files)
         });
@@ -172,7 +172,7 @@ impl PeerService {
 
     async fn snapshot_chunk(&self, chunk: wire::SnapshotChunk) -> Result<Bytes, Refused> {
         let incoming = self.incoming(chunk.id)?;
-        tokio::task::spawn_blocking(move || incoming.write(chunk.file as usize, chunk.offset, &chunk.bytes))
+        atoll_blocking::spawn(move || incoming.write(chunk.file as usize, chunk.offset, &chunk.bytes))
             .await
             .map_err(because)?
             .map_err(because)?;
@@ -186,10 +186,8 @@ impl PeerService {
         let incoming = incoming
             .and_then(Arc::into_inner)
             .ok_or_else(|| Refused::Because("the snapshot's chunks are still coming in".into()))?;
-        let dir = tokio::task::spawn_blocking(move || incoming.finish())
-            .await
-            .map_err(because)?
-            .map_err(because)?;
+        let dir =
+            atoll_blocking::spawn(move || incoming.finish()).await.map_err(because)?.map_err(because)?;
         let last_membership = decode_stored_membership(Some(&request.membership)).map_err(because)?;
         let snapshot = SnapshotOf::<Group, SnapshotData> {
             meta: SnapshotMetaOf::<Group> {

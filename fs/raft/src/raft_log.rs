@@ -37,7 +37,7 @@ impl RaftLog {
             Some(entries) => entries,
             None => {
                 let store = self.store.clone();
-                tokio::task::spawn_blocking(move || store.read(from, to, bytes_max))
+                atoll_blocking::spawn(move || store.read(from, to, bytes_max))
                     .await
                     .map_err(io::Error::other)??
             }

@@ -1,4 +1,4 @@
-//! A disk for tests that loses power: what was not synced survives in part.
+//! A disk in memory, for tests and simulations, that loses power: what was not synced survives in part.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -40,9 +40,9 @@ struct Inner {
     room: Option<u64>,
 }
 
-/// See the module.
+/// See the module. Clones are the same disk.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct SimDisk(Arc<Mutex<Inner>>);
+pub struct SimDisk(Arc<Mutex<Inner>>);
 
 #[derive(Debug)]
 struct SimFile {
@@ -76,22 +76,25 @@ fn apply_names(names: &mut BTreeMap<PathBuf, u64>, changes: &[NameChange]) {
 
 impl SimDisk {
     /// A new disk whose power goes after `left` changes; if it `lies`, syncing does nothing.
-    pub(crate) fn new(left: u64, lies: bool) -> Self {
+    #[must_use]
+    pub fn new(left: u64, lies: bool) -> Self {
         Self(Arc::new(Mutex::new(Inner { left, lies, ..Inner::default() })))
     }
 
     /// Sets how many bytes can still be reserved.
-    pub(crate) fn set_room(&self, room: Option<u64>) {
+    pub fn set_room(&self, room: Option<u64>) {
         self.0.lock().room = room;
     }
 
-    pub(crate) fn cut_power(&self) {
+    /// Nothing is written from now on: every change fails.
+    pub fn cut_power(&self) {
         self.0.lock().left = 0;
     }
 
     /// What the disk holds when the power is back: everything that was synced, and of the rest
     /// some writes in part and the first few changes of names.
-    pub(crate) fn after_power_cut(&self, rng: &mut StdRng, left: u64) -> Self {
+    #[must_use]
+    pub fn after_power_cut(&self, rng: &mut StdRng, left: u64) -> Self {
         let mut inner = self.0.lock();
         inner.left = 0;
         let mut names = inner.durable_names.clone();
@@ -238,8 +241,9 @@ impl DiskFile for SimFile {
         self.disk.change(|inner| {
             if !inner.lies {
                 let content = inner.files.get_mut(&self.id).ok_or_else(gone)?;
-                content.pending.clear();
-                content.durable = content.now.clone();
+                for (offset, bytes) in content.pending.drain(..) {
+                    write(&mut content.durable, offset, &bytes);
+                }
             }
             Ok(())
         })

@@ -127,7 +127,7 @@ impl Snapshots {
             None => {
                 let number = self.count.fetch_add(1, Ordering::Relaxed);
                 let dir = OwnedDir(self.dir.join(format!("{CHECKPOINT_PREFIX}{number}")));
-                let made = tokio::task::spawn_blocking(move || -> io::Result<Checkpoint> {
+                let made = atoll_blocking::spawn(move || -> io::Result<Checkpoint> {
                     let state = machine.checkpoint(dir.path()).map_err(io::Error::other)?;
                     let mut files = Vec::new();
                     list_files(dir.path(), "", &mut files)?;

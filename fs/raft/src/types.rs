@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+
+use crate::disk::{Disk, RealDisk};
 
 /// Identity of one member of the group: random, chosen once for an empty disk, never used again
 /// for another disk. A member that comes back without its log must come back under another id,
@@ -161,6 +164,9 @@ pub struct RaftConfig {
     pub keep_log_bytes: u64,
     /// `false` only to prove that the power-cut test can fail: nothing is ever synced then.
     pub sync: bool,
+    /// Where log and vote are instead of in `dir`.
+    #[cfg(any(test, feature = "simulation"))]
+    pub disk: Option<crate::SimDisk>,
 }
 
 impl RaftConfig {
@@ -178,7 +184,18 @@ impl RaftConfig {
             flush_log_bytes: 64 << 20,
             keep_log_bytes: 64 << 20,
             sync: true,
+            #[cfg(any(test, feature = "simulation"))]
+            disk: None,
         }
+    }
+
+    /// The disk for log and vote.
+    pub(crate) fn disk(&self) -> Arc<dyn Disk> {
+        #[cfg(any(test, feature = "simulation"))]
+        if let Some(disk) = &self.disk {
+            return Arc::new(disk.clone());
+        }
+        Arc::new(RealDisk { sync: self.sync })
     }
 
     /// Largest command in bytes.

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::error::LogError;
 use crate::files::Prepared;
@@ -60,6 +60,8 @@ struct Jobs {
 pub(crate) struct Queue {
     jobs: Mutex<Jobs>,
     changed: Condvar,
+    /// The same for a simulation, where a task writes.
+    changed_task: Notify,
 }
 
 impl std::fmt::Debug for Queue {
@@ -77,6 +79,7 @@ impl Queue {
         jobs.jobs.push_back(job);
         drop(jobs);
         self.changed.notify_one();
+        self.changed_task.notify_one();
         Ok(())
     }
 
@@ -107,6 +110,7 @@ impl Queue {
     pub(crate) fn close(&self) {
         self.jobs.lock().closed = true;
         self.changed.notify_one();
+        self.changed_task.notify_one();
     }
 
     /// The next appends, as many as make a batch, or the next one of the others. `None` at the
@@ -119,6 +123,28 @@ impl Queue {
             }
             self.changed.wait(&mut jobs);
         }
+        Some(Queue::batch(&mut jobs))
+    }
+
+    /// As [`take`](Self::take), in a task of a simulation. The batch is taken when it is written, not before.
+    async fn take_simulated(&self) -> Option<Vec<Job>> {
+        loop {
+            let (empty, closed) = {
+                let jobs = self.jobs.lock();
+                (jobs.jobs.is_empty(), jobs.closed)
+            };
+            match (empty, closed) {
+                (true, true) => return None,
+                (true, false) => self.changed_task.notified().await,
+                (false, _) => {
+                    tokio::time::sleep(atoll_blocking::simulated_delay().unwrap_or_default()).await;
+                    return Some(Queue::batch(&mut self.jobs.lock()));
+                }
+            }
+        }
+    }
+
+    fn batch(jobs: &mut Jobs) -> Vec<Job> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while let Some(job) = jobs.jobs.front() {
@@ -134,7 +160,7 @@ impl Queue {
         if taken.is_empty() {
             taken.extend(jobs.jobs.pop_front());
         }
-        Some(taken)
+        taken
     }
 }
 
@@ -180,7 +206,21 @@ impl Writer {
     }
 
     pub(crate) fn run(mut self) {
-        while let Some(mut jobs) = self.shared.queue.take() {
+        while let Some(jobs) = self.shared.queue.take() {
+            self.take_turn(jobs);
+        }
+    }
+
+    /// As [`run`](Self::run), as a task.
+    pub(crate) async fn run_simulated(mut self) {
+        let shared = self.shared.clone();
+        while let Some(jobs) = shared.queue.take_simulated().await {
+            self.take_turn(jobs);
+        }
+    }
+
+    fn take_turn(&mut self, mut jobs: Vec<Job>) {
+        {
             let result = match &self.failed {
                 Some(failed) => Err(failed.clone()),
                 None => self.carry_out(&jobs),

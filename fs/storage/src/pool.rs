@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Reads that run at once; more wait.
@@ -66,12 +65,12 @@ impl IoPool {
             Lane::Background => &self.background,
         };
         let place = semaphore.clone().acquire_owned().await.map_err(|_| PoolClosed)?;
-        tokio::task::spawn_blocking(move || job(place)).await.map_err(|_| PoolClosed)
+        atoll_blocking::spawn(move || job(place)).await.map_err(|_| PoolClosed)
     }
 
     /// From within a job: goes on with another one in the same place, without waiting for it.
     pub fn go_on(place: Place, job: impl FnOnce() + Send + 'static) {
-        Handle::current().spawn_blocking(move || {
+        atoll_blocking::spawn(move || {
             job();
             drop(place);
         });

@@ -163,7 +163,7 @@ impl StorageServer {
             ballast_bytes: config.ballast_bytes,
             chunk_bytes: config.chunk_bytes,
         };
-        let opened = tokio::task::spawn_blocking(move || Store::open(disk, &options)).await;
+        let opened = atoll_blocking::spawn(move || Store::open(disk, &options)).await;
         let store = Arc::new(opened.map_err(|error| StoreError::Io {
             doing: "open the folder",
             source: io::Error::other(error),
@@ -256,7 +256,7 @@ impl StorageHandle {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
         let store = self.store.clone();
-        if tokio::task::spawn_blocking(move || store.sync_all()).await.is_err() {
+        if atoll_blocking::spawn(move || store.sync_all()).await.is_err() {
             tracing::warn!("the last sync was cut short");
         }
         tracing::info!(server = %self.server, "storage server stopped");

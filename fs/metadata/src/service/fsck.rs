@@ -94,7 +94,7 @@ async fn rounds(
             (state.round, state.looked, state.found) = (round, 0, 0);
         }
         let (walker, watched) = (node.clone(), state.clone());
-        let (found, corrections) = tokio::task::spawn_blocking(move || look(&walker, &watched))
+        let (found, corrections) = atoll_blocking::spawn(move || look(&walker, &watched))
             .await
             .map_err(|_| MetadataError::LeadershipLost)??;
         let findings: Vec<Finding> = found.iter().map(|(finding, _)| finding.clone()).collect();

@@ -17,7 +17,7 @@ const CLUSTER: ClusterId = ClusterId(7);
 
 fn machine(dir: &Path) -> Machine {
     let folder = Arc::new(Folder::open(dir, CLUSTER, MemberId(1)).unwrap());
-    Machine::open(folder, Arc::new(Changes::default()), Metrics::default()).unwrap()
+    Machine::open(folder, &Backend::default(), Arc::new(Changes::default()), Metrics::default()).unwrap()
 }
 
 /// All records but the server's own.
@@ -175,7 +175,9 @@ fn crash(dir: &Path) -> (tempfile::TempDir, Machine) {
         let copy = tempfile::tempdir().unwrap();
         if copy_files(dir, copy.path()).is_ok() {
             let folder = Arc::new(Folder::open(copy.path(), CLUSTER, MemberId(1)).unwrap());
-            if let Ok(machine) = Machine::open(folder, Arc::new(Changes::default()), Metrics::default()) {
+            if let Ok(machine) =
+                Machine::open(folder, &Backend::default(), Arc::new(Changes::default()), Metrics::default())
+            {
                 return (copy, machine);
             }
         }
@@ -293,6 +295,8 @@ fn a_store_of_a_newer_program_is_refused() {
     newer.flush().unwrap();
     drop(newer);
     let folder = Arc::new(Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap());
-    let error = Machine::open(folder, Arc::new(Changes::default()), Metrics::default()).err().unwrap();
+    let error = Machine::open(folder, &Backend::default(), Arc::new(Changes::default()), Metrics::default())
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("format 9"), "{error}");
 }

@@ -111,7 +111,7 @@ async fn forget(node: &Node) -> Result<(), MetadataError> {
 }
 
 async fn look_at_disk(node: &Arc<Node>, mut ballast: Ballast) -> Ballast {
-    let looked = tokio::task::spawn_blocking(move || {
+    let looked = atoll_blocking::spawn(move || {
         let room = ballast.check();
         (ballast, room)
     });

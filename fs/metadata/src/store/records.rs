@@ -1,0 +1,146 @@
+//! The records, wherever they are: in RocksDB, or, in a simulation, in an ordered map.
+
+use std::path::Path;
+
+use atoll_core::store::{Family, Read, StoreError, Visit, Write};
+
+#[cfg(feature = "simulation")]
+use super::memory::{Memory, MemorySnapshot, SimulatedRecords};
+use super::rocks::{Rocks, RocksSizes, RocksSnapshot};
+
+/// Where the records of a server are kept.
+#[derive(Clone, Debug, Default)]
+pub enum Backend {
+    /// On disk.
+    #[default]
+    Rocks,
+    /// In memory that outlives the server.
+    #[cfg(feature = "simulation")]
+    Simulated(SimulatedRecords),
+}
+
+/// Open records.
+pub enum Records {
+    /// On disk.
+    Rocks(Rocks),
+    /// In memory.
+    #[cfg(feature = "simulation")]
+    Memory(Memory),
+}
+
+/// Calls the same for each kind.
+macro_rules! each {
+    ($records:expr, $this:ident => $call:expr) => {
+        match $records {
+            Records::Rocks($this) => $call,
+            #[cfg(feature = "simulation")]
+            Records::Memory($this) => $call,
+        }
+    };
+}
+
+impl Records {
+    /// Opens the records in `dir`, or makes some.
+    ///
+    /// # Errors
+    /// If they can't be opened.
+    pub fn open(backend: &Backend, dir: &Path) -> Result<Records, StoreError> {
+        match backend {
+            Backend::Rocks => Rocks::open(dir).map(Records::Rocks),
+            #[cfg(feature = "simulation")]
+            Backend::Simulated(disk) => Memory::open(disk, dir).map(Records::Memory),
+        }
+    }
+
+    /// Carries a batch out, whole or not at all. It is durable after the next [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn write(&self, writes: &[Write]) -> Result<(), StoreError> {
+        each!(self, this => this.write(writes))
+    }
+
+    /// Makes everything durable that was written before, all families at the same point.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        each!(self, this => this.flush())
+    }
+
+    /// Makes a copy as files in `dir`, which must not exist, for somebody else: all of it was read and is what was
+    /// written.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if it isn't; if the disk refuses.
+    pub fn verified_checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
+        each!(self, this => this.verified_checkpoint(dir))
+    }
+
+    /// The records as they are now, unchanged by later writes.
+    #[must_use]
+    pub fn snapshot(&self) -> RecordsSnapshot<'_> {
+        match self {
+            Records::Rocks(rocks) => RecordsSnapshot::Rocks(rocks.snapshot()),
+            #[cfg(feature = "simulation")]
+            Records::Memory(memory) => RecordsSnapshot::Memory(memory.snapshot()),
+        }
+    }
+
+    /// What was found damaged since they were opened, if anything.
+    #[must_use]
+    pub fn damage(&self) -> Option<&str> {
+        match self {
+            Records::Rocks(rocks) => rocks.damage(),
+            #[cfg(feature = "simulation")]
+            Records::Memory(_) => None,
+        }
+    }
+
+    /// How much memory and disk they use.
+    #[must_use]
+    pub fn sizes(&self) -> RocksSizes {
+        match self {
+            Records::Rocks(rocks) => rocks.sizes(),
+            #[cfg(feature = "simulation")]
+            Records::Memory(_) => RocksSizes::default(),
+        }
+    }
+}
+
+impl Read for Records {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        each!(self, this => this.get(family, key))
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        each!(self, this => this.scan(family, from, to, visit))
+    }
+}
+
+/// A view of [`Records`] that later writes don't change.
+pub enum RecordsSnapshot<'a> {
+    /// On disk.
+    Rocks(RocksSnapshot<'a>),
+    /// In memory.
+    #[cfg(feature = "simulation")]
+    Memory(MemorySnapshot),
+}
+
+impl Read for RecordsSnapshot<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        match self {
+            RecordsSnapshot::Rocks(snapshot) => snapshot.get(family, key),
+            #[cfg(feature = "simulation")]
+            RecordsSnapshot::Memory(snapshot) => snapshot.get(family, key),
+        }
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        match self {
+            RecordsSnapshot::Rocks(snapshot) => snapshot.scan(family, from, to, visit),
+            #[cfg(feature = "simulation")]
+            RecordsSnapshot::Memory(snapshot) => snapshot.scan(family, from, to, visit),
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! What one client does, and what it expects of the filesystem.
+//!
+//! Each client has a folder of its own, where every answer is known: nobody else changes anything there, so whatever
+//! happens to servers and network, an operation has exactly its effect, once, and every byte is there. In the
+//! folder that all share, operations are written down with the times at which they began and ended, to be checked against each other.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use atoll_client::vfs::{Caller, Errno, Vfs, WriteFlags};
+use atoll_core::attributes::AttributeChanges;
+use atoll_core::ids::{InodeId, ROOT};
+use bytes::Bytes;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::nodes::{FileSystem, Mount, some_time};
+use crate::seam;
+
+/// Names in a client's folder.
+const NAMES: usize = 6;
+/// Bytes of a file at most.
+const FILE_BYTES_MAX: usize = 300_000;
+/// The name of the attribute that all clients set and get.
+const REGISTER: &[u8] = b"user.register";
+/// Bytes of one record in the file that all append to.
+pub const RECORD_BYTES: usize = 16;
+
+/// Something in the shared folder, with when it began and ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Which client.
+    pub client: usize,
+    /// When it was asked.
+    pub began: Duration,
+    /// When it was answered.
+    pub ended: Duration,
+    /// What.
+    pub what: What,
+}
+
+/// See [`Event`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The register was given this value; each value is given once.
+    Set(u64),
+    /// The register had this value.
+    Get(u64),
+    /// A record was appended.
+    Append([u8; RECORD_BYTES]),
+}
+
+/// The shared folder.
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    /// The file with the register.
+    pub register: InodeId,
+    /// The file that all append to.
+    pub log: InodeId,
+}
+
+#[derive(Clone, Debug)]
+struct FileModel {
+    ino: InodeId,
+    content: Vec<u8>,
+    links: u32,
+}
+
+/// A client: its mount, its folder, its expectations.
+pub struct SimClient {
+    number: usize,
+    /// The mount.
+    pub mount: Mount,
+    caller: Caller,
+    folder: InodeId,
+    /// Names to files.
+    names: BTreeMap<String, usize>,
+    files: Vec<FileModel>,
+    shared: Shared,
+    events: Rc<RefCell<Vec<Event>>>,
+    counter: u64,
+}
+
+type Checked<T> = Result<T, String>;
+
+fn errno(what: &str, Errno(errno): Errno) -> String {
+    format!("{what}: {}", std::io::Error::from_raw_os_error(errno))
+}
+
+/// Makes the shared folder's files.
+pub async fn make_shared(files: &FileSystem) -> Checked<Shared> {
+    let caller = Caller::default();
+    let mut made = Vec::new();
+    for name in ["register", "log"] {
+        let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+        let name = Bytes::from_static(name.as_bytes());
+        let (entry, opened) =
+            files.create(&caller, ROOT, name, 0o100_644, flags).await.map_err(|e| errno("create", e))?;
+        let ino = entry.attributes.ino;
+        files.release(&caller, ino, opened.handle, None, false).await.map_err(|e| errno("release", e))?;
+        made.push(ino);
+    }
+    let zero = Bytes::copy_from_slice(&0u64.to_le_bytes());
+    let set = files.setxattr(&caller, made[0], Bytes::from_static(REGISTER), zero, 0, false);
+    set.await.map_err(|e| errno("setxattr", e))?;
+    Ok(Shared { register: made[0], log: made[1] })
+}
+
+/// Reads a whole file.
+pub async fn read_file(files: &FileSystem, ino: InodeId) -> Checked<Vec<u8>> {
+    let caller = Caller::default();
+    let opened = files.open(&caller, ino, libc::O_RDONLY as u32).await.map_err(|e| errno("open", e))?;
+    let mut content = Vec::new();
+    loop {
+        let read = files.read(&caller, ino, opened.handle, content.len() as u64, 128 << 10);
+        let parts = read.await.map_err(|e| errno("read", e))?;
+        let before = content.len();
+        parts.iter().for_each(|part| content.extend_from_slice(part));
+        if content.len() == before {
+            break;
+        }
+    }
+    files.release(&caller, ino, opened.handle, None, false).await.map_err(|e| errno("release", e))?;
+    Ok(content)
+}
+
+impl SimClient {
+    /// With a new folder of its own.
+    pub async fn new(
+        number: usize,
+        mount: Mount,
+        shared: Shared,
+        events: Rc<RefCell<Vec<Event>>>,
+    ) -> Checked<SimClient> {
+        let caller = Caller::default();
+        let name = Bytes::from(format!("client-{number}"));
+        let made = mount.files.mkdir(&caller, ROOT, name, 0o755).await.map_err(|e| errno("mkdir", e))?;
+        let folder = made.attributes.ino;
+        Ok(SimClient {
+            number,
+            mount,
+            caller,
+            folder,
+            names: BTreeMap::new(),
+            files: Vec::new(),
+            shared,
+            events,
+            counter: 0,
+        })
+    }
+
+    /// Does `count` random things, with pauses.
+    pub async fn run(&mut self, random: &mut StdRng, count: usize) -> Checked<()> {
+        for step in 0..count {
+            let done = self.step(random).await;
+            done.map_err(|error| {
+                format!("client {}, step {step}, {:?}: {error}", self.number, seam::elapsed())
+            })?;
+            if random.random_ratio(1, 4) {
+                tokio::time::sleep(some_time(random, 0, 300)).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, random: &mut StdRng) -> Checked<()> {
+        let name = format!("f{}", random.random_range(0..NAMES));
+        match random.random_range(0..100) {
+            0..=14 => self.create(&name).await,
+            15..=44 => self.write(&name, random).await,
+            45..=54 => self.read(&name).await,
+            55..=61 => self.rename(&name, &format!("f{}", random.random_range(0..NAMES))).await,
+            62..=67 => self.unlink(&name).await,
+            68..=71 => self.link(&name, &format!("f{}", random.random_range(0..NAMES))).await,
+            72..=76 => self.truncate(&name, random).await,
+            77..=84 => self.set().await,
+            85..=92 => self.get().await,
+            _ => self.append().await,
+        }
+    }
+
+    fn bytes(&self, name: &str) -> Bytes {
+        Bytes::copy_from_slice(name.as_bytes())
+    }
+
+    /// The answer has to be what is expected: success, or this error.
+    fn expect<T>(what: &str, answer: Result<T, Errno>, expected: Option<i32>) -> Checked<Option<T>> {
+        match (answer, expected) {
+            (Ok(value), None) => Ok(Some(value)),
+            (Err(Errno(found)), Some(expected)) if found == expected => Ok(None),
+            (Ok(_), Some(expected)) => {
+                Err(format!("{what} succeeded instead of: {}", std::io::Error::from_raw_os_error(expected)))
+            }
+            (Err(found), _) => Err(errno(what, found)),
+        }
+    }
+
+    async fn create(&mut self, name: &str) -> Checked<()> {
+        let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+        let expected = self.names.contains_key(name).then_some(libc::EEXIST);
+        let asked =
+            self.mount.files.create(&self.caller, self.folder, self.bytes(name), 0o100_644, flags).await;
+        let what = format!("create {name}");
+        if let Some((entry, opened)) = Self::expect(&what, asked, expected)? {
+            let ino = entry.attributes.ino;
+            let released = self.mount.files.release(&self.caller, ino, opened.handle, None, false).await;
+            released.map_err(|e| errno("release", e))?;
+            self.names.insert(name.to_owned(), self.files.len());
+            self.files.push(FileModel { ino, content: Vec::new(), links: 1 });
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, name: &str, random: &mut StdRng) -> Checked<()> {
+        let Some(&file) = self.names.get(name) else { return self.create(name).await };
+        let ino = self.files[file].ino;
+        let files = &self.mount.files;
+        let opened = files.open(&self.caller, ino, libc::O_RDWR as u32).await;
+        let handle = opened.map_err(|e| errno("open", e))?.handle;
+        for _ in 0..random.random_range(1..4) {
+            let size = self.files[file].content.len();
+            let offset = if random.random_bool(0.5) { size } else { random.random_range(0..=size + 5000) };
+            let length = match random.random_range(0..3) {
+                0 => random.random_range(1..600),
+                1 => random.random_range(1..10_000),
+                _ => random.random_range(1..100_000),
+            };
+            if offset + length > FILE_BYTES_MAX {
+                continue;
+            }
+            self.counter += 1;
+            let tag = self.counter * 31 + self.number as u64;
+            let data: Vec<u8> = (0..length).map(|at| (tag as usize + at / 7 + at) as u8).collect();
+            let written = files.write(
+                &self.caller,
+                ino,
+                handle,
+                offset as u64,
+                Bytes::copy_from_slice(&data),
+                WriteFlags::default(),
+            );
+            let written = written.await.map_err(|e| errno("write", e))?;
+            if written as usize != length {
+                return Err(format!("{written} of {length} bytes were written to {name}"));
+            }
+            let content = &mut self.files[file].content;
+            if content.len() < offset + length {
+                content.resize(offset + length, 0);
+            }
+            content[offset..offset + length].copy_from_slice(&data);
+        }
+        if random.random_bool(0.6) {
+            files.fsync(&self.caller, ino, handle, false).await.map_err(|e| errno("fsync", e))?;
+        }
+        if random.random_bool(0.7) {
+            files.flush(&self.caller, ino, handle, 1).await.map_err(|e| errno("close", e))?;
+        }
+        files.release(&self.caller, ino, handle, None, false).await.map_err(|e| errno("release", e))
+    }
+
+    async fn read(&mut self, name: &str) -> Checked<()> {
+        let found = self.mount.files.lookup(&self.caller, self.folder, self.bytes(name)).await;
+        let known = self.names.get(name);
+        let expected = known.is_none().then_some(libc::ENOENT);
+        let found = Self::expect(&format!("lookup of {name}"), found, expected)?;
+        let (Some(found), Some(&file)) = (found, known) else { return Ok(()) };
+        let model = &self.files[file];
+        let attributes = &found.attributes;
+        if (attributes.ino, attributes.nlink) != (model.ino, model.links) {
+            return Err(format!(
+                "{name} is inode {} with {} names, expected {} with {}",
+                attributes.ino, attributes.nlink, model.ino, model.links
+            ));
+        }
+        let content = read_file(&self.mount.files, model.ino).await?;
+        same(name, &content, &model.content)
+    }
+
+    async fn rename(&mut self, from: &str, to: &str) -> Checked<()> {
+        let expected = (!self.names.contains_key(from)).then_some(libc::ENOENT);
+        let (old, new) = (self.bytes(from), self.bytes(to));
+        let asked = self.mount.files.rename(&self.caller, self.folder, old, self.folder, new, 0).await;
+        if Self::expect(&format!("rename of {from} to {to}"), asked, expected)?.is_some() {
+            let same = self.names.get(from) == self.names.get(to);
+            // Two names of one file: rename(2) does nothing.
+            if !same && let Some(file) = self.names.remove(from) {
+                if let Some(replaced) = self.names.insert(to.to_owned(), file) {
+                    self.files[replaced].links -= 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn unlink(&mut self, name: &str) -> Checked<()> {
+        let expected = (!self.names.contains_key(name)).then_some(libc::ENOENT);
+        let asked = self.mount.files.unlink(&self.caller, self.folder, self.bytes(name)).await;
+        if Self::expect(&format!("unlink of {name}"), asked, expected)?.is_some()
+            && let Some(file) = self.names.remove(name)
+        {
+            self.files[file].links -= 1;
+        }
+        Ok(())
+    }
+
+    async fn link(&mut self, from: &str, to: &str) -> Checked<()> {
+        let Some(&file) = self.names.get(from) else { return Ok(()) };
+        let expected = self.names.contains_key(to).then_some(libc::EEXIST);
+        let asked =
+            self.mount.files.link(&self.caller, self.files[file].ino, self.folder, self.bytes(to)).await;
+        if Self::expect(&format!("link of {from} to {to}"), asked, expected)?.is_some() {
+            self.files[file].links += 1;
+            self.names.insert(to.to_owned(), file);
+        }
+        Ok(())
+    }
+
+    async fn truncate(&mut self, name: &str, random: &mut StdRng) -> Checked<()> {
+        let Some(&file) = self.names.get(name) else { return Ok(()) };
+        let size = random.random_range(0..=self.files[file].content.len() + 3000);
+        let changes = AttributeChanges { size: Some(size as u64), ..AttributeChanges::default() };
+        let asked = self.mount.files.setattr(&self.caller, self.files[file].ino, None, changes).await;
+        Self::expect(&format!("truncation of {name} to {size}"), asked, None)?;
+        self.files[file].content.resize(size, 0);
+        Ok(())
+    }
+
+    fn note(&self, began: Duration, what: What) {
+        let event = Event { client: self.number, began, ended: seam::elapsed(), what };
+        self.events.borrow_mut().push(event);
+    }
+
+    fn next_value(&mut self) -> u64 {
+        self.counter += 1;
+        ((self.number as u64 + 1) << 32) | self.counter
+    }
+
+    async fn set(&mut self) -> Checked<()> {
+        let (value, began) = (self.next_value(), seam::elapsed());
+        let bytes = Bytes::copy_from_slice(&value.to_le_bytes());
+        let register = Bytes::from_static(REGISTER);
+        let files = &self.mount.files;
+        let asked = files.setxattr(&self.caller, self.shared.register, register, bytes, 0, false);
+        asked.await.map_err(|e| errno("setxattr", e))?;
+        self.note(began, What::Set(value));
+        Ok(())
+    }
+
+    async fn get(&mut self) -> Checked<()> {
+        let began = seam::elapsed();
+        let register = Bytes::from_static(REGISTER);
+        let asked = self.mount.files.getxattr(&self.caller, self.shared.register, register).await;
+        let bytes = asked.map_err(|e| errno("getxattr", e))?;
+        let value = <[u8; 8]>::try_from(bytes.as_ref()).map_err(|_| "the register is torn".to_owned())?;
+        self.note(began, What::Get(u64::from_le_bytes(value)));
+        Ok(())
+    }
+
+    async fn append(&mut self) -> Checked<()> {
+        let value = self.next_value();
+        let mut record = [0; RECORD_BYTES];
+        record[..8].copy_from_slice(&value.to_le_bytes());
+        record[8..].copy_from_slice(&(!value).to_le_bytes());
+        let began = seam::elapsed();
+        let (files, log) = (&self.mount.files, self.shared.log);
+        let flags = (libc::O_WRONLY | libc::O_APPEND) as u32;
+        let opened = files.open(&self.caller, log, flags).await.map_err(|e| errno("open", e))?;
+        let how = WriteFlags { append: true, ..WriteFlags::default() };
+        let data = Bytes::copy_from_slice(&record);
+        let written = files.write(&self.caller, log, opened.handle, 0, data, how).await;
+        written.map_err(|e| errno("append", e))?;
+        files
+            .release(&self.caller, log, opened.handle, None, false)
+            .await
+            .map_err(|e| errno("release", e))?;
+        self.note(began, What::Append(record));
+        Ok(())
+    }
+
+    /// The whole folder as another mount sees it is what this client made of it.
+    pub async fn check(&self, files: &FileSystem) -> Checked<()> {
+        for number in 0..NAMES {
+            let name = format!("f{number}");
+            let found = files.lookup(&self.caller, self.folder, self.bytes(&name)).await;
+            let known = self.names.get(&name);
+            let expected = known.is_none().then_some(libc::ENOENT);
+            let what = format!("at the end, client {}: lookup of {name}", self.number);
+            let found = Self::expect(&what, found, expected)?;
+            if let (Some(found), Some(&file)) = (found, known) {
+                let model = &self.files[file];
+                if found.attributes.ino != model.ino || found.attributes.nlink != model.links {
+                    return Err(format!("{what}: another file, or {} names", found.attributes.nlink));
+                }
+                let content =
+                    read_file(files, model.ino).await.map_err(|error| format!("{what}: {error}"))?;
+                same(&what, &content, &model.content)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn same(what: &str, found: &[u8], expected: &[u8]) -> Checked<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let at = found.iter().zip(expected).position(|(a, b)| a != b);
+    Err(format!(
+        "{what}: {} bytes instead of {}, the first difference at {:?}",
+        found.len(),
+        expected.len(),
+        at.unwrap_or(found.len().min(expected.len()))
+    ))
+}

@@ -1,0 +1,48 @@
+//! What goes wrong in a world, and when.
+
+use std::time::Duration;
+
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::nodes::{metadata_name, some_time, storage_name};
+
+/// Something that goes wrong, and is well again after a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A metadata server's power is cut, and comes back after a time.
+    Member(usize, Duration),
+    /// A storage server's.
+    Storage(usize, Duration),
+    /// The power of all servers.
+    Everything(Duration),
+    /// Nothing passes between the nodes of each pair for a time; an empty name is everybody.
+    Cut(Vec<(String, String)>, Duration),
+}
+
+impl Fault {
+    /// One by chance.
+    #[must_use]
+    pub fn random(random: &mut StdRng, members: usize, storage: usize) -> Fault {
+        let member = random.random_range(0..members);
+        let server = random.random_range(0..storage);
+        let time = some_time(random, 0, 6000);
+        match random.random_range(0..10) {
+            0..=2 => Fault::Member(member, time),
+            3..=5 => Fault::Storage(server, time),
+            6 => Fault::Everything(time),
+            7 => Fault::Cut(vec![(metadata_name(member), String::new())], time),
+            8 => Fault::Cut(vec![(storage_name(server), String::new())], time),
+            _ => {
+                let other = (member + 1 + random.random_range(0..members - 1)) % members;
+                Fault::Cut(
+                    vec![
+                        (metadata_name(member), metadata_name(other)),
+                        (metadata_name(member), storage_name(server)),
+                    ],
+                    time,
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `atoll-sim`: runs worlds, says which don't hold, and how to see one again.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use atoll_sim::world;
+use clap::Parser;
+
+/// Runs simulated worlds.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How many worlds.
+    #[arg(long, default_value_t = 100)]
+    seeds: u64,
+    /// The seed of the first.
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// How many at a time; as many as there are processors unless said otherwise.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// No new world is begun after so many seconds.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Say what happens in each world.
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// Runs one world in a process of its own, which is this one's copy: libraries count things in places that a process has once
+/// (tokio the seeds of its runtimes), and every world has to find them as they were.
+fn fork(seed: u64, arguments: &Arguments) -> libc::pid_t {
+    // SAFETY: this process has one thread.
+    let child = unsafe { libc::fork() };
+    if child != 0 {
+        assert!(child > 0, "no process for a world: {}", std::io::Error::last_os_error());
+        return child;
+    }
+    let code = match world::run(seed) {
+        Ok(report) => {
+            if arguments.verbose {
+                println!(
+                    "seed {seed}: {:016x}, {:?}, {} shared operations, {} extents; {}",
+                    report.fingerprint,
+                    report.time,
+                    report.shared_operations,
+                    report.extents,
+                    report.faults.join(", ")
+                );
+            }
+            0
+        }
+        Err(problem) => {
+            println!("seed {seed}: {problem}\n  again: make sim FIRST={seed} SEEDS=1");
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+/// Waits for one of the children; whether its world held.
+fn reap() -> bool {
+    let mut status = 0;
+    loop {
+        // SAFETY: a place for the status.
+        let child = unsafe { libc::waitpid(-1, &mut status, 0) };
+        if child > 0 {
+            return status == 0;
+        }
+        let error = std::io::Error::last_os_error();
+        assert_eq!(error.kind(), std::io::ErrorKind::Interrupted, "waiting for a world: {error}");
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = arguments.jobs.unwrap_or(processors).max(1);
+    let began = Instant::now();
+    let in_time = || arguments.seconds.is_none_or(|seconds| began.elapsed() < Duration::from_secs(seconds));
+    let (mut running, mut done, mut failed) = (0, 0u64, 0u64);
+    let mut seeds = arguments.first..arguments.first.saturating_add(arguments.seeds);
+    loop {
+        while running < jobs && in_time() {
+            let Some(seed) = seeds.next() else { break };
+            fork(seed, &arguments);
+            running += 1;
+        }
+        if running == 0 {
+            break;
+        }
+        failed += u64::from(!reap());
+        done += 1;
+        running -= 1;
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{done} worlds from seed {}, {failed} failed, {seconds:.1} s ({:.0} a minute)",
+        arguments.first,
+        done as f64 * 60.0 / seconds.max(0.001)
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,210 @@
+//! The network of a world: streams between nodes that take their time, stall, break and are cut.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use atoll_proto::Role;
+use atoll_proto::transport::SimulatedNetwork;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, watch};
+
+/// Bytes that a stream holds on its way, in each direction.
+const PIPE_BYTES: usize = 64 << 10;
+/// Connections that wait to be accepted.
+const BACKLOG: usize = 64;
+/// How long a piece is on its way.
+const LATENCY: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+/// And how long one in so many is, as if it was lost and sent again.
+const SLOW_ONE_IN: u32 = 200;
+const SLOW: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(700));
+/// How long it takes to find out that nobody listens, and that nobody answers.
+const REFUSED_AFTER: Duration = Duration::from_millis(1);
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
+
+/// A node, by its address without the port.
+pub type Name = String;
+
+/// See the module.
+pub struct Network {
+    inner: RefCell<Inner>,
+}
+
+struct Inner {
+    random: StdRng,
+    listeners: HashMap<Name, Listening>,
+    names: HashMap<Role, Name>,
+    /// Changes each time the cuts do; streams look at it.
+    cuts: watch::Sender<Vec<(Name, Name)>>,
+}
+
+struct Listening {
+    streams: mpsc::Sender<DuplexStream>,
+    /// The node's streams end with this.
+    alive: watch::Sender<bool>,
+}
+
+fn name_of(address: &str) -> Name {
+    address.split(':').next().unwrap_or_default().to_owned()
+}
+
+/// Either name empty: of anybody.
+fn is_cut(cuts: &[(Name, Name)], a: &str, b: &str) -> bool {
+    cuts.iter().any(|(from, to)| {
+        let one = |x: &str, y: &str| (from == x || from.is_empty()) && (to == y || to.is_empty());
+        one(a, b) || one(b, a)
+    })
+}
+
+impl Network {
+    /// One whose delays come from `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Rc<Network> {
+        Rc::new(Network {
+            inner: RefCell::new(Inner {
+                random: StdRng::seed_from_u64(seed ^ 0x4e37),
+                listeners: HashMap::new(),
+                names: HashMap::new(),
+                cuts: watch::Sender::new(Vec::new()),
+            }),
+        })
+    }
+
+    /// Who says to be this is the node of this name.
+    pub fn know(&self, role: Role, name: &str) {
+        self.inner.borrow_mut().names.insert(role, name.to_owned());
+    }
+
+    /// Between the nodes of each pair nothing comes through from now on; an empty name is everybody.
+    pub fn cut(&self, pairs: Vec<(Name, Name)>) {
+        self.inner.borrow_mut().cuts.send_replace(pairs);
+    }
+
+    /// The node is dead: nobody listens, and its streams break.
+    pub fn kill(&self, name: &str) {
+        if let Some(listening) = self.inner.borrow_mut().listeners.remove(name) {
+            listening.alive.send_replace(false);
+        }
+    }
+}
+
+impl SimulatedNetwork for Network {
+    fn dial(&self, from: Role, to: &str) -> BoxFuture<'static, io::Result<DuplexStream>> {
+        let mut inner = self.inner.borrow_mut();
+        let to = name_of(to);
+        let from = inner.names.get(&from).cloned().unwrap_or_else(|| "?".to_owned());
+        let seed = inner.random.random();
+        let cuts = inner.cuts.subscribe();
+        if is_cut(&cuts.borrow(), &from, &to) {
+            return async {
+                tokio::time::sleep(UNREACHABLE_AFTER).await;
+                Err(io::ErrorKind::TimedOut.into())
+            }
+            .boxed();
+        }
+        let ends_with = |name: &str| inner.listeners.get(name).map(|listening| listening.alive.subscribe());
+        let (mine, theirs) = (ends_with(&from), ends_with(&to));
+        let (Some(listening), Some(theirs)) = (inner.listeners.get(&to), theirs) else {
+            return async {
+                tokio::time::sleep(REFUSED_AFTER).await;
+                Err(io::ErrorKind::ConnectionRefused.into())
+            }
+            .boxed();
+        };
+        let streams = listening.streams.clone();
+        async move {
+            let (here, left) = tokio::io::duplex(PIPE_BYTES);
+            let (right, there) = tokio::io::duplex(PIPE_BYTES);
+            let mut random = StdRng::seed_from_u64(seed);
+            tokio::time::sleep(random.random_range(LATENCY.0..LATENCY.1)).await;
+            streams.send(there).await.map_err(|_| io::Error::from(io::ErrorKind::ConnectionRefused))?;
+            let (left_read, left_write) = tokio::io::split(left);
+            let (right_read, right_write) = tokio::io::split(right);
+            let second = StdRng::seed_from_u64(random.random());
+            let link = Link { from, to, cuts, mine, theirs };
+            tokio::spawn(async move {
+                let there = carry(left_read, right_write, random, link.clone());
+                let back = carry(right_read, left_write, second, link.clone());
+                // Both ends with either: a connection is broken as a whole.
+                tokio::select! {
+                    biased;
+                    () = link.broken() => {}
+                    () = there => {}
+                    () = back => {}
+                }
+            });
+            Ok(here)
+        }
+        .boxed()
+    }
+
+    fn listen(&self, at: &str) -> mpsc::Receiver<DuplexStream> {
+        let (streams, listener) = mpsc::channel(BACKLOG);
+        let listening = Listening { streams, alive: watch::Sender::new(true) };
+        self.inner.borrow_mut().listeners.insert(name_of(at), listening);
+        listener
+    }
+}
+
+/// What a stream is subject to.
+#[derive(Clone)]
+struct Link {
+    from: Name,
+    to: Name,
+    cuts: watch::Receiver<Vec<(Name, Name)>>,
+    mine: Option<watch::Receiver<bool>>,
+    theirs: watch::Receiver<bool>,
+}
+
+impl Link {
+    /// Waits until one end is dead.
+    async fn broken(&self) {
+        let dead = |alive: Option<watch::Receiver<bool>>| async move {
+            match alive {
+                // An end that is closed is dead, too.
+                Some(mut alive) => drop(alive.wait_for(|alive| !alive).await),
+                None => std::future::pending().await,
+            }
+        };
+        let (mine, theirs) = (self.mine.clone(), Some(self.theirs.clone()));
+        tokio::select! {
+            biased;
+            () = dead(mine) => {}
+            () = dead(theirs) => {}
+        }
+    }
+
+    /// Waits while it is cut.
+    async fn passes(&mut self) {
+        let (from, to) = (self.from.clone(), self.to.clone());
+        // The network outlives its streams.
+        let _ = self.cuts.wait_for(|cuts| !is_cut(cuts, &from, &to)).await;
+    }
+}
+
+async fn carry(
+    mut from: ReadHalf<DuplexStream>,
+    mut to: WriteHalf<DuplexStream>,
+    mut random: StdRng,
+    mut link: Link,
+) {
+    let mut piece = vec![0; 16 << 10];
+    loop {
+        let length = match from.read(&mut piece).await {
+            Ok(0) | Err(_) => break,
+            Ok(length) => length,
+        };
+        let delay = if random.random_ratio(1, SLOW_ONE_IN) { SLOW } else { LATENCY };
+        tokio::time::sleep(random.random_range(delay.0..delay.1)).await;
+        link.passes().await;
+        if to.write_all(&piece[..length]).await.is_err() {
+            break;
+        }
+    }
+}

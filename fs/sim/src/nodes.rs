@@ -1,0 +1,259 @@
+//! The servers and clients of a world: the real ones, on simulated disks and a simulated network.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use atoll_client::arena::{Arena, ArenaConfig};
+use atoll_client::client::{Client, ClientOptions};
+use atoll_client::session::{MetadataClient, SessionOptions};
+use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
+use atoll_core::ids::{ClusterId, MemberId, SessionId};
+use atoll_core::records::VolumeConfig;
+use atoll_metadata::store::folder::Folder;
+use atoll_metadata::store::memory::SimulatedRecords;
+use atoll_metadata::store::records::Backend;
+use atoll_metadata::{MetadataConfig, MetadataServer, RunningMetadata};
+use atoll_proto::metadata::BootstrapRequest;
+use atoll_proto::{Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Listener, Role};
+use atoll_raft::SimDisk;
+use atoll_storage::disk::faulty::FaultyDisk;
+use atoll_storage::{StorageConfig, StorageHandle, StorageServer};
+use prometheus_client::registry::Registry;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use crate::network::Network;
+
+/// The cluster of every world.
+const CLUSTER: ClusterId = ClusterId(0x51);
+/// How long a session lives without a word.
+const SESSION_LIFETIME: Duration = Duration::from_secs(5);
+/// After this time a storage server's replicas are made anew.
+const REPAIR_AFTER: Duration = Duration::from_secs(15);
+/// Small, so that a world of a few hundred operations has several of each.
+const SEGMENT_BYTES: u32 = 512 << 10;
+const CHUNK_BYTES: u64 = 1 << 20;
+const ARENA_BYTES: u64 = 2 << 20;
+const DISK_BYTES: u64 = 1 << 30;
+/// How long a request of this module's own may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A client's filesystem.
+pub type FileSystem = Client<MetadataClient>;
+
+fn key() -> ClusterKey {
+    ClusterKey::new([7; 32])
+}
+
+/// Names of the metadata servers and of the storage servers.
+pub fn metadata_name(number: usize) -> String {
+    format!("m{number}")
+}
+
+/// As [`metadata_name`].
+pub fn storage_name(number: usize) -> String {
+    format!("s{number}")
+}
+
+fn address(name: &str) -> Address {
+    Address::Tcp(format!("{name}:1"))
+}
+
+fn metadata_addresses(count: usize) -> Vec<Address> {
+    (0..count).map(|number| address(&metadata_name(number))).collect()
+}
+
+/// A metadata server, running or not.
+pub struct Member {
+    name: String,
+    id: MemberId,
+    dir: PathBuf,
+    log: SimDisk,
+    records: SimulatedRecords,
+    /// The server, while it runs.
+    pub running: Option<RunningMetadata>,
+}
+
+impl Member {
+    /// With an empty disk; its folder, which holds only small files that are always durable, is in `dir`.
+    pub fn new(number: usize, dir: PathBuf) -> Result<Member, String> {
+        let id = MemberId(100 + number as u64);
+        Folder::open(&dir, CLUSTER, id).map_err(|error| error.to_string())?;
+        Ok(Member {
+            name: metadata_name(number),
+            id,
+            dir,
+            log: SimDisk::new(u64::MAX, false),
+            records: SimulatedRecords::default(),
+            running: None,
+        })
+    }
+
+    /// Starts it.
+    pub async fn start(&mut self, network: &Network) -> Result<(), String> {
+        network.know(Role::Metadata(self.id), &self.name);
+        let config = MetadataConfig {
+            encryption: Encryption::Off,
+            session_lifetime: SESSION_LIFETIME,
+            repair_after: REPAIR_AFTER,
+            ballast_bytes: 0,
+            segment_bytes: SEGMENT_BYTES,
+            replay_bytes: 2 * u64::from(SEGMENT_BYTES),
+            records: Backend::Simulated(self.records.clone()),
+            log_disk: Some(self.log.clone()),
+            ..MetadataConfig::new(&self.dir, address(&self.name), CLUSTER, key())
+        };
+        let started = MetadataServer::start(config, &mut Registry::default()).await;
+        self.running = Some(started.map_err(|error| format!("{} doesn't start: {error}", self.name))?);
+        Ok(())
+    }
+
+    /// Its power goes: what it had not synced is lost, in part.
+    pub async fn cut_power(&mut self, network: &Network, random: &mut StdRng) {
+        network.kill(&self.name);
+        self.log = self.log.after_power_cut(random, u64::MAX);
+        self.records = self.records.after_power_cut();
+        if let Some(running) = self.running.take() {
+            // Nothing of it reaches a disk or another node any more; this only ends its tasks.
+            running.shutdown().await;
+        }
+    }
+}
+
+/// A storage server, running or not.
+pub struct StorageNode {
+    name: String,
+    members: usize,
+    /// Its disk.
+    pub disk: FaultyDisk,
+    /// The server, while it runs.
+    pub running: Option<StorageHandle>,
+}
+
+impl StorageNode {
+    /// With an empty disk.
+    pub fn new(number: usize, members: usize, seed: u64) -> StorageNode {
+        StorageNode {
+            name: storage_name(number),
+            members,
+            disk: FaultyDisk::new(seed, DISK_BYTES),
+            running: None,
+        }
+    }
+
+    /// Starts it.
+    pub async fn start(&mut self, network: &Network) -> Result<(), String> {
+        let failed = |error: &dyn std::fmt::Display| format!("{} doesn't start: {error}", self.name);
+        let listener = Listener::bind(&address(&self.name)).await.map_err(|error| failed(&error))?;
+        let config = StorageConfig {
+            encryption: Encryption::Off,
+            metadata: metadata_addresses(self.members),
+            labels: BTreeMap::from([("host".to_owned(), self.name.clone())]),
+            ballast_bytes: 0,
+            chunk_bytes: CHUNK_BYTES,
+            ..StorageConfig::new(PathBuf::new(), address(&self.name), CLUSTER, key())
+        };
+        let started = StorageServer::start_on(config, Arc::new(self.disk.clone()), listener).await;
+        let running = started.map_err(|error| failed(&error))?;
+        network.know(Role::Storage(running.server()), &self.name);
+        self.running = Some(running);
+        Ok(())
+    }
+
+    /// Its power goes: what it had not synced is lost, in part.
+    pub async fn cut_power(&mut self, network: &Network) {
+        network.kill(&self.name);
+        self.disk.power_off_after(0);
+        if let Some(running) = self.running.take() {
+            running.shutdown().await;
+        }
+        self.disk.power_on();
+    }
+}
+
+/// Makes the group and the volume.
+pub async fn bootstrap(members: usize, copies: u8) -> Result<(), String> {
+    let identity = Identity { cluster: CLUSTER, role: Role::Admin, key: key(), encryption: Encryption::Off };
+    let config = VolumeConfig {
+        bytes_total: 1 << 30,
+        inodes_total: 10_000,
+        copies,
+        copies_min: 2,
+        inline_file_bytes: 2048,
+        inline_budget_bytes: 64 << 10,
+        chunk_bytes: CHUNK_BYTES,
+        ..VolumeConfig::default()
+    };
+    let founders = (0..members)
+        .map(|number| (MemberId(100 + number as u64), address(&metadata_name(number)).to_string()))
+        .collect();
+    let request = BootstrapRequest { cluster: CLUSTER, config, members: founders };
+    let options = ConnectOptions::new(identity);
+    let connection = Connection::connect(&address(&metadata_name(0)), &options)
+        .await
+        .map_err(|error| error.to_string())?;
+    let asked = connection.call_within::<BootstrapRequest>(&request, (), PATIENCE).await;
+    asked.map(|_| ()).map_err(|error| error.to_string())
+}
+
+/// A mount without a kernel.
+pub struct Mount {
+    /// What the kernel would talk to.
+    pub files: Arc<FileSystem>,
+    /// The way to the storage servers, for who looks at replicas.
+    pub pool: Arc<dyn Storage>,
+}
+
+impl Mount {
+    /// Opens a session.
+    pub async fn connect(name: &str, members: usize) -> Result<Mount, String> {
+        let config = ArenaConfig { op_slots: 16, data_bytes: ARENA_BYTES };
+        let arena = Arena::create(config).map_err(|error| error.to_string())?;
+        let options = SessionOptions {
+            encryption: Encryption::Off,
+            connect_timeout: Duration::from_secs(60),
+            ..SessionOptions::new(metadata_addresses(members), CLUSTER, key(), name.to_owned())
+        };
+        let metadata =
+            MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| error.to_string())?;
+        let pool_config = PoolConfig {
+            identity: Identity {
+                cluster: CLUSTER,
+                role: Role::Client(SessionId(0)),
+                key: key(),
+                encryption: Encryption::Off,
+            },
+            labels: BTreeMap::from([("host".to_owned(), name.to_owned())]),
+            local: HashMap::new(),
+        };
+        let kept = Rc::new(std::cell::RefCell::new(None));
+        let files = Client::new(
+            Arc::new(metadata),
+            |metadata| {
+                let pool: Arc<dyn Storage> = Arc::new(StoragePool::new(Arc::clone(metadata), pool_config));
+                *kept.borrow_mut() = Some(Arc::clone(&pool));
+                pool
+            },
+            arena,
+            ClientOptions::for_arena(ARENA_BYTES),
+        );
+        files.warm_up().await.map_err(|error| error.to_string())?;
+        let pool = kept.borrow_mut().take().ok_or("no pool was asked for")?;
+        Ok(Mount { files, pool })
+    }
+
+    /// Writes everything out and ends the session.
+    pub async fn close(self) -> Result<(), String> {
+        self.files.stop().await.map_err(|error| error.to_string())?;
+        self.files.metadata().close().await;
+        Ok(())
+    }
+}
+
+/// A time between these two.
+pub fn some_time(random: &mut StdRng, from_ms: u64, to_ms: u64) -> Duration {
+    Duration::from_millis(random.random_range(from_ms..to_ms))
+}

@@ -1,0 +1,254 @@
+//! A world: a cluster, its clients, what goes wrong, and what has to hold all the same.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use atoll_core::store::Read;
+use atoll_proto::transport::simulate_network;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::client::{self, Event, SimClient};
+use crate::faults::Fault;
+use crate::invariants;
+use crate::network::Network;
+use crate::nodes::{self, Member, Mount, StorageNode, some_time};
+use crate::seam;
+
+/// Metadata servers.
+pub const MEMBERS: usize = 3;
+/// Storage servers.
+pub const STORAGE: usize = 3;
+/// Clients.
+pub const CLIENTS: usize = 3;
+/// Operations of one client.
+pub const OPERATIONS: usize = 70;
+/// Faults.
+pub const FAULTS: usize = 3;
+/// Within this time everything has to be over; only a world in which something hangs takes longer.
+const PATIENCE: Duration = Duration::from_secs(1800);
+/// When everything works again, there is nothing left to be done after this time.
+const REST_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a piece of work of a disk takes.
+const DISK_MICROSECONDS: (u64, u64) = (20, 1500);
+
+/// What a world did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// How long it was, in its own time.
+    pub time: Duration,
+    /// What went wrong in it, in order.
+    pub faults: Vec<String>,
+    /// Operations in the shared folder.
+    pub shared_operations: usize,
+    /// Extents that were read from a replica in the end.
+    pub extents: usize,
+    /// A number that differs if anything differed.
+    pub fingerprint: u64,
+}
+
+/// Runs the world of a seed, on a thread of its own.
+///
+/// # Errors
+/// What does not hold.
+pub fn run(seed: u64) -> Result<Report, String> {
+    let thread =
+        std::thread::Builder::new().name(format!("world-{seed}")).stack_size(8 << 20).spawn(move || {
+            seam::enter(seed);
+            // Only small files that are always durable.
+            let folder = tempfile::Builder::new().prefix("atoll-sim-").tempdir_in(temporary_folder());
+            let folder = folder.map_err(|error| format!("no temporary folder: {error}"))?;
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            let runtime = runtime.map_err(|error| error.to_string())?;
+            let network = Network::new(seed);
+            simulate_network(Some(network.clone()));
+            let disk_time = RefCell::new(StdRng::seed_from_u64(seed ^ 0xd15c));
+            let simulated = atoll_blocking::simulate(move || {
+                let (from, to) = DISK_MICROSECONDS;
+                Duration::from_micros(disk_time.borrow_mut().random_range(from..to))
+            });
+            let result = runtime.block_on(async {
+                let world = World::new(seed, network, folder.path());
+                match tokio::time::timeout(PATIENCE, live(seed, world)).await {
+                    Ok(result) => result,
+                    Err(_) => Err(format!("it isn't over after {} s", PATIENCE.as_secs())),
+                }
+            });
+            drop(runtime);
+            drop(simulated);
+            simulate_network(None);
+            result
+        });
+    match thread.map_err(|error| error.to_string())?.join() {
+        Ok(result) => result,
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Err(format!("panic: {}", text.unwrap_or_default()))
+        }
+    }
+}
+
+fn temporary_folder() -> std::path::PathBuf {
+    let memory = std::path::Path::new("/dev/shm");
+    if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
+}
+
+struct World {
+    network: Rc<Network>,
+    random: StdRng,
+    members: Vec<Member>,
+    storage: Vec<StorageNode>,
+}
+
+impl World {
+    fn new(seed: u64, network: Rc<Network>, folder: &std::path::Path) -> Result<World, String> {
+        let members = (0..MEMBERS)
+            .map(|number| Member::new(number, folder.join(nodes::metadata_name(number))))
+            .collect::<Result<_, _>>()?;
+        let storage = (0..STORAGE)
+            .map(|number| {
+                StorageNode::new(number, MEMBERS, seed.wrapping_mul(31).wrapping_add(number as u64))
+            })
+            .collect();
+        Ok(World { network, random: StdRng::seed_from_u64(seed), members, storage })
+    }
+
+    async fn start(&mut self) -> Result<(), String> {
+        for member in &mut self.members {
+            if member.running.is_none() {
+                member.start(&self.network).await?;
+            }
+        }
+        for server in &mut self.storage {
+            if server.running.is_none() {
+                server.start(&self.network).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn suffer(&mut self, fault: &Fault) -> Result<(), String> {
+        tracing::info!(?fault, "a fault");
+        match fault {
+            Fault::Member(number, time) => {
+                self.members[*number].cut_power(&self.network, &mut self.random).await;
+                tokio::time::sleep(*time).await;
+            }
+            Fault::Storage(number, time) => {
+                self.storage[*number].cut_power(&self.network).await;
+                tokio::time::sleep(*time).await;
+            }
+            Fault::Everything(time) => {
+                for member in &mut self.members {
+                    member.cut_power(&self.network, &mut self.random).await;
+                }
+                for server in &mut self.storage {
+                    server.cut_power(&self.network).await;
+                }
+                tokio::time::sleep(*time).await;
+            }
+            Fault::Cut(pairs, time) => {
+                self.network.cut(pairs.clone());
+                tokio::time::sleep(*time).await;
+                self.network.cut(Vec::new());
+            }
+        }
+        self.start().await
+    }
+}
+
+async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String> {
+    let mut world = world?;
+    let mut report = Report::default();
+    world.start().await?;
+    nodes::bootstrap(MEMBERS, 3).await?;
+    let first = Mount::connect("first", MEMBERS).await?;
+    let shared = client::make_shared(&first.files).await?;
+    let events = Rc::new(RefCell::new(Vec::new()));
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mount = Mount::connect(&format!("c{number}"), MEMBERS).await?;
+        clients.push(SimClient::new(number, mount, shared, events.clone()).await?);
+    }
+
+    let working = futures::future::try_join_all(clients.iter_mut().enumerate().map(|(number, client)| {
+        let mut random = StdRng::seed_from_u64(seed.wrapping_mul(7).wrapping_add(number as u64));
+        async move { client.run(&mut random, OPERATIONS).await }
+    }));
+    let failing = async {
+        for _ in 0..FAULTS {
+            let pause = some_time(&mut world.random, 0, 5000);
+            tokio::time::sleep(pause).await;
+            let fault = Fault::random(&mut world.random, MEMBERS, STORAGE);
+            report.faults.push(format!("{:?}: {fault:?}", seam::elapsed()));
+            world.suffer(&fault).await?;
+        }
+        Ok::<_, String>(())
+    };
+    futures::try_join!(working, failing)?;
+
+    // Everything works again. What is there is what was made of it.
+    let events: Vec<Event> = events.borrow().clone();
+    report.shared_operations = events.len();
+    for client in &clients {
+        client.mount.files.stop().await.map_err(|error| format!("the end of a client: {error}"))?;
+    }
+    let last = Mount::connect("last", MEMBERS).await?;
+    for client in &clients {
+        client.check(&last.files).await?;
+    }
+    invariants::register::check(&events)?;
+    let log = client::read_file(&last.files, shared.log).await?;
+    invariants::appends::check(&events, &log)?;
+    for client in clients {
+        client.mount.close().await?;
+    }
+    first.close().await?;
+    report.extents = {
+        let running = world.members[0].running.as_ref().ok_or("member 0 doesn't run")?;
+        let records = running.records();
+        invariants::replicas::check(&records.snapshot(), &last.pool).await?
+    };
+    last.close().await?;
+    rest(&world).await?;
+    report.time = seam::elapsed();
+    report.fingerprint = fingerprint(&report, &events);
+    Ok(report)
+}
+
+/// Waits until nothing is left to be done, then looks at the records.
+async fn rest(world: &World) -> Result<(), String> {
+    let began = seam::elapsed();
+    loop {
+        let mut records = Vec::new();
+        for member in &world.members {
+            records.push(member.running.as_ref().ok_or("a member doesn't run")?.records());
+        }
+        let snapshots: Vec<_> = records.iter().map(|records| records.snapshot()).collect();
+        let snapshots: Vec<&dyn Read> = snapshots.iter().map(|snapshot| snapshot as &dyn Read).collect();
+        let mut left = Vec::new();
+        for (number, snapshot) in snapshots.iter().enumerate() {
+            let found = invariants::records::leftovers(*snapshot).map_err(|error| error.to_string())?;
+            left.extend(found.into_iter().map(|what| format!("member {number}: {what}")));
+        }
+        let checked = match left.is_empty() {
+            true => invariants::records::check(&snapshots),
+            false => Err(format!("there is something left at rest: {}", left.join(", "))),
+        };
+        match checked {
+            Ok(()) => return Ok(()),
+            Err(problem) if seam::elapsed() - began > REST_PATIENCE => return Err(problem),
+            Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+/// FNV-1a of everything that was seen.
+fn fingerprint(report: &Report, events: &[Event]) -> u64 {
+    let text = format!("{:?} {:?} {} {events:?}", report.time, report.faults, report.extents);
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
