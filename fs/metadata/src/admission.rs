@@ -90,7 +90,12 @@ fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError>
     if facts.disk_low && grows(op) {
         return Err(FsError::NoSpace);
     }
-    if inline_bytes(op) > 0 && volume.inline_bytes >= volume.config.inline_budget_bytes {
+    // An append that would cross into the next segment has no other way.
+    let budget = match op {
+        Op::Append { .. } => volume.config.inline_budget_bytes.saturating_mul(2),
+        _ => volume.config.inline_budget_bytes,
+    };
+    if inline_bytes(op) > 0 && volume.inline_bytes >= budget {
         return Err(FsError::InlineBudget);
     }
     match op {

@@ -308,13 +308,14 @@ impl<M: Metadata> Shared<M> {
     ) -> Result<(u64, Attributes), ClientError> {
         let length = data.len() as u64;
         let _order = file.commit_stage.lock().await;
-        let mut attempt = 0;
+        let (mut attempt, mut inline_refused) = (0, false);
         loop {
             // An extent in a chunk lies within one segment, and where this will lie is not known for certain: the
             // service refuses a wrong guess, and then it travels inside the commit.
             let size = file.inner.lock().attributes.as_ref().map(|attributes| attributes.size);
             let fits = size.is_some_and(|size| size % SEGMENT_BYTES + length <= SEGMENT_BYTES);
-            let inline = length <= INLINE_WRITE_BYTES_MAX && self.metadata.inline_allowed();
+            let inline =
+                length <= INLINE_WRITE_BYTES_MAX && self.metadata.inline_allowed() && !inline_refused;
             let placement = if fits && !inline && attempt < APPEND_ATTEMPTS_MAX {
                 let placement = self.writers.place(Purpose::Small, length).await?;
                 let parts: Vec<Bytes> = std::iter::once(data.clone()).chain(padding(length)).collect();
@@ -363,7 +364,9 @@ impl<M: Metadata> Shared<M> {
                     }
                     attempt += 1;
                 }
-                Err(ClientError::Fs(FsError::TryAgain)) => {
+                Err(ClientError::Fs(FsError::InlineBudget)) if !inline_refused => inline_refused = true,
+                // What is inline is being moved to chunks: there will be room.
+                Err(ClientError::Fs(FsError::TryAgain | FsError::InlineBudget)) => {
                     tokio::time::sleep(super::TICK / 10).await;
                 }
                 Err(error) => return Err(error),

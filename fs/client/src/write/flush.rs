@@ -516,16 +516,24 @@ impl<M: Metadata> Shared<M> {
 
     /// The data of a batch can't be kept: whoever has the file open is told.
     fn lose(self: &Arc<Self>, file: &Arc<FileState>, batch: &Batch, session: SessionId, error: ClientError) {
+        // Who has a file open keeps it, so nobody has this one open, and it has no name any more.
+        let is_gone = error == ClientError::Fs(FsError::Stale);
         let blocks = {
             let mut inner = file.inner.lock();
             if inner.dirty.settled() >= batch.cut {
                 // Given up already, with everything else of the session.
                 return;
             }
-            inner.errors.note(error.clone());
+            if !is_gone {
+                inner.errors.note(error.clone());
+            }
             inner.dirty.settle(batch.cut)
         };
-        tracing::error!(ino = %file.ino, bytes = batch.bytes, %error, "written data is lost");
+        if is_gone {
+            tracing::debug!(ino = %file.ino, bytes = batch.bytes, "data of a file that is gone");
+        } else {
+            tracing::error!(ino = %file.ino, bytes = batch.bytes, %error, "written data is lost");
+        }
         batch.retire();
         drop(blocks);
         // Reservations die with their session.

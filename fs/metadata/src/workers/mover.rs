@@ -317,14 +317,23 @@ impl Mover {
     }
 
     async fn seal_open(&mut self) -> Result<(), MoveError> {
-        if let Some(open) = self.open.take() {
-            self.node.propose(Op::SealChunk { chunk: open.chunk }).await?;
+        if let Some(open) = self.open.take()
+            && let Err(error) = self.node.propose(Op::SealChunk { chunk: open.chunk }).await
+        {
+            // It is among what is left over then.
+            self.term = 0;
+            return Err(error.into());
         }
         Ok(())
     }
 
-    /// Seals the chunk if nothing was written to it for a while.
+    /// Seals the chunk if nothing was written to it for a while, and those of earlier leaders.
     pub(super) async fn seal_if_idle(&mut self) {
+        if let Ok(term) = self.node.lead()
+            && let Err(error) = self.seal_leftovers(term).await
+        {
+            tracing::debug!(%error, "chunks of earlier leaders aren't sealed yet");
+        }
         if self.open.as_ref().is_some_and(|open| open.used.elapsed() > IDLE_SEAL_AFTER)
             && let Err(error) = self.seal_open().await
         {

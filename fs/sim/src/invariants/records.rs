@@ -35,11 +35,11 @@ fn count(records: &dyn Read, prefix: &[u8]) -> Result<usize, StoreError> {
     Ok(found)
 }
 
-/// Work that is left: at rest there is none.
+/// Work that is left, but for so many sessions: at rest there is none.
 ///
 /// # Errors
 /// If the records can't be read.
-pub fn leftovers(records: &dyn Read) -> Result<Vec<String>, StoreError> {
+pub fn leftovers(records: &dyn Read, expected: usize) -> Result<Vec<String>, StoreError> {
     let mut left = Vec::new();
     let kinds = [
         ("orphans", keys::orphans()),
@@ -60,7 +60,7 @@ pub fn leftovers(records: &dyn Read) -> Result<Vec<String>, StoreError> {
         sessions += usize::from(SessionRecord::decode(value).is_ok_and(|session| session.ended.is_none()));
         ControlFlow::Continue(())
     })?;
-    if sessions > 0 {
+    if sessions != expected {
         left.push(format!("{sessions} sessions"));
     }
     Ok(left)
