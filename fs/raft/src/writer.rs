@@ -251,6 +251,10 @@ impl Writer {
                     self.last = *position;
                 }
                 Job::Vote { vote, .. } => {
+                    if atoll_mutants::makes("vote-not-saved") {
+                        self.shared.state.lock().vote = Some(*vote);
+                        return Ok(());
+                    }
                     vote::write(&*self.shared.disk, &self.shared.dir, self.shared.member, *vote)?;
                     self.shared.state.lock().vote = Some(*vote);
                     return Ok(());
@@ -359,7 +363,9 @@ impl Writer {
         let file = &self.active.file;
         file.write_at(&slices, u64::from(batch.start))
             .map_err(|e| LogError::io("write", &self.active.path, e))?;
-        file.sync().map_err(|e| LogError::io("sync", &self.active.path, e))?;
+        if !atoll_mutants::makes("log-sync-skipped") {
+            file.sync().map_err(|e| LogError::io("sync", &self.active.path, e))?;
+        }
 
         let room = u64::from(self.active.segment_bytes - self.end);
         self.shared.room.store(room, Ordering::Release);

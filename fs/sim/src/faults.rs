@@ -18,6 +18,8 @@ pub enum Fault {
     Everything(Duration),
     /// Nothing passes between the nodes of each pair for a time; an empty name is everybody.
     Cut(Vec<(String, String)>, Duration),
+    /// A bit of a replica flips on a storage server's disk.
+    Flip(usize),
 }
 
 impl Fault {
@@ -27,12 +29,19 @@ impl Fault {
         let member = random.random_range(0..members);
         let server = random.random_range(0..storage);
         let time = some_time(random, 0, 6000);
-        match random.random_range(0..10) {
+        match random.random_range(0..13) {
             0..=2 => Fault::Member(member, time),
             3..=5 => Fault::Storage(server, time),
             6 => Fault::Everything(time),
             7 => Fault::Cut(vec![(metadata_name(member), String::new())], time),
             8 => Fault::Cut(vec![(storage_name(server), String::new())], time),
+            9 | 10 => {
+                // Clients still reach it.
+                let others = (0..members).filter(|other| *other != member);
+                let cuts = others.map(|other| (metadata_name(member), metadata_name(other)));
+                Fault::Cut(cuts.collect(), time + time)
+            }
+            11 => Fault::Flip(server),
             _ => {
                 let other = (member + 1 + random.random_range(0..members - 1)) % members;
                 Fault::Cut(

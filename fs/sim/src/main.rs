@@ -21,6 +21,14 @@ struct Arguments {
     /// No new world is begun after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Make each mistake that can be made, one after the other, until a world shows it.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutants: bool,
+    /// Make this mistake in every world.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutant: Option<String>,
     /// Say what happens in each world.
     #[arg(long, short)]
     verbose: bool,
@@ -28,13 +36,22 @@ struct Arguments {
 
 /// Runs one world in a process of its own, which is this one's copy: libraries count things in places that a process has once
 /// (tokio the seeds of its runtimes), and every world has to find them as they were.
-fn fork(seed: u64, arguments: &Arguments) -> libc::pid_t {
+fn fork(seed: u64, arguments: &Arguments, mutant: Option<&str>) -> libc::pid_t {
     // SAFETY: this process has one thread.
     let child = unsafe { libc::fork() };
     if child != 0 {
         assert!(child > 0, "no process for a world: {}", std::io::Error::last_os_error());
         return child;
     }
+    #[cfg(feature = "mutants")]
+    if let Some(mutant) = mutant
+        && let Err(error) = atoll_mutants::choose(mutant)
+    {
+        println!("{error}");
+        std::process::exit(2);
+    }
+    #[cfg(not(feature = "mutants"))]
+    let _ = mutant;
     let code = match world::run(seed) {
         Ok(report) => {
             if arguments.verbose {
@@ -77,6 +94,45 @@ fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
+    // Libraries compute tables when they are first used: once for all, here.
+    if let Err(problem) = world::run(0) {
+        println!("seed 0: {problem}");
+        return ExitCode::FAILURE;
+    }
+    #[cfg(feature = "mutants")]
+    if arguments.mutants {
+        let (mut found, mut worlds) = (0, 0);
+        for (mutant, what) in atoll_mutants::ALL {
+            println!("{mutant}: {what}");
+            let (done, failed) = run(&arguments, Some(mutant), true);
+            worlds += done;
+            if failed > 0 {
+                found += 1;
+                println!("  found within {done} worlds");
+            } else {
+                println!("  NOT FOUND in {done} worlds");
+            }
+        }
+        println!("{found} of {} mistakes found, {worlds} worlds", atoll_mutants::ALL.len());
+        return if found == atoll_mutants::ALL.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let began = Instant::now();
+    #[cfg(feature = "mutants")]
+    let mutant = arguments.mutant.as_deref();
+    #[cfg(not(feature = "mutants"))]
+    let mutant = None;
+    let (done, failed) = run(&arguments, mutant, false);
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{done} worlds from seed {}, {failed} failed, {seconds:.1} s ({:.0} a minute)",
+        arguments.first,
+        done as f64 * 60.0 / seconds.max(0.001)
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs the worlds; how many, and how many did not hold. With `until_failed`, none is begun after the first that doesn't.
+fn run(arguments: &Arguments, mutant: Option<&str>, until_failed: bool) -> (u64, u64) {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = arguments.jobs.unwrap_or(processors).max(1);
     let began = Instant::now();
@@ -84,9 +140,9 @@ fn main() -> ExitCode {
     let (mut running, mut done, mut failed) = (0, 0u64, 0u64);
     let mut seeds = arguments.first..arguments.first.saturating_add(arguments.seeds);
     loop {
-        while running < jobs && in_time() {
+        while running < jobs && in_time() && !(until_failed && failed > 0) {
             let Some(seed) = seeds.next() else { break };
-            fork(seed, &arguments);
+            fork(seed, arguments, mutant);
             running += 1;
         }
         if running == 0 {
@@ -96,11 +152,5 @@ fn main() -> ExitCode {
         done += 1;
         running -= 1;
     }
-    let seconds = began.elapsed().as_secs_f64();
-    println!(
-        "{done} worlds from seed {}, {failed} failed, {seconds:.1} s ({:.0} a minute)",
-        arguments.first,
-        done as f64 * 60.0 / seconds.max(0.001)
-    );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    (done, failed)
 }

@@ -163,6 +163,20 @@ impl StorageNode {
         Ok(())
     }
 
+    /// One bit of a replica flips, if there is any.
+    pub fn flip(&self, random: &mut StdRng) {
+        let chunks: Vec<String> =
+            self.disk.files().into_iter().filter(|path| path.ends_with(".chunk")).collect();
+        if chunks.is_empty() {
+            return;
+        }
+        let path = &chunks[random.random_range(0..chunks.len())];
+        let length = self.disk.contents(path).map_or(0, |content| content.len() as u64);
+        if length > 0 {
+            self.disk.flip_bit(path, random.random_range(0..length), random.random_range(0..8));
+        }
+    }
+
     /// Its power goes: what it had not synced is lost, in part.
     pub async fn cut_power(&mut self, network: &Network) {
         network.kill(&self.name);

@@ -88,6 +88,7 @@ impl Node {
         let last: Option<SlotRecord> = load(&*store, Family::System, &key).map_err(|e| store_error(&e))?;
         if let Some(last) = last
             && last.sequence == command.sequence
+            && !atoll_mutants::makes("slots-dropped")
         {
             // Answered before what only the leader knows is asked again: it may have changed.
             self.still_leads(term)?;
@@ -120,6 +121,11 @@ impl Node {
         let extent_bytes = admission::extent_bytes(&command.op);
         if extent_bytes > 0 {
             self.office.servers.lock().committed(extent_bytes);
+        }
+        if atoll_mutants::makes("reply-before-commit") && matches!(command.op, Op::SetXattr { .. }) {
+            let (proposer, command) = (self.proposer.clone(), command.clone());
+            tokio::spawn(async move { proposer.propose(&command).await });
+            return Ok(Outcome::Done);
         }
         let outcome = self.proposer.propose(&command).await?;
         if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 
 use atoll_core::check::check as problems;
+use atoll_core::commands::INTERNAL;
 use atoll_core::keys;
 use atoll_core::records::{Record, SessionRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
@@ -35,11 +36,12 @@ fn count(records: &dyn Read, prefix: &[u8]) -> Result<usize, StoreError> {
     Ok(found)
 }
 
-/// Work that is left, but for so many sessions: at rest there is none.
+/// Work that is left, but for so many sessions: at rest there is none. The chunk that the metadata service writes itself is
+/// sealed only when it was idle for long, which is waited for if `all` is wanted.
 ///
 /// # Errors
 /// If the records can't be read.
-pub fn leftovers(records: &dyn Read, expected: usize) -> Result<Vec<String>, StoreError> {
+pub fn leftovers(records: &dyn Read, expected: usize, all: bool) -> Result<Vec<String>, StoreError> {
     let mut left = Vec::new();
     let kinds = [
         ("orphans", keys::orphans()),
@@ -48,7 +50,10 @@ pub fn leftovers(records: &dyn Read, expected: usize) -> Result<Vec<String>, Sto
         ("open chunks", keys::all_written()),
     ];
     for (what, prefix) in kinds {
-        let count = count(records, &prefix)?;
+        let mut count = count(records, &prefix)?;
+        if what == "open chunks" && !all {
+            count -= self::count(records, &keys::written_by(INTERNAL))?;
+        }
         if count > 0 {
             left.push(format!("{count} {what}"));
         }

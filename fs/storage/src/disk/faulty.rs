@@ -390,7 +390,8 @@ impl DiskFile for FaultyFile {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let data: Vec<u8> = bufs.iter().flat_map(|b| b.iter().copied()).collect();
+        let bufs: Vec<&[u8]> = bufs.iter().map(|buf| &**buf).collect();
+        let data = bufs.concat();
         if data.is_empty() {
             return Ok(());
         }
