@@ -198,8 +198,7 @@ pub(crate) fn commit(
     let mut record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
     let end = offset + length;
     let sealed = record.sealed && !atoll_mutants::makes("seal-ignored");
-    let stale = record.generation != generation && !atoll_mutants::makes("generation-unchecked");
-    if sealed || stale || record.writer != session || end > record.capacity {
+    if sealed || record.generation != generation || record.writer != session || end > record.capacity {
         return Err(FsError::StaleChunk.into());
     }
     if end > record.committed {

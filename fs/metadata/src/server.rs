@@ -87,6 +87,8 @@ pub struct MetadataConfig {
     pub segment_bytes: u32,
     /// Bytes of log that a crash leaves to be replayed, at most.
     pub replay_bytes: u64,
+    /// Bytes of log that are kept longer, for members that lag.
+    pub keep_log_bytes: u64,
     /// Where the records are kept.
     pub records: Backend,
     /// Where the log is instead of in the folder.
@@ -120,6 +122,7 @@ impl MetadataConfig {
             sync: true,
             segment_bytes: raft.segment_bytes,
             replay_bytes: REPLAY_BYTES_MAX,
+            keep_log_bytes: REPLAY_BYTES_MAX * 2,
             records: Backend::default(),
             #[cfg(feature = "simulation")]
             log_disk: None,
@@ -222,7 +225,7 @@ impl MetadataServer {
             heartbeat: config.raft_heartbeat,
             election: config.raft_election,
             flush_log_bytes: config.replay_bytes,
-            keep_log_bytes: config.replay_bytes * 2,
+            keep_log_bytes: config.keep_log_bytes,
             segment_bytes: config.segment_bytes,
             sync: config.sync,
             #[cfg(feature = "simulation")]

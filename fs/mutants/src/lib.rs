@@ -12,7 +12,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("reply-before-commit", "an attribute is answered as set before its entry is committed"),
     ("slots-dropped", "a mutation that is sent again is done again"),
     ("seal-ignored", "a commit to a sealed chunk is taken"),
-    ("generation-unchecked", "a commit with the generation that a chunk had before is taken"),
+    ("log-tail-dropped", "the last record of the log is taken for torn when it is read back"),
     ("quota-not-released", "freed bytes stay charged"),
     ("storage-sync-skipped", "a storage server says that a replica is durable without syncing it"),
     ("trim-too-much", "a storage server gives back one block more than it is told to"),

@@ -226,6 +226,9 @@ impl Replay {
             segment.empty = false;
         }
         check_tail(path, bytes, header.sequence, segment.end)?;
+        if atoll_mutants::makes("log-tail-dropped") {
+            self.drop_tail(&mut segment);
+        }
         self.segments.push(segment);
         Ok(())
     }
@@ -278,6 +281,18 @@ impl Replay {
             }
         }
         Ok(())
+    }
+}
+
+impl Replay {
+    /// A mistake, made on purpose: the last entry counts for nothing.
+    fn drop_tail(&mut self, segment: &mut ReplayedSegment) {
+        if segment.index.offsets.len() > 1
+            && let Some(last) = self.last
+        {
+            segment.index.offsets.pop();
+            self.last = Some(LogPosition { term: last.term, index: last.index - 1 });
+        }
     }
 }
 

@@ -22,9 +22,11 @@ use crate::seam;
 /// Names in a client's folder.
 const NAMES: usize = 6;
 /// Bytes of a file at most.
-const FILE_BYTES_MAX: usize = 300_000;
+const FILE_BYTES_MAX: usize = 1_200_000;
 /// The name of the attribute that all clients set and get.
 const REGISTER: &[u8] = b"user.register";
+/// Bytes of its value.
+const REGISTER_BYTES_MAX: usize = 30_000;
 /// Bytes of one record in the file that all append to.
 pub const RECORD_BYTES: usize = 16;
 
@@ -222,10 +224,11 @@ impl SimClient {
         for _ in 0..random.random_range(1..4) {
             let size = self.files[file].content.len();
             let offset = if random.random_bool(0.5) { size } else { random.random_range(0..=size + 5000) };
-            let length = match random.random_range(0..3) {
-                0 => random.random_range(1..600),
-                1 => random.random_range(1..10_000),
-                _ => random.random_range(1..100_000),
+            let length = match random.random_range(0..8) {
+                0..=2 => random.random_range(1..600),
+                3..=5 => random.random_range(1..10_000),
+                6 => random.random_range(1..100_000),
+                _ => random.random_range(200_000..600_000),
             };
             if offset + length > FILE_BYTES_MAX {
                 continue;
@@ -339,7 +342,10 @@ impl SimClient {
 
     async fn set(&mut self) -> Checked<()> {
         let (value, began) = (self.next_value(), seam::elapsed());
-        let bytes = Bytes::copy_from_slice(&value.to_le_bytes());
+        // Large ones fill the log, so that it is dropped, and who was away needs a snapshot.
+        let mut bytes = value.to_le_bytes().to_vec();
+        bytes.resize(8 + (value as usize * 7919) % REGISTER_BYTES_MAX, 7);
+        let bytes = Bytes::from(bytes);
         let register = Bytes::from_static(REGISTER);
         let files = &self.mount.files;
         let asked = files.setxattr(&self.caller, self.shared.register, register, bytes, 0, false);
@@ -353,8 +359,8 @@ impl SimClient {
         let register = Bytes::from_static(REGISTER);
         let asked = self.mount.files.getxattr(&self.caller, self.shared.register, register).await;
         let bytes = asked.map_err(|e| errno("getxattr", e))?;
-        let value = <[u8; 8]>::try_from(bytes.as_ref()).map_err(|_| "the register is torn".to_owned())?;
-        self.note(began, What::Get(u64::from_le_bytes(value)));
+        let value = bytes.first_chunk::<8>().ok_or("the register is torn")?;
+        self.note(began, What::Get(u64::from_le_bytes(*value)));
         Ok(())
     }
 

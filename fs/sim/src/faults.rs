@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::nodes::{metadata_name, some_time, storage_name};
+use crate::nodes::{client_name, metadata_name, some_time, storage_name};
 
 /// Something that goes wrong, and is well again after a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,11 +25,11 @@ pub enum Fault {
 impl Fault {
     /// One by chance.
     #[must_use]
-    pub fn random(random: &mut StdRng, members: usize, storage: usize) -> Fault {
+    pub fn random(random: &mut StdRng, (members, storage, clients): (usize, usize, usize)) -> Fault {
         let member = random.random_range(0..members);
         let server = random.random_range(0..storage);
         let time = some_time(random, 0, 6000);
-        match random.random_range(0..13) {
+        match random.random_range(0..15) {
             0..=2 => Fault::Member(member, time),
             3..=5 => Fault::Storage(server, time),
             6 => Fault::Everything(time),
@@ -42,6 +42,22 @@ impl Fault {
                 Fault::Cut(cuts.collect(), time + time)
             }
             11 => Fault::Flip(server),
+            // Long enough for its replicas to be made anew elsewhere, if there were others.
+            12 => Fault::Storage(server, some_time(random, 14_000, 25_000)),
+            13 => {
+                // One client with one member on this side, everybody else on the other.
+                let client = random.random_range(0..clients);
+                let (here, me) = (metadata_name(member), client_name(client));
+                let others = (0..members).filter(|other| *other != member).map(metadata_name);
+                let mut cuts = Vec::new();
+                for other in others {
+                    cuts.push((here.clone(), other.clone()));
+                    cuts.push((me.clone(), other));
+                }
+                let strangers = (0..clients).filter(|other| *other != client).map(client_name);
+                cuts.extend(strangers.map(|other| (here.clone(), other)));
+                Fault::Cut(cuts, some_time(random, 1000, 4500))
+            }
             _ => {
                 let other = (member + 1 + random.random_range(0..members - 1)) % members;
                 Fault::Cut(

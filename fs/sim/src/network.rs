@@ -50,14 +50,30 @@ struct Listening {
     alive: watch::Sender<bool>,
 }
 
-fn name_of(address: &str) -> Name {
-    address.split(':').next().unwrap_or_default().to_owned()
+/// The node behind an address, and the one that knows it by this address (see [`seen_by`]).
+fn names_of(address: &str) -> (Name, Option<Name>) {
+    let name = address.split(':').next().unwrap_or_default();
+    match name.split_once('@') {
+        Some((name, by)) => (name.to_owned(), Some(by.to_owned())),
+        None => (name.to_owned(), None),
+    }
 }
 
-/// Either name empty: of anybody.
+/// The address of a node as one client is told it: a client without a session doesn't say who it is.
+#[must_use]
+pub fn seen_by(name: &str, client: &str) -> String {
+    format!("{name}@{client}:1")
+}
+
+/// Whoever doesn't say who it is.
+const UNKNOWN: &str = "?";
+
+/// An empty name is everybody. Who isn't known could be any client.
 fn is_cut(cuts: &[(Name, Name)], a: &str, b: &str) -> bool {
+    let matches =
+        |cut: &str, name: &str| cut == name || cut.is_empty() || (name == UNKNOWN && cut.starts_with('c'));
     cuts.iter().any(|(from, to)| {
-        let one = |x: &str, y: &str| (from == x || from.is_empty()) && (to == y || to.is_empty());
+        let one = |x: &str, y: &str| matches(from, x) && matches(to, y);
         one(a, b) || one(b, a)
     })
 }
@@ -97,8 +113,8 @@ impl Network {
 impl SimulatedNetwork for Network {
     fn dial(&self, from: Role, to: &str) -> BoxFuture<'static, io::Result<DuplexStream>> {
         let mut inner = self.inner.borrow_mut();
-        let to = name_of(to);
-        let from = inner.names.get(&from).cloned().unwrap_or_else(|| "?".to_owned());
+        let (to, by) = names_of(to);
+        let from = inner.names.get(&from).cloned().or(by).unwrap_or_else(|| UNKNOWN.to_owned());
         let seed = inner.random.random();
         let cuts = inner.cuts.subscribe();
         if is_cut(&cuts.borrow(), &from, &to) {
@@ -147,7 +163,7 @@ impl SimulatedNetwork for Network {
     fn listen(&self, at: &str) -> mpsc::Receiver<DuplexStream> {
         let (streams, listener) = mpsc::channel(BACKLOG);
         let listening = Listening { streams, alive: watch::Sender::new(true) };
-        self.inner.borrow_mut().listeners.insert(name_of(at), listening);
+        self.inner.borrow_mut().listeners.insert(names_of(at).0, listening);
         listener
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use atoll_client::arena::{Arena, ArenaConfig};
 use atoll_client::client::{Client, ClientOptions};
+use atoll_client::metadata::Metadata;
 use atoll_client::session::{MetadataClient, SessionOptions};
 use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
 use atoll_core::ids::{ClusterId, MemberId, SessionId};
@@ -25,7 +26,7 @@ use prometheus_client::registry::Registry;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::network::Network;
+use crate::network::{Network, seen_by};
 
 /// The cluster of every world.
 const CLUSTER: ClusterId = ClusterId(0x51);
@@ -56,6 +57,11 @@ pub fn metadata_name(number: usize) -> String {
 /// As [`metadata_name`].
 pub fn storage_name(number: usize) -> String {
     format!("s{number}")
+}
+
+/// As [`metadata_name`], of clients.
+pub fn client_name(number: usize) -> String {
+    format!("c{number}")
 }
 
 fn address(name: &str) -> Address {
@@ -101,7 +107,8 @@ impl Member {
             repair_after: REPAIR_AFTER,
             ballast_bytes: 0,
             segment_bytes: SEGMENT_BYTES,
-            replay_bytes: 2 * u64::from(SEGMENT_BYTES),
+            replay_bytes: u64::from(SEGMENT_BYTES),
+            keep_log_bytes: 0,
             records: Backend::Simulated(self.records.clone()),
             log_disk: Some(self.log.clone()),
             ..MetadataConfig::new(&self.dir, address(&self.name), CLUSTER, key())
@@ -223,16 +230,19 @@ pub struct Mount {
 
 impl Mount {
     /// Opens a session.
-    pub async fn connect(name: &str, members: usize) -> Result<Mount, String> {
+    pub async fn connect(name: &str, members: usize, network: &Network) -> Result<Mount, String> {
         let config = ArenaConfig { op_slots: 16, data_bytes: ARENA_BYTES };
         let arena = Arena::create(config).map_err(|error| error.to_string())?;
+        let addresses =
+            (0..members).map(|number| Address::Tcp(seen_by(&metadata_name(number), name))).collect();
         let options = SessionOptions {
             encryption: Encryption::Off,
             connect_timeout: Duration::from_secs(60),
-            ..SessionOptions::new(metadata_addresses(members), CLUSTER, key(), name.to_owned())
+            ..SessionOptions::new(addresses, CLUSTER, key(), name.to_owned())
         };
         let metadata =
             MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| error.to_string())?;
+        network.know(Role::Client(Metadata::session(&metadata)), name);
         let pool_config = PoolConfig {
             identity: Identity {
                 cluster: CLUSTER,

@@ -13,7 +13,7 @@ use crate::client::{self, Event, SimClient};
 use crate::faults::Fault;
 use crate::invariants;
 use crate::network::Network;
-use crate::nodes::{self, Member, Mount, StorageNode, some_time};
+use crate::nodes::{self, Member, Mount, StorageNode, client_name, some_time};
 use crate::seam;
 
 /// Metadata servers.
@@ -168,12 +168,12 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     let mut report = Report::default();
     world.start().await?;
     nodes::bootstrap(MEMBERS, 3).await?;
-    let first = Mount::connect("first", MEMBERS).await?;
+    let first = Mount::connect("first", MEMBERS, &world.network).await?;
     let shared = client::make_shared(&first.files).await?;
     let events = Rc::new(RefCell::new(Vec::new()));
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
-        let mount = Mount::connect(&format!("c{number}"), MEMBERS).await?;
+        let mount = Mount::connect(&client_name(number), MEMBERS, &world.network).await?;
         clients.push(SimClient::new(number, mount, shared, events.clone()).await?);
     }
 
@@ -185,7 +185,7 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
         for _ in 0..FAULTS {
             let pause = some_time(&mut world.random, 0, 5000);
             tokio::time::sleep(pause).await;
-            let fault = Fault::random(&mut world.random, MEMBERS, STORAGE);
+            let fault = Fault::random(&mut world.random, (MEMBERS, STORAGE, CLIENTS));
             report.faults.push(format!("{:?}: {fault:?}", seam::elapsed()));
             world.suffer(&fault).await?;
         }
@@ -199,7 +199,7 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     for client in &clients {
         client.mount.files.stop().await.map_err(|error| format!("the end of a client: {error}"))?;
     }
-    let last = Mount::connect("last", MEMBERS).await?;
+    let last = Mount::connect("last", MEMBERS, &world.network).await?;
     for client in &clients {
         client.check(&last.files).await?;
     }

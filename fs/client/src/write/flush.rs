@@ -323,7 +323,8 @@ impl<M: Metadata> Shared<M> {
             let mut results = stream::iter(transfers)
                 .map(|transfer| async move {
                     let Transfer { chunk, offset, parts, items, .. } = transfer;
-                    let result = self.writers.write(&chunk, offset, parts, sync, attempt).await;
+                    let syncs = sync && !atoll_mutants::makes("commit-before-durable");
+                    let result = self.writers.write(&chunk, offset, parts, syncs, attempt).await;
                     (chunk, items, result)
                 })
                 .buffer_unordered(WRITES_IN_FLIGHT);
@@ -443,14 +444,6 @@ impl<M: Metadata> Shared<M> {
     async fn make_durable(self: &Arc<Self>, work: &mut Work) -> Result<(), ClientError> {
         loop {
             self.write_out(work).await?;
-            if atoll_mutants::makes("commit-before-durable") {
-                for item in &mut work.items {
-                    item.stage = match std::mem::replace(&mut item.stage, Stage::Buffered) {
-                        Stage::Written(placement) => Stage::Durable(placement),
-                        other => other,
-                    };
-                }
-            }
             let chunks = work.unsynced();
             let attempt = work.attempts;
             let results =

@@ -129,8 +129,7 @@ impl Node {
         }
         let outcome = self.proposer.propose(&command).await?;
         if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {
-            self.office.sessions.lock().ended(command.session);
-            self.waits_ended(command.session);
+            self.session_ended(command.session);
         }
         self.hold_unnamed(&command, &outcome);
         self.note_locks(&command.op, &outcome);
@@ -144,6 +143,14 @@ impl Node {
         {
             tracing::debug!(ino = %attributes.ino, %error, "a new file without a name isn't held");
         }
+    }
+
+    /// What a session held is let go.
+    fn session_ended(&self, session: SessionId) {
+        self.office.sessions.lock().ended(session);
+        self.waits_ended(session);
+        // It may have been the last one that held something, or that had not said what it holds.
+        self.changes.look_again(Work::Orphans);
     }
 
     async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
@@ -160,8 +167,7 @@ impl Node {
                 over.extend(self.office.sessions.lock().others(*session));
             }
             for old in over {
-                self.office.sessions.lock().ended(old);
-                self.waits_ended(old);
+                self.session_ended(old);
             }
         }
         Ok(outcome)
