@@ -119,6 +119,18 @@ kube-leaks: ## Show that a test cluster leaves nothing, wherever it is interrupt
 test-powercut: export ATOLL_CUTS ?= 50
 test-crash: export ATOLL_KILLS ?= 200
 
+.PHONY: sim
+sim: ## Run simulated worlds with their own time (SEEDS=1000, FIRST=1: the seed of the first)
+	@hack/setup.sh build
+	@hack/cargo.sh build --workspace --bin atoll-sim
+	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1) $(ARGS)
+
+.PHONY: sim-mutants
+sim-mutants: ## Show that the simulation finds mistakes: each one that can be made, in at most SEEDS=10000 worlds
+	@hack/setup.sh build
+	@hack/cargo.sh build --workspace --bin atoll-sim --features atoll-sim/mutants
+	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --mutants --seeds $(or $(SEEDS),10000) $(ARGS)
+
 .PHONY: fsx
 fsx: ## Run fsx on a mount in all its modes (installs it into the cache; takes long)
 	@hack/setup.sh

@@ -11,14 +11,14 @@ pub const ALL: &[(&str, &str)] = &[
     ("stale-leader-serves", "a leader whose lease has run out goes on answering"),
     ("reply-before-commit", "an attribute is answered as set before its entry is committed"),
     ("slots-dropped", "a mutation that is sent again is done again"),
-    ("seal-ignored", "a commit to a sealed chunk is taken"),
     ("log-tail-dropped", "the last record of the log is taken for torn when it is read back"),
     ("quota-not-released", "freed bytes stay charged"),
     ("storage-sync-skipped", "a storage server says that a replica is durable without syncing it"),
     ("trim-too-much", "a storage server gives back one block more than it is told to"),
     ("commit-before-durable", "a client commits bytes that the replicas have not synced"),
     ("replica-missing-ignored", "a client takes a write for done though a replica has failed"),
-    ("batches-overtake", "a client's later batch overtakes one that failed"),
+    ("settles-too-much", "a client takes for committed what was written while the commit was under way"),
+    ("read-unverified", "a client doesn't look at the checksums of what it reads"),
     ("append-guessed", "an append goes where the client believes the end to be"),
 ];
 

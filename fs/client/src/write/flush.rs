@@ -277,10 +277,7 @@ impl<M: Metadata> Shared<M> {
         drop(data_stage);
         let result = match written {
             _ if self.metadata.session() != session => Err(Next::Lost(ClientError::SessionLost)),
-            Ok(())
-                if file.inner.lock().dirty.settled() != batch.base
-                    && !atoll_mutants::makes("batches-overtake") =>
-            {
+            Ok(()) if file.inner.lock().dirty.settled() != batch.base => {
                 // The batch before this one could not be committed; this one must not overtake it.
                 Err(Next::Later(ClientError::TimedOut))
             }
@@ -501,7 +498,11 @@ impl<M: Metadata> Shared<M> {
                         let mut inner = file.inner.lock();
                         inner.map.commit(part, &attributes);
                         inner.learn(&attributes);
-                        if last { inner.dirty.settle(batch.cut) } else { Vec::new() }
+                        let cut = match atoll_mutants::makes("settles-too-much") {
+                            true => inner.dirty.last_sequence(),
+                            false => batch.cut,
+                        };
+                        if last { inner.dirty.settle(cut) } else { Vec::new() }
                     };
                     if last {
                         batch.retire();

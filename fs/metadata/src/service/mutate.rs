@@ -122,10 +122,13 @@ impl Node {
         if extent_bytes > 0 {
             self.office.servers.lock().committed(extent_bytes);
         }
-        if atoll_mutants::makes("reply-before-commit") && matches!(command.op, Op::SetXattr { .. }) {
+        if atoll_mutants::makes("reply-before-commit")
+            && let Op::SetXattr { ino, .. } = command.op
+            && let Ok(record) = query::inode(&*store, ino)
+        {
             let (proposer, command) = (self.proposer.clone(), command.clone());
             tokio::spawn(async move { proposer.propose(&command).await });
-            return Ok(Outcome::Done);
+            return Ok(Outcome::Inode(Box::new(record.attributes(ino))));
         }
         let outcome = self.proposer.propose(&command).await?;
         if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {
