@@ -55,12 +55,13 @@ pub struct Report {
 /// # Errors
 /// What does not hold.
 pub fn run(seed: u64) -> Result<Report, String> {
+    // Only small files that are always durable. Its name must not come out of the world's chance: other worlds, which would
+    // draw the same, may be there at the same time.
+    let folder = tempfile::Builder::new().prefix("atoll-sim-").tempdir_in(temporary_folder());
+    let folder = folder.map_err(|error| format!("no temporary folder: {error}"))?;
     let thread =
         std::thread::Builder::new().name(format!("world-{seed}")).stack_size(8 << 20).spawn(move || {
             seam::enter(seed);
-            // Only small files that are always durable.
-            let folder = tempfile::Builder::new().prefix("atoll-sim-").tempdir_in(temporary_folder());
-            let folder = folder.map_err(|error| format!("no temporary folder: {error}"))?;
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
             let runtime = runtime.map_err(|error| error.to_string())?;
