@@ -7,8 +7,9 @@
 mod common;
 mod powercut_support;
 
+use common::processes::Processes;
 use powercut_support::load::Record;
-use powercut_support::rig::Rig;
+use powercut_support::rig::{Machine, Rig};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -36,6 +37,36 @@ fn what_was_synced_survives_power_cuts_and_the_rest_is_a_prefix() {
     if let Err(lost) = cut_repeatedly(cuts, seed, &["--copies", "2"]) {
         panic!("{lost}\nreplay: ATOLL_SEED={seed} ATOLL_CUTS={cuts} make test-powercut");
     }
+}
+
+/// Three metadata servers and three storage servers, a process each, all on the machine that goes dark.
+#[test]
+fn what_was_synced_survives_power_cuts_of_a_whole_group() {
+    let seed = std::env::var("ATOLL_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let cuts: u64 = std::env::var("ATOLL_CUTS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut machine = Machine::new();
+    machine.power_on();
+    let mut cluster = Processes::start_at(&machine.ext4(), 3, 3, 3);
+    let mut record = Record::default();
+    for cut in 0..=cuts {
+        let mount = cluster.mount("mnt");
+        if let Err(lost) = record.verify(&mount) {
+            panic!("after cut {cut}: {lost}\nreplay: ATOLL_SEED={seed} ATOLL_CUTS={cuts} make test-powercut");
+        }
+        if cut == cuts {
+            break;
+        }
+        let load = record.start_load(&mount, rng.random());
+        std::thread::sleep(std::time::Duration::from_millis(rng.random_range(100..1500)));
+        machine.cut(rng.random(), || cluster.die());
+        record = load.finish();
+        machine.power_on();
+        cluster.start_again();
+    }
+    let fsck = cluster.command("fsck").output().unwrap();
+    assert!(fsck.status.success(), "{}", common::text(&fsck));
+    drop(cluster);
 }
 
 #[test]

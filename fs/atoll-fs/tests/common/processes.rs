@@ -22,6 +22,8 @@ pub struct Processes {
     _turn: parking_lot::MutexGuard<'static, ()>,
     keep_running: bool,
     pub folder: tempfile::TempDir,
+    /// Where the servers' folders are.
+    data: PathBuf,
     pub id: String,
     pub metadata: Vec<(Option<Child>, String)>,
     metadata_flags: &'static [&'static str],
@@ -61,11 +63,30 @@ impl Processes {
         Processes::start_on((metadata, None), (storage, None), copies, keep_running, metadata_flags)
     }
 
+    /// The servers' folders are in `data` instead of the test's own folder.
+    pub fn start_at(data: &Path, metadata: usize, storage: usize, copies: u8) -> Processes {
+        let mut cluster = Processes::new(metadata, storage, false, &[]);
+        cluster.data = data.to_owned();
+        cluster.begin((None, None), copies);
+        cluster
+    }
+
     /// So many servers of each kind, on disks of so many MiB of their own.
     pub fn start_on(
         (metadata, metadata_mib): (usize, Option<u64>),
         (storage, storage_mib): (usize, Option<u64>),
         copies: u8,
+        keep_running: bool,
+        metadata_flags: &'static [&'static str],
+    ) -> Processes {
+        let mut cluster = Processes::new(metadata, storage, keep_running, metadata_flags);
+        cluster.begin((metadata_mib, storage_mib), copies);
+        cluster
+    }
+
+    fn new(
+        metadata: usize,
+        storage: usize,
         keep_running: bool,
         metadata_flags: &'static [&'static str],
     ) -> Processes {
@@ -76,17 +97,23 @@ impl Processes {
         let output = Command::new(ATOLL_FS).arg("keygen").arg(&key).output().unwrap();
         assert!(output.status.success());
         let mut addresses = free_addresses(metadata + storage).into_iter().map(|address| (None, address));
-        let mut cluster = Processes {
+        Processes {
             _turn: turn,
             keep_running,
+            data: folder.path().to_owned(),
             id: String::from_utf8(output.stdout).unwrap().trim().to_owned(),
             folder,
             metadata: addresses.by_ref().take(metadata).collect(),
             metadata_flags,
             storage: addresses.collect(),
             mounts: Vec::new(),
-        };
-        for number in 0..metadata {
+        }
+    }
+
+    fn begin(&mut self, (metadata_mib, storage_mib): (Option<u64>, Option<u64>), copies: u8) {
+        let cluster = self;
+        let storage = cluster.storage.len();
+        for number in 0..cluster.metadata.len() {
             if let Some(mib) = metadata_mib {
                 cluster.disk(&Processes::metadata_name(number), mib);
             }
@@ -104,7 +131,28 @@ impl Processes {
             cluster.start_storage(number);
         }
         wait_until("all storage servers are alive", || cluster.alive_servers() == storage);
-        cluster
+    }
+
+    /// Every process dies, as when the machine goes dark.
+    pub fn die(&mut self) {
+        for (child, _) in self.metadata.iter_mut().chain(&mut self.storage) {
+            Processes::kill(child);
+        }
+        for (mut child, path) in self.mounts.drain(..) {
+            kill_and_wait(child.id() as i32);
+            let _ = child.wait();
+            detach_all(&path);
+        }
+    }
+
+    /// All servers start again.
+    pub fn start_again(&mut self) {
+        for number in 0..self.metadata.len() {
+            self.start_metadata(number);
+        }
+        for number in 0..self.storage.len() {
+            self.start_storage(number);
+        }
     }
 
     /// A command with the cluster's flags.
@@ -141,7 +189,7 @@ impl Processes {
     pub fn start_metadata(&mut self, number: usize) {
         let name = Processes::metadata_name(number);
         let mut command = self.command("metadata");
-        command.arg("--data").arg(self.folder.path().join(&name));
+        command.arg("--data").arg(self.data.join(&name));
         command.args([
             "--listen",
             &self.metadata[number].1,
@@ -186,7 +234,7 @@ impl Processes {
 
     pub fn start_storage(&mut self, number: usize) {
         let mut command = self.command("storage");
-        command.arg("--data").arg(self.folder.path().join(format!("storage-{number}")));
+        command.arg("--data").arg(self.data.join(format!("storage-{number}")));
         command.args(["--listen", &self.storage[number].1, "--http", "127.0.0.1:0"]);
         command.args(["--labels", &format!("host={number}")]);
         self.storage[number].0 = Some(self.spawn(command, &format!("storage-{number}.log")));

@@ -15,20 +15,17 @@ use crate::common::{ATOLL_FS, alive, detach_all, kill_and_wait, require_fuse, ru
 const DISK_BYTES: u64 = 3 << 30;
 
 /// The machine.
-pub struct Rig {
+pub struct Machine {
     folder: tempfile::TempDir,
     disk: Arc<Disk>,
     session: Option<BackgroundSession>,
     device: Option<String>,
     formatted: bool,
-    /// Where the cluster is mounted.
-    pub mountpoint: PathBuf,
-    flags: Vec<String>,
 }
 
-impl Rig {
-    /// A machine that is off; `flags` go to `local up`.
-    pub fn new(flags: &[&str]) -> Rig {
+impl Machine {
+    /// One that is off.
+    pub fn new() -> Machine {
         require_fuse();
         let folder = tempfile::Builder::new().prefix("atoll-powercut-").tempdir().unwrap();
         for name in ["disk", "ext4"] {
@@ -40,27 +37,16 @@ impl Rig {
             folder.path().join("disk"),
             &fuser::Config::default(),
         );
-        Rig {
-            mountpoint: folder.path().join("mnt"),
-            folder,
-            disk,
-            session: Some(session.unwrap()),
-            device: None,
-            formatted: false,
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
-        }
+        Machine { folder, disk, session: Some(session.unwrap()), device: None, formatted: false }
     }
 
-    fn ext4(&self) -> PathBuf {
+    /// Where its disk is mounted while it is on.
+    pub fn ext4(&self) -> PathBuf {
         self.folder.path().join("ext4")
     }
 
-    fn data(&self) -> PathBuf {
-        self.ext4().join("data")
-    }
-
-    /// Mounts the disk (its journal is replayed) and starts the cluster.
-    pub fn power_on(&mut self) -> Result<(), String> {
+    /// Mounts the disk (its journal is replayed).
+    pub fn power_on(&mut self) {
         self.disk.power_on();
         let image = self.folder.path().join("disk").join(FILE);
         let device =
@@ -76,44 +62,16 @@ impl Rig {
             self.formatted = true;
         }
         run("mount", &["-t", "ext4", &device, self.ext4().to_str().unwrap()], Path::new("/"));
-        let output = Command::new(ATOLL_FS)
-            .args(["local", "up"])
-            .arg(&self.mountpoint)
-            .arg("--data")
-            .arg(self.data())
-            .args(["--capacity", "1Gi"])
-            .args(&self.flags)
-            .output()
-            .unwrap();
-        if output.status.success() {
-            Ok(())
-        } else {
-            Err(format!("the cluster did not come up: {}", text(&output)))
-        }
     }
 
-    fn pid(&self) -> Option<i32> {
-        for entry in fs::read_dir("/run/atoll").ok()?.filter_map(Result::ok) {
-            let Ok(content) = fs::read(entry.path()) else { continue };
-            let Ok(running) = serde_json::from_slice::<serde_json::Value>(&content) else { continue };
-            if running["mountpoint"].as_str().map(Path::new) == Some(&self.mountpoint) {
-                return running["pid"].as_i64().map(|pid| pid as i32).filter(|pid| alive(*pid));
-            }
-        }
-        None
-    }
-
-    /// Cuts the power: first the disk, then every process, as when the machine goes dark.
-    pub fn cut(&mut self, seed: u64) {
-        let pid = self.pid().expect("a running cluster");
+    /// Cuts the power: first the disk, then every process, which `kill` does.
+    pub fn cut(&mut self, seed: u64, kill: impl FnOnce()) {
         self.disk.cut(seed);
-        self.end(Some(pid));
+        kill();
+        self.unmount();
     }
 
-    fn end(&mut self, pid: Option<i32>) {
-        if let Some(pid) = pid {
-            kill_and_wait(pid);
-        }
+    fn unmount(&mut self) {
         let ext4 = self.ext4();
         if let Some(device) = self.device.take() {
             let attempt = || {
@@ -137,16 +95,78 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
+impl Drop for Machine {
     fn drop(&mut self) {
-        let pid = self.pid();
         self.disk.power_on();
-        self.end(pid);
-        // The dead mount of the killed cluster.
-        detach_all(&self.mountpoint);
+        self.unmount();
         if let Some(session) = self.session.take() {
             let _ = session.umount_and_join();
         }
         detach_all(self.folder.path());
+    }
+}
+
+/// A machine with a local cluster.
+pub struct Rig {
+    machine: Machine,
+    /// Where the cluster is mounted.
+    pub mountpoint: PathBuf,
+    flags: Vec<String>,
+}
+
+impl Rig {
+    /// A machine that is off; `flags` go to `local up`.
+    pub fn new(flags: &[&str]) -> Rig {
+        let machine = Machine::new();
+        let mountpoint = machine.folder.path().join("mnt");
+        Rig { machine, mountpoint, flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
+    }
+
+    /// Turns the machine on and starts the cluster.
+    pub fn power_on(&mut self) -> Result<(), String> {
+        self.machine.power_on();
+        let output = Command::new(ATOLL_FS)
+            .args(["local", "up"])
+            .arg(&self.mountpoint)
+            .arg("--data")
+            .arg(self.machine.ext4().join("data"))
+            .args(["--capacity", "1Gi"])
+            .args(&self.flags)
+            .output()
+            .unwrap();
+        if output.status.success() {
+            Ok(())
+        } else {
+            Err(format!("the cluster did not come up: {}", text(&output)))
+        }
+    }
+
+    fn pid(&self) -> Option<i32> {
+        for entry in fs::read_dir("/run/atoll").ok()?.filter_map(Result::ok) {
+            let Ok(content) = fs::read(entry.path()) else { continue };
+            let Ok(running) = serde_json::from_slice::<serde_json::Value>(&content) else { continue };
+            if running["mountpoint"].as_str().map(Path::new) == Some(&self.mountpoint) {
+                return running["pid"].as_i64().map(|pid| pid as i32).filter(|pid| alive(*pid));
+            }
+        }
+        None
+    }
+
+    /// Cuts the power of the machine.
+    pub fn cut(&mut self, seed: u64) {
+        let pid = self.pid().expect("a running cluster");
+        self.machine.cut(seed, || kill_and_wait(pid));
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // The machine's disk is unmounted after this: its parts are dropped later.
+        self.machine.disk.power_on();
+        if let Some(pid) = self.pid() {
+            kill_and_wait(pid);
+        }
+        // The dead mount of the killed cluster.
+        detach_all(&self.mountpoint);
     }
 }
