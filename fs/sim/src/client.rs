@@ -288,10 +288,11 @@ impl SimClient {
         if Self::expect(&format!("rename of {from} to {to}"), asked, expected)?.is_some() {
             let same = self.names.get(from) == self.names.get(to);
             // Two names of one file: rename(2) does nothing.
-            if !same && let Some(file) = self.names.remove(from) {
-                if let Some(replaced) = self.names.insert(to.to_owned(), file) {
-                    self.files[replaced].links -= 1;
-                }
+            if !same
+                && let Some(file) = self.names.remove(from)
+                && let Some(replaced) = self.names.insert(to.to_owned(), file)
+            {
+                self.files[replaced].links -= 1;
             }
         }
         Ok(())

@@ -214,7 +214,7 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     rest(&world, 1, false).await?;
     report.extents = replicas(&world, &last).await?;
     last.close().await?;
-    rest(&world, 0, seed % PATIENT_ONE_IN == 0).await?;
+    rest(&world, 0, seed.is_multiple_of(PATIENT_ONE_IN)).await?;
     report.time = seam::elapsed();
     report.fingerprint = fingerprint(&report, &events);
     Ok(report)
