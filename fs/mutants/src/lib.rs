@@ -18,7 +18,8 @@ pub const ALL: &[(&str, &str)] = &[
     ("commit-before-durable", "a client commits bytes that the replicas have not synced"),
     ("replica-missing-ignored", "a client takes a write for done though a replica has failed"),
     ("settles-too-much", "a client takes for committed what was written while the commit was under way"),
-    ("read-unverified", "a client doesn't look at the checksums of what it reads"),
+    ("read-unverified", "nobody looks at the checksums of what is read"),
+    ("fsync-returns-early", "fsync returns before what was written is committed"),
     ("append-guessed", "an append goes where the client believes the end to be"),
 ];
 

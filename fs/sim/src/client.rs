@@ -16,7 +16,8 @@ use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::StdRng;
 
-use crate::nodes::{FileSystem, Mount, some_time};
+use crate::network::Network;
+use crate::nodes::{FileSystem, Mount, client_name, some_time};
 use crate::seam;
 
 /// Names in a client's folder.
@@ -68,6 +69,77 @@ struct FileModel {
     ino: InodeId,
     content: Vec<u8>,
     links: u32,
+    /// What it was when it was last synced or closed, and what was done to it since, in order.
+    synced: Vec<u8>,
+    since: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write(usize, Vec<u8>),
+    Truncate(usize),
+}
+
+impl Change {
+    /// Carries out as much of it as `bytes` of data.
+    fn apply(&self, content: &mut Vec<u8>, bytes: usize) {
+        match self {
+            Change::Truncate(size) => content.resize(*size, 0),
+            Change::Write(offset, data) => {
+                let data = &data[..bytes.min(data.len())];
+                if content.len() < offset + data.len() {
+                    content.resize(offset + data.len(), 0);
+                }
+                content[*offset..offset + data.len()].copy_from_slice(data);
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Change::Truncate(_) => 0,
+            Change::Write(_, data) => data.len(),
+        }
+    }
+}
+
+impl FileModel {
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.content, usize::MAX);
+        self.since.push(change);
+    }
+
+    fn settle(&mut self) {
+        self.synced.clone_from(&self.content);
+        self.since.clear();
+    }
+
+    /// Its mount was killed, and this is what another one finds: everything that was synced, and of the rest the
+    /// first so many changes, the last of them perhaps in part.
+    fn survives_as(&self, found: &[u8]) -> bool {
+        let mut content = self.synced.clone();
+        if content == found {
+            return true;
+        }
+        for change in &self.since {
+            // How much of a write there is shows in where it first differs from what was there before.
+            let mut whole = content.clone();
+            change.apply(&mut whole, usize::MAX);
+            if whole == found {
+                return true;
+            }
+            if let Change::Write(offset, data) = change {
+                let same = data.iter().zip(found.iter().skip(*offset)).take_while(|(a, b)| a == b).count();
+                let mut part = content.clone();
+                change.apply(&mut part, same);
+                if part == found && same <= change.bytes() {
+                    return true;
+                }
+            }
+            content = whole;
+        }
+        false
+    }
 }
 
 /// A client: its mount, its folder, its expectations.
@@ -82,6 +154,9 @@ pub struct SimClient {
     files: Vec<FileModel>,
     shared: Shared,
     events: Rc<RefCell<Vec<Event>>>,
+    network: Rc<Network>,
+    members: usize,
+    deaths: u64,
     counter: u64,
 }
 
@@ -135,6 +210,7 @@ impl SimClient {
         mount: Mount,
         shared: Shared,
         events: Rc<RefCell<Vec<Event>>>,
+        (network, members): (Rc<Network>, usize),
     ) -> Checked<SimClient> {
         let caller = Caller::default();
         let name = Bytes::from(format!("client-{number}"));
@@ -149,8 +225,38 @@ impl SimClient {
             files: Vec::new(),
             shared,
             events,
+            network,
+            members,
+            deaths: 0,
             counter: 0,
         })
+    }
+
+    /// Its process is killed, and another one takes its place: names are as they were, files are what was synced and a part
+    /// of the rest.
+    async fn die(&mut self) -> Checked<()> {
+        self.deaths += 1;
+        let name = format!("{}x{}", client_name(self.number), self.deaths);
+        let mount = Mount::connect(&name, self.members, &self.network).await?;
+        std::mem::replace(&mut self.mount, mount).kill(&self.network);
+        // What the dead one had sent may still be on its way until its session has ended.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        for (name, &file) in &self.names {
+            let model = &mut self.files[file];
+            let found = read_file(&self.mount.files, model.ino).await?;
+            if !model.survives_as(&found) {
+                return Err(format!(
+                    "{name} has {} bytes after its client was killed, which are not what was synced ({} bytes) and the first \
+                     of {} changes since",
+                    found.len(),
+                    model.synced.len(),
+                    model.since.len()
+                ));
+            }
+            model.content = found;
+            model.settle();
+        }
+        Ok(())
     }
 
     /// Does `count` random things, with pauses.
@@ -178,7 +284,8 @@ impl SimClient {
             68..=71 => self.link(&name, &format!("f{}", random.random_range(0..NAMES))).await,
             72..=76 => self.truncate(&name, random).await,
             77..=84 => self.set().await,
-            85..=92 => self.get().await,
+            85..=91 => self.get().await,
+            92 if self.counter % 3 == 0 => self.die().await,
             _ => self.append().await,
         }
     }
@@ -210,7 +317,8 @@ impl SimClient {
             let released = self.mount.files.release(&self.caller, ino, opened.handle, None, false).await;
             released.map_err(|e| errno("release", e))?;
             self.names.insert(name.to_owned(), self.files.len());
-            self.files.push(FileModel { ino, content: Vec::new(), links: 1 });
+            let (content, synced, since) = (Vec::new(), Vec::new(), Vec::new());
+            self.files.push(FileModel { ino, content, links: 1, synced, since });
         }
         Ok(())
     }
@@ -248,17 +356,15 @@ impl SimClient {
             if written as usize != length {
                 return Err(format!("{written} of {length} bytes were written to {name}"));
             }
-            let content = &mut self.files[file].content;
-            if content.len() < offset + length {
-                content.resize(offset + length, 0);
-            }
-            content[offset..offset + length].copy_from_slice(&data);
+            self.files[file].change(Change::Write(offset, data));
         }
-        if random.random_bool(0.6) {
+        if random.random_bool(0.5) {
             files.fsync(&self.caller, ino, handle, false).await.map_err(|e| errno("fsync", e))?;
+            self.files[file].settle();
         }
-        if random.random_bool(0.7) {
+        if random.random_bool(0.5) {
             files.flush(&self.caller, ino, handle, 1).await.map_err(|e| errno("close", e))?;
+            self.files[file].settle();
         }
         files.release(&self.caller, ino, handle, None, false).await.map_err(|e| errno("release", e))
     }
@@ -327,7 +433,7 @@ impl SimClient {
         let changes = AttributeChanges { size: Some(size as u64), ..AttributeChanges::default() };
         let asked = self.mount.files.setattr(&self.caller, self.files[file].ino, None, changes).await;
         Self::expect(&format!("truncation of {name} to {size}"), asked, None)?;
-        self.files[file].content.resize(size, 0);
+        self.files[file].change(Change::Truncate(size));
         Ok(())
     }
 

@@ -40,6 +40,8 @@ struct Inner {
     random: StdRng,
     listeners: HashMap<Name, Listening>,
     names: HashMap<Role, Name>,
+    /// Clients that are there; their streams end with this.
+    clients: HashMap<Name, watch::Sender<bool>>,
     /// Changes each time the cuts do; streams look at it.
     cuts: watch::Sender<Vec<(Name, Name)>>,
 }
@@ -70,8 +72,10 @@ const UNKNOWN: &str = "?";
 
 /// An empty name is everybody. Who isn't known could be any client.
 fn is_cut(cuts: &[(Name, Name)], a: &str, b: &str) -> bool {
-    let matches =
-        |cut: &str, name: &str| cut == name || cut.is_empty() || (name == UNKNOWN && cut.starts_with('c'));
+    let matches = |cut: &str, name: &str| {
+        let client = name.split('x').next().unwrap_or_default();
+        cut == name || cut == client || cut.is_empty() || (name == UNKNOWN && cut.starts_with('c'))
+    };
     cuts.iter().any(|(from, to)| {
         let one = |x: &str, y: &str| matches(from, x) && matches(to, y);
         one(a, b) || one(b, a)
@@ -87,6 +91,7 @@ impl Network {
                 random: StdRng::seed_from_u64(seed ^ 0x4e37),
                 listeners: HashMap::new(),
                 names: HashMap::new(),
+                clients: HashMap::new(),
                 cuts: watch::Sender::new(Vec::new()),
             }),
         })
@@ -100,6 +105,18 @@ impl Network {
     /// Between the nodes of each pair nothing comes through from now on; an empty name is everybody.
     pub fn cut(&self, pairs: Vec<(Name, Name)>) {
         self.inner.borrow_mut().cuts.send_replace(pairs);
+    }
+
+    /// A client is there.
+    pub fn begin(&self, name: &str) {
+        self.inner.borrow_mut().clients.insert(name.to_owned(), watch::Sender::new(true));
+    }
+
+    /// A client is dead: its streams break, and it opens no others.
+    pub fn end(&self, name: &str) {
+        if let Some(alive) = self.inner.borrow().clients.get(name) {
+            alive.send_replace(false);
+        }
     }
 
     /// The node is dead: nobody listens, and its streams break.
@@ -126,6 +143,10 @@ impl SimulatedNetwork for Network {
         }
         let ends_with = |name: &str| inner.listeners.get(name).map(|listening| listening.alive.subscribe());
         let (mine, theirs) = (ends_with(&from), ends_with(&to));
+        let mine = mine.or_else(|| inner.clients.get(&from).map(watch::Sender::subscribe));
+        if mine.as_ref().is_some_and(|alive| !*alive.borrow()) {
+            return async { Err(io::ErrorKind::NetworkUnreachable.into()) }.boxed();
+        }
         let (Some(listening), Some(theirs)) = (inner.listeners.get(&to), theirs) else {
             return async {
                 tokio::time::sleep(REFUSED_AFTER).await;

@@ -59,7 +59,7 @@ pub fn storage_name(number: usize) -> String {
     format!("s{number}")
 }
 
-/// As [`metadata_name`], of clients.
+/// As [`metadata_name`], of clients. What follows an `x` counts the processes of one.
 pub fn client_name(number: usize) -> String {
     format!("c{number}")
 }
@@ -226,11 +226,13 @@ pub struct Mount {
     pub files: Arc<FileSystem>,
     /// The way to the storage servers, for who looks at replicas.
     pub pool: Arc<dyn Storage>,
+    name: String,
 }
 
 impl Mount {
     /// Opens a session.
     pub async fn connect(name: &str, members: usize, network: &Network) -> Result<Mount, String> {
+        network.begin(name);
         let config = ArenaConfig { op_slots: 16, data_bytes: ARENA_BYTES };
         let arena = Arena::create(config).map_err(|error| error.to_string())?;
         let addresses =
@@ -266,7 +268,12 @@ impl Mount {
         );
         files.warm_up().await.map_err(|error| error.to_string())?;
         let pool = kept.borrow_mut().take().ok_or("no pool was asked for")?;
-        Ok(Mount { files, pool })
+        Ok(Mount { files, pool, name: name.to_owned() })
+    }
+
+    /// Its process is killed: what it had not sent is gone.
+    pub fn kill(self, network: &Network) {
+        network.end(&self.name);
     }
 
     /// Writes everything out and ends the session.

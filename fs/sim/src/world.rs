@@ -175,7 +175,9 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     let mut clients = Vec::new();
     for number in 0..CLIENTS {
         let mount = Mount::connect(&client_name(number), MEMBERS, &world.network).await?;
-        clients.push(SimClient::new(number, mount, shared, events.clone()).await?);
+        clients.push(
+            SimClient::new(number, mount, shared, events.clone(), (world.network.clone(), MEMBERS)).await?,
+        );
     }
 
     let working = futures::future::try_join_all(clients.iter_mut().enumerate().map(|(number, client)| {
