@@ -332,11 +332,11 @@ impl SimClient {
         for _ in 0..random.random_range(1..4) {
             let size = self.files[file].content.len();
             let offset = if random.random_bool(0.5) { size } else { random.random_range(0..=size + 5000) };
-            let length = match random.random_range(0..8) {
-                0..=2 => random.random_range(1..600),
-                3..=5 => random.random_range(1..10_000),
-                6 => random.random_range(1..100_000),
-                _ => random.random_range(200_000..600_000),
+            let length = match random.random_range(0..24) {
+                0..=10 => random.random_range(1..600),
+                11..=20 => random.random_range(1..10_000),
+                21 | 22 => random.random_range(1..100_000),
+                _ => random.random_range(200_000..500_000),
             };
             if offset + length > FILE_BYTES_MAX {
                 continue;
