@@ -9,12 +9,11 @@ fn run(arguments: &[&str]) -> String {
     text
 }
 
-/// `ATOLL_SIM_SECONDS` has it go on for longer. Other seeds each day would find more, and fail for somebody who has changed
-/// nothing: for that there is `make sim`.
+/// Other seeds each day, or on a faster machine, would find more, and fail for somebody who has changed nothing: for that
+/// there is `make sim`.
 #[test]
 fn worlds_hold() {
-    let seconds = std::env::var("ATOLL_SIM_SECONDS").unwrap_or_else(|_| "20".into());
-    println!("{}", run(&["--seeds", "1000000", "--seconds", &seconds]));
+    println!("{}", run(&["--seeds", "400", "--seconds", "20"]));
 }
 
 #[test]
