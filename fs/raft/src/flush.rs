@@ -113,6 +113,9 @@ impl Flushing {
     }
 
     /// Waits until a command may be added to the log; an error if flushing fails.
+    ///
+    /// Only a flush is waited for that has something to flush. After a restart all of a full log may be entries that
+    /// nobody knows yet to be committed: that is found out by adding to it, and nothing else makes it shorter.
     pub(crate) async fn admit(&self) -> Result<(), String> {
         if self.unflushed_bytes() < self.flush_log_bytes {
             return Ok(());
@@ -121,7 +124,8 @@ impl Flushing {
         loop {
             {
                 let now = progress.borrow_and_update();
-                if now.stopped || self.unflushed_bytes() < self.flush_log_bytes {
+                let flushes = self.machine.applied().position > self.machine.flushed();
+                if now.stopped || !flushes || self.unflushed_bytes() < self.flush_log_bytes {
                     return Ok(());
                 }
                 if let Some(failure) = &now.failure {
@@ -210,5 +214,60 @@ impl Flushing {
         if let Err(error) = raft.trigger().snapshot().await {
             tracing::debug!("the log isn't dropped: {error}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::disk::RealDisk;
+    use crate::log_store::{LogConfig, LogEntry};
+    use crate::record::Kind;
+    use crate::test_support::{HANG, ListMachine};
+    use crate::types::{AppliedEntry, AppliedPayload};
+
+    const SEGMENT_BYTES: u32 = 64 << 10;
+
+    /// A log with more than may be left unflushed, none of it applied, as after a restart.
+    async fn full_log(dir: &std::path::Path) -> (Arc<LogStore>, Vec<LogEntry>) {
+        let config = LogConfig { dir: dir.to_owned(), member: 1, segment_bytes: SEGMENT_BYTES };
+        let store = Arc::new(LogStore::open(&config, Arc::new(RealDisk { sync: false })).unwrap());
+        let entries: Vec<LogEntry> = (0..20)
+            .map(|index| LogEntry {
+                position: LogPosition { term: 1, index },
+                kind: Kind::Normal,
+                payload: Bytes::from(vec![7; 4000]),
+            })
+            .collect();
+        for entry in &entries {
+            let (done, appended) = tokio::sync::oneshot::channel();
+            store.append(vec![entry.clone()], Box::new(move |result| drop(done.send(result)))).unwrap();
+            appended.await.unwrap().unwrap();
+        }
+        (store, entries)
+    }
+
+    #[tokio::test]
+    async fn entries_that_can_not_be_flushed_yet_keep_no_others_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, entries) = full_log(dir.path()).await;
+        let machine = ListMachine::open(&dir.path().join("machine"));
+        let flushing = Flushing::new(store.clone(), machine.clone(), u64::from(SEGMENT_BYTES), 0);
+        assert!(flushing.unflushed_bytes() > u64::from(SEGMENT_BYTES));
+        tokio::time::timeout(HANG, flushing.admit()).await.expect("nothing is waited for").unwrap();
+        // Once they are applied there is something to flush, and that is waited for.
+        let applied = entries.into_iter().map(|entry| AppliedEntry {
+            position: entry.position,
+            payload: AppliedPayload::Normal(entry.payload),
+        });
+        machine.apply(applied.collect()).unwrap();
+        let admitted = flushing.admit();
+        tokio::pin!(admitted);
+        assert!(futures::poll!(&mut admitted).is_pending());
+        flushing.flush().unwrap();
+        tokio::time::timeout(HANG, admitted).await.expect("it was flushed").unwrap();
+        store.close();
     }
 }
