@@ -40,14 +40,21 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
     serving_runtime(SERVER_THREADS)?.block_on(async {
         let asked_to_end = signals::listen()?;
         let mut registry = Registry::with_prefix("atoll");
-        let mut server = MetadataServer::start(config, &mut registry).await.map_err(metadata_failure)?;
+        tokio::pin!(asked_to_end);
+        // A damaged member looks for another one that leads, which may take a while. To be killed meanwhile is as good.
+        let mut server = tokio::select! {
+            started = MetadataServer::start(config, &mut registry) => started.map_err(metadata_failure)?,
+            signal = &mut asked_to_end => {
+                tracing::info!(signal, "stopping before it has started");
+                return Ok(());
+            }
+        };
         let health = Arc::new(Mutex::new(server.health_probe()));
         let ready: http::Readiness = {
             let health = health.clone();
             Arc::new(move || (health.lock())().err())
         };
         http::serve(&args.http, Arc::new(registry), ready).await?;
-        tokio::pin!(asked_to_end);
         loop {
             tokio::select! {
                 signal = &mut asked_to_end => {
@@ -56,7 +63,13 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
                     return Ok(());
                 }
                 damage = server.damaged() => {
-                    server = server.rebuild(&damage).await.map_err(metadata_failure)?;
+                    server = tokio::select! {
+                        rebuilt = server.rebuild(&damage) => rebuilt.map_err(metadata_failure)?,
+                        signal = &mut asked_to_end => {
+                            tracing::info!(signal, "stopping while it is made anew");
+                            return Ok(());
+                        }
+                    };
                     *health.lock() = server.health_probe();
                 }
             }

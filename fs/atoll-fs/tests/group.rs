@@ -395,3 +395,32 @@ fn a_member_with_a_damaged_disk_is_made_anew_from_the_others() {
         wait_for_members(&cluster, 3);
     }
 }
+
+#[test]
+fn a_member_that_is_alone_refuses_a_damaged_disk_and_says_what_helps() {
+    let mut cluster = Processes::start_group(1, 1, 1, false);
+    let mount = cluster.mount("mnt");
+    fs::write(mount.join("file"), b"kept").unwrap();
+    cluster.unmount(&mount);
+    Processes::kill(&mut cluster.metadata[0].0);
+    let folder = folder_of(&cluster, 0);
+    fs::remove_file(folder.join("raft/vote")).unwrap();
+    let names = || {
+        let mut names: Vec<_> =
+            fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = (names(), fs::read(folder.join("identity")).unwrap());
+    let mut command = cluster.command("metadata");
+    command.arg("--data").arg(&folder).args(["--listen", &cluster.metadata[0].1, "--http", "127.0.0.1:0"]);
+    refused(&command.output().unwrap(), "go on alone");
+    assert_eq!((names(), fs::read(folder.join("identity")).unwrap()), before, "something was changed");
+    let mut command = std::process::Command::new(common::ATOLL_FS);
+    command.args(["admin", "go-on-alone", "--the-others-are-gone", "--cluster", &cluster.id]);
+    command.args(["--address", &cluster.metadata[0].1]).arg("--data").arg(&folder);
+    succeeds(&command.output().unwrap());
+    cluster.start_metadata(0);
+    let mount = cluster.mount("again");
+    assert_eq!(fs::read(mount.join("file")).unwrap(), b"kept");
+}

@@ -136,10 +136,10 @@ async fn ask_for_place(node: &Node, folder: &Folder) -> Result<(), String> {
         let request = ChangeMembers { change };
         match connection.call_within::<ChangeMembers>(&request, (), CHANGE_PATIENCE).await {
             Ok(_) => return Ok(()),
-            Err(error) => reasons.push(match error.typed::<MetadataError>() {
-                Some(error) => error.to_string(),
-                None => error.to_string(),
-            }),
+            Err(error) => {
+                let refused = error.typed::<MetadataError>().map(|refused| refused.to_string());
+                reasons.push(refused.unwrap_or_else(|| error.to_string()));
+            }
         }
     }
     Err(format!("the leader at {} refuses: {}", leader.address, reasons.join("; ")))

@@ -406,6 +406,7 @@ impl RunningMetadata {
     /// [made anew](Self::rebuild). What is damaged, for people. Without other members it waits for ever, and serves what
     /// it can.
     pub async fn damaged(&self) -> String {
+        let mut told = false;
         loop {
             tokio::time::sleep(DAMAGE_LOOK_EVERY).await;
             let Some(damage) = self.node.machine.damage().or_else(|| self.raft.log_damage()) else {
@@ -417,6 +418,7 @@ impl RunningMetadata {
             }
             if self.node.consensus.leadership().is_leader
                 && let Err(error) = self.node.hand_over(TransferLeader { to: None }).await
+                && !std::mem::replace(&mut told, true)
             {
                 tracing::warn!(%error, "the leader's records are damaged, and nobody else can lead");
             }

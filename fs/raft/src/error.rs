@@ -134,7 +134,8 @@ pub enum RaftError {
     },
     /// This member has taken part in its group, and what it voted is gone.
     #[error(
-        "{dir} holds no vote, though this member has belonged to a group: it could vote a second time; replace this member"
+        "{dir} holds no vote, though this member has belonged to a group: it could vote a second time; replace this \
+         member or, if it is the only one there is, let it go on alone, which votes anew"
     )]
     VoteMissing {
         /// The folder.

@@ -219,21 +219,19 @@ impl Writer {
         }
     }
 
-    fn take_turn(&mut self, mut jobs: Vec<Job>) {
+    fn take_turn(&mut self, jobs: Vec<Job>) {
+        let result = match &self.failed {
+            Some(failed) => Err(failed.clone()),
+            None => self.carry_out(&jobs),
+        };
+        if let Err(error) = &result
+            && self.failed.is_none()
         {
-            let result = match &self.failed {
-                Some(failed) => Err(failed.clone()),
-                None => self.carry_out(&jobs),
-            };
-            if let Err(error) = &result
-                && self.failed.is_none()
-            {
-                tracing::error!("the log can't be written any more: {error}");
-                self.failed = Some(error.clone());
-            }
-            for job in jobs.drain(..) {
-                job.finish(result.clone());
-            }
+            tracing::error!("the log can't be written any more: {error}");
+            self.failed = Some(error.clone());
+        }
+        for job in jobs {
+            job.finish(result.clone());
         }
     }
 

@@ -285,7 +285,7 @@ impl SimClient {
             72..=76 => self.truncate(&name, random).await,
             77..=84 => self.set().await,
             85..=91 => self.get().await,
-            92 if self.counter % 3 == 0 => self.die().await,
+            92 if self.counter.is_multiple_of(3) => self.die().await,
             _ => self.append().await,
         }
     }

@@ -1,5 +1,6 @@
 //! `atoll-sim`: runs worlds, says which don't hold, and how to see one again.
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -74,13 +75,18 @@ fn fork(seed: u64, arguments: &Arguments, mutant: Option<&str>) -> libc::pid_t {
     std::process::exit(code)
 }
 
-/// Waits for one of the children; whether its world held.
-fn reap() -> bool {
+/// Waits for one of the children, which are known by process with their seeds; whether its world held.
+fn reap(running: &mut HashMap<libc::pid_t, u64>) -> bool {
     let mut status = 0;
     loop {
         // SAFETY: a place for the status.
         let child = unsafe { libc::waitpid(-1, &mut status, 0) };
         if child > 0 {
+            let seed = running.remove(&child).unwrap_or_default();
+            if libc::WIFSIGNALED(status) {
+                let signal = libc::WTERMSIG(status);
+                println!("seed {seed}: killed by signal {signal}\n  again: make sim FIRST={seed} SEEDS=1");
+            }
             return status == 0;
         }
         let error = std::io::Error::last_os_error();
@@ -137,20 +143,18 @@ fn run(arguments: &Arguments, mutant: Option<&str>, until_failed: bool) -> (u64,
     let jobs = arguments.jobs.unwrap_or(processors).max(1);
     let began = Instant::now();
     let in_time = || arguments.seconds.is_none_or(|seconds| began.elapsed() < Duration::from_secs(seconds));
-    let (mut running, mut done, mut failed) = (0, 0u64, 0u64);
+    let (mut running, mut done, mut failed) = (HashMap::new(), 0u64, 0u64);
     let mut seeds = arguments.first..arguments.first.saturating_add(arguments.seeds);
     loop {
-        while running < jobs && in_time() && !(until_failed && failed > 0) {
+        while running.len() < jobs && in_time() && !(until_failed && failed > 0) {
             let Some(seed) = seeds.next() else { break };
-            fork(seed, arguments, mutant);
-            running += 1;
+            running.insert(fork(seed, arguments, mutant), seed);
         }
-        if running == 0 {
+        if running.is_empty() {
             break;
         }
-        failed += u64::from(!reap());
+        failed += u64::from(!reap(&mut running));
         done += 1;
-        running -= 1;
     }
     (done, failed)
 }

@@ -396,7 +396,11 @@ impl<M: Metadata> Shared<M> {
             .buffer_unordered(FLUSH_ALL_AT_ONCE);
         let mut first = Ok(());
         while let Some(result) = results.next().await {
-            first = first.and(result);
+            // A file that is gone was removed after it was closed. Nobody has it open who would have to be told.
+            first = first.and(result.or_else(|error| match error {
+                ClientError::Fs(FsError::Stale) => Ok(()),
+                error => Err(error),
+            }));
         }
         first
     }

@@ -521,7 +521,7 @@ impl<M: Metadata> Shared<M> {
 
     /// The data of a batch can't be kept: whoever has the file open is told.
     fn lose(self: &Arc<Self>, file: &Arc<FileState>, batch: &Batch, session: SessionId, error: ClientError) {
-        // Who has a file open keeps it, so nobody has this one open, and it has no name any more.
+        // It was removed after it was closed: who has a file open keeps it.
         let is_gone = error == ClientError::Fs(FsError::Stale);
         let blocks = {
             let mut inner = file.inner.lock();
@@ -529,9 +529,7 @@ impl<M: Metadata> Shared<M> {
                 // Given up already, with everything else of the session.
                 return;
             }
-            if !is_gone {
-                inner.errors.note(error.clone());
-            }
+            inner.errors.note(error.clone());
             inner.dirty.settle(batch.cut)
         };
         if is_gone {

@@ -219,7 +219,10 @@ impl Folder {
     }
 
     fn remove_damaged(&self) -> Result<(), FolderError> {
-        for name in self.names()?.iter().filter(|name| name.starts_with(DAMAGED_PREFIX)) {
+        // Nothing that somebody has put there under a name like these.
+        let is_ours =
+            |name: &str| name.strip_prefix(DAMAGED_PREFIX).is_some_and(|id| id.parse::<MemberId>().is_ok());
+        for name in self.names()?.iter().filter(|name| is_ours(name)) {
             let path = self.path.join(name);
             fs::remove_dir_all(&path).map_err(io_error("remove", &path))?;
         }

@@ -69,8 +69,11 @@ pub struct RocksSizes {
 fn failed(error: rocksdb::Error) -> StoreError {
     let kind = error.kind();
     let reason = error.into_string();
-    // A table that is gone is an error of the system's to RocksDB.
-    if kind == ErrorKind::Corruption || reason.contains("No such file or directory") {
+    // To RocksDB a file that is gone is an error of the system's. Only its own files are meant: a folder that was to be
+    // written to may be missing for other reasons.
+    let gone = reason.contains("No such file or directory")
+        && [".sst", ".blob", "/MANIFEST-"].iter().any(|file| reason.contains(file));
+    if kind == ErrorKind::Corruption || gone {
         StoreError::Corrupt(reason)
     } else {
         StoreError::Backend(reason)
@@ -154,7 +157,7 @@ impl Rocks {
         Ok(Rocks { db, cache, memory, damage: OnceLock::new() })
     }
 
-    /// Reads every record in `dir`, so that each block's checksum is looked at. Writes nothing there.
+    /// Reads every record in `dir`, so that each block's checksum is looked at. What is there stays as it is.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if a block is not what was written; if RocksDB can't read.
@@ -192,10 +195,14 @@ impl Rocks {
     /// As [`failed`], and takes note of damage.
     fn failed(&self, error: rocksdb::Error) -> StoreError {
         let error = failed(error);
+        self.note(&error);
+        error
+    }
+
+    fn note(&self, error: &StoreError) {
         if matches!(error, StoreError::Corrupt(_)) && self.damage.set(error.to_string()).is_ok() {
             tracing::error!(%error, "the records of this metadata server are damaged");
         }
-        error
     }
 
     fn family(&self, family: Family) -> Result<&ColumnFamily, StoreError> {
@@ -272,11 +279,7 @@ impl Rocks {
     /// [`StoreError::Corrupt`] if a block isn't; if RocksDB can't write.
     pub fn verified_checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
         self.checkpoint(dir)?;
-        Rocks::verify(dir).inspect_err(|error| {
-            if matches!(error, StoreError::Corrupt(_)) && self.damage.set(error.to_string()).is_ok() {
-                tracing::error!(%error, "the records of this metadata server are damaged");
-            }
-        })
+        Rocks::verify(dir).inspect_err(|error| self.note(error))
     }
 
     /// The records as they are now, unchanged by later writes.
