@@ -145,7 +145,8 @@ async fn ask_for_place(node: &Node, folder: &Folder) -> Result<(), String> {
     Err(format!("the leader at {} refuses: {}", leader.address, reasons.join("; ")))
 }
 
-/// Keeps what the folder knows of the members true.
+/// Keeps what the folder knows of the members true. A member that finds itself there later knows that it has voted: so
+/// nothing is written before an entry was applied, which comes after this member's vote is on its disk.
 pub(crate) async fn note_members(node: Arc<Node>, folder: Arc<Folder>) {
     let mut known = folder.members();
     loop {
@@ -153,7 +154,7 @@ pub(crate) async fn note_members(node: Arc<Node>, folder: Arc<Folder>) {
         let voters = status.members.into_iter().filter(|(_, peer)| peer.voter);
         let members: BTreeMap<MemberId, String> =
             voters.map(|(member, peer)| (MemberId(member), peer.addr)).collect();
-        if !members.is_empty() && members != known {
+        if status.applied.is_some() && !members.is_empty() && members != known {
             let (folder, new) = (folder.clone(), members.clone());
             match atoll_blocking::spawn(move || folder.write_members(&new)).await {
                 Ok(Ok(())) => known = members,

@@ -227,6 +227,8 @@ impl MetadataServer {
             flush_log_bytes: config.replay_bytes,
             keep_log_bytes: config.keep_log_bytes,
             segment_bytes: config.segment_bytes,
+            // Records that were never flushed and a log that is gone look like a new member.
+            has_voted: folder.members().contains_key(&member),
             sync: config.sync,
             #[cfg(feature = "simulation")]
             disk: config.log_disk.clone(),

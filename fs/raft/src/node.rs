@@ -204,12 +204,13 @@ pub(crate) fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), Raf
     Ok((lock, Arc::new(LogStore::open(&log, config.disk())?)))
 }
 
-fn check_state(dir: &Path, store: &LogStore, machine: &dyn StateMachine) -> Result<(), RaftError> {
+fn check_state(config: &RaftConfig, store: &LogStore, machine: &dyn StateMachine) -> Result<(), RaftError> {
     let applied = machine.applied().position;
     let last = store.ends().1;
     // The first entry of a founder is written before its first vote.
-    if store.vote().is_none() && (applied.is_some() || last.is_some_and(|last| last.index > 0)) {
-        return Err(RaftError::VoteMissing { dir: dir.to_owned() });
+    let has_voted = config.has_voted || applied.is_some() || last.is_some_and(|last| last.index > 0);
+    if store.vote().is_none() && has_voted {
+        return Err(RaftError::VoteMissing { dir: config.dir.clone() });
     }
     match store.ends() {
         (Some(base), _) if applied.is_none_or(|applied| applied.index < base.index) => {
@@ -248,7 +249,7 @@ impl RaftNode {
             let open = atoll_blocking::spawn(move || open_log(&config));
             open.await.map_err(|e| RaftError::Stopped(e.to_string()))??
         };
-        check_state(&config.dir, &store, &*machine)?;
+        check_state(&config, &store, &*machine)?;
         let vote = store.vote();
         let applied = machine.applied().position;
         let is_new = vote.is_none() && store.ends().1.is_none() && applied.is_none();

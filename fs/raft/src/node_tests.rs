@@ -237,6 +237,11 @@ async fn wrong_folders_are_refused() {
     let empty = ListMachine::open(&dir.path().join("other"));
     let old = RaftNode::open(patient(1, dir.path()), empty, Arc::new(NoPeers)).await;
     assert!(matches!(old, Err(RaftError::StateBehindLog { state: None, .. })));
+    // Nothing tells that there was anything but who asks.
+    let gone = dir.path().join("gone");
+    let known = RaftConfig { has_voted: true, ..patient(1, &gone) };
+    let lost = RaftNode::open(known, ListMachine::open(&gone), Arc::new(NoPeers)).await;
+    assert!(matches!(lost, Err(RaftError::VoteMissing { .. })));
     let bad = RaftConfig { segment_bytes: 5000, ..patient(1, dir.path()) };
     assert!(matches!(RaftNode::open(bad, machine, Arc::new(NoPeers)).await, Err(RaftError::Config(_))));
 }

@@ -162,6 +162,9 @@ pub struct RaftConfig {
     pub flush_log_bytes: u64,
     /// Flushed log that is kept for followers that lag, if there are other members.
     pub keep_log_bytes: u64,
+    /// It is known from elsewhere that this member has voted: a folder without a vote has lost it, even if there is
+    /// neither log nor state that would tell.
+    pub has_voted: bool,
     /// `false` only to prove that the power-cut test can fail: nothing is ever synced then.
     pub sync: bool,
     /// Where log and vote are instead of in `dir`.
@@ -183,6 +186,7 @@ impl RaftConfig {
             segment_bytes: 16 << 20,
             flush_log_bytes: 64 << 20,
             keep_log_bytes: 64 << 20,
+            has_voted: false,
             sync: true,
             #[cfg(any(test, feature = "simulation"))]
             disk: None,
