@@ -144,7 +144,9 @@ impl SimulatedNetwork for Network {
         let ends_with = |name: &str| inner.listeners.get(name).map(|listening| listening.alive.subscribe());
         let (mine, theirs) = (ends_with(&from), ends_with(&to));
         let mine = mine.or_else(|| inner.clients.get(&from).map(watch::Sender::subscribe));
-        if mine.as_ref().is_some_and(|alive| !*alive.borrow()) {
+        // Who doesn't say who it is may be a client that is dead; one that lives has other addresses to go to.
+        let stranger = from == UNKNOWN && inner.clients.values().any(|alive| !*alive.borrow());
+        if stranger || mine.as_ref().is_some_and(|alive| !*alive.borrow()) {
             return async { Err(io::ErrorKind::NetworkUnreachable.into()) }.boxed();
         }
         let (Some(listening), Some(theirs)) = (inner.listeners.get(&to), theirs) else {

@@ -101,6 +101,8 @@ struct Members {
     names: Vec<String>,
     configured: usize,
     current: usize,
+    /// Who was asked last without a hint.
+    turn: usize,
     /// Counts choices: a failure of an older one changes nothing.
     choice: u64,
     /// Failed choices in a row.
@@ -110,7 +112,7 @@ struct Members {
 
 impl Members {
     fn new(names: Vec<String>) -> Self {
-        Members { configured: names.len(), names, current: 0, choice: 0, failures: 0, hints: 0 }
+        Members { configured: names.len(), names, current: 0, turn: 0, choice: 0, failures: 0, hints: 0 }
     }
 
     /// The choice failed. Returns how long to wait (`random` spreads those who wait at the same time).
@@ -128,13 +130,20 @@ impl Members {
                 }
             }
             Next::Elsewhere => {
-                self.current = (self.current + 1) % self.names.len().max(1);
+                self.go_on();
                 self.choice += 1;
             }
             Next::Again | Next::Settled(_) => {}
         }
         self.failures = self.failures.saturating_add(1);
         pause(self.failures, random)
+    }
+
+    /// Everybody's turn comes, whatever the hints say: the one that they name may be out of reach, or no longer lead.
+    fn go_on(&mut self) {
+        let mut others = (1..=self.names.len()).map(|step| (self.turn + step) % self.names.len());
+        self.turn = others.find(|turn| *turn != self.current).unwrap_or(self.current);
+        self.current = self.turn;
     }
 
     fn choose(&mut self, name: &str) {
@@ -436,6 +445,19 @@ mod tests {
         assert!(members.failed(3, &Next::Ask("a:1".into()), 0) > Duration::ZERO, "sent around for ever");
         members.answered(4);
         assert_eq!((members.failures, members.hints), (0, 0));
+    }
+
+    #[test]
+    fn a_hint_to_somebody_out_of_reach_keeps_nobody_from_being_asked() {
+        let mut members = members();
+        let mut asked = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let name = members.names[members.current].clone();
+            let next = if name == "d:1" { Next::Elsewhere } else { Next::Ask("d:1".into()) };
+            asked.insert(name);
+            members.failed(members.choice, &next, 0);
+        }
+        assert_eq!(asked.len(), 4, "{asked:?}");
     }
 
     #[test]
