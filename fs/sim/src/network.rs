@@ -91,7 +91,7 @@ impl Network {
                 random: StdRng::seed_from_u64(seed ^ 0x4e37),
                 listeners: HashMap::new(),
                 names: HashMap::new(),
-                clients: HashMap::new(),
+                clients: HashMap::from([(UNKNOWN.to_owned(), watch::Sender::new(true))]),
                 cuts: watch::Sender::new(Vec::new()),
             }),
         })
@@ -112,9 +112,11 @@ impl Network {
         self.inner.borrow_mut().clients.insert(name.to_owned(), watch::Sender::new(true));
     }
 
-    /// A client is dead: its streams break, and it opens no others.
+    /// A client is dead: its streams break, and it opens no others. The same goes for whoever doesn't say who it is: that
+    /// may be this one, and a client that lives has addresses that tell.
     pub fn end(&self, name: &str) {
-        if let Some(alive) = self.inner.borrow().clients.get(name) {
+        let inner = self.inner.borrow();
+        for alive in [name, UNKNOWN].iter().filter_map(|name| inner.clients.get(*name)) {
             alive.send_replace(false);
         }
     }
@@ -144,9 +146,7 @@ impl SimulatedNetwork for Network {
         let ends_with = |name: &str| inner.listeners.get(name).map(|listening| listening.alive.subscribe());
         let (mine, theirs) = (ends_with(&from), ends_with(&to));
         let mine = mine.or_else(|| inner.clients.get(&from).map(watch::Sender::subscribe));
-        // Who doesn't say who it is may be a client that is dead; one that lives has other addresses to go to.
-        let stranger = from == UNKNOWN && inner.clients.values().any(|alive| !*alive.borrow());
-        if stranger || mine.as_ref().is_some_and(|alive| !*alive.borrow()) {
+        if mine.as_ref().is_some_and(|alive| !*alive.borrow()) {
             return async { Err(io::ErrorKind::NetworkUnreachable.into()) }.boxed();
         }
         let (Some(listening), Some(theirs)) = (inner.listeners.get(&to), theirs) else {
