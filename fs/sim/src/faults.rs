@@ -56,7 +56,8 @@ impl Fault {
                 }
                 let strangers = (0..clients).filter(|other| *other != client).map(client_name);
                 cuts.extend(strangers.map(|other| (here.clone(), other)));
-                Fault::Cut(cuts, some_time(random, 1000, 4500))
+                // Not for longer than its session lives since its last heartbeat.
+                Fault::Cut(cuts, some_time(random, 1000, 2800))
             }
             _ => {
                 let other = (member + 1 + random.random_range(0..members - 1)) % members;

@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use atoll_core::ids::SessionId;
 use atoll_proto::Role;
 use atoll_proto::transport::SimulatedNetwork;
 use futures::FutureExt;
@@ -26,10 +27,15 @@ const SLOW_ONE_IN: u32 = 200;
 const SLOW: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(700));
 /// How long it takes to find out that nobody listens, and that nobody answers.
 const REFUSED_AFTER: Duration = Duration::from_millis(1);
-const UNREACHABLE_AFTER: Duration = Duration::from_secs(3);
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(5);
+/// The pauses after which a connection that didn't come through is tried again until then, as a kernel does (RFC 6298).
+const TRIED_AGAIN_AFTER: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
 /// A node, by its address without the port.
 pub type Name = String;
+
+/// Tells the session that a client has now.
+type SessionNow = Box<dyn Fn() -> Option<SessionId>>;
 
 /// See the module.
 pub struct Network {
@@ -42,8 +48,19 @@ struct Inner {
     names: HashMap<Role, Name>,
     /// Clients that are there; their streams end with this.
     clients: HashMap<Name, watch::Sender<bool>>,
+    sessions: Vec<(Name, SessionNow)>,
     /// Changes each time the cuts do; streams look at it.
     cuts: watch::Sender<Vec<(Name, Name)>>,
+}
+
+impl Inner {
+    fn name(&self, role: Role) -> Option<Name> {
+        let known = self.names.get(&role).cloned();
+        known.or_else(|| {
+            let Role::Client(session) = role else { return None };
+            self.sessions.iter().find(|(_, now)| now() == Some(session)).map(|(name, _)| name.clone())
+        })
+    }
 }
 
 struct Listening {
@@ -92,6 +109,7 @@ impl Network {
                 listeners: HashMap::new(),
                 names: HashMap::new(),
                 clients: HashMap::from([(UNKNOWN.to_owned(), watch::Sender::new(true))]),
+                sessions: Vec::new(),
                 cuts: watch::Sender::new(Vec::new()),
             }),
         })
@@ -100,6 +118,11 @@ impl Network {
     /// Who says to be this is the node of this name.
     pub fn know(&self, role: Role, name: &str) {
         self.inner.borrow_mut().names.insert(role, name.to_owned());
+    }
+
+    /// Whoever says to be of the session that this tells is the client of this name.
+    pub fn know_session(&self, name: &str, session: impl Fn() -> Option<SessionId> + 'static) {
+        self.inner.borrow_mut().sessions.push((name.to_owned(), Box::new(session)));
     }
 
     /// Between the nodes of each pair nothing comes through from now on; an empty name is everybody.
@@ -133,16 +156,9 @@ impl SimulatedNetwork for Network {
     fn dial(&self, from: Role, to: &str) -> BoxFuture<'static, io::Result<DuplexStream>> {
         let mut inner = self.inner.borrow_mut();
         let (to, by) = names_of(to);
-        let from = inner.names.get(&from).cloned().or(by).unwrap_or_else(|| UNKNOWN.to_owned());
+        let from = inner.name(from).or(by).unwrap_or_else(|| UNKNOWN.to_owned());
         let seed = inner.random.random();
         let cuts = inner.cuts.subscribe();
-        if is_cut(&cuts.borrow(), &from, &to) {
-            return async {
-                tokio::time::sleep(UNREACHABLE_AFTER).await;
-                Err(io::ErrorKind::TimedOut.into())
-            }
-            .boxed();
-        }
         let ends_with = |name: &str| inner.listeners.get(name).map(|listening| listening.alive.subscribe());
         let (mine, theirs) = (ends_with(&from), ends_with(&to));
         let mine = mine.or_else(|| inner.clients.get(&from).map(watch::Sender::subscribe));
@@ -150,14 +166,28 @@ impl SimulatedNetwork for Network {
             return async { Err(io::ErrorKind::NetworkUnreachable.into()) }.boxed();
         }
         let (Some(listening), Some(theirs)) = (inner.listeners.get(&to), theirs) else {
-            return async {
-                tokio::time::sleep(REFUSED_AFTER).await;
-                Err(io::ErrorKind::ConnectionRefused.into())
+            let cut = is_cut(&cuts.borrow(), &from, &to);
+            let (after, error) = match cut {
+                true => (UNREACHABLE_AFTER, io::ErrorKind::TimedOut),
+                false => (REFUSED_AFTER, io::ErrorKind::ConnectionRefused),
+            };
+            return async move {
+                tokio::time::sleep(after).await;
+                Err(error.into())
             }
             .boxed();
         };
         let streams = listening.streams.clone();
         async move {
+            for pause in TRIED_AGAIN_AFTER {
+                if is_cut(&cuts.borrow(), &from, &to) {
+                    tokio::time::sleep(pause).await;
+                }
+            }
+            if is_cut(&cuts.borrow(), &from, &to) {
+                tokio::time::sleep(UNREACHABLE_AFTER - TRIED_AGAIN_AFTER.into_iter().sum()).await;
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             let (here, left) = tokio::io::duplex(PIPE_BYTES);
             let (right, there) = tokio::io::duplex(PIPE_BYTES);
             let mut random = StdRng::seed_from_u64(seed);

@@ -244,7 +244,9 @@ impl Mount {
         };
         let metadata =
             MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| error.to_string())?;
-        network.know(Role::Client(Metadata::session(&metadata)), name);
+        let metadata = Arc::new(metadata);
+        let known = Arc::downgrade(&metadata);
+        network.know_session(name, move || known.upgrade().map(|metadata| Metadata::session(&*metadata)));
         let pool_config = PoolConfig {
             identity: Identity {
                 cluster: CLUSTER,
@@ -257,7 +259,7 @@ impl Mount {
         };
         let kept = Rc::new(std::cell::RefCell::new(None));
         let files = Client::new(
-            Arc::new(metadata),
+            metadata,
             |metadata| {
                 let pool: Arc<dyn Storage> = Arc::new(StoragePool::new(Arc::clone(metadata), pool_config));
                 *kept.borrow_mut() = Some(Arc::clone(&pool));

@@ -13,7 +13,7 @@ fn run(arguments: &[&str]) -> String {
 /// there is `make sim`.
 #[test]
 fn worlds_hold() {
-    println!("{}", run(&["--seeds", "400", "--seconds", "20"]));
+    println!("{}", run(&["--seeds", "1000", "--seconds", "20"]));
 }
 
 #[test]
