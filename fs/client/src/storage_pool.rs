@@ -75,6 +75,9 @@ pub trait Storage: Send + Sync + 'static {
     /// while.
     fn failing_for(&self, server: ServerId) -> Option<Duration>;
 
+    /// The servers for which [`failing_for`](Self::failing_for) says something.
+    fn failing(&self) -> Vec<ServerId>;
+
     /// How far away the server is: 0 is the nearest.
     fn distance(&self, server: ServerId) -> u32;
 }
@@ -335,6 +338,16 @@ impl<M: Metadata> Storage for StoragePool<M> {
         let servers = self.inner.servers.lock();
         let failing = servers.known.get(&server).and_then(|found| found.failing);
         failing.filter(Failing::is_fresh).map(|failing| failing.since.elapsed())
+    }
+
+    fn failing(&self) -> Vec<ServerId> {
+        let servers = self.inner.servers.lock();
+        let fails = |server: &Server| server.failing.as_ref().is_some_and(Failing::is_fresh);
+        let mut failing: Vec<ServerId> =
+            servers.known.iter().filter(|(_, server)| fails(server)).map(|(server, _)| *server).collect();
+        // Hash maps have no order, and simulated worlds must have the same course each time.
+        failing.sort_unstable();
+        failing
     }
 
     fn distance(&self, server: ServerId) -> u32 {

@@ -272,7 +272,8 @@ pub enum Op {
         /// Which, and when they were read; a time before the known one changes nothing.
         times: Vec<(InodeId, Timestamp)>,
     },
-    /// Makes a chunk for the session to write. The client sends `replicas` empty; the leader fills it in.
+    /// Makes a chunk for the session to write. A client sends in `replicas` the servers that don't answer it; the leader
+    /// replaces them by those that are to be written, and avoids the client's if there are enough others.
     CreateChunk {
         /// What for.
         kind: ChunkKind,

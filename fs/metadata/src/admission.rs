@@ -100,7 +100,7 @@ fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError>
     }
     match op {
         Op::CreateChunk { replicas, .. } => {
-            *replicas = choose(volume, facts);
+            *replicas = choose(volume, facts, replicas);
             let needed = usize::from(volume.config.copies_min);
             if replicas.len() < needed {
                 // Servers come back; a full disk has to be made room on.
@@ -123,11 +123,22 @@ fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError>
     Ok(())
 }
 
-/// Servers for the replicas of a new chunk: as many as copies are wanted, or as there are.
+/// Servers for the replicas of a new chunk: as many as copies are wanted, or as there are. Those of `avoid` only if there
+/// aren't enough others.
 #[must_use]
-pub fn choose(volume: &Superblock, facts: &Facts) -> Vec<ServerId> {
+pub fn choose(volume: &Superblock, facts: &Facts, avoid: &[ServerId]) -> Vec<ServerId> {
     let config = &volume.config;
-    placement::place(&facts.candidates, &[], usize::from(config.copies), config.chunk_bytes, facts.seed)
+    let place = |candidates: &[Candidate]| {
+        placement::place(candidates, &[], usize::from(config.copies), config.chunk_bytes, facts.seed)
+    };
+    let others = || facts.candidates.iter().filter(|candidate| !avoid.contains(&candidate.server));
+    if !avoid.is_empty() && others().count() >= usize::from(config.copies) {
+        let chosen = place(&others().cloned().collect::<Vec<_>>());
+        if chosen.len() == usize::from(config.copies) {
+            return chosen;
+        }
+    }
+    place(&facts.candidates)
 }
 
 /// Bytes that would be kept in the metadata service's own store.
@@ -252,6 +263,18 @@ mod tests {
             assert_eq!(replicas.len(), expected);
         }
         assert_eq!(admitted(chunk(), &volume(), &facts(1)), refusal(&chunk(), FsError::NoServers));
+    }
+
+    #[test]
+    fn servers_that_a_client_can_not_reach_are_avoided_if_there_are_enough_others() {
+        for (servers, avoided) in [(5, true), (4, true), (3, false)] {
+            let facts = facts(servers);
+            let avoid = facts.candidates[0].server;
+            let Op::CreateChunk { kind, incarnation, .. } = chunk() else { panic!() };
+            let asked = Op::CreateChunk { kind, incarnation, replicas: vec![avoid] };
+            let Op::CreateChunk { replicas, .. } = admitted(asked, &volume(), &facts) else { panic!() };
+            assert_eq!((replicas.len(), !replicas.contains(&avoid)), (3, avoided));
+        }
     }
 
     #[test]

@@ -251,6 +251,17 @@ impl Storage for FakeStorage {
         self.servers.lock()[&server].failing_since.map(|since| since.elapsed())
     }
 
+    fn failing(&self) -> Vec<ServerId> {
+        let servers = self.servers.lock();
+        let mut failing: Vec<ServerId> = servers
+            .iter()
+            .filter(|(_, server)| server.failing_since.is_some())
+            .map(|(server, _)| *server)
+            .collect();
+        failing.sort_unstable();
+        failing
+    }
+
     fn distance(&self, _server: ServerId) -> u32 {
         1
     }

@@ -91,6 +91,10 @@ impl Storage for MemStorage {
 
     fn suspect(&self, _server: ServerId) {}
 
+    fn failing(&self) -> Vec<ServerId> {
+        Vec::new()
+    }
+
     fn failing_for(&self, _server: ServerId) -> Option<Duration> {
         None
     }

@@ -40,8 +40,12 @@ pub const STRAGGLER_AFTER: Duration = Duration::from_millis(500);
 pub const UNANSWERED_AFTER: Duration = Duration::from_secs(5);
 /// The patience above doubles with each attempt, up to this.
 pub const PATIENCE_MAX: Duration = Duration::from_secs(30);
-/// A server that has answered nothing for this long is taken out of a new chunk's replicas.
+/// A server that has answered nothing for this long is taken out of a new chunk's replicas, even if only
+/// one is left then.
 pub const SUSPECTED_AFTER: Duration = Duration::from_secs(3);
+/// One that has just let a write wait is taken out at once if so many are left: a stall of a moment costs a
+/// copy that is made up for in the background, but never leaves bytes on a single disk.
+pub const COPIES_LEFT_MIN: usize = 2;
 /// How long writes wait while the storage servers' disks are full, before they fail: something may just have been
 /// deleted.
 pub const FULL_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -332,7 +336,8 @@ impl<M: Metadata> ChunkWriters<M> {
         loop {
             let session = self.metadata.session();
             let incarnation = self.metadata.incarnation();
-            let create = Op::CreateChunk { kind, incarnation, replicas: Vec::new() };
+            // The leader avoids servers that it doesn't hear of, and these, if there are enough others.
+            let create = Op::CreateChunk { kind, incarnation, replicas: self.storage.failing() };
             match self.metadata.mutate(create).await {
                 Ok(Outcome::Chunk(chunk, record)) => {
                     *self.full.lock() = None;
@@ -391,16 +396,13 @@ impl<M: Metadata> ChunkWriters<M> {
         }
     }
 
-    /// The leader avoids servers that it doesn't hear of. One that only this client can't reach, for seconds, is
-    /// taken out here, if enough others are left.
+    /// Takes servers out that don't answer this client, if enough others are left.
     async fn without_suspects(
         &self,
         chunk: ChunkId,
         record: ChunkRecord,
     ) -> Result<(ChunkId, ChunkRecord), ClientError> {
-        let suspected =
-            |server: &ServerId| self.storage.failing_for(*server).is_some_and(|time| time >= SUSPECTED_AFTER);
-        let without: Vec<ServerId> = record.replicas.iter().copied().filter(suspected).collect();
+        let without = suspects(&record.replicas, |server| self.storage.failing_for(server));
         if without.is_empty() {
             return Ok((chunk, record));
         }
@@ -587,6 +589,16 @@ fn kind_of(purpose: Purpose) -> ChunkKind {
     }
 }
 
+/// Which of these servers a new chunk goes on without, by how long they haven't answered.
+fn suspects(replicas: &[ServerId], failing_for: impl Fn(ServerId) -> Option<Duration>) -> Vec<ServerId> {
+    let failing = |least: Duration| -> Vec<ServerId> {
+        let fails = |server: &ServerId| failing_for(*server).is_some_and(|time| time >= least);
+        replicas.iter().copied().filter(fails).collect()
+    };
+    let all = failing(Duration::ZERO);
+    if all.len() + COPIES_LEFT_MIN <= replicas.len() { all } else { failing(SUSPECTED_AFTER) }
+}
+
 fn all_of(replicas: &[ServerId]) -> u32 {
     debug_assert!(replicas.len() <= COPIES_MAX as usize);
     (1 << replicas.len()) - 1
@@ -631,5 +643,23 @@ async fn seal<M: Metadata>(metadata: &M, session: SessionId, chunk: ChunkId) -> 
     match metadata.mutate(Op::SealChunk { chunk }).await {
         Ok(_) | Err(ClientError::Fs(_) | ClientError::SessionLost | ClientError::Stopped) => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stall_of_a_moment_never_leaves_a_single_copy() {
+        let [a, b, c] = [1, 2, 3].map(ServerId);
+        let moment = Some(Duration::from_millis(1));
+        let only = |failing: ServerId, time| move |server| (server == failing).then_some(time).flatten();
+        assert_eq!(suspects(&[a, b, c], |_| None), []);
+        assert_eq!(suspects(&[a, b, c], only(b, moment)), [b]);
+        assert_eq!(suspects(&[a, b], only(b, moment)), []);
+        assert_eq!(suspects(&[a, b], only(b, Some(SUSPECTED_AFTER))), [b]);
+        let two = |server| if server == a { Some(SUSPECTED_AFTER) } else { moment.filter(|_| server == b) };
+        assert_eq!(suspects(&[a, b, c], two), [a]);
     }
 }

@@ -299,7 +299,7 @@ impl Mover {
         let op = Op::CreateChunk {
             kind: ChunkKind::Stream,
             incarnation,
-            replicas: admission::choose(&volume, &facts),
+            replicas: admission::choose(&volume, &facts, &[]),
         };
         match self.node.propose(op).await? {
             Outcome::Chunk(chunk, record) => Ok(OpenChunk {
