@@ -132,17 +132,29 @@ struct Server {
 struct Failing {
     since: Instant,
     last: Instant,
+    /// What had been heard over the connection when it failed, if there was one.
+    heard: Option<u64>,
 }
 
-impl Failing {
-    fn again(before: Option<Failing>) -> Option<Failing> {
-        let last = Instant::now();
-        let since = before.filter(|before| before.is_fresh()).map_or(last, |before| before.since);
-        Some(Failing { since, last })
+impl Server {
+    /// Since when it fails. A sign of life ends that, be it the late answer to a call that was given up: nobody may ask
+    /// a server again that is avoided.
+    fn failing_since(&self) -> Option<Instant> {
+        let failing = self.failing.as_ref()?;
+        let fails = failing.last.elapsed() < FAILURE_MEMORY
+            && self.times_heard().is_none_or(|heard| failing.heard == Some(heard));
+        fails.then_some(failing.since)
     }
 
-    fn is_fresh(&self) -> bool {
-        self.last.elapsed() < FAILURE_MEMORY
+    fn times_heard(&self) -> Option<u64> {
+        let (_, peer) = self.peer.as_ref()?;
+        peer.connected().map(|connection| connection.times_heard())
+    }
+
+    fn failed(&mut self) {
+        let last = Instant::now();
+        let since = self.failing_since().unwrap_or(last);
+        self.failing = Some(Failing { since, last, heard: self.times_heard() });
     }
 }
 
@@ -250,7 +262,7 @@ impl<M: Metadata> Inner<M> {
         let mut servers = self.servers.lock();
         if let Some(found) = servers.known.get_mut(&server) {
             match &result {
-                Err(StorageFailure::Unreachable(_)) => found.failing = Failing::again(found.failing),
+                Err(StorageFailure::Unreachable(_)) => found.failed(),
                 _ => found.failing = None,
             }
         }
@@ -330,21 +342,19 @@ impl<M: Metadata> Storage for StoragePool<M> {
 
     fn suspect(&self, server: ServerId) {
         if let Some(found) = self.inner.servers.lock().known.get_mut(&server) {
-            found.failing = Failing::again(found.failing);
+            found.failed();
         }
     }
 
     fn failing_for(&self, server: ServerId) -> Option<Duration> {
         let servers = self.inner.servers.lock();
-        let failing = servers.known.get(&server).and_then(|found| found.failing);
-        failing.filter(Failing::is_fresh).map(|failing| failing.since.elapsed())
+        servers.known.get(&server)?.failing_since().map(|since| since.elapsed())
     }
 
     fn failing(&self) -> Vec<ServerId> {
         let servers = self.inner.servers.lock();
-        let fails = |server: &Server| server.failing.as_ref().is_some_and(Failing::is_fresh);
-        let mut failing: Vec<ServerId> =
-            servers.known.iter().filter(|(_, server)| fails(server)).map(|(server, _)| *server).collect();
+        let fails = servers.known.iter().filter(|(_, server)| server.failing_since().is_some());
+        let mut failing: Vec<ServerId> = fails.map(|(server, _)| *server).collect();
         // Hash maps have no order, and simulated worlds must have the same course each time.
         failing.sort_unstable();
         failing

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -160,7 +160,8 @@ struct Shared {
     in_flight_bytes: Semaphore,
     token: CancellationToken,
     /// Something came since the keepalive looked last.
-    heard: AtomicBool,
+    /// How often something came.
+    heard: AtomicU64,
 }
 
 struct Calls {
@@ -195,7 +196,7 @@ impl Connection {
             in_flight: Semaphore::new(CALLS_IN_FLIGHT_MAX),
             in_flight_bytes: Semaphore::new(CALL_BYTES_IN_FLIGHT_MAX),
             token: CancellationToken::new(),
-            heard: AtomicBool::new(true),
+            heard: AtomicU64::new(1),
         });
         tokio::spawn(shared.clone().run(FrameReader::new(source), options.pushes.clone()));
         Ok(Connection { handle: Arc::new(Handle { shared }) })
@@ -204,6 +205,12 @@ impl Connection {
     /// Who is at the other end.
     pub fn remote(&self) -> &Remote {
         &self.handle.shared.remote
+    }
+
+    /// How often something has come from the other end, be it the answer to a call that was given up: when this grows,
+    /// there is life.
+    pub fn times_heard(&self) -> u64 {
+        self.handle.shared.heard.load(Ordering::Relaxed)
     }
 
     /// Why the connection is closed, if it is.
@@ -385,7 +392,7 @@ impl Shared {
                 Ok(Some(frame)) => frame,
                 Ok(None) => match reader.fill().await {
                     Ok(true) => {
-                        self.heard.store(true, Ordering::Relaxed);
+                        self.heard.fetch_add(1, Ordering::Relaxed);
                         continue;
                     }
                     Ok(false) => return ("the server closed the connection".into(), true),
@@ -443,10 +450,11 @@ impl Shared {
     async fn keep_alive(&self) -> String {
         let mut ticks = tokio::time::interval(KEEPALIVE_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut silent = 0;
+        let (mut silent, mut before) = (0, 0);
         loop {
             ticks.tick().await;
-            if self.heard.swap(false, Ordering::Relaxed) {
+            let heard = self.heard.load(Ordering::Relaxed);
+            if std::mem::replace(&mut before, heard) != heard {
                 silent = 0;
                 continue;
             }

@@ -67,6 +67,10 @@ impl Handler for Terse {
                 Response::to::<WriteChunk>(&WriteChunkReply { durable: false }, ())
             }
             StorageRequest::Read(_) => Err(StorageError::Gone.into()),
+            StorageRequest::Sync(sync) if sync.chunk == SLOW => {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                Response::to::<SyncChunk>(&(), ())
+            }
             _ => Response::to::<SyncChunk>(&(), ()),
         }
     }
@@ -100,6 +104,39 @@ fn write(session: u64, sync: bool) -> WriteChunk {
 }
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// A chunk that takes its time.
+const SLOW: ChunkId = ChunkId(99);
+
+#[tokio::test]
+async fn a_server_fails_until_there_is_a_sign_of_life() {
+    let stop = CancellationToken::new();
+    let metadata = Arc::new(Names {
+        servers: Mutex::new(vec![serve(1, &stop).await]),
+        version: AtomicU64::new(1),
+        asked: AtomicUsize::new(0),
+        session: AtomicU64::new(7),
+    });
+    let identity = identity(Role::Client(SessionId(0)));
+    let pool =
+        StoragePool::new(metadata, PoolConfig { identity, labels: BTreeMap::new(), local: HashMap::new() });
+    let one = ServerId(1);
+    assert_eq!(pool.sync(one, ChunkId(1), Generation(1), DEADLINE).await, Ok(()));
+    assert_eq!((pool.failing_for(one), pool.failing()), (None, vec![]));
+    // A call that is given up, as writes are that wait for a straggler.
+    let call = pool.sync(one, SLOW, Generation(1), DEADLINE);
+    assert!(tokio::time::timeout(Duration::from_millis(1), call).await.is_err());
+    pool.suspect(one);
+    assert!(pool.failing_for(one).is_some());
+    assert_eq!(pool.failing(), [one]);
+    // Its answer comes late, and nobody waits for it.
+    let answered = async {
+        while pool.failing_for(one).is_some() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(FAILURE_MEMORY / 2, answered).await.expect("it is still taken for silent");
+    assert!(pool.failing().is_empty());
+}
 
 #[tokio::test]
 async fn servers_are_found_by_their_ids_and_asked_as_the_current_session() {
