@@ -132,29 +132,29 @@ struct Server {
 struct Failing {
     since: Instant,
     last: Instant,
-    /// What had been heard over the connection when it failed, if there was one.
-    heard: Option<u64>,
+    /// How many answers had come over the connection when it failed, if there was one.
+    answers: Option<u64>,
 }
 
 impl Server {
-    /// Since when it fails. A sign of life ends that, be it the late answer to a call that was given up: nobody may ask
-    /// a server again that is avoided.
+    /// Since when it fails. An answer ends that, be it a late one to a call that was given up: nobody may ask a server
+    /// again that is avoided. A ping says nothing: it is answered while the disk hangs.
     fn failing_since(&self) -> Option<Instant> {
         let failing = self.failing.as_ref()?;
         let fails = failing.last.elapsed() < FAILURE_MEMORY
-            && self.times_heard().is_none_or(|heard| failing.heard == Some(heard));
+            && self.answers().is_none_or(|answers| failing.answers == Some(answers));
         fails.then_some(failing.since)
     }
 
-    fn times_heard(&self) -> Option<u64> {
+    fn answers(&self) -> Option<u64> {
         let (_, peer) = self.peer.as_ref()?;
-        peer.connected().map(|connection| connection.times_heard())
+        peer.connected().map(|connection| connection.answers())
     }
 
     fn failed(&mut self) {
         let last = Instant::now();
         let since = self.failing_since().unwrap_or(last);
-        self.failing = Some(Failing { since, last, heard: self.times_heard() });
+        self.failing = Some(Failing { since, last, answers: self.answers() });
     }
 }
 

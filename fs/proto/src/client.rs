@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -160,8 +160,9 @@ struct Shared {
     in_flight_bytes: Semaphore,
     token: CancellationToken,
     /// Something came since the keepalive looked last.
-    /// How often something came.
-    heard: AtomicU64,
+    heard: AtomicBool,
+    /// Answers that came, also to calls that were given up.
+    answers: AtomicU64,
 }
 
 struct Calls {
@@ -196,7 +197,8 @@ impl Connection {
             in_flight: Semaphore::new(CALLS_IN_FLIGHT_MAX),
             in_flight_bytes: Semaphore::new(CALL_BYTES_IN_FLIGHT_MAX),
             token: CancellationToken::new(),
-            heard: AtomicU64::new(1),
+            heard: AtomicBool::new(true),
+            answers: AtomicU64::new(0),
         });
         tokio::spawn(shared.clone().run(FrameReader::new(source), options.pushes.clone()));
         Ok(Connection { handle: Arc::new(Handle { shared }) })
@@ -207,10 +209,9 @@ impl Connection {
         &self.handle.shared.remote
     }
 
-    /// How often something has come from the other end, be it the answer to a call that was given up: when this grows,
-    /// there is life.
-    pub fn times_heard(&self) -> u64 {
-        self.handle.shared.heard.load(Ordering::Relaxed)
+    /// How many answers have come, those to calls that were given up among them.
+    pub fn answers(&self) -> u64 {
+        self.handle.shared.answers.load(Ordering::Relaxed)
     }
 
     /// Why the connection is closed, if it is.
@@ -392,7 +393,7 @@ impl Shared {
                 Ok(Some(frame)) => frame,
                 Ok(None) => match reader.fill().await {
                     Ok(true) => {
-                        self.heard.fetch_add(1, Ordering::Relaxed);
+                        self.heard.store(true, Ordering::Relaxed);
                         continue;
                     }
                     Ok(false) => return ("the server closed the connection".into(), true),
@@ -430,6 +431,7 @@ impl Shared {
     }
 
     fn answer(&self, id: u64, result: Result<Reply, RpcError>) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
         // A call that was given up has no entry, and its answer is of no use to anybody.
         let waiting = self.calls.lock().waiting.remove(&id);
         if let Some(waiting) = waiting {
@@ -450,11 +452,10 @@ impl Shared {
     async fn keep_alive(&self) -> String {
         let mut ticks = tokio::time::interval(KEEPALIVE_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut silent, mut before) = (0, 0);
+        let mut silent = 0;
         loop {
             ticks.tick().await;
-            let heard = self.heard.load(Ordering::Relaxed);
-            if std::mem::replace(&mut before, heard) != heard {
+            if self.heard.swap(false, Ordering::Relaxed) {
                 silent = 0;
                 continue;
             }

@@ -215,17 +215,28 @@ async fn a_write_never_waits_for_a_dead_server() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_only_this_client_misses_is_left_out_after_seconds() {
-    let config = VolumeConfig { chunk_bytes: 8 << 20, ..VolumeConfig::default() };
-    let cluster = cluster_of(3, config);
-    cluster.metadata.blind.store(true, Ordering::Relaxed);
-    cluster.storage.set_mood(3, Mood::Down);
-    let ino = cluster.metadata.create("a").ino;
-    cluster.write_all(ino, 0, &[5; 500_000]).await;
-    let begun = tokio::time::Instant::now();
-    cluster.data.flush(ino).await.unwrap();
-    assert!(begun.elapsed() > Duration::from_secs(2), "stalls of half a second are ordinary");
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+async fn a_server_that_only_this_client_misses_is_left_out() {
+    let three = VolumeConfig { chunk_bytes: 8 << 20, ..VolumeConfig::default() };
+    let two = VolumeConfig { copies: 2, copies_min: 1, ..three.clone() };
+    let data = [5; 500_000];
+    let flush_without = async |servers: u64, config: VolumeConfig, mood| {
+        let cluster = cluster_of(servers, config);
+        cluster.metadata.blind.store(true, Ordering::Relaxed);
+        cluster.storage.set_mood(servers, mood);
+        let ino = cluster.metadata.create("a").ino;
+        cluster.write_all(ino, 0, &data).await;
+        let begun = tokio::time::Instant::now();
+        cluster.data.flush(ino).await.unwrap();
+        (begun.elapsed(), cluster, ino)
+    };
+    for mood in [Mood::Silent, Mood::Down] {
+        let (time, ..) = flush_without(2, two.clone(), mood).await;
+        assert!(time > Duration::from_secs(2), "stalls are ordinary, and one copy would be left: {time:?}");
+        assert!(time < Duration::from_secs(20), "{time:?}");
+        let (time, ..) = flush_without(3, three.clone(), mood).await;
+        assert!(time < Duration::from_secs(1), "two copies are left: {time:?}");
+    }
+    let (_, cluster, ino) = flush_without(3, three, Mood::Down).await;
     cluster.storage.set_mood(1, Mood::Down);
     cluster.write_all(ino, 0, &[6; 500_000]).await;
     let flush = cluster.data.flush(ino);

@@ -108,7 +108,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SLOW: ChunkId = ChunkId(99);
 
 #[tokio::test]
-async fn a_server_fails_until_there_is_a_sign_of_life() {
+async fn a_server_fails_until_it_answers_be_it_late() {
     let stop = CancellationToken::new();
     let metadata = Arc::new(Names {
         servers: Mutex::new(vec![serve(1, &stop).await]),
