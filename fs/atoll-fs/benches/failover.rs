@@ -16,8 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::processes::Processes;
 use common::wait_until;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 /// A server stays away for so long, and so long after it something counts as its doing.
 const AWAY: Duration = Duration::from_secs(6);
@@ -92,10 +91,9 @@ fn strike(cluster: &mut Processes, blow: Blow, round: usize) {
             cluster.start_storage(round % 3);
         }
         Blow::StorageStopped => {
-            let pid = Pid::from_raw(cluster.storage[round % 3].0.as_ref().expect("it runs").id() as i32);
-            kill(pid, Signal::SIGSTOP).expect("a signal");
+            cluster.signal_storage(round % 3, Signal::SIGSTOP);
             std::thread::sleep(AWAY);
-            kill(pid, Signal::SIGCONT).expect("a signal");
+            cluster.signal_storage(round % 3, Signal::SIGCONT);
         }
     }
     wait_until("all servers are well", || {

@@ -6,9 +6,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::processes::Processes;
 use common::{detach_all, text, wait_until};
+use nix::sys::signal::Signal;
 
 fn pattern(bytes: usize, seed: u8) -> Vec<u8> {
     (0..bytes).map(|at| (at as u8).wrapping_mul(17).wrapping_add((at >> 8) as u8) ^ seed).collect()
@@ -53,13 +56,13 @@ fn two_mounts_agree_from_close_to_open() {
 fn servers_that_are_killed_under_load_give_no_error() {
     let mut cluster = Processes::start_with(3, 2, true);
     let mount = cluster.mount("mnt");
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..3u8)
         .map(|writer| {
-            let (mount, stop) = (mount.clone(), std::sync::Arc::clone(&stop));
+            let (mount, stop) = (mount.clone(), Arc::clone(&stop));
             std::thread::spawn(move || {
                 let mut count = 0u32;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     let bytes = [100, 9_000, 70_000, 2_000_000][count as usize % 4];
                     let path = mount.join(format!("file-{writer}-{count}"));
                     let mut file = File::create(&path).unwrap();
@@ -85,7 +88,7 @@ fn servers_that_are_killed_under_load_give_no_error() {
     }
     pause();
     pause();
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     let counts: Vec<u32> =
         writers.into_iter().map(|writer| writer.join().expect("a writer saw an error")).collect();
     assert!(counts.iter().all(|count| *count > 0));
@@ -95,6 +98,53 @@ fn servers_that_are_killed_under_load_give_no_error() {
             let content = fs::read(mount.join(format!("file-{writer}-{at}"))).unwrap();
             assert!(content == pattern(bytes, writer as u8), "file-{writer}-{at}");
         }
+    }
+}
+
+#[test]
+fn a_storage_server_that_is_stopped_gives_no_error_and_its_copies_are_made_up_for() {
+    const MIB: usize = 1 << 20;
+    let block = |number: u64| pattern(MIB, number as u8);
+    let mut cluster = Processes::start(3, 3);
+    let mount = cluster.mount("mnt");
+    let path = mount.join("file");
+    let (written, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let writer = std::thread::spawn({
+        let (path, written, stop) = (path.clone(), Arc::clone(&written), Arc::clone(&stop));
+        move || {
+            let file = File::create(&path).unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let number = written.load(Ordering::Relaxed);
+                file.write_all_at(&block(number), (number % 32) * MIB as u64).unwrap();
+                file.sync_all().unwrap();
+                written.store(number + 1, Ordering::Relaxed);
+            }
+        }
+    });
+    for victim in 0..6 {
+        let go_on = |what: &str| {
+            let before = written.load(Ordering::Relaxed);
+            wait_until(what, || written.load(Ordering::Relaxed) > before + 5 || writer.is_finished());
+        };
+        go_on("it is written");
+        cluster.signal_storage(victim % 3, Signal::SIGSTOP);
+        go_on("writing goes on without a server that is stopped");
+        cluster.signal_storage(victim % 3, Signal::SIGCONT);
+    }
+    stop.store(true, Ordering::Relaxed);
+    writer.join().expect("the writer saw an error");
+    wait_until("every chunk has three copies again", || {
+        cluster.alive_servers() == 3 && cluster.status()["chunks"]["short"] == 0
+    });
+    let fsck = cluster.command("fsck").arg("--data").output().unwrap();
+    assert!(fsck.status.success(), "{}", text(&fsck));
+    cluster.unmount(&mount);
+    let mount = cluster.mount("again");
+    let content = fs::read(mount.join("file")).unwrap();
+    let written = written.load(Ordering::Relaxed);
+    for number in written.saturating_sub(32)..written {
+        let at = (number % 32) as usize * MIB;
+        assert!(content[at..at + MIB] == block(number), "write {number} of {written}");
     }
 }
 

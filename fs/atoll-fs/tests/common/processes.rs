@@ -223,6 +223,12 @@ impl Processes {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).expect("a signal");
     }
 
+    /// Sends a signal to a storage server.
+    pub fn signal_storage(&self, number: usize, signal: nix::sys::signal::Signal) {
+        let child = self.storage[number].0.as_ref().expect("it runs");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), signal).expect("a signal");
+    }
+
     /// A disk of `mib` MiB for a server's folder: one of its own, or another size for the one it has.
     pub fn disk(&self, name: &str, mib: u64) {
         let path = self.folder.path().join(name);
