@@ -224,6 +224,7 @@ pub fn running() -> Observed {
         voter: true,
         lag: Some(0),
         silent_ms: Some(0),
+        snapshot: None,
     };
     seen.metadata = MetadataFact::Answers(Box::new(ClusterStatus {
         cluster: Some(ID),

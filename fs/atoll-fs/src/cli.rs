@@ -127,6 +127,9 @@ pub struct MetadataArgs {
     /// Bytes copied a second for repair and balance; 0: no limit.
     #[arg(long, env = "ATOLL_REPAIR_RATE", default_value = "100Mi", value_name = "SIZE")]
     pub repair_rate: Size,
+    /// Bytes of snapshots sent a second to metadata servers that lag behind the log or are new; 0: no limit.
+    #[arg(long, env = "ATOLL_SNAPSHOT_RATE", default_value = "100Mi", value_name = "SIZE")]
+    pub snapshot_rate: Size,
     /// Bytes kept aside so that deleting works on a full disk.
     #[arg(long, env = "ATOLL_BALLAST", default_value = "64Mi", value_name = "SIZE")]
     pub ballast: Size,

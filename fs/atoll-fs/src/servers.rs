@@ -33,6 +33,7 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
         session_lifetime: Duration::from_secs(args.session_lifetime.into()),
         repair_after: Duration::from_secs(args.repair_after.into()),
         repair_bytes_per_second: args.repair_rate.0,
+        snapshot_bytes_per_second: args.snapshot_rate.0,
         ballast_bytes: args.ballast.0,
         sync: !args.unsafe_no_sync,
         ..MetadataConfig::new(args.data, listen, id, key)

@@ -91,6 +91,10 @@ fn table(status: &ClusterStatus) -> String {
         };
         let state = match (leads, member.silent_ms, member.lag) {
             (true, ..) => format!("term {}   applied {}", status.term, status.applied),
+            (false, Some(ms), _) if ms < SILENT_MS && member.snapshot.is_some() => {
+                let (done, total) = member.snapshot.unwrap_or_default();
+                format!("alive   gets a snapshot: {} of {}", Size(done), Size(total))
+            }
             (false, Some(ms), Some(lag)) if ms < SILENT_MS => format!("alive   {lag} entries behind"),
             (false, Some(ms), _) => format!("SILENT for {} s", ms / 1000),
             (false, None, Some(_)) => "SILENT".to_owned(),
@@ -183,6 +187,7 @@ fn document(status: &ClusterStatus) -> serde_json::Value {
                     "voter": member.voter,
                     "lag": member.lag,
                     "silentMs": member.silent_ms,
+                    "snapshot": member.snapshot.map(|(done, total)| json!({ "bytes": done, "of": total })),
                 })).collect::<Vec<_>>(),
         },
         "storage": status.servers.iter().map(|server| json!({

@@ -200,6 +200,7 @@ mod tests {
             voter,
             matched: None,
             last_ack: heard.then_some(Duration::from_millis(100)),
+            snapshot: None,
         };
         let mut members: BTreeMap<_, _> =
             others.iter().map(|(id, heard)| (*id, peer(*id, *heard, true))).collect();

@@ -74,6 +74,8 @@ pub struct MetadataConfig {
     pub repair_after: Duration,
     /// Bytes that are copied for repair and balance, a second; 0: no limit.
     pub repair_bytes_per_second: u64,
+    /// Bytes of snapshots that are read and sent to members that lag, a second; 0: no limit.
+    pub snapshot_bytes_per_second: u64,
     /// Space kept for deleting on a full disk, bytes; 0 for none.
     pub ballast_bytes: u64,
     /// Interval of the leader's heartbeats.
@@ -116,6 +118,7 @@ impl MetadataConfig {
             session_lifetime: SESSION_LIFETIME,
             repair_after: DEAD_AFTER,
             repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,
+            snapshot_bytes_per_second: raft.snapshot_bytes_per_second,
             ballast_bytes: BALLAST_BYTES,
             raft_heartbeat: raft.heartbeat,
             raft_election: raft.election,
@@ -227,6 +230,7 @@ impl MetadataServer {
             flush_log_bytes: config.replay_bytes,
             keep_log_bytes: config.keep_log_bytes,
             segment_bytes: config.segment_bytes,
+            snapshot_bytes_per_second: config.snapshot_bytes_per_second,
             // Records that were never flushed and a log that is gone look like a new member.
             has_voted: folder.members().contains_key(&member),
             sync: config.sync,

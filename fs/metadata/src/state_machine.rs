@@ -4,6 +4,7 @@
 //! position of its last entry, so the store is always exactly the state at that position: a crash loses
 //! what wasn't flushed, all families at the same point, and Raft brings it again.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -336,8 +337,27 @@ impl StateMachine for Machine {
 
     fn checkpoint(&self, dir: &Path) -> Result<AppliedState, StateMachineError> {
         let applied = self.applied.lock().clone();
-        self.store().verified_checkpoint(dir).map_err(MachineError::from)?;
+        self.store().checkpoint(dir).map_err(MachineError::from)?;
         Ok(applied)
+    }
+
+    fn verify(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
+    ) -> Result<(), StateMachineError> {
+        let mut stopped = None;
+        let verified = self.store().verify(dir, &mut |bytes| match pace(bytes) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                stopped = Some(error);
+                ControlFlow::Break(())
+            }
+        });
+        match stopped {
+            Some(error) => Err(error),
+            None => Ok(verified.map_err(MachineError::from)?),
+        }
     }
 
     fn install(&self, dir: &Path) -> Result<(), StateMachineError> {

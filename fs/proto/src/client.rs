@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::frame::{Body, Frame, FrameError, FrameReader, FrameType, OutFrame};
 use crate::handshake::{self, Established, HandshakeError, Identity, Remote, Role};
 use crate::outbox::Outbox;
+use crate::peer::BACKOFF_MAX;
 use crate::rpc::{Rpc, RpcError};
 use crate::status::Status;
 use crate::transport::{Address, Stream};
@@ -77,12 +78,14 @@ pub struct ConnectOptions {
     pub expect: Option<Role>,
     /// Where pushes go; without it they are dropped.
     pub pushes: Option<mpsc::Sender<Push>>,
+    /// The longest pause of a [`Peer`](crate::Peer) between two attempts.
+    pub pause_max: Duration,
 }
 
 impl ConnectOptions {
     /// As this identity, to anybody of the cluster, without pushes.
     pub fn new(identity: Identity) -> ConnectOptions {
-        ConnectOptions { identity, expect: None, pushes: None }
+        ConnectOptions { identity, expect: None, pushes: None, pause_max: BACKOFF_MAX }
     }
 
     /// Only to this member.
@@ -94,6 +97,12 @@ impl ConnectOptions {
     /// With pushes going to `pushes`.
     pub fn with_pushes(mut self, pushes: mpsc::Sender<Push>) -> ConnectOptions {
         self.pushes = Some(pushes);
+        self
+    }
+
+    /// Tries again after no more than `pause`.
+    pub fn with_pauses_up_to(mut self, pause: Duration) -> ConnectOptions {
+        self.pause_max = pause;
         self
     }
 }

@@ -406,6 +406,8 @@ pub struct MemberStatus {
     pub lag: Option<u64>,
     /// Milliseconds since it answered; `None` if only the leader could tell, or it never did.
     pub silent_ms: Option<u64>,
+    /// It is getting a snapshot, since the log doesn't reach back to what it has: bytes that are there, and all of them.
+    pub snapshot: Option<(u64, u64)>,
 }
 
 /// A storage server in a status.

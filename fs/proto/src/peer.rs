@@ -15,7 +15,7 @@ use crate::transport::Address;
 
 /// The pause after a first failed attempt to connect; it doubles with every further one.
 pub const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// The longest pause between two attempts.
+/// The longest pause between two attempts, unless [`ConnectOptions::pause_max`] says another one.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// What is known about the way to a server.
@@ -147,7 +147,9 @@ impl Peer {
             Err(error) => {
                 slot.connection = None;
                 slot.failures += 1;
-                slot.not_before = Some(Instant::now() + backoff(slot.failures, rand::random()));
+                slot.not_before = Some(
+                    Instant::now() + backoff(slot.failures, self.inner.options.pause_max, rand::random()),
+                );
                 tracing::debug!(address = %self.inner.address, attempts = slot.failures, %error, "can't connect");
                 self.inner
                     .state
@@ -204,10 +206,10 @@ impl Peer {
 
 /// The pause after so many failures in a row; `random` spreads those who lost the same server at the same
 /// moment over half of it.
-fn backoff(failures: u32, random: u32) -> Duration {
+fn backoff(failures: u32, longest: Duration, random: u32) -> Duration {
     let doubled = BACKOFF_MIN.saturating_mul(1 << failures.saturating_sub(1).min(16));
-    let longest = doubled.min(BACKOFF_MAX);
-    longest / 2 + longest.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
+    let pause = doubled.min(longest);
+    pause / 2 + pause.mul_f64(f64::from(random) / f64::from(u32::MAX) / 2.0)
 }
 
 #[cfg(test)]
@@ -216,10 +218,10 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_bound_and_are_spread() {
-        assert_eq!(backoff(1, 0), BACKOFF_MIN / 2);
-        assert_eq!(backoff(1, u32::MAX), BACKOFF_MIN);
-        assert_eq!(backoff(3, u32::MAX), BACKOFF_MIN * 4);
-        assert_eq!(backoff(40, u32::MAX), BACKOFF_MAX);
-        assert_eq!(backoff(u32::MAX, 0), BACKOFF_MAX / 2);
+        assert_eq!(backoff(1, BACKOFF_MAX, 0), BACKOFF_MIN / 2);
+        assert_eq!(backoff(1, BACKOFF_MAX, u32::MAX), BACKOFF_MIN);
+        assert_eq!(backoff(3, BACKOFF_MAX, u32::MAX), BACKOFF_MIN * 4);
+        assert_eq!(backoff(40, BACKOFF_MAX, u32::MAX), BACKOFF_MAX);
+        assert_eq!(backoff(u32::MAX, BACKOFF_MAX, 0), BACKOFF_MAX / 2);
     }
 }

@@ -60,6 +60,14 @@ impl StateMachine for Counter {
         Err(StateMachineError::new("there is nobody to send it to"))
     }
 
+    fn verify(
+        &self,
+        _dir: &Path,
+        _pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
+    ) -> Result<(), StateMachineError> {
+        Err(StateMachineError::new("there is nobody to send it to"))
+    }
+
     fn install(&self, _dir: &Path) -> Result<(), StateMachineError> {
         Err(StateMachineError::new("there is nobody to get it from"))
     }

@@ -37,6 +37,7 @@ mod network;
 mod node;
 #[cfg(test)]
 mod node_tests;
+mod pace;
 mod peer;
 mod raft_log;
 mod record;
@@ -61,5 +62,5 @@ pub use node::RaftNode;
 pub use sim_disk::SimDisk;
 pub use types::{
     AppliedEntry, AppliedPayload, AppliedState, Leadership, LogPosition, MemberId, NoPeers, PeerStatus,
-    PeerTransport, RaftConfig, RaftStatus, Role, StateMachine, StateMachineError,
+    PeerTransport, RaftConfig, RaftStatus, Role, SnapshotProgress, StateMachine, StateMachineError,
 };

@@ -1,6 +1,7 @@
 //! openraft's requests to other members, over the transport that was brought.
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use openraft::{BasicNode, OptionalSend, RPCTypes};
 use serde::de::DeserializeOwned;
 
 use crate::group::{Group, GroupLogId, GroupVote, encode_stored_membership, to_log_entry};
-use crate::snapshot::{CHUNK_BYTES, Checkpoint, SnapshotData};
+use crate::pace::Pace;
+use crate::snapshot::{CHUNK_BYTES, Checkpoint, Sending, SendingOne, SnapshotData, Snapshots, fingerprint};
 use crate::types::{LogPosition, MemberId, PeerTransport};
 use crate::vote::VoteRecord;
 use crate::wire::{self, kind};
@@ -27,6 +29,8 @@ use crate::wire::{self, kind};
 const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 /// A chunk that isn't answered within this time ends the attempt.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// The other member may take this long to find out what it has of a snapshot.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(600);
 /// Installing a snapshot may take this long.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -37,6 +41,10 @@ pub(crate) struct Network {
     /// An append with entries waits for the other member's disk: it has this long, however short
     /// the interval of heartbeats is.
     pub(crate) append_timeout: Duration,
+    pub(crate) snapshots: Arc<Snapshots>,
+    /// Shared by all who send snapshots.
+    pub(crate) pace: Arc<Pace>,
+    pub(crate) sending: Arc<Sending>,
 }
 
 impl RaftNetworkFactory<Group> for Network {
@@ -49,6 +57,9 @@ impl RaftNetworkFactory<Group> for Network {
             addr: node.addr.clone(),
             transport: self.transport.clone(),
             append_timeout: self.append_timeout,
+            snapshots: self.snapshots.clone(),
+            pace: self.pace.clone(),
+            sending: self.sending.clone(),
         }
     }
 }
@@ -60,6 +71,31 @@ pub(crate) struct Peer {
     addr: String,
     transport: Arc<dyn PeerTransport>,
     append_timeout: Duration,
+    snapshots: Arc<Snapshots>,
+    pace: Arc<Pace>,
+    sending: Arc<Sending>,
+}
+
+/// A chunk of a snapshot.
+struct Chunk {
+    file: usize,
+    offset: u64,
+    len: usize,
+    /// Fingerprint of what the other member has there.
+    there: Option<u64>,
+}
+
+fn chunks_of(files: &[(String, u64)], there: &[Vec<u64>]) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    for (file, (_, bytes)) in files.iter().enumerate() {
+        for number in 0..bytes.div_ceil(CHUNK_BYTES as u64) {
+            let offset = number * CHUNK_BYTES as u64;
+            let len = (bytes - offset).min(CHUNK_BYTES as u64) as usize;
+            let there = there.get(file).and_then(|there| there.get(number as usize)).copied();
+            chunks.push(Chunk { file, offset, len, there });
+        }
+    }
+    chunks
 }
 
 impl Peer {
@@ -114,21 +150,20 @@ impl Peer {
         let id = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), self.member);
         let vote = VoteRecord::from(&vote);
         let action = RPCTypes::InstallSnapshot;
+        let progress = self.sending.begin(self.target, checkpoint.bytes());
         let begin = wire::SnapshotBegin { id, term: vote.term, files: checkpoint.files.clone() };
         let bytes = wire::request(self.target, &begin);
-        let () = self.call(action, kind::SNAPSHOT_BEGIN, bytes, CHUNK_TIMEOUT).await?;
+        let there: wire::SnapshotThere =
+            self.call(action, kind::SNAPSHOT_BEGIN, bytes, BEGIN_TIMEOUT).await?;
 
-        let sizes: Vec<u64> = checkpoint.files.iter().map(|(_, bytes)| *bytes).collect();
-        let chunks = sizes.into_iter().enumerate().flat_map(|(file, bytes)| {
-            (0..bytes.div_ceil(CHUNK_BYTES as u64)).map(move |chunk| {
-                let offset = chunk * CHUNK_BYTES as u64;
-                (file, offset, (bytes - offset).min(CHUNK_BYTES as u64) as usize)
-            })
-        });
-        let sends = chunks.map(|(file, offset, len)| {
-            let checkpoint = checkpoint.clone();
-            self.send_chunk(checkpoint, id, file, offset, len)
-        });
+        // Only now: a member that is away doesn't cost that much.
+        if let Err(error) = checkpoint.verify(&self.pace).await {
+            self.snapshots.give_up(checkpoint);
+            return Err(NetworkError::new(&error).into());
+        }
+        checkpoint.touch();
+        let chunks = chunks_of(&checkpoint.files, &there.fingerprints);
+        let sends = chunks.into_iter().map(|chunk| self.send_chunk(checkpoint.clone(), id, chunk, &progress));
         stream::iter(sends).buffer_unordered(CHUNKS_IN_FLIGHT_MAX).try_collect::<()>().await?;
 
         let end = wire::SnapshotEnd {
@@ -142,21 +177,33 @@ impl Peer {
         Ok(SnapshotResponse::new(vote.into()))
     }
 
+    /// Sends a chunk, unless the other member has it.
     async fn send_chunk(
         &self,
         checkpoint: Arc<Checkpoint>,
         id: u64,
-        file: usize,
-        offset: u64,
-        len: usize,
+        chunk: Chunk,
+        progress: &SendingOne,
     ) -> Result<(), RPCError<Group>> {
-        let bytes = atoll_blocking::spawn(move || checkpoint.read(file, offset, len))
-            .await
-            .map_err(|e| NetworkError::new(&e))?
-            .map_err(|e| NetworkError::new(&e))?;
-        let chunk = wire::SnapshotChunk { id, file: file as u32, offset, bytes: bytes.into() };
-        let request = chunk.encode(self.target);
-        self.call(RPCTypes::InstallSnapshot, kind::SNAPSHOT_CHUNK, request, CHUNK_TIMEOUT).await
+        let Chunk { file, offset, len, there } = chunk;
+        let reads = checkpoint.clone();
+        let read = move || {
+            let bytes = reads.read(file, offset, len)?;
+            let is_there = there.is_some_and(|there| there == fingerprint(&bytes));
+            Ok((!is_there).then_some(bytes))
+        };
+        let bytes: io::Result<Option<Vec<u8>>> =
+            atoll_blocking::spawn(read).await.map_err(|e| NetworkError::new(&e))?;
+        if let Some(bytes) = bytes.map_err(|e| NetworkError::new(&e))? {
+            self.pace.wait(len as u64).await;
+            let chunk = wire::SnapshotChunk { id, file: file as u32, offset, bytes: bytes.into() };
+            let request = chunk.encode(self.target);
+            let kind = kind::SNAPSHOT_CHUNK;
+            let () = self.call(RPCTypes::InstallSnapshot, kind, request, CHUNK_TIMEOUT).await?;
+        }
+        checkpoint.touch();
+        progress.done(len as u64);
+        Ok(())
     }
 }
 

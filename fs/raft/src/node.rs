@@ -25,9 +25,10 @@ use crate::group::{Command, Group, Raft};
 use crate::log_store::{LogConfig, LogStore};
 use crate::machine::Machine;
 use crate::network::Network;
+use crate::pace::Pace;
 use crate::peer::PeerService;
 use crate::raft_log::RaftLog;
-use crate::snapshot::Snapshots;
+use crate::snapshot::{Sending, Snapshots};
 use crate::types::{
     Leadership, LogPosition, MemberId, PeerStatus, PeerTransport, RaftConfig, RaftStatus, Role, StateMachine,
 };
@@ -100,6 +101,7 @@ pub struct RaftNode {
     machine_failure: Arc<OnceLock<String>>,
     flushing: Arc<Flushing>,
     snapshots: Arc<Snapshots>,
+    sending: Arc<Sending>,
     peers: PeerService,
     view: Arc<View>,
     leadership: watch::Receiver<Leadership>,
@@ -261,7 +263,15 @@ impl RaftNode {
         let log = RaftLog::new(store.clone(), machine.clone());
         let state = Machine::new(machine.clone(), flushing.clone(), snapshots.clone(), running.clone());
         let machine_failure = state.failure();
-        let network = Network { member: config.member, transport, append_timeout: config.election.0 };
+        let sending = Arc::new(Sending::default());
+        let network = Network {
+            member: config.member,
+            transport,
+            append_timeout: config.election.1,
+            snapshots: snapshots.clone(),
+            pace: Arc::new(Pace::new(config.snapshot_bytes_per_second)),
+            sending: sending.clone(),
+        };
         let raft = Raft::build(config.member, settings, network, log, state)
             .await
             .map_err(|e| RaftError::Stopped(stopped(&e)))?;
@@ -302,8 +312,9 @@ impl RaftNode {
             store: store.clone(),
             flushing: flushing.clone(),
             quiet_until,
-            incoming: Mutex::new(None),
+            receiving: Arc::default(),
         };
+        peers.receiving.start_cleaning(config.dir.clone());
         let permits = u64::from(config.segment_bytes) / 4 / PERMIT_BYTES;
         Ok(Self {
             turn: FairMutex::new(()),
@@ -315,6 +326,7 @@ impl RaftNode {
             machine_failure,
             flushing,
             snapshots,
+            sending,
             peers,
             view,
             leadership,
@@ -433,6 +445,7 @@ impl RaftNode {
                     voter: voters.contains(id),
                     matched: matched.map(LogPosition::from),
                     last_ack: acked.map(|at| now - at.into_inner()),
+                    snapshot: self.sending.to(*id),
                 };
                 (*id, status)
             })
@@ -573,8 +586,8 @@ impl RaftNode {
             tracing::error!("Raft didn't stop in order: {error}");
         }
         self.flushing.stop();
-        self.snapshots.forget();
-        self.peers.incoming.lock().take();
+        self.snapshots.stop();
+        self.peers.receiving.stop();
         let (flushing, store) = (self.flushing.clone(), self.store.clone());
         let closed = atoll_blocking::spawn(move || {
             if let Err(error) = flushing.flush() {

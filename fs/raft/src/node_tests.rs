@@ -459,6 +459,58 @@ async fn a_member_that_lags_gets_a_snapshot_and_a_new_one_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_broke_off_goes_on_where_it_was() {
+    let mut trio = Trio::found(1..=3).await;
+    // All different, so that no part of the state is like another one.
+    let mut random = 1u64;
+    let mut payload = || -> Bytes {
+        let mut next = || {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            random.to_le_bytes()
+        };
+        (0..1000).flat_map(|_| next()).collect()
+    };
+    for _ in 0..700 {
+        trio.propose(payload(), None).await;
+    }
+    let (leader, node) = trio.leader(None).await;
+    let lagging = if leader == 3 { 2 } else { 3 };
+    trio.stop(lagging).await;
+    let missed = trio.machines[&lagging].applied().position.unwrap().index;
+    let mut sent = 0;
+    while node.status().purged.is_none_or(|purged| purged.index <= missed + 50) {
+        trio.propose(payload(), Some(lagging)).await;
+        sent += 1;
+        assert!(sent < 2000, "the log is dropped in the end");
+    }
+    *trio.hub.chunks_max.lock() = Some(3);
+    trio.start(lagging).await;
+    eventually("a part comes", || trio.hub.chunks.load(Ordering::SeqCst) == 3).await;
+    let mut chunks = 0;
+    eventually("the leader says how far it is", || {
+        let progress = node.status().members[&lagging].snapshot;
+        chunks = progress.map_or(0, |progress| progress.total_bytes.div_ceil(1 << 20));
+        chunks > 0
+    })
+    .await;
+    assert!(chunks > 5);
+    // Not even a restart makes it begin anew.
+    trio.stop(lagging).await;
+    trio.start(lagging).await;
+    *trio.hub.chunks_max.lock() = None;
+    let behind = trio.machines[&lagging].clone();
+    eventually("it gets the rest", || behind.installs.load(Ordering::Relaxed) > 0).await;
+    trio.propose(command(1), None).await;
+    trio.all_agree().await;
+    // Unless the machine was so slow that somebody else leads, or everything took a minute.
+    if trio.leader(None).await.0 == leader && trio.machines[&leader].checkpoints.load(Ordering::Relaxed) == 1
+    {
+        assert_eq!(trio.hub.chunks.load(Ordering::SeqCst), chunks, "what was there was sent again");
+    }
+    trio.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn leadership_can_be_given_away() {
     let trio = Trio::found(1..=3).await;
     trio.propose(command(0), None).await;

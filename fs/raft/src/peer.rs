@@ -14,7 +14,7 @@ use crate::error::PeerError;
 use crate::flush::Flushing;
 use crate::group::{Group, GroupLogId, GroupVote, Raft, decode_stored_membership, from_log_entry};
 use crate::log_store::LogStore;
-use crate::snapshot::{Incoming, SnapshotData};
+use crate::snapshot::{INCOMING_KEPT, Incoming, SnapshotData};
 use crate::types::{LogPosition, MemberId};
 use crate::vote::VoteRecord;
 use crate::wire::{self, Malformed, kind};
@@ -45,7 +45,59 @@ pub(crate) struct PeerService {
     /// Until then this member takes part in no election: before it was restarted it may have
     /// promised a leader not to.
     pub(crate) quiet_until: BootInstant,
-    pub(crate) incoming: Mutex<Option<Arc<Incoming>>>,
+    pub(crate) receiving: Arc<Receiving>,
+}
+
+/// The snapshot that is being received.
+#[derive(Debug, Default)]
+pub(crate) struct Receiving {
+    current: Mutex<Option<Arc<Incoming>>>,
+    /// Something came last at this instant; `None`: never.
+    last: Mutex<Option<BootInstant>>,
+    /// Held while a transfer begins or what is left of one is removed.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Receiving {
+    /// Removes what a broken transfer has left, once nobody has gone on with it for long; until the node stops.
+    pub(crate) fn start_cleaning(self: &Arc<Self>, dir: PathBuf) {
+        *self.last.lock() = Some(BootInstant::now());
+        let this = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(INCOMING_KEPT / 4).await;
+                let Some(this) = this.upgrade() else { return };
+                let _changing = this.changing.lock().await;
+                if this.last.lock().is_some_and(|last| last.elapsed() < INCOMING_KEPT) {
+                    continue;
+                }
+                let current = this.current.lock().take();
+                let dir = dir.clone();
+                let removed = atoll_blocking::spawn(move || {
+                    if let Some(current) = current {
+                        current.close();
+                    }
+                    if !Incoming::is_left(&dir) {
+                        return Ok(());
+                    }
+                    tracing::info!("nobody goes on sending a snapshot: what came of it is removed");
+                    Incoming::remove_left(&dir)
+                });
+                if let Ok(Err(error)) = removed.await {
+                    tracing::warn!("can't remove what came of a snapshot: {error}");
+                }
+            }
+        });
+    }
+
+    /// Takes nothing more.
+    pub(crate) fn stop(&self) {
+        self.current.lock().take();
+    }
+
+    fn touch(&self) {
+        *self.last.lock() = Some(BootInstant::now());
+    }
 }
 
 impl PeerService {
@@ -146,26 +198,32 @@ impl PeerService {
     }
 
     async fn snapshot_begin(&self, request: wire::SnapshotBegin) -> Result<Bytes, Refused> {
-        // What an earlier attempt has sent is of no use any more, and makes room.
+        let receiving = &self.receiving;
+        let _changing = receiving.changing.lock().await;
         let replaced = {
-            let mut incoming = self.incoming.lock();
-            if incoming.as_ref().is_some_and(|i| i.term > request.term) {
+            let mut current = receiving.current.lock();
+            if current.as_ref().is_some_and(|i| i.term > request.term) {
                 return Err(Refused::Because("a newer leader is sending a snapshot".into()));
             }
-            incoming.take()
+            current.take()
         };
+        receiving.touch();
         let dir = self.dir.clone();
-        let incoming = atoll_blocking::spawn(move || {
-            drop(replaced);
+        let begun = atoll_blocking::spawn(move || {
+            if let Some(replaced) = replaced {
+                // What it has written stays, and counts if it fits.
+                replaced.close();
+            }
             Incoming::begin(&dir, request.id, request.term, &request.files)
         });
-        let incoming = incoming.await.map_err(because)?.map_err(because)?;
-        *self.incoming.lock() = Some(Arc::new(incoming));
-        Ok(wire::answer(&()))
+        let (incoming, fingerprints) = begun.await.map_err(because)?.map_err(because)?;
+        *receiving.current.lock() = Some(Arc::new(incoming));
+        receiving.touch();
+        Ok(wire::answer(&wire::SnapshotThere { fingerprints }))
     }
 
     fn incoming(&self, id: u64) -> Result<Arc<Incoming>, Refused> {
-        let incoming = self.incoming.lock();
+        let incoming = self.receiving.current.lock();
         let incoming = incoming.as_ref().filter(|incoming| incoming.id == id);
         incoming.cloned().ok_or_else(|| Refused::Because("no such snapshot is being received".into()))
     }
@@ -176,18 +234,17 @@ impl PeerService {
             .await
             .map_err(because)?
             .map_err(because)?;
+        self.receiving.touch();
         Ok(wire::answer(&()))
     }
 
     async fn snapshot_end(&self, request: wire::SnapshotEnd) -> Result<Bytes, Refused> {
-        self.incoming(request.id)?;
-        let incoming = self.incoming.lock().take().filter(|incoming| incoming.id == request.id);
-        // A chunk may still be under way if the sender is in error.
-        let incoming = incoming
-            .and_then(Arc::into_inner)
-            .ok_or_else(|| Refused::Because("the snapshot's chunks are still coming in".into()))?;
-        let dir =
-            atoll_blocking::spawn(move || incoming.finish()).await.map_err(because)?.map_err(because)?;
+        let dir = {
+            let _changing = self.receiving.changing.lock().await;
+            let incoming = self.incoming(request.id)?;
+            self.receiving.current.lock().take();
+            atoll_blocking::spawn(move || incoming.finish()).await.map_err(because)?.map_err(because)?
+        };
         let last_membership = decode_stored_membership(Some(&request.membership)).map_err(because)?;
         let snapshot = SnapshotOf::<Group, SnapshotData> {
             meta: SnapshotMetaOf::<Group> {

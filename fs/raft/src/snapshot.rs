@@ -1,34 +1,42 @@
 //! Snapshots as files: made for a member that lags, received from a leader.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::async_runtime::Instant;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::OnceCell;
 
 use crate::clock::BootInstant;
 use crate::flush::{Flushing, LogHold};
 use crate::group::{Group, GroupLogId, decode_stored_membership};
 use crate::log_store::LogStore;
-use crate::types::{AppliedState, StateMachine};
+use crate::pace::Pace;
+use crate::types::{AppliedState, MemberId, SnapshotProgress, StateMachine, StateMachineError};
 
 /// Bytes of a snapshot sent in one request.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 /// Files in a snapshot.
 const FILES_MAX: usize = 1 << 20;
-/// A checkpoint is used again for this long, so that a member that can't be reached doesn't cost
-/// a checkpoint with each attempt.
+/// A checkpoint is kept for so long after it was made or a member has got something of it: an attempt that failed goes on
+/// with the same files, and a member that can't be reached doesn't cost a checkpoint with each attempt.
 const REUSE: Duration = Duration::from_secs(60);
+/// How often it is looked whether a checkpoint is still used.
+const REUSE_CHECK: Duration = Duration::from_secs(5);
+/// What was received of a snapshot is kept for so long, in case the leader goes on with it.
+pub(crate) const INCOMING_KEPT: Duration = Duration::from_secs(600);
 
 const CHECKPOINT_PREFIX: &str = "checkpoint-";
-const INCOMING_PREFIX: &str = "incoming-";
+const RECEIVED_PREFIX: &str = "received-";
+/// What is being received, or was when the transfer broke off.
+const INCOMING: &str = "incoming";
 
 /// The data of a snapshot, as openraft carries it around.
 pub(crate) enum SnapshotData {
@@ -62,16 +70,50 @@ impl Drop for OwnedDir {
 }
 
 /// A checkpoint of the state machine.
-#[derive(Debug)]
 pub(crate) struct Checkpoint {
     dir: OwnedDir,
     pub(crate) state: AppliedState,
     /// Paths under the folder, and sizes in bytes.
     pub(crate) files: Vec<(String, u64)>,
-    made: BootInstant,
+    machine: Arc<dyn StateMachine>,
+    verified: OnceCell<()>,
+    used: Mutex<BootInstant>,
+    /// The node stops, and has no more use for it.
+    abandoned: Arc<AtomicBool>,
 }
 
 impl Checkpoint {
+    /// Makes sure, once, that all of it is what was written; reads no faster than `pace` lets it.
+    pub(crate) async fn verify(self: &Arc<Self>, pace: &Arc<Pace>) -> io::Result<()> {
+        let verify = async || {
+            let (this, pace) = (self.clone(), pace.clone());
+            let verified = atoll_blocking::spawn(move || {
+                this.machine.verify(this.dir.path(), &mut |bytes| {
+                    if this.abandoned.load(Ordering::Acquire) {
+                        return Err(StateMachineError::new("the node stops"));
+                    }
+                    pace.block(bytes);
+                    Ok(())
+                })
+            });
+            verified.await.map_err(io::Error::other)?.map_err(io::Error::other)
+        };
+        self.verified.get_or_try_init(verify).await.copied()
+    }
+
+    /// A member gets something of it.
+    pub(crate) fn touch(&self) {
+        *self.used.lock() = BootInstant::now();
+    }
+
+    fn is_fresh(&self) -> bool {
+        self.used.lock().elapsed() < REUSE
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, bytes)| bytes).sum()
+    }
+
     /// Reads a part of a file. Blocks.
     pub(crate) fn read(&self, file: usize, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let (name, _) = self.files.get(file).ok_or(io::ErrorKind::NotFound)?;
@@ -81,27 +123,35 @@ impl Checkpoint {
     }
 }
 
+/// The checkpoint that may be used again, and the log that is kept for what comes after it.
+struct Kept {
+    checkpoint: Arc<Checkpoint>,
+    _hold: LogHold,
+}
+
 /// Makes checkpoints.
 pub(crate) struct Snapshots {
     dir: PathBuf,
     store: Arc<LogStore>,
     count: AtomicU64,
-    last: Mutex<Option<Arc<Checkpoint>>>,
+    last: Mutex<Option<Kept>>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Snapshots {
     pub(crate) fn new(dir: PathBuf, store: Arc<LogStore>) -> Arc<Self> {
-        Arc::new(Self { dir, store, count: AtomicU64::new(0), last: Mutex::new(None) })
+        let stopped = Arc::new(AtomicBool::new(false));
+        Arc::new(Self { dir, store, count: AtomicU64::new(0), last: Mutex::new(None), stopped })
     }
 
-    /// Removes what an earlier process has left behind. Blocks.
+    /// Removes what an earlier process has left behind, but for what it was receiving. Blocks.
     pub(crate) fn clean(dir: &Path) -> io::Result<()> {
         for entry in std::fs::read_dir(dir)? {
             let entry = entry?;
             let name = entry.file_name();
             let name = name.to_string_lossy();
             if entry.file_type()?.is_dir()
-                && (name.starts_with(CHECKPOINT_PREFIX) || name.starts_with(INCOMING_PREFIX))
+                && (name.starts_with(CHECKPOINT_PREFIX) || name.starts_with(RECEIVED_PREFIX))
             {
                 std::fs::remove_dir_all(entry.path())?;
             }
@@ -117,24 +167,23 @@ impl Snapshots {
     ) -> io::Result<SnapshotOf<Group, SnapshotData>> {
         let hold = flushing.hold_log();
         let base = self.store.ends().0.map(|b| b.index);
-        let recent = self
-            .last
-            .lock()
-            .clone()
-            .filter(|c| c.made.elapsed() < REUSE && c.state.position.map(|p| p.index) >= base);
+        let recent = self.last.lock().as_ref().map(|kept| kept.checkpoint.clone());
+        let recent = recent.filter(|c| c.is_fresh() && c.state.position.map(|p| p.index) >= base);
         let checkpoint = match recent {
             Some(checkpoint) => checkpoint,
             None => {
                 let number = self.count.fetch_add(1, Ordering::Relaxed);
                 let dir = OwnedDir(self.dir.join(format!("{CHECKPOINT_PREFIX}{number}")));
+                let abandoned = self.stopped.clone();
                 let made = atoll_blocking::spawn(move || -> io::Result<Checkpoint> {
                     let state = machine.checkpoint(dir.path()).map_err(io::Error::other)?;
                     let mut files = Vec::new();
                     list_files(dir.path(), "", &mut files)?;
-                    Ok(Checkpoint { dir, state, files, made: BootInstant::now() })
+                    let (verified, used) = (OnceCell::new(), Mutex::new(BootInstant::now()));
+                    Ok(Checkpoint { dir, state, files, machine, verified, used, abandoned })
                 });
                 let made = Arc::new(made.await.map_err(io::Error::other)??);
-                self.keep(made.clone());
+                self.keep(made.clone(), flushing.hold_log());
                 made
             }
         };
@@ -145,22 +194,76 @@ impl Snapshots {
         Ok(SnapshotOf::<Group, SnapshotData> { meta, snapshot: SnapshotData::Checkpoint(checkpoint, hold) })
     }
 
-    fn keep(self: &Arc<Self>, checkpoint: Arc<Checkpoint>) {
-        let this = self.clone();
-        let made = checkpoint.made;
-        *self.last.lock() = Some(checkpoint);
+    fn keep(self: &Arc<Self>, checkpoint: Arc<Checkpoint>, hold: LogHold) {
+        let (this, kept) = (Arc::downgrade(self), Arc::downgrade(&checkpoint));
+        *self.last.lock() = Some(Kept { checkpoint, _hold: hold });
         tokio::spawn(async move {
-            tokio::time::sleep(REUSE).await;
-            let mut last = this.last.lock();
-            if last.as_ref().is_some_and(|c| c.made == made) {
-                *last = None;
+            loop {
+                tokio::time::sleep(REUSE_CHECK).await;
+                let Some(this) = this.upgrade() else { return };
+                let mut last = this.last.lock();
+                match last.as_ref().filter(|last| Arc::as_ptr(&last.checkpoint) == kept.as_ptr()) {
+                    // While it is being sent, it is held there, too.
+                    Some(last) if last.checkpoint.is_fresh() || Arc::strong_count(&last.checkpoint) > 1 => {}
+                    Some(_) => {
+                        *last = None;
+                        return;
+                    }
+                    None => return,
+                }
             }
         });
     }
 
-    /// Lets go of the checkpoint that is kept.
-    pub(crate) fn forget(&self) {
+    /// Lets go of this checkpoint: it is not what was written.
+    pub(crate) fn give_up(&self, checkpoint: &Arc<Checkpoint>) {
+        let mut last = self.last.lock();
+        if last.as_ref().is_some_and(|kept| Arc::ptr_eq(&kept.checkpoint, checkpoint)) {
+            *last = None;
+        }
+    }
+
+    /// Lets go of the checkpoint that is kept, for good.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
         *self.last.lock() = None;
+    }
+}
+
+/// How far the snapshots are that are being sent.
+#[derive(Debug, Default)]
+pub(crate) struct Sending(Mutex<BTreeMap<MemberId, SnapshotProgress>>);
+
+impl Sending {
+    /// Begins to keep account of one, until the answer is dropped.
+    pub(crate) fn begin(self: &Arc<Self>, to: MemberId, bytes: u64) -> SendingOne {
+        self.0.lock().insert(to, SnapshotProgress { done_bytes: 0, total_bytes: bytes });
+        SendingOne { to, all: self.clone() }
+    }
+
+    pub(crate) fn to(&self, member: MemberId) -> Option<SnapshotProgress> {
+        self.0.lock().get(&member).copied()
+    }
+}
+
+/// Account of one snapshot.
+pub(crate) struct SendingOne {
+    to: MemberId,
+    all: Arc<Sending>,
+}
+
+impl SendingOne {
+    /// So many bytes more are there.
+    pub(crate) fn done(&self, bytes: u64) {
+        if let Some(progress) = self.all.0.lock().get_mut(&self.to) {
+            progress.done_bytes += bytes;
+        }
+    }
+}
+
+impl Drop for SendingOne {
+    fn drop(&mut self) {
+        self.all.0.lock().remove(&self.to);
     }
 }
 
@@ -180,6 +283,12 @@ fn list_files(dir: &Path, prefix: &str, files: &mut Vec<(String, u64)>) -> io::R
     Ok(())
 }
 
+/// What tells whether a chunk is there already. Both ends compute it of their own files, so that what a crash has torn,
+/// or a newer checkpoint has changed under the same name, is sent again.
+pub(crate) fn fingerprint(chunk: &[u8]) -> u64 {
+    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, chunk)
+}
+
 /// A snapshot that is being received.
 #[derive(Debug)]
 pub(crate) struct Incoming {
@@ -187,8 +296,10 @@ pub(crate) struct Incoming {
     pub(crate) id: u64,
     /// Term of the sender.
     pub(crate) term: u64,
-    dir: OwnedDir,
+    dir: PathBuf,
     files: Vec<IncomingFile>,
+    /// Nothing is written any more: the files belong to another transfer.
+    closed: RwLock<bool>,
 }
 
 #[derive(Debug)]
@@ -199,37 +310,74 @@ struct IncomingFile {
     received: Mutex<BTreeSet<u64>>,
 }
 
-impl Incoming {
-    /// Makes the files, empty. Blocks.
-    pub(crate) fn begin(parent: &Path, id: u64, term: u64, files: &[(String, u64)]) -> io::Result<Self> {
-        if files.len() > FILES_MAX {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("a snapshot of {} files, at most {FILES_MAX} can be", files.len()),
-            ));
+impl IncomingFile {
+    fn chunks(&self) -> u64 {
+        self.bytes.div_ceil(CHUNK_BYTES as u64)
+    }
+
+    /// Finds out what an earlier transfer has left here: the fingerprints of the first chunks.
+    fn fingerprints(&self) -> io::Result<Vec<u64>> {
+        let len = self.file.metadata()?.len();
+        if len > self.bytes {
+            self.file.set_len(self.bytes)?;
         }
-        let dir = OwnedDir(parent.join(format!("{INCOMING_PREFIX}{id:016x}")));
-        std::fs::create_dir_all(dir.path())?;
-        let files = files
-            .iter()
-            .map(|(name, bytes)| {
-                let relative = Path::new(name);
-                let plain = |c: Component<'_>| matches!(c, Component::Normal(_));
-                if name.is_empty() || !relative.components().all(plain) {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidInput,
-                        format!("a snapshot's file can't be named {name:?}"),
-                    ));
-                }
-                let path = dir.path().join(relative);
-                if let Some(parent) = path.parent() {
-                    std::fs::create_dir_all(parent)?;
-                }
-                let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-                Ok(IncomingFile { file, bytes: *bytes, received: Mutex::default() })
-            })
-            .collect::<io::Result<_>>()?;
-        Ok(Self { id, term, dir, files })
+        let mut found = Vec::new();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        for number in 0..self.chunks() {
+            let offset = number * CHUNK_BYTES as u64;
+            let bytes = (self.bytes - offset).min(CHUNK_BYTES as u64);
+            if offset + bytes > len {
+                break;
+            }
+            let chunk = &mut chunk[..bytes as usize];
+            self.file.read_exact_at(chunk, offset)?;
+            found.push(fingerprint(chunk));
+            self.received.lock().insert(offset);
+        }
+        Ok(found)
+    }
+}
+
+impl Incoming {
+    /// Makes the files, or goes on with those that are there. Returns also the fingerprints of the first chunks of each
+    /// file: those that the sender has, too, need not be sent; all others must be. Blocks.
+    pub(crate) fn begin(
+        parent: &Path,
+        id: u64,
+        term: u64,
+        files: &[(String, u64)],
+    ) -> io::Result<(Self, Vec<Vec<u64>>)> {
+        let bad = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
+        if files.len() > FILES_MAX {
+            return Err(bad(format!("a snapshot of {} files, at most {FILES_MAX} can be", files.len())));
+        }
+        for (name, _) in files {
+            let plain = |c: Component<'_>| matches!(c, Component::Normal(_));
+            if name.is_empty() || !Path::new(name).components().all(plain) {
+                return Err(bad(format!("a snapshot's file can't be named {name:?}")));
+            }
+        }
+        let dir = parent.join(INCOMING);
+        std::fs::create_dir_all(&dir)?;
+        let mut left = Vec::new();
+        list_files(&dir, "", &mut left)?;
+        let wanted: HashSet<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        for (name, _) in left.iter().filter(|(name, _)| !wanted.contains(name.as_str())) {
+            std::fs::remove_file(dir.join(name))?;
+        }
+        let mut incoming = Vec::with_capacity(files.len());
+        let mut there = Vec::with_capacity(files.len());
+        for (name, bytes) in files {
+            let path = dir.join(name);
+            if let Some(parent) = path.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+            let file = IncomingFile { file, bytes: *bytes, received: Mutex::default() };
+            there.push(file.fingerprints()?);
+            incoming.push(file);
+        }
+        Ok((Self { id, term, dir, files: incoming, closed: RwLock::new(false) }, there))
     }
 
     /// Writes a chunk; chunks come in any order. Blocks.
@@ -240,15 +388,33 @@ impl Incoming {
         if !offset.is_multiple_of(CHUNK_BYTES as u64) || bytes.is_empty() || bytes.len() as u64 != expected {
             return Err(bad(format!("{} bytes at {offset} are no chunk of file {file}", bytes.len())));
         }
+        let closed = self.closed.read();
+        if *closed {
+            return Err(bad("this transfer has ended".into()));
+        }
         target.file.write_all_at(bytes, offset)?;
-        target.received.lock().insert(offset);
+        let there = {
+            let mut received = target.received.lock();
+            received.insert(offset);
+            received.len() as u64
+        };
+        if there == target.chunks() {
+            // Not all at the end, which would keep the disk from everybody else.
+            target.file.sync_data()?;
+        }
         Ok(())
     }
 
+    /// Nothing is written after this. Blocks until what is being written is.
+    pub(crate) fn close(&self) {
+        *self.closed.write() = true;
+    }
+
     /// Checks that all is there and makes it durable. Blocks.
-    pub(crate) fn finish(self) -> io::Result<OwnedDir> {
+    pub(crate) fn finish(&self) -> io::Result<OwnedDir> {
+        self.close();
         for (i, file) in self.files.iter().enumerate() {
-            let chunks = file.bytes.div_ceil(CHUNK_BYTES as u64);
+            let chunks = file.chunks();
             let received = file.received.lock().len() as u64;
             if received != chunks {
                 return Err(io::Error::new(
@@ -258,8 +424,24 @@ impl Incoming {
             }
             file.file.sync_all()?;
         }
-        sync_dirs(self.dir.path())?;
-        Ok(self.dir)
+        sync_dirs(&self.dir)?;
+        // Under its own name, since the next one may come while this one is being installed.
+        let received = OwnedDir(self.dir.with_file_name(format!("{RECEIVED_PREFIX}{:016x}", self.id)));
+        std::fs::rename(&self.dir, received.path())?;
+        Ok(received)
+    }
+
+    /// Whether something is there of a transfer that broke off. Blocks.
+    pub(crate) fn is_left(parent: &Path) -> bool {
+        parent.join(INCOMING).exists()
+    }
+
+    /// Removes what is there of a transfer that broke off. Blocks.
+    pub(crate) fn remove_left(parent: &Path) -> io::Result<()> {
+        match std::fs::remove_dir_all(parent.join(INCOMING)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -283,19 +465,23 @@ mod tests {
         let large = vec![7u8; CHUNK_BYTES + 10];
         let files = [("a".into(), large.len() as u64), ("sub/b".into(), 3), ("sub/empty".into(), 0)];
         let begin = |id| Incoming::begin(parent.path(), id, 1, &files).unwrap();
-        let incoming = begin(1);
+        let (incoming, there) = begin(1);
+        assert_eq!(there, vec![Vec::<u64>::new(); 3]);
         incoming.write(1, 0, b"bbb").unwrap();
         incoming.write(0, CHUNK_BYTES as u64, &large[CHUNK_BYTES..]).unwrap();
         assert!(incoming.write(0, 5, b"x").is_err());
         assert!(incoming.write(1, 0, b"bb").is_err());
         assert!(incoming.write(3, 0, b"x").is_err());
         assert!(incoming.finish().unwrap_err().to_string().contains("1 chunks of 2"));
+        Incoming::remove_left(parent.path()).unwrap();
 
-        let incoming = begin(2);
+        let (incoming, _) = begin(2);
         incoming.write(0, CHUNK_BYTES as u64, &large[CHUNK_BYTES..]).unwrap();
         incoming.write(1, 0, b"bbb").unwrap();
         incoming.write(0, 0, &large[..CHUNK_BYTES]).unwrap();
         let dir = incoming.finish().unwrap();
+        assert!(!Incoming::is_left(parent.path()));
+        assert!(incoming.write(1, 0, b"ccc").is_err(), "it belongs to the state machine now");
         assert_eq!(std::fs::read(dir.path().join("a")).unwrap(), large);
         assert_eq!(std::fs::read(dir.path().join("sub/b")).unwrap(), b"bbb");
         assert_eq!(std::fs::read(dir.path().join("sub/empty")).unwrap(), b"");
@@ -305,6 +491,37 @@ mod tests {
         assert_eq!(listed, files);
         drop(dir);
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn goes_on_with_what_an_earlier_transfer_has_left() {
+        let parent = tempfile::tempdir().unwrap();
+        let mib = CHUNK_BYTES as u64;
+        let chunk = |byte: u8| vec![byte; CHUNK_BYTES];
+        let files = [("a".into(), 3 * mib), ("b".into(), 2), ("gone".into(), 5)];
+        let (first, _) = Incoming::begin(parent.path(), 1, 1, &files).unwrap();
+        first.write(0, 0, &chunk(1)).unwrap();
+        first.write(0, 2 * mib, &chunk(3)).unwrap();
+        first.write(1, 0, b"bb").unwrap();
+        first.close();
+        assert!(first.write(0, mib, &chunk(9)).is_err(), "a straggler changes files of the next transfer");
+        drop(first);
+
+        // The next one is of another checkpoint: one file is gone, one is new, one is shorter.
+        let files = [("a".into(), 3 * mib), ("new/c".into(), 1), ("b".into(), 1)];
+        let (second, there) = Incoming::begin(parent.path(), 2, 1, &files).unwrap();
+        let hole = fingerprint(&chunk(0));
+        assert_eq!(there[0], [fingerprint(&chunk(1)), hole, fingerprint(&chunk(3))]);
+        assert_eq!(there[1], Vec::<u64>::new());
+        assert_eq!(there[2], [fingerprint(b"b")]);
+        // What differs is sent.
+        second.write(0, mib, &chunk(2)).unwrap();
+        second.write(1, 0, b"c").unwrap();
+        let dir = second.finish().unwrap();
+        let a = std::fs::read(dir.path().join("a")).unwrap();
+        assert_eq!([a[0], a[CHUNK_BYTES], a[2 * CHUNK_BYTES]], [1, 2, 3]);
+        assert_eq!(std::fs::read(dir.path().join("b")).unwrap(), b"b");
+        assert!(!dir.path().join("gone").exists());
     }
 
     #[test]

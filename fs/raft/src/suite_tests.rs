@@ -62,6 +62,14 @@ impl StateMachine for Lenient {
         self.0.checkpoint(dir)
     }
 
+    fn verify(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
+    ) -> Result<(), StateMachineError> {
+        self.0.verify(dir, pace)
+    }
+
     fn install(&self, dir: &Path) -> Result<(), StateMachineError> {
         self.0.install(dir)
     }
@@ -89,6 +97,14 @@ impl StateMachine for AllFlushed {
 
     fn checkpoint(&self, dir: &Path) -> Result<AppliedState, StateMachineError> {
         self.0.checkpoint(dir)
+    }
+
+    fn verify(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
+    ) -> Result<(), StateMachineError> {
+        self.0.verify(dir, pace)
     }
 
     fn install(&self, dir: &Path) -> Result<(), StateMachineError> {

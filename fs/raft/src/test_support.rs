@@ -128,6 +128,17 @@ impl StateMachine for ListMachine {
         Ok(AppliedState { position: content.position, membership: content.membership })
     }
 
+    fn verify(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
+    ) -> Result<(), StateMachineError> {
+        let bytes = std::fs::read(dir.join("sub/state")).map_err(StateMachineError::new)?;
+        pace(bytes.len() as u64)?;
+        let _: Content = postcard::from_bytes(&bytes).map_err(StateMachineError::new)?;
+        Ok(())
+    }
+
     fn install(&self, dir: &Path) -> Result<(), StateMachineError> {
         self.installs.fetch_add(1, Ordering::Relaxed);
         assert!(dir.join("empty").exists());
@@ -145,6 +156,10 @@ impl StateMachine for ListMachine {
 pub(crate) struct Hub {
     nodes: RwLock<HashMap<MemberId, Arc<RaftNode>>>,
     cut: RwLock<HashSet<MemberId>>,
+    /// Chunks of snapshots that came through.
+    pub(crate) chunks: AtomicU64,
+    /// So many may; no limit without.
+    pub(crate) chunks_max: Mutex<Option<u64>>,
 }
 
 impl Hub {
@@ -190,6 +205,14 @@ impl PeerTransport for Link {
             let Some(node) = node.filter(|_| !cut()) else {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             };
+            if kind == crate::wire::kind::SNAPSHOT_CHUNK {
+                let before = self.hub.chunks.fetch_add(1, Ordering::SeqCst);
+                if self.hub.chunks_max.lock().is_some_and(|max| before >= max) {
+                    self.hub.chunks.fetch_sub(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+            }
             let answer = node.handle_peer(kind, payload).await.map_err(io::Error::other)?;
             if cut() { Err(io::ErrorKind::ConnectionReset.into()) } else { Ok(answer) }
         })

@@ -99,8 +99,19 @@ pub trait StateMachine: Send + Sync + 'static {
     fn flushed(&self) -> Option<LogPosition>;
 
     /// Makes a consistent copy of the state as files under `dir` (which doesn't exist yet; its
-    /// parent does) and returns what is applied in that copy.
+    /// parent does) and returns what is applied in that copy. Nothing is applied meanwhile, so it
+    /// must not read what the files hold.
     fn checkpoint(&self, dir: &Path) -> Result<AppliedState, StateMachineError>;
+
+    /// Reads a copy that [`checkpoint`](Self::checkpoint) has made under `dir`, beside everything
+    /// else, on a thread that may block: an error if it isn't what was written, so that damage
+    /// doesn't spread. `pace` is told how many bytes were read since the last time: it waits if
+    /// that was fast, and its error ends the reading.
+    fn verify(
+        &self,
+        dir: &Path,
+        pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
+    ) -> Result<(), StateMachineError>;
 
     /// Replaces the whole state by the one whose files are under `dir` (made by `checkpoint` on
     /// another member), atomically and durably: after a crash it's the old or the new state, and
@@ -152,8 +163,8 @@ pub struct RaftConfig {
     pub dir: PathBuf,
     /// Interval of the leader's heartbeats.
     pub heartbeat: Duration,
-    /// A follower stands for election after a random time between these two without a heartbeat.
-    /// The longer one is also the length of the leader's lease.
+    /// The longer one is the length of the leader's lease: so long after a heartbeat a follower votes for nobody else.
+    /// Then it stands for election after a random time between the two.
     pub election: (Duration, Duration),
     /// Size of one log segment file. An entry is at most an eighth of it.
     pub segment_bytes: u32,
@@ -162,6 +173,8 @@ pub struct RaftConfig {
     pub flush_log_bytes: u64,
     /// Flushed log that is kept for followers that lag, if there are other members.
     pub keep_log_bytes: u64,
+    /// Snapshots are read and sent no faster than this, bytes a second; 0: no limit.
+    pub snapshot_bytes_per_second: u64,
     /// It is known from elsewhere that this member has voted: a folder without a vote has lost it, even if there is
     /// neither log nor state that would tell.
     pub has_voted: bool,
@@ -175,17 +188,18 @@ pub struct RaftConfig {
 impl RaftConfig {
     /// The defaults for `member` with its log in `dir`.
     ///
-    /// The times are sized for a starved machine: on two loaded cores elections of 0.5 to 0.9 s
-    /// were lost again and again.
+    /// The times are sized for a starved machine: on two loaded cores leases of 0.9 s were lost again and again. The
+    /// span between the two is what keeps two followers from standing at the same time.
     pub fn new(member: MemberId, dir: impl Into<PathBuf>) -> Self {
         Self {
             member,
             dir: dir.into(),
             heartbeat: Duration::from_millis(200),
-            election: (Duration::from_millis(1000), Duration::from_millis(1500)),
+            election: (Duration::from_millis(500), Duration::from_millis(1200)),
             segment_bytes: 16 << 20,
             flush_log_bytes: 64 << 20,
             keep_log_bytes: 64 << 20,
+            snapshot_bytes_per_second: 100 << 20,
             has_voted: false,
             sync: true,
             #[cfg(any(test, feature = "simulation"))]
@@ -235,6 +249,15 @@ pub enum Role {
     Stopped,
 }
 
+/// How far the transfer of a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotProgress {
+    /// Bytes that are there, sent now or by an earlier attempt.
+    pub done_bytes: u64,
+    /// Bytes of the whole snapshot.
+    pub total_bytes: u64,
+}
+
 /// How a member that follows is doing, as its leader sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
@@ -246,6 +269,8 @@ pub struct PeerStatus {
     pub matched: Option<LogPosition>,
     /// Time since it last answered a heartbeat; `None` if this node doesn't lead or it never did.
     pub last_ack: Option<Duration>,
+    /// A snapshot is being sent to it.
+    pub snapshot: Option<SnapshotProgress>,
 }
 
 /// State of a node, for status pages and metrics.

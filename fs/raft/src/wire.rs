@@ -85,6 +85,13 @@ pub(crate) struct SnapshotBegin {
     pub(crate) files: Vec<(String, u64)>,
 }
 
+/// The answer to [`SnapshotBegin`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotThere {
+    /// Fingerprints of the first chunks of each file, as far as it is there.
+    pub(crate) fingerprints: Vec<Vec<u64>>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotChunk {
     pub(crate) id: u64,

@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use atoll_core::ids::ChunkId;
+use atoll_proto::admin::WhoRequest;
 use atoll_proto::registration::{
     BadReplica, HEARTBEAT_REPLICAS_MAX, Heartbeat, InventoryChanges, ORDERS_MAX, Register, RegistrationError,
 };
 use atoll_proto::{Address, ConnectOptions, Connection, Identity, RpcError};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use crate::orders::Orders;
@@ -20,6 +23,11 @@ use crate::store::changes::News;
 
 /// How long the metadata service may take to answer; then another member is asked.
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
+/// A leader that hasn't answered for so long may have been stopped or cut off: the others are asked who leads.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How often they are asked, and how long they may take to answer.
+const PROBE_EVERY: Duration = Duration::from_millis(300);
+const PROBE_DEADLINE: Duration = Duration::from_millis(1000);
 /// The pause after the first failure; it doubles with each further one…
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// …up to this: while a new leader doesn't hear of this server, nothing is written to it.
@@ -160,12 +168,16 @@ impl Registrar {
                 Ok(heartbeat) => heartbeat,
                 Err(reason) => return Ended::Lost(reason),
             };
-            let reply = match connection.call_within::<Heartbeat>(&heartbeat, (), CALL_DEADLINE).await {
+            let result = tokio::select! {
+                result = connection.call_within::<Heartbeat>(&heartbeat, (), CALL_DEADLINE) => result.map_err(ended),
+                leader = self.elsewhere(address) => Err(Ended::NotLeader(Some(leader))),
+            };
+            let reply = match result {
                 Ok((reply, _)) => reply,
-                Err(error) => {
+                Err(ended) => {
                     self.service.store.changes().put_back(news);
                     self.orders.put_back(heartbeat.done);
-                    return ended(error);
+                    return ended;
                 }
             };
             let interval = bounded_interval(reply.heartbeat_interval_ms);
@@ -181,6 +193,38 @@ impl Registrar {
             }
         }
         Ended::Forgotten
+    }
+
+    /// Comes back when another member than this silent one leads: its address.
+    async fn elsewhere(&self, silent: &Address) -> String {
+        tokio::time::sleep(SILENCE).await;
+        let others: Vec<&Address> = self
+            .announcement
+            .metadata
+            .iter()
+            .filter(|other| other.to_string() != silent.to_string())
+            .collect();
+        if others.is_empty() {
+            return std::future::pending().await;
+        }
+        let options = ConnectOptions::new(self.announcement.identity.clone());
+        loop {
+            let asked = others.iter().map(async |address| {
+                let who = async {
+                    let connection = Connection::connect(address, &options).await.ok()?;
+                    Some(connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_DEADLINE).await.ok()?.0)
+                };
+                let who = tokio::time::timeout(PROBE_DEADLINE, who).await.ok()??;
+                who.is_leader.then(|| who.address)
+            });
+            let mut asked: FuturesUnordered<_> = asked.collect();
+            while let Some(answer) = asked.next().await {
+                if let Some(leader) = answer {
+                    return leader;
+                }
+            }
+            tokio::time::sleep(PROBE_EVERY).await;
+        }
     }
 
     async fn register(&self) -> Result<Register, String> {

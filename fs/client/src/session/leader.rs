@@ -28,6 +28,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(300);
 /// A leader that hasn't answered for so long may have been stopped or cut off, which nobody tells: the others are asked
 /// who leads. An answer that takes longer, from a leader that is only slow, is still waited for.
 const SILENCE: Duration = Duration::from_millis(700);
+/// A member that couldn't be reached is not asked again before this much later, whoever says that it leads: the others
+/// take a leader that has died for alive until its lease is over.
+const OUT_OF_REACH: Duration = Duration::from_millis(1000);
 /// How often they are asked.
 const PROBE_EVERY: Duration = Duration::from_millis(300);
 /// How long they may take to answer.
@@ -60,6 +63,8 @@ enum Next {
     Ask(String),
     /// This member can't; another may.
     Elsewhere,
+    /// There is no connection to this member; another may be within reach.
+    OutOfReach,
     /// The same again.
     Again,
 }
@@ -86,7 +91,8 @@ fn next(error: &RpcError) -> Next {
             // it again finds out.
             _ => Next::Elsewhere,
         },
-        RpcError::NotSent { .. } | RpcError::OutcomeUnknown { .. } => Next::Elsewhere,
+        RpcError::NotSent { .. } => Next::OutOfReach,
+        RpcError::OutcomeUnknown { .. } => Next::Elsewhere,
         RpcError::Unsendable { reason } => Next::Settled(Refusal::Impossible(reason.clone())),
         RpcError::BadReply { reason, .. } => Next::Settled(Refusal::Garbled(reason.clone())),
         // The enumeration may grow.
@@ -108,20 +114,33 @@ struct Members {
     /// Failed choices in a row.
     failures: u32,
     hints: u32,
+    /// Who couldn't be reached last, and when.
+    out_of_reach: Option<(String, Instant)>,
 }
 
 impl Members {
     fn new(names: Vec<String>) -> Self {
-        Members { configured: names.len(), names, current: 0, turn: 0, choice: 0, failures: 0, hints: 0 }
+        let configured = names.len();
+        Members {
+            names,
+            configured,
+            current: 0,
+            turn: 0,
+            choice: 0,
+            failures: 0,
+            hints: 0,
+            out_of_reach: None,
+        }
     }
 
     /// The choice failed. Returns how long to wait (`random` spreads those who wait at the same time).
-    fn failed(&mut self, choice: u64, next: &Next, random: u32) -> Duration {
+    fn failed(&mut self, choice: u64, next: &Next, now: Instant, random: u32) -> Duration {
         if choice != self.choice {
             // Somebody else has chosen anew meanwhile: join them.
             return Duration::ZERO;
         }
         match next {
+            Next::Ask(name) if self.is_out_of_reach(name, now) => self.go_on(),
             Next::Ask(name) => {
                 self.choose(name);
                 self.hints += 1;
@@ -129,9 +148,10 @@ impl Members {
                     return Duration::ZERO;
                 }
             }
-            Next::Elsewhere => {
+            Next::Elsewhere => self.go_on(),
+            Next::OutOfReach => {
+                self.out_of_reach = self.names.get(self.current).map(|name| (name.clone(), now));
                 self.go_on();
-                self.choice += 1;
             }
             Next::Again | Next::Settled(_) => {}
         }
@@ -144,6 +164,12 @@ impl Members {
         let mut others = (1..=self.names.len()).map(|step| (self.turn + step) % self.names.len());
         self.turn = others.find(|turn| *turn != self.current).unwrap_or(self.current);
         self.current = self.turn;
+        self.choice += 1;
+    }
+
+    fn is_out_of_reach(&self, name: &str, now: Instant) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        self.out_of_reach.as_ref().is_some_and(|(member, at)| member == name && since(*at) < OUT_OF_REACH)
     }
 
     fn choose(&mut self, name: &str) {
@@ -164,6 +190,7 @@ impl Members {
         if choice == self.choice {
             self.failures = 0;
             self.hints = 0;
+            self.out_of_reach = None;
         }
     }
 }
@@ -188,7 +215,8 @@ impl Service {
     /// The members at these addresses. Nothing happens until something is asked.
     #[must_use]
     pub fn new(addresses: &[Address], identity: Identity) -> Self {
-        let options = ConnectOptions::new(identity);
+        // As often as the members are gone through: one that is back must not wait for its turn to be dialled.
+        let options = ConnectOptions::new(identity).with_pauses_up_to(PAUSE_MAX);
         let peers: Vec<(String, Peer)> = addresses
             .iter()
             .map(|address| (address.to_string(), Peer::new(address.clone(), options.clone())))
@@ -267,7 +295,7 @@ impl Service {
             }
             tracing::debug!(member = name, kind, %error, ?next, "metadata request failed");
             self.away(started, &error);
-            let pause = self.members.lock().failed(choice, &next, rand::random());
+            let pause = self.members.lock().failed(choice, &next, Instant::now(), rand::random());
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
@@ -424,6 +452,7 @@ mod tests {
         assert_eq!(refused(&MetadataError::Fs(FsError::TryAgain)), Next::Again);
         let lost = RpcError::OutcomeUnknown { reason: "lost".into() };
         assert_eq!(next(&lost), Next::Elsewhere);
+        assert_eq!(next(&RpcError::NotSent { reason: "refused".into() }), Next::OutOfReach);
         let bad = RpcError::Refused(Status::bad_request("what?"));
         assert!(matches!(next(&bad), Next::Settled(Refusal::Impossible(_))));
         let busy = RpcError::Refused(Status::new(StatusCode::Busy, "busy"));
@@ -432,32 +461,44 @@ mod tests {
 
     #[test]
     fn goes_around_and_follows_hints() {
-        let mut members = members();
-        let pause = members.failed(0, &Next::Elsewhere, 0);
+        let (mut members, now) = (members(), Instant::now());
+        let pause = members.failed(0, &Next::Elsewhere, now, 0);
         assert_eq!((members.current, pause), (1, PAUSE_MIN / 2));
         // Another request that had tried the first member, too, does not skip the second.
-        assert_eq!(members.failed(0, &Next::Elsewhere, 0), Duration::ZERO);
+        assert_eq!(members.failed(0, &Next::Elsewhere, now, 0), Duration::ZERO);
         assert_eq!(members.current, 1);
-        assert_eq!(members.failed(1, &Next::Ask("a:1".into()), 0), Duration::ZERO);
+        assert_eq!(members.failed(1, &Next::Ask("a:1".into()), now, 0), Duration::ZERO);
         assert_eq!(members.current, 0);
-        assert_eq!(members.failed(2, &Next::Ask("d:1".into()), 0), Duration::ZERO);
+        assert_eq!(members.failed(2, &Next::Ask("d:1".into()), now, 0), Duration::ZERO);
         assert_eq!(members.names[members.current], "d:1");
-        assert!(members.failed(3, &Next::Ask("a:1".into()), 0) > Duration::ZERO, "sent around for ever");
+        assert!(members.failed(3, &Next::Ask("a:1".into()), now, 0) > Duration::ZERO, "sent around for ever");
         members.answered(4);
         assert_eq!((members.failures, members.hints), (0, 0));
     }
 
     #[test]
     fn a_hint_to_somebody_out_of_reach_keeps_nobody_from_being_asked() {
-        let mut members = members();
+        let (mut members, now) = (members(), Instant::now());
         let mut asked = std::collections::BTreeSet::new();
         for _ in 0..20 {
             let name = members.names[members.current].clone();
             let next = if name == "d:1" { Next::Elsewhere } else { Next::Ask("d:1".into()) };
             asked.insert(name);
-            members.failed(members.choice, &next, 0);
+            members.failed(members.choice, &next, now, 0);
         }
         assert_eq!(asked.len(), 4, "{asked:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_to_somebody_who_was_out_of_reach_a_moment_ago_is_not_followed() {
+        let (mut members, now) = (members(), Instant::now());
+        let hint = Next::Ask("a:1".into());
+        members.failed(0, &Next::OutOfReach, now, 0);
+        assert_eq!(members.current, 1);
+        assert!(members.failed(1, &hint, now + OUT_OF_REACH / 2, 0) > Duration::ZERO);
+        assert_eq!(members.current, 2, "the dead leader was asked again");
+        assert_eq!(members.failed(2, &hint, now + OUT_OF_REACH, 0), Duration::ZERO);
+        assert_eq!(members.current, 0, "it may be back");
     }
 
     #[test]

@@ -208,6 +208,7 @@ fn members(raft: &RaftStatus, me: MemberId, leads: bool) -> Vec<MemberStatus> {
                     (true, true) => Some(0),
                     (true, false) => peer.last_ack.map(|ack| ack.as_millis() as u64),
                 },
+                snapshot: peer.snapshot.map(|progress| (progress.done_bytes, progress.total_bytes)),
             }
         })
         .collect()

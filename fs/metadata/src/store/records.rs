@@ -1,5 +1,6 @@
 //! The records, wherever they are: in RocksDB, or, in a simulation, in an ordered map.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use atoll_core::store::{Family, Read, StoreError, Visit, Write};
@@ -68,13 +69,22 @@ impl Records {
         each!(self, this => this.flush())
     }
 
-    /// Makes a copy as files in `dir`, which must not exist, for somebody else: all of it was read and is what was
-    /// written.
+    /// Makes a copy as files in `dir`, which must not exist.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if it isn't; if the disk refuses.
-    pub fn verified_checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
-        each!(self, this => this.verified_checkpoint(dir))
+    /// If the disk refuses.
+    pub fn checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
+        each!(self, this => this.checkpoint(dir))
+    }
+
+    /// Reads all of the [`checkpoint`](Self::checkpoint) in `dir`, and tells `read` how many bytes those were since the
+    /// last time; `read` may wait, and may end it.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if it is not what was written, which is noted as damage of these records; if the disk
+    /// refuses.
+    pub fn verify(&self, dir: &Path, read: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StoreError> {
+        each!(self, this => this.verify_checkpoint(dir, read))
     }
 
     /// The records as they are now, unchanged by later writes.

@@ -157,11 +157,12 @@ impl Rocks {
         Ok(Rocks { db, cache, memory, damage: OnceLock::new() })
     }
 
-    /// Reads every record in `dir`, so that each block's checksum is looked at. What is there stays as it is.
+    /// Reads every record in `dir`, so that each block's checksum is looked at. What is there stays as it is. `read` is
+    /// told every now and then how many bytes those were since the last time; it may wait, and may end it.
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if a block is not what was written; if RocksDB can't read.
-    pub fn verify(dir: &Path) -> Result<(), StoreError> {
+    pub fn verify(dir: &Path, read: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StoreError> {
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES / 8);
         let mut options = Options::default();
         options.set_max_open_files(OPEN_FILES_MAX);
@@ -177,8 +178,18 @@ impl Rocks {
             let mut options = ReadOptions::default();
             options.fill_cache(false);
             options.set_readahead_size(VERIFY_READAHEAD_BYTES);
-            Rocks::visit(db.raw_iterator_cf_opt(family, options), &[], &mut |_, _| ControlFlow::Continue(()))
-                .map_err(failed)?;
+            let (mut bytes, mut goes_on) = (0, ControlFlow::Continue(()));
+            Rocks::visit(db.raw_iterator_cf_opt(family, options), &[], &mut |key, value| {
+                bytes += (key.len() + value.len()) as u64;
+                if bytes >= VERIFY_READAHEAD_BYTES as u64 {
+                    goes_on = read(std::mem::take(&mut bytes));
+                }
+                goes_on
+            })
+            .map_err(failed)?;
+            if goes_on.is_break() {
+                break;
+            }
         }
         drop(db);
         // RocksDB says there what it has done, which is no part of the copy.
@@ -273,13 +284,17 @@ impl Rocks {
             .map_err(|error| self.failed(error))
     }
 
-    /// A [`checkpoint`](Self::checkpoint) for somebody else: every block of it was read and is what was written.
+    /// Reads every block of a [`checkpoint`](Self::checkpoint) of these records, as [`verify`](Self::verify) does. What it
+    /// finds is damage of these records, since the files are the same.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if a block isn't; if RocksDB can't write.
-    pub fn verified_checkpoint(&self, dir: &Path) -> Result<(), StoreError> {
-        self.checkpoint(dir)?;
-        Rocks::verify(dir).inspect_err(|error| self.note(error))
+    /// [`StoreError::Corrupt`] if a block is not what was written; if RocksDB can't read.
+    pub fn verify_checkpoint(
+        &self,
+        dir: &Path,
+        read: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        Rocks::verify(dir, read).inspect_err(|error| self.note(error))
     }
 
     /// The records as they are now, unchanged by later writes.
@@ -452,11 +467,26 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let rocks = Rocks::open(&dir.path().join("a")).unwrap();
         let mut random = StdRng::seed_from_u64(3);
-        for number in 0..2000u32 {
+        for number in 0..6000u32 {
             let value: Vec<u8> = (0..300).map(|_| random.random()).collect();
             rocks.write(&[(Family::Names, number.to_be_bytes().to_vec(), Some(value))]).unwrap();
         }
-        rocks.verified_checkpoint(&dir.path().join("good")).unwrap();
+        let good = dir.path().join("good");
+        rocks.checkpoint(&good).unwrap();
+        let mut told = 0;
+        let mut read = |bytes| {
+            told += bytes;
+            ControlFlow::Continue(())
+        };
+        rocks.verify_checkpoint(&good, &mut read).unwrap();
+        assert!(told > 0, "nobody could make it slower");
+        let mut times = 0;
+        let mut once = |_| {
+            times += 1;
+            ControlFlow::Break(())
+        };
+        rocks.verify_checkpoint(&good, &mut once).unwrap();
+        assert_eq!(times, 1);
         assert_eq!(rocks.damage(), None);
         let tables: Vec<_> = std::fs::read_dir(dir.path().join("a"))
             .unwrap()
@@ -467,7 +497,9 @@ mod tests {
         let file = std::fs::OpenOptions::new().write(true).open(table).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, &[0x55; 64], table.metadata().unwrap().len() / 2)
             .unwrap();
-        let error = rocks.verified_checkpoint(&dir.path().join("bad")).unwrap_err();
+        let bad = dir.path().join("bad");
+        rocks.checkpoint(&bad).unwrap();
+        let error = rocks.verify_checkpoint(&bad, &mut |_| ControlFlow::Continue(())).unwrap_err();
         assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
         assert!(rocks.damage().is_some());
     }
