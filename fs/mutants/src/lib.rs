@@ -20,6 +20,11 @@ pub const ALL: &[(&str, &str)] = &[
     ("settles-too-much", "a client takes for committed what was written while the commit was under way"),
     ("read-unverified", "nobody looks at the checksums of what is read"),
     ("fsync-returns-early", "fsync returns before what was written is committed"),
+    (
+        "seal-ignored",
+        "what is written to a chunk and not yet committed is given back, though its writer is still at work",
+    ),
+    ("move-unchecked", "data is moved elsewhere though it was written anew or cut off meanwhile"),
     ("append-guessed", "an append goes where the client believes the end to be"),
 ];
 

@@ -20,6 +20,10 @@ pub enum Fault {
     Cut(Vec<(String, String)>, Duration),
     /// A bit of a replica flips on a storage server's disk.
     Flip(usize),
+    /// A storage server's disk is full for a time, as others see it; `None`: all disks are.
+    Full(Option<usize>, Duration),
+    /// A metadata server's power is cut, and it comes back after a time with an empty disk, to take the place of who it was.
+    NewDisk(usize, Duration),
 }
 
 impl Fault {
@@ -29,7 +33,7 @@ impl Fault {
         let member = random.random_range(0..members);
         let server = random.random_range(0..storage);
         let time = some_time(random, 0, 6000);
-        match random.random_range(0..15) {
+        match random.random_range(0..19) {
             0..=2 => Fault::Member(member, time),
             3..=5 => Fault::Storage(server, time),
             6 => Fault::Everything(time),
@@ -56,9 +60,17 @@ impl Fault {
                 }
                 let strangers = (0..clients).filter(|other| *other != client).map(client_name);
                 cuts.extend(strangers.map(|other| (here.clone(), other)));
-                // Not for longer than its session lives since its last heartbeat.
-                Fault::Cut(cuts, some_time(random, 1000, 2800))
+                // Now and then for longer than its session lives.
+                Fault::Cut(cuts, some_time(random, 1000, 9000))
             }
+            14 => {
+                let client = random.random_range(0..clients);
+                Fault::Cut(vec![(client_name(client), String::new())], some_time(random, 2000, 20_000))
+            }
+            15 => Fault::Full(Some(server), time),
+            // Not for so long that what was promised is given up.
+            16 => Fault::Full(None, some_time(random, 500, 6000)),
+            17 => Fault::NewDisk(member, time),
             _ => {
                 let other = (member + 1 + random.random_range(0..members - 1)) % members;
                 Fault::Cut(

@@ -17,8 +17,11 @@ use atoll_metadata::store::folder::Folder;
 use atoll_metadata::store::memory::SimulatedRecords;
 use atoll_metadata::store::records::Backend;
 use atoll_metadata::{MetadataConfig, MetadataServer, RunningMetadata};
+use atoll_proto::admin::{ChangeMembers, MembersChange};
 use atoll_proto::metadata::BootstrapRequest;
-use atoll_proto::{Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Listener, Role};
+use atoll_proto::{
+    Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Listener, Role, RpcError,
+};
 use atoll_raft::SimDisk;
 use atoll_storage::disk::faulty::FaultyDisk;
 use atoll_storage::{StorageConfig, StorageHandle, StorageServer};
@@ -41,6 +44,10 @@ const ARENA_BYTES: u64 = 2 << 20;
 const DISK_BYTES: u64 = 1 << 30;
 /// How long a request of this module's own may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Whoever changes the group.
+const ADMIN: &str = "admin";
+/// How long a change of the group may take.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A client's filesystem.
 pub type FileSystem = Client<MetadataClient>;
@@ -76,6 +83,10 @@ fn metadata_addresses(count: usize) -> Vec<Address> {
 pub struct Member {
     name: String,
     id: MemberId,
+    /// How often its disk was replaced.
+    disks: u64,
+    /// Where its folders are.
+    parent: PathBuf,
     dir: PathBuf,
     log: SimDisk,
     records: SimulatedRecords,
@@ -84,18 +95,36 @@ pub struct Member {
 }
 
 impl Member {
-    /// With an empty disk; its folder, which holds only small files that are always durable, is in `dir`.
-    pub fn new(number: usize, dir: PathBuf) -> Result<Member, String> {
-        let id = MemberId(100 + number as u64);
-        Folder::open(&dir, CLUSTER, id).map_err(|error| error.to_string())?;
-        Ok(Member {
+    /// With an empty disk; its folder, which holds only small files that are always durable, is in `parent`.
+    pub fn new(number: usize, parent: PathBuf) -> Result<Member, String> {
+        let mut member = Member {
             name: metadata_name(number),
-            id,
-            dir,
+            id: MemberId(100 + number as u64),
+            disks: 0,
+            dir: parent.join(metadata_name(number)),
+            parent,
             log: SimDisk::new(u64::MAX, false),
             records: SimulatedRecords::default(),
             running: None,
-        })
+        };
+        member.make_folder()?;
+        Ok(member)
+    }
+
+    fn make_folder(&mut self) -> Result<(), String> {
+        Folder::open(&self.dir, CLUSTER, self.id).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// Gives it an empty disk, and with it another id. Returns who it was and who it is.
+    pub fn replace_disk(&mut self) -> Result<(MemberId, MemberId), String> {
+        let old = self.id;
+        self.disks += 1;
+        self.id = MemberId(old.0 + 1000);
+        self.dir = self.parent.join(format!("{}-{}", self.name, self.disks));
+        self.log = SimDisk::new(u64::MAX, false);
+        self.records = SimulatedRecords::default();
+        self.make_folder()?;
+        Ok((old, self.id))
     }
 
     /// Starts it.
@@ -170,6 +199,11 @@ impl StorageNode {
         Ok(())
     }
 
+    /// The disk is full, or isn't any more.
+    pub fn fill(&self, full: bool) {
+        self.disk.set_capacity(if full { 0 } else { DISK_BYTES });
+    }
+
     /// One bit of a replica flips, if there is any.
     pub fn flip(&self, random: &mut StdRng) {
         let chunks: Vec<String> =
@@ -197,7 +231,6 @@ impl StorageNode {
 
 /// Makes the group and the volume.
 pub async fn bootstrap(members: usize, copies: u8) -> Result<(), String> {
-    let identity = Identity { cluster: CLUSTER, role: Role::Admin, key: key(), encryption: Encryption::Off };
     let config = VolumeConfig {
         bytes_total: 1 << 30,
         inodes_total: 10_000,
@@ -212,12 +245,46 @@ pub async fn bootstrap(members: usize, copies: u8) -> Result<(), String> {
         .map(|number| (MemberId(100 + number as u64), address(&metadata_name(number)).to_string()))
         .collect();
     let request = BootstrapRequest { cluster: CLUSTER, config, members: founders };
-    let options = ConnectOptions::new(identity);
+    let options = ConnectOptions::new(admin());
     let connection = Connection::connect(&address(&metadata_name(0)), &options)
         .await
         .map_err(|error| error.to_string())?;
     let asked = connection.call_within::<BootstrapRequest>(&request, (), PATIENCE).await;
     asked.map(|_| ()).map_err(|error| error.to_string())
+}
+
+fn admin() -> Identity {
+    Identity { cluster: CLUSTER, role: Role::Admin, key: key(), encryption: Encryption::Off }
+}
+
+/// Lets a member take the place of another one, which has lost its disk, whoever leads now.
+pub async fn replace_member(
+    members: usize,
+    number: usize,
+    (old, new): (MemberId, MemberId),
+    network: &Network,
+) -> Result<(), String> {
+    network.begin(ADMIN);
+    let options = ConnectOptions::new(admin());
+    let address_of = |number| Address::Tcp(seen_by(&metadata_name(number), ADMIN));
+    let change = MembersChange::Replace { old, new, address: address(&metadata_name(number)).to_string() };
+    let mut last = String::new();
+    for asked in (0..members).cycle().take(200) {
+        let connection = Connection::connect(&address_of(asked), &options).await;
+        let answer = match connection {
+            Ok(connection) => {
+                let request = ChangeMembers { change: change.clone() };
+                connection.call_within::<ChangeMembers>(&request, (), CHANGE_PATIENCE).await
+            }
+            Err(error) => Err(RpcError::NotSent { reason: error.to_string() }),
+        };
+        match answer {
+            Ok(_) => return Ok(()),
+            Err(error) => last = format!("{}: {error}", metadata_name(asked)),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Err(format!("member {new} doesn't get the place of {old}: {last}"))
 }
 
 /// A mount without a kernel.

@@ -1,6 +1,6 @@
 //! A world: a cluster, its clients, what goes wrong, and what has to hold all the same.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub const FAULTS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(1800);
 /// When everything works again, there is nothing left to be done after this time.
 const REST_PATIENCE: Duration = Duration::from_secs(120);
+/// Within this time everybody knows how much room there is.
+const HEARD_WITHIN: Duration = Duration::from_secs(5);
 /// One world in so many waits in the end for what takes long.
 const PATIENT_ONE_IN: u64 = 8;
 /// How long a piece of work of a disk takes.
@@ -104,19 +106,20 @@ struct World {
     random: StdRng,
     members: Vec<Member>,
     storage: Vec<StorageNode>,
+    /// There is no room for all copies, or wasn't a moment ago.
+    full: Rc<Cell<bool>>,
 }
 
 impl World {
     fn new(seed: u64, network: Rc<Network>, folder: &std::path::Path) -> Result<World, String> {
-        let members = (0..MEMBERS)
-            .map(|number| Member::new(number, folder.join(nodes::metadata_name(number))))
-            .collect::<Result<_, _>>()?;
+        let members =
+            (0..MEMBERS).map(|number| Member::new(number, folder.to_owned())).collect::<Result<_, _>>()?;
         let storage = (0..STORAGE)
             .map(|number| {
                 StorageNode::new(number, MEMBERS, seed.wrapping_mul(31).wrapping_add(number as u64))
             })
             .collect();
-        Ok(World { network, random: StdRng::seed_from_u64(seed), members, storage })
+        Ok(World { network, random: StdRng::seed_from_u64(seed), members, storage, full: Rc::default() })
     }
 
     async fn start(&mut self) -> Result<(), String> {
@@ -153,6 +156,24 @@ impl World {
                 }
                 tokio::time::sleep(*time).await;
             }
+            Fault::Full(server, time) => {
+                let number = |server: &Option<usize>| server.map_or(0..STORAGE, |server| server..server + 1);
+                self.full.set(true);
+                number(server).for_each(|number| self.storage[number].fill(true));
+                tokio::time::sleep(*time).await;
+                number(server).for_each(|number| self.storage[number].fill(false));
+                // Until everybody has heard of it.
+                tokio::time::sleep(HEARD_WITHIN).await;
+                self.full.set(false);
+            }
+            Fault::NewDisk(number, time) => {
+                let member = &mut self.members[*number];
+                member.cut_power(&self.network, &mut self.random).await;
+                tokio::time::sleep(*time).await;
+                let (old, new) = member.replace_disk()?;
+                member.start(&self.network).await?;
+                nodes::replace_member(MEMBERS, *number, (old, new), &self.network).await?;
+            }
             Fault::Flip(number) => self.storage[*number].flip(&mut self.random),
             Fault::Cut(pairs, time) => {
                 self.network.cut(pairs.clone());
@@ -176,7 +197,14 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     for number in 0..CLIENTS {
         let mount = Mount::connect(&client_name(number), MEMBERS, &world.network).await?;
         clients.push(
-            SimClient::new(number, mount, shared, events.clone(), (world.network.clone(), MEMBERS)).await?,
+            SimClient::new(
+                number,
+                mount,
+                shared,
+                events.clone(),
+                (world.network.clone(), MEMBERS, world.full.clone()),
+            )
+            .await?,
         );
     }
 
@@ -199,8 +227,8 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     // Everything works again. What is there is what was made of it.
     let events: Vec<Event> = events.borrow().clone();
     report.shared_operations = events.len();
-    for client in &clients {
-        client.mount.files.stop().await.map_err(|error| format!("the end of a client: {error}"))?;
+    for client in &mut clients {
+        client.stop().await?;
     }
     let last = Mount::connect("last", MEMBERS, &world.network).await?;
     for client in &clients {

@@ -185,7 +185,8 @@ pub(super) fn relocate(
     let inside: Vec<Piece> =
         found.pieces.iter().copied().filter(|p| p.start >= range.0 && p.end() <= range.1).collect();
     let touched = found.pieces.iter().filter(|p| p.start < range.1 && p.end() > range.0).count();
-    if inside != expected || touched != inside.len() {
+    let changed = inside != expected || touched != inside.len();
+    if changed && !atoll_mutants::makes("move-unchecked") {
         return Err(FsError::Changed.into());
     }
     if inside.windows(2).any(|pair| pair[0].end() != pair[1].start) {
