@@ -1,9 +1,10 @@
 //! A cluster of separate processes: servers, and as many mounts as a test wants.
 
 use std::fs::{self, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use nix::mount::MsFlags;
 
@@ -17,6 +18,81 @@ static TURN: parking_lot::Mutex<()> = parking_lot::Mutex::new(());
 /// mount can't start the server that they wait for, for the reason above.
 const KEEP_RUNNING: &str = r#"while :; do "$@" & echo $! > "$0"; wait $!; sleep 0.5; done"#;
 
+/// Address of the near end of a [`Link`].
+const NEAR: &str = "10.99.0.1";
+
+/// Two network namespaces with a cable between them and no other way out. They are gone with this.
+pub struct Link {
+    /// What keeps the namespaces, the near one first.
+    holders: [Child; 2],
+    /// Carries out commands on the near side. It was started before the test had any file open on a mount that may be cut off:
+    /// a program that is started later would wait for that mount, to close what it inherits.
+    shell: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Link {
+    pub fn new() -> Link {
+        let hold = || {
+            let mut command = Command::new("unshare");
+            command.args(["--net", "--kill-child", "sleep", "1000000"]);
+            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("unshare");
+            let ours = fs::read_link("/proc/self/ns/net").expect("a namespace");
+            let theirs = format!("/proc/{}/ns/net", child.id());
+            wait_until("the namespace is there", || fs::read_link(&theirs).is_ok_and(|found| found != ours));
+            child
+        };
+        let holders = [hold(), hold()];
+        let mut shell = Command::new("nsenter");
+        shell.arg(format!("--net=/proc/{}/ns/net", holders[0].id())).arg("sh");
+        let mut shell = shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("nsenter");
+        let answers = BufReader::new(shell.stdout.take().expect("a pipe"));
+        let mut link = Link { holders, shell, answers };
+        let far = link.holders[1].id();
+        let there = format!("nsenter --net=/proc/{far}/ns/net");
+        link.run(&format!("ip link add near type veth peer name far netns {far}"));
+        link.run(&format!("ip address add {NEAR}/30 dev near && ip link set lo up && ip link set near up"));
+        link.run(&format!("{there} ip address add 10.99.0.2/30 dev far"));
+        link.run(&format!("{there} ip link set lo up && {there} ip link set far up"));
+        link
+    }
+
+    pub fn near(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.holders[0].id()))
+    }
+
+    pub fn far(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.holders[1].id()))
+    }
+
+    /// Nothing passes any more.
+    pub fn cut(&mut self) {
+        self.run("ip link set near down");
+    }
+
+    /// Everything passes again.
+    pub fn mend(&mut self) {
+        self.run("ip link set near up");
+    }
+
+    fn run(&mut self, command: &str) {
+        let stdin = self.shell.stdin.as_mut().expect("a pipe");
+        writeln!(stdin, "if {command}; then echo done; else echo failed; fi").expect("the shell listens");
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).expect("the shell answers");
+        assert_eq!(answer.trim(), "done", "{command}");
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        for child in self.holders.iter_mut().chain([&mut self.shell]) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// A cluster of separate processes on loopback.
 pub struct Processes {
     _turn: parking_lot::MutexGuard<'static, ()>,
@@ -29,6 +105,8 @@ pub struct Processes {
     metadata_flags: &'static [&'static str],
     pub storage: Vec<(Option<Child>, String)>,
     pub mounts: Vec<(Child, PathBuf)>,
+    /// The network namespace that everything is started in.
+    network: Option<PathBuf>,
 }
 
 /// Addresses that nobody listens at, each another one.
@@ -107,7 +185,32 @@ impl Processes {
             metadata_flags,
             storage: addresses.collect(),
             mounts: Vec::new(),
+            network: None,
         }
+    }
+
+    /// On the near side of a link.
+    pub fn start_near(link: &Link, metadata: usize, storage: usize, copies: u8) -> Processes {
+        let mut cluster = Processes::new(metadata, storage, false, &[]);
+        cluster.network = Some(link.near());
+        let servers = cluster.metadata.iter_mut().chain(&mut cluster.storage);
+        for (number, (_, address)) in servers.enumerate() {
+            *address = format!("{NEAR}:{}", 7400 + number);
+        }
+        cluster.begin((None, None), copies);
+        cluster
+    }
+
+    /// Starts what follows in another network namespace; returns the one before.
+    pub fn go_to(&mut self, network: PathBuf) -> Option<PathBuf> {
+        self.network.replace(network)
+    }
+
+    fn program(&self) -> Command {
+        let Some(network) = &self.network else { return Command::new(ATOLL_FS) };
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", network.display())).arg(ATOLL_FS);
+        command
     }
 
     fn begin(&mut self, (metadata_mib, storage_mib): (Option<u64>, Option<u64>), copies: u8) {
@@ -157,7 +260,7 @@ impl Processes {
 
     /// A command with the cluster's flags.
     pub fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(ATOLL_FS);
+        let mut command = self.program();
         command.arg(name).args(["--cluster", &self.id]).arg("--key-file").arg(self.folder.path().join("key"));
         if name != "metadata" {
             let addresses: Vec<&str> = self.metadata.iter().map(|(_, address)| address.as_str()).collect();
@@ -275,7 +378,7 @@ impl Processes {
     /// `atoll-fs admin …`: the words of the command, then its arguments.
     pub fn admin(&self, words: &[&str], arguments: &[&str]) -> std::process::Output {
         let addresses: Vec<&str> = self.metadata.iter().map(|(_, address)| address.as_str()).collect();
-        let mut command = Command::new(ATOLL_FS);
+        let mut command = self.program();
         command.arg("admin").args(words).args(["--cluster", &self.id]);
         command.arg("--key-file").arg(self.folder.path().join("key"));
         command.args(["--metadata", &addresses.join(",")]).args(arguments);
