@@ -15,6 +15,8 @@ use crate::exit::Failure;
 
 /// Between two looks at how it goes.
 const LOOK: Duration = Duration::from_millis(300);
+/// The check begins again with each new leader, so often at most.
+const STARTS_MAX: u32 = 10;
 /// Looks between two lines of progress where there is no terminal.
 const LOOKS_PER_LINE: u32 = 30;
 
@@ -79,11 +81,22 @@ fn check(args: &FsckArgs, repair: Vec<Kind>) -> Result<FsckReply, Failure> {
     cluster::runtime(1)?.block_on(async {
         let request = FsckRequest::Start { repair, data: args.data };
         let mut reply = cluster::ask::<FsckRequest>(who.clone(), addresses, &request).await?;
-        let run = reply.run;
-        let mut looks = 0;
+        let (mut run, mut starts, mut looks) = (reply.run, 1, 0);
         while !reply.done {
             tokio::time::sleep(LOOK).await;
             reply = cluster::ask::<FsckRequest>(who.clone(), addresses, &FsckRequest::Look { run }).await?;
+            if reply.run != run {
+                // What was repaired is: it isn't found again.
+                if starts == STARTS_MAX {
+                    return Err(Failure::failed(
+                        "the leader changed again and again: try again when it stays",
+                    ));
+                }
+                eprintln!("the leader has changed: the check begins again");
+                reply = cluster::ask::<FsckRequest>(who.clone(), addresses, &request).await?;
+                (run, starts) = (reply.run, starts + 1);
+                continue;
+            }
             looks += 1;
             progress(&reply, args.json, looks);
         }

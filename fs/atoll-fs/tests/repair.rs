@@ -156,11 +156,89 @@ fn damage_on_one_server_goes_unnoticed_and_is_healed() {
     wait_until("deleted replicas are made anew", || {
         copied(&cluster) >= before + files.len() as u64 && nothing_is_bad(&cluster)
     });
-    // What was zeroed under a running server looks as if it had never been written: only who reads it knows better.
+    // What was zeroed under a running server looks to that server as if it had never been written. Who reads knows better…
     damage(&cluster, victim(&cluster, 1), zero);
     reading_heals(&mut cluster, "zeroed");
+    wait_until("nothing is wrong", || nothing_is_bad(&cluster));
+    // …and so does the check, which says so, and does what it is asked to.
+    let server = victim(&cluster, 2);
+    let (before, damaged) = (copied(&cluster), cluster.chunk_files(server).len() as u64);
+    damage(&cluster, server, zero);
+    let output = cluster.command("fsck").arg("--data").output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", common::text(&output));
+    assert!(common::text(&output).contains("replica-short"), "{}", common::text(&output));
+    let output = cluster.command("fsck").args(["--data", "--repair", "replica-short"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", common::text(&output));
+    wait_until("what was taken out is made anew", || {
+        copied(&cluster) >= before + damaged && nothing_is_bad(&cluster)
+    });
     let mount = cluster.mount("mnt");
     check(&mount);
+}
+
+#[test]
+fn what_is_good_in_two_bad_replicas_is_kept() {
+    let mut cluster = Processes::start(2, 2);
+    let mount = cluster.mount("mnt");
+    write(&mount);
+    cluster.unmount(&mount);
+    // Each server has what the other one has not.
+    for server in 0..2 {
+        for path in cluster.chunk_files(server) {
+            let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            let mut block = [0; 4096];
+            let at = (1 + server as u64) << 20;
+            file.read_exact_at(&mut block, at).unwrap();
+            block[77] ^= 1;
+            file.write_all_at(&block, at).unwrap();
+        }
+    }
+    let held: Vec<usize> = (0..2).map(|server| cluster.chunk_files(server).len()).collect();
+    assert!(held[0] > 0);
+    for arguments in [&["--data"][..], &["--data", "--repair", "replica-bad"]] {
+        let output = cluster.command("fsck").args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(4), "{}", common::text(&output));
+        assert!(common::text(&output).contains("replica-bad"), "{}", common::text(&output));
+    }
+    // The servers have said so as well, and had time to be told to delete.
+    std::thread::sleep(Duration::from_secs(5));
+    let mount = cluster.mount("mnt");
+    check(&mount);
+    let now: Vec<usize> = (0..2).map(|server| cluster.chunk_files(server).len()).collect();
+    assert_eq!(now, held, "the only good copy of something was thrown away");
+}
+
+#[test]
+fn a_server_that_is_added_gets_its_share() {
+    const DISK_MIB: u64 = 2048;
+    let mut cluster = Processes::start_on((1, None), (1, Some(DISK_MIB)), 1, false, &[]);
+    let mount = cluster.mount("mnt");
+    for round in 0..12 {
+        let folder = mount.join(format!("round-{round}"));
+        fs::create_dir(&folder).unwrap();
+        write(&folder);
+    }
+    cluster.unmount(&mount);
+    let all = cluster.chunk_files(0).len();
+    let mount = cluster.mount("mnt");
+    let new = cluster.add_storage(DISK_MIB);
+    wait_until("the new server has its share", || {
+        check(&mount.join("round-3"));
+        cluster.chunk_files(new).len() * 5 >= all && is_whole(&cluster)
+    });
+    // What was copied is deleted where it was, and it comes to rest.
+    wait_until("what was moved is there once", || {
+        cluster.chunk_files(0).len() + cluster.chunk_files(new).len() == all && is_whole(&cluster)
+    });
+    let rested = copied(&cluster);
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(copied(&cluster), rested, "it moves things to and fro");
+    for round in 0..12 {
+        check(&mount.join(format!("round-{round}")));
+    }
+    cluster.unmount(&mount);
+    let output = cluster.command("fsck").arg("--data").output().unwrap();
+    assert!(output.status.success(), "{}", common::text(&output));
 }
 
 #[test]

@@ -32,6 +32,7 @@ use crate::repair::Progress;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
 use crate::state_machine::Machine;
+use crate::workers::suspects::Suspects;
 
 /// What this crate needs of replication.
 pub trait Consensus: Log {
@@ -77,6 +78,8 @@ pub(crate) struct Office {
     pub(crate) servers: Mutex<Servers>,
     pub(crate) orders: Mutex<OrderBook>,
     pub(crate) repair: Mutex<Progress>,
+    /// Replicas that are said to be bad, to be taken out once another one was found to be whole.
+    pub(crate) suspects: Suspects,
     pub(crate) in_flight: Mutex<HashMap<(SessionId, SlotId, u64), InFlight>>,
     /// Who waits for which lock.
     pub(crate) lock_waits: Mutex<LockWaits>,
@@ -185,6 +188,7 @@ impl Node {
         *self.office.servers.lock() = Servers::begin(term, now, self.repair_after, servers);
         *self.office.orders.lock() = OrderBook::begin(term);
         *self.office.repair.lock() = Progress::default();
+        self.office.suspects.clear();
         self.office.in_flight.lock().clear();
         *self.office.lock_waits.lock() = LockWaits::default();
         self.changes.begin();

@@ -7,6 +7,7 @@ mod housekeeping;
 mod migrate;
 mod mover;
 mod repair;
+pub(crate) mod suspects;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +35,7 @@ pub fn start(node: &Arc<Node>, ballast: Ballast, tasks: &TaskTracker) {
     tasks.spawn(until_stopped(node.clone(), migrate::run(node.clone(), mover.clone())));
     tasks.spawn(until_stopped(node.clone(), compact::run(node.clone(), mover)));
     tasks.spawn(until_stopped(node.clone(), repair::run(node.clone())));
+    tasks.spawn(until_stopped(node.clone(), suspects::run(node.clone())));
 }
 
 async fn until_stopped(node: Arc<Node>, work: impl Future<Output = ()>) {

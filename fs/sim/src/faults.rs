@@ -61,7 +61,8 @@ impl Fault {
                 let strangers = (0..clients).filter(|other| *other != client).map(client_name);
                 cuts.extend(strangers.map(|other| (here.clone(), other)));
                 // Now and then for longer than its session lives.
-                Fault::Cut(cuts, some_time(random, 1000, 9000))
+                let longest = if random.random_bool(0.5) { 4000 } else { 9000 };
+                Fault::Cut(cuts, some_time(random, 1000, longest))
             }
             14 => {
                 let client = random.random_range(0..clients);

@@ -313,6 +313,15 @@ impl Processes {
         self.metadata.len() - 1
     }
 
+    /// Another storage server, on a disk of `mib` MiB of its own; its number.
+    pub fn add_storage(&mut self, mib: u64) -> usize {
+        let (number, address) = (self.storage.len(), free_addresses(1).remove(0));
+        self.storage.push((None, address));
+        self.disk(&format!("storage-{number}"), mib);
+        self.start_storage(number);
+        number
+    }
+
     /// Which metadata server leads, as the group says.
     pub fn leader(&self) -> Option<usize> {
         let status = self.status();

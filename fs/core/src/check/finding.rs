@@ -98,13 +98,13 @@ kinds! {
     /// The volume's sums differ from what there is.
     VolumeTotals, "volume-totals", 7;
     /// A server lacks a replica that it should have.
-    ReplicaMissing, "replica-missing", 0;
+    ReplicaMissing, "replica-missing", 8;
     /// A replica has fewer bytes than were committed.
-    ReplicaShort, "replica-short", 0;
+    ReplicaShort, "replica-short", 8;
     /// A replica of a sealed chunk is of an old generation, or open.
-    ReplicaGeneration, "replica-generation", 0;
+    ReplicaGeneration, "replica-generation", 8;
     /// A replica has blocks that don't have their checksum.
-    ReplicaBad, "replica-bad", 0;
+    ReplicaBad, "replica-bad", 8;
     /// A storage server doesn't answer.
     ReplicasUnchecked, "replicas-unchecked", 0;
 }

@@ -44,9 +44,8 @@ impl Fsck {
         let mut state = self.state.lock();
         match request {
             FsckRequest::Look { run } if run == state.run => Ok(state.clone()),
-            FsckRequest::Look { .. } => Err(MetadataError::Refused(
-                "no such check here: the leader has changed, start it again".into(),
-            )),
+            // It was another leader's: who asks has to start anew.
+            FsckRequest::Look { .. } => Ok(FsckReply::default()),
             FsckRequest::Start { .. } if state.run != 0 && !state.done => Err(MetadataError::Refused(
                 "a check of this volume runs already: wait until it has ended".into(),
             )),
@@ -60,8 +59,14 @@ impl Fsck {
                         () = node.stopping.cancelled() => Err(MetadataError::LeadershipLost),
                     };
                     let mut state = state.lock();
-                    if let Err(error) = result {
-                        state.failed = Some(error.to_string());
+                    match result {
+                        Ok(()) => {}
+                        Err(MetadataError::LeadershipLost | MetadataError::NotLeader { .. }) => {
+                            tracing::info!("a check of the volume has ended with the leadership");
+                            *state = FsckReply::default();
+                            return;
+                        }
+                        Err(error) => state.failed = Some(error.to_string()),
                     }
                     state.done = true;
                     tracing::info!(
@@ -109,10 +114,22 @@ async fn rounds(
         if todo.is_empty() {
             state.lock().stage = "replicas".to_owned();
             let replicas = fsck_replicas::look(node, data).await?;
+            let taken_out = fsck_replicas::take_out(node, &replicas, &asked).await?;
             let mut state = state.lock();
-            state.found += replicas.len() as u64;
+            state.found += (replicas.len() - taken_out.len()) as u64;
+            count += taken_out.len() as u64;
             let mut left = found;
-            left.extend(replicas.into_iter().map(|finding| (finding, None)));
+            for finding in replicas {
+                let subject = (finding.kind, finding.subject.clone());
+                if taken_out.contains(&subject) {
+                    repaired.push(shown(&finding, None, Fate::Repaired));
+                    continue;
+                }
+                if asked.contains(&finding.kind) {
+                    refused.insert(subject);
+                }
+                left.push((finding, None));
+            }
             finish(&mut state, repaired, left, &refused, count);
             return Ok(());
         }

@@ -1,14 +1,15 @@
 //! The replicas that storage servers really hold: asked for page by page, judged in the core, and looked at again after
 //! a while, since chunks are sealed, moved and deleted meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
 use atoll_core::check::{Finding, Held, Kind, Subject, judge};
+use atoll_core::commands::Op;
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::keys;
-use atoll_core::query::load;
+use atoll_core::query::{self, load};
 use atoll_core::records::{ChunkRecord, OrderRecord, Record, ServerRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::metadata::MetadataError;
@@ -16,6 +17,7 @@ use atoll_proto::storage::{INVENTORY_PAGE_MAX, Inventory, ReplicaInfo, Scrub};
 use atoll_proto::{Address, ConnectOptions, Connection};
 
 use crate::node::{Node, collect, store_error};
+use crate::workers::suspects::{Others, read_others};
 
 /// What looks wrong must still do so after this time.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
@@ -56,7 +58,7 @@ async fn look_at(
         Err(reason) => return Ok(Err(reason)),
     };
     let mut suspects: Vec<ChunkId> = Vec::new();
-    let mut sealed: Vec<ChunkId> = Vec::new();
+    let mut sealed: Vec<(ChunkId, u64)> = Vec::new();
     let mut after = None;
     loop {
         let page = match page(&connection, after, INVENTORY_PAGE_MAX).await {
@@ -71,7 +73,7 @@ async fn look_at(
             if judge(&record, &order, held.get(&chunk)).is_some() && suspects.len() < SUSPECTS_MAX {
                 suspects.push(chunk);
             } else if record.sealed && data {
-                sealed.push(chunk);
+                sealed.push((chunk, record.live_blocks));
             }
         }
         match last {
@@ -89,11 +91,16 @@ async fn look_at(
             Err(reason) => return Ok(Err(reason)),
         }
     }
-    for chunk in sealed {
+    for (chunk, in_use) in sealed {
         tokio::time::sleep(SCRUB_PAUSE).await;
         let read = connection.call_within::<Scrub>(&Scrub { chunk }, (), SCRUB_DEADLINE).await;
         match read {
-            Ok((reply, _)) if reply.bad.is_empty() => {}
+            // What is in use of a sealed chunk only becomes less.
+            Ok((reply, _)) if reply.bad.is_empty() && reply.blocks >= in_use => {}
+            Ok((reply, _)) if reply.bad.is_empty() => {
+                let words = format!("has {} good blocks, {in_use} are in use", reply.blocks);
+                found.push(finding(server, chunk, Kind::ReplicaShort, &words));
+            }
             Ok((reply, _)) => {
                 let words = format!("has {} blocks that don't have their checksum", reply.bad.len());
                 found.push(finding(server, chunk, Kind::ReplicaBad, &words));
@@ -107,6 +114,49 @@ async fn look_at(
         }
     }
     Ok(Ok(()))
+}
+
+/// Takes those out that were asked for, so that the repair makes them anew: what is wrong with a replica can't be mended in
+/// place. One is only taken out if another one was read from end to end and is whole. Returns what was done.
+pub(super) async fn take_out(
+    node: &Node,
+    found: &[Finding],
+    asked: &BTreeSet<Kind>,
+) -> Result<BTreeSet<(Kind, Subject)>, MetadataError> {
+    let mut chunks: BTreeMap<ChunkId, BTreeSet<ServerId>> = BTreeMap::new();
+    for finding in found {
+        if let Subject::Replica(server, chunk) = finding.subject
+            && finding.kind != Kind::ReplicasUnchecked
+        {
+            chunks.entry(chunk).or_default().insert(server);
+        }
+    }
+    let is_asked = |finding: &&Finding, chunk: ChunkId| {
+        asked.contains(&finding.kind) && matches!(finding.subject, Subject::Replica(_, of) if of == chunk)
+    };
+    let mut done = BTreeSet::new();
+    for (chunk, wrong) in chunks {
+        let asked: Vec<&Finding> = found.iter().filter(|finding| is_asked(finding, chunk)).collect();
+        let out: BTreeSet<ServerId> = asked
+            .iter()
+            .filter_map(|finding| match finding.subject {
+                Subject::Replica(server, _) => Some(server),
+                _ => None,
+            })
+            .collect();
+        let record = query::chunk(&*node.machine.store(), chunk).map_err(|error| store_error(&error))?;
+        let Some(record) = record.filter(|record| record.sealed && !out.is_empty()) else { continue };
+        if read_others(node, chunk, &record, &wrong).await? != Others::Whole {
+            continue;
+        }
+        let replicas: Vec<ServerId> =
+            record.replicas.iter().copied().filter(|server| !out.contains(server)).collect();
+        let op = Op::SetReplicas { chunk, generation: record.generation, replicas };
+        if node.propose(op).await?.into_result().is_ok() {
+            done.extend(asked.iter().map(|finding| (finding.kind, finding.subject.clone())));
+        }
+    }
+    Ok(done)
 }
 
 fn finding(server: ServerId, chunk: ChunkId, kind: Kind, words: &str) -> Finding {

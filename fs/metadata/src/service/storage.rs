@@ -176,7 +176,7 @@ impl Node {
         })
     }
 
-    /// A replica is missing or bad: it is taken out, if another is left, and made anew by the repair.
+    /// A replica is missing: it is taken out, if another is left, and made anew by the repair.
     fn without_replica(&self, chunk: ChunkId, server: ServerId) -> Result<Option<Op>, MetadataError> {
         let record = query::chunk(&*self.machine.store(), chunk).map_err(|error| store_error(&error))?;
         let Some(record) = record else { return Ok(None) };
@@ -190,10 +190,10 @@ impl Node {
             left.iter().filter(|other| servers.health(**other, now) == Some(Health::Alive)).count()
         };
         if alive == 0 {
-            tracing::error!(%chunk, %server, "the only replica that can be reached is missing or bad");
+            tracing::error!(%chunk, %server, "the only replica that could be reached is missing");
             return Ok(None);
         }
-        tracing::warn!(%chunk, %server, left = left.len(), "a replica is missing or bad: it is taken out");
+        tracing::warn!(%chunk, %server, left = left.len(), "a replica is missing: it is taken out");
         Ok(Some(Op::SetReplicas { chunk, generation: record.generation, replicas: left }))
     }
 
@@ -211,10 +211,11 @@ impl Node {
             self.metrics.work("strays", strays.len() as u64);
             ops.push(Op::DeleteStray { server, chunks: strays });
         }
-        let bad = changes.bad.iter().map(|bad| bad.chunk);
-        for chunk in missing.into_iter().chain(removed).chain(bad) {
+        for chunk in missing.into_iter().chain(removed) {
             ops.extend(self.without_replica(chunk, server)?);
         }
+        // What is good in them may be all that is left of it.
+        self.office.suspects.add(changes.bad.iter().map(|bad| (bad.chunk, server)));
         if !ops.is_empty() {
             self.propose_all(ops).await?;
         }
