@@ -23,6 +23,8 @@ use crate::seam;
 
 /// Names in a client's folder.
 const NAMES: usize = 6;
+/// Names that all clients make and remove.
+const SHARED_NAMES: usize = 2;
 /// Bytes of a file at most.
 const FILE_BYTES_MAX: usize = 1_200_000;
 /// The name of the attribute that all clients set and get.
@@ -54,6 +56,19 @@ pub enum What {
     Get(u64),
     /// A record was appended.
     Append([u8; RECORD_BYTES]),
+    /// Something was done with one of the names in the shared folder.
+    Name(usize, NameOp),
+}
+
+/// What was done with a name, and what the answer was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameOp {
+    /// A file was made; or not, since there was one.
+    Made(Option<InodeId>),
+    /// It was removed; or there was none.
+    Removed(bool),
+    /// This is what was found.
+    Found(Option<InodeId>),
 }
 
 /// The shared folder.
@@ -63,6 +78,8 @@ pub struct Shared {
     pub register: InodeId,
     /// The file that all append to.
     pub log: InodeId,
+    /// The folder in which all make and remove the same names.
+    pub folder: InodeId,
 }
 
 #[derive(Clone, Debug)]
@@ -187,7 +204,33 @@ pub async fn make_shared(files: &FileSystem) -> Checked<Shared> {
     let zero = Bytes::copy_from_slice(&0u64.to_le_bytes());
     let set = files.setxattr(&caller, made[0], Bytes::from_static(REGISTER), zero, 0, false);
     set.await.map_err(|e| errno("setxattr", e))?;
-    Ok(Shared { register: made[0], log: made[1] })
+    let folder = files.mkdir(&caller, ROOT, Bytes::from_static(b"shared"), 0o777).await;
+    let folder = folder.map_err(|e| errno("mkdir", e))?.attributes.ino;
+    Ok(Shared { register: made[0], log: made[1], folder })
+}
+
+fn shared_name(number: usize) -> Bytes {
+    Bytes::from(format!("n{number}"))
+}
+
+async fn find_shared(files: &FileSystem, folder: InodeId, name: Bytes) -> Checked<Option<InodeId>> {
+    match files.lookup(&Caller::default(), folder, name).await {
+        Ok(found) => Ok(Some(found.attributes.ino)),
+        Err(Errno(libc::ENOENT)) => Ok(None),
+        Err(error) => Err(errno("lookup of a shared name", error)),
+    }
+}
+
+/// What the shared names mean in the end.
+pub async fn shared_names(files: &FileSystem, folder: InodeId) -> Checked<Vec<Event>> {
+    let mut events = Vec::new();
+    for number in 0..SHARED_NAMES {
+        let began = seam::elapsed();
+        let found = find_shared(files, folder, shared_name(number)).await?;
+        let what = What::Name(number, NameOp::Found(found));
+        events.push(Event { client: usize::MAX, began, ended: seam::elapsed(), what });
+    }
+    Ok(events)
 }
 
 /// Reads a whole file.
@@ -338,8 +381,9 @@ impl SimClient {
             62..=67 => self.unlink(&name).await,
             68..=71 => self.link(&name, &format!("f{}", random.random_range(0..NAMES))).await,
             72..=76 => self.truncate(&name, random).await,
-            77..=84 => self.set().await,
-            85..=91 => self.get().await,
+            77..=82 => self.set().await,
+            83..=87 => self.get().await,
+            88..=91 => self.name(random).await,
             92 if self.counter.is_multiple_of(3) => self.die().await,
             _ => self.append().await,
         }
@@ -571,6 +615,37 @@ impl SimClient {
         let bytes = asked.map_err(|e| errno("getxattr", e))?;
         let value = bytes.first_chunk::<8>().ok_or("the register is torn")?;
         self.note(began, What::Get(u64::from_le_bytes(*value)));
+        Ok(())
+    }
+
+    /// Does something with a name that others use, too: makes it, looks it up or removes it.
+    async fn name(&mut self, random: &mut StdRng) -> Checked<()> {
+        let number = random.random_range(0..SHARED_NAMES);
+        let name = shared_name(number);
+        let (files, caller, folder) = (&self.mount.files, &self.caller, self.shared.folder);
+        let began = seam::elapsed();
+        let op = match random.random_range(0..3) {
+            0 => {
+                let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+                match files.create(caller, folder, name, 0o100_644, flags).await {
+                    Ok((entry, opened)) => {
+                        let ino = entry.attributes.ino;
+                        let released = files.release(caller, ino, opened.handle, None, false).await;
+                        released.map_err(|e| errno("release", e))?;
+                        NameOp::Made(Some(ino))
+                    }
+                    Err(Errno(libc::EEXIST)) => NameOp::Made(None),
+                    Err(error) => return Err(errno("create of a shared name", error)),
+                }
+            }
+            1 => match files.unlink(caller, folder, name).await {
+                Ok(()) => NameOp::Removed(true),
+                Err(Errno(libc::ENOENT)) => NameOp::Removed(false),
+                Err(error) => return Err(errno("unlink of a shared name", error)),
+            },
+            _ => NameOp::Found(find_shared(files, folder, name).await?),
+        };
+        self.note(began, What::Name(number, op));
         Ok(())
     }
 

@@ -225,7 +225,7 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     futures::try_join!(working, failing)?;
 
     // Everything works again. What is there is what was made of it.
-    let events: Vec<Event> = events.borrow().clone();
+    let mut events: Vec<Event> = events.borrow().clone();
     report.shared_operations = events.len();
     for client in &mut clients {
         client.stop().await?;
@@ -234,6 +234,8 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     for client in &clients {
         client.check(&last.files).await?;
     }
+    events.extend(client::shared_names(&last.files, shared.folder).await?);
+    invariants::names::check(&events)?;
     invariants::register::check(&events)?;
     let log = client::read_file(&last.files, shared.log).await?;
     invariants::appends::check(&events, &log)?;

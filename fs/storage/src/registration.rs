@@ -215,7 +215,7 @@ impl Registrar {
                     Some(connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_DEADLINE).await.ok()?.0)
                 };
                 let who = tokio::time::timeout(PROBE_DEADLINE, who).await.ok()??;
-                who.is_leader.then(|| who.address)
+                who.is_leader.then_some(who.address)
             });
             let mut asked: FuturesUnordered<_> = asked.collect();
             while let Some(answer) = asked.next().await {

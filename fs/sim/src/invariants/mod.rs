@@ -2,6 +2,7 @@
 //! ([`crate::client`]): each takes effect once, with one reply, whatever happens, and what was written is there.
 
 pub mod appends;
+pub mod names;
 pub mod records;
 pub mod register;
 pub mod replicas;
