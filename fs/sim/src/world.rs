@@ -23,7 +23,7 @@ pub const STORAGE: usize = 3;
 /// Clients.
 pub const CLIENTS: usize = 3;
 /// Operations of one client.
-pub const OPERATIONS: usize = 70;
+pub const OPERATIONS: usize = 67;
 /// Faults.
 pub const FAULTS: usize = 3;
 /// Within this time everything has to be over; only a world in which something hangs takes longer.

@@ -104,18 +104,35 @@ impl Registrar {
             tracing::warn!("no metadata server was named: nobody will learn of this storage server");
             std::future::pending::<()>().await;
         }
-        let (mut next, mut hints, mut pause) = (0, 0, RETRY_MIN);
-        let mut hint: Option<Address> = None;
+        let (mut hints, mut pause) = (0, RETRY_MIN);
+        let (mut hint, mut last_reasons): (Option<Address>, String) = (None, String::new());
         loop {
-            let address = hint.take().unwrap_or_else(|| {
-                next = (next + 1) % metadata.len();
-                metadata[next].clone()
-            });
+            let leader = match hint.take() {
+                Some(hint) => Ok(hint),
+                // One that was stopped would take a connection and never say a word: all are asked at the same time.
+                None => match &metadata[..] {
+                    [only] => Ok(only.clone()),
+                    several => self.leader_among(&several.iter().collect::<Vec<_>>()).await,
+                },
+            };
+            let address = match leader {
+                Ok(address) => address,
+                Err(reasons) => {
+                    if reasons != last_reasons {
+                        tracing::info!(reasons, "no metadata server leads that can be reached");
+                        last_reasons = reasons;
+                    }
+                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    continue;
+                }
+            };
             let mut heard = false;
             let ended = self.round(&address, &mut heard).await;
             self.set_registered(false);
             if heard {
                 (hints, pause) = (0, RETRY_MIN);
+                last_reasons.clear();
             }
             match ended {
                 Ended::NotLeader(leader) => {
@@ -198,33 +215,44 @@ impl Registrar {
     /// Comes back when another member than this silent one leads: its address.
     async fn elsewhere(&self, silent: &Address) -> String {
         tokio::time::sleep(SILENCE).await;
-        let others: Vec<&Address> = self
-            .announcement
-            .metadata
-            .iter()
-            .filter(|other| other.to_string() != silent.to_string())
-            .collect();
+        let is_other = |other: &&Address| other.to_string() != silent.to_string();
+        let others: Vec<&Address> = self.announcement.metadata.iter().filter(is_other).collect();
         if others.is_empty() {
             return std::future::pending().await;
         }
-        let options = ConnectOptions::new(self.announcement.identity.clone());
         loop {
-            let asked = others.iter().map(async |address| {
-                let who = async {
-                    let connection = Connection::connect(address, &options).await.ok()?;
-                    Some(connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_DEADLINE).await.ok()?.0)
-                };
-                let who = tokio::time::timeout(PROBE_DEADLINE, who).await.ok()??;
-                who.is_leader.then_some(who.address)
-            });
-            let mut asked: FuturesUnordered<_> = asked.collect();
-            while let Some(answer) = asked.next().await {
-                if let Some(leader) = answer {
-                    return leader;
-                }
+            if let Ok(leader) = self.leader_among(&others).await {
+                return leader.to_string();
             }
             tokio::time::sleep(PROBE_EVERY).await;
         }
+    }
+
+    /// Asks these members whether they lead. The address of the first that does, or why each of them doesn't.
+    async fn leader_among(&self, members: &[&Address]) -> Result<Address, String> {
+        let options = ConnectOptions::new(self.announcement.identity.clone());
+        let asked = members.iter().map(async |address| {
+            let who = async {
+                let connection = Connection::connect(address, &options).await.map_err(|e| e.to_string())?;
+                let asked = connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_DEADLINE).await;
+                asked.map(|(who, _)| who).map_err(|error| format!("{address}: {error}"))
+            };
+            let who = tokio::time::timeout(PROBE_DEADLINE, who).await;
+            match who.unwrap_or_else(|_| Err(format!("{address} doesn't answer")))? {
+                who if who.is_leader => who.address.parse().map_err(|e| format!("{address}: {e}")),
+                _ => Err(format!("{address} doesn't lead")),
+            }
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut reasons = Vec::new();
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(leader) => return Ok(leader),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        reasons.sort();
+        Err(reasons.join("; "))
     }
 
     async fn register(&self) -> Result<Register, String> {
