@@ -21,6 +21,9 @@ use crate::metadata::Metadata;
 const REFRESH_PERIOD_MIN: Duration = Duration::from_millis(200);
 /// A failure this long ago says nothing any more: the server is tried again.
 const FAILURE_MEMORY: Duration = Duration::from_secs(10);
+/// How often a server whose connection is gone is dialled while it counts as failing, and for how long it is waited for.
+const CONNECT_AGAIN: Duration = Duration::from_millis(300);
+const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the metadata service may take to name the servers before a call is given up.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections to servers at most; the ones that were used least recently are closed.
@@ -125,6 +128,8 @@ struct Server {
     peer: Option<(SessionId, Peer)>,
     last_use: u64,
     failing: Option<Failing>,
+    /// A task finds out when it can be reached again.
+    awaited: bool,
 }
 
 /// A server that doesn't answer.
@@ -214,7 +219,8 @@ impl<M: Metadata> Inner<M> {
                 .map_err(|error| StorageFailure::Unreachable(format!("server {server}: {error}")))?,
         };
         let identity = Identity { role: Role::Client(session), ..self.config.identity.clone() };
-        let peer = Peer::new(address, ConnectOptions::new(identity).expecting(Role::Storage(server)));
+        let options = ConnectOptions::new(identity).expecting(Role::Storage(server));
+        let peer = Peer::new(address, options.with_pauses_up_to(2 * CONNECT_AGAIN));
         found.peer = Some((session, peer.clone()));
         close_least_used(&mut servers);
         Ok((Some(peer), current))
@@ -248,25 +254,51 @@ impl<M: Metadata> Inner<M> {
         let mut before = std::mem::take(&mut servers.known);
         for info in list {
             let old = before.remove(&info.server);
-            let (peer, last_use, failing) = match old {
-                Some(old) if old.info.address == info.address => (old.peer, old.last_use, old.failing),
-                Some(old) => (None, old.last_use, None),
-                None => (None, 0, None),
+            let new = match old {
+                Some(old) if old.info.address == info.address => Server { info, ..old },
+                Some(old) => Server { info, peer: None, failing: None, ..old },
+                None => Server { info, peer: None, last_use: 0, failing: None, awaited: false },
             };
-            servers.known.insert(info.server, Server { info, peer, last_use, failing });
+            servers.known.insert(new.info.server, new);
         }
     }
 
-    fn note<T>(&self, server: ServerId, result: Result<T, RpcError>) -> Result<T, StorageFailure> {
+    fn note<T>(self: &Arc<Self>, server: ServerId, result: Result<T, RpcError>) -> Result<T, StorageFailure> {
         let result = result.map_err(|error| failure(server, &error));
         let mut servers = self.servers.lock();
         if let Some(found) = servers.known.get_mut(&server) {
             match &result {
-                Err(StorageFailure::Unreachable(_)) => found.failed(),
+                Err(StorageFailure::Unreachable(_)) => {
+                    found.failed();
+                    if !found.awaited && found.answers().is_none() {
+                        found.awaited = true;
+                        tokio::spawn(Arc::clone(self).wait_for(server));
+                    }
+                }
                 _ => found.failing = None,
             }
         }
         result
+    }
+
+    /// Connects to a server whose connection is gone, as soon as it is there again: a new connection ends that it counts as
+    /// failing, and nobody else asks a server that is avoided.
+    async fn wait_for(self: Arc<Self>, server: ServerId) {
+        loop {
+            tokio::time::sleep(CONNECT_AGAIN).await;
+            let peer = {
+                let mut servers = self.servers.lock();
+                let Some(found) = servers.known.get_mut(&server) else { return };
+                match &found.peer {
+                    Some((_, peer)) if found.failing_since().is_some() => peer.clone(),
+                    _ => {
+                        found.awaited = false;
+                        return;
+                    }
+                }
+            };
+            let _ = tokio::time::timeout(CONNECT_PATIENCE, peer.connection()).await;
+        }
     }
 }
 

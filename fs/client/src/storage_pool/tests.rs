@@ -139,6 +139,41 @@ async fn a_server_fails_until_it_answers_be_it_late() {
 }
 
 #[tokio::test]
+async fn a_server_that_is_back_no_longer_fails_though_nobody_asks_it() {
+    let stop = CancellationToken::new();
+    let info = serve(1, &stop).await;
+    let metadata = Arc::new(Names {
+        servers: Mutex::new(vec![info.clone()]),
+        version: AtomicU64::new(1),
+        asked: AtomicUsize::new(0),
+        session: AtomicU64::new(7),
+    });
+    let identity = identity(Role::Client(SessionId(0)));
+    let config = PoolConfig { identity: identity.clone(), labels: BTreeMap::new(), local: HashMap::new() };
+    let (pool, one) = (StoragePool::new(metadata, config), ServerId(1));
+    assert_eq!(pool.sync(one, ChunkId(1), Generation(1), DEADLINE).await, Ok(()));
+    stop.cancel();
+    while pool.sync(one, ChunkId(1), Generation(1), Duration::from_millis(100)).await.is_ok() {}
+    assert_eq!(pool.failing(), [one]);
+    let listener = loop {
+        match Listener::bind(&info.address.parse().unwrap()).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let me = Identity { role: Role::Storage(one), ..identity };
+    let stop = CancellationToken::new();
+    tokio::spawn(atoll_proto::serve(listener, me, Arc::new(Terse), stop.clone()));
+    let back = async {
+        while !pool.failing().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(FAILURE_MEMORY / 2, back).await.expect("it is still avoided");
+    stop.cancel();
+}
+
+#[tokio::test]
 async fn servers_are_found_by_their_ids_and_asked_as_the_current_session() {
     let stop = CancellationToken::new();
     let first = serve(1, &stop).await;

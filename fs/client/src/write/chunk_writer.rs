@@ -51,7 +51,7 @@ pub const COPIES_LEFT_MIN: usize = 2;
 pub const FULL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pauses while there are too few storage servers for a new chunk.
 const OPEN_PAUSE_MIN: Duration = Duration::from_millis(50);
-const OPEN_PAUSE_MAX: Duration = Duration::from_secs(2);
+const OPEN_PAUSE_MAX: Duration = Duration::from_millis(400);
 /// Chunks that wait to be sealed. One that finds no place stays open until the session ends.
 pub const SEALS_WAITING_MAX: usize = 1024;
 /// How often a seal is tried.
@@ -350,7 +350,9 @@ impl<M: Metadata> ChunkWriters<M> {
                     return Err(FsError::Io.into());
                 }
                 Err(ClientError::Fs(FsError::NoServers | FsError::TryAgain)) => {
-                    tracing::warn!("too few storage servers for a new chunk, writes wait");
+                    if pause == OPEN_PAUSE_MIN {
+                        tracing::warn!("too few storage servers for a new chunk, writes wait");
+                    }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(OPEN_PAUSE_MAX);
                 }
