@@ -5,6 +5,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+/// For so long at most a thread sleeps without asking whether it is to go on.
+const BLOCK_MAX: Duration = Duration::from_millis(100);
+
 /// Lets through so many bytes a second, shared by all who ask.
 #[derive(Debug)]
 pub(crate) struct Pace {
@@ -39,12 +42,15 @@ impl Pace {
         }
     }
 
-    /// The same on a thread that may block.
-    pub(crate) fn block(&self, bytes: u64) {
-        let wait = self.reserve(bytes, Instant::now());
-        if !wait.is_zero() {
-            std::thread::sleep(wait);
+    /// The same on a thread that may block, for as long as `goes_on`; whether it still does.
+    pub(crate) fn block(&self, bytes: u64, goes_on: impl Fn() -> bool) -> bool {
+        let mut wait = self.reserve(bytes, Instant::now());
+        while goes_on() && !wait.is_zero() {
+            let slice = wait.min(BLOCK_MAX);
+            std::thread::sleep(slice);
+            wait -= slice;
         }
+        goes_on()
     }
 }
 

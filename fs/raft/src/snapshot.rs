@@ -88,12 +88,10 @@ impl Checkpoint {
         let verify = async || {
             let (this, pace) = (self.clone(), pace.clone());
             let verified = atoll_blocking::spawn(move || {
-                this.machine.verify(this.dir.path(), &mut |bytes| {
-                    if this.abandoned.load(Ordering::Acquire) {
-                        return Err(StateMachineError::new("the node stops"));
-                    }
-                    pace.block(bytes);
-                    Ok(())
+                let goes_on = || !this.abandoned.load(Ordering::Acquire);
+                this.machine.verify(this.dir.path(), &mut |bytes| match pace.block(bytes, goes_on) {
+                    true => Ok(()),
+                    false => Err(StateMachineError::new("the node stops")),
                 })
             });
             verified.await.map_err(io::Error::other)?.map_err(io::Error::other)

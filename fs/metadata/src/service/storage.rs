@@ -214,8 +214,10 @@ impl Node {
         for chunk in missing.into_iter().chain(removed) {
             ops.extend(self.without_replica(chunk, server)?);
         }
-        // What is good in them may be all that is left of it.
-        self.office.suspects.add(changes.bad.iter().map(|bad| (bad.chunk, server)));
+        // What is good in them may be all that is left of it. A new leader hears of them with the whole inventory.
+        let known_bad = changes.present.iter().filter(|replica| replica.bad).map(|replica| replica.chunk);
+        let bad = changes.bad.iter().map(|bad| bad.chunk).chain(known_bad);
+        self.office.suspects.add(bad.map(|chunk| (chunk, server)));
         if !ops.is_empty() {
             self.propose_all(ops).await?;
         }
