@@ -41,12 +41,18 @@ impl Inner {
     pub(super) async fn open_first(&self) -> Result<(), SessionError> {
         let limit = self.options.connect_timeout;
         let opening = async {
-            let current = self.open(None).await?;
-            let term = self.heartbeat(current.id, 0).await.map_err(|refusal| match refusal {
-                Refusal::Fs(error) => SessionError::Refused(error),
-                Refusal::Impossible(reason) | Refusal::Garbled(reason) => SessionError::Hopeless(reason),
-            })?;
-            Ok((current, term))
+            loop {
+                let current = self.open(None).await?;
+                match self.heartbeat(current.id, 0).await {
+                    Ok(_) => return Ok(current),
+                    // It was cut off for so long in between. Nothing was done in it.
+                    Err(Refusal::Fs(FsError::SessionExpired)) => {}
+                    Err(Refusal::Fs(error)) => return Err(SessionError::Refused(error)),
+                    Err(Refusal::Impossible(reason) | Refusal::Garbled(reason)) => {
+                        return Err(SessionError::Hopeless(reason));
+                    }
+                }
+            }
         };
         let hopeless = async {
             let mut connected = self.service.connected();
@@ -61,7 +67,7 @@ impl Inner {
             opened = tokio::time::timeout(limit, opening) => opened,
             reason = hopeless => return Err(SessionError::Hopeless(reason)),
         };
-        let (current, _) = opened.map_err(|_| {
+        let current = opened.map_err(|_| {
             let problem = self.service.connected().borrow().problem.clone();
             SessionError::Away { after: limit, problem: problem.unwrap_or_else(|| "no answer".into()) }
         })??;
