@@ -212,6 +212,7 @@ impl SimClient {
             83..=87 => self.get().await,
             88..=91 => self.name(random).await,
             92 if self.counter.is_multiple_of(3) => self.die().await,
+            93 => self.watch(random).await,
             _ => self.append().await,
         }
     }

@@ -33,7 +33,7 @@ impl Fault {
         let member = random.random_range(0..members);
         let server = random.random_range(0..storage);
         let time = some_time(random, 0, 6000);
-        match random.random_range(0..19) {
+        match random.random_range(0..20) {
             0..=2 => Fault::Member(member, time),
             3..=5 => Fault::Storage(server, time),
             6 => Fault::Everything(time),
@@ -48,7 +48,7 @@ impl Fault {
             11 => Fault::Flip(server),
             // Long enough for its replicas to be made anew elsewhere, if there were others.
             12 => Fault::Storage(server, some_time(random, 14_000, 25_000)),
-            13 => {
+            13 | 18 => {
                 // One client with one member on this side, everybody else on the other.
                 let client = random.random_range(0..clients);
                 let (here, me) = (metadata_name(member), client_name(client));
@@ -60,9 +60,8 @@ impl Fault {
                 }
                 let strangers = (0..clients).filter(|other| *other != client).map(client_name);
                 cuts.extend(strangers.map(|other| (here.clone(), other)));
-                // Now and then for longer than its session lives.
-                let longest = if random.random_bool(0.5) { 4000 } else { 9000 };
-                Fault::Cut(cuts, some_time(random, 1000, longest))
+                // Long enough for another leader; now and then for longer than its session lives.
+                Fault::Cut(cuts, some_time(random, 2500, 8000))
             }
             14 => {
                 let client = random.random_range(0..clients);

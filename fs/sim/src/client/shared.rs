@@ -9,7 +9,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::{Checked, SimClient, errno};
-use crate::nodes::FileSystem;
+use crate::nodes::{FileSystem, some_time};
 use crate::seam;
 
 /// Names that all clients make and remove.
@@ -146,6 +146,16 @@ impl SimClient {
         let bytes = asked.map_err(|e| errno("getxattr", e))?;
         let value = bytes.first_chunk::<8>().ok_or("the register is torn")?;
         self.note(began, What::Get(u64::from_le_bytes(*value)));
+        Ok(())
+    }
+
+    /// Looks at the register again and again, and changes nothing meanwhile: whoever changes something hears soon enough that
+    /// another member leads.
+    pub(super) async fn watch(&mut self, random: &mut StdRng) -> Checked<()> {
+        for _ in 0..random.random_range(5..20) {
+            self.get().await?;
+            tokio::time::sleep(some_time(random, 50, 400)).await;
+        }
         Ok(())
     }
 
