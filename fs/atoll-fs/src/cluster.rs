@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
-use atoll_proto::admin::{MemberIdentity, WhoRequest};
+use atoll_proto::admin::{self, MemberIdentity};
 use atoll_proto::client::{ConnectError, ConnectOptions, Connection};
 use atoll_proto::handshake::{ClusterKey, Encryption, Identity, Role};
 use atoll_proto::metadata::MetadataError;
@@ -197,16 +197,9 @@ pub async fn who(
     candidates: &[Address],
     options: &ConnectOptions,
 ) -> Vec<(Address, Result<MemberIdentity, String>)> {
-    let asked = candidates.iter().map(async |address| {
-        let answer = tokio::time::timeout(PROBE_PATIENCE, async {
-            let connection =
-                Connection::connect(address, options).await.map_err(|error| error.to_string())?;
-            let answer = connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_PATIENCE).await;
-            answer.map(|(who, _)| who).map_err(|error| error.to_string())
-        });
-        let silent = format!("{address} doesn't answer");
-        (address.clone(), answer.await.unwrap_or(Err(silent)))
-    });
+    let asked = candidates
+        .iter()
+        .map(async |address| (address.clone(), admin::who(address, options, PROBE_PATIENCE).await));
     futures::future::join_all(asked).await
 }
 

@@ -89,16 +89,15 @@ fn table(status: &ClusterStatus) -> String {
             (false, true) => "member",
             (false, false) => "joining",
         };
-        let state = match (leads, member.silent_ms, member.lag) {
+        let state = match (leads, member.silent_ms, member.snapshot, member.lag) {
             (true, ..) => format!("term {}   applied {}", status.term, status.applied),
-            (false, Some(ms), _) if ms < SILENT_MS && member.snapshot.is_some() => {
-                let (done, total) = member.snapshot.unwrap_or_default();
+            (false, Some(ms), Some((done, total)), _) if ms < SILENT_MS => {
                 format!("alive   gets a snapshot: {} of {}", Size(done), Size(total))
             }
-            (false, Some(ms), Some(lag)) if ms < SILENT_MS => format!("alive   {lag} entries behind"),
-            (false, Some(ms), _) => format!("SILENT for {} s", ms / 1000),
-            (false, None, Some(_)) => "SILENT".to_owned(),
-            (false, None, None) => String::new(),
+            (false, Some(ms), None, Some(lag)) if ms < SILENT_MS => format!("alive   {lag} entries behind"),
+            (false, Some(ms), ..) => format!("SILENT for {} s", ms / 1000),
+            (false, None, _, Some(_)) => "SILENT".to_owned(),
+            (false, None, _, None) => String::new(),
         };
         line(
             "metadata",

@@ -215,6 +215,7 @@ impl Node {
         *self.office.sessions.lock() = Sessions::default();
         *self.office.servers.lock() = Servers::default();
         *self.office.orders.lock() = OrderBook::default();
+        self.office.suspects.clear();
         self.office.in_flight.lock().clear();
         *self.office.lock_waits.lock() = LockWaits::default();
         self.office.lock_questions.lock().clear();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::ids::MemberId;
-use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, WhoRequest};
+use atoll_proto::admin::{self, ChangeMembers, MemberIdentity, MembersChange};
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::{Address, ConnectOptions, Connection, Identity, Role};
 
@@ -61,9 +61,10 @@ impl Others {
     }
 
     async fn who(&self, address: &str) -> Option<MemberIdentity> {
-        let connection = self.connect(address).await?;
-        let answer = connection.call_within::<WhoRequest>(&WhoRequest, (), WHO_PATIENCE).await;
-        answer.ok().map(|(who, _)| who).filter(|who| who.cluster == self.identity.cluster)
+        let address: Address = address.parse().ok()?;
+        let options = ConnectOptions::new(self.identity.clone());
+        let answer = admin::who(&address, &options, WHO_PATIENCE).await;
+        answer.ok().filter(|who| who.cluster == self.identity.cluster)
     }
 
     async fn connect(&self, address: &str) -> Option<Connection> {

@@ -80,7 +80,8 @@ pub struct MetadataConfig {
     pub ballast_bytes: u64,
     /// Interval of the leader's heartbeats.
     pub raft_heartbeat: Duration,
-    /// A member stands for election after a random time between these two without a heartbeat.
+    /// The longer one is the length of the leader's lease; after it a member stands for election within a random time
+    /// between the two.
     pub raft_election: (Duration, Duration),
     /// `false` leaves every sync of the log out. **That loses acknowledged changes when the power fails**: it is
     /// only there to prove that the power-cut test can fail.

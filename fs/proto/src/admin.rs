@@ -4,11 +4,32 @@
 //! waits until it is added (design: members by random id; an empty disk only waits). Changes are made by the leader,
 //! one at a time; to ask for one again that was made changes nothing.
 
+use std::time::Duration;
+
 use atoll_core::commands::ServerChange;
 use atoll_core::ids::{ClusterId, MemberId, ServerId};
 use serde::{Deserialize, Serialize};
 
+use crate::client::{ConnectOptions, Connection};
 use crate::rpc::rpcs;
+use crate::transport::Address;
+
+/// Asks the metadata server at an address who it is, within `patience`.
+///
+/// # Errors
+/// Why it doesn't say so; the text names the address.
+pub async fn who(
+    address: &Address,
+    options: &ConnectOptions,
+    patience: Duration,
+) -> Result<MemberIdentity, String> {
+    let asked = async {
+        let connection = Connection::connect(address, options).await.map_err(|error| error.to_string())?;
+        let answer = connection.call_within::<WhoRequest>(&WhoRequest, (), patience).await;
+        answer.map(|(who, _)| who).map_err(|error| format!("{address}: {error}"))
+    };
+    tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(format!("{address} doesn't answer")))
+}
 
 /// Asks a server who it is. Any server answers, whether it leads or belongs to a group or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

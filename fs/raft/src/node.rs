@@ -587,9 +587,12 @@ impl RaftNode {
         }
         self.flushing.stop();
         self.snapshots.stop();
-        self.peers.receiving.stop();
+        let receiving = self.peers.receiving.stop();
         let (flushing, store) = (self.flushing.clone(), self.store.clone());
         let closed = atoll_blocking::spawn(move || {
+            if let Some(receiving) = receiving {
+                receiving.close();
+            }
             if let Err(error) = flushing.flush() {
                 tracing::error!("the state wasn't flushed, its log will be replayed: {error}");
             }

@@ -90,9 +90,9 @@ impl Receiving {
         });
     }
 
-    /// Takes nothing more.
-    pub(crate) fn stop(&self) {
-        self.current.lock().take();
+    /// Takes nothing more. What is returned is to be closed: something may still be written to it.
+    pub(crate) fn stop(&self) -> Option<Arc<Incoming>> {
+        self.current.lock().take()
     }
 
     fn touch(&self) {

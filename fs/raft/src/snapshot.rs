@@ -31,7 +31,8 @@ const REUSE: Duration = Duration::from_secs(60);
 /// How often it is looked whether a checkpoint is still used.
 const REUSE_CHECK: Duration = Duration::from_secs(5);
 /// What was received of a snapshot is kept for so long, in case the leader goes on with it.
-pub(crate) const INCOMING_KEPT: Duration = Duration::from_secs(600);
+/// Reading through a large checkpoint, which the leader does in between, takes as long.
+pub(crate) const INCOMING_KEPT: Duration = Duration::from_secs(3600);
 
 const CHECKPOINT_PREFIX: &str = "checkpoint-";
 const RECEIVED_PREFIX: &str = "received-";
@@ -337,9 +338,25 @@ impl IncomingFile {
 }
 
 impl Incoming {
-    /// Makes the files, or goes on with those that are there. Returns also the fingerprints of the first chunks of each
+    /// Makes the files, or goes on with those that are there; if these are no good, begins anew. Returns also the fingerprints of the first chunks of each
     /// file: those that the sender has, too, need not be sent; all others must be. Blocks.
     pub(crate) fn begin(
+        parent: &Path,
+        id: u64,
+        term: u64,
+        files: &[(String, u64)],
+    ) -> io::Result<(Self, Vec<Vec<u64>>)> {
+        Self::go_on(parent, id, term, files).or_else(|error| {
+            if error.kind() == io::ErrorKind::InvalidInput || !Self::is_left(parent) {
+                return Err(error);
+            }
+            tracing::warn!("what is there of a snapshot can't be gone on with, it is sent anew: {error}");
+            Self::remove_left(parent)?;
+            Self::go_on(parent, id, term, files)
+        })
+    }
+
+    fn go_on(
         parent: &Path,
         id: u64,
         term: u64,
@@ -391,12 +408,11 @@ impl Incoming {
             return Err(bad("this transfer has ended".into()));
         }
         target.file.write_all_at(bytes, offset)?;
-        let there = {
+        let completes = {
             let mut received = target.received.lock();
-            received.insert(offset);
-            received.len() as u64
+            received.insert(offset) && received.len() as u64 == target.chunks()
         };
-        if there == target.chunks() {
+        if completes {
             // Not all at the end, which would keep the disk from everybody else.
             target.file.sync_data()?;
         }
@@ -520,6 +536,19 @@ mod tests {
         assert_eq!([a[0], a[CHUNK_BYTES], a[2 * CHUNK_BYTES]], [1, 2, 3]);
         assert_eq!(std::fs::read(dir.path().join("b")).unwrap(), b"b");
         assert!(!dir.path().join("gone").exists());
+        drop(dir);
+
+        // A folder where a file has to be: nothing of it is of use.
+        let (third, _) =
+            Incoming::begin(parent.path(), 3, 1, &[("sub/b".into(), 1), ("c".into(), 1)]).unwrap();
+        third.write(1, 0, b"x").unwrap();
+        third.close();
+        let (fourth, there) =
+            Incoming::begin(parent.path(), 4, 1, &[("sub".into(), 1), ("c".into(), 1)]).unwrap();
+        assert_eq!(there, vec![Vec::<u64>::new(); 2]);
+        fourth.write(0, 0, b"y").unwrap();
+        fourth.write(1, 0, b"z").unwrap();
+        assert_eq!(std::fs::read(fourth.finish().unwrap().path().join("sub")).unwrap(), b"y");
     }
 
     #[test]

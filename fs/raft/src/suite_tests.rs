@@ -29,37 +29,44 @@ use crate::types::{
     AppliedEntry, AppliedPayload, AppliedState, LogPosition, StateMachine, StateMachineError,
 };
 
-/// The suite applies from whatever position it likes.
-struct Lenient(Arc<ListMachine>);
+/// The suite applies from whatever position it likes, and drops log that was never applied.
+struct Lenient {
+    list: Arc<ListMachine>,
+    /// Says that everything is flushed.
+    all_flushed: bool,
+}
 
 impl StateMachine for Lenient {
     fn applied(&self) -> AppliedState {
-        self.0.applied()
+        self.list.applied()
     }
 
     fn apply(&self, entries: Vec<AppliedEntry>) -> Result<Vec<Bytes>, StateMachineError> {
         let mut results = Vec::new();
         for entry in entries {
-            let from = self.0.applied().position.map_or(0, |p| p.index + 1);
+            let from = self.list.applied().position.map_or(0, |p| p.index + 1);
             for index in from..entry.position.index {
                 let position = LogPosition { term: 0, index };
-                self.0.apply(vec![AppliedEntry { position, payload: AppliedPayload::Blank }])?;
+                self.list.apply(vec![AppliedEntry { position, payload: AppliedPayload::Blank }])?;
             }
-            results.extend(self.0.apply(vec![entry])?);
+            results.extend(self.list.apply(vec![entry])?);
         }
         Ok(results)
     }
 
     fn flush(&self) -> Result<Option<LogPosition>, StateMachineError> {
-        self.0.flush()
+        self.list.flush()
     }
 
     fn flushed(&self) -> Option<LogPosition> {
-        self.0.flushed()
+        match self.all_flushed {
+            true => Some(LogPosition { term: u64::MAX, index: u64::MAX }),
+            false => self.list.flushed(),
+        }
     }
 
     fn checkpoint(&self, dir: &Path) -> Result<AppliedState, StateMachineError> {
-        self.0.checkpoint(dir)
+        self.list.checkpoint(dir)
     }
 
     fn verify(
@@ -67,48 +74,11 @@ impl StateMachine for Lenient {
         dir: &Path,
         pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
     ) -> Result<(), StateMachineError> {
-        self.0.verify(dir, pace)
+        self.list.verify(dir, pace)
     }
 
     fn install(&self, dir: &Path) -> Result<(), StateMachineError> {
-        self.0.install(dir)
-    }
-}
-
-/// The suite drops log that was never applied.
-struct AllFlushed(Lenient);
-
-impl StateMachine for AllFlushed {
-    fn applied(&self) -> AppliedState {
-        self.0.applied()
-    }
-
-    fn apply(&self, entries: Vec<AppliedEntry>) -> Result<Vec<Bytes>, StateMachineError> {
-        self.0.apply(entries)
-    }
-
-    fn flush(&self) -> Result<Option<LogPosition>, StateMachineError> {
-        self.0.flush()
-    }
-
-    fn flushed(&self) -> Option<LogPosition> {
-        Some(LogPosition { term: u64::MAX, index: u64::MAX })
-    }
-
-    fn checkpoint(&self, dir: &Path) -> Result<AppliedState, StateMachineError> {
-        self.0.checkpoint(dir)
-    }
-
-    fn verify(
-        &self,
-        dir: &Path,
-        pace: &mut dyn FnMut(u64) -> Result<(), StateMachineError>,
-    ) -> Result<(), StateMachineError> {
-        self.0.verify(dir, pace)
-    }
-
-    fn install(&self, dir: &Path) -> Result<(), StateMachineError> {
-        self.0.install(dir)
+        self.list.install(dir)
     }
 }
 
@@ -200,11 +170,11 @@ impl StoreBuilder<Group, FromOne, Machine, TempDir> for Builder {
         let config = LogConfig { dir: dir.path().to_owned(), member: 0, segment_bytes: 64 << 10 };
         let store = Arc::new(LogStore::open(&config, Arc::new(RealDisk { sync: false })).unwrap());
         let list = ListMachine::open(&dir.path().join("state"));
-        let machine: Arc<dyn StateMachine> = Arc::new(Lenient(list.clone()));
+        let machine: Arc<dyn StateMachine> = Arc::new(Lenient { list: list.clone(), all_flushed: false });
         let flushing = Flushing::new(store.clone(), machine.clone(), 1 << 20, 0);
         let snapshots = Snapshots::new(dir.path().to_owned(), store.clone());
         let running = Arc::new(AtomicBool::new(false));
-        let log = RaftLog::new(store, Arc::new(AllFlushed(Lenient(list))));
+        let log = RaftLog::new(store, Arc::new(Lenient { list, all_flushed: true }));
         let machine = Machine::new(machine, flushing, snapshots, running);
         Ok((dir, FromOne { log, hidden: None }, machine))
     }

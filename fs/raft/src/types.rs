@@ -80,9 +80,9 @@ impl StateMachineError {
 /// The replicated state, synchronous: it knows the commands, this crate doesn't.
 ///
 /// `apply`, `checkpoint` and `install` never run at the same time as one another; `flush`,
-/// `flushed` and `applied` may run beside any of them. `apply` runs on a thread of the async
-/// runtime and must wait for nothing but its own memory and processor; `flush`, `checkpoint` and
-/// `install` run on threads that may block.
+/// `flushed`, `applied` and `verify` may run beside any of them. `apply` runs on a thread of the
+/// async runtime and must wait for nothing but its own memory and processor; `flush`,
+/// `checkpoint`, `verify` and `install` run on threads that may block.
 pub trait StateMachine: Send + Sync + 'static {
     /// What was applied last. After opening it is what the last flush covered.
     fn applied(&self) -> AppliedState;

@@ -97,7 +97,7 @@ pub struct Member {
 impl Member {
     /// With an empty disk; its folder, which holds only small files that are always durable, is in `parent`.
     pub fn new(number: usize, parent: PathBuf) -> Result<Member, String> {
-        let mut member = Member {
+        let member = Member {
             name: metadata_name(number),
             id: MemberId(100 + number as u64),
             disks: 0,
@@ -111,7 +111,7 @@ impl Member {
         Ok(member)
     }
 
-    fn make_folder(&mut self) -> Result<(), String> {
+    fn make_folder(&self) -> Result<(), String> {
         Folder::open(&self.dir, CLUSTER, self.id).map(drop).map_err(|error| error.to_string())
     }
 

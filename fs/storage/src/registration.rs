@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use atoll_core::ids::ChunkId;
-use atoll_proto::admin::WhoRequest;
+use atoll_proto::admin::{self, MemberIdentity};
 use atoll_proto::registration::{
     BadReplica, HEARTBEAT_REPLICAS_MAX, Heartbeat, InventoryChanges, ORDERS_MAX, Register, RegistrationError,
 };
@@ -109,10 +109,9 @@ impl Registrar {
         loop {
             let leader = match hint.take() {
                 Some(hint) => Ok(hint),
-                // One that was stopped would take a connection and never say a word: all are asked at the same time.
                 None => match &metadata[..] {
                     [only] => Ok(only.clone()),
-                    several => self.leader_among(&several.iter().collect::<Vec<_>>()).await,
+                    _ => self.find_leader(None).await,
                 },
             };
             let address = match leader {
@@ -214,42 +213,44 @@ impl Registrar {
 
     /// Comes back when another member than this silent one leads: its address.
     async fn elsewhere(&self, silent: &Address) -> String {
-        tokio::time::sleep(SILENCE).await;
-        let is_other = |other: &&Address| other.to_string() != silent.to_string();
-        let others: Vec<&Address> = self.announcement.metadata.iter().filter(is_other).collect();
-        if others.is_empty() {
+        if self.announcement.metadata.len() < 2 {
             return std::future::pending().await;
         }
+        tokio::time::sleep(SILENCE).await;
         loop {
-            if let Ok(leader) = self.leader_among(&others).await {
+            if let Ok(leader) = self.find_leader(Some(silent)).await {
                 return leader.to_string();
             }
             tokio::time::sleep(PROBE_EVERY).await;
         }
     }
 
-    /// Asks these members whether they lead. The address of the first that does, or why each of them doesn't.
-    async fn leader_among(&self, members: &[&Address]) -> Result<Address, String> {
+    /// Asks all members but `silent` at the same time who leads: one that was stopped would take a connection and never say a
+    /// word. The address of the leader, or why nobody knows one.
+    async fn find_leader(&self, silent: Option<&Address>) -> Result<Address, String> {
         let options = ConnectOptions::new(self.announcement.identity.clone());
-        let asked = members.iter().map(async |address| {
-            let who = async {
-                let connection = Connection::connect(address, &options).await.map_err(|e| e.to_string())?;
-                let asked = connection.call_within::<WhoRequest>(&WhoRequest, (), PROBE_DEADLINE).await;
-                asked.map(|(who, _)| who).map_err(|error| format!("{address}: {error}"))
-            };
-            let who = tokio::time::timeout(PROBE_DEADLINE, who).await;
-            match who.unwrap_or_else(|_| Err(format!("{address} doesn't answer")))? {
-                who if who.is_leader => who.address.parse().map_err(|e| format!("{address}: {e}")),
-                _ => Err(format!("{address} doesn't lead")),
-            }
-        });
-        let mut asked: FuturesUnordered<_> = asked.collect();
-        let mut reasons = Vec::new();
+        let silent = silent.map(ToString::to_string);
+        let members = self.announcement.metadata.iter().map(|address| (address.to_string(), address));
+        let members: Vec<_> = members.filter(|(name, _)| silent.as_ref() != Some(name)).collect();
+        let mut asked: FuturesUnordered<_> =
+            members.iter().map(|(_, address)| admin::who(address, &options, PROBE_DEADLINE)).collect();
+        let (mut answers, mut reasons) = (Vec::new(), Vec::new());
         while let Some(answer) = asked.next().await {
             match answer {
-                Ok(leader) => return Ok(leader),
+                Ok(who) if who.is_leader => {
+                    return who.address.parse().map_err(|e| format!("{}: {e}", who.address));
+                }
+                Ok(who) => {
+                    reasons.push(format!("{} doesn't lead", who.address));
+                    answers.push(who);
+                }
                 Err(reason) => reasons.push(reason),
             }
+        }
+        let not =
+            |name: &str| silent.as_deref() == Some(name) || members.iter().any(|(asked, _)| asked == name);
+        if let Some(stranger) = named_stranger(&answers, not) {
+            return stranger.parse().map_err(|e| format!("{stranger}: {e}"));
         }
         reasons.sort();
         Err(reasons.join("; "))
@@ -320,6 +321,13 @@ impl Registrar {
     }
 }
 
+/// A leader that somebody names and that was not asked: one that came later than the configuration. Who was asked and didn't
+/// say that it leads doesn't lead, whatever others still believe.
+fn named_stranger(answers: &[MemberIdentity], was_asked: impl Fn(&str) -> bool) -> Option<String> {
+    let named = answers.iter().filter_map(|who| Some((who.term, &who.leader.as_ref()?.1)));
+    named.filter(|(_, name)| !was_asked(name)).max().map(|(_, name)| name.clone())
+}
+
 type Page = (Option<ChunkId>, (Vec<crate::store::Replica>, bool));
 
 fn changes(store: &crate::store::Store, news: &News, page: Option<Page>) -> InventoryChanges {
@@ -358,5 +366,30 @@ fn ended(error: RpcError) -> Ended {
         Some(RegistrationError::NotRegistered) => Ended::Forgotten,
         Some(unwanted) => Ended::Unwanted(unwanted),
         None => Ended::Lost(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_core::ids::{ClusterId, MemberId};
+
+    use super::*;
+
+    #[test]
+    fn a_leader_that_came_later_is_found_and_a_dead_one_is_not() {
+        let who = |term, leader: Option<&str>| MemberIdentity {
+            member: MemberId(1),
+            address: "a:1".into(),
+            cluster: ClusterId(1),
+            in_group: true,
+            is_leader: false,
+            leader: leader.map(|name| (MemberId(9), name.to_owned())),
+            term,
+        };
+        let was_asked = |name: &str| ["a:1", "b:1", "c:1"].contains(&name);
+        // Its followers take the dead one for alive until its lease is over.
+        assert_eq!(named_stranger(&[who(3, Some("c:1")), who(3, None)], was_asked), None);
+        let answers = [who(3, Some("old:1")), who(4, Some("new:1")), who(5, Some("c:1"))];
+        assert_eq!(named_stranger(&answers, was_asked), Some("new:1".into()));
     }
 }

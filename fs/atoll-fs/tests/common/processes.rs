@@ -35,8 +35,9 @@ impl Link {
     pub fn new() -> Link {
         let hold = || {
             let mut command = Command::new("unshare");
-            command.args(["--net", "--kill-child", "sleep", "1000000"]);
-            let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("unshare");
+            // It ends with the pipe, and so with this process, however that ends.
+            command.args(["--net", "cat"]);
+            let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("unshare");
             let ours = fs::read_link("/proc/self/ns/net").expect("a namespace");
             let theirs = format!("/proc/{}/ns/net", child.id());
             wait_until("the namespace is there", || fs::read_link(&theirs).is_ok_and(|found| found != ours));

@@ -28,13 +28,13 @@ const PAUSE_MAX: Duration = Duration::from_millis(300);
 /// A leader that hasn't answered for so long may have been stopped or cut off, which nobody tells: the others are asked
 /// who leads. An answer that takes longer, from a leader that is only slow, is still waited for.
 const SILENCE: Duration = Duration::from_millis(700);
-/// A member that couldn't be reached is not asked again before this much later, whoever says that it leads: the others
-/// take a leader that has died for alive until its lease is over.
-const OUT_OF_REACH: Duration = Duration::from_millis(1000);
 /// How often they are asked.
 const PROBE_EVERY: Duration = Duration::from_millis(300);
 /// How long they may take to answer.
 const PROBE_DEADLINE: Duration = Duration::from_millis(1000);
+/// A member that couldn't be reached is not asked again before this much later, whoever says that it leads: the others
+/// take a leader that has died for alive until its lease is over.
+const OUT_OF_REACH: Duration = Duration::from_millis(1000);
 /// Hints in a row that are followed without a pause: members that don't agree could send us around for ever.
 const HINTS_WITHOUT_PAUSE: u32 = 2;
 /// Members that were learnt from hints and are not in the configuration.

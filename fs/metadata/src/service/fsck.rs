@@ -24,7 +24,8 @@ const FINDINGS_MAX: usize = 10_000;
 const SHOWN_MAX: usize = 2_000;
 /// Bytes of their words and paths, which may be long: a message has a bound.
 const SHOWN_BYTES_MAX: usize = 1 << 20;
-/// Times that the volume is gone through at most: each repairs one phase at least, and there are seven.
+/// Times that the volume is gone through at most: each repairs one phase at least, and there are seven (and an
+/// eighth, of replicas, after the last).
 const ROUNDS_MAX: u32 = 16;
 /// Records after which the walk rests for as long as it worked: users come first.
 const RECORDS_PER_REST: u64 = 256;
@@ -114,7 +115,7 @@ async fn rounds(
         if todo.is_empty() {
             state.lock().stage = "replicas".to_owned();
             let replicas = fsck_replicas::look(node, data).await?;
-            let taken_out = fsck_replicas::take_out(node, &replicas, &asked).await?;
+            let taken_out = fsck_replicas::repair(node, &replicas, &asked).await?;
             let mut state = state.lock();
             state.found += (replicas.len() - taken_out.len()) as u64;
             count += taken_out.len() as u64;

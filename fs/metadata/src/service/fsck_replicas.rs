@@ -6,18 +6,17 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use atoll_core::check::{Finding, Held, Kind, Subject, judge};
-use atoll_core::commands::Op;
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::keys;
-use atoll_core::query::{self, load};
+use atoll_core::query::load;
 use atoll_core::records::{ChunkRecord, OrderRecord, Record, ServerRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use atoll_proto::Connection;
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::storage::{INVENTORY_PAGE_MAX, Inventory, ReplicaInfo, Scrub};
-use atoll_proto::{Address, ConnectOptions, Connection};
 
 use crate::node::{Node, collect, store_error};
-use crate::workers::suspects::{Others, read_others};
+use crate::workers::suspects::{SCRUB_DEADLINE, TakenOut, connect, take_out};
 
 /// What looks wrong must still do so after this time.
 const LOOK_AGAIN: Duration = Duration::from_secs(4);
@@ -25,8 +24,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(4);
 const SUSPECTS_MAX: usize = 2_000;
 /// How long a page of the inventory may take.
 const PAGE_DEADLINE: Duration = Duration::from_secs(20);
-/// How long reading one replica may take.
-const SCRUB_DEADLINE: Duration = Duration::from_secs(600);
 /// The pause between two replicas that are read.
 const SCRUB_PAUSE: Duration = Duration::from_millis(50);
 
@@ -118,7 +115,7 @@ async fn look_at(
 
 /// Takes those out that were asked for, so that the repair makes them anew: what is wrong with a replica can't be mended in
 /// place. One is only taken out if another one was read from end to end and is whole. Returns what was done.
-pub(super) async fn take_out(
+pub(super) async fn repair(
     node: &Node,
     found: &[Finding],
     asked: &BTreeSet<Kind>,
@@ -144,15 +141,7 @@ pub(super) async fn take_out(
                 _ => None,
             })
             .collect();
-        let record = query::chunk(&*node.machine.store(), chunk).map_err(|error| store_error(&error))?;
-        let Some(record) = record.filter(|record| record.sealed && !out.is_empty()) else { continue };
-        if read_others(node, chunk, &record, &wrong).await? != Others::Whole {
-            continue;
-        }
-        let replicas: Vec<ServerId> =
-            record.replicas.iter().copied().filter(|server| !out.contains(server)).collect();
-        let op = Op::SetReplicas { chunk, generation: record.generation, replicas };
-        if node.propose(op).await?.into_result().is_ok() {
+        if take_out(node, chunk, &out, &wrong).await? == TakenOut::Done {
             done.extend(asked.iter().map(|finding| (finding.kind, finding.subject.clone())));
         }
     }
@@ -165,12 +154,6 @@ fn finding(server: ServerId, chunk: ChunkId, kind: Kind, words: &str) -> Finding
         Subject::Replica(server, chunk),
         format!("storage server {server} {words} of chunk {chunk}"),
     )
-}
-
-async fn connect(node: &Node, address: &str) -> Result<Connection, String> {
-    let address: Address = address.parse().map_err(|error| format!("{address}: {error}"))?;
-    let options = ConnectOptions::new(node.identity.clone());
-    Connection::connect(&address, &options).await.map_err(|error| error.to_string())
 }
 
 async fn page(

@@ -17,19 +17,26 @@ use atoll_proto::{Address, ConnectOptions, Connection};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::failed;
+use crate::clock;
 use crate::node::{Node, store_error};
+use crate::servers::Health;
 
-/// Replicas that are remembered; with more, those are found again when they are read again.
+/// Replicas that are remembered; with more, those are found again when the next leader asks for whole inventories.
 const SUSPECTS_MAX: usize = 1 << 16;
 /// How long reading one replica may take.
-const SCRUB_DEADLINE: Duration = Duration::from_secs(600);
-/// The pause before a chunk whose other replicas couldn't be reached is looked at again, and before what failed is tried again.
-const PAUSE: Duration = Duration::from_secs(2);
+pub(crate) const SCRUB_DEADLINE: Duration = Duration::from_secs(600);
+/// The pause before what could not be settled is looked at again.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+type Replicas = BTreeSet<(ChunkId, ServerId)>;
 
 /// Replicas that are said to be bad.
 #[derive(Debug, Default)]
 pub(crate) struct Suspects {
-    all: Mutex<BTreeSet<(ChunkId, ServerId)>>,
+    all: Mutex<Replicas>,
+    /// Those that could not be settled: they are in nobody's way.
+    later: Mutex<Replicas>,
     more: Notify,
 }
 
@@ -38,19 +45,22 @@ impl Suspects {
     pub(crate) fn add(&self, replicas: impl IntoIterator<Item = (ChunkId, ServerId)>) {
         let mut all = self.all.lock();
         for replica in replicas {
-            if all.len() < SUSPECTS_MAX {
-                all.insert(replica);
-                self.more.notify_one();
+            if all.len() == SUSPECTS_MAX {
+                tracing::warn!(at_most = SUSPECTS_MAX, "more replicas are bad than are looked at now");
+                return;
             }
+            all.insert(replica);
+            self.more.notify_one();
         }
     }
 
     /// None any more.
     pub(crate) fn clear(&self) {
         self.all.lock().clear();
+        self.later.lock().clear();
     }
 
-    /// Those of one chunk.
+    /// Those of one chunk; those that were put off come again when there are no others.
     async fn next(&self) -> (ChunkId, BTreeSet<ServerId>) {
         loop {
             let more = self.more.notified();
@@ -58,114 +68,135 @@ impl Suspects {
             if let Some((chunk, _)) = first {
                 return (chunk, self.take(chunk));
             }
-            more.await;
+            if tokio::time::timeout(AGAIN_AFTER, more).await.is_err() {
+                self.all.lock().append(&mut self.later.lock());
+            }
         }
     }
 
     fn take(&self, chunk: ChunkId) -> BTreeSet<ServerId> {
         let mut all = self.all.lock();
-        let of_chunk = (chunk, ServerId(0))..=(chunk, ServerId(u64::MAX));
-        let servers: BTreeSet<ServerId> = all.range(of_chunk).map(|(_, server)| *server).collect();
-        all.retain(|(other, _)| *other != chunk);
-        servers
+        let mut taken = all.split_off(&(chunk, ServerId(0)));
+        all.append(&mut taken.split_off(&(ChunkId(chunk.0 + 1), ServerId(0))));
+        taken.into_iter().map(|(_, server)| server).collect()
     }
-}
 
-/// What reading the other replicas of a chunk has shown.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Others {
-    /// One of them is whole.
-    Whole,
-    /// None of them is.
-    Bad,
-    /// None of those that could be read; this one couldn't, and why.
-    Away(ServerId, String),
-}
-
-/// Reads replicas of a chunk until one is found to be whole.
-pub(crate) async fn read_others(
-    node: &Node,
-    chunk: ChunkId,
-    record: &ChunkRecord,
-    bad: &BTreeSet<ServerId>,
-) -> Result<Others, MetadataError> {
-    let mut others = Others::Bad;
-    for server in record.replicas.iter().copied().filter(|server| !bad.contains(server)) {
-        let known = node.office.servers.lock().record(server).map(|record| record.address.clone());
-        let read = async {
-            let address = known.ok_or("it is not known")?;
-            let address: Address = address.parse().map_err(|error| format!("{address}: {error}"))?;
-            let options = ConnectOptions::new(node.identity.clone());
-            let connection = Connection::connect(&address, &options).await.map_err(|e| e.to_string())?;
-            let scrub = connection.call_within::<Scrub>(&Scrub { chunk }, (), SCRUB_DEADLINE).await;
-            scrub.map(|(reply, _)| reply).map_err(|error| error.to_string())
-        };
-        match read.await {
-            // All that is in use has to be among what was found good.
-            Ok(reply) if reply.bad.is_empty() && reply.blocks >= record.live_blocks => {
-                return Ok(Others::Whole);
-            }
-            Ok(_) => {}
-            Err(reason) => others = Others::Away(server, reason),
+    fn put_off(&self, chunk: ChunkId, servers: BTreeSet<ServerId>) {
+        let mut later = self.later.lock();
+        if later.len() < SUSPECTS_MAX {
+            later.extend(servers.into_iter().map(|server| (chunk, server)));
         }
     }
-    Ok(others)
+}
+
+/// What became of replicas that were to be taken out.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum TakenOut {
+    /// They are out.
+    Done,
+    /// The chunk is gone, is still being written, or has no such replicas any more.
+    Nothing,
+    /// No other replica is whole.
+    NoneWhole,
+    /// Not now, and why: replicas that could be whole can't be read, or the chunk changed meanwhile.
+    NotNow(String),
+}
+
+/// Takes replicas out of a sealed chunk's record if another one, which is not `wrong` either, was read from end to end and is
+/// whole.
+pub(crate) async fn take_out(
+    node: &Node,
+    chunk: ChunkId,
+    out: &BTreeSet<ServerId>,
+    wrong: &BTreeSet<ServerId>,
+) -> Result<TakenOut, MetadataError> {
+    let record = query::chunk(&*node.machine.store(), chunk).map_err(|error| store_error(&error))?;
+    let Some(record) = record.filter(|record| record.sealed) else { return Ok(TakenOut::Nothing) };
+    let left: Vec<ServerId> =
+        record.replicas.iter().copied().filter(|server| !out.contains(server)).collect();
+    if left.len() == record.replicas.len() {
+        return Ok(TakenOut::Nothing);
+    }
+    let mut away = None;
+    for server in left.iter().copied().filter(|server| !wrong.contains(server)) {
+        match is_whole(node, server, chunk, &record).await {
+            Ok(true) => {
+                let copies_left = left.len();
+                let op = Op::SetReplicas { chunk, generation: record.generation, replicas: left };
+                return match node.propose(op).await?.into_result() {
+                    Ok(_) => {
+                        tracing::warn!(%chunk, servers = shown(out), copies_left, "a wrong replica is taken out");
+                        Ok(TakenOut::Done)
+                    }
+                    Err(FsError::StaleChunk) => Ok(TakenOut::NotNow("the chunk has changed".into())),
+                    Err(error) => Err(MetadataError::Fs(error)),
+                };
+            }
+            Ok(false) => {}
+            Err(reason) => away = Some(format!("storage server {server}: {reason}")),
+        }
+    }
+    Ok(away.map_or(TakenOut::NoneWhole, TakenOut::NotNow))
+}
+
+/// Reads a replica. The error: it can't be read now, and why.
+async fn is_whole(
+    node: &Node,
+    server: ServerId,
+    chunk: ChunkId,
+    record: &ChunkRecord,
+) -> Result<bool, String> {
+    let address = {
+        let servers = node.office.servers.lock();
+        if servers.health(server, clock::since_boot()) != Some(Health::Alive) {
+            return Err("it is silent".into());
+        }
+        servers.record(server).map(|record| record.address.clone()).ok_or("it is not known")?
+    };
+    let connection = connect(node, &address).await?;
+    let scrub = connection.call_within::<Scrub>(&Scrub { chunk }, (), SCRUB_DEADLINE).await;
+    let (reply, _) = scrub.map_err(|error| error.to_string())?;
+    // All that is in use has to be among what was found good.
+    Ok(reply.bad.is_empty() && reply.blocks >= record.live_blocks)
+}
+
+/// A connection to a storage server.
+pub(crate) async fn connect(node: &Node, address: &str) -> Result<Connection, String> {
+    let address: Address = address.parse().map_err(|error| format!("{address}: {error}"))?;
+    let options = ConnectOptions::new(node.identity.clone());
+    Connection::connect(&address, &options).await.map_err(|error| error.to_string())
+}
+
+fn shown(servers: &BTreeSet<ServerId>) -> String {
+    servers.iter().map(ServerId::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Takes out what is bad, chunk by chunk.
 pub(super) async fn run(node: Arc<Node>) {
     loop {
         let (chunk, bad) = node.office.suspects.next().await;
-        if node.lead().is_err() {
-            // The next leader hears of them from the servers' inventories.
-            continue;
-        }
-        match look(&node, chunk, &bad).await {
-            Ok(true) => {}
-            Ok(false) => again(&node, chunk, bad).await,
-            Err(MetadataError::NotLeader { .. } | MetadataError::LeadershipLost) => {}
+        // A lease may lapse for a moment: with another leader, who hears of them from the inventories, they are forgotten.
+        let result = match node.lead() {
+            Ok(_) => take_out(&node, chunk, &bad, &bad).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(TakenOut::Done | TakenOut::Nothing) => {}
+            Ok(TakenOut::NoneWhole) => {
+                tracing::error!(
+                    %chunk,
+                    servers = shown(&bad),
+                    "no replica is whole: what is good is read from all of them; fsck --data says which are bad"
+                );
+            }
+            Ok(TakenOut::NotNow(reason)) => {
+                tracing::info!(%chunk, servers = shown(&bad), reason, "a bad replica stays for now");
+                node.office.suspects.put_off(chunk, bad);
+            }
             Err(error) => {
-                tracing::warn!(%chunk, %error, "a bad replica could not be taken out, it is tried again");
-                again(&node, chunk, bad).await;
+                node.office.suspects.put_off(chunk, bad);
+                failed("taking out bad replicas", &error).await;
             }
-        }
-    }
-}
-
-async fn again(node: &Node, chunk: ChunkId, bad: BTreeSet<ServerId>) {
-    tokio::time::sleep(PAUSE).await;
-    node.office.suspects.add(bad.into_iter().map(|server| (chunk, server)));
-}
-
-/// Whether nothing is left to be done for this chunk.
-async fn look(node: &Node, chunk: ChunkId, bad: &BTreeSet<ServerId>) -> Result<bool, MetadataError> {
-    let record = query::chunk(&*node.machine.store(), chunk).map_err(|error| store_error(&error))?;
-    let Some(record) = record.filter(|record| record.sealed) else { return Ok(true) };
-    if !record.replicas.iter().any(|server| bad.contains(server)) {
-        return Ok(true);
-    }
-    let servers: Vec<String> = bad.iter().map(ServerId::to_string).collect();
-    let servers = servers.join(", ");
-    match read_others(node, chunk, &record, bad).await? {
-        Others::Whole => {
-            let left: Vec<ServerId> =
-                record.replicas.iter().copied().filter(|server| !bad.contains(server)).collect();
-            tracing::warn!(%chunk, servers, left = left.len(), "a replica is bad: it is taken out");
-            let op = Op::SetReplicas { chunk, generation: record.generation, replicas: left };
-            match node.propose(op).await?.into_result() {
-                Ok(_) => Ok(true),
-                // It was changed meanwhile.
-                Err(FsError::StaleChunk) => Ok(false),
-                Err(error) => Err(MetadataError::Fs(error)),
-            }
-        }
-        Others::Bad => {
-            tracing::error!(%chunk, servers, "no replica is whole: what is good is read from all of them");
-            Ok(true)
-        }
-        Others::Away(server, reason) => {
-            tracing::info!(%chunk, %server, reason, "whether another replica is whole can't be told yet");
-            Ok(false)
         }
     }
 }
@@ -174,14 +205,20 @@ async fn look(node: &Node, chunk: ChunkId, bad: &BTreeSet<ServerId>) -> Result<b
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn suspects_come_by_chunk_and_once() {
+    #[tokio::test(start_paused = true)]
+    async fn suspects_come_by_chunk_and_once_and_what_is_put_off_is_in_nobodys_way() {
         let suspects = Suspects::default();
         let replica = |chunk, server| (ChunkId(chunk), ServerId(server));
         suspects.add([replica(2, 7), replica(1, 8), replica(2, 9), replica(2, 7)]);
         assert_eq!(suspects.next().await, (ChunkId(1), BTreeSet::from([ServerId(8)])));
         assert_eq!(suspects.next().await, (ChunkId(2), BTreeSet::from([ServerId(7), ServerId(9)])));
-        let none = tokio::time::timeout(Duration::from_millis(20), suspects.next()).await;
+        suspects.put_off(ChunkId(1), BTreeSet::from([ServerId(8)]));
+        suspects.add([replica(3, 7)]);
+        assert_eq!(suspects.next().await, (ChunkId(3), BTreeSet::from([ServerId(7)])));
+        let none = tokio::time::timeout(AGAIN_AFTER / 2, suspects.next()).await;
+        assert!(none.is_err(), "at once again");
+        assert_eq!(suspects.next().await, (ChunkId(1), BTreeSet::from([ServerId(8)])));
+        let none = tokio::time::timeout(3 * AGAIN_AFTER, suspects.next()).await;
         assert!(none.is_err());
     }
 }
