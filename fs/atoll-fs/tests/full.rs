@@ -54,9 +54,10 @@ fn check(folder: &Path, numbers: impl Iterator<Item = u64>) {
 fn occupy(disk: &Path, left: u64) {
     let found = nix::sys::statvfs::statvfs(disk).unwrap();
     let free = found.blocks_available() * found.fragment_size();
-    let file = File::create(disk.join("occupied")).unwrap();
+    let file = File::options().create(true).append(true).open(disk.join("occupied")).unwrap();
+    let from = file.metadata().unwrap().len() as i64;
     let bytes = free.saturating_sub(left) as i64;
-    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), 0, bytes).unwrap();
+    nix::fcntl::fallocate(&file, nix::fcntl::FallocateFlags::empty(), from, bytes).unwrap();
 }
 
 fn fsck(cluster: &Processes) {
@@ -160,5 +161,89 @@ fn a_full_metadata_disk_refuses_what_grows_and_room_gets_it_going_again() {
         // The ballast is taken again, too.
         wait_until("the ballast is there", || disk.join("ballast").exists());
     }
+    fsck(&cluster);
+}
+
+fn metadata_disk(cluster: &Processes, number: usize) -> PathBuf {
+    cluster.folder.path().join(Processes::metadata_name(number))
+}
+
+/// Waits until a member leads that is none of these.
+fn leader_but(cluster: &Processes, others: &[usize]) -> usize {
+    let mut leader = None;
+    wait_until("one with room leads", || {
+        leader = cluster.leader().filter(|leader| !others.contains(leader));
+        leader.is_some()
+    });
+    leader.unwrap()
+}
+
+/// Sets an attribute of a folder so large that it takes room on the metadata disks.
+fn grow(folder: &Path, number: u64) -> io::Result<()> {
+    let name = std::ffi::CString::new(format!("user.{}", number % 16)).unwrap();
+    let path = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
+    let value: Vec<u8> = (0..3750_u64)
+        .flat_map(|at| (at + number).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes())
+        .collect();
+    // SAFETY: the strings end with NUL, and the value is as long as it is said to be.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Attributes are set until the disk of a member would be full several times if it took them.
+fn grow_much(folder: &Path) {
+    for number in 0..200 * MIB / 30_000 {
+        grow(folder, number as u64).unwrap_or_else(|error| panic!("attribute {number}: {error}"));
+    }
+}
+
+#[test]
+fn of_three_metadata_disks_one_may_be_full_and_others_go_on() {
+    let mut cluster = Processes::start_on((3, Some(512)), (2, None), 2, false, &[]);
+    let mount = cluster.mount("mnt");
+    write(&mount, 0).unwrap();
+    let folder = mount.join("folder");
+    fs::create_dir(&folder).unwrap();
+
+    // The leader's disk: somebody else leads, and what grows goes on there.
+    let first = leader_but(&cluster, &[]);
+    occupy(&metadata_disk(&cluster, first), 24 * MIB);
+    let second = leader_but(&cluster, &[first]);
+    occupy(&metadata_disk(&cluster, first), 0);
+    grow_much(&folder);
+    fs::create_dir(mount.join("made")).unwrap();
+    let problems = cluster.status()["problems"].to_string();
+    assert!(problems.contains("is full"), "{problems}");
+
+    // With a second one what grows could not be committed: it is refused, and the rest goes on.
+    occupy(&metadata_disk(&cluster, second), 24 * MIB);
+    wait_until("what grows is refused", || {
+        grow(&folder, 0).is_err_and(|error| error.raw_os_error() == Some(libc::ENOSPC))
+    });
+    let third = leader_but(&cluster, &[first, second]);
+    fs::rename(path(&mount, 0), mount.join("moved")).unwrap();
+    fs::rename(mount.join("moved"), path(&mount, 0)).unwrap();
+    fs::remove_dir(mount.join("made")).unwrap();
+    let other = cluster.mount("other");
+    check(&other, 0..1);
+
+    // Room on one is enough, and the others catch up when they have some.
+    fs::remove_file(metadata_disk(&cluster, second).join("occupied")).unwrap();
+    wait_until("there is room again", || write(&mount, 1).is_ok());
+    grow_much(&folder);
+    fs::remove_file(metadata_disk(&cluster, first).join("occupied")).unwrap();
+    wait_until("all members are well", || {
+        let members = cluster.status()["metadata"]["members"].as_array().cloned().unwrap_or_default();
+        members.len() == 3 && members.iter().all(|member| member["lag"].as_u64().is_some_and(|lag| lag < 50))
+    });
+    wait_until("nothing is wrong any more", || {
+        cluster.status()["problems"].as_array().is_some_and(Vec::is_empty)
+    });
+    for number in [third, first, second] {
+        Processes::kill(&mut cluster.metadata[number].0);
+        cluster.start_metadata(number);
+        wait_until("somebody leads", || cluster.leader().is_some());
+    }
+    check(&mount, 0..2);
     fsck(&cluster);
 }

@@ -1,8 +1,11 @@
-//! Work that blocks: on tokio's threads for it, or, in a simulation, on the one thread that there is.
+//! Work that blocks: on tokio's threads for it, or, in a simulation, on the one thread that there is; and how fast work in the
+//! background may go ([`Pace`]).
 //!
 //! A simulation has one thread for each of its worlds, virtual time, and the same course each time it gets the same
 //! seed; a second thread would end all three. There blocking work becomes a task, which begins after a time
 //! that the simulation says, as a disk's answers take theirs.
+
+mod pace;
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -10,6 +13,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+
+pub use pace::Pace;
 
 type Delay = Rc<dyn Fn() -> Duration>;
 
@@ -58,6 +63,17 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Jo
             tokio::time::sleep(delay).await;
             work()
         }),
+    }
+}
+
+/// Blocks this thread for a while: if it is one that tokio's tasks run on, they go on elsewhere.
+pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current() {
+        Ok(handle) if handle.runtime_flavor() == RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(work)
+        }
+        _ => work(),
     }
 }
 

@@ -12,6 +12,7 @@ pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod orders;
+mod peers;
 pub mod placement;
 pub mod proposer;
 mod rejoin;

@@ -4,6 +4,7 @@
 //! change is refused when what is left could not go on: the voters that are heard of have to be a majority of the new
 //! group, the joiner among them.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -66,13 +67,29 @@ impl Group {
         self.members.iter().any(|(id, peer)| *id != self.me && peer.last_ack.is_none())
     }
 
-    /// Who could lead instead: of those who are there, the one with most of the log.
+    /// Who could lead instead: those who are there, the one with most of the log first.
+    #[must_use]
+    pub fn successors(&self) -> Vec<MemberId> {
+        let mut there: Vec<MemberId> =
+            self.voters().into_iter().filter(|member| *member != self.me && self.is_heard(*member)).collect();
+        there
+            .sort_by_key(|member| Reverse((self.members.get(member).and_then(|peer| peer.matched), *member)));
+        there
+    }
+
+    /// Whether what makes the records grow can be committed, when the disks of `full` are: a majority has to have room of
+    /// those who are there. Without full disks silent members are no reason to refuse it: they are waited for.
+    #[must_use]
+    pub fn has_room(&self, full: &BTreeSet<MemberId>) -> bool {
+        let voters = self.voters();
+        let roomy = voters.iter().filter(|member| !full.contains(member) && self.is_heard(**member)).count();
+        voters.is_disjoint(full) || roomy > voters.len() / 2
+    }
+
+    /// The first of them, or the next one if that is `without`.
     #[must_use]
     pub fn successor(&self, without: Option<MemberId>) -> Option<MemberId> {
-        self.voters()
-            .into_iter()
-            .filter(|member| *member != self.me && Some(*member) != without && self.is_heard(*member))
-            .max_by_key(|member| (self.members.get(member).and_then(|peer| peer.matched), *member))
+        self.successors().into_iter().find(|member| Some(*member) != without)
     }
 
     /// The steps that a change takes from here on; none when it was made.
@@ -292,5 +309,20 @@ mod tests {
         three.members.get_mut(&B).unwrap().last_ack = None;
         assert_eq!(three.successor(None), Some(C));
         assert_eq!(three.successor(Some(C)), None);
+    }
+
+    #[test]
+    fn what_grows_needs_a_majority_with_room() {
+        let three = group(&[(B, true), (C, true)]);
+        assert!(three.has_room(&set(&[])));
+        assert!(three.has_room(&set(&[B])));
+        assert!(!three.has_room(&set(&[B, C])));
+        // The full one would be needed…
+        let degraded = group(&[(B, true), (C, false)]);
+        assert!(!degraded.has_room(&set(&[B])));
+        // …and here it isn't.
+        assert!(degraded.has_room(&set(&[C])));
+        assert!(degraded.has_room(&set(&[])));
+        assert!(group(&[]).has_room(&set(&[])));
     }
 }

@@ -27,6 +27,7 @@ use crate::changes::Changes;
 use crate::clock;
 use crate::metrics::Metrics;
 use crate::orders::OrderBook;
+use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
 use crate::repair::Progress;
 use crate::servers::Servers;
@@ -85,6 +86,8 @@ pub(crate) struct Office {
     pub(crate) lock_waits: Mutex<LockWaits>,
     /// The newest question of each session about its waits; older ones are over.
     pub(crate) lock_questions: Mutex<HashMap<SessionId, u64>>,
+    /// Other members whose disks are full, as they said a moment ago.
+    pub(crate) full: Mutex<BTreeSet<MemberId>>,
     /// Held by who changes the group: one at a time.
     pub(crate) membership: tokio::sync::Mutex<()>,
     /// Fires when a lock was let go of.
@@ -108,9 +111,12 @@ pub struct Node {
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) proposer: Proposer,
     pub(crate) changes: Arc<Changes>,
+    pub(crate) members: Arc<Members>,
     pub(crate) office: Office,
     /// The metadata disk has little room.
     pub(crate) disk_low: AtomicBool,
+    /// So many of the group's disks have little room that what grows could not be committed; only the leader knows.
+    pub(crate) group_low: AtomicBool,
     pub(crate) metrics: Metrics,
     /// How this server introduces itself to others.
     pub(crate) identity: Identity,
@@ -189,11 +195,18 @@ impl Node {
         *self.office.orders.lock() = OrderBook::begin(term);
         *self.office.repair.lock() = Progress::default();
         self.office.suspects.clear();
+        self.office.full.lock().clear();
+        self.group_low.store(false, Ordering::Relaxed);
         self.office.in_flight.lock().clear();
         *self.office.lock_waits.lock() = LockWaits::default();
         self.changes.begin();
         self.office.term.store(term, Ordering::Release);
         Ok(())
+    }
+
+    /// Whether what makes the records grow is to be refused.
+    pub(crate) fn is_full(&self) -> bool {
+        self.disk_low.load(Ordering::Relaxed) || self.group_low.load(Ordering::Relaxed)
     }
 
     /// Called now and then: a member that leads no more lets go of the leader's memory.
@@ -216,6 +229,7 @@ impl Node {
         *self.office.servers.lock() = Servers::default();
         *self.office.orders.lock() = OrderBook::default();
         self.office.suspects.clear();
+        self.office.full.lock().clear();
         self.office.in_flight.lock().clear();
         *self.office.lock_waits.lock() = LockWaits::default();
         self.office.lock_questions.lock().clear();

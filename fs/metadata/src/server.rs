@@ -1,7 +1,6 @@
 //! A metadata server as a whole: start, status, stop.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,16 +9,13 @@ use std::time::Duration;
 use atoll_core::ids::{ClusterId, MemberId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::admin::TransferLeader;
-use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError, kind};
+use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError};
 use atoll_proto::transport::{AddressError, BindError};
-use atoll_proto::{Address, ClusterKey, ConnectOptions, Encryption, Identity, Listener, Peer, Role, serve};
-use atoll_raft::{
-    Leadership, PeerError, PeerTransport, ProposeError, RaftConfig, RaftError, RaftNode, RaftStatus,
-};
+use atoll_proto::{Address, ClusterKey, Encryption, Identity, Listener, Role, serve};
+use atoll_raft::{Leadership, PeerError, ProposeError, RaftConfig, RaftError, RaftNode, RaftStatus};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::changes::Changes;
 use crate::metrics::Metrics;
 use crate::node::{Consensus, Node, Office};
+use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
 use crate::rejoin::{self, Others};
 use crate::servers::DEAD_AFTER;
@@ -46,8 +43,6 @@ pub const BALLAST_BYTES: u64 = 64 << 20;
 pub const REPAIR_BYTES_PER_SECOND: u64 = 100 << 20;
 /// Bytes of log that a crash leaves to be replayed, at most.
 const REPLAY_BYTES_MAX: u64 = 32 << 20;
-/// The longest that a request to another member may take; Raft gives up earlier itself.
-const PEER_DEADLINE: Duration = Duration::from_secs(660);
 /// How often it is looked whether something was found damaged.
 const DAMAGE_LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long stopping waits for the last user of the store.
@@ -239,8 +234,8 @@ impl MetadataServer {
             disk: config.log_disk.clone(),
             ..RaftConfig::new(member.0, folder.raft())
         };
-        let transport = Arc::new(Members { identity: identity.clone(), peers: Mutex::default() });
-        let raft = Arc::new(RaftNode::open(raft_config, machine.clone(), transport).await?);
+        let members = Arc::new(Members::new(identity.clone()));
+        let raft = Arc::new(RaftNode::open(raft_config, machine.clone(), members.clone()).await?);
         let consensus: Arc<dyn Consensus> = Arc::new(Replication(raft.clone()));
         let (proposer, proposing) = Proposer::start(consensus.clone(), metrics.clone());
         let stopping = CancellationToken::new();
@@ -255,8 +250,10 @@ impl MetadataServer {
             consensus,
             proposer,
             changes,
+            members,
             office: Office::default(),
             disk_low: AtomicBool::new(false),
+            group_low: AtomicBool::new(false),
             metrics: metrics.clone(),
             identity: identity.clone(),
             stopping: stopping.clone(),
@@ -452,6 +449,7 @@ impl RunningMetadata {
     pub async fn shutdown(self) {
         let RunningMetadata { folder, node, raft, tasks, proposing, stopping, .. } = self;
         stopping.cancel();
+        raft.stop_waiting();
         tasks.wait().await;
         raft.shutdown().await;
         // What was given up halfway holds the node, which holds it.
@@ -522,48 +520,5 @@ impl Consensus for Replication {
 
     fn flush(&self) -> BoxFuture<'_, Result<(), RaftError>> {
         async { self.0.flush().await.map(|_| ()) }.boxed()
-    }
-}
-
-/// The way to the other members: one connection each.
-struct Members {
-    identity: Identity,
-    peers: Mutex<HashMap<u64, (String, Peer)>>,
-}
-
-impl Members {
-    fn peer(&self, member: u64, address: &str) -> io::Result<Peer> {
-        let mut peers = self.peers.lock();
-        if let Some((known, peer)) = peers.get(&member)
-            && known == address
-        {
-            return Ok(peer.clone());
-        }
-        let parsed: Address = address.parse().map_err(io::Error::other)?;
-        let options = ConnectOptions::new(self.identity.clone()).expecting(Role::Metadata(MemberId(member)));
-        let peer = Peer::new(parsed, options);
-        peers.insert(member, (address.to_owned(), peer.clone()));
-        Ok(peer)
-    }
-}
-
-impl PeerTransport for Members {
-    fn call<'a>(
-        &'a self,
-        to: u64,
-        addr: &'a str,
-        kind: u16,
-        payload: Bytes,
-    ) -> BoxFuture<'a, io::Result<Bytes>> {
-        async move {
-            let connection = self.peer(to, addr)?.connection().await.map_err(io::Error::other)?;
-            let meta = postcard::to_stdvec(&kind).map_err(io::Error::other)?;
-            let reply = connection
-                .call_raw(kind::RAFT, meta.into(), payload, PEER_DEADLINE)
-                .await
-                .map_err(io::Error::other)?;
-            Ok(reply.body)
-        }
-        .boxed()
     }
 }

@@ -20,6 +20,8 @@ use crate::changes::Changes;
 use crate::metrics::Metrics;
 use crate::store::folder::{self, Folder, FolderError};
 use crate::store::records::{Backend, Records};
+use crate::store::rocks::is_no_space;
+use crate::store::room::WaitForRoom;
 
 /// The format of entries and results that is written.
 const ENTRY_VERSION: u8 = 1;
@@ -168,6 +170,7 @@ pub struct Machine {
     flushed: Mutex<Option<LogPosition>>,
     /// One flush at a time: the position is read before it and is durable after it.
     flushing: Mutex<()>,
+    room: WaitForRoom,
     changes: Arc<Changes>,
     metrics: Metrics,
 }
@@ -204,6 +207,7 @@ impl Machine {
             state: RwLock::new(state),
             applied: Mutex::new(applied),
             flushing: Mutex::new(()),
+            room: WaitForRoom::default(),
             changes,
             metrics,
         })
@@ -213,6 +217,12 @@ impl Machine {
     #[must_use]
     pub fn store(&self) -> Arc<Records> {
         self.store.read().clone()
+    }
+
+    /// Whether something that is committed waits for room on the disk.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.room.is_waiting()
     }
 
     /// What of the records was found damaged since they were opened, if anything.
@@ -252,7 +262,7 @@ impl Machine {
         let mut writes = txn.into_writes();
         self.changes.note(&writes);
         writes.extend(applied_writes(&applied));
-        store.write(&writes)?;
+        self.room.until(is_no_space, || store.write(&writes))?;
         *self.applied.lock() = applied;
         self.metrics.applied(commands_applied, started.elapsed());
         Ok(results)
@@ -275,12 +285,12 @@ impl Machine {
     fn install_files(&self, dir: &Path) -> Result<(), MachineError> {
         let _one = self.flushing.lock();
         let old = self.state.read().clone();
-        let next = self.folder.next_state(&old)?;
-        folder::move_files(dir, &next)?;
+        let next = self.room.until(FolderError::is_no_space, || self.folder.next_state(&old))?;
+        self.room.until(FolderError::is_no_space, || folder::move_files(dir, &next))?;
         // Opened before it becomes the current one: a copy that can't be opened must not replace what can.
-        let store = Records::open(&self.backend, &next)?;
+        let store = self.room.until(is_no_space, || Records::open(&self.backend, &next))?;
         let applied = read_applied(&store)?;
-        self.folder.switch_state(&next)?;
+        self.room.until(FolderError::is_no_space, || self.folder.switch_state(&next))?;
         *self.flushed.lock() = applied.position;
         *self.applied.lock() = applied;
         *self.store.write() = Arc::new(store);
@@ -362,6 +372,10 @@ impl StateMachine for Machine {
 
     fn install(&self, dir: &Path) -> Result<(), StateMachineError> {
         Ok(self.install_files(dir)?)
+    }
+
+    fn stop_waiting(&self) {
+        self.room.give_up();
     }
 }
 

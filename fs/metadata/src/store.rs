@@ -7,3 +7,4 @@ pub mod folder;
 pub mod memory;
 pub mod records;
 pub mod rocks;
+pub mod room;

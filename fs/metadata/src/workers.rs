@@ -7,6 +7,7 @@ mod housekeeping;
 mod migrate;
 mod mover;
 mod repair;
+mod room;
 pub(crate) mod suspects;
 
 use std::sync::Arc;
@@ -26,7 +27,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts all workers; they end when the node is stopping.
 pub fn start(node: &Arc<Node>, ballast: Ballast, tasks: &TaskTracker) {
-    tasks.spawn(until_stopped(node.clone(), housekeeping::run(node.clone(), ballast)));
+    tasks.spawn(until_stopped(node.clone(), housekeeping::run(node.clone())));
+    tasks.spawn(until_stopped(node.clone(), room::look(node.clone(), ballast)));
+    tasks.spawn(until_stopped(node.clone(), room::ask_others(node.clone())));
     tasks.spawn(until_stopped(node.clone(), freeing::orphans(node.clone())));
     tasks.spawn(until_stopped(node.clone(), freeing::truncations(node.clone())));
     tasks.spawn(until_stopped(node.clone(), freeing::sweeps(node.clone())));

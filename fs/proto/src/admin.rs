@@ -52,6 +52,8 @@ pub struct MemberIdentity {
     pub leader: Option<(MemberId, String)>,
     /// Its term.
     pub term: u64,
+    /// Its disk has so little room that it should not lead.
+    pub disk_full: bool,
 }
 
 /// A change of the group.

@@ -94,6 +94,13 @@ impl LogError {
         matches!(self, Self::Damaged { .. } | Self::Foreign { .. })
     }
 
+    /// Whether the disk is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        matches!(self, Self::Io { source, .. } if full(source.kind()))
+    }
+
     pub(crate) fn damaged(path: &Path, offset: u64, detail: impl Into<String>) -> Self {
         Self::Damaged { path: path.to_owned(), offset, detail: detail.into() }
     }

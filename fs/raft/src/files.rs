@@ -18,7 +18,7 @@ const SPARE_SEGMENTS_MAX: usize = 2;
 /// Zeroes written at once, in bytes.
 const ZEROES_BYTES: usize = 1 << 20;
 /// After a failure (a full disk), the next segment is tried again this often.
-const RETRY: Duration = Duration::from_millis(500);
+pub(crate) const RETRY: Duration = Duration::from_millis(500);
 
 /// A segment file with its header, empty, durable.
 #[derive(Clone, Debug)]
@@ -61,10 +61,6 @@ struct Ready {
     next: Option<Prepared>,
     /// Why there is none, after the last attempt.
     error: Option<LogError>,
-}
-
-fn is_full(error: &std::io::Error) -> bool {
-    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// Makes segment files.
@@ -179,7 +175,7 @@ impl Files {
                 return Ok(next);
             }
             match &ready.error {
-                Some(LogError::Io { source, .. }) if is_full(source) => {}
+                Some(error) if error.is_full() => {}
                 Some(error) => return Err(error.clone()),
                 None => {}
             }

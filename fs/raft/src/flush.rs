@@ -193,7 +193,7 @@ impl Flushing {
 
     /// The state is durable up to `flushed`: decides what of the log is no longer needed, and
     /// tells openraft, which drops it when no follower is reading there.
-    async fn drop_log(&self, flushed: LogPosition, raft: &Raft) {
+    pub(crate) async fn drop_log(&self, flushed: LogPosition, raft: &Raft) {
         let (base, _) = self.store.ends();
         let before = self.store.bytes_at(base.map(|b| b.index));
         let kept = self.store.bytes_at(Some(flushed.index)).saturating_sub(before);

@@ -37,7 +37,6 @@ mod network;
 mod node;
 #[cfg(test)]
 mod node_tests;
-mod pace;
 mod peer;
 mod raft_log;
 mod record;

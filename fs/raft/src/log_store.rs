@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -148,6 +148,8 @@ pub(crate) struct Shared {
     pub(crate) total: AtomicU64,
     /// What was found damaged.
     damage: OnceLock<String>,
+    /// Nothing waits for room on a full disk any more.
+    pub(crate) impatient: AtomicBool,
 }
 
 /// Where consecutive entries are in one file.
@@ -249,6 +251,7 @@ impl LogStore {
             queue: Queue::default(),
             files,
             damage: OnceLock::new(),
+            impatient: AtomicBool::new(false),
         });
         let writer = Writer::new(shared.clone(), active, end);
         if atoll_blocking::is_simulated() {
@@ -262,8 +265,14 @@ impl LogStore {
         Ok(Self { shared, writer: Mutex::new(Some(thread)), segment_bytes: config.segment_bytes })
     }
 
+    /// What waits for room on a full disk fails, now and later.
+    pub(crate) fn stop_waiting(&self) {
+        self.shared.impatient.store(true, Ordering::Release);
+    }
+
     /// Waits for what is queued, then ends the threads. Later calls fail. Blocks.
     pub(crate) fn close(&self) {
+        self.stop_waiting();
         self.shared.queue.close();
         // First, since the writer may be waiting there for room on a full disk.
         self.shared.files.stop();

@@ -13,7 +13,6 @@ use futures::{Stream, StreamExt};
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder, StoredMembership};
-use tokio::runtime::{Handle, RuntimeFlavor};
 
 use crate::flush::Flushing;
 use crate::group::{
@@ -91,10 +90,8 @@ impl Machine {
     }
 
     fn apply_run(&self, run: Run) -> io::Result<()> {
-        let results = if run.bytes >= APPLY_BYTES_BUSY
-            && Handle::try_current().is_ok_and(|h| h.runtime_flavor() == RuntimeFlavor::MultiThread)
-        {
-            tokio::task::block_in_place(|| self.inner.apply(run.entries))
+        let results = if run.bytes >= APPLY_BYTES_BUSY {
+            atoll_blocking::in_place(|| self.inner.apply(run.entries))
         } else {
             self.inner.apply(run.entries)
         };

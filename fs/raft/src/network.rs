@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_blocking::Pace;
 use bytes::Bytes;
 use futures::future::{Either, select};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -19,7 +20,6 @@ use openraft::{BasicNode, OptionalSend, RPCTypes};
 use serde::de::DeserializeOwned;
 
 use crate::group::{Group, GroupLogId, GroupVote, encode_stored_membership, to_log_entry};
-use crate::pace::Pace;
 use crate::snapshot::{CHUNK_BYTES, Checkpoint, Sending, SendingOne, SnapshotData, Snapshots, fingerprint};
 use crate::types::{LogPosition, MemberId, PeerTransport};
 use crate::vote::VoteRecord;
@@ -31,6 +31,9 @@ const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// The other member may take this long to find out what it has of a snapshot.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a member may take to say that it is there, and how often it is asked.
+const THERE_TIMEOUT: Duration = Duration::from_secs(3);
+const THERE_PAUSE: Duration = Duration::from_millis(500);
 /// Installing a snapshot may take this long.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -177,6 +180,18 @@ impl Peer {
         Ok(SnapshotResponse::new(vote.into()))
     }
 
+    /// Waits until the other member answers.
+    async fn wait_until_there(&self) {
+        let asks = wire::request(self.target, &());
+        loop {
+            let there = self.call::<()>(RPCTypes::InstallSnapshot, kind::THERE, asks.clone(), THERE_TIMEOUT);
+            if there.await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(THERE_PAUSE).await;
+        }
+    }
+
     /// Sends a chunk, unless the other member has it.
     async fn send_chunk(
         &self,
@@ -195,7 +210,7 @@ impl Peer {
         let bytes: io::Result<Option<Vec<u8>>> =
             atoll_blocking::spawn(read).await.map_err(|e| NetworkError::new(&e))?;
         if let Some(bytes) = bytes.map_err(|e| NetworkError::new(&e))? {
-            self.pace.wait(len as u64).await;
+            self.pace.take(len as u64).await;
             let chunk = wire::SnapshotChunk { id, file: file as u32, offset, bytes: bytes.into() };
             let request = chunk.encode(self.target);
             let kind = kind::SNAPSHOT_CHUNK;
@@ -258,7 +273,15 @@ impl RaftNetworkV2<Group> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Group>, StreamingError<Group>> {
-        let send = std::pin::pin!(self.send_snapshot(vote, snapshot));
+        let send = std::pin::pin!(async {
+            let sent = self.send_snapshot(vote, snapshot).await;
+            if sent.is_err() {
+                // openraft would take another snapshot at once, and with it the log would be kept for a member that is
+                // away, maybe for long.
+                self.wait_until_there().await;
+            }
+            sent
+        });
         let cancel = std::pin::pin!(cancel);
         match select(send, cancel).await {
             Either::Left((result, _)) => Ok(result?),

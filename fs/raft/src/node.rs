@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use atoll_blocking::Pace;
 use bytes::Bytes;
 use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::{Instant, WatchReceiver};
@@ -25,7 +26,6 @@ use crate::group::{Command, Group, Raft};
 use crate::log_store::{LogConfig, LogStore};
 use crate::machine::Machine;
 use crate::network::Network;
-use crate::pace::Pace;
 use crate::peer::PeerService;
 use crate::raft_log::RaftLog;
 use crate::snapshot::{Sending, Snapshots};
@@ -565,14 +565,26 @@ impl RaftNode {
         self.peers.handle(kind, payload).await
     }
 
-    /// Makes everything durable that is applied now. For an orderly stop of something bigger, or
-    /// before a copy of the disk is made; not needed otherwise.
+    /// Makes everything durable that is applied now, so that a restart has less to apply again and
+    /// the log can be dropped up to here. This happens without being asked, too, at half of
+    /// [`RaftConfig::flush_log_bytes`].
     pub async fn flush(&self) -> Result<Option<LogPosition>, RaftError> {
         let flushing = self.flushing.clone();
-        atoll_blocking::spawn(move || flushing.flush())
+        let flushed = atoll_blocking::spawn(move || flushing.flush())
             .await
             .map_err(|e| RaftError::Stopped(e.to_string()))?
-            .map_err(|e| StateMachineFailure(e).into())
+            .map_err(StateMachineFailure)?;
+        if let Some(position) = flushed {
+            self.flushing.drop_log(position, &self.raft).await;
+        }
+        Ok(flushed)
+    }
+
+    /// What waits for room on a full disk fails, now and later: the node is going to stop. [`shutdown`](Self::shutdown)
+    /// does it too; whoever waits for others before that call has to do it earlier.
+    pub fn stop_waiting(&self) {
+        self.store.stop_waiting();
+        self.machine.stop_waiting();
     }
 
     /// Stops: no more commands, the state machine flushed, the log closed. Calling it again does
@@ -582,6 +594,7 @@ impl RaftNode {
             return;
         }
         self.under_way.close();
+        self.stop_waiting();
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!("Raft didn't stop in order: {error}");
         }

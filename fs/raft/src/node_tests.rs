@@ -126,6 +126,24 @@ async fn commands_are_carried_out_in_the_order_of_their_first_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_dropped_also_if_somebody_else_flushes_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, _machine) = open(patient(1, dir.path()), dir.path()).await;
+    node.bootstrap(alone(1)).await.unwrap();
+    ready(&node).await;
+    // Never so much at once that a flush would be due.
+    for _ in 0..100 {
+        for _ in 0..4 {
+            node.propose(Bytes::from(vec![1; 8000])).await.unwrap();
+        }
+        node.flush().await.unwrap();
+    }
+    eventually("of 3 MB of log only the last segments are left", || node.status().log_file_bytes < 1 << 20)
+        .await;
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_failure_of_the_state_machine_stops_the_node_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let (node, machine) = open(patient(1, dir.path()), dir.path()).await;

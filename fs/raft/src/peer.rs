@@ -125,6 +125,7 @@ impl PeerService {
             kind::SNAPSHOT_BEGIN => self.snapshot_begin(wire::body(&body)?).await,
             kind::SNAPSHOT_CHUNK => self.snapshot_chunk(wire::SnapshotChunk::decode(body)?).await,
             kind::SNAPSHOT_END => self.snapshot_end(wire::body(&body)?).await,
+            kind::THERE => Ok(wire::answer(&())),
             _ => Err(Refused::Malformed),
         }
     }

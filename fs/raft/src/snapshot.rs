@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use atoll_blocking::Pace;
 use openraft::alias::{SnapshotMetaOf, SnapshotOf};
 use openraft::async_runtime::Instant;
 use parking_lot::{Mutex, RwLock};
@@ -18,7 +19,6 @@ use crate::clock::BootInstant;
 use crate::flush::{Flushing, LogHold};
 use crate::group::{Group, GroupLogId, decode_stored_membership};
 use crate::log_store::LogStore;
-use crate::pace::Pace;
 use crate::types::{AppliedState, MemberId, SnapshotProgress, StateMachine, StateMachineError};
 
 /// Bytes of a snapshot sent in one request.

@@ -118,6 +118,10 @@ pub trait StateMachine: Send + Sync + 'static {
     /// after the return [`flushed`](Self::flushed) is the new one's position. Files may be moved
     /// out of `dir`; what is left is removed by the caller.
     fn install(&self, dir: &Path) -> Result<(), StateMachineError>;
+
+    /// The node is going to stop: whatever waits, for room on a full disk, say, gives up with an
+    /// error.
+    fn stop_waiting(&self) {}
 }
 
 /// Carries requests to other members. Many calls may be in flight to one member; an answer may

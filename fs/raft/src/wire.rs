@@ -23,6 +23,7 @@ pub(crate) mod kind {
     pub(crate) const SNAPSHOT_BEGIN: u16 = 5;
     pub(crate) const SNAPSHOT_CHUNK: u16 = 6;
     pub(crate) const SNAPSHOT_END: u16 = 7;
+    pub(crate) const THERE: u16 = 8;
 }
 
 const VERSION: u8 = 1;

@@ -4,13 +4,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_blocking::Pace;
 use atoll_proto::storage::{CopyChunk, CopySource, ReadChunk, ReadChunkReply, StorageError};
 use atoll_proto::{Address, ConnectOptions, Connection, Identity, Role, RpcError};
 use bytes::Bytes;
 
 use crate::chunk_file::{BLOCK, ChunkError};
 use crate::metrics::Metrics;
-use crate::pace::Pace;
 use crate::pool::{IoPool, Lane};
 use crate::service::wire_error;
 use crate::store::{CopyTarget, Store};

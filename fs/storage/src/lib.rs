@@ -10,7 +10,6 @@ mod copier;
 pub mod disk;
 pub mod metrics;
 mod orders;
-mod pace;
 pub mod pool;
 mod registration;
 mod scrub;

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use atoll_blocking::Pace;
 use atoll_proto::registration::{NumberedOrder, ORDERS_MAX, Order, OrderDone};
 use atoll_proto::storage::{CopyChunk, SealChunk, StorageError};
 use parking_lot::Mutex;
@@ -10,7 +11,6 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::pace::Pace;
 use crate::service::StorageService;
 
 /// Orders that wait; what is more is dropped, since an order is repeated until it was carried out.

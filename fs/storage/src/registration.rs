@@ -385,6 +385,7 @@ mod tests {
             is_leader: false,
             leader: leader.map(|name| (MemberId(9), name.to_owned())),
             term,
+            disk_full: false,
         };
         let was_asked = |name: &str| ["a:1", "b:1", "c:1"].contains(&name);
         // Its followers take the dead one for alive until its lease is over.

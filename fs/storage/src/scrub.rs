@@ -4,12 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_blocking::Pace;
 use atoll_core::ids::ChunkId;
 use tokio_util::sync::CancellationToken;
 
 use crate::chunk_file::{BLOCK, ChunkError};
 use crate::metrics::Metrics;
-use crate::pace::Pace;
 use crate::pool::{IoPool, Lane};
 use crate::store::{OpenChunk, Store};
 

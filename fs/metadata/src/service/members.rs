@@ -1,5 +1,6 @@
 //! Who this member is, and changes of the group. What a change takes is decided in [`crate::membership`].
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_core::ids::MemberId;
@@ -31,6 +32,7 @@ impl Node {
             is_leader: leadership.is_leader,
             leader: leadership.leader.map(|(member, address)| (MemberId(member), address)),
             term: leadership.term,
+            disk_full: self.disk_low.load(Ordering::Relaxed),
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
@@ -103,7 +102,7 @@ impl Node {
             Op::CreateUnnamed { .. } => Some(self.office.unnamed.read().await),
             _ => None,
         };
-        let disk_low = self.disk_low.load(Ordering::Relaxed);
+        let disk_low = self.is_full();
         if disk_low || admission::needs_facts(&command.op) {
             let volume = query::superblock(&*store).map_err(query_error)?;
             let now = clock::since_boot();

@@ -1,7 +1,5 @@
 //! Sessions' heartbeats, and what they hold open.
 
-use std::sync::atomic::Ordering;
-
 use atoll_core::error::FsError;
 use atoll_core::query;
 use atoll_proto::metadata::{
@@ -35,7 +33,7 @@ impl Node {
                 reclaim: sessions.must_reclaim(request.session),
                 return_reservation: sessions.take_recall(request.session),
                 inline_allowed: inline_allowed(volume.inline_bytes, volume.config.inline_budget_bytes)
-                    && !self.disk_low.load(Ordering::Relaxed),
+                    && !self.is_full(),
                 volume: volume.volume_use(),
                 servers_version,
                 config: volume.config,

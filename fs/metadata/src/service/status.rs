@@ -125,9 +125,18 @@ impl Node {
                 usize::from(status.copies) - status.servers.len()
             ));
         }
+        let mut full = self.office.full.lock().clone();
         if self.disk_low.load(Ordering::Relaxed) {
+            full.insert(self.member);
+        }
+        for member in full {
+            status
+                .problems
+                .push(format!("the disk of metadata server {member} is full: enlarge it, or delete files"));
+        }
+        if self.machine.waits_for_room() {
             status.problems.push(format!(
-                "the disk of metadata server {} is full: enlarge it, or delete files",
+                "metadata server {} waits for room on its disk, and goes on by itself once there is some",
                 self.member
             ));
         }

@@ -300,3 +300,92 @@ fn a_store_of_a_newer_program_is_refused() {
         .unwrap();
     assert!(error.to_string().contains("format 9"), "{error}");
 }
+
+/// A small disk of its own.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new(bytes: u64) -> SmallDisk {
+        let dir = tempfile::tempdir().unwrap();
+        let path = std::ffi::CString::new(dir.path().to_str().unwrap()).unwrap();
+        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
+        // SAFETY: all strings end with NUL.
+        let mounted = unsafe {
+            libc::mount(c"none".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast())
+        };
+        assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
+        SmallDisk(dir)
+    }
+
+    fn occupied(&self) -> std::path::PathBuf {
+        self.0.path().join("occupied")
+    }
+
+    /// Takes all room, as something else on the disk would.
+    fn occupy(&self) {
+        let mut file = fs::File::create(self.occupied()).unwrap();
+        while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let path = std::ffi::CString::new(self.0.path().to_str().unwrap()).unwrap();
+        // SAFETY: the path ends with NUL.
+        unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// Entries that need room: extended attributes of the root, in sets that replace each other.
+fn large_entries(first: u64, count: u64) -> Vec<AppliedEntry> {
+    (first..first + count)
+        .map(|index| {
+            let value: Vec<u8> = StdRng::seed_from_u64(index).random_iter().take(30_000).collect();
+            let name = format!("user.{}", index % 16).into_bytes().into();
+            let op = Op::SetXattr { ino: ROOT, name, value: value.into(), mode: XattrMode::Set };
+            let mut batch = Batch::default();
+            batch.add(&encode_command(&command(INTERNAL, 0, index, op)));
+            let payload = AppliedPayload::Normal(batch.finish());
+            AppliedEntry { position: LogPosition { term: 1, index }, payload }
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_committed_waits_for_room_and_goes_on_when_there_is_some() {
+    let disk = SmallDisk::new(48 << 20);
+    let machine = Arc::new(machine(&disk.0.path().join("member")));
+    machine.apply(random_entries(0, 1)).unwrap();
+    // More than stays in memory, call by call.
+    let apply = |machine: Arc<Machine>, first: u64| {
+        std::thread::spawn(move || {
+            (0..60).try_for_each(|call| machine.apply(large_entries(first + call * 16, 16)).map(drop))
+        })
+    };
+    let until_it_waits = || {
+        for _ in 0..600 {
+            if machine.waits_for_room() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("it never waits");
+    };
+
+    disk.occupy();
+    let applying = apply(machine.clone(), 1);
+    until_it_waits();
+    assert!(!applying.is_finished());
+    fs::remove_file(disk.occupied()).unwrap();
+    applying.join().unwrap().unwrap();
+    assert!(!machine.waits_for_room());
+    assert_eq!(machine.applied().position.unwrap().index, 960);
+    machine.flush().unwrap();
+
+    // Whoever stops doesn't wait until then.
+    disk.occupy();
+    let applying = apply(machine.clone(), 961);
+    until_it_waits();
+    machine.stop_waiting();
+    applying.join().unwrap().unwrap_err();
+}

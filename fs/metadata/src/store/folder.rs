@@ -110,6 +110,17 @@ pub enum FolderError {
     },
 }
 
+impl FolderError {
+    /// Whether the disk is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        let full = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        };
+        matches!(self, Self::Io { source, .. } if full(source))
+    }
+}
+
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FolderError {
     let path = path.to_owned();
     move |source| FolderError::Io { action, path, source }
@@ -349,7 +360,7 @@ impl Folder {
 /// filesystems.
 ///
 /// # Errors
-/// If a file can't be moved.
+/// If a file can't be moved; it can be tried again.
 pub fn move_files(from: &Path, to: &Path) -> Result<(), FolderError> {
     for entry in fs::read_dir(from).map_err(io_error("list", from))? {
         let source = entry.map_err(io_error("list", from))?.path();
@@ -360,7 +371,10 @@ pub fn move_files(from: &Path, to: &Path) -> Result<(), FolderError> {
             }
             other => other.map_err(io_error("move", &source))?,
         }
-        File::open(&target).and_then(|file| file.sync_all()).map_err(io_error("sync", &target))?;
+    }
+    for entry in fs::read_dir(to).map_err(io_error("list", to))? {
+        let moved = entry.map_err(io_error("list", to))?.path();
+        File::open(&moved).and_then(|file| file.sync_all()).map_err(io_error("sync", &moved))?;
     }
     sync_folder(to)
 }

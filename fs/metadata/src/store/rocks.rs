@@ -7,14 +7,13 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
 
 use atoll_core::store::{Family, Read, StoreError, Visit, Write};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB,
-    DBCompressionType, DBRawIterator, Env, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions, Snapshot,
-    WriteBatch, WriteBufferManager, WriteOptions,
+    DBCompressionType, DBRawIterator, DEFAULT_COLUMN_FAMILY_NAME, Env, ErrorKind, FlushOptions, LogLevel,
+    Options, ReadOptions, Snapshot, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 /// Bytes of all families' memtables together; above it they are flushed.
@@ -39,11 +38,6 @@ const INFO_LOG_BYTES_MAX: usize = 1 << 20;
 
 /// Bytes read ahead when all of a copy is looked at.
 const VERIFY_READAHEAD_BYTES: usize = 1 << 20;
-
-/// How long a write waits for room on a full disk, and how often it looks. RocksDB goes on by itself within a few
-/// seconds after there is room again.
-pub const NO_SPACE_WAIT_MAX: Duration = Duration::from_secs(120);
-const NO_SPACE_RETRY: Duration = Duration::from_millis(500);
 
 /// An open RocksDB.
 pub struct Rocks {
@@ -80,8 +74,11 @@ fn failed(error: rocksdb::Error) -> StoreError {
     }
 }
 
-fn is_no_space(error: &StoreError) -> bool {
-    matches!(error, StoreError::Backend(reason) if reason.contains("No space left"))
+/// Whether the disk is full.
+#[must_use]
+pub fn is_no_space(error: &StoreError) -> bool {
+    let full = ["No space left", "Disk quota exceeded"];
+    matches!(error, StoreError::Backend(reason) if full.iter().any(|text| reason.contains(text)))
 }
 
 fn family_options(family: Family, cache: &Cache) -> Options {
@@ -150,10 +147,15 @@ impl Rocks {
         options.set_keep_log_file_num(2);
         options.set_max_log_file_size(INFO_LOG_BYTES_MAX);
 
+        // RocksDB always has this one; nothing is in it. After the disk was full RocksDB goes on only when the largest
+        // memtable that any family may have finds room, which would be its default of 64 MiB.
+        let mut unused = Options::default();
+        unused.set_write_buffer_size(FAMILY_MEMTABLE_BYTES_MAX);
+        let unused = ColumnFamilyDescriptor::new(DEFAULT_COLUMN_FAMILY_NAME, unused);
         let families = Family::ALL
             .into_iter()
             .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
-        let db = DB::open_cf_descriptors(&options, dir, families).map_err(failed)?;
+        let db = DB::open_cf_descriptors(&options, dir, families.chain([unused])).map_err(failed)?;
         Ok(Rocks { db, cache, memory, damage: OnceLock::new() })
     }
 
@@ -224,28 +226,12 @@ impl Rocks {
 
     /// Carries a batch out, whole or not at all. It is durable after the next [`flush`](Self::flush).
     ///
-    /// On a full disk this waits for room, for at most [`NO_SPACE_WAIT_MAX`]: what is to be written here is
-    /// committed already, and a member that can't apply it has to stop.
-    ///
     /// # Errors
-    /// If RocksDB refuses.
+    /// If RocksDB refuses; on a full disk ([`is_no_space`]) it can be tried again.
     pub fn write(&self, writes: &[Write]) -> Result<(), StoreError> {
         if writes.is_empty() {
             return Ok(());
         }
-        let began = Instant::now();
-        loop {
-            match self.try_write(writes) {
-                Err(error) if is_no_space(&error) && began.elapsed() < NO_SPACE_WAIT_MAX => {
-                    tracing::error!(%error, "the metadata disk is full: waiting for room");
-                    std::thread::sleep(NO_SPACE_RETRY);
-                }
-                result => return result,
-            }
-        }
-    }
-
-    fn try_write(&self, writes: &[Write]) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         for (family, key, value) in writes {
             let family = self.family(*family)?;

@@ -1,7 +1,6 @@
-//! What has to be looked at by the clock: leadership, sessions that fell silent, the disk, the store's flushes.
+//! What has to be looked at by the clock: leadership, sessions that fell silent, the store's flushes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_core::commands::Op;
@@ -15,7 +14,6 @@ use super::failed;
 use crate::changes::Work;
 use crate::clock;
 use crate::node::{Node, collect, store_error};
-use crate::store::ballast::{Ballast, Room};
 
 /// How often this looks.
 const TICK: Duration = Duration::from_millis(200);
@@ -36,7 +34,7 @@ const FLUSH_IDLE_BYTES: u64 = 256 << 10;
 const FLUSH_IDLE_TICKS: u64 = 10;
 
 /// Runs for as long as the server does.
-pub(super) async fn run(node: Arc<Node>, mut ballast: Ballast) {
+pub(super) async fn run(node: Arc<Node>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = Idle::default();
@@ -56,7 +54,6 @@ pub(super) async fn run(node: Arc<Node>, mut ballast: Ballast) {
         {
             failed("ending silent sessions", &error).await;
         }
-        ballast = look_at_disk(&node, ballast).await;
         if idle.wants_flush(&node) {
             flush(&node).await;
         }
@@ -108,32 +105,6 @@ async fn forget(node: &Node) -> Result<(), MetadataError> {
         .map(|(session, _)| Op::ForgetSession { session: SessionId(session) })
         .collect();
     node.propose_all(ops).await.map(|_| ())
-}
-
-async fn look_at_disk(node: &Arc<Node>, mut ballast: Ballast) -> Ballast {
-    let looked = atoll_blocking::spawn(move || {
-        let room = ballast.check();
-        (ballast, room)
-    });
-    let (ballast, room) = match looked.await {
-        Ok(looked) => looked,
-        // The runtime is going down.
-        Err(_) => return std::future::pending().await,
-    };
-    match room {
-        Ok(room) => {
-            let low = room == Room::Low;
-            match (node.disk_low.swap(low, Ordering::Relaxed), low) {
-                (false, true) => {
-                    tracing::error!("the metadata disk is nearly full: only deleting goes on; enlarge it")
-                }
-                (true, false) => tracing::info!("the metadata disk has room again"),
-                _ => {}
-            }
-        }
-        Err(error) => tracing::warn!(%error, "the metadata disk can't be looked at"),
-    }
-    ballast
 }
 
 /// Notices when nothing is applied for a while.

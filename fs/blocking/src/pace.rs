@@ -5,6 +5,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+/// For so long at most a thread sleeps without asking whether it is to go on.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// Work that may be done at once after a pause, as a fraction of a second's.
 const BURST: Duration = Duration::from_millis(250);
 
@@ -18,6 +20,7 @@ pub struct Pace {
 
 impl Pace {
     /// At most so many bytes per second; 0 means no limit.
+    #[must_use]
     pub fn new(bytes_per_s: u64) -> Self {
         Self { bytes_per_s, due: Mutex::new(None) }
     }
@@ -28,6 +31,18 @@ impl Pace {
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// The same on a thread that may block, for as long as `goes_on` says so; whether it still does.
+    pub fn block(&self, bytes: u64, goes_on: impl Fn() -> bool) -> bool {
+        let mut wait = self.wait_for(bytes, Instant::now());
+        // A simulation's only thread can't wait for its own time.
+        while goes_on() && !wait.is_zero() && !crate::is_simulated() {
+            let part = wait.min(SLEEP_MAX);
+            std::thread::sleep(part);
+            wait -= part;
+        }
+        goes_on()
     }
 
     fn wait_for(&self, bytes: u64, now: Instant) -> Duration {

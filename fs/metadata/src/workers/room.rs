@@ -1,0 +1,114 @@
+//! Room on the metadata disks: a leader whose disk is full lets somebody else lead who has room.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use atoll_core::ids::MemberId;
+use atoll_proto::admin::TransferLeader;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::membership::Group;
+use crate::node::Node;
+use crate::store::ballast::{Ballast, Room};
+
+/// How often this member's disk is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often the leader asks the others about theirs.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// A leader with a full disk looks this often for somebody else to lead.
+const HAND_OVER_EVERY: Duration = Duration::from_secs(10);
+
+/// Looks at the disk of this member, for as long as it runs.
+pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
+    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looked_for_another: Option<Instant> = None;
+    loop {
+        ticks.tick().await;
+        let looked = atoll_blocking::spawn(move || {
+            let room = ballast.check();
+            (ballast, room)
+        });
+        let room = match looked.await {
+            Ok((looked, room)) => {
+                ballast = looked;
+                room
+            }
+            // The runtime is going down.
+            Err(_) => return std::future::pending().await,
+        };
+        let low = match room {
+            Ok(room) => room == Room::Low || node.machine.waits_for_room(),
+            Err(error) => {
+                tracing::warn!(%error, "the metadata disk can't be looked at");
+                continue;
+            }
+        };
+        // First this: what grows is refused only if nobody else can take it.
+        if low && node.lead().is_ok() && looked_for_another.is_none_or(|at| at.elapsed() >= HAND_OVER_EVERY) {
+            hand_over(&node).await;
+            looked_for_another = Some(Instant::now());
+        }
+        match (node.disk_low.swap(low, Ordering::Relaxed), low) {
+            (false, true) => {
+                tracing::error!("the metadata disk is nearly full: only deleting goes on here; enlarge it");
+            }
+            (true, false) => tracing::info!("the metadata disk has room again"),
+            _ => {}
+        }
+    }
+}
+
+/// Gives the office to a member whose disk has room, if there is one.
+async fn hand_over(node: &Node) {
+    let full = ask(node).await;
+    let successors = Group::of(&node.consensus.status()).successors();
+    let Some(to) = successors.into_iter().find(|member| full.get(member) == Some(&Some(false))) else {
+        return;
+    };
+    tracing::warn!(%to, "the metadata disk is nearly full: another member with more room is to lead");
+    if let Err(error) = node.hand_over(TransferLeader { to: Some(to) }).await {
+        tracing::warn!(%error, "the office stays here, with a disk that is nearly full");
+    }
+}
+
+/// Keeps account of whose disks are full, for as long as this member runs.
+pub(super) async fn ask_others(node: Arc<Node>) {
+    loop {
+        tokio::time::sleep(ASK_EVERY).await;
+        if node.lead().is_ok() {
+            let answers = ask(&node).await;
+            let low = {
+                let mut full = node.office.full.lock();
+                // Who doesn't answer just now has no more room than before.
+                full.retain(|member| answers.get(member) == Some(&None));
+                full.extend(
+                    answers.iter().filter(|(_, full)| **full == Some(true)).map(|(member, _)| *member),
+                );
+                !Group::of(&node.consensus.status()).has_room(&full)
+            };
+            match (node.group_low.swap(low, Ordering::Relaxed), low) {
+                (false, true) => {
+                    tracing::error!(
+                        "most metadata disks are nearly full: only deleting goes on; enlarge them"
+                    );
+                }
+                (true, false) => tracing::info!("most metadata disks have room again"),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Asks the others whether their disks are full; `None` for those who don't answer.
+async fn ask(node: &Node) -> HashMap<MemberId, Option<bool>> {
+    let status = node.consensus.status();
+    let others = status.members.iter().filter(|(member, _)| **member != status.member);
+    let asked = others.map(async |(member, peer)| {
+        let member = MemberId(*member);
+        (member, node.members.who(member, &peer.addr).await.map(|who| who.disk_full))
+    });
+    futures::future::join_all(asked).await.into_iter().collect()
+}
