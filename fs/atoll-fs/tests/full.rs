@@ -193,7 +193,7 @@ fn grow(folder: &Path, number: u64) -> io::Result<()> {
 /// Attributes are set until the disk of a member would be full several times if it took them.
 fn grow_much(folder: &Path) {
     for number in 0..200 * MIB / 30_000 {
-        grow(folder, number as u64).unwrap_or_else(|error| panic!("attribute {number}: {error}"));
+        grow(folder, number).unwrap_or_else(|error| panic!("attribute {number}: {error}"));
     }
 }
 
