@@ -11,11 +11,45 @@ use rand::rngs::StdRng;
 
 use crate::disk::{Disk, DiskFile};
 
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 struct Content {
-    durable: Vec<u8>,
-    now: Vec<u8>,
-    pending: Vec<(usize, Vec<u8>)>,
+    durable: Arc<Vec<u8>>,
+    now: Arc<Vec<u8>>,
+    pending: Vec<(usize, Written)>,
+}
+
+/// What was written and isn't synced.
+#[derive(Debug)]
+enum Written {
+    Bytes(Vec<u8>),
+    /// So many: log segments begin as nothing else, and a simulation makes many.
+    Zeroes(usize),
+}
+
+impl Written {
+    fn of(parts: &[&[u8]]) -> Written {
+        if parts.iter().all(|part| part.iter().all(|byte| *byte == 0)) {
+            return Written::Zeroes(parts.iter().map(|part| part.len()).sum());
+        }
+        Written::Bytes(parts.concat())
+    }
+
+    fn apply(&self, to: &mut Vec<u8>, offset: usize) {
+        match self {
+            Written::Bytes(bytes) => write(to, offset, bytes),
+            // Memory that was never touched is zeroes already.
+            Written::Zeroes(count) if to.is_empty() => *to = vec![0; offset + count],
+            Written::Zeroes(count) => {
+                let end = to.len().min(offset + count);
+                if offset < end {
+                    to[offset..end].fill(0);
+                }
+                if to.len() < offset + count {
+                    to.resize(offset + count, 0);
+                }
+            }
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -104,11 +138,19 @@ impl SimDisk {
         }
         let mut files = HashMap::new();
         for (id, content) in &inner.files {
-            let mut bytes = content.durable.clone();
+            let mut durable = content.durable.clone();
             let lost = rng.random_range(0..3);
             for (offset, pending) in &content.pending {
                 // All, nothing, or pieces of it.
                 let piece = [8, 64, 512][rng.random_range(0..3)];
+                let zeroes;
+                let pending = match pending {
+                    Written::Bytes(bytes) => bytes,
+                    Written::Zeroes(count) => {
+                        zeroes = vec![0; *count];
+                        &zeroes
+                    }
+                };
                 for (i, part) in pending.chunks(piece).enumerate() {
                     let keep = match lost {
                         0 => true,
@@ -116,11 +158,11 @@ impl SimDisk {
                         _ => rng.random_bool(0.5),
                     };
                     if keep {
-                        write(&mut bytes, offset + i * piece, part);
+                        write(Arc::make_mut(&mut durable), offset + i * piece, part);
                     }
                 }
             }
-            files.insert(*id, Content { durable: bytes.clone(), now: bytes, pending: Vec::new() });
+            files.insert(*id, Content { now: durable.clone(), durable, pending: Vec::new() });
         }
         Self(Arc::new(Mutex::new(Inner {
             next_id: inner.next_id,
@@ -215,7 +257,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()> {
-        let bytes = parts.concat();
+        let written = Written::of(parts);
         let mut inner = self.disk.0.lock();
         if inner.left == 0 {
             return Err(gone());
@@ -224,8 +266,8 @@ impl DiskFile for SimFile {
         // The write during which the power goes may come through in part.
         let last = inner.left == 0;
         let content = inner.files.get_mut(&self.id).ok_or_else(gone)?;
-        write(&mut content.now, offset as usize, &bytes);
-        content.pending.push((offset as usize, bytes));
+        written.apply(Arc::make_mut(&mut content.now), offset as usize);
+        content.pending.push((offset as usize, written));
         if last { Err(gone()) } else { Ok(()) }
     }
 
@@ -241,8 +283,9 @@ impl DiskFile for SimFile {
         self.disk.change(|inner| {
             if !inner.lies {
                 let content = inner.files.get_mut(&self.id).ok_or_else(gone)?;
-                for (offset, bytes) in content.pending.drain(..) {
-                    write(&mut content.durable, offset, &bytes);
+                let durable = Arc::make_mut(&mut content.durable);
+                for (offset, written) in content.pending.drain(..) {
+                    written.apply(durable, offset);
                 }
             }
             Ok(())

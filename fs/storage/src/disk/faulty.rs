@@ -390,12 +390,10 @@ impl DiskFile for FaultyFile {
     }
 
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
-        let bufs: Vec<&[u8]> = bufs.iter().map(|buf| &**buf).collect();
-        let data = bufs.concat();
-        if data.is_empty() {
+        if bufs.iter().all(|buf| buf.is_empty()) {
             return Ok(());
         }
-        self.change(Op::Write, FileOp::Write { offset, data: data.into() })
+        self.change(Op::Write, FileOp::write(offset, bufs))
     }
 
     fn sync_data(&self) -> io::Result<()> {

@@ -1,7 +1,8 @@
 //! What a file in memory holds, and how a change of it survives a cut.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::io::IoSlice;
+use std::sync::{Arc, LazyLock};
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -9,19 +10,75 @@ use rand::rngs::StdRng;
 pub(super) const PAGE: usize = 4096;
 pub(super) const SECTOR: usize = 512;
 
+type Page = Arc<[u8; PAGE]>;
+
+/// A page of zeroes, which is shared until it is written to.
+fn zero_page() -> Page {
+    static ZEROES: LazyLock<Page> = LazyLock::new(|| Arc::new([0; PAGE]));
+    ZEROES.clone()
+}
+
+/// What a write brings to one page. Whole pages are shared by what is live and what is durable: a simulation writes many.
+pub(super) enum Part {
+    Whole(Page),
+    Some(Box<[u8]>),
+}
+
+impl Part {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Part::Whole(page) => &page[..],
+            Part::Some(bytes) => bytes,
+        }
+    }
+}
+
 /// The bytes of a file; what has no page is zeroes.
 #[derive(Default, Clone)]
 pub(super) struct Content {
-    pub(super) pages: BTreeMap<u64, Arc<[u8; PAGE]>>,
+    pub(super) pages: BTreeMap<u64, Page>,
     pub(super) len: u64,
 }
 
 /// A change that isn't durable before the next sync.
 pub(super) enum FileOp {
-    Write { offset: u64, data: Arc<[u8]> },
+    Write { offset: u64, len: u64, parts: Vec<Part> },
     SetLen(u64),
     Allocate { offset: u64, len: u64 },
     Punch { offset: u64, len: u64 },
+}
+
+impl FileOp {
+    /// A write of all of `bufs`.
+    pub(super) fn write(offset: u64, bufs: &[IoSlice<'_>]) -> FileOp {
+        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let mut bytes = bufs.iter().flat_map(|buf| buf.chunks(PAGE));
+        let mut rest: &[u8] = &[];
+        let mut fill = |mut to: &mut [u8]| {
+            while !to.is_empty() {
+                if rest.is_empty() {
+                    rest = bytes.next().unwrap_or_default();
+                }
+                let n = rest.len().min(to.len());
+                let (now, later) = to.split_at_mut(n);
+                now.copy_from_slice(&rest[..n]);
+                (to, rest) = (later, &rest[n..]);
+            }
+        };
+        let part = |page: u64| {
+            let start = page * PAGE as u64;
+            let n = (start + PAGE as u64).min(offset + len) - start.max(offset);
+            if n == PAGE as u64 {
+                let mut page = zero_page();
+                fill(&mut Arc::make_mut(&mut page)[..]);
+                return Part::Whole(page);
+            }
+            let mut some = vec![0; n as usize];
+            fill(&mut some);
+            Part::Some(some.into())
+        };
+        FileOp::Write { offset, len, parts: pages_of(offset, len).map(part).collect() }
+    }
 }
 
 impl Content {
@@ -43,7 +100,7 @@ impl Content {
 
     pub(super) fn pages_missing(&self, op: &FileOp) -> u64 {
         let (offset, len) = match op {
-            FileOp::Write { offset, data } => (*offset, data.len() as u64),
+            FileOp::Write { offset, len, .. } => (*offset, *len),
             FileOp::Allocate { offset, len } => (*offset, *len),
             FileOp::SetLen(_) | FileOp::Punch { .. } => return 0,
         };
@@ -52,11 +109,21 @@ impl Content {
 
     pub(super) fn apply(&mut self, op: &FileOp) {
         match op {
-            FileOp::Write { offset, data } => self.write(*offset, data),
+            FileOp::Write { offset, len, parts } => {
+                let mut at = *offset;
+                for part in parts {
+                    match part {
+                        Part::Whole(page) => drop(self.pages.insert(at / PAGE as u64, page.clone())),
+                        Part::Some(bytes) => self.write(at, bytes),
+                    }
+                    at += part.bytes().len() as u64;
+                }
+                self.len = self.len.max(offset + len);
+            }
             FileOp::SetLen(len) => self.set_len(*len),
             FileOp::Allocate { offset, len } => {
                 for page in pages_of(*offset, *len) {
-                    self.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE]));
+                    self.pages.entry(page).or_insert_with(zero_page);
                 }
                 self.len = self.len.max(offset + len);
             }
@@ -70,11 +137,12 @@ impl Content {
 
     pub(super) fn apply_in_part(&mut self, op: &FileOp, rng: &mut StdRng) {
         match op {
-            FileOp::Write { offset, data } => {
-                let end = offset + data.len() as u64;
-                for page in pages_of(*offset, data.len() as u64) {
+            FileOp::Write { offset, len, parts } => {
+                let end = offset + len;
+                for (page, part) in pages_of(*offset, *len).zip(parts) {
                     let draw = rng.random_range(0..10);
                     let start = page * PAGE as u64;
+                    let first = start.max(*offset);
                     for sector in (start..start + PAGE as u64).step_by(SECTOR) {
                         let (from, to) = (sector.max(*offset), (sector + SECTOR as u64).min(end));
                         let stays = match draw {
@@ -83,7 +151,7 @@ impl Content {
                             _ => rng.random_bool(0.5),
                         };
                         if from < to && stays {
-                            self.write(from, &data[(from - offset) as usize..(to - offset) as usize]);
+                            self.write(from, &part.bytes()[(from - first) as usize..(to - first) as usize]);
                         }
                     }
                 }
@@ -109,7 +177,7 @@ impl Content {
             let at = offset + done as u64;
             let skip = at as usize % PAGE;
             let n = (PAGE - skip).min(data.len() - done);
-            let page = self.pages.entry(at / PAGE as u64).or_insert_with(|| Arc::new([0; PAGE]));
+            let page = self.pages.entry(at / PAGE as u64).or_insert_with(zero_page);
             Arc::make_mut(page)[skip..skip + n].copy_from_slice(&data[done..done + n]);
             done += n;
         }
