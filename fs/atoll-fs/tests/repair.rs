@@ -177,7 +177,7 @@ fn damage_on_one_server_goes_unnoticed_and_is_healed() {
 }
 
 #[test]
-fn what_is_good_in_two_bad_replicas_is_kept() {
+fn what_is_good_in_two_bad_replicas_is_kept_and_put_together() {
     let mut cluster = Processes::start(2, 2);
     let mount = cluster.mount("mnt");
     write(&mount);
@@ -206,6 +206,13 @@ fn what_is_good_in_two_bad_replicas_is_kept() {
     check(&mount);
     let now: Vec<usize> = (0..2).map(|server| cluster.chunk_files(server).len()).collect();
     assert_eq!(now, held, "the only good copy of something was thrown away");
+
+    // Where a further replica has room, it is made of what is good in both.
+    cluster.add_storage(2048);
+    wait_until("all replicas are whole", || {
+        cluster.command("fsck").arg("--data").output().unwrap().status.success() && is_whole(&cluster)
+    });
+    check(&mount);
 }
 
 #[test]

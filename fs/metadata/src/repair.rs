@@ -53,6 +53,13 @@ pub fn decide(record: &ChunkRecord, servers: &Servers, now: Duration, seed: u64)
     if !record.sealed || lacks(record, servers, now) == 0 {
         return None;
     }
+    further(record, servers, now, seed)
+}
+
+/// Where a sealed chunk gets a further replica, however many it has. Each block comes from a replica that has it whole, so the
+/// new one is whole even if none of the others is.
+#[must_use]
+pub fn further(record: &ChunkRecord, servers: &Servers, now: Duration, seed: u64) -> Option<Copy> {
     let candidates = servers.candidates(0, now);
     let target = *placement::place(&candidates, &taken(record, servers), 1, record.capacity, seed).first()?;
     Some(Copy { target, from: sources(record, servers, now)? })

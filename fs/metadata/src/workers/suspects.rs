@@ -1,14 +1,15 @@
 //! Replicas with blocks that don't have their checksum. What is good in such a replica may be all that is left of it, so it is
 //! taken out (and deleted, and made anew by the repair) only when another one was read from end to end and is whole. Until
-//! then readers take each block from where it is good.
+//! then readers take each block from where it is good. If none is whole, a further one is made of what is good in all of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::commands::Op;
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ServerId};
+use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::query;
 use atoll_core::records::ChunkRecord;
 use atoll_proto::metadata::MetadataError;
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 use super::failed;
 use crate::clock;
 use crate::node::{Node, store_error};
+use crate::repair;
 use crate::servers::Health;
 
 /// Replicas that are remembered; with more, those are found again when the next leader asks for whole inventories.
@@ -28,6 +30,8 @@ const SUSPECTS_MAX: usize = 1 << 16;
 pub(crate) const SCRUB_DEADLINE: Duration = Duration::from_secs(600);
 /// The pause before what could not be settled is looked at again.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
+/// How often a replica is to be made of several bad ones: a block that is whole nowhere stays so, but a server may be away.
+const MERGES_MAX: u32 = 6;
 
 type Replicas = BTreeSet<(ChunkId, ServerId)>;
 
@@ -37,6 +41,8 @@ pub(crate) struct Suspects {
     all: Mutex<Replicas>,
     /// Those that could not be settled: they are in nobody's way.
     later: Mutex<Replicas>,
+    /// Chunks none of whose replicas is whole, and how often a further one was to be made of them.
+    merges: Mutex<BTreeMap<ChunkId, u32>>,
     more: Notify,
 }
 
@@ -58,6 +64,7 @@ impl Suspects {
     pub(crate) fn clear(&self) {
         self.all.lock().clear();
         self.later.lock().clear();
+        self.merges.lock().clear();
     }
 
     /// Those of one chunk; those that were put off come again when there are no others.
@@ -96,8 +103,8 @@ pub(crate) enum TakenOut {
     Done,
     /// The chunk is gone, is still being written, or has no such replicas any more.
     Nothing,
-    /// No other replica is whole.
-    NoneWhole,
+    /// No other replica is whole; those that were read and are not.
+    NoneWhole(BTreeSet<ServerId>),
     /// Not now, and why: replicas that could be whole can't be read, or the chunk changed meanwhile.
     NotNow(String),
 }
@@ -117,7 +124,7 @@ pub(crate) async fn take_out(
     if left.len() == record.replicas.len() {
         return Ok(TakenOut::Nothing);
     }
-    let mut away = None;
+    let (mut away, mut not_whole) = (None, BTreeSet::new());
     for server in left.iter().copied().filter(|server| !wrong.contains(server)) {
         match is_whole(node, server, chunk, &record).await {
             Ok(true) => {
@@ -132,11 +139,41 @@ pub(crate) async fn take_out(
                     Err(error) => Err(MetadataError::Fs(error)),
                 };
             }
-            Ok(false) => {}
+            Ok(false) => drop(not_whole.insert(server)),
             Err(reason) => away = Some(format!("storage server {server}: {reason}")),
         }
     }
-    Ok(away.map_or(TakenOut::NoneWhole, TakenOut::NotNow))
+    Ok(away.map_or(TakenOut::NoneWhole(not_whole), TakenOut::NotNow))
+}
+
+/// Has a further replica made of a chunk none of whose replicas is whole. What became of it, for people, when there is something
+/// to say.
+fn merge(node: &Node, chunk: ChunkId) -> Result<Option<&'static str>, MetadataError> {
+    let record = query::chunk(&*node.machine.store(), chunk).map_err(|error| store_error(&error))?;
+    let Some(record) = record.filter(|record| record.sealed) else { return Ok(None) };
+    let now = clock::since_boot();
+    let copy = repair::further(&record, &node.office.servers.lock(), now, chunk.0);
+    let mut orders = node.office.orders.lock();
+    if orders.is_copied(chunk) {
+        return Ok(None);
+    }
+    let mut merges = node.office.suspects.merges.lock();
+    let tried = merges.get(&chunk).copied();
+    let Some(copy) = copy else {
+        merges.entry(chunk).or_default();
+        return Ok(tried.is_none().then_some("there is no other server that could have a replica: add one"));
+    };
+    let tries = merges.entry(chunk).or_default();
+    if *tries >= MERGES_MAX {
+        let told = std::mem::replace(tries, MERGES_MAX + 1) > MERGES_MAX;
+        return Ok((!told).then_some("some blocks are whole nowhere: fsck --data lists what is lost by path"));
+    }
+    let length = record.committed.next_multiple_of(BLOCK_BYTES);
+    if orders.copy(copy.target, chunk, record.generation, length, copy.from) {
+        *tries += 1;
+        return Ok(Some("a further one is made of what is good in all of them"));
+    }
+    Ok(None)
 }
 
 /// Reads a replica. The error: it can't be read now, and why.
@@ -181,13 +218,18 @@ pub(super) async fn run(node: Arc<Node>) {
             Err(error) => Err(error),
         };
         match result {
-            Ok(TakenOut::Done | TakenOut::Nothing) => {}
-            Ok(TakenOut::NoneWhole) => {
-                tracing::error!(
-                    %chunk,
-                    servers = shown(&bad),
-                    "no replica is whole: what is good is read from all of them; fsck --data says which are bad"
-                );
+            Ok(TakenOut::Done | TakenOut::Nothing) => {
+                node.office.suspects.merges.lock().remove(&chunk);
+            }
+            Ok(TakenOut::NoneWhole(more)) => {
+                let bad: BTreeSet<ServerId> = bad.into_iter().chain(more).collect();
+                let servers = shown(&bad);
+                node.office.suspects.put_off(chunk, bad);
+                match merge(&node, chunk) {
+                    Ok(Some(what)) => tracing::error!(%chunk, servers, what, "no replica is whole"),
+                    Ok(None) => {}
+                    Err(error) => failed("making a replica of several bad ones", &error).await,
+                }
             }
             Ok(TakenOut::NotNow(reason)) => {
                 tracing::info!(%chunk, servers = shown(&bad), reason, "a bad replica stays for now");
