@@ -164,6 +164,12 @@ pub struct StorageArgs {
     /// Bytes kept aside so that deleting works on a full disk.
     #[arg(long, env = "ATOLL_BALLAST", default_value = "64Mi", value_name = "SIZE")]
     pub ballast: Size,
+    /// How much is read a second to look for damage; 0: nothing is.
+    #[arg(long, env = "ATOLL_SCRUB_RATE", default_value = "4Mi", value_name = "SIZE")]
+    pub scrub_rate: Size,
+    /// Seconds of pause after all was looked at, before it is looked at again.
+    #[arg(long, env = "ATOLL_SCRUB_PAUSE", default_value_t = 600, value_name = "SECONDS")]
+    pub scrub_pause: u64,
     /// Leave out every sync to disk. Loses data when the machine does; only there to prove that tests notice.
     #[arg(long, hide = true)]
     pub unsafe_no_sync: bool,

@@ -91,6 +91,8 @@ pub fn storage(args: StorageArgs) -> Outcome {
         encryption,
         labels: labels(&args.labels)?,
         ballast_bytes: args.ballast.0,
+        scrub_bytes_per_s: args.scrub_rate.0,
+        scrub_pause: Duration::from_secs(args.scrub_pause),
         sync: !args.unsafe_no_sync,
         ..StorageConfig::new(args.data, listen, id, key)
     };

@@ -159,8 +159,11 @@ fn damage_on_one_server_goes_unnoticed_and_is_healed() {
     // What was zeroed under a running server looks to that server as if it had never been written. Who reads knows better…
     damage(&cluster, victim(&cluster, 1), zero);
     reading_heals(&mut cluster, "zeroed");
-    wait_until("nothing is wrong", || nothing_is_bad(&cluster));
-    // …and so does the check, which says so, and does what it is asked to.
+    // …of what is read. So does the check, which says so, and does what it is asked to.
+    wait_until("nothing is wrong", || {
+        cluster.command("fsck").args(["--data", "--repair", "replica-short"]).output().unwrap();
+        nothing_is_bad(&cluster)
+    });
     let server = victim(&cluster, 2);
     let (before, damaged) = (copied(&cluster), cluster.chunk_files(server).len() as u64);
     damage(&cluster, server, zero);
@@ -172,6 +175,28 @@ fn damage_on_one_server_goes_unnoticed_and_is_healed() {
     wait_until("what was taken out is made anew", || {
         copied(&cluster) >= before + damaged && nothing_is_bad(&cluster)
     });
+    let mount = cluster.mount("mnt");
+    check(&mount);
+}
+
+#[test]
+fn what_was_zeroed_and_nobody_reads_is_found_by_the_scrub() {
+    let mut cluster = Processes::start_all(1, 3, 2, false, &[]);
+    cluster.storage_flags = &["--scrub-rate", "1Gi", "--scrub-pause", "1"];
+    for number in 0..3 {
+        Processes::kill(&mut cluster.storage[number].0);
+        cluster.start_storage(number);
+    }
+    wait_until("the servers are back", || cluster.alive_servers() == 3);
+    let mount = cluster.mount("mnt");
+    write(&mount);
+    cluster.unmount(&mount);
+    let server = (0..3).find(|number| !cluster.chunk_files(*number).is_empty()).unwrap();
+    let (before, damaged) = (copied(&cluster), cluster.chunk_files(server).len() as u64);
+    damage(&cluster, server, zero);
+    wait_until("what was zeroed is made anew", || copied(&cluster) >= before + damaged && is_whole(&cluster));
+    let output = cluster.command("fsck").arg("--data").output().unwrap();
+    assert!(output.status.success(), "{}", common::text(&output));
     let mount = cluster.mount("mnt");
     check(&mount);
 }

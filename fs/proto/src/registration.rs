@@ -81,6 +81,8 @@ pub struct InventoryChanges {
     pub bad: Vec<BadReplica>,
     /// Replicas that are gone.
     pub removed: Vec<ChunkId>,
+    /// Sealed replicas that were read from end to end, without anything bad.
+    pub scrubbed: Vec<ScrubbedReplica>,
     /// When a full inventory is being sent: `present` holds all replicas after this one…
     pub from: Option<ChunkId>,
     /// …up to and with this one; `None` while no full inventory is sent.
@@ -98,6 +100,17 @@ pub struct BadReplica {
     pub generation: Generation,
     /// Block numbers within the chunk, ascending; empty when all of the file is unusable.
     pub blocks: Vec<u64>,
+}
+
+/// A sealed replica in which nothing is bad. Whether anything is missing only the metadata service can tell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubbedReplica {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The generation that the replica knows.
+    pub generation: Generation,
+    /// Blocks that are there.
+    pub blocks: u64,
 }
 
 /// How an order ended.

@@ -82,6 +82,7 @@ fn registration_messages_survive() {
         changes: InventoryChanges {
             bad: vec![BadReplica { chunk: CHUNK, generation: GENERATION, blocks: vec![1] }],
             removed: vec![CHUNK],
+            scrubbed: vec![ScrubbedReplica { chunk: CHUNK, generation: GENERATION, blocks: 7 }],
             complete: true,
             ..InventoryChanges::default()
         },

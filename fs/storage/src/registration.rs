@@ -9,6 +9,7 @@ use atoll_core::ids::ChunkId;
 use atoll_proto::admin::{self, MemberIdentity};
 use atoll_proto::registration::{
     BadReplica, HEARTBEAT_REPLICAS_MAX, Heartbeat, InventoryChanges, ORDERS_MAX, Register, RegistrationError,
+    ScrubbedReplica,
 };
 use atoll_proto::{Address, ConnectOptions, Connection, Identity, RpcError};
 use futures::StreamExt;
@@ -335,8 +336,13 @@ fn changes(store: &crate::store::Store, news: &News, page: Option<Page>) -> Inve
         let generation = store.replica(*chunk)?.generation;
         Some(BadReplica { chunk: *chunk, generation, blocks: blocks.iter().copied().collect() })
     });
+    let scrubbed = news.scrubbed.iter().filter_map(|(chunk, blocks)| {
+        let generation = store.replica(*chunk)?.generation;
+        Some(ScrubbedReplica { chunk: *chunk, generation, blocks: *blocks })
+    });
     let mut changes = InventoryChanges {
         bad: bad.collect(),
+        scrubbed: scrubbed.collect(),
         // What was copied here again meanwhile isn't gone.
         removed: news.removed.iter().copied().filter(|chunk| !store.has(*chunk)).collect(),
         ..InventoryChanges::default()

@@ -17,8 +17,8 @@ use crate::store::{OpenChunk, Store};
 pub(crate) const SCRUB_PIECE_BLOCKS: u32 = 256;
 /// Ids that are looked up at a time.
 const IDS_AT_ONCE: usize = 64;
-/// The pause after a round, and the longest that a round over few chunks can be repeated in.
-const ROUND_PAUSE: Duration = Duration::from_secs(600);
+/// The pause after a round, unless said otherwise.
+pub(crate) const ROUND_PAUSE: Duration = Duration::from_secs(600);
 
 /// What a check of a piece found.
 pub(crate) struct Piece {
@@ -53,6 +53,7 @@ pub(crate) async fn run(
     pool: IoPool,
     metrics: Metrics,
     bytes_per_s: u64,
+    round_pause: Duration,
     stop: CancellationToken,
 ) {
     if bytes_per_s == 0 {
@@ -76,7 +77,7 @@ pub(crate) async fn run(
         if round_over {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(ROUND_PAUSE) => {}
+                () = tokio::time::sleep(round_pause) => {}
             }
         }
     }
@@ -87,27 +88,34 @@ fn random_start(store: &Store) -> u64 {
 }
 
 async fn scrub_chunk(store: &Arc<Store>, pool: &IoPool, metrics: &Metrics, pace: &Pace, id: ChunkId) {
-    let mut next = 0;
+    let (mut next, mut good_blocks, mut bad) = (0, 0, false);
     loop {
         pace.take(u64::from(SCRUB_PIECE_BLOCKS) * BLOCK).await;
-        let store = store.clone();
+        let read = store.clone();
         let job = move |_place| {
+            let store = read;
             // Looked up for each piece: a chunk that is deleted meanwhile isn't kept.
             let open = store.chunk(id)?;
             if !open.file.is_sealed() {
-                return Ok(Piece { good_blocks: 0, bad: Vec::new(), last: true });
+                return Ok(None);
             }
-            check_piece(&store, &open, next..next + SCRUB_PIECE_BLOCKS)
+            check_piece(&store, &open, next..next + SCRUB_PIECE_BLOCKS).map(Some)
         };
         match pool.run(Lane::Background, job).await {
-            Ok(Ok(piece)) => {
+            Ok(Ok(Some(piece))) => {
                 metrics.scrubbed_blocks.inc_by(piece.good_blocks + piece.bad.len() as u64);
+                good_blocks += piece.good_blocks;
+                bad |= !piece.bad.is_empty();
                 if piece.last {
+                    // What was zeroed looks here as if it had never been written.
+                    if !bad {
+                        store.changes().scrubbed(id, good_blocks);
+                    }
                     return;
                 }
             }
             // Whatever it is was reported where it was found; the next round comes by again.
-            Ok(Err(_)) | Err(_) => return,
+            Ok(Ok(None) | Err(_)) | Err(_) => return,
         }
         next += SCRUB_PIECE_BLOCKS;
     }

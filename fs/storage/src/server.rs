@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, ServerId};
 use atoll_core::limits::CHUNK_BYTES;
@@ -59,6 +60,8 @@ pub struct StorageConfig {
     pub chunk_bytes: u64,
     /// How fast the disk is scrubbed, bytes per second; 0 for never.
     pub scrub_bytes_per_s: u64,
+    /// The pause after all of it was scrubbed.
+    pub scrub_pause: Duration,
     /// How fast replicas are copied from peers, bytes per second; 0 for no limit.
     pub copy_bytes_per_s: u64,
     /// `false` leaves every sync of the disk out. **That loses acknowledged data when the power fails**: it is only
@@ -81,6 +84,7 @@ impl StorageConfig {
             ballast_bytes: BALLAST_BYTES,
             chunk_bytes: CHUNK_BYTES,
             scrub_bytes_per_s: SCRUB_BYTES_PER_S,
+            scrub_pause: scrub::ROUND_PAUSE,
             copy_bytes_per_s: COPY_BYTES_PER_S,
             sync: true,
         }
@@ -198,7 +202,8 @@ impl StorageServer {
         };
         tasks.spawn(serve_within(listener, identity, service, limits, stop.clone()));
         tasks.spawn(registrar.run(stop.clone()));
-        tasks.spawn(scrub::run(store.clone(), pool, metrics.clone(), config.scrub_bytes_per_s, stop.clone()));
+        let (rate, pause) = (config.scrub_bytes_per_s, config.scrub_pause);
+        tasks.spawn(scrub::run(store.clone(), pool, metrics.clone(), rate, pause, stop.clone()));
         let (server, incarnation) = (store.identity().server, store.identity().incarnation);
         tracing::info!(%server, incarnation, address = local_address, chunks = store.len(), "storage server started");
         Ok(StorageHandle {

@@ -104,6 +104,8 @@ pub struct Processes {
     pub id: String,
     pub metadata: Vec<(Option<Child>, String)>,
     metadata_flags: &'static [&'static str],
+    /// Further flags of storage servers that are started from now on.
+    pub storage_flags: &'static [&'static str],
     pub storage: Vec<(Option<Child>, String)>,
     pub mounts: Vec<(Child, PathBuf)>,
     /// The network namespace that everything is started in.
@@ -112,8 +114,11 @@ pub struct Processes {
 
 /// Addresses that nobody listens at, each another one.
 fn free_addresses(count: usize) -> Vec<String> {
-    // All at once: the system may give a port again that is free again.
-    let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    // None that the system gives to outgoing connections: between here and the server one could have it.
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    while listeners.len() < count {
+        listeners.extend(TcpListener::bind(("127.0.0.1", rand::random_range(10_000..30_000))));
+    }
     listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
 }
 
@@ -184,6 +189,7 @@ impl Processes {
             folder,
             metadata: addresses.by_ref().take(metadata).collect(),
             metadata_flags,
+            storage_flags: &[],
             storage: addresses.collect(),
             mounts: Vec::new(),
             network: None,
@@ -356,6 +362,7 @@ impl Processes {
         command.arg("--data").arg(self.data.join(format!("storage-{number}")));
         command.args(["--listen", &self.storage[number].1, "--http", "127.0.0.1:0"]);
         command.args(["--labels", &format!("host={number}")]);
+        command.args(self.storage_flags);
         self.storage[number].0 = Some(self.spawn(command, &format!("storage-{number}.log")));
     }
 

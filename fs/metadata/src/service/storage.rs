@@ -216,7 +216,8 @@ impl Node {
         }
         // What is good in them may be all that is left of it. A new leader hears of them with the whole inventory.
         let known_bad = changes.present.iter().filter(|replica| replica.bad).map(|replica| replica.chunk);
-        let bad = changes.bad.iter().map(|bad| bad.chunk).chain(known_bad);
+        let short = self.short(changes).map_err(|error| store_error(&error))?;
+        let bad = changes.bad.iter().map(|bad| bad.chunk).chain(known_bad).chain(short);
         self.office.suspects.add(bad.map(|chunk| (chunk, server)));
         if !ops.is_empty() {
             self.propose_all(ops).await?;
@@ -242,6 +243,25 @@ impl Node {
             }
         }
         Ok(strays)
+    }
+
+    /// Chunks of whose blocks in use not all are there, though none is bad: what was zeroed looks to its server as if it had
+    /// never been written.
+    fn short(&self, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
+        let store = self.machine.store();
+        let mut short = Vec::new();
+        for scrubbed in &changes.scrubbed {
+            let record = query::chunk(&*store, scrubbed.chunk)?;
+            // Blocks are only ever trimmed after they are no longer in use.
+            if record.is_some_and(|record| {
+                record.sealed
+                    && record.generation == scrubbed.generation
+                    && scrubbed.blocks < record.live_blocks
+            }) {
+                short.push(scrubbed.chunk);
+            }
+        }
+        Ok(short)
     }
 
     /// Chunks whose replicas are gone from the server though nobody ordered that.

@@ -25,13 +25,15 @@ pub struct News {
     pub bad: BTreeMap<ChunkId, BTreeSet<u64>>,
     /// Replicas that are gone.
     pub removed: BTreeSet<ChunkId>,
+    /// Blocks of replicas that were read from end to end, without anything bad.
+    pub scrubbed: BTreeMap<ChunkId, u64>,
     /// There was more than was kept: only a whole inventory tells.
     pub overflow: bool,
 }
 
 impl News {
     fn len(&self) -> usize {
-        self.present.len() + self.bad.len() + self.removed.len()
+        self.present.len() + self.bad.len() + self.removed.len() + self.scrubbed.len()
     }
 
     fn bound(&mut self) {
@@ -52,7 +54,10 @@ impl Changes {
 
     /// A replica was replaced by a good one.
     pub fn replaced(&self, chunk: ChunkId) {
-        self.news.lock().bad.remove(&chunk);
+        let mut news = self.news.lock();
+        news.bad.remove(&chunk);
+        news.scrubbed.remove(&chunk);
+        drop(news);
         self.present(chunk);
     }
 
@@ -61,6 +66,7 @@ impl Changes {
         let mut news = self.news.lock();
         news.present.remove(&chunk);
         news.bad.remove(&chunk);
+        news.scrubbed.remove(&chunk);
         news.removed.insert(chunk);
         news.bound();
     }
@@ -81,6 +87,13 @@ impl Changes {
         news.bound();
     }
 
+    /// A replica was read from end to end, nothing of it is bad, and so many blocks are there.
+    pub fn scrubbed(&self, chunk: ChunkId, blocks: u64) {
+        let mut news = self.news.lock();
+        news.scrubbed.insert(chunk, blocks);
+        news.bound();
+    }
+
     /// Takes news of at most `limit` chunks.
     pub fn take(&self, limit: usize) -> News {
         let mut news = self.news.lock();
@@ -92,6 +105,8 @@ impl Changes {
                 taken.removed.insert(chunk);
             } else if let Some(chunk) = news.present.pop_first() {
                 taken.present.insert(chunk);
+            } else if let Some((chunk, blocks)) = news.scrubbed.pop_first() {
+                taken.scrubbed.insert(chunk, blocks);
             } else {
                 break;
             }
@@ -121,6 +136,11 @@ impl Changes {
                     .or_insert(blocks);
             }
         }
+        for (chunk, blocks) in old.scrubbed {
+            if !news.removed.contains(&chunk) && !news.present.contains(&chunk) {
+                news.scrubbed.entry(chunk).or_insert(blocks);
+            }
+        }
         for chunk in old.removed {
             if !news.present.contains(&chunk) {
                 news.removed.insert(chunk);
@@ -142,6 +162,8 @@ mod tests {
         changes.bad(ChunkId(1), &[4]);
         changes.bad(ChunkId(1), &[2]);
         changes.removed(ChunkId(2));
+        changes.scrubbed(ChunkId(1), 3);
+        changes.scrubbed(ChunkId(3), 4);
         let old = changes.take(10);
         assert_eq!(old.bad[&ChunkId(1)], BTreeSet::from([2, 4]));
         // It wasn't heard; meanwhile 1 was deleted and 2 came back.
@@ -152,6 +174,7 @@ mod tests {
         assert_eq!(news.present, BTreeSet::from([ChunkId(2)]));
         assert_eq!(news.removed, BTreeSet::from([ChunkId(1)]));
         assert!(news.bad.is_empty() && !news.overflow);
+        assert_eq!(news.scrubbed, BTreeMap::from([(ChunkId(3), 4)]));
         assert_eq!(changes.take(10), News::default());
     }
 
