@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole product on real input: a Kubernetes of three nodes, Atoll installed on it, a PVC that pods on three nodes
-# write and read at once, a storage pod and the metadata pod killed with -9 while they write, every byte compared, and
+# write and read at once, a storage pod and a metadata pod killed with -9 while they write, every byte compared, and
 # the PVC deleted without a trace.
 #
 #   hack/demo-kube.sh
@@ -101,7 +101,7 @@ volume=$(here get pvc shared -o jsonpath='{.spec.volumeName}')
 cluster=$(kubectl get pv "$volume" -o jsonpath='{.spec.csi.volumeHandle}')
 cluster=${cluster##*/}
 
-step "Each pod copies a real tree, while a storage pod and the metadata pod are killed with -9"
+step "Each pod copies a real tree, while a storage pod and a metadata pod are killed with -9"
 copy='mkdir -p /data/$0 && cp -a /usr/lib /usr/share /data/$0/ &&
       cd /data/$0 && find . -type f -print0 | sort -z | xargs -0 sha256sum >/data/$0.sums && wc -l </data/$0.sums'
 copies=()

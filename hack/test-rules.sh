@@ -55,7 +55,8 @@ accepted 'more servers than copies' a '{capacity: 1Gi, copies: 2, storage: {repl
 refused 'fewer servers than copies' 'storage.replicas has to be at least copies' a '{capacity: 1Gi, copies: 3, storage: {replicas: 2}}'
 refused 'fewer servers than the default copies' 'storage.replicas has to be at least copies' a '{capacity: 1Gi, storage: {replicas: 2}}'
 accepted 'one metadata server' a '{capacity: 1Gi, metadata: {replicas: 1}}'
-refused 'three metadata servers' "isn't honoured yet" a '{capacity: 1Gi, metadata: {replicas: 3}}'
+accepted 'five metadata servers' a '{capacity: 1Gi, metadata: {replicas: 5}}'
+refused 'two metadata servers' 'has to be 1, 3 or 5' a '{capacity: 1Gi, metadata: {replicas: 2}}'
 accepted 'exclusive' a '{capacity: 1Gi, access: Exclusive}'
 refused 'an unknown access' 'spec.access' a '{capacity: 1Gi, access: Often}'
 accepted 'encrypted' a '{capacity: 1Gi, encryption: Required}'
@@ -82,6 +83,8 @@ refused 'other copies' "copies can't be changed yet" b "${full/copies: 2/copies:
 accepted 'more servers' b "${full/replicas: 3/replicas: 4}"
 refused 'fewer servers' "can't be lowered yet" b "${full/replicas: 3/replicas: 2}"
 refused 'fewer servers, by leaving the number out' "can't be lowered yet" b "${full/replicas: 3, /}"
+accepted 'more metadata servers' b "${full/metadata: \{/metadata: {replicas: 5, }"
+refused 'fewer metadata servers' "metadata.replicas can't be lowered yet" b "${full/metadata: \{/metadata: {replicas: 1, }"
 refused 'another access' "access can't be changed" b "${full/copies: 2/copies: 2, access: Exclusive}"
 refused 'another encryption' "encryption can't be changed" b "${full/copies: 2/copies: 2, encryption: Required}"
 refused 'another root folder' 'only when the volume is made' b "${full/copies: 2/copies: 2, root: {uid: 7\}}"

@@ -58,7 +58,7 @@ fn every_field_is_documented() {
 fn a_capacity_alone_is_a_spec() {
     let spec: FileSystemClusterSpec = serde_json::from_value(json!({ "capacity": "1Gi" })).expect("valid");
     assert_eq!(spec, FileSystemClusterSpec::with_capacity("1Gi".into()));
-    assert_eq!((spec.metadata_replicas(), spec.storage_replicas()), (1, 3));
+    assert_eq!((spec.metadata_replicas(), spec.storage_replicas()), (3, 3));
     let schema = committed();
     let spec = &schema["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
     assert_eq!(spec["required"], json!(["capacity"]));

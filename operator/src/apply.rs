@@ -119,7 +119,14 @@ impl Doing<'_> {
             }
             Action::Bootstrap(_) => {
                 let (Some(wanted), Some(access)) = (wanted, gather::access(self.seen)) else { return Ok(()) };
-                metadata::bootstrap(&access, &gather::metadata_addresses(self.seen), &wanted.volume).await
+                let addresses = gather::metadata_addresses(self.seen);
+                let Some(first) = addresses.get(&0) else { return Ok(()) };
+                metadata::bootstrap(&access, first, &wanted.volume).await
+            }
+            Action::ChangeMembers(change) => {
+                let Some(access) = gather::access(self.seen) else { return Ok(()) };
+                let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
+                metadata::change_members(&access, &addresses, change).await
             }
             Action::LabelMember { pvc, member } => {
                 let labels = json!({ "labels": { labels::MEMBER_ID: member.to_string() } });

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::{Encryption, FileSystemCluster};
+use atoll_proto::admin::MemberIdentity;
 use atoll_proto::handshake::Encryption as WireEncryption;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::storage::v1::StorageClass;
@@ -20,7 +21,7 @@ use crate::build::secret;
 use crate::context::Context;
 use crate::error::Error;
 use crate::metadata::{self, Access};
-use crate::observe::{ClassFact, MetadataFact, Observed, pod_ip};
+use crate::observe::{ClassFact, MetadataFact, Observed, is_heard, is_ready, pod_ip};
 
 /// The definition of the custom resource.
 const DEFINITION: &str = "filesystemclusters.atoll.dev";
@@ -47,6 +48,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
         metadata: MetadataFact::NotAsked,
+        joiners: BTreeMap::new(),
         namespace_terminating: false,
         crd_terminating: false,
         cluster,
@@ -66,8 +68,9 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         (seen.namespace_terminating, seen.crd_terminating) = terminating(context, &namespace).await?;
     }
     if let Some(access) = access(&seen) {
-        let addresses = metadata_addresses(&seen);
+        let addresses: Vec<String> = metadata_addresses(&seen).into_values().collect();
         seen.metadata = metadata::status(&access, &addresses).await;
+        seen.joiners = joiners(&seen, &access).await;
     }
     warnings(context, &mut seen, &namespace).await;
     Ok(seen)
@@ -84,12 +87,41 @@ pub fn access(seen: &Observed) -> Option<Access> {
     (credentials.cluster == cluster).then_some(Access { cluster, key: credentials.key, encryption })
 }
 
-/// Where the metadata servers are: their pods' own addresses, which need no DNS server that remembers old ones. Who
-/// answers there has to prove that it knows the key.
-pub fn metadata_addresses(seen: &Observed) -> Vec<String> {
+/// Where the metadata servers are, by their ordinals: their pods' own addresses, which need no DNS server that remembers old
+/// ones. Who answers there has to prove that it knows the key.
+pub fn metadata_addresses(seen: &Observed) -> BTreeMap<u32, String> {
     let port = Component::Metadata.port();
     let of = |ip: &str| if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") };
-    seen.pods_of(Component::Metadata).filter_map(pod_ip).map(of).collect()
+    let ordinal = |pod: &Pod| pod.name_any().rsplit('-').next()?.parse::<u32>().ok();
+    seen.pods_of(Component::Metadata).filter_map(|pod| Some((ordinal(pod)?, of(pod_ip(pod)?)))).collect()
+}
+
+/// Asks the metadata servers that the group doesn't know, or not as who they may be, who they are. A group that is as it shall
+/// be costs no question.
+async fn joiners(seen: &Observed, access: &Access) -> BTreeMap<u32, MemberIdentity> {
+    let Some(answer) = seen.answer().filter(|answer| answer.is_leader) else { return BTreeMap::new() };
+    let addresses = metadata_addresses(seen);
+    let mut joiners = BTreeMap::new();
+    for (ordinal, known_as) in seen.metadata_addresses(seen.cluster.spec.metadata_replicas()) {
+        let member = answer.members.iter().find(|member| member.address == known_as);
+        if member.is_some_and(is_heard) {
+            continue;
+        }
+        // Its name is known to DNS servers by the time that its pod is ready.
+        let pod = names::pod(seen.cluster.name_str(), Component::Metadata, ordinal);
+        let Some(address) = addresses.get(&ordinal).filter(|_| seen.pods.get(&pod).is_some_and(is_ready))
+        else {
+            continue;
+        };
+        match metadata::who(access, address).await {
+            Ok(who) if Some(who.member) != member.map(|member| member.member) => {
+                joiners.insert(ordinal, who);
+            }
+            Ok(_) => {}
+            Err(reason) => tracing::debug!(pod, reason, "a metadata server doesn't say who it is"),
+        }
+    }
+    joiners
 }
 
 fn labelled<K>(store: &Store<K>, namespace: &str, cluster: &str) -> BTreeMap<String, K>

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
+use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, WhoRequest};
 use atoll_proto::client::{ConnectOptions, Connection};
 use atoll_proto::handshake::{Encryption, Identity, Role};
 use atoll_proto::metadata::{BootstrapRequest, MetadataError, StatusRequest};
@@ -18,6 +19,8 @@ use crate::observe::MetadataFact;
 const STATUS_DEADLINE: Duration = Duration::from_secs(4);
 /// How long making a volume may take: an election is part of it.
 const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a change of the group may take before it is asked for again: a joiner receives all records.
+const CHANGE_DEADLINE: Duration = Duration::from_secs(30);
 /// Servers that are asked in one attempt: those that there are, and leaders that they name.
 const ASKED_MAX: usize = 8;
 
@@ -42,6 +45,8 @@ pub async fn status(access: &Access, addresses: &[String]) -> MetadataFact {
     for address in addresses.iter().take(ASKED_MAX) {
         match ask::<StatusRequest>(access, address, &StatusRequest, STATUS_DEADLINE).await {
             Ok(status) if status.is_leader => return MetadataFact::Answers(Box::new(status)),
+            // One that waits to be added knows nothing.
+            Ok(status) if status.cluster.is_none() && follower.is_some() => {}
             Ok(status) => follower = Some(status),
             Err(why) => reasons.push(why.to_string()),
         }
@@ -52,20 +57,46 @@ pub async fn status(access: &Access, addresses: &[String]) -> MetadataFact {
     }
 }
 
-/// Makes the volume. To do it again changes nothing.
+/// Makes the volume, with the server at `address` as the first member of the group. To do it again changes nothing; to ask
+/// another server would make a second group.
 ///
 /// # Errors
-/// If no server does it.
-pub async fn bootstrap(access: &Access, addresses: &[String], config: &VolumeConfig) -> Result<(), Error> {
+/// If it doesn't.
+pub async fn bootstrap(access: &Access, address: &str, config: &VolumeConfig) -> Result<(), Error> {
     let request = BootstrapRequest { cluster: access.cluster, config: config.clone(), members: Vec::new() };
+    ask::<BootstrapRequest>(access, address, &request, BOOTSTRAP_DEADLINE)
+        .await
+        .map_err(|why| Error::Metadata { doing: "make the volume", reason: why.to_string() })
+}
+
+/// Who the server at an address is.
+///
+/// # Errors
+/// Why it doesn't say so.
+pub async fn who(access: &Access, address: &str) -> Result<MemberIdentity, String> {
+    ask::<WhoRequest>(access, address, &WhoRequest, STATUS_DEADLINE).await.map_err(|why| why.to_string())
+}
+
+/// Changes the group of metadata servers. To ask again goes on with the change.
+///
+/// # Errors
+/// If the leader refuses, or isn't among the servers, or it takes too long.
+pub async fn change_members(
+    access: &Access,
+    addresses: &[String],
+    change: &MembersChange,
+) -> Result<(), Error> {
+    let request = ChangeMembers { change: change.clone() };
     let mut reasons = Vec::new();
     for address in addresses.iter().take(ASKED_MAX) {
-        match ask::<BootstrapRequest>(access, address, &request, BOOTSTRAP_DEADLINE).await {
+        match ask::<ChangeMembers>(access, address, &request, CHANGE_DEADLINE).await {
             Ok(()) => return Ok(()),
+            Err(AskError::Refused { error: MetadataError::NotLeader { .. }, .. }) => {}
             Err(why) => reasons.push(why.to_string()),
         }
     }
-    Err(Error::Metadata { doing: "make the volume", reason: reasons.join("; ") })
+    let reason = if reasons.is_empty() { "none of them leads".to_owned() } else { reasons.join("; ") };
+    Err(Error::Metadata { doing: "change the group of metadata servers", reason })
 }
 
 /// Why one server gave no answer.

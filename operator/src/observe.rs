@@ -6,11 +6,15 @@ use std::sync::Arc;
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::FileSystemCluster;
-use atoll_proto::metadata::ClusterStatus;
+use atoll_proto::admin::MemberIdentity;
+use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// Who was silent for so long (ms) may be somebody else by now.
+const SILENT_MS: u64 = 5_000;
 
 /// One cluster and everything around it, as it was seen.
 #[derive(Clone, Debug)]
@@ -37,6 +41,9 @@ pub struct Observed {
     pub classes: Vec<ClassFact>,
     /// What the metadata service says.
     pub metadata: MetadataFact,
+    /// Metadata servers by their pods' ordinals, as they say themselves: those at whose address the group has nobody, or
+    /// somebody else.
+    pub joiners: BTreeMap<u32, MemberIdentity>,
     /// The namespace is being deleted.
     pub namespace_terminating: bool,
     /// The definition of the custom resource is being deleted.
@@ -118,6 +125,15 @@ impl Observed {
         }
     }
 
+    /// The metadata servers' ordinals, as many as there shall be, with the addresses by which the group knows them.
+    pub fn metadata_addresses(&self, replicas: u8) -> impl Iterator<Item = (u32, String)> {
+        let address = |ordinal| {
+            let (namespace, name) = (self.cluster.namespace_str(), self.cluster.name_str());
+            names::pod_address(namespace, name, Component::Metadata, ordinal)
+        };
+        (0..u32::from(replicas)).map(move |ordinal| (ordinal, address(ordinal)))
+    }
+
     /// The PVCs of a component that this cluster's label is on, or that its pods will use.
     pub fn pvcs_of(&self, component: Component) -> impl Iterator<Item = &PersistentVolumeClaim> {
         let prefix =
@@ -130,6 +146,11 @@ impl Observed {
         let prefix = format!("{}-", names::workload(self.cluster.name_str(), component));
         self.pods.iter().filter(move |(name, _)| name.starts_with(&prefix)).map(|(_, pod)| pod)
     }
+}
+
+/// The leader has heard a member of its group a moment ago: it is the one that answers at its address.
+pub fn is_heard(member: &MemberStatus) -> bool {
+    member.silent_ms.is_some_and(|ms| ms < SILENT_MS)
 }
 
 /// A label's value.

@@ -14,12 +14,14 @@ use std::collections::BTreeSet;
 use atoll_core::ids::{ClusterId, MemberId};
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::Reason;
+use atoll_proto::admin::MembersChange;
+use atoll_proto::metadata::ClusterStatus;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::build::{budget::budget, compare, secret, service::service, statefulset::statefulset};
-use crate::observe::{MetadataFact, Observed, Ownership, label, pod_ip};
+use crate::observe::{MetadataFact, Observed, Ownership, is_heard, label, pod_ip};
 use crate::validate::{Problem, Wanted, check_surroundings};
 
 /// One change.
@@ -44,6 +46,8 @@ pub enum Action {
         /// The server.
         member: MemberId,
     },
+    /// Let a metadata server into the group.
+    ChangeMembers(MembersChange),
     /// Have a pod made anew from its template.
     RestartPod {
         /// Its name.
@@ -314,12 +318,11 @@ fn applies(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Vec<Action> {
     actions
 }
 
-/// The steps by which a volume is made, once and never again (D34).
+/// The steps by which a volume is made, once and never again (D34), and by which further metadata servers get into the group.
+/// The first one founds the group alone, whatever others there are: so there is only one that can.
 fn founding(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Action>, Problem> {
     let pvc_name = names::pvc(&wanted.name, Component::Metadata, 0);
-    let Some(pvc) = seen.pvcs.get(&pvc_name) else { return Ok(None) };
     let MetadataFact::Answers(answer) = &seen.metadata else { return Ok(None) };
-    let recorded = label(&pvc.metadata, labels::MEMBER_ID).and_then(|id| id.parse::<MemberId>().ok());
     match answer.cluster {
         Some(found) if found != id => {
             let message = format!(
@@ -327,27 +330,69 @@ fn founding(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Ac
             );
             Err(Problem::new(Reason::ForeignData, message))
         }
-        Some(_) => match recorded {
-            Some(member) if member == answer.member => Ok(None),
-            Some(member) => {
-                let message = format!(
-                    "the PVC {pvc_name} was the disk of metadata server {member}, and {} answers from it: restore the \
-                     disk",
-                    answer.member
-                );
-                Err(Problem::new(Reason::ForeignData, message))
-            }
-            None => Ok(Some(Action::LabelMember { pvc: pvc_name, member: answer.member })),
+        Some(_) => match label_members(seen, wanted, answer)? {
+            Some(action) => Ok(Some(action)),
+            None => Ok(next_joiner(seen, answer)),
         },
-        None if recorded.is_some() || seen.is_bootstrapped() => {
+        None if member_is_known(seen) || seen.is_bootstrapped() => {
             let message = format!(
                 "the volume was made, but the disk of its metadata server (PVC {pvc_name}) is empty: restore the disk \
                  from a backup; nothing is made anew, since that would hide the loss"
             );
             Err(Problem::new(Reason::ForeignData, message))
         }
-        None => Ok(Some(Action::Bootstrap(id))),
+        None => {
+            let pod = seen.pods.get(&names::pod(&wanted.name, Component::Metadata, 0));
+            let first_is_there =
+                seen.pvcs.contains_key(&pvc_name) && pod.is_some_and(|pod| pod_ip(pod).is_some());
+            Ok(first_is_there.then_some(Action::Bootstrap(id)))
+        }
     }
+}
+
+/// The members' ids belong onto their PVCs, the first one's before there are others.
+fn label_members(
+    seen: &Observed,
+    wanted: &Wanted,
+    answer: &ClusterStatus,
+) -> Result<Option<Action>, Problem> {
+    let alone = answer.members.len() <= 1;
+    for (ordinal, address) in seen.metadata_addresses(wanted.workload(Component::Metadata).replicas) {
+        let pvc_name = names::pvc(&wanted.name, Component::Metadata, ordinal);
+        let Some(pvc) = seen.pvcs.get(&pvc_name) else { continue };
+        let heard = answer.members.iter().filter(|member| is_heard(member));
+        let Some(member) = heard.into_iter().find(|member| member.address == address) else { continue };
+        let recorded = label(&pvc.metadata, labels::MEMBER_ID).and_then(|id| id.parse::<MemberId>().ok());
+        match recorded {
+            Some(recorded) if recorded == member.member => {}
+            Some(recorded) if alone => {
+                let message = format!(
+                    "the PVC {pvc_name} was the disk of metadata server {recorded}, and {} answers from it: restore the \
+                     disk",
+                    member.member
+                );
+                return Err(Problem::new(Reason::ForeignData, message));
+            }
+            // Nobody yet, or one whose place was taken.
+            _ => return Ok(Some(Action::LabelMember { pvc: pvc_name, member: member.member })),
+        }
+    }
+    Ok(None)
+}
+
+/// One metadata server that waits with an empty disk gets into the group, in the place of the one that was there before if
+/// there was one. The leader looks after the rest: that a majority is there, and that the joiner is new.
+fn next_joiner(seen: &Observed, answer: &ClusterStatus) -> Option<Action> {
+    let (ordinal, joiner) = seen.joiners.iter().find(|(_, joiner)| !joiner.in_group)?;
+    let replicas = seen.cluster.spec.metadata_replicas();
+    let (_, address) = seen.metadata_addresses(replicas).find(|(number, _)| number == ordinal)?;
+    let change = match answer.members.iter().find(|member| member.address == address) {
+        // Where chunks are short of copies, what the records say of them is needed most.
+        Some(_) if answer.chunks_short > 0 => return None,
+        Some(old) => MembersChange::Replace { old: old.member, new: joiner.member, address },
+        None => MembersChange::Add { member: joiner.member, address },
+    };
+    Some(Action::ChangeMembers(change))
 }
 
 #[cfg(test)]

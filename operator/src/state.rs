@@ -112,6 +112,10 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
         if answer.leader.is_none() {
             return Verdict::new(false, Reason::MetadataUnreachable, "the metadata servers have no leader");
         }
+        // Nor does it begin with fewer metadata servers than it shall have.
+        if let Some(message) = lacks_members(seen, wanted).filter(|_| !was_ready(seen)) {
+            return Verdict::new(false, Reason::Bootstrapping, message);
+        }
         return Verdict::new(true, Reason::Serving, "the volume can be mounted and used");
     }
     if let Some(problem) = &plan.problem {
@@ -128,6 +132,13 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
         MetadataFact::Answers(_) => Verdict::new(false, Reason::Bootstrapping, "the volume is being made"),
         MetadataFact::NotAsked => Verdict::new(false, Reason::Applying, "objects are being made"),
     }
+}
+
+/// Metadata servers are still to get into the group.
+fn lacks_members(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<String> {
+    let wanted = usize::from(wanted.as_ref().ok()?.workload(Component::Metadata).replicas);
+    let there = seen.answer()?.members.iter().filter(|member| member.voter).count();
+    (there < wanted).then(|| format!("{there} of {wanted} metadata servers belong to the group"))
 }
 
 /// What keeps pods from working, the most telling first.
@@ -196,6 +207,9 @@ fn progressing(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, r
     }
     if !ready.holds {
         return Verdict::new(true, ready.reason, ready.message.clone());
+    }
+    if let Some(message) = lacks_members(seen, &Ok(wanted.clone())) {
+        return Verdict::new(true, Reason::Bootstrapping, message);
     }
     Verdict::new(false, Reason::AsSpecified, "everything is as specified")
 }

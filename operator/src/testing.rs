@@ -8,6 +8,7 @@ use atoll_core::ids::{ClusterId, MemberId, ServerId, SessionId};
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec, FileSystemClusterStatus};
 use atoll_proto::ClusterKey;
+use atoll_proto::admin::MemberIdentity;
 use atoll_proto::metadata::{ClusterStatus, MemberStatus, ServerStatus, SessionStatus};
 use clap::Parser;
 use k8s_openapi::ByteString;
@@ -27,8 +28,10 @@ use crate::validate::{Wanted, validate};
 pub const FRESH: ClusterId = ClusterId(0xf5e5);
 /// The id of [`running`]'s cluster.
 pub const ID: ClusterId = ClusterId(7);
-/// The metadata server of [`running`]'s cluster.
+/// The first metadata server of [`running`]'s cluster.
 pub const MEMBER: MemberId = MemberId(0xa);
+/// All of them.
+pub const MEMBERS: [MemberId; 3] = [MEMBER, MemberId(0xb), MemberId(0xc)];
 /// The revision of the pods of [`running`]'s cluster.
 pub const REVISION: &str = "db-1";
 
@@ -68,6 +71,7 @@ pub fn observed(capacity: &str) -> Observed {
         nodes_usable: 3,
         classes: vec![class("disks", "disks.example", true), class("atoll", names::DRIVER_NAME, false)],
         metadata: MetadataFact::NotAsked,
+        joiners: BTreeMap::new(),
         namespace_terminating: false,
         crd_terminating: false,
     }
@@ -177,7 +181,7 @@ pub fn applied() -> Observed {
 /// Pods and disks are there, and the metadata service waits to be told what it is.
 pub fn started() -> Observed {
     let mut seen = applied();
-    for (component, count) in [(Component::Metadata, 1), (Component::Storage, 3)] {
+    for (component, count) in [(Component::Metadata, 3), (Component::Storage, 3)] {
         for ordinal in 0..count {
             let name = names::pvc("db", component, ordinal);
             seen.pvcs.insert(name.clone(), pvc(&name, component, ID));
@@ -198,7 +202,9 @@ pub fn started() -> Observed {
 pub fn running() -> Observed {
     let mut seen = started();
     change(&mut seen, |cluster| cluster.status.get_or_insert_default().bootstrapped = true);
-    mark_member(&mut seen, MEMBER);
+    for (ordinal, member) in (0..).zip(MEMBERS) {
+        mark_member(&mut seen, ordinal, member);
+    }
     let address = |ordinal| names::pod_address("ns", "db", Component::Storage, ordinal);
     let server = |ordinal: u32| ServerStatus {
         evacuated: false,
@@ -218,9 +224,9 @@ pub fn running() -> Observed {
         open_files: 2,
         bytes_reserved: 0,
     };
-    let member = MemberStatus {
-        member: MEMBER,
-        address: names::pod_address("ns", "db", Component::Metadata, 0),
+    let member = |ordinal: u32| MemberStatus {
+        member: MEMBERS[ordinal as usize],
+        address: names::pod_address("ns", "db", Component::Metadata, ordinal),
         voter: true,
         lag: Some(0),
         silent_ms: Some(0),
@@ -231,7 +237,7 @@ pub fn running() -> Observed {
         member: MEMBER,
         is_leader: true,
         leader: Some((MEMBER, names::pod_address("ns", "db", Component::Metadata, 0))),
-        members: vec![member],
+        members: (0..3).map(member).collect(),
         servers: (0..3).map(server).collect(),
         sessions: vec![session],
         volume: VolumeUse {
@@ -247,8 +253,23 @@ pub fn running() -> Observed {
     seen
 }
 
-pub fn mark_member(seen: &mut Observed, member: MemberId) {
-    let pvc = seen.pvcs.get_mut("data-db-metadata-0").expect("disk");
+pub fn mark_member(seen: &mut Observed, ordinal: u32, member: MemberId) {
+    let pvc = seen.pvcs.get_mut(&names::pvc("db", Component::Metadata, ordinal)).expect("disk");
     let labels = pvc.metadata.labels.get_or_insert_default();
     labels.insert(labels::MEMBER_ID.into(), member.to_string());
+}
+
+/// A metadata server that waits with an empty disk.
+pub fn joins(seen: &mut Observed, ordinal: u32, member: MemberId) {
+    let joiner = MemberIdentity {
+        member,
+        address: names::pod_address("ns", "db", Component::Metadata, ordinal),
+        cluster: ID,
+        in_group: false,
+        is_leader: false,
+        leader: None,
+        term: 0,
+        disk_full: false,
+    };
+    seen.joiners.insert(ordinal, joiner);
 }

@@ -24,6 +24,8 @@ const STORAGE_DISK_BYTES_MIN: u64 = GIB / 2;
 const STORAGE_ROOM_BYTES: u64 = GIB;
 /// …and this part of the data, for what is dead and not yet trimmed.
 const STORAGE_ROOM_PART: u64 = 10;
+/// Numbers of metadata servers.
+const METADATA_REPLICAS: [u8; 3] = [1, 3, 5];
 /// Inline data may take this part of a metadata server's disk.
 const INLINE_PART: u64 = 10;
 
@@ -119,8 +121,11 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
         quantity.bytes().map_err(|error: QuantityError| invalid(format!("spec.{field}: {error}")))
     };
     let capacity = size("capacity", &spec.capacity)?;
-    if spec.metadata_replicas() != 1 {
-        return Err(invalid("spec.metadata.replicas: other numbers than 1 aren't honoured yet".to_owned()));
+    if !METADATA_REPLICAS.contains(&spec.metadata_replicas()) {
+        return Err(invalid(format!(
+            "spec.metadata.replicas: {} can't be; choose 1, 3 or 5",
+            spec.metadata_replicas()
+        )));
     }
     if spec.storage_replicas() < spec.copies {
         return Err(invalid(format!(
@@ -325,7 +330,7 @@ mod tests {
         let storage = wanted.workload(Component::Storage);
         assert_eq!((storage.replicas, storage.disk.size.as_str()), (3, "12Gi"));
         let metadata = wanted.workload(Component::Metadata);
-        assert_eq!((metadata.replicas, metadata.disk.size.as_str()), (1, "2Gi"));
+        assert_eq!((metadata.replicas, metadata.disk.size.as_str()), (3, "2Gi"));
         assert_eq!(
             (wanted.volume.bytes_total, wanted.volume.copies, wanted.volume.copies_min),
             (10 << 30, 3, 2)
@@ -360,7 +365,7 @@ mod tests {
         assert!(found.message.contains("lower-case"), "{}", found.message);
         let found = problem(|cluster| cluster.spec.capacity = "much".into());
         assert!(found.message.contains("spec.capacity"), "{}", found.message);
-        let found = problem(|cluster| cluster.spec.metadata.replicas = Some(3));
+        let found = problem(|cluster| cluster.spec.metadata.replicas = Some(2));
         assert!(found.message.contains("metadata.replicas"), "{}", found.message);
         let found = problem(|cluster| cluster.spec.storage.replicas = Some(2));
         assert!(found.message.contains("storage.replicas"), "{}", found.message);

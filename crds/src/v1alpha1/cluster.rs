@@ -86,9 +86,15 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     )
     .message("storage.replicas can't be lowered yet in this version: data would have to be moved off the servers first")
     .field_path(".storage"),
-    validation = Rule::new("!has(self.metadata.replicas) || self.metadata.replicas == 1")
-        .message("metadata.replicas other than 1 isn't honoured yet in this version: leave it out, or set it to 1")
+    validation = Rule::new("!has(self.metadata.replicas) || self.metadata.replicas in [1, 3, 5]")
+        .message("metadata.replicas has to be 1, 3 or 5: an even number survives no more losses than one server fewer")
         .field_path(".metadata"),
+    validation = Rule::new(
+        "(has(self.metadata.replicas) ? self.metadata.replicas : (self.copies >= 2 ? 3 : 1)) \
+         >= (has(oldSelf.metadata.replicas) ? oldSelf.metadata.replicas : (oldSelf.copies >= 2 ? 3 : 1))"
+    )
+    .message("metadata.replicas can't be lowered yet in this version")
+    .field_path(".metadata"),
     validation = Rule::new("self.access == oldSelf.access")
         .message("access can't be changed: make another volume")
         .field_path(".access"),
@@ -229,7 +235,7 @@ impl Default for RootSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MetadataSpec {
-    /// How many. Default: 1, and other numbers aren't honoured yet.
+    /// How many: 1, 3 or 5. Default: 3 with two or more `copies`, otherwise 1. It can be raised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5))]
     pub replicas: Option<u8>,
@@ -310,7 +316,7 @@ impl FileSystemClusterSpec {
     /// How many metadata servers.
     #[must_use]
     pub fn metadata_replicas(&self) -> u8 {
-        self.metadata.replicas.unwrap_or(1)
+        self.metadata.replicas.unwrap_or(if self.copies >= 2 { 3 } else { 1 })
     }
 
     /// How many storage servers.

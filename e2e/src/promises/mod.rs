@@ -5,6 +5,7 @@ mod deletion_waits;
 mod killed_pods;
 mod many_volumes;
 mod mount_host;
+mod new_disk;
 mod node_plugin;
 mod provision;
 mod refusals;
@@ -35,6 +36,7 @@ pub fn all() -> Vec<Promise> {
         provision::PROMISE,
         shared::PROMISE,
         killed_pods::PROMISE,
+        new_disk::PROMISE,
         node_plugin::PROMISE,
         mount_host::PROMISE,
         static_volume::PROMISE,

@@ -17,6 +17,8 @@ use crate::cluster::{self, serving_runtime};
 use crate::exit::{Failure, Outcome};
 use crate::{http, signals};
 
+/// How long a leader that is to end looks for another one to lead.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 /// Threads that answer requests; what blocks has threads of its own.
 const SERVER_THREADS: usize = 2;
 
@@ -60,6 +62,10 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
             tokio::select! {
                 signal = &mut asked_to_end => {
                     tracing::info!(signal, "stopping");
+                    let handing_over = tokio::time::timeout(HAND_OVER_MAX, server.hand_over());
+                    if handing_over.await.is_err() {
+                        tracing::info!("nobody has taken over in time");
+                    }
                     server.shutdown().await;
                     return Ok(());
                 }

@@ -445,6 +445,17 @@ impl RunningMetadata {
         MetadataServer::open(config, metrics).await
     }
 
+    /// Lets another member lead, if this one does and another one can: for an orderly stop, after which nobody has to wait for
+    /// an election. Without one this changes nothing.
+    pub async fn hand_over(&self) {
+        if self.node.consensus.leadership().is_leader
+            && self.node.consensus.status().members.len() > 1
+            && let Err(error) = self.node.hand_over(TransferLeader { to: None }).await
+        {
+            tracing::info!(%error, "nobody takes over");
+        }
+    }
+
     /// Stops: answers what it is working on, makes everything durable, and lets go of its folder.
     pub async fn shutdown(self) {
         let RunningMetadata { folder, node, raft, tasks, proposing, stopping, .. } = self;

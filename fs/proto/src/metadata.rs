@@ -296,6 +296,8 @@ pub struct SessionHeartbeatReply {
     pub volume: VolumeUse,
     /// Changes whenever a server's address or state does: ask [`Query::Servers`] then.
     pub servers_version: u64,
+    /// Where the members of the group are, if there are several: when the leader falls silent, one of them leads.
+    pub members: Vec<String>,
     /// What a client has to know of the configuration.
     pub config: VolumeConfig,
 }

@@ -48,9 +48,11 @@ fn all_is_well(seen: &Observed, wanted: &Wanted) -> bool {
         ready == usize::from(wanted.workload(component).replicas)
     });
     let servers = usize::from(wanted.workload(Component::Storage).replicas);
+    let members = usize::from(wanted.workload(Component::Metadata).replicas);
     complete
         && seen.answer().is_some_and(|answer| {
             answer.problems.is_empty()
+                && answer.members.len() == members
                 && answer.chunks_short == 0
                 && answer.servers.iter().filter(|server| server.alive).count() >= servers
         })

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
 use super::*;
-use crate::testing::{self, FRESH, ID, MEMBER};
+use crate::testing::{self, FRESH, ID, MEMBER, MEMBERS};
 use crate::validate::validate;
 
 fn planned(seen: &Observed) -> Plan {
@@ -29,6 +29,7 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::Apply(object) => format!("apply {}", owned(object)),
             Action::Bootstrap(id) => format!("bootstrap {id}"),
             Action::LabelMember { pvc, member } => format!("label {pvc} {member}"),
+            Action::ChangeMembers(change) => format!("{change:?}"),
             Action::RestartPod { name, .. } => format!("restart {name}"),
             Action::Disown(object) => format!("disown {}", owned(object)),
             Action::Delete(kind, name) => format!("delete {kind:?} {name}"),
@@ -66,6 +67,7 @@ fn a_cluster_is_made_step_by_step_each_of_which_may_be_the_last_before_a_crash()
             "apply Service db-metadata",
             "apply Service db-storage",
             "apply StatefulSet db-metadata",
+            "apply Budget db-metadata",
             "apply Budget db-storage",
         ],
     );
@@ -90,6 +92,60 @@ fn a_cluster_is_made_step_by_step_each_of_which_may_be_the_last_before_a_crash()
         .remove(labels::MEMBER_ID);
     does(&seen, &[&format!("label data-db-metadata-0 {MEMBER}")]);
     does(&testing::running(), &[]);
+}
+
+#[test]
+fn the_first_metadata_server_founds_the_group_and_the_others_get_into_it_one_by_one() {
+    // Whoever answers: only the first one may found it.
+    let mut seen = testing::started();
+    testing::answer(&mut seen).member = MEMBERS[1];
+    seen.pods.remove("db-metadata-0");
+    does(&seen, &[]);
+    let mut seen = testing::running();
+    testing::answer(&mut seen).members.truncate(1);
+    let address = |ordinal| names::pod_address("ns", "db", Component::Metadata, ordinal);
+    let add =
+        |ordinal: u32| MembersChange::Add { member: MEMBERS[ordinal as usize], address: address(ordinal) };
+    does(&seen, &[]);
+    testing::joins(&mut seen, 2, MEMBERS[2]);
+    does(&seen, &[&format!("{:?}", add(2))]);
+    testing::joins(&mut seen, 1, MEMBERS[1]);
+    does(&seen, &[&format!("{:?}", add(1))]);
+    // Its id is on its PVC before the next one comes.
+    let mut seen = testing::running();
+    testing::answer(&mut seen).members.truncate(2);
+    let labels = &mut seen.pvcs.get_mut("data-db-metadata-1").expect("disk").metadata.labels;
+    labels.as_mut().expect("labels").remove(labels::MEMBER_ID);
+    testing::joins(&mut seen, 2, MEMBERS[2]);
+    does(&seen, &[&format!("label data-db-metadata-1 {}", MEMBERS[1])]);
+    // One that has belonged to a group may not come back as who it was.
+    let mut seen = testing::running();
+    testing::answer(&mut seen).members.truncate(2);
+    testing::joins(&mut seen, 2, MEMBERS[2]);
+    seen.joiners.get_mut(&2).expect("joiner").in_group = true;
+    does(&seen, &[]);
+}
+
+#[test]
+fn a_metadata_server_with_a_new_disk_takes_the_place_of_the_one_before() {
+    let mut seen = testing::running();
+    let new = MemberId(0xd);
+    testing::joins(&mut seen, 1, new);
+    testing::answer(&mut seen).chunks_short = 1;
+    does(&seen, &[]);
+    testing::answer(&mut seen).chunks_short = 0;
+    let address = names::pod_address("ns", "db", Component::Metadata, 1);
+    let replace = MembersChange::Replace { old: MEMBERS[1], new, address };
+    does(&seen, &[&format!("{replace:?}")]);
+    // A PVC is never said to be of somebody who is silent.
+    let labels = &mut seen.pvcs.get_mut("data-db-metadata-1").expect("disk").metadata.labels;
+    labels.as_mut().expect("labels").remove(labels::MEMBER_ID);
+    testing::answer(&mut seen).members[1].silent_ms = Some(60_000);
+    does(&seen, &[&format!("{replace:?}")]);
+    seen.joiners.clear();
+    testing::answer(&mut seen).members[1].member = new;
+    testing::answer(&mut seen).members[1].silent_ms = Some(0);
+    does(&seen, &[&format!("label data-db-metadata-1 {new}")]);
 }
 
 #[test]
@@ -193,7 +249,7 @@ fn disks_of_others_are_never_used() {
 fn a_volume_is_made_once() {
     // The id is on the PVC: an empty disk is a lost one.
     let mut seen = testing::started();
-    testing::mark_member(&mut seen, MEMBER);
+    testing::mark_member(&mut seen, 0, MEMBER);
     refuses(&seen, Reason::ForeignData, "is empty");
     // The status says so.
     let mut seen = testing::started();
@@ -201,7 +257,8 @@ fn a_volume_is_made_once() {
     refuses(&seen, Reason::ForeignData, "is empty");
     // Another disk under the PVC.
     let mut seen = testing::running();
-    testing::mark_member(&mut seen, MemberId(0xb));
+    testing::answer(&mut seen).members.truncate(1);
+    testing::mark_member(&mut seen, 0, MemberId(0xd));
     refuses(&seen, Reason::ForeignData, "answers from it");
     let mut seen = testing::running();
     testing::answer(&mut seen).cluster = Some(ClusterId(9));
@@ -247,6 +304,8 @@ fn with_the_word_mounts_go_first_then_pods_then_disks_then_the_key() {
         &seen,
         &[
             "delete PersistentVolumeClaim data-db-metadata-0",
+            "delete PersistentVolumeClaim data-db-metadata-1",
+            "delete PersistentVolumeClaim data-db-metadata-2",
             "delete PersistentVolumeClaim data-db-storage-0",
             "delete PersistentVolumeClaim data-db-storage-1",
             "delete PersistentVolumeClaim data-db-storage-2",
@@ -269,14 +328,14 @@ fn what_was_never_made_leaves_nothing_behind() {
     seen.statefulsets.clear();
     seen.pods.clear();
     seen.metadata = MetadataFact::NotAsked;
-    assert_eq!(words(&planned(&seen)).len(), 4);
+    assert_eq!(words(&planned(&seen)).len(), 6);
     let mut seen = testing::observed("1Gi");
     testing::with_finalizer(&mut seen);
     testing::deleted(&mut seen);
     does(&seen, &["remove finalizer"]);
     // Made, and the status doesn't know yet: the label does.
     let mut seen = testing::started();
-    testing::mark_member(&mut seen, MEMBER);
+    testing::mark_member(&mut seen, 0, MEMBER);
     testing::deleted(&mut seen);
     does(&seen, &["remove finalizer"]);
 }
@@ -294,6 +353,7 @@ fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
             "disown Service db-metadata",
             "disown StatefulSet db-storage",
             "disown Service db-storage",
+            "disown Budget db-metadata",
             "disown Budget db-storage",
             "remove finalizer",
         ],

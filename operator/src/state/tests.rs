@@ -40,6 +40,19 @@ fn a_cluster_that_is_made_says_what_it_waits_for() {
 }
 
 #[test]
+fn a_volume_begins_with_all_its_metadata_servers_and_is_used_while_more_come() {
+    let mut seen = testing::running();
+    testing::answer(&mut seen).members.truncate(1);
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.reason), (Phase::Creating, Reason::Bootstrapping));
+    assert!(found.ready.message.contains("1 of 3 metadata servers"), "{}", found.ready.message);
+    was_ready_before(&mut seen);
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds, found.progressing.holds), (Phase::Ready, true, true));
+    assert!(found.progressing.message.contains("1 of 3 metadata servers"), "{}", found.progressing.message);
+}
+
+#[test]
 fn a_cluster_that_nobody_can_make_says_what_to_do() {
     let mut seen = testing::observed("1Gi");
     testing::with_finalizer(&mut seen);

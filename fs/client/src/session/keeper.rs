@@ -122,6 +122,7 @@ impl Inner {
         let reply: SessionHeartbeatReply =
             postcard::from_bytes(&reply).map_err(|error| Refusal::Garbled(error.to_string()))?;
         let (term, reclaim) = (reply.term, reply.reclaim);
+        self.service.learn(&reply.members);
         self.note(reply, sent);
         if reclaim {
             self.reclaim(session).await?;

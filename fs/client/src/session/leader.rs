@@ -185,6 +185,16 @@ impl Members {
         self.current = self.names.len() - 1;
     }
 
+    /// There is this member, too. Whether it wasn't known.
+    fn learn(&mut self, name: &str) -> bool {
+        let is_new =
+            self.names.len() - self.configured < LEARNT_MAX && !self.names.iter().any(|known| known == name);
+        if is_new {
+            self.names.push(name.to_owned());
+        }
+        is_new
+    }
+
     /// The choice answered.
     fn answered(&mut self, choice: u64) {
         if choice == self.choice {
@@ -259,6 +269,16 @@ impl Service {
     #[must_use]
     pub fn connection(&self) -> Option<Connection> {
         self.target().0?.connected()
+    }
+
+    /// There are these members: the configured addresses may be one name for all of them, or of those that there were.
+    pub fn learn(&self, names: &[String]) {
+        for name in names {
+            let Ok(address) = name.parse::<Address>() else { continue };
+            if self.members.lock().learn(name) {
+                self.peers.lock().push((name.clone(), Peer::new(address, self.options.clone())));
+            }
+        }
     }
 
     /// Sends the request until it is answered.
@@ -474,6 +494,21 @@ mod tests {
         assert!(members.failed(3, &Next::Ask("a:1".into()), now, 0) > Duration::ZERO, "sent around for ever");
         members.answered(4);
         assert_eq!((members.failures, members.hints), (0, 0));
+    }
+
+    #[test]
+    fn members_that_were_learnt_have_their_turn() {
+        let mut members = Members::new(vec!["all:1".into()]);
+        assert!(members.learn("a:1") && members.learn("b:1") && !members.learn("a:1"));
+        assert_eq!(members.names[members.current], "all:1", "nothing is wrong with this one");
+        members.failed(0, &Next::Elsewhere, Instant::now(), 0);
+        assert_eq!(members.names[members.current], "a:1");
+        members.failed(1, &Next::Elsewhere, Instant::now(), 0);
+        assert_eq!(members.names[members.current], "b:1");
+        for number in 0..2 * LEARNT_MAX {
+            members.learn(&format!("{number}:1"));
+        }
+        assert_eq!(members.names.len(), 1 + LEARNT_MAX);
     }
 
     #[test]

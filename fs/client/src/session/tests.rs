@@ -78,6 +78,7 @@ impl Handler for Member {
                     inline_allowed: true,
                     volume: volume.volume(),
                     servers_version: 1,
+                    members: Vec::new(),
                     config: volume.config(),
                 })
             }

@@ -22,6 +22,11 @@ impl Node {
         let term = self.lead()?;
         let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
         let now = clock::since_boot();
+        let members = self.consensus.status().members;
+        let members = match members.len() {
+            0 | 1 => Vec::new(),
+            _ => members.into_values().map(|member| member.addr).collect(),
+        };
         let servers_version = self.office.servers.lock().version(now);
         let reply = {
             let mut sessions = self.office.sessions.lock();
@@ -36,6 +41,7 @@ impl Node {
                     && !self.is_full(),
                 volume: volume.volume_use(),
                 servers_version,
+                members,
                 config: volume.config,
             }
         };
