@@ -79,6 +79,7 @@ impl Metrics {
             Action::Apply(_) => "apply",
             Action::Bootstrap(_) => "bootstrap",
             Action::LabelMember { .. } => "label_member",
+            Action::ChangeMembers(_) => "change_members",
             Action::RestartPod { .. } => "restart_pod",
             Action::Disown(_) => "disown",
             Action::Delete(..) => "delete",

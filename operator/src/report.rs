@@ -226,7 +226,7 @@ mod tests {
         let seen = testing::running();
         let status = report(&seen);
         assert!(status.bootstrapped);
-        assert_eq!(status.metadata.as_ref().expect("metadata").summary, "1/1");
+        assert_eq!(status.metadata.as_ref().expect("metadata").summary, "3/3");
         assert_eq!(status.storage.as_ref().expect("storage").summary, "3/3");
         assert_eq!(status.storage.as_ref().expect("storage").servers.len(), 3);
         assert_eq!(status.usage.as_ref().expect("usage").bytes_total, 1 << 30);

@@ -351,9 +351,9 @@ fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
         &[
             "disown StatefulSet db-metadata",
             "disown Service db-metadata",
+            "disown Budget db-metadata",
             "disown StatefulSet db-storage",
             "disown Service db-storage",
-            "disown Budget db-metadata",
             "disown Budget db-storage",
             "remove finalizer",
         ],
