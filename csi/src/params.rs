@@ -10,8 +10,8 @@ use atoll_crds::v1alpha1::{Access, Backing, Encryption, FileSystemClusterSpec};
 use crate::error::CsiError;
 
 /// The parameters, for the message about one that isn't among them.
-const KNOWN: &str = "copies, storageServers, storageSize, storageClass, metadataSize, metadataStorageClass, \
-                     encryption, rootUid, rootGid, rootMode";
+const KNOWN: &str = "copies, storageServers, storageSize, storageClass, metadataServers, metadataSize, \
+                     metadataStorageClass, encryption, rootUid, rootGid, rootMode";
 /// Parameters that external-provisioner consumes or adds.
 const SIDECAR_PREFIX: &str = "csi.storage.k8s.io/";
 /// The PVC and PV that a volume is made for, as `--extra-create-metadata` tells them.
@@ -20,6 +20,8 @@ const PVC_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 const PV_NAME: &str = "csi.storage.k8s.io/pv/name";
 /// Storage servers of one volume at most, as the resource's schema says.
 const STORAGE_SERVERS_MAX: u8 = 100;
+/// Numbers of metadata servers, as the resource's rules say.
+const METADATA_SERVERS: [u8; 3] = [1, 3, 5];
 /// The largest user or group id; the one above means "nobody" to system calls.
 const OWNER_ID_MAX: i64 = u32::MAX as i64 - 1;
 
@@ -30,6 +32,7 @@ pub struct Parameters {
     storage_servers: Option<u8>,
     storage_size: Option<Quantity>,
     storage_class: Option<String>,
+    metadata_servers: Option<u8>,
     metadata_size: Option<Quantity>,
     metadata_class: Option<String>,
     encryption: Option<Encryption>,
@@ -70,6 +73,10 @@ impl Parameters {
                 }
                 "storageSize" => parsed.storage_size = Some(size(name, value)?),
                 "storageClass" => parsed.storage_class = Some(text(name, value)?),
+                "metadataServers" => {
+                    let servers = value.parse().ok().filter(|servers| METADATA_SERVERS.contains(servers));
+                    parsed.metadata_servers = Some(servers.ok_or_else(|| wrong(name, value, "1, 3 or 5"))?);
+                }
                 "metadataSize" => parsed.metadata_size = Some(size(name, value)?),
                 "metadataStorageClass" => parsed.metadata_class = Some(text(name, value)?),
                 "encryption" => {
@@ -126,6 +133,7 @@ impl Parameters {
         spec.storage.replicas = self.storage_servers;
         spec.storage.size.clone_from(&self.storage_size);
         spec.storage.storage_class_name.clone_from(&self.storage_class);
+        spec.metadata.replicas = self.metadata_servers;
         let class = self.metadata_class.as_ref().or(self.storage_class.as_ref());
         if class.is_some() || self.metadata_size.is_some() {
             let (size, storage_class_name) = (self.metadata_size.clone(), class.cloned());
@@ -196,6 +204,7 @@ mod tests {
             ("storageServers", "4"),
             ("storageSize", "20Gi"),
             ("storageClass", "fast"),
+            ("metadataServers", "5"),
             ("metadataSize", "2Gi"),
             ("encryption", "required"),
             ("rootUid", "1000"),
@@ -211,6 +220,7 @@ mod tests {
         assert_eq!((spec.capacity.as_str(), spec.copies, spec.access), ("10Gi", 2, Access::Exclusive));
         assert_eq!((spec.storage.replicas, spec.encryption), (Some(4), Encryption::Required));
         assert_eq!((spec.root.uid, spec.root.gid, spec.root.mode.as_str()), (1000, 2000, "2770"));
+        assert_eq!(spec.metadata.replicas, Some(5));
         let metadata = spec.metadata.storage.unwrap();
         assert_eq!(metadata.storage_class_name.as_deref(), Some("fast"), "one class for all disks");
         assert_eq!(spec.client_secret_name.as_deref(), Some("pvc-1234"));
@@ -235,6 +245,7 @@ mod tests {
             ("copies", "many"),
             ("storageServers", "2"),
             ("storageSize", "big"),
+            ("metadataServers", "2"),
             ("storageClass", ""),
             ("encryption", "maybe"),
             ("rootUid", "-1"),
