@@ -115,6 +115,10 @@ async fn joiners(seen: &Observed, access: &Access) -> BTreeMap<u32, MemberIdenti
         };
         match metadata::who(access, address).await {
             Ok(who) if Some(who.member) != member.map(|member| member.member) => {
+                if who.in_group {
+                    let member = who.member;
+                    tracing::warn!(pod, %member, "it has belonged to the group: delete its PVC and its pod to let it in again");
+                }
                 joiners.insert(ordinal, who);
             }
             Ok(_) => {}

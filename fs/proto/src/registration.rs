@@ -131,6 +131,8 @@ pub struct HeartbeatReply {
     pub orders: Vec<NumberedOrder>,
     /// Whether the metadata service wants the whole inventory in the next heartbeats.
     pub full_inventory: bool,
+    /// Where the members of the group are, if there are several: when the leader falls silent, one of them leads.
+    pub members: Vec<String>,
 }
 
 /// An order and the number under which its outcome is reported.

@@ -92,7 +92,12 @@ fn registration_messages_survive() {
         NumberedOrder { number: 1, order: Order::Delete { chunk: CHUNK } },
         NumberedOrder { number: 2, order: Order::Scrub { chunk: CHUNK } },
     ];
-    let reply = HeartbeatReply { heartbeat_interval_ms: 1000, orders, full_inventory: false };
+    let reply = HeartbeatReply {
+        heartbeat_interval_ms: 1000,
+        orders,
+        full_inventory: false,
+        members: vec!["m:1".into()],
+    };
     survives::<Heartbeat>(&heartbeat, &reply);
 }
 

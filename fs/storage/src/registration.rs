@@ -14,6 +14,7 @@ use atoll_proto::registration::{
 use atoll_proto::{Address, ConnectOptions, Connection, Identity, RpcError};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::orders::Orders;
@@ -60,6 +61,8 @@ pub(crate) struct Registrar {
     announcement: Announcement,
     orders: Orders,
     registered: Arc<AtomicBool>,
+    /// Members that the leader has told of: the configured addresses may be one name for all of them.
+    learnt: Mutex<Vec<Address>>,
 }
 
 /// Why a round with one member ended.
@@ -87,7 +90,7 @@ impl Registrar {
         orders: Orders,
         registered: Arc<AtomicBool>,
     ) -> Self {
-        Self { service, announcement, orders, registered }
+        Self { service, announcement, orders, registered, learnt: Mutex::default() }
     }
 
     /// Keeps registered with whoever leads, until it is told to stop.
@@ -100,8 +103,7 @@ impl Registrar {
     }
 
     async fn keep_registered(&self) {
-        let metadata = &self.announcement.metadata;
-        if metadata.is_empty() {
+        if self.announcement.metadata.is_empty() {
             tracing::warn!("no metadata server was named: nobody will learn of this storage server");
             std::future::pending::<()>().await;
         }
@@ -110,7 +112,7 @@ impl Registrar {
         loop {
             let leader = match hint.take() {
                 Some(hint) => Ok(hint),
-                None => match &metadata[..] {
+                None => match &self.members()[..] {
                     [only] => Ok(only.clone()),
                     _ => self.find_leader(None).await,
                 },
@@ -199,6 +201,9 @@ impl Registrar {
             };
             let interval = bounded_interval(reply.heartbeat_interval_ms);
             self.orders.take(reply.orders);
+            if !reply.members.is_empty() {
+                *self.learnt.lock() = reply.members.iter().filter_map(|name| name.parse().ok()).collect();
+            }
             if reply.full_inventory && scan.is_none() {
                 scan = Some(Scan { after: None });
             }
@@ -214,7 +219,7 @@ impl Registrar {
 
     /// Comes back when another member than this silent one leads: its address.
     async fn elsewhere(&self, silent: &Address) -> String {
-        if self.announcement.metadata.len() < 2 {
+        if self.members().len() < 2 {
             return std::future::pending().await;
         }
         tokio::time::sleep(SILENCE).await;
@@ -231,7 +236,8 @@ impl Registrar {
     async fn find_leader(&self, silent: Option<&Address>) -> Result<Address, String> {
         let options = ConnectOptions::new(self.announcement.identity.clone());
         let silent = silent.map(ToString::to_string);
-        let members = self.announcement.metadata.iter().map(|address| (address.to_string(), address));
+        let all = self.members();
+        let members = all.iter().map(|address| (address.to_string(), address));
         let members: Vec<_> = members.filter(|(name, _)| silent.as_ref() != Some(name)).collect();
         let mut asked: FuturesUnordered<_> =
             members.iter().map(|(_, address)| admin::who(address, &options, PROBE_DEADLINE)).collect();
@@ -255,6 +261,18 @@ impl Registrar {
         }
         reasons.sort();
         Err(reasons.join("; "))
+    }
+
+    /// All members that are known: the configured ones, then those that the leader has told of.
+    fn members(&self) -> Vec<Address> {
+        let configured = &self.announcement.metadata;
+        let learnt = self.learnt.lock();
+        let is_new = |address: &&Address| {
+            let name = address.to_string();
+            !configured.iter().any(|known| known.to_string() == name)
+        };
+        let others = learnt.iter().filter(is_new);
+        configured.iter().chain(others).cloned().collect()
     }
 
     async fn register(&self) -> Result<Register, String> {

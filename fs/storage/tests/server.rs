@@ -451,7 +451,12 @@ impl Handler for Metadata {
                 }
                 self.heartbeats.lock().push(request.decode::<Heartbeat>()?);
                 let orders = self.orders.lock().pop_front().unwrap_or_default();
-                let reply = HeartbeatReply { heartbeat_interval_ms: 50, orders, full_inventory: false };
+                let reply = HeartbeatReply {
+                    heartbeat_interval_ms: 50,
+                    orders,
+                    full_inventory: false,
+                    members: Vec::new(),
+                };
                 Response::to::<Heartbeat>(&reply, ())
             }
             other => Err(Status::unknown_kind(other)),

@@ -146,6 +146,15 @@ impl Node {
         Ok(to)
     }
 
+    /// Where the members are, if there are several.
+    pub(crate) fn all_addresses(&self) -> Vec<String> {
+        let members = self.consensus.status().members;
+        if members.len() < 2 {
+            return Vec::new();
+        }
+        members.into_values().map(|member| member.addr).collect()
+    }
+
     fn address_of(&self, member: MemberId) -> Option<String> {
         self.consensus.status().members.get(&member.0).map(|peer| peer.addr.clone())
     }

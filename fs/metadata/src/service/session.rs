@@ -22,11 +22,7 @@ impl Node {
         let term = self.lead()?;
         let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
         let now = clock::since_boot();
-        let members = self.consensus.status().members;
-        let members = match members.len() {
-            0 | 1 => Vec::new(),
-            _ => members.into_values().map(|member| member.addr).collect(),
-        };
+        let members = self.all_addresses();
         let servers_version = self.office.servers.lock().version(now);
         let reply = {
             let mut sessions = self.office.sessions.lock();

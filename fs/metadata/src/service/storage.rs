@@ -120,7 +120,8 @@ impl Node {
             self.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
         }
         self.still_leads(term).map_err(refusal)?;
-        Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, orders, full_inventory })
+        let members = self.all_addresses();
+        Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, orders, full_inventory, members })
     }
 
     async fn take_reports(&self, beat: &Heartbeat) -> Result<(), MetadataError> {
