@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use atoll_crds::names::{annotations, labels};
 use atoll_crds::quantity::Quantity;
-use atoll_crds::v1alpha1::cluster::COPIES_MAX;
+use atoll_crds::v1alpha1::cluster::{COPIES_MAX, METADATA_REPLICAS};
 use atoll_crds::v1alpha1::{Access, Backing, Encryption, FileSystemClusterSpec};
 
 use crate::error::CsiError;
@@ -20,8 +20,6 @@ const PVC_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 const PV_NAME: &str = "csi.storage.k8s.io/pv/name";
 /// Storage servers of one volume at most, as the resource's schema says.
 const STORAGE_SERVERS_MAX: u8 = 100;
-/// Numbers of metadata servers, as the resource's rules say.
-const METADATA_SERVERS: [u8; 3] = [1, 3, 5];
 /// The largest user or group id; the one above means "nobody" to system calls.
 const OWNER_ID_MAX: i64 = u32::MAX as i64 - 1;
 
@@ -74,7 +72,7 @@ impl Parameters {
                 "storageSize" => parsed.storage_size = Some(size(name, value)?),
                 "storageClass" => parsed.storage_class = Some(text(name, value)?),
                 "metadataServers" => {
-                    let servers = value.parse().ok().filter(|servers| METADATA_SERVERS.contains(servers));
+                    let servers = value.parse().ok().filter(|servers| METADATA_REPLICAS.contains(servers));
                     parsed.metadata_servers = Some(servers.ok_or_else(|| wrong(name, value, "1, 3 or 5"))?);
                 }
                 "metadataSize" => parsed.metadata_size = Some(size(name, value)?),

@@ -15,7 +15,7 @@ use atoll_core::ids::{ClusterId, MemberId};
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::Reason;
 use atoll_proto::admin::MembersChange;
-use atoll_proto::metadata::ClusterStatus;
+use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
@@ -360,8 +360,8 @@ fn label_members(
     for (ordinal, address) in seen.metadata_addresses(wanted.workload(Component::Metadata).replicas) {
         let pvc_name = names::pvc(&wanted.name, Component::Metadata, ordinal);
         let Some(pvc) = seen.pvcs.get(&pvc_name) else { continue };
-        let heard = answer.members.iter().filter(|member| is_heard(member));
-        let Some(member) = heard.into_iter().find(|member| member.address == address) else { continue };
+        let is_this = |member: &&MemberStatus| is_heard(member) && member.address == address;
+        let Some(member) = answer.members.iter().find(is_this) else { continue };
         let recorded = label(&pvc.metadata, labels::MEMBER_ID).and_then(|id| id.parse::<MemberId>().ok());
         match recorded {
             Some(recorded) if recorded == member.member => {}

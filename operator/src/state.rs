@@ -113,7 +113,10 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
             return Verdict::new(false, Reason::MetadataUnreachable, "the metadata servers have no leader");
         }
         // Nor does it begin with fewer metadata servers than it shall have.
-        if let Some(message) = lacks_members(seen, wanted).filter(|_| !was_ready(seen)) {
+        if let Ok(wanted) = wanted
+            && !was_ready(seen)
+            && let Some(message) = lacks_members(seen, wanted)
+        {
             return Verdict::new(false, Reason::Bootstrapping, message);
         }
         return Verdict::new(true, Reason::Serving, "the volume can be mounted and used");
@@ -135,8 +138,8 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
 }
 
 /// Metadata servers are still to get into the group.
-fn lacks_members(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<String> {
-    let wanted = usize::from(wanted.as_ref().ok()?.workload(Component::Metadata).replicas);
+fn lacks_members(seen: &Observed, wanted: &Wanted) -> Option<String> {
+    let wanted = usize::from(wanted.workload(Component::Metadata).replicas);
     let there = seen.answer()?.members.iter().filter(|member| member.voter).count();
     (there < wanted).then(|| format!("{there} of {wanted} metadata servers belong to the group"))
 }
@@ -208,7 +211,7 @@ fn progressing(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, r
     if !ready.holds {
         return Verdict::new(true, ready.reason, ready.message.clone());
     }
-    if let Some(message) = lacks_members(seen, &Ok(wanted.clone())) {
+    if let Some(message) = lacks_members(seen, wanted) {
         return Verdict::new(true, Reason::Bootstrapping, message);
     }
     Verdict::new(false, Reason::AsSpecified, "everything is as specified")

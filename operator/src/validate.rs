@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::VolumeConfig;
 use atoll_crds::names::{self, Component};
+use atoll_crds::v1alpha1::cluster::METADATA_REPLICAS;
 use atoll_crds::v1alpha1::{Access, Encryption, FileSystemCluster, Reason, Resources};
 use atoll_crds::{Quantity, quantity::QuantityError};
 
@@ -24,8 +25,6 @@ const STORAGE_DISK_BYTES_MIN: u64 = GIB / 2;
 const STORAGE_ROOM_BYTES: u64 = GIB;
 /// …and this part of the data, for what is dead and not yet trimmed.
 const STORAGE_ROOM_PART: u64 = 10;
-/// Numbers of metadata servers.
-const METADATA_REPLICAS: [u8; 3] = [1, 3, 5];
 /// Inline data may take this part of a metadata server's disk.
 const INLINE_PART: u64 = 10;
 

@@ -16,6 +16,8 @@ use crate::quantity::Quantity;
 pub const COPIES_DEFAULT: u8 = 3;
 /// Copies of every byte at most (as in `atoll_core::limits::COPIES_MAX`).
 pub const COPIES_MAX: u8 = 5;
+/// Numbers of metadata servers that there can be: an even one survives no more losses than one server fewer.
+pub const METADATA_REPLICAS: [u8; 3] = [1, 3, 5];
 /// The smallest volume (bytes); also in a rule below.
 pub const CAPACITY_BYTES_MIN: u64 = 16 << 20;
 /// The largest volume (bytes); also in a rule below.

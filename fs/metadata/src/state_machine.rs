@@ -12,7 +12,9 @@ use std::time::Instant;
 use atoll_core::commands::{Command, Outcome};
 use atoll_core::namespace::{Txn, execute};
 use atoll_core::store::{Family, Read, StoreError, Write};
-use atoll_raft::{AppliedEntry, AppliedPayload, AppliedState, LogPosition, StateMachine, StateMachineError};
+use atoll_raft::{
+    AppliedEntry, AppliedPayload, AppliedState, LogPosition, StateMachine, StateMachineError, WaitForRoom,
+};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
@@ -21,7 +23,6 @@ use crate::metrics::Metrics;
 use crate::store::folder::{self, Folder, FolderError};
 use crate::store::records::{Backend, Records};
 use crate::store::rocks::is_no_space;
-use crate::store::room::WaitForRoom;
 
 /// The format of entries and results that is written.
 const ENTRY_VERSION: u8 = 1;

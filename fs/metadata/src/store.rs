@@ -7,4 +7,3 @@ pub mod folder;
 pub mod memory;
 pub mod records;
 pub mod rocks;
-pub mod room;

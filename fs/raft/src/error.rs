@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::room::is_full;
 use crate::types::{LogPosition, MemberId};
 
 /// What can go wrong with the log on disk. Clonable, since one failed write fails many callers.
@@ -97,8 +98,7 @@ impl LogError {
     /// Whether the disk is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        let full = |kind| matches!(kind, io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        matches!(self, Self::Io { source, .. } if full(source.kind()))
+        matches!(self, Self::Io { source, .. } if is_full(source))
     }
 
     pub(crate) fn damaged(path: &Path, offset: u64, detail: impl Into<String>) -> Self {

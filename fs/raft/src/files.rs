@@ -18,7 +18,7 @@ const SPARE_SEGMENTS_MAX: usize = 2;
 /// Zeroes written at once, in bytes.
 const ZEROES_BYTES: usize = 1 << 20;
 /// After a failure (a full disk), the next segment is tried again this often.
-pub(crate) const RETRY: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A segment file with its header, empty, durable.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinError;
 
 use crate::group::Raft;
 use crate::log_store::LogStore;
@@ -173,9 +174,8 @@ impl Flushing {
         loop {
             self.wake.notified().await;
             while !self.progress.borrow().stopped && self.is_due() {
-                let this = self.clone();
-                match atoll_blocking::spawn(move || this.flush()).await {
-                    Ok(Ok(Some(position))) => self.drop_log(position, &raft).await,
+                match self.flush_and_drop(&raft).await {
+                    Ok(Ok(Some(_))) => {}
                     Ok(Ok(None)) => break,
                     Ok(Err(error)) => {
                         tracing::error!("can't flush the state: {error}");
@@ -191,9 +191,23 @@ impl Flushing {
         }
     }
 
+    /// Flushes, and drops the log that is no longer needed then: whoever flushes before it is due has to do both, or nobody
+    /// drops anything. The outer error: the runtime is going down.
+    pub(crate) async fn flush_and_drop(
+        self: &Arc<Self>,
+        raft: &Raft,
+    ) -> Result<Result<Option<LogPosition>, String>, JoinError> {
+        let this = self.clone();
+        let flushed = atoll_blocking::spawn(move || this.flush()).await?;
+        if let Ok(Some(position)) = &flushed {
+            self.drop_log(*position, raft).await;
+        }
+        Ok(flushed)
+    }
+
     /// The state is durable up to `flushed`: decides what of the log is no longer needed, and
     /// tells openraft, which drops it when no follower is reading there.
-    pub(crate) async fn drop_log(&self, flushed: LogPosition, raft: &Raft) {
+    async fn drop_log(&self, flushed: LogPosition, raft: &Raft) {
         let (base, _) = self.store.ends();
         let before = self.store.bytes_at(base.map(|b| b.index));
         let kept = self.store.bytes_at(Some(flushed.index)).saturating_sub(before);

@@ -41,6 +41,7 @@ mod peer;
 mod raft_log;
 mod record;
 mod recovery;
+mod room;
 mod segment;
 #[cfg(any(test, feature = "simulation"))]
 mod sim_disk;
@@ -57,6 +58,7 @@ mod writer;
 pub use alone::go_on_alone;
 pub use error::{LogError, PeerError, ProposeError, RaftError, StateMachineFailure};
 pub use node::RaftNode;
+pub use room::{WaitForRoom, is_full};
 #[cfg(any(test, feature = "simulation"))]
 pub use sim_disk::SimDisk;
 pub use types::{

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
@@ -17,6 +17,7 @@ use crate::error::LogError;
 use crate::files::{Files, Maker, Prepared, is_spare};
 use crate::record::{self, Kind};
 use crate::recovery::find_segments;
+use crate::room::WaitForRoom;
 use crate::segment::SegmentIndex;
 use crate::types::{LogPosition, MemberId};
 use crate::vote::{self, VoteRecord};
@@ -148,8 +149,8 @@ pub(crate) struct Shared {
     pub(crate) total: AtomicU64,
     /// What was found damaged.
     damage: OnceLock<String>,
-    /// Nothing waits for room on a full disk any more.
-    pub(crate) impatient: AtomicBool,
+    /// The vote waits here for room on a full disk.
+    pub(crate) waiting: WaitForRoom,
 }
 
 /// Where consecutive entries are in one file.
@@ -251,7 +252,7 @@ impl LogStore {
             queue: Queue::default(),
             files,
             damage: OnceLock::new(),
-            impatient: AtomicBool::new(false),
+            waiting: WaitForRoom::default(),
         });
         let writer = Writer::new(shared.clone(), active, end);
         if atoll_blocking::is_simulated() {
@@ -267,7 +268,7 @@ impl LogStore {
 
     /// What waits for room on a full disk fails, now and later.
     pub(crate) fn stop_waiting(&self) {
-        self.shared.impatient.store(true, Ordering::Release);
+        self.shared.waiting.give_up();
     }
 
     /// Waits for what is queued, then ends the threads. Later calls fail. Blocks.

@@ -569,15 +569,11 @@ impl RaftNode {
     /// the log can be dropped up to here. This happens without being asked, too, at half of
     /// [`RaftConfig::flush_log_bytes`].
     pub async fn flush(&self) -> Result<Option<LogPosition>, RaftError> {
-        let flushing = self.flushing.clone();
-        let flushed = atoll_blocking::spawn(move || flushing.flush())
+        self.flushing
+            .flush_and_drop(&self.raft)
             .await
             .map_err(|e| RaftError::Stopped(e.to_string()))?
-            .map_err(StateMachineFailure)?;
-        if let Some(position) = flushed {
-            self.flushing.drop_log(position, &self.raft).await;
-        }
-        Ok(flushed)
+            .map_err(|e| StateMachineFailure(e).into())
     }
 
     /// What waits for room on a full disk fails, now and later: the node is going to stop. [`shutdown`](Self::shutdown)

@@ -338,8 +338,8 @@ impl IncomingFile {
 }
 
 impl Incoming {
-    /// Makes the files, or goes on with those that are there; if these are no good, begins anew. Returns also the fingerprints of the first chunks of each
-    /// file: those that the sender has, too, need not be sent; all others must be. Blocks.
+    /// Makes the files, or goes on with those that are there; if these are no good, begins anew. Returns also the fingerprints
+    /// of the first chunks of each file: those that the sender has, too, need not be sent; all others must be. Blocks.
     pub(crate) fn begin(
         parent: &Path,
         id: u64,

@@ -81,8 +81,9 @@ impl StateMachineError {
 ///
 /// `apply`, `checkpoint` and `install` never run at the same time as one another; `flush`,
 /// `flushed`, `applied` and `verify` may run beside any of them. `apply` runs on a thread of the
-/// async runtime and must wait for nothing but its own memory and processor; `flush`,
-/// `checkpoint`, `verify` and `install` run on threads that may block.
+/// async runtime and must wait for nothing but its own memory and processor, except, having told the
+/// runtime so (`atoll_blocking::in_place`), for room on a full disk; `flush`, `checkpoint`, `verify`
+/// and `install` run on threads that may block.
 pub trait StateMachine: Send + Sync + 'static {
     /// What was applied last. After opening it is what the last flush covered.
     fn applied(&self) -> AppliedState;

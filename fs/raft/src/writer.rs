@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{Notify, oneshot};
 
 use crate::error::LogError;
-use crate::files::{Prepared, RETRY};
+use crate::files::Prepared;
 use crate::log_store::{Done, LogEntry, Segment, Shared};
 use crate::record::{self, Kind};
 use crate::segment::{HEADER_BYTES, SegmentIndex};
@@ -253,7 +253,10 @@ impl Writer {
                         self.shared.state.lock().vote = Some(*vote);
                         return Ok(());
                     }
-                    self.write_vote(*vote)?;
+                    let shared = &self.shared;
+                    // Of the new file nothing counts before all of it does.
+                    let write = || vote::write(&*shared.disk, &shared.dir, shared.member, *vote);
+                    shared.waiting.until(LogError::is_full, write)?;
                     self.shared.state.lock().vote = Some(*vote);
                     return Ok(());
                 }
@@ -269,27 +272,6 @@ impl Writer {
             self.shared.drop_segments(&mut state);
         }
         Ok(())
-    }
-
-    /// On a full disk this waits for room, as entries do: of the new file nothing counts before all of it does.
-    fn write_vote(&self, vote: VoteRecord) -> Result<(), LogError> {
-        let shared = &self.shared;
-        let mut told = false;
-        loop {
-            match vote::write(&*shared.disk, &shared.dir, shared.member, vote) {
-                Err(error)
-                    if error.is_full()
-                        && !shared.impatient.load(Ordering::Acquire)
-                        && !atoll_blocking::is_simulated() =>
-                {
-                    if !std::mem::replace(&mut told, true) {
-                        tracing::error!("the vote waits for room: {error}");
-                    }
-                    std::thread::sleep(RETRY);
-                }
-                result => return result,
-            }
-        }
     }
 
     fn push_entry(&mut self, entry: &LogEntry) -> Result<(), LogError> {

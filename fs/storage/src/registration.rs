@@ -201,9 +201,7 @@ impl Registrar {
             };
             let interval = bounded_interval(reply.heartbeat_interval_ms);
             self.orders.take(reply.orders);
-            if !reply.members.is_empty() {
-                *self.learnt.lock() = reply.members.iter().filter_map(|name| name.parse().ok()).collect();
-            }
+            self.learn(&reply.members);
             if reply.full_inventory && scan.is_none() {
                 scan = Some(Scan { after: None });
             }
@@ -265,14 +263,14 @@ impl Registrar {
 
     /// All members that are known: the configured ones, then those that the leader has told of.
     fn members(&self) -> Vec<Address> {
-        let configured = &self.announcement.metadata;
-        let learnt = self.learnt.lock();
-        let is_new = |address: &&Address| {
-            let name = address.to_string();
-            !configured.iter().any(|known| known.to_string() == name)
-        };
-        let others = learnt.iter().filter(is_new);
-        configured.iter().chain(others).cloned().collect()
+        self.announcement.metadata.iter().chain(&*self.learnt.lock()).cloned().collect()
+    }
+
+    /// Takes note of the members that aren't configured by these names.
+    fn learn(&self, names: &[String]) {
+        let configured: Vec<String> = self.announcement.metadata.iter().map(Address::to_string).collect();
+        let strangers = names.iter().filter(|name| !configured.contains(name));
+        *self.learnt.lock() = strangers.filter_map(|name| name.parse().ok()).collect();
     }
 
     async fn register(&self) -> Result<Register, String> {

@@ -250,19 +250,22 @@ impl Service {
         };
         let choice = members.choice;
         drop(members);
+        (self.peer(&name), name, choice)
+    }
+
+    /// The member of this name, which may have been learnt only now; `None` if the name is no address.
+    fn peer(&self, name: &str) -> Option<Peer> {
         let mut peers = self.peers.lock();
-        if let Some((_, peer)) = peers.iter().find(|(known, _)| *known == name) {
-            return (Some(peer.clone()), name, choice);
+        if let Some((_, peer)) = peers.iter().find(|(known, _)| known == name) {
+            return Some(peer.clone());
         }
-        // Learnt from a hint.
-        let Ok(address) = name.parse::<Address>() else { return (None, name, choice) };
-        let peer = Peer::new(address, self.options.clone());
         let configured = self.members.lock().configured;
+        let peer = Peer::new(name.parse().ok()?, self.options.clone());
         if peers.len() - configured >= LEARNT_MAX {
             peers.remove(configured);
         }
-        peers.push((name.clone(), peer.clone()));
-        (Some(peer), name, choice)
+        peers.push((name.to_owned(), peer.clone()));
+        Some(peer)
     }
 
     /// The connection to the member that is taken for the leader, if there is one.
@@ -274,9 +277,8 @@ impl Service {
     /// There are these members: the configured addresses may be one name for all of them, or of those that there were.
     pub fn learn(&self, names: &[String]) {
         for name in names {
-            let Ok(address) = name.parse::<Address>() else { continue };
             if self.members.lock().learn(name) {
-                self.peers.lock().push((name.clone(), Peer::new(address, self.options.clone())));
+                self.peer(name);
             }
         }
     }

@@ -114,10 +114,7 @@ impl FolderError {
     /// Whether the disk is full.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
-        let full = |error: &io::Error| {
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        };
-        matches!(self, Self::Io { source, .. } if full(source))
+        matches!(self, Self::Io { source, .. } if atoll_raft::is_full(source))
     }
 }
 

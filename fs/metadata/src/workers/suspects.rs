@@ -158,6 +158,9 @@ fn merge(node: &Node, chunk: ChunkId) -> Result<Option<&'static str>, MetadataEr
         return Ok(None);
     }
     let mut merges = node.office.suspects.merges.lock();
+    if merges.len() >= SUSPECTS_MAX && !merges.contains_key(&chunk) {
+        return Ok(None);
+    }
     let tried = merges.get(&chunk).copied();
     let Some(copy) = copy else {
         merges.entry(chunk).or_default();

@@ -90,8 +90,10 @@ impl Changes {
     /// A replica was read from end to end, nothing of it is bad, and so many blocks are there.
     pub fn scrubbed(&self, chunk: ChunkId, blocks: u64) {
         let mut news = self.news.lock();
-        news.scrubbed.insert(chunk, blocks);
-        news.bound();
+        // Not worth a whole inventory: the next scrub says so again.
+        if news.len() < CHANGES_MAX {
+            news.scrubbed.insert(chunk, blocks);
+        }
     }
 
     /// Takes news of at most `limit` chunks.
