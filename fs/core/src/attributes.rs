@@ -183,6 +183,17 @@ pub fn without_setid(mode: u32) -> u32 {
     mode
 }
 
+/// The ctime of a file with these times whose content was written at `written`: what a client shows while it buffers
+/// the write, and what the commit sets, so that a time which was shown stays. It moves on past a change that came in
+/// between (of an attribute, of another name), but for further commits of the same write.
+#[must_use]
+pub fn ctime_of_write(mtime: Timestamp, ctime: Timestamp, written: Timestamp) -> Timestamp {
+    match mtime == written {
+        true => ctime.max(written),
+        false => written.max(ctime.next()),
+    }
+}
+
 /// What `statvfs` shows: the volume's own size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeUse {

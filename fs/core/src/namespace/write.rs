@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::attributes::{FileKind, Timestamp, without_setid};
+use crate::attributes::{FileKind, Timestamp, ctime_of_write, without_setid};
 use crate::chunks;
 use crate::commands::{INTERNAL, NewPiece, NewPlace, Outcome};
 use crate::error::FsError;
@@ -12,7 +12,7 @@ use crate::keys;
 use crate::limits::{COMMIT_INLINE_BYTES_MAX, COMMIT_PIECES_MAX, FILE_BYTES_MAX, SEGMENT_BYTES};
 use crate::records::{InodeRecord, Piece, Place, SegmentRecord};
 use crate::store::Family;
-use crate::txn::{OpResult, Txn, change_time};
+use crate::txn::{OpResult, Txn};
 use crate::volume;
 
 pub(super) fn write(
@@ -73,10 +73,9 @@ fn put_pieces(
     if kill_suidgid {
         record.mode = without_setid(record.mode);
     }
-    // A commit comes some time after its write: a change in between (of an attribute, of another name) has
-    // moved ctime on, which says nothing about the content.
+    // A commit comes some time after its write, whose time was shown already.
+    record.ctime = ctime_of_write(record.mtime, record.ctime, mtime);
     record.mtime = mtime;
-    record.ctime = change_time(mtime, &record);
     record.change += 1;
     txn.put_inode(ino, &record);
     Ok(record)
