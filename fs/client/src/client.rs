@@ -46,7 +46,7 @@ use crate::vfs::{
 use atimes::Atimes;
 use handles::Handles;
 use locks::Locks;
-use pages::Pages;
+use pages::{Pages, Stale};
 pub use tracked::Tracked;
 use xattrs::AclMemory;
 
@@ -248,26 +248,38 @@ impl<M: Metadata> Client<M> {
 
     /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
     /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there.
-    async fn told(&self, mut attributes: Attributes) -> Attributes {
+    async fn told(&self, attributes: Attributes) -> Attributes {
+        let attributes = self.seen(attributes);
+        if attributes.kind() == FileKind::File
+            && let Some(stale) = self.pages.told(attributes.ino, attributes.size)
+        {
+            self.drop_pages(&stale).await;
+        }
+        attributes
+    }
+
+    /// Takes note of attributes that the service told; returns them with what is buffered here.
+    fn seen(&self, mut attributes: Attributes) -> Attributes {
         self.acls.told(&attributes);
         if attributes.kind() == FileKind::File {
-            if self.handles.learn(&attributes) {
-                // This client learns of its own changes when they are made: somebody else's, or one of ours whose
-                // answer is on its way. An open reader must not take new bytes for the hole that was there.
-                self.data.invalidate(attributes.ino);
-            }
+            self.pages.learn(attributes.ino, attributes.size);
+            self.handles.learn(&attributes);
             self.data.overlay(attributes.ino, &mut attributes);
             self.atimes.overlay(&mut attributes);
-            if let Some(stale) = self.pages.told(attributes.ino, attributes.size) {
-                let notifier = self.notifier.read().clone();
-                if let Some(notifier) = notifier {
-                    notifier.invalidate(attributes.ino, stale.start, stale.end - stale.start).await;
-                }
-            }
         } else if attributes.ino == ROOT {
             *self.root.lock() = Some(attributes.clone());
         }
         attributes
+    }
+
+    /// Has the kernel drop pages, and waits until they are gone.
+    async fn drop_pages(&self, stale: &Stale) {
+        let notifier = self.notifier.read().clone();
+        if let Some(notifier) = notifier {
+            let length = stale.range.end - stale.range.start;
+            notifier.invalidate(stale.ino(), stale.range.start, length).await;
+        }
+        self.pages.gone(stale);
     }
 
     async fn entry(&self, attributes: Attributes) -> Entry {
@@ -425,8 +437,9 @@ impl<M: Metadata> Vfs for Client<M> {
         handle: u64,
         offset: u64,
         size: u32,
+        fills_pages: bool,
     ) -> Result<Vec<Bytes>> {
-        self.interruptible(caller, self.read_file(ino, handle, offset, size)).await
+        self.interruptible(caller, self.read_file(ino, handle, offset, size, fills_pages)).await
     }
 
     async fn write(

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use atoll_core::attributes::Attributes;
+use atoll_core::attributes::{self, Attributes};
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
@@ -200,8 +200,8 @@ impl<M: Metadata> DataPath<M> {
         self.shared.append(ino, data, kill_priv).await
     }
 
-    /// Reads up to `size` bytes at `offset`, fewer at the end of the file. `known_size` is the file's size as the
-    /// caller knows it; what is dirty or committed here and larger counts.
+    /// Reads up to `size` bytes at `offset`, fewer at the end of the file. `known` are the file's attributes as the
+    /// caller knows them; what is dirty here, or committed and newer, counts.
     ///
     /// # Errors
     /// `Io` if bytes are lost in all copies. Servers that are away are waited for.
@@ -210,9 +210,18 @@ impl<M: Metadata> DataPath<M> {
         ino: InodeId,
         offset: u64,
         size: u32,
-        known_size: u64,
+        known: &Attributes,
     ) -> Result<Vec<Bytes>, ClientError> {
-        self.shared.read(ino, offset, size, known_size).await
+        self.shared.read(ino, offset, size, known).await
+    }
+
+    /// The file's size with what is dirty here; `known` are its attributes as the caller knows them.
+    #[must_use]
+    pub fn size(&self, ino: InodeId, known: &Attributes) -> u64 {
+        let Some(file) = self.shared.table.find(ino) else { return known.size };
+        let mut inner = file.inner.lock();
+        inner.learn(known);
+        inner.size()
     }
 
     /// Makes durable what was written to the file up to now. Errors of data that was lost before are not among
@@ -247,25 +256,25 @@ impl<M: Metadata> DataPath<M> {
     }
 
     /// Brings attributes up to date with what was committed and written here.
-    pub fn overlay(&self, ino: InodeId, attributes: &mut Attributes) {
+    pub fn overlay(&self, ino: InodeId, shown: &mut Attributes) {
         let Some(file) = self.shared.table.find(ino) else { return };
         let mut inner = file.inner.lock();
-        inner.learn(attributes);
-        if let Some(newer) = inner.attributes.as_ref().filter(|known| known.change > attributes.change) {
-            *attributes = newer.clone();
+        inner.learn(shown);
+        if let Some(newer) = inner.attributes.as_ref().filter(|known| known.change > shown.change) {
+            *shown = newer.clone();
         }
         if inner.dirty.is_clean() || inner.dirty.bytes() == 0 {
             return;
         }
         let dirty = &inner.dirty;
-        attributes.size = attributes.size.max(dirty.end());
+        shown.size = shown.size.max(dirty.end());
         // An estimate until the commit: how much of it is new is known there only.
-        attributes.allocated = attributes.allocated.max(dirty.bytes().next_multiple_of(4096));
-        // Whoever sets a time flushes first, so what is dirty was written after that.
-        attributes.mtime = dirty.mtime();
-        attributes.ctime = attributes.ctime.max(dirty.mtime());
+        shown.allocated = shown.allocated.max(dirty.bytes().next_multiple_of(4096));
+        // Whoever sets a time flushes first, so what is dirty was written after that. The commit will set the same.
+        shown.ctime = attributes::ctime_of_write(shown.mtime, shown.ctime, dirty.mtime());
+        shown.mtime = dirty.mtime();
         if dirty.kills_suidgid() {
-            attributes.mode = atoll_core::attributes::without_setid(attributes.mode);
+            shown.mode = attributes::without_setid(shown.mode);
         }
     }
 
@@ -304,6 +313,13 @@ impl<M: Metadata> DataPath<M> {
         let mut inner = file.inner.lock();
         inner.map.commit(&[], attributes);
         inner.learn(attributes);
+    }
+
+    /// The content was changed other than by writing (`fallocate`, `copy_file_range`); `attributes` is the outcome.
+    pub fn learn(&self, ino: InodeId, attributes: &Attributes) {
+        if let Some(file) = self.shared.table.find(ino) {
+            file.inner.lock().learn(attributes);
+        }
     }
 
     /// Takes in what came with an answer to open or create.

@@ -186,15 +186,24 @@ pub struct WriteFlags {
     pub append: bool,
     /// `O_DSYNC`, `O_SYNC`, `RWF_DSYNC`, `RWF_SYNC`: durable when it is answered.
     pub sync: bool,
+    /// The bytes are not in the kernel's pages: the file is open for direct I/O, whoever asked for that.
+    pub direct: bool,
 }
 
 impl WriteFlags {
-    /// From the flags of open(2) that came with the request.
+    /// From the flags of open(2) that came with the request. `has_owner`: it names whose locks count
+    /// (`FUSE_WRITE_LOCKOWNER`), which only direct I/O does.
     #[must_use]
-    pub fn new(open_flags: u32, kill_priv: bool, from_cache: bool) -> Self {
+    pub fn new(open_flags: u32, kill_priv: bool, from_cache: bool, has_owner: bool) -> Self {
         let has = |flag: i32| open_flags & flag as u32 == flag as u32;
-        // O_SYNC has the bit of O_DSYNC.
-        WriteFlags { kill_priv, from_cache, append: has(libc::O_APPEND), sync: has(libc::O_DSYNC) }
+        WriteFlags {
+            kill_priv,
+            from_cache,
+            append: has(libc::O_APPEND),
+            // O_SYNC has the bit of O_DSYNC.
+            sync: has(libc::O_DSYNC),
+            direct: !from_cache && (has_owner || has(libc::O_DIRECT)),
+        }
     }
 }
 
@@ -242,8 +251,8 @@ vfs_trait! {
     fn create(&self, caller: &Caller, parent: InodeId, name: Bytes, mode: u32, flags: u32) -> Result<(Entry, Opened)>;
     /// Makes and opens a file without a name (`O_TMPFILE`).
     fn tmpfile(&self, caller: &Caller, parent: InodeId, mode: u32, flags: u32) -> Result<(Entry, Opened)>;
-    /// Reads up to `size` bytes; fewer only at the end of the file.
-    fn read(&self, caller: &Caller, ino: InodeId, handle: u64, offset: u64, size: u32) -> Result<Vec<Bytes>>;
+    /// Reads up to `size` bytes; fewer only at the end of the file. `fills_pages`: the kernel keeps what it gets.
+    fn read(&self, caller: &Caller, ino: InodeId, handle: u64, offset: u64, size: u32, fills_pages: bool) -> Result<Vec<Bytes>>;
     /// Writes all of `data`; returns its length.
     fn write(&self, caller: &Caller, ino: InodeId, handle: u64, offset: u64, data: Bytes, flags: WriteFlags) -> Result<u32>;
     /// A descriptor was closed: writes out what is buffered and returns the error of it.

@@ -72,7 +72,7 @@ impl Vfs for Nothing {
     async fn open(&self, _: &Caller, _: InodeId, _: u32) -> Result<Opened> {
         Ok(Opened { direct_io: true, parallel_direct_writes: true, ..Opened::default() })
     }
-    async fn read(&self, _: &Caller, _: InodeId, _: u64, _: u64, size: u32) -> Result<Vec<Bytes>> {
+    async fn read(&self, _: &Caller, _: InodeId, _: u64, _: u64, size: u32, _: bool) -> Result<Vec<Bytes>> {
         Ok(vec![self.zeroes.slice(..size as usize)])
     }
     async fn write(&self, _: &Caller, _: InodeId, _: u64, _: u64, data: Bytes, _: WriteFlags) -> Result<u32> {

@@ -54,12 +54,13 @@ async fn serve<V: Vfs>(filesystem: &V, call: Call) {
             inodes::getattr(filesystem, call, handle, Call::attributes_owned).await
         }
         Operation::Statx { handle, .. } => inodes::getattr(filesystem, call, handle, Call::statx_owned).await,
-        Operation::Read { handle, offset, size, .. } => {
-            files::read(filesystem, call, handle, offset, size).await;
+        Operation::Read { handle, offset, size, lock_owner, .. } => {
+            // Only direct reads say whose locks count.
+            files::read(filesystem, call, handle, offset, size, lock_owner.is_none()).await;
         }
-        Operation::Write { handle, offset, data, flags, kill_suid_sgid, from_cache, .. } => {
+        Operation::Write { handle, offset, data, flags, kill_suid_sgid, from_cache, lock_owner } => {
             let data = call.lend(data);
-            let flags = vfs::WriteFlags::new(flags, kill_suid_sgid, from_cache);
+            let flags = vfs::WriteFlags::new(flags, kill_suid_sgid, from_cache, lock_owner.is_some());
             files::write(filesystem, call, handle, offset, data, flags).await;
         }
         Operation::Statfs => inodes::statfs(filesystem, call).await,

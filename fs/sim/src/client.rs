@@ -66,7 +66,7 @@ pub async fn read_file(files: &FileSystem, ino: InodeId) -> Checked<Vec<u8>> {
     let opened = files.open(&caller, ino, libc::O_RDONLY as u32).await.map_err(|e| errno("open", e))?;
     let mut content = Vec::new();
     loop {
-        let read = files.read(&caller, ino, opened.handle, content.len() as u64, 128 << 10);
+        let read = files.read(&caller, ino, opened.handle, content.len() as u64, 128 << 10, true);
         let parts = read.await.map_err(|e| errno("read", e))?;
         let before = content.len();
         parts.iter().for_each(|part| content.extend_from_slice(part));

@@ -77,18 +77,31 @@ impl<M: Metadata> Client<M> {
         if let Some(handle) = handle {
             self.check_not_broken(handle)?;
         }
-        let attributes = match changes.size {
-            Some(size) => self.resize(ino, size, changes).await?,
-            None => {
-                // A commit of what was written before would set the old times and clear bits again.
-                self.settle(ino).await?;
-                let op = Op::SetAttributes { ino, changes };
-                let attributes = inode_of(self.metadata.mutate(op).await?)?;
-                self.changed(&attributes);
-                attributes
-            }
-        };
+        if let Some(size) = changes.size {
+            let attributes = self.resize(ino, size, changes).await?;
+            // Until it is answered the kernel writes no page of a mapping out, so that pages must not be waited for. It
+            // drops them itself.
+            return Ok(AttributeReply { attributes: self.seen(attributes), ttl: Duration::ZERO });
+        }
+        if changes.mtime.is_some() {
+            self.settle_mapped(ino).await;
+        }
+        // A commit of what was written before would set the old times and clear bits again.
+        self.settle(ino).await?;
+        let op = Op::SetAttributes { ino, changes };
+        let attributes = inode_of(self.metadata.mutate(op).await?)?;
+        self.changed(&attributes);
         Ok(self.reply(attributes).await)
+    }
+
+    /// Has the kernel write out what was stored through mappings: it does so whenever it likes, and a write says no
+    /// more than when it comes, so the times of a file would be set anew after somebody has set them.
+    async fn settle_mapped(&self, ino: InodeId) {
+        if self.handles.may_be_mapped(ino)
+            && let Some(stale) = self.pages.all(ino)
+        {
+            self.drop_pages(&stale).await;
+        }
     }
 
     /// Changes what this mount removed and the cluster has forgotten: a directory that somebody still has open. It
@@ -120,7 +133,8 @@ impl<M: Metadata> Client<M> {
     /// ctime stays: a pod's `fsGroup` sets what is set on every file of a volume, at every start.
     async fn changes_nothing(&self, ino: InodeId, changes: &AttributeChanges) -> Result<bool> {
         let others = changes.size.is_some() || changes.atime.is_some() || changes.mtime.is_some();
-        if others || changes.is_empty() {
+        // A commit of what is buffered will clear bits, and move ctime.
+        if others || changes.is_empty() || self.data.has_dirty(ino) {
             return Ok(false);
         }
         let attributes = self.inode(ino).await?;
@@ -176,7 +190,7 @@ impl<M: Metadata> Client<M> {
         let attributes = inode_of(outcome)?;
         if attributes.kind() == FileKind::File {
             self.data.after_truncate(ino, &attributes);
-            self.pages.resized(ino, attributes.size);
+            self.pages.cut(ino, attributes.size);
         }
         Ok(attributes)
     }

@@ -1,5 +1,6 @@
 //! Open files: their content.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity};
+use super::pages::Current;
 use super::{Append, Client, check_name, inode_of, unexpected};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Metadata};
@@ -46,13 +48,12 @@ impl<'a, M: Metadata> Opening<'a, M> {
         let client = self.client;
         let appends = flags & libc::O_APPEND as u32 != 0 && flags & libc::O_ACCMODE as u32 != 0;
         let errors = client.data.error_mark(file.ino);
-        Opened {
-            handle: client.handles.add_file(file, flags, errors),
-            keep_cache,
-            // The kernel would put appended bytes where it thinks that the file ends.
-            direct_io: appends && client.options.append == Append::Shared,
-            ..Opened::default()
-        }
+        // The kernel would put appended bytes where it thinks that the file ends. Who reads what is being appended to is
+        // better off without pages, too: the last one would be dropped with each append, and a read stops where the
+        // kernel thinks that the file ends.
+        let direct_io = client.options.append == Append::Shared && (appends || file.has_appender());
+        let handle = client.handles.add_file(file, flags, direct_io, errors);
+        Opened { handle, keep_cache, direct_io, ..Opened::default() }
     }
 }
 
@@ -103,13 +104,28 @@ impl<M: Metadata> Client<M> {
         let attributes = extents.attributes.clone();
         self.handles.learn(&attributes);
         self.data.install_map(ino, &extents);
-        let mut current = attributes.clone();
-        self.data.overlay(ino, &mut current);
-        let keep_cache = self.pages.opened(&attributes, current.size);
         if flags & libc::O_TRUNC as u32 != 0 && attributes.kind() == FileKind::File {
             let changes = AttributeChanges { size: Some(0), ..AttributeChanges::default() };
-            self.resize(ino, 0, changes).await?;
+            let attributes = self.resize(ino, 0, changes).await?;
+            // The kernel drops all of its pages when it is answered, if it hasn't been.
+            if self.handles.is_alone(ino) {
+                self.pages.made(&attributes);
+            }
+            return Ok(opening.finish(flags, true));
         }
+        let keep_cache = match self.pages.current(&attributes) {
+            Current::Right => true,
+            Current::Unknown(stale) if self.handles.is_alone(ino) => {
+                // It drops them when it is answered, and nobody else can read them until then.
+                self.pages.gone(&stale);
+                false
+            }
+            Current::Unknown(stale) | Current::Wrong(stale) => {
+                self.drop_pages(&stale).await;
+                true
+            }
+        };
+        self.pages.bound(|ino| self.handles.file(ino).is_some());
         Ok(opening.finish(flags, keep_cache))
     }
 
@@ -146,9 +162,9 @@ impl<M: Metadata> Client<M> {
         self.metadata.opened(attributes.ino);
         self.handles.learn(&attributes);
         self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
-        self.pages.opened(&attributes, 0);
+        self.pages.made(&attributes);
         let entry = self.entry(attributes).await;
-        Ok((entry, opening.finish(flags, false)))
+        Ok((entry, opening.finish(flags, true)))
     }
 
     /// Somebody else has made the file since the kernel looked.
@@ -169,10 +185,17 @@ impl<M: Metadata> Client<M> {
         handle: u64,
         offset: u64,
         size: u32,
+        fills_pages: bool,
     ) -> Result<Vec<Bytes>> {
         let handle = self.handle(handle)?;
         let known = self.known(ino).await?;
-        let read = self.data.read(ino, offset, size, known.size).await?;
+        let wanted = offset..offset.saturating_add(u64::from(size));
+        let fill = fills_pages.then(|| self.pages.read(ino, self.data.size(ino, &known), wanted));
+        let read = self.data.read(ino, offset, size, &known).await?;
+        if let Some(fill) = fill {
+            let length: usize = read.iter().map(Bytes::len).sum();
+            fill.answered(offset + length as u64);
+        }
         if handle.is_none_or(|handle| handle.flags & libc::O_NOATIME as u32 == 0) {
             note_read(&self.atimes, &self.metadata, &known);
         }
@@ -180,28 +203,50 @@ impl<M: Metadata> Client<M> {
     }
 
     pub(super) async fn write_file(&self, ino: InodeId, handle: u64, write: WriteRequest) -> Result<u32> {
-        self.handle(handle)?;
+        let handle = self.handle(handle)?;
         let WriteRequest { offset, data, flags } = write;
         let guesses = atoll_mutants::makes("append-guessed");
         let appends = flags.append && self.options.append == Append::Shared && !guesses;
+        let bypasses = !flags.from_cache && (flags.direct || handle.is_some_and(|handle| handle.direct));
         if appends && !flags.from_cache && !data.is_empty() {
             let length = data.len() as u32;
-            let (start, _) = self.data.append(ino, data, flags.kill_priv).await?;
-            self.pages.written(ino, start + u64::from(length));
-            if start != offset {
-                self.drop_pages_later(ino, offset.min(start));
+            let (start, attributes) = self.data.append(ino, data, flags.kill_priv).await?;
+            let range = start..start + u64::from(length);
+            if bypasses {
+                self.bypassed(ino, range).await;
+                self.pages.own_change(&attributes);
+            } else {
+                self.pages.written(ino, offset..offset + u64::from(length));
+                match start == offset {
+                    true => self.pages.own_change(&attributes),
+                    false => self.drop_pages_later(ino, offset.min(start)),
+                }
             }
             return Ok(length);
         }
         let known = self.known(ino).await?;
         let offset = if guesses && flags.append { known.size } else { offset };
-        self.pages.written(ino, offset.saturating_add(data.len() as u64));
+        if !bypasses {
+            self.pages.written(ino, offset..offset.saturating_add(data.len() as u64));
+        }
         let written = self.data.write(ino, offset, data, &known, flags.kill_priv).await?;
+        if bypasses {
+            self.bypassed(ino, offset..offset + u64::from(written)).await;
+        }
         // Pages of a mapping are made durable by msync.
         if flags.sync && !flags.from_cache {
             self.data.flush(ino).await?;
         }
         Ok(written)
+    }
+
+    /// Bytes were written past the kernel's pages. Whoever reads a page now gets them; a page that was read before goes
+    /// before the kernel hears of them, or it would be served with what was there until now, or with zeroes behind the
+    /// old end.
+    async fn bypassed(&self, ino: InodeId, range: Range<u64>) {
+        if let Some(stale) = self.pages.bypassed(ino, range) {
+            self.drop_pages(&stale).await;
+        }
     }
 
     /// The kernel has put bytes into its pages that went elsewhere (a file that became `O_APPEND` after it was
@@ -234,9 +279,9 @@ impl<M: Metadata> Client<M> {
             }
             self.handles.learn(&attributes);
             self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
-            self.pages.opened(&attributes, 0);
+            self.pages.made(&attributes);
             let entry = self.entry(attributes).await;
-            return Ok((entry, opening.finish(flags, false)));
+            return Ok((entry, opening.finish(flags, true)));
         }
         Err(FsError::Io.into())
     }
@@ -249,13 +294,8 @@ impl<M: Metadata> Client<M> {
         let attributes = extents.attributes.clone();
         self.handles.learn(&attributes);
         self.data.install_map(ino, &extents);
-        let mut current = attributes.clone();
-        self.data.overlay(ino, &mut current);
-        if !self.pages.opened(&attributes, current.size) {
-            let notifier = self.notifier.read().clone();
-            if let Some(notifier) = notifier {
-                notifier.invalidate(ino, 0, u64::MAX).await;
-            }
+        if let Current::Unknown(stale) | Current::Wrong(stale) = self.pages.current(&attributes) {
+            self.drop_pages(&stale).await;
         }
         Ok(())
     }
@@ -331,8 +371,7 @@ impl<M: Metadata> Client<M> {
             match self.metadata.mutate(op).await? {
                 Outcome::Allocated(until, attributes) if until > at => {
                     at = until;
-                    self.data.invalidate(ino);
-                    self.pages.written(ino, attributes.size);
+                    self.data.learn(ino, &attributes);
                 }
                 _ => return Err(unexpected().into()),
             }
@@ -385,9 +424,7 @@ impl<M: Metadata> Client<M> {
                 Ok(Outcome::Copied(0, _)) => break,
                 Ok(Outcome::Copied(bytes, attributes)) => {
                     copied += bytes;
-                    self.data.invalidate(to);
-                    self.handles.learn(&attributes);
-                    self.pages.written(to, attributes.size);
+                    self.data.learn(to, &attributes);
                 }
                 Ok(_) => return Err(unexpected().into()),
                 Err(_) if copied > 0 => break,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use atoll_core::attributes::Attributes;
 use atoll_core::ids::InodeId;
@@ -18,9 +18,45 @@ pub struct OpenFile {
     pub ino: InodeId,
     /// The newest attributes that the service told; `None` until it did.
     attributes: Mutex<Option<Attributes>>,
+    /// Handles that write, …
+    writers: AtomicU32,
+    /// … that a mapping can be stored to through, …
+    mappers: AtomicU32,
+    /// … and that append.
+    appenders: AtomicU32,
 }
 
 impl OpenFile {
+    fn new(ino: InodeId) -> Arc<Self> {
+        Arc::new(OpenFile {
+            ino,
+            attributes: Mutex::default(),
+            writers: AtomicU32::new(0),
+            mappers: AtomicU32::new(0),
+            appenders: AtomicU32::new(0),
+        })
+    }
+
+    /// True if a handle appends to it.
+    pub fn has_appender(&self) -> bool {
+        self.appenders.load(Ordering::Relaxed) > 0
+    }
+
+    /// Counts a handle with these flags of open(2).
+    fn count(&self, flags: u32, count: impl Fn(&AtomicU32)) {
+        let access = flags & libc::O_ACCMODE as u32;
+        if access == libc::O_RDONLY as u32 {
+            return;
+        }
+        count(&self.writers);
+        if access == libc::O_RDWR as u32 {
+            count(&self.mappers);
+        }
+        if flags & libc::O_APPEND as u32 != 0 {
+            count(&self.appenders);
+        }
+    }
+
     /// The newest attributes that the service told.
     pub fn attributes(&self) -> Option<Attributes> {
         self.attributes.lock().clone()
@@ -44,6 +80,8 @@ pub struct FileHandle {
     pub file: Arc<OpenFile>,
     /// As open(2).
     pub flags: u32,
+    /// It goes past the kernel's pages.
+    pub direct: bool,
     /// Errors of write-behind that this handle was told of.
     pub errors: Mutex<ErrorMark>,
     /// What was written through it (or to the same file) is lost: it answers `EIO` until it is closed.
@@ -88,10 +126,8 @@ impl Handles {
     /// made of it.
     pub fn open(&self, ino: InodeId) -> Arc<OpenFile> {
         let mut table = self.0.lock();
-        let counted = table.files.entry(ino).or_insert_with(|| Counted {
-            count: 0,
-            file: Arc::new(OpenFile { ino, attributes: Mutex::default() }),
-        });
+        let counted =
+            table.files.entry(ino).or_insert_with(|| Counted { count: 0, file: OpenFile::new(ino) });
         counted.count += 1;
         Arc::clone(&counted.file)
     }
@@ -109,8 +145,10 @@ impl Handles {
     }
 
     /// A handle of a file that was [`open`](Self::open)ed.
-    pub fn add_file(&self, file: Arc<OpenFile>, flags: u32, errors: ErrorMark) -> u64 {
-        let handle = FileHandle { file, flags, errors: Mutex::new(errors), broken: AtomicBool::new(false) };
+    pub fn add_file(&self, file: Arc<OpenFile>, flags: u32, direct: bool, errors: ErrorMark) -> u64 {
+        file.count(flags, |counter| _ = counter.fetch_add(1, Ordering::Relaxed));
+        let handle =
+            FileHandle { file, flags, direct, errors: Mutex::new(errors), broken: AtomicBool::new(false) };
         self.add(Handle::File(Arc::new(handle)))
     }
 
@@ -134,7 +172,11 @@ impl Handles {
 
     /// The handle is closed.
     pub fn remove(&self, handle: u64) -> Option<Handle> {
-        self.0.lock().handles.remove(&handle)
+        let removed = self.0.lock().handles.remove(&handle);
+        if let Some(Handle::File(handle)) = &removed {
+            handle.file.count(handle.flags, |counter| _ = counter.fetch_sub(1, Ordering::Relaxed));
+        }
+        removed
     }
 
     /// The file, if it is open.
@@ -144,11 +186,17 @@ impl Handles {
 
     /// True if somebody has the file open for writing.
     pub fn has_writer(&self, ino: InodeId) -> bool {
-        let is_writer = |handle: &Handle| match handle {
-            Handle::File(handle) => handle.file.ino == ino && handle.can_write(),
-            Handle::Directory(_) => false,
-        };
-        self.0.lock().handles.values().any(is_writer)
+        self.file(ino).is_some_and(|file| file.writers.load(Ordering::Relaxed) > 0)
+    }
+
+    /// True if somebody may have stored to the file through a mapping.
+    pub fn may_be_mapped(&self, ino: InodeId) -> bool {
+        self.file(ino).is_some_and(|file| file.mappers.load(Ordering::Relaxed) > 0)
+    }
+
+    /// True if nobody but the opener has the file open, or opens it.
+    pub fn is_alone(&self, ino: InodeId) -> bool {
+        self.0.lock().files.get(&ino).is_none_or(|counted| counted.count <= 1)
     }
 
     /// Takes note of the attributes of a file, if it is open. True if it is and was changed since those that
@@ -199,10 +247,28 @@ mod tests {
     }
 
     #[test]
+    fn what_handles_may_do_is_counted_while_they_are_open() {
+        let handles = Handles::default();
+        let ino = InodeId(5);
+        let add = |flags: i32| handles.add_file(handles.open(ino), flags as u32, false, ErrorMark::default());
+        let reader = add(libc::O_RDONLY | libc::O_APPEND);
+        assert!(!handles.has_writer(ino) && handles.is_alone(ino));
+        let (writer, both) = (add(libc::O_WRONLY | libc::O_APPEND), add(libc::O_RDWR));
+        assert!(handles.has_writer(ino) && handles.may_be_mapped(ino) && !handles.is_alone(ino));
+        assert!(handles.file(ino).is_some_and(|file| file.has_appender()));
+        handles.remove(both);
+        assert!(handles.has_writer(ino) && !handles.may_be_mapped(ino));
+        handles.remove(writer);
+        assert!(!handles.has_writer(ino));
+        assert!(handles.file(ino).is_some_and(|file| !file.has_appender()));
+        handles.remove(reader);
+    }
+
+    #[test]
     fn only_handles_of_lost_files_break() {
         let handles = Handles::default();
-        let lost = handles.add_file(handles.open(InodeId(5)), 0, ErrorMark::default());
-        let kept = handles.add_file(handles.open(InodeId(6)), 0, ErrorMark::default());
+        let lost = handles.add_file(handles.open(InodeId(5)), 0, false, ErrorMark::default());
+        let kept = handles.add_file(handles.open(InodeId(6)), 0, false, ErrorMark::default());
         handles.break_files(|ino| ino == InodeId(5));
         let broken = |handle| match handles.find(handle) {
             Some(Handle::File(handle)) => handle.is_broken(),

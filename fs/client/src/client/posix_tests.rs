@@ -39,7 +39,7 @@ async fn write(fs: &Mount, (ino, handle): Open, offset: u64, data: &[u8]) {
 }
 
 async fn read(fs: &Mount, (ino, handle): Open, offset: u64, size: u32) -> Vec<u8> {
-    fs.read(&me(), ino, handle, offset, size).await.unwrap().concat()
+    fs.read(&me(), ino, handle, offset, size, true).await.unwrap().concat()
 }
 
 async fn close(fs: &Mount, (ino, handle): Open, owner: u64) {
@@ -216,7 +216,7 @@ async fn a_lost_session_takes_its_locks_along_and_their_handles_say_so() {
     lock(&here, a, 1, write_lock).await.unwrap();
     here.metadata().lose_session();
     lock(&there, b, 1, write_lock).await.unwrap();
-    assert_eq!(errno(here.read(&me(), a.0, a.1, 0, 10).await), libc::EIO);
+    assert_eq!(errno(here.read(&me(), a.0, a.1, 0, 10, true).await), libc::EIO);
     assert_eq!(errno(lock(&here, a, 1, write_lock).await), libc::EIO);
     assert_eq!(read(&here, other, 0, 10).await, b"");
     assert_eq!(errno(lock(&here, other, 1, write_lock).await), libc::EAGAIN);
@@ -311,9 +311,9 @@ async fn flags_of_an_open_file_that_change_are_those_of_each_write() {
     let fs = cluster.mount(|_| {}).unwrap();
     let a = create(&fs, "file").await;
     write(&fs, a, 0, b"one").await;
-    let append = WriteFlags::new(libc::O_RDWR as u32 | libc::O_APPEND as u32, false, false);
+    let append = WriteFlags::new(libc::O_RDWR as u32 | libc::O_APPEND as u32, false, false, false);
     fs.write(&me(), a.0, a.1, 0, name("two"), append).await.unwrap();
-    let sync = WriteFlags::new(libc::O_RDWR as u32 | libc::O_DSYNC as u32, false, false);
+    let sync = WriteFlags::new(libc::O_RDWR as u32 | libc::O_DSYNC as u32, false, false, false);
     assert!(sync.sync && !sync.append);
     fs.write(&me(), a.0, a.1, 0, name("O"), sync).await.unwrap();
     assert!(!fs.data().has_dirty(a.0));

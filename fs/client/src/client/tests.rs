@@ -43,12 +43,12 @@ async fn write(fs: &Mount, open: (InodeId, u64), offset: u64, data: &[u8]) {
 async fn write_as(fs: &Mount, (ino, handle): (InodeId, u64), offset: u64, data: &[u8], flags: u32) {
     let data = Bytes::copy_from_slice(data);
     let length = data.len() as u32;
-    let flags = WriteFlags::new(flags, false, false);
+    let flags = WriteFlags::new(flags, false, false, false);
     assert_eq!(fs.write(&me(), ino, handle, offset, data, flags).await, Ok(length));
 }
 
 async fn read(fs: &Mount, (ino, handle): (InodeId, u64), offset: u64, size: u32) -> Vec<u8> {
-    fs.read(&me(), ino, handle, offset, size).await.unwrap().concat()
+    fs.read(&me(), ino, handle, offset, size, true).await.unwrap().concat()
 }
 
 async fn close(fs: &Mount, (ino, handle): (InodeId, u64)) {
@@ -352,31 +352,20 @@ async fn ranges_are_allocated_punched_zeroed_and_found() {
     check(&cluster);
 }
 
-#[tokio::test]
-async fn the_kernel_keeps_its_pages_unless_somebody_else_changed_the_file() {
-    let cluster = cluster();
-    let (here, there) = (mount(&cluster), mount(&cluster));
-    let ino = put(&here, "file", b"one").await;
-    let reopen = async |fs: &Mount| {
-        let opened = fs.open(&me(), ino, RDWR).await.unwrap();
-        fs.release(&me(), ino, opened.handle, None, false).await.unwrap();
-        opened.keep_cache
-    };
-    assert!(reopen(&here).await, "it has written every byte itself");
-    assert!(!reopen(&there).await);
-    assert!(reopen(&there).await);
-    let open = self::open(&there, "file", RDWR).await;
-    write(&there, open, 0, b"two").await;
-    close(&there, open).await;
-    assert!(reopen(&there).await);
-    assert!(!reopen(&here).await);
-    assert!(reopen(&here).await);
-    here.forget(ino, 1);
-    assert!(!reopen(&here).await);
-}
-
 #[derive(Default)]
 struct Dropped(Mutex<Vec<(InodeId, u64, u64)>>);
+
+impl Dropped {
+    fn on(fs: &Mount) -> Arc<Dropped> {
+        let dropped = Arc::new(Dropped::default());
+        fs.set_notifier(Arc::clone(&dropped) as Arc<dyn Notifier>);
+        dropped
+    }
+
+    fn take(&self) -> Vec<(InodeId, u64, u64)> {
+        std::mem::take(&mut *self.0.lock())
+    }
+}
 
 impl Notifier for Dropped {
     fn invalidate(&self, ino: InodeId, offset: u64, length: u64) -> BoxFuture<'_, ()> {
@@ -386,26 +375,86 @@ impl Notifier for Dropped {
 }
 
 #[tokio::test]
+async fn the_kernel_keeps_its_pages_unless_somebody_else_changed_the_file() {
+    let cluster = cluster();
+    let (here, there) = (mount(&cluster), mount(&cluster));
+    let (dropped_here, dropped_there) = (Dropped::on(&here), Dropped::on(&there));
+    let ino = put(&here, "file", b"one").await;
+    // Whether pages are kept: dropped before the answer, or by the kernel when it is answered.
+    let reopen = async |fs: &Mount, dropped: &Dropped| {
+        let opened = fs.open(&me(), ino, RDWR).await.unwrap();
+        fs.release(&me(), ino, opened.handle, None, false).await.unwrap();
+        let all = dropped.take();
+        assert!(all.iter().all(|one| *one == (ino, 0, u64::MAX)), "{all:?}");
+        opened.keep_cache && all.is_empty()
+    };
+    assert!(reopen(&here, &dropped_here).await, "it has written every byte itself");
+    assert!(!reopen(&there, &dropped_there).await);
+    assert!(reopen(&there, &dropped_there).await);
+    let open = self::open(&there, "file", RDWR).await;
+    write(&there, open, 0, b"two").await;
+    close(&there, open).await;
+    assert!(reopen(&there, &dropped_there).await);
+    assert!(!reopen(&here, &dropped_here).await);
+    assert!(reopen(&here, &dropped_here).await);
+    here.forget(ino, 1);
+    assert!(!reopen(&here, &dropped_here).await);
+}
+
+#[tokio::test]
 async fn an_open_reader_loses_the_page_at_the_old_end_of_a_file_that_others_extend() {
     let cluster = cluster();
     let (here, there) = (mount(&cluster), mount(&cluster));
-    let dropped = Arc::new(Dropped::default());
-    here.set_notifier(Arc::clone(&dropped) as Arc<dyn Notifier>);
+    let dropped = Dropped::on(&here);
     let ino = put(&here, "log", &[1; 5000]).await;
     let reader = open(&here, "log", RDWR).await;
     stat(&here, ino).await;
+    read(&here, reader, 0, 8192).await;
     write(&here, reader, 5000, b"own").await;
     assert_eq!(stat(&here, ino).await.size, 5003);
     here.flush(&me(), ino, reader.1, 0).await.unwrap();
-    assert!(dropped.0.lock().is_empty());
+    assert_eq!(dropped.take(), []);
     let writer = open(&there, "log", RDWR).await;
     write(&there, writer, 5003, &[2; 5000]).await;
     close(&there, writer).await;
     let plus = here.readdir(&me(), ROOT, 0, 0, 4096, true).await.unwrap();
     assert!(plus.iter().all(|entry| entry.entry.is_none()), "not told without dropping the page first");
     assert_eq!(stat(&here, ino).await.size, 10_003);
-    assert_eq!(*dropped.0.lock(), [(ino, 4096, 4096)]);
+    assert_eq!(dropped.take(), [(ino, 5003, u64::MAX - 5003)]);
     assert_eq!(read(&here, reader, 5000, 4).await, b"own\x02");
+}
+
+#[tokio::test]
+async fn what_goes_past_the_pages_drops_what_it_makes_wrong_before_it_is_answered() {
+    let cluster = cluster();
+    let fs = mount(&cluster);
+    let dropped = Dropped::on(&fs);
+    let ino = put(&fs, "log", b"").await;
+    let appends = libc::O_WRONLY as u32 | libc::O_APPEND as u32;
+    let log = open(&fs, "log", appends).await;
+    write_as(&fs, log, 0, &[1; 100], appends).await;
+    assert_eq!(dropped.take(), [], "nobody has read anything");
+    let reader = open(&fs, "log", RDWR).await;
+    assert_eq!(read(&fs, reader, 0, 4096).await, [1; 100]);
+    dropped.take();
+    write_as(&fs, log, 100, &[2; 50], appends).await;
+    assert_eq!(dropped.take(), [(ino, 0, u64::MAX)], "the kernel may still hear that the file is empty");
+    read(&fs, reader, 0, 4096).await;
+    write_as(&fs, log, 150, &[2; 50], appends).await;
+    assert_eq!(dropped.take(), [(ino, 150, u64::MAX - 150)]);
+    read(&fs, reader, 0, 4096).await;
+    // The same of a direct write, of what it replaces and of what it adds.
+    let direct = WriteFlags { direct: true, ..WriteFlags::default() };
+    fs.write(&me(), ino, reader.1, 0, name("xx"), direct).await.unwrap();
+    assert_eq!(dropped.take(), [(ino, 0, 2)]);
+    read(&fs, reader, 0, 4096).await;
+    fs.write(&me(), ino, reader.1, 300, name("xx"), direct).await.unwrap();
+    assert_eq!(dropped.take(), [(ino, 200, u64::MAX - 200)]);
+    // Whoever opens the file while it is being appended to does without pages.
+    let opened = fs.open(&me(), ino, libc::O_RDONLY as u32).await.unwrap();
+    assert!(opened.direct_io);
+    close(&fs, log).await;
+    assert!(!fs.open(&me(), ino, libc::O_RDONLY as u32).await.unwrap().direct_io);
 }
 
 #[tokio::test]
@@ -525,7 +574,7 @@ async fn a_lost_session_breaks_the_handles_whose_data_is_lost_and_no_others() {
     fs.metadata().lose_session();
     for handle in [lost, other] {
         for _ in 0..2 {
-            assert_eq!(errno(fs.read(&me(), handle.0, handle.1, 0, 10).await), libc::EIO);
+            assert_eq!(errno(fs.read(&me(), handle.0, handle.1, 0, 10, true).await), libc::EIO);
             assert_eq!(errno(fs.fsync(&me(), handle.0, handle.1, false).await), libc::EIO);
             let write = fs.write(&me(), handle.0, handle.1, 0, name("x"), WriteFlags::default()).await;
             assert_eq!(errno(write), libc::EIO);

@@ -40,11 +40,13 @@ impl<M: Metadata> Metadata for Tracked<M> {
             Outcome::Inode(attributes)
             | Outcome::Allocated(_, attributes)
             | Outcome::Copied(_, attributes) => {
+                self.pages.learn(attributes.ino, attributes.size);
                 self.handles.learn(attributes);
                 self.pages.own_change(attributes);
             }
-            // It went where the service chose, which needn't be where the kernel put it in its pages.
+            // It went where the service chose, past the kernel's pages.
             Outcome::Appended(_, attributes) => {
+                self.pages.learn(attributes.ino, attributes.size);
                 self.handles.learn(attributes);
             }
             _ => {}

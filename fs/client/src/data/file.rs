@@ -73,10 +73,13 @@ pub struct Inner {
 }
 
 impl Inner {
-    /// Takes note of attributes if they are newer than what is known.
+    /// Takes note of attributes if they are newer than what is known. A map that is older than they are goes: the size
+    /// that counts and the places of the bytes are always as of one moment, or bytes that are new to the map would read
+    /// as a hole.
     pub fn learn(&mut self, attributes: &Attributes) {
         if self.attributes.as_ref().is_none_or(|known| known.change < attributes.change) {
             self.attributes = Some(attributes.clone());
+            self.map.outdate(attributes.change);
         }
     }
 
@@ -89,11 +92,11 @@ impl Inner {
         newest <= extents.attributes.change && self.map.install(extents, afresh)
     }
 
-    /// The file's size with what is dirty; `known` is what the caller knows of it.
+    /// The file's size with what is dirty.
     #[must_use]
-    pub fn size(&self, known: u64) -> u64 {
+    pub fn size(&self) -> u64 {
         let committed = self.attributes.as_ref().map_or(0, |attributes| attributes.size);
-        known.max(committed).max(self.dirty.end())
+        committed.max(self.dirty.end())
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use atoll_core::attributes::Attributes;
 use atoll_core::error::FsError;
 use atoll_core::extents;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex};
@@ -53,14 +54,15 @@ impl<M: Metadata> Shared<M> {
         ino: InodeId,
         offset: u64,
         size: u32,
-        known_size: u64,
+        known: &Attributes,
     ) -> Result<Vec<Bytes>, ClientError> {
         let file = self.file(ino);
         let mut attempt = 0;
         loop {
             let (parts, end) = {
-                let inner = file.inner.lock();
-                let end = offset.saturating_add(u64::from(size)).min(inner.size(known_size));
+                let mut inner = file.inner.lock();
+                inner.learn(known);
+                let end = offset.saturating_add(u64::from(size)).min(inner.size());
                 if offset >= end {
                     return Ok(Vec::new());
                 }
@@ -68,7 +70,7 @@ impl<M: Metadata> Shared<M> {
             };
             match self.gather(&file, parts, attempt > 0).await {
                 Ok(bytes) => {
-                    self.look_ahead(&file, offset, end - offset, known_size);
+                    self.look_ahead(&file, offset, end - offset, known.size);
                     return Ok(bytes);
                 }
                 Err(ReadError::Client(error)) => return Err(error),

@@ -151,6 +151,13 @@ impl FileMap {
         self.memory.0.fetch_sub(std::mem::take(&mut self.cost_bytes), Ordering::Relaxed);
     }
 
+    /// The file is known to be as of `change`: a map that is right for an earlier one is of no use.
+    pub fn outdate(&mut self, change: u64) {
+        if self.change.is_some_and(|known| known < change) {
+            self.clear();
+        }
+    }
+
     fn put(&mut self, segment: SegmentIndex, pieces: Vec<MappedPiece>) {
         self.take(segment);
         let cost = cost(&pieces);

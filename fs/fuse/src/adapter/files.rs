@@ -42,8 +42,15 @@ pub(super) async fn tmpfile<V: Vfs>(filesystem: &V, call: Call, mode: u32, flags
     answer(call, result, |call, (entry, opened)| call.created(&entry, &opened));
 }
 
-pub(super) async fn read<V: Vfs>(filesystem: &V, call: Call, handle: u64, offset: u64, size: u32) {
-    let result = filesystem.read(&call.caller(0), inode(&call), handle, offset, size).await;
+pub(super) async fn read<V: Vfs>(
+    filesystem: &V,
+    call: Call,
+    handle: u64,
+    offset: u64,
+    size: u32,
+    fills_pages: bool,
+) {
+    let result = filesystem.read(&call.caller(0), inode(&call), handle, offset, size, fills_pages).await;
     answer(call, result, |call, parts| call.data(&parts));
 }
 

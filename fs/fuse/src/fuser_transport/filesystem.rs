@@ -262,11 +262,13 @@ impl<V: Vfs> Filesystem for FuserFilesystem<V> {
         offset: u64,
         size: u32,
         _: OpenFlags,
-        _: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         let (fs, caller) = (self.filesystem(), caller(request, 0));
-        let operation = async move { fs.read(&caller, InodeId(ino.0), fh.0, offset, size).await };
+        let fills_pages = owner.is_none();
+        let operation =
+            async move { fs.read(&caller, InodeId(ino.0), fh.0, offset, size, fills_pages).await };
         self.spawn(reply, operation, |reply, parts| match &parts[..] {
             [one] => reply.data(one),
             many => reply.data(&many.concat()),
@@ -282,13 +284,13 @@ impl<V: Vfs> Filesystem for FuserFilesystem<V> {
         data: &[u8],
         write_flags: WriteFlags,
         open_flags: OpenFlags,
-        _: Option<LockOwner>,
+        owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let (fs, caller, data) = (self.filesystem(), caller(request, 0), Bytes::copy_from_slice(data));
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let from_cache = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let flags = vfs::WriteFlags::new(open_flags.0 as u32, kill, from_cache);
+        let flags = vfs::WriteFlags::new(open_flags.0 as u32, kill, from_cache, owner.is_some());
         let operation = async move { fs.write(&caller, InodeId(ino.0), fh.0, offset, data, flags).await };
         self.spawn(reply, operation, |reply, written| reply.written(written));
     }

@@ -287,7 +287,15 @@ impl Vfs for Folder {
         Ok((entry, Folder::opened(ino)))
     }
 
-    async fn read(&self, _: &Caller, ino: InodeId, _: u64, offset: u64, size: u32) -> Result<Vec<Bytes>> {
+    async fn read(
+        &self,
+        _: &Caller,
+        ino: InodeId,
+        _: u64,
+        offset: u64,
+        size: u32,
+        _: bool,
+    ) -> Result<Vec<Bytes>> {
         let file = self.file(ino.0)?;
         // Every other page waits for another thread, so that both ways of answering are used.
         if offset / 4096 % 2 == 1 {
