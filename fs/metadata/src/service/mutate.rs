@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::error::FsError;
-use atoll_core::ids::{ServerId, SessionId};
+use atoll_core::ids::{InodeId, ServerId, SessionId};
 use atoll_core::keys;
 use atoll_core::query::{self, load};
 use atoll_core::records::{SessionRecord, SlotRecord};
@@ -98,8 +98,12 @@ impl Node {
             self.wait_for_room(command.session, bytes_min).await?;
         }
         self.refuse_locked(&command)?;
-        let _unnamed = match command.op {
-            Op::CreateUnnamed { .. } => Some(self.office.unnamed.read().await),
+        // Read before the command is on its way: its file gets this number or a higher one.
+        let _making = match command.op {
+            Op::CreateUnnamed { .. } => {
+                let volume = query::superblock(&*store).map_err(query_error)?;
+                Some(self.office.making.begin(InodeId(volume.next_inode)))
+            }
             _ => None,
         };
         let disk_low = self.is_full();
@@ -145,14 +149,6 @@ impl Node {
         {
             tracing::debug!(ino = %attributes.ino, %error, "a new file without a name isn't held");
         }
-    }
-
-    /// What a session held is let go.
-    fn session_ended(&self, session: SessionId) {
-        self.office.sessions.lock().ended(session);
-        self.waits_ended(session);
-        // It may have been the last one that held something, or that had not said what it holds.
-        self.changes.look_again(Work::Orphans);
     }
 
     async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
