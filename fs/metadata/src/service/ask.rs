@@ -98,7 +98,12 @@ impl Node {
     }
 
     /// Whether the session didn't hold it before.
-    fn hold(&self, records: &dyn Read, session: SessionId, ino: InodeId) -> Result<bool, MetadataError> {
+    pub(super) fn hold(
+        &self,
+        records: &dyn Read,
+        session: SessionId,
+        ino: InodeId,
+    ) -> Result<bool, MetadataError> {
         let purging = query::is_purging(records, ino).map_err(|error| store_error(&error))?;
         if purging {
             return Err(MetadataError::Fs(FsError::Stale));
