@@ -119,6 +119,9 @@ impl MemVolume {
         if let Outcome::Inode(made) = &outcome
             && opens
         {
+            if !self.is_alive(session) {
+                return Outcome::Refused(FsError::SessionExpired);
+            }
             self.hold(session, &[made.ino], true);
         }
         outcome

@@ -165,7 +165,8 @@ impl Node {
                 self.let_go_of(command.session, &[ino]);
                 Ok(Outcome::Refused(FsError::Stale))
             }
-            // What an ended session did is still known; and who holds too many has made it nevertheless.
+            // What the session did is told to its successor, which then opens the file.
+            Err(MetadataError::Fs(FsError::SessionExpired)) => Ok(Outcome::Refused(FsError::SessionExpired)),
             Err(MetadataError::Fs(error)) => {
                 tracing::warn!(%ino, %error, "a new file isn't held open by its maker");
                 Ok(outcome)
