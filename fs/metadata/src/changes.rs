@@ -222,6 +222,13 @@ impl Changes {
         })
     }
 
+    /// Whether there is, or may be, such work, or a worker is at some.
+    #[must_use]
+    pub fn is_pending(&self, work: Work) -> bool {
+        let is_at = |queues: &[Queue; Work::ALL.len()]| !queues[work as usize].taken.is_empty();
+        self.has(work) || self.queues.lock().as_ref().is_some_and(is_at)
+    }
+
     /// Whether this key waits, may be found by a scan that is due, or is one that a worker is at.
     #[must_use]
     pub fn knows(&self, work: Work, key: &[u8]) -> bool {
@@ -376,12 +383,13 @@ mod tests {
         note(&changes, &[orphan(1), orphan(2), orphan(3)]);
         let taken = changes.take(Work::Orphans, 10, &store).unwrap();
         assert!(!changes.has(Work::Orphans) && changes.knows(Work::Orphans, &key(2)));
+        assert!(changes.is_pending(Work::Orphans));
         drop(taken);
         let taken = changes.take(Work::Orphans, 10, &store).unwrap();
         assert_eq!(taken.keys().len(), 3);
         taken.done_but(|left| left == key(2));
         assert_eq!(changes.take(Work::Orphans, 10, &store).unwrap().done(), [key(2)]);
-        assert!(!changes.has(Work::Orphans) && !changes.knows(Work::Orphans, &key(2)));
+        assert!(!changes.is_pending(Work::Orphans) && !changes.knows(Work::Orphans, &key(2)));
     }
 
     #[test]

@@ -223,13 +223,13 @@ impl Node {
             return Ok(true);
         }
         if volume.bytes_reserved > own_reservation(&*store, session)?
-            || self.changes.has(Work::Orphans)
-            || self.changes.has(Work::Truncations)
+            || self.changes.is_pending(Work::Orphans)
+            || self.changes.is_pending(Work::Truncations)
         {
             return Ok(false);
         }
         // On the disks, what is deleted is gone only when the servers have done it.
-        Ok(!disks_full || !self.changes.has(Work::Sweeps) && !has_orders(&*store, &alive)?)
+        Ok(!disks_full || !self.changes.is_pending(Work::Sweeps) && !has_orders(&*store, &alive)?)
     }
 }
 
