@@ -69,10 +69,11 @@ fn table(status: &ClusterStatus) -> String {
     line(
         "files",
         format!(
-            "{} of {}   inline data {}",
+            "{} of {}   inline data {}   unlinked and not yet freed {}",
             volume.inodes_used,
             volume.inodes_total,
-            Size(status.inline_bytes)
+            Size(status.inline_bytes),
+            status.orphans
         ),
     );
     line(
@@ -222,10 +223,12 @@ mod tests {
             cluster: Some(ClusterId(7)),
             volume: VolumeUse { bytes_total: 100 << 20, bytes_used: 50 << 20, ..VolumeUse::default() },
             problems: vec!["storage server 1 is silent: start it".into()],
+            orphans: 31,
             ..ClusterStatus::default()
         };
         let text = table(&status);
         assert!(text.contains("NOT HEALTHY") && text.contains("start it") && text.contains("50%"), "{text}");
+        assert!(text.contains("not yet freed 31"), "{text}");
         assert_eq!(document(&status)["healthy"], false);
         let empty = table(&ClusterStatus::default());
         assert!(empty.contains("not bootstrapped"), "{empty}");

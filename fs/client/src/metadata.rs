@@ -5,7 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_core::attributes::{Timestamp, VolumeUse};
+use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
 use atoll_core::commands::{Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId};
@@ -57,10 +57,57 @@ pub enum Event {
 /// Called with each [`Event`]; must not wait.
 pub type Hook = Box<dyn Fn(Event) + Send + Sync>;
 
+/// A file that was just made, and counts as open. Until it is [kept](Self::keep) that ends with this: whoever asked for it
+/// may have gone away.
+#[must_use]
+pub struct Made {
+    /// Its attributes.
+    pub attributes: Attributes,
+    settle: Option<Box<dyn FnOnce(bool) + Send>>,
+}
+
+impl Made {
+    /// `settle` is told whether it stays open.
+    pub fn new(attributes: Attributes, settle: impl FnOnce(bool) + Send + 'static) -> Made {
+        Made { attributes, settle: Some(Box::new(settle)) }
+    }
+
+    /// It stays open until [`Metadata::closed`].
+    #[must_use]
+    pub fn keep(mut self) -> Attributes {
+        if let Some(settle) = self.settle.take() {
+            settle(true);
+        }
+        self.attributes.clone()
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(settle) = self.settle.take() {
+            settle(false);
+        }
+    }
+}
+
 /// Requests to the metadata service. Retries, finding the leader, slots and exactly-once are its business.
 pub trait Metadata: Send + Sync + 'static {
     /// Carries out one mutation, once. `Outcome::Refused` is returned as [`ClientError::Fs`].
     fn mutate(&self, op: Op) -> impl Future<Output = Result<Outcome, ClientError>> + Send;
+
+    /// Carries out one mutation, which makes a file that counts as open from then on: before anybody else could remove it
+    /// for good. `Stale`: it is made and gone already.
+    fn make(&self, op: Op) -> impl Future<Output = Result<Made, ClientError>> + Send {
+        async move {
+            match self.mutate(op).await? {
+                Outcome::Inode(attributes) => Ok(Made::new(*attributes, |_| {})),
+                other => {
+                    tracing::error!(?other, "making a file was answered with something else");
+                    Err(FsError::Io.into())
+                }
+            }
+        }
+    }
 
     /// Asks something.
     fn ask(&self, query: Query) -> impl Future<Output = Result<Answer, ClientError>> + Send;
@@ -93,9 +140,10 @@ pub trait Metadata: Send + Sync + 'static {
         None
     }
 
-    /// A file that was just made is open: the service is told, in the background. (For others
-    /// [`Query::Open`] does that.)
-    fn opened(&self, _ino: InodeId) {}
+    /// Whether the file is open here, as far as is known.
+    fn is_open(&self, _ino: InodeId) -> bool {
+        true
+    }
 
     /// The last handle of a file is closed: the service is told, in the background.
     fn closed(&self, _ino: InodeId) {}

@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::arena::Arena;
-use crate::metadata::{ClientError, Event, Hook, Metadata};
+use crate::metadata::{ClientError, Event, Hook, Made, Metadata};
 use clock::Clock;
 use leader::{Refusal, Service};
 use open_files::OpenFiles;
@@ -290,6 +290,21 @@ impl MetadataClient {
         self.inner.service.connected()
     }
 
+    /// Does something that takes a slot, in time.
+    async fn in_slot<T: Send + 'static, F: Future<Output = Result<T, ClientError>> + Send + 'static>(
+        &self,
+        request: impl FnOnce(Arc<Inner>, Slot) -> F,
+    ) -> Result<T, ClientError> {
+        let inner = Arc::clone(&self.inner);
+        let carry_out = async {
+            let slot = inner.slots.take().await.ok_or(ClientError::Stopped)?;
+            // A task of its own: who waits may be interrupted, but what was sent keeps its slot until its
+            // outcome is known.
+            tokio::spawn(request(Arc::clone(&inner), slot)).await.unwrap_or(Err(ClientError::Stopped))
+        };
+        self.in_time(carry_out).await
+    }
+
     async fn in_time<T>(
         &self,
         request: impl Future<Output = Result<T, ClientError>>,
@@ -359,8 +374,41 @@ impl Inner {
         }
     }
 
-    /// Sends one mutation, in its slot, until its outcome is known.
-    async fn carry_out(&self, slot: Slot, op: Op) -> Result<Outcome, ClientError> {
+    /// Makes a file that is open from then on.
+    async fn make(self: &Arc<Self>, slot: Slot, op: Op) -> Result<Made, ClientError> {
+        let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
+        let (outcome, session) = self.carry_out(slot, op, true).await?;
+        let Outcome::Inode(attributes) = outcome else {
+            tracing::error!(?outcome, "making a file was answered with something else");
+            return Err(FsError::Io.into());
+        };
+        let ino = attributes.ino;
+        self.open_files.lock().made(ino);
+        let made = Made::new(*attributes, {
+            let inner = Arc::clone(self);
+            move |kept| {
+                if inner.open_files.lock().settle(ino, kept) {
+                    inner.close_notices.notify_one();
+                }
+            }
+        });
+        drop(making);
+        let is_held = matches!(*self.state.borrow(), State::Open(current) if Some(current.id) == session);
+        if !is_held {
+            // A session that is lost held it, or is said to be by now.
+            self.question(&Query::Open { ino, segments: 0 }).await?;
+        }
+        Ok(made)
+    }
+
+    /// Sends one mutation, in its slot, until its outcome is known, and the session that it took effect in if that is the
+    /// present one. `opens`: if it makes a file the session holds that.
+    async fn carry_out(
+        &self,
+        slot: Slot,
+        op: Op,
+        opens: bool,
+    ) -> Result<(Outcome, Option<SessionId>), ClientError> {
         let fate = fate(&op);
         let mut command = Command {
             session: SessionId(0),
@@ -374,7 +422,8 @@ impl Inner {
             let current = self.current().await?;
             command.session = current.id;
             command.sequence = slot.next(current.epoch);
-            let message = match postcard::to_allocvec(&command) {
+            // The same bytes as a `MutateRequest`, without moving the command into one.
+            let message = match postcard::to_allocvec(&(&command, opens)) {
                 Ok(bytes) => Bytes::from(bytes),
                 Err(error) => {
                     slot.take_back(current.epoch);
@@ -411,7 +460,7 @@ impl Inner {
                 match (fate, known) {
                     (Fate::Repeat | Fate::Keep, Some(outcome)) => {
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
-                        return Ok(outcome.into_result()?);
+                        return Ok((outcome.into_result()?, None));
                     }
                     (Fate::Repeat, None) | (Fate::Renew, _) => continue,
                     (Fate::Keep, None) | (Fate::Forget, _) => {
@@ -426,7 +475,7 @@ impl Inner {
                 slot.retire();
                 return Err(FsError::Io.into());
             }
-            return Ok(outcome.into_result()?);
+            return Ok((outcome.into_result()?, Some(current.id)));
         }
     }
 
@@ -478,6 +527,20 @@ impl Inner {
     }
 }
 
+/// A file that is being made to be opened, until what became of it is known.
+struct BeingMade {
+    number: u64,
+    inner: Arc<Inner>,
+}
+
+impl Drop for BeingMade {
+    fn drop(&mut self) {
+        if self.inner.open_files.lock().end_making(self.number) {
+            self.inner.kick.notify_one();
+        }
+    }
+}
+
 /// The service did not look at the mutation.
 fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
     match refusal {
@@ -499,18 +562,11 @@ fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
 
 impl Metadata for MetadataClient {
     async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
-        let inner = Arc::clone(&self.inner);
-        let carry_out = async {
-            let slot = inner.slots.take().await.ok_or(ClientError::Stopped)?;
-            // A task of its own: who waits may be interrupted, but what was sent keeps its slot until its
-            // outcome is known.
-            let task = {
-                let inner = Arc::clone(&inner);
-                tokio::spawn(async move { inner.carry_out(slot, op).await })
-            };
-            task.await.unwrap_or(Err(ClientError::Stopped))
-        };
-        self.in_time(carry_out).await
+        self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false).await?.0) }).await
+    }
+
+    async fn make(&self, op: Op) -> Result<Made, ClientError> {
+        self.in_slot(|inner, slot| async move { inner.make(slot, op).await }).await
     }
 
     async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
@@ -555,27 +611,6 @@ impl Metadata for MetadataClient {
 
     fn away_for(&self) -> Option<Duration> {
         self.inner.service.connected().borrow().waiting_since.map(|since| since.elapsed())
-    }
-
-    fn opened(&self, ino: InodeId) {
-        if !self.inner.open_files.lock().open(ino) {
-            return;
-        }
-        let inner = Arc::clone(&self.inner);
-        tokio::spawn(async move {
-            if !inner.open_files.lock().is_open(ino) {
-                return;
-            }
-            let register = Query::Open { ino, segments: 0 };
-            tokio::select! {
-                answer = inner.question(&register) => {
-                    if let Err(error) = answer {
-                        tracing::debug!(%ino, %error, "a new file could not be registered as open");
-                    }
-                }
-                () = inner.token.cancelled() => {}
-            }
-        });
     }
 
     fn closed(&self, ino: InodeId) {

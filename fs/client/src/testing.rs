@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 
 use crate::arena::{Arena, ArenaConfig, ArenaError};
 use crate::client::{Client, ClientOptions};
-use crate::metadata::{ClientError, Event, Hook, Metadata};
+use crate::metadata::{ClientError, Event, Hook, Made, Metadata};
 use crate::session::clock::Clock;
 pub use storage::MemStorage;
 
@@ -108,6 +108,21 @@ impl MemVolume {
             if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
                 self.ended(old);
             }
+        }
+        outcome
+    }
+
+    /// Carries a command out; if it makes a file that is to be opened, the session holds it from the start.
+    pub fn execute_to_open(&mut self, command: Command, opens: bool) -> Outcome {
+        let session = command.session;
+        let outcome = self.execute(command);
+        if let Outcome::Inode(made) = &outcome
+            && opens
+        {
+            if !self.is_alive(session) {
+                return Outcome::Refused(FsError::SessionExpired);
+            }
+            self.hold(session, &[made.ino], true);
         }
         outcome
     }
@@ -484,6 +499,20 @@ impl LocalMetadata {
         (self.mutations.load(Ordering::Relaxed), self.questions.load(Ordering::Relaxed))
     }
 
+    fn execute(&self, op: Op, opens: bool) -> Outcome {
+        self.mutations.fetch_add(1, Ordering::Relaxed);
+        let mut volume = self.volume.lock();
+        let command = Command {
+            session: self.session(),
+            slot: SlotId(1),
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
+            time: self.clock.now(),
+            expect: None,
+            op,
+        };
+        volume.execute_to_open(command, opens)
+    }
+
     async fn reach(&self) {
         loop {
             let returned = self.returned.notified();
@@ -500,17 +529,22 @@ impl LocalMetadata {
 impl Metadata for LocalMetadata {
     async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
         self.reach().await;
-        self.mutations.fetch_add(1, Ordering::Relaxed);
-        let mut volume = self.volume.lock();
-        let command = Command {
-            session: self.session(),
-            slot: SlotId(1),
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
-            time: self.clock.now(),
-            expect: None,
-            op,
-        };
-        Ok(volume.execute(command).into_result()?)
+        Ok(self.execute(op, false).into_result()?)
+    }
+
+    async fn make(&self, op: Op) -> Result<Made, ClientError> {
+        self.reach().await;
+        match self.execute(op, true).into_result()? {
+            Outcome::Inode(attributes) => {
+                let (volume, session, ino) = (Arc::clone(&self.volume), self.session(), attributes.ino);
+                Ok(Made::new(*attributes, move |kept| {
+                    if !kept {
+                        volume.lock().hold(session, &[ino], false);
+                    }
+                }))
+            }
+            _ => Err(FsError::Io.into()),
+        }
     }
 
     async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
@@ -557,10 +591,6 @@ impl Metadata for LocalMetadata {
 
     fn away_for(&self) -> Option<Duration> {
         self.away.load(Ordering::SeqCst).then_some(Duration::from_secs(3600))
-    }
-
-    fn opened(&self, ino: InodeId) {
-        self.volume.lock().hold(self.session(), &[ino], true);
     }
 
     fn closed(&self, ino: InodeId) {

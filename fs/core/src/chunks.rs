@@ -8,9 +8,11 @@ use crate::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId, SessionId
 use crate::intervals::Intervals;
 use crate::keys;
 use crate::limits::{BLOCK_BYTES, COPIES_MAX};
-use crate::records::{ChunkKind, ChunkRecord, DeadRecord, OrderRecord, Piece, Place, Record, SegmentRecord};
+use crate::records::{
+    ChunkKind, ChunkRecord, DeadRecord, OrderRecord, Piece, Place, Record, SegmentRecord, in_blocks,
+};
 use crate::store::{Family, Read};
-use crate::txn::{OpResult, Txn};
+use crate::txn::{OpResult, Txn, take_number};
 
 /// Back references and dead ranges of one chunk at most: one a block.
 const PER_CHUNK_MAX: usize = 1 << 20;
@@ -22,7 +24,7 @@ pub(crate) fn blocks_of(pieces: &[Piece]) -> BTreeMap<ChunkId, Intervals> {
     for piece in pieces {
         if let Place::Chunk { chunk, offset } = piece.place {
             let first = offset / BLOCK_BYTES;
-            let end = (offset + u64::from(piece.length)).div_ceil(BLOCK_BYTES);
+            let end = offset.saturating_add(u64::from(piece.length)).div_ceil(BLOCK_BYTES);
             blocks.entry(chunk).or_default().add(first, end);
         }
     }
@@ -99,7 +101,7 @@ pub(crate) fn account(
             new = new.without(&others);
         }
         let Some(mut record) = txn.chunk(chunk)? else { continue };
-        record.live_blocks = (record.live_blocks + new.total()).saturating_sub(dead.total());
+        record.live_blocks = record.live_blocks.saturating_add(new.total()).saturating_sub(dead.total());
         bury(txn, chunk, &mut record, &dead)?;
         finish(txn, chunk, &record)?;
     }
@@ -111,7 +113,7 @@ fn bury(txn: &mut Txn<'_>, chunk: ChunkId, record: &mut ChunkRecord, dead: &Inte
     if dead.is_empty() {
         return Ok(());
     }
-    record.dead_blocks += dead.total();
+    record.dead_blocks = record.dead_blocks.saturating_add(dead.total());
     if record.sealed && record.live_blocks == 0 {
         return Ok(());
     }
@@ -164,8 +166,7 @@ pub(crate) fn create(
         }
     }
     let volume = txn.volume_mut()?;
-    let chunk = ChunkId(volume.next_chunk);
-    volume.next_chunk += 1;
+    let chunk = ChunkId(take_number(&mut volume.next_chunk)?);
     let record = ChunkRecord {
         generation: Generation(1),
         writer: session,
@@ -196,7 +197,7 @@ pub(crate) fn commit(
         return Err(FsError::InvalidArgument.into());
     }
     let mut record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
-    let end = offset + length;
+    let end = offset.checked_add(length).ok_or(FsError::StaleChunk)?;
     if record.sealed || record.generation != generation || record.writer != session || end > record.capacity {
         return Err(FsError::StaleChunk.into());
     }
@@ -223,7 +224,7 @@ fn seal_record(txn: &mut Txn<'_>, chunk: ChunkId, mut record: ChunkRecord) -> Op
         return Ok(());
     }
     record.sealed = true;
-    let (generation, length) = (record.generation, record.committed.next_multiple_of(BLOCK_BYTES));
+    let (generation, length) = (record.generation, in_blocks(record.committed));
     for server in &record.replicas {
         txn.order(*server, chunk, |order| order.seal = Some((generation, length)))?;
     }
@@ -307,10 +308,10 @@ fn replace_replicas(
     for server in &new {
         txn.order(*server, chunk, |order| *order = OrderRecord { trim: trims, ..OrderRecord::default() })?;
     }
-    record.generation = Generation(record.generation.0 + 1);
+    record.generation = Generation(record.generation.0.checked_add(1).ok_or(FsError::StaleChunk)?);
     record.replicas = replicas;
     if record.sealed {
-        let (generation, length) = (record.generation, record.committed.next_multiple_of(BLOCK_BYTES));
+        let (generation, length) = (record.generation, in_blocks(record.committed));
         for server in &record.replicas {
             txn.order(*server, chunk, |order| order.seal = Some((generation, length)))?;
         }

@@ -11,7 +11,7 @@ use crate::keys;
 use crate::limits::{PENDING_TRUNCATIONS_MAX, SEGMENT_BYTES, SEGMENTS_FREED_PER_COMMAND};
 use crate::records::{InodeRecord, PendingTruncation, Piece, Place, Record, SegmentRecord};
 use crate::store::{Family, Read};
-use crate::txn::{OpResult, Txn};
+use crate::txn::{OpResult, Txn, take_number};
 use crate::volume;
 
 /// The segment that holds byte `offset`.
@@ -72,7 +72,7 @@ fn tidy(mut pieces: Vec<Piece>) -> Vec<Piece> {
             && last.shared == piece.shared
             && last.place.advance(u64::from(last.length)) == piece.place
         {
-            last.length += piece.length;
+            last.length = last.length.saturating_add(piece.length);
         } else {
             joined.push(piece);
         }
@@ -196,7 +196,7 @@ fn replace(
     after.extend_from_slice(new);
     let after = tidy(after);
     account(txn, ino, segment, &before, &after, blocks)?;
-    record.mapped = (record.mapped + mapped(&after)).saturating_sub(mapped(&before));
+    record.mapped = record.mapped.saturating_add(mapped(&after)).saturating_sub(mapped(&before));
     let key = keys::segment(ino, segment);
     if after.is_empty() {
         txn.delete(Family::Extents, key);
@@ -240,9 +240,8 @@ pub(crate) fn put_inline(
     bytes: &[u8],
 ) -> OpResult<u64> {
     let volume = txn.volume_mut()?;
-    let id = volume.next_inline;
-    volume.next_inline += 1;
-    volume.inline_bytes += bytes.len() as u64;
+    let id = take_number(&mut volume.next_inline)?;
+    volume.inline_bytes = volume.inline_bytes.saturating_add(bytes.len() as u64);
     txn.put_bytes(Family::Inline, keys::inline(ino, segment, id), bytes.to_vec());
     Ok(id)
 }
@@ -290,7 +289,8 @@ pub(crate) fn resize(txn: &mut Txn<'_>, ino: InodeId, record: &mut InodeRecord, 
                 return Err(FsError::TryAgain.into());
             }
             let all = size == 0;
-            record.truncate_epoch += 1;
+            // Without a next epoch nothing can be told to be cut off.
+            record.truncate_epoch = record.truncate_epoch.checked_add(1).ok_or(FsError::Io)?;
             if all {
                 // Nothing is left, whatever the segments hold.
                 record.mapped = 0;

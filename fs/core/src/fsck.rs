@@ -17,7 +17,7 @@ use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use crate::locks::LockClass;
 use crate::records::{EntryRecord, InodeRecord, Marker, OrphanRecord, Piece, Place, Record, SegmentRecord};
 use crate::store::{Family, Read, StoreError};
-use crate::txn::{FoundEntry, OpError, OpResult, Txn};
+use crate::txn::{FoundEntry, OpError, OpResult, Txn, take_number};
 
 /// Where what lost its name gets one.
 pub const LOST_AND_FOUND: &[u8] = b"lost+found";
@@ -196,7 +196,7 @@ fn recount(txn: &mut Txn<'_>, ino: InodeId) -> OpResult<()> {
         record.nlink = names;
     }
     if record != before {
-        record.change += 1;
+        record.count_change();
         txn.put_inode(ino, &record);
     }
     Ok(())
@@ -219,7 +219,7 @@ fn recreate(txn: &mut Txn<'_>, now: Timestamp, ino: InodeId, kind: FileKind) -> 
         let segment = keys::segment_of(&key).unwrap_or_default();
         let found = SegmentRecord::decode(&value)?;
         let end = found.pieces.last().map_or(0, Piece::end);
-        record.size = record.size.max(segment.0.saturating_mul(SEGMENT_BYTES) + u64::from(end));
+        record.size = record.size.max(segment.0.saturating_mul(SEGMENT_BYTES).saturating_add(u64::from(end)));
         record.truncate_epoch = record.truncate_epoch.max(found.epoch);
     }
     for (key, _) in txn.collect_prefix(Family::Xattrs, &keys::inode(ino), usize::MAX)? {
@@ -321,8 +321,8 @@ fn orphan_with_name(txn: &mut Txn<'_>, ino: InodeId) -> OpResult<()> {
         record.mapped = check::mapped_of(txn, ino, &record)?;
         txn.put_inode(ino, &record);
         let volume = txn.volume_mut()?;
-        volume.inodes_used += 1;
-        volume.bytes_used += record.charged();
+        volume.inodes_used = volume.inodes_used.saturating_add(1);
+        volume.bytes_used = volume.bytes_used.saturating_add(record.charged());
     }
     recount(txn, ino)
 }
@@ -347,9 +347,8 @@ fn lost_and_found(txn: &mut Txn<'_>, now: Timestamp) -> OpResult<InodeId> {
 /// A number for a new inode; the quota doesn't stand in the way of a repair.
 fn next_inode(txn: &mut Txn<'_>) -> OpResult<InodeId> {
     let volume = txn.volume_mut()?;
-    volume.inodes_used += 1;
-    let ino = InodeId(volume.next_inode);
-    volume.next_inode += 1;
+    let ino = InodeId(take_number(&mut volume.next_inode)?);
+    volume.inodes_used = volume.inodes_used.saturating_add(1);
     Ok(ino)
 }
 
@@ -392,7 +391,7 @@ fn lose(txn: &mut Txn<'_>, ino: InodeId, segment: SegmentIndex) -> OpResult<()> 
                 }
                 if kept < piece.length {
                     pieces.push(Piece {
-                        start: piece.start + kept,
+                        start: piece.start.saturating_add(kept),
                         length: piece.length - kept,
                         place: Place::Lost,
                         ..*piece
@@ -440,7 +439,8 @@ fn rescue_inline(
     txn.put(Family::Extents, keys::segment(new, SegmentIndex(0)), &found);
     txn.put_inode(new, &record);
     let charged = record.charged();
-    txn.volume_mut()?.bytes_used += charged;
+    let volume = txn.volume_mut()?;
+    volume.bytes_used = volume.bytes_used.saturating_add(charged);
     to_lost_and_found(txn, now, new)
 }
 
@@ -457,13 +457,13 @@ fn chunk_repair(txn: &mut Txn<'_>, kind: Kind, chunk: ChunkId) -> OpResult<()> {
     match kind {
         Kind::LiveBlocks => record.live_blocks = uses.live.total(),
         Kind::CommittedLength => {
-            let end = uses.live.iter().map(|(_, end)| end).max().unwrap_or(0) * BLOCK_BYTES;
-            record.committed = record.committed.max(end);
+            let end = uses.live.iter().map(|(_, end)| end).max().unwrap_or(0);
+            record.committed = record.committed.max(end.saturating_mul(BLOCK_BYTES));
         }
         Kind::DeadInUse => {
             for (first, dead) in check::dead_of(txn, chunk)? {
                 let mut range = crate::intervals::Intervals::default();
-                range.add(first, first + dead.blocks);
+                range.add(first, first.saturating_add(dead.blocks));
                 if range.without(&uses.live) != range {
                     // What of it is free is found again by a sweep.
                     txn.delete(Family::System, keys::dead(chunk, first));

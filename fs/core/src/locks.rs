@@ -124,7 +124,7 @@ pub fn with(locks: &[HeldLock], range: LockRange, new: Option<HeldLock>) -> Vec<
     for lock in after {
         match joined.last_mut() {
             Some(last)
-                if last.range.end + 1 == lock.range.start
+                if last.range.end.checked_add(1) == Some(lock.range.start)
                     && (last.mode, last.handle, last.pid) == (lock.mode, lock.handle, lock.pid) =>
             {
                 last.range.end = lock.range.end;

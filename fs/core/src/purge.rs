@@ -75,7 +75,9 @@ pub(crate) fn truncated(txn: &mut Txn<'_>, ino: InodeId, segments_max: usize) ->
         }
         match found.last() {
             // All up to here is freed, so the rule need not cover it any more.
-            Some((last, _)) if found.len() == limit => record.truncations[0].from = SegmentIndex(last.0 + 1),
+            Some((last, _)) if found.len() == limit => {
+                record.truncations[0].from = SegmentIndex(last.0.saturating_add(1))
+            }
             _ => {
                 record.truncations.remove(0);
             }

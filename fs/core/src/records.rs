@@ -2,6 +2,10 @@
 //!
 //! A value is one byte of format version and a postcard encoding. A field is never added to a version that
 //! was released: a new version gets a new struct, and the old one is still decoded.
+//!
+//! What a record says is not to be trusted: a member that panics over it does so again whenever it applies that entry,
+//! and so do all others. So counts go as far as they go (the check finds that they are wrong), and what makes no sense
+//! is refused.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +18,12 @@ use crate::commands::Outcome;
 use crate::ids::{ChunkId, ClusterId, Generation, InodeId, SegmentIndex, ServerId, SessionId};
 use crate::limits::BLOCK_BYTES;
 use crate::store::StoreError;
+
+/// `bytes` in whole blocks; as many as there can be if there can't be so many.
+#[must_use]
+pub(crate) fn in_blocks(bytes: u64) -> u64 {
+    bytes.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES)
+}
 
 /// A kind of record.
 pub trait Record: Serialize + DeserializeOwned {
@@ -251,7 +261,12 @@ impl InodeRecord {
     /// Bytes that count against the quota: mapped bytes in whole blocks.
     #[must_use]
     pub fn charged(&self) -> u64 {
-        self.mapped.next_multiple_of(BLOCK_BYTES)
+        in_blocks(self.mapped)
+    }
+
+    /// It was changed.
+    pub fn count_change(&mut self) {
+        self.change = self.change.saturating_add(1);
     }
 
     /// What `stat` shows.
@@ -333,8 +348,10 @@ impl Place {
     #[must_use]
     pub fn advance(self, by: u64) -> Self {
         match self {
-            Place::Inline { id, skip } => Place::Inline { id, skip: skip + by as u32 },
-            Place::Chunk { chunk, offset } => Place::Chunk { chunk, offset: offset + by },
+            Place::Inline { id, skip } => {
+                Place::Inline { id, skip: skip.saturating_add(u32::try_from(by).unwrap_or(u32::MAX)) }
+            }
+            Place::Chunk { chunk, offset } => Place::Chunk { chunk, offset: offset.saturating_add(by) },
             Place::Unwritten | Place::Lost => self,
         }
     }
@@ -359,7 +376,7 @@ impl Piece {
     /// The byte after its last.
     #[must_use]
     pub fn end(&self) -> u32 {
-        self.start + self.length
+        self.start.saturating_add(self.length)
     }
 }
 

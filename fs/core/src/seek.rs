@@ -8,7 +8,7 @@ use crate::extents;
 use crate::ids::InodeId;
 use crate::keys;
 use crate::limits::{BLOCK_BYTES, SEGMENT_BYTES};
-use crate::records::{InodeRecord, Place, Record, SegmentRecord};
+use crate::records::{InodeRecord, Place, Record, SegmentRecord, in_blocks};
 use crate::store::{Family, Read, StoreError, prefix_end};
 
 /// Segments that one question looks at.
@@ -44,7 +44,7 @@ struct Finder {
 impl Finder {
     fn data(&mut self, run: &Range<u64>) -> Option<u64> {
         let start = run.start / BLOCK_BYTES * BLOCK_BYTES;
-        let end = run.end.next_multiple_of(BLOCK_BYTES);
+        let end = in_blocks(run.end);
         match self.kind {
             Seek::Data => (end > self.at).then(|| start.max(self.at)),
             Seek::Hole if start > self.at => Some(self.at),
@@ -91,7 +91,8 @@ pub fn seek(
             }
         };
         for piece in stored.pieces.iter().filter(|piece| piece.place != Place::Unwritten) {
-            let run = base + u64::from(piece.start)..base + u64::from(piece.end());
+            let run =
+                base.saturating_add(u64::from(piece.start))..base.saturating_add(u64::from(piece.end()));
             found = finder.data(&run);
             if found.is_some() {
                 return ControlFlow::Break(());

@@ -10,7 +10,7 @@ use crate::limits::{SESSION_SLOTS_MAX, SESSIONS_MAX};
 use crate::locks;
 use crate::records::{Record, SessionRecord, SlotRecord};
 use crate::store::Family;
-use crate::txn::{OpResult, Txn};
+use crate::txn::{OpResult, Txn, take_number};
 
 /// Begins a session. One that it supersedes is ended, its last outcomes are told, and then it is forgotten.
 ///
@@ -57,8 +57,7 @@ pub(crate) fn open(
         }
     }
     let volume = txn.volume_mut()?;
-    let session = SessionId(volume.next_session);
-    volume.next_session += 1;
+    let session = SessionId(take_number(&mut volume.next_session)?);
     let record = SessionRecord {
         client: client.to_owned(),
         incarnation,

@@ -334,6 +334,13 @@ impl<'a> Txn<'a> {
     }
 }
 
+/// The next number of a counter that hands out each once; `Io` if there is none left, which only damage brings about.
+pub(crate) fn take_number(next: &mut u64) -> OpResult<u64> {
+    let number = *next;
+    *next = number.checked_add(1).ok_or(FsError::Io)?;
+    Ok(number)
+}
+
 /// The time of a change to an inode: never before its last one, so that ctime orders changes even if a
 /// client's clock is behind.
 pub(crate) fn change_time(now: Timestamp, record: &InodeRecord) -> Timestamp {

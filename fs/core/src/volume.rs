@@ -19,7 +19,7 @@ const ORDERS_MAX: usize = 1 << 24;
 pub const FEATURE_LEVEL: u32 = 1;
 
 /// The first number given to a file; the ones before are kept for the root and for later uses.
-const FIRST_INODE: u64 = 16;
+pub(crate) const FIRST_INODE: u64 = 16;
 
 fn check(config: &VolumeConfig) -> OpResult<()> {
     let sound = config.copies >= 1
@@ -146,13 +146,14 @@ pub(crate) fn charge(
         promised = take_promise(txn, session, bytes)?;
     }
     let volume = txn.volume_mut()?;
-    if after > before + promised && after - before - promised > volume.volume_use().bytes_free() {
+    let beyond = after.saturating_sub(before).saturating_sub(promised);
+    if beyond > volume.volume_use().bytes_free() {
         return Err(FsError::NoSpace.into());
     }
     if after < before && atoll_mutants::makes("quota-not-released") {
         return Ok(());
     }
-    volume.bytes_used = (volume.bytes_used + after).saturating_sub(before);
+    volume.bytes_used = volume.bytes_used.saturating_add(after).saturating_sub(before);
     Ok(())
 }
 
@@ -192,9 +193,10 @@ pub(crate) fn reserve(
     }
     let key = keys::session(session);
     let mut record: SessionRecord = txn.load(Family::System, &key)?.ok_or(FsError::SessionExpired)?;
-    record.bytes_reserved += granted;
+    record.bytes_reserved = record.bytes_reserved.saturating_add(granted);
     txn.put(Family::System, key, &record);
-    txn.volume_mut()?.bytes_reserved += granted;
+    let volume = txn.volume_mut()?;
+    volume.bytes_reserved = volume.bytes_reserved.saturating_add(granted);
     Ok(Outcome::Reserved(granted))
 }
 

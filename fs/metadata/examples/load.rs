@@ -106,7 +106,7 @@ impl Client {
     async fn run(&self, slot: u32, sequence: u64, op: Op) -> Outcome {
         let time = Timestamp { seconds: 1_700_000_000, nanos: 0 };
         let command = Command { session: self.session, slot: SlotId(slot), sequence, time, expect: None, op };
-        let request = MutateRequest { command };
+        let request = MutateRequest { command, opens: false };
         let call = self.connection.call_within::<MutateRequest>(&request, (), Duration::from_secs(100));
         call.await.expect("an outcome").0.outcome
     }

@@ -30,7 +30,9 @@ pub struct Facts {
 #[must_use]
 pub fn is_for_clients(op: &Op) -> bool {
     match op {
-        Op::Create { .. }
+        // A number is the service's to choose.
+        Op::Create { ino: Some(_), .. } => false,
+        Op::Create { ino: None, .. }
         | Op::CreateUnnamed { .. }
         | Op::SetAcl { .. }
         | Op::CopyRange { .. }
@@ -309,6 +311,22 @@ mod tests {
             admitted(inline_write(), &volume, &facts(3)),
             refusal(&inline_write(), FsError::InlineBudget)
         );
+    }
+
+    #[test]
+    fn a_client_does_not_choose_the_number_of_what_it_makes() {
+        let create = |ino| Op::Create {
+            parent: InodeId(1),
+            name: b"a".as_slice().into(),
+            ino,
+            mode: 0o100_644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: Default::default(),
+            umask: 0,
+        };
+        assert!(is_for_clients(&create(None)) && !is_for_clients(&create(Some(InodeId(20)))));
     }
 
     #[test]

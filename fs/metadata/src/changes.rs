@@ -5,13 +5,17 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use atoll_core::keys;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::{ChunkRecord, Record};
-use atoll_core::store::{Family, Read, StoreError, Write, prefix_end};
+use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use crate::store::records::Written;
 
 /// Keys of one kind that wait in memory; beyond it they are scanned for.
 const KEYS_MAX: usize = 16_384;
@@ -75,6 +79,8 @@ pub fn is_mostly_dead(chunk: &ChunkRecord) -> bool {
 #[derive(Default)]
 struct Queue {
     keys: BTreeSet<Vec<u8>>,
+    /// Those that a worker is at, see [`Taken`].
+    taken: BTreeSet<Vec<u8>>,
     /// Not all keys are in memory: those after this one are to be scanned for.
     scan_after: Option<Vec<u8>>,
 }
@@ -89,7 +95,7 @@ pub struct Changes {
 impl Changes {
     /// This member leads from now on: all work there is has to be found.
     pub fn begin(&self) {
-        let queues = Work::ALL.map(|work| Queue { keys: BTreeSet::new(), scan_after: Some(work.range()) });
+        let queues = Work::ALL.map(|work| Queue { scan_after: Some(work.range()), ..Queue::default() });
         *self.queues.lock() = Some(queues);
         self.wake.notify_waiters();
     }
@@ -99,12 +105,13 @@ impl Changes {
         *self.queues.lock() = None;
     }
 
-    /// Told by apply what it is about to write.
-    pub fn note(&self, writes: &[Write]) {
+    /// Told by apply what it has written. Not what it is about to write: who looks at a key whose record isn't there
+    /// yet takes it for done with, and nobody comes back to it.
+    pub fn note(&self, written: &Written<'_>) {
         let mut queues = self.queues.lock();
         let Some(queues) = queues.as_mut() else { return };
         let mut woke = false;
-        for (family, key, value) in writes {
+        for (family, key, value) in written.writes() {
             let (Family::System, Some(value)) = (family, value) else { continue };
             let works: &[Work] = match key.first() {
                 Some(b'o') => &[Work::Orphans],
@@ -141,28 +148,32 @@ impl Changes {
         self.wake.notify_waiters();
     }
 
-    /// Up to `limit` keys of work, which aren't waiting any more then.
+    /// Up to `limit` keys of work, for a worker to be at.
     ///
     /// # Errors
     /// If the store fails.
-    pub fn take(&self, work: Work, limit: usize, from: &dyn Read) -> Result<Vec<Vec<u8>>, StoreError> {
+    pub fn take(self: &Arc<Self>, work: Work, limit: usize, from: &dyn Read) -> Result<Taken, StoreError> {
+        let mut taken = Taken { changes: Arc::clone(self), work, keys: Vec::new() };
         let start = {
             let mut queues = self.queues.lock();
-            let Some(queues) = queues.as_mut() else { return Ok(Vec::new()) };
+            let Some(queues) = queues.as_mut() else { return Ok(taken) };
             let queue = &mut queues[work as usize];
             if queue.keys.is_empty() { queue.scan_after.take() } else { None }
         };
-        if let Some(start) = start {
-            self.scan(work, &start, from)?;
+        if let Some(start) = start
+            && let Err(error) = self.scan(work, &start, from)
+        {
+            self.look_again(work);
+            return Err(error);
         }
         let mut queues = self.queues.lock();
-        let Some(queues) = queues.as_mut() else { return Ok(Vec::new()) };
+        let Some(queues) = queues.as_mut() else { return Ok(taken) };
         let queue = &mut queues[work as usize];
-        let mut taken = Vec::new();
-        while taken.len() < limit
+        while taken.keys.len() < limit
             && let Some(key) = queue.keys.pop_first()
         {
-            taken.push(key);
+            queue.taken.insert(key.clone());
+            taken.keys.push(key);
         }
         Ok(taken)
     }
@@ -194,12 +205,37 @@ impl Changes {
         Ok(())
     }
 
-    /// Whether there is, or may be, such work.
+    fn settle(&self, work: Work, keys: &[Vec<u8>]) {
+        if let Some(queues) = self.queues.lock().as_mut() {
+            for key in keys {
+                queues[work as usize].taken.remove(key);
+            }
+        }
+    }
+
+    /// Whether there is, or may be, such work that nobody is at.
     #[must_use]
     pub fn has(&self, work: Work) -> bool {
         self.queues.lock().as_ref().is_some_and(|queues| {
             let queue = &queues[work as usize];
             !queue.keys.is_empty() || queue.scan_after.is_some()
+        })
+    }
+
+    /// Whether there is, or may be, such work, or a worker is at some.
+    #[must_use]
+    pub fn is_pending(&self, work: Work) -> bool {
+        let is_at = |queues: &[Queue; Work::ALL.len()]| !queues[work as usize].taken.is_empty();
+        self.has(work) || self.queues.lock().as_ref().is_some_and(is_at)
+    }
+
+    /// Whether this key waits, may be found by a scan that is due, or is one that a worker is at.
+    #[must_use]
+    pub fn knows(&self, work: Work, key: &[u8]) -> bool {
+        self.queues.lock().as_ref().is_some_and(|queues| {
+            let queue = &queues[work as usize];
+            let is_scanned_for = queue.scan_after.as_ref().is_some_and(|after| after.as_slice() <= key);
+            is_scanned_for || queue.keys.contains(key) || queue.taken.contains(key)
         })
     }
 
@@ -209,9 +245,61 @@ impl Changes {
         self.queues.lock().as_ref().map_or(0, |queues| queues[work as usize].keys.len())
     }
 
-    /// Returns when there may be new work.
-    pub async fn woken(&self) {
-        self.wake.notified().await;
+    /// Is done when there may be new work since it was asked for.
+    pub fn woken(&self) -> Notified<'_> {
+        self.wake.notified()
+    }
+}
+
+/// Keys that a worker is at. Those that it isn't [`done`](Self::done) with when it drops this wait again: what is given
+/// up halfway isn't forgotten.
+pub struct Taken {
+    changes: Arc<Changes>,
+    work: Work,
+    keys: Vec<Vec<u8>>,
+}
+
+impl Taken {
+    /// The keys, in order.
+    #[must_use]
+    pub fn keys(&self) -> &[Vec<u8>] {
+        &self.keys
+    }
+
+    /// There is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// All is done but for the keys that `left` says yes to, which wait again.
+    pub fn done_but(mut self, mut left: impl FnMut(&[u8]) -> bool) {
+        let (left, done) = std::mem::take(&mut self.keys).into_iter().partition(|key| left(key));
+        self.keys = left;
+        self.changes.settle(self.work, &done);
+    }
+
+    /// All is done, or somebody else sees to it from here on.
+    pub fn done(mut self) -> Vec<Vec<u8>> {
+        let keys = std::mem::take(&mut self.keys);
+        self.changes.settle(self.work, &keys);
+        keys
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        if self.keys.is_empty() {
+            return;
+        }
+        if let Some(queues) = self.changes.queues.lock().as_mut() {
+            let queue = &mut queues[self.work as usize];
+            for key in &self.keys {
+                queue.taken.remove(key);
+                insert(queue, self.work, key);
+            }
+        }
+        self.changes.wake.notify_waiters();
     }
 }
 
@@ -226,7 +314,7 @@ fn insert(queue: &mut Queue, work: Work, key: &[u8]) {
 #[cfg(test)]
 mod tests {
     use atoll_core::ids::InodeId;
-    use atoll_core::store::MemStore;
+    use atoll_core::store::{MemStore, Write};
 
     use super::*;
 
@@ -234,42 +322,113 @@ mod tests {
         (Family::System, keys::orphan(InodeId(number)), Some(vec![1]))
     }
 
+    fn key(number: u64) -> Vec<u8> {
+        keys::orphan(InodeId(number))
+    }
+
+    fn note(changes: &Changes, writes: &[Write]) {
+        changes.note(&Written::for_tests(writes));
+    }
+
+    /// Of a member that leads, once all that was there has been looked at.
+    fn leading(store: &MemStore) -> Arc<Changes> {
+        let changes = Arc::new(Changes::default());
+        changes.begin();
+        while changes.has(Work::Orphans) {
+            changes.take(Work::Orphans, 1, store).unwrap().done();
+        }
+        changes
+    }
+
     #[test]
     fn a_new_leader_finds_what_is_there_and_is_told_what_comes() {
         let mut store = MemStore::default();
         store.write((0..5000).map(orphan));
-        let changes = Changes::default();
-        changes.note(&[orphan(1)]);
+        let changes = Arc::new(Changes::default());
+        note(&changes, &[orphan(1)]);
         assert!(!changes.has(Work::Orphans), "a follower collects nothing");
         changes.begin();
+        assert!(changes.knows(Work::Orphans, &key(4999)), "it is scanned for");
         let mut found = BTreeSet::new();
         while changes.has(Work::Orphans) {
-            found.extend(changes.take(Work::Orphans, 1000, &store).unwrap());
+            found.extend(changes.take(Work::Orphans, 1000, &store).unwrap().done());
         }
         assert_eq!(found.len(), 5000);
-        changes.note(&[orphan(7), orphan(7), (Family::System, keys::orphan(InodeId(8)), None)]);
-        assert_eq!(changes.take(Work::Orphans, 10, &store).unwrap(), [keys::orphan(InodeId(7))]);
+        note(&changes, &[orphan(7), orphan(7), (Family::System, key(8), None)]);
+        assert_eq!(changes.take(Work::Orphans, 10, &store).unwrap().done(), [key(7)]);
         assert!(!changes.has(Work::Orphans));
     }
 
     #[test]
     fn more_than_fits_is_scanned_for_later() {
         let mut store = MemStore::default();
-        let changes = Changes::default();
-        changes.begin();
-        while changes.has(Work::Orphans) {
-            changes.take(Work::Orphans, 1, &store).unwrap();
-        }
+        let changes = leading(&store);
         let count = KEYS_MAX as u64 + 100;
         let writes: Vec<Write> = (0..count).map(orphan).collect();
         store.write(writes.clone());
-        changes.note(&writes);
+        note(&changes, &writes);
         let mut found = BTreeSet::new();
         while changes.has(Work::Orphans) {
-            let keys = changes.take(Work::Orphans, 500, &store).unwrap();
+            let keys = changes.take(Work::Orphans, 500, &store).unwrap().done();
             store.write(keys.iter().map(|key| (Family::System, key.clone(), None)));
             found.extend(keys);
         }
         assert_eq!(found.len() as u64, count);
+    }
+
+    #[test]
+    fn what_a_worker_gives_up_halfway_waits_again() {
+        let store = MemStore::default();
+        let changes = leading(&store);
+        note(&changes, &[orphan(1), orphan(2), orphan(3)]);
+        let taken = changes.take(Work::Orphans, 10, &store).unwrap();
+        assert!(!changes.has(Work::Orphans) && changes.knows(Work::Orphans, &key(2)));
+        assert!(changes.is_pending(Work::Orphans));
+        drop(taken);
+        let taken = changes.take(Work::Orphans, 10, &store).unwrap();
+        assert_eq!(taken.keys().len(), 3);
+        taken.done_but(|left| left == key(2));
+        assert_eq!(changes.take(Work::Orphans, 10, &store).unwrap().done(), [key(2)]);
+        assert!(!changes.is_pending(Work::Orphans) && !changes.knows(Work::Orphans, &key(2)));
+    }
+
+    #[test]
+    fn what_a_worker_gave_up_is_found_by_the_next_leader_too() {
+        let store = MemStore::default();
+        let changes = leading(&store);
+        note(&changes, &[orphan(1)]);
+        let taken = changes.take(Work::Orphans, 10, &store).unwrap();
+        changes.end();
+        drop(taken);
+        assert!(!changes.has(Work::Orphans), "a follower collects nothing");
+        changes.begin();
+        assert!(changes.has(Work::Orphans));
+    }
+
+    /// A store that fails once.
+    struct Failing;
+
+    impl Read for Failing {
+        fn get(&self, _: Family, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            Err(StoreError::Backend("no".into()))
+        }
+
+        fn scan(
+            &self,
+            _: Family,
+            _: &[u8],
+            _: &[u8],
+            _: &mut atoll_core::store::Visit<'_>,
+        ) -> Result<(), StoreError> {
+            Err(StoreError::Backend("no".into()))
+        }
+    }
+
+    #[test]
+    fn a_scan_that_failed_is_made_again() {
+        let changes = Arc::new(Changes::default());
+        changes.begin();
+        assert!(changes.take(Work::Orphans, 10, &Failing).is_err());
+        assert!(changes.has(Work::Orphans));
     }
 }

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::changes::Changes;
 use crate::clock;
+use crate::making::Making;
 use crate::metrics::Metrics;
 use crate::orders::OrderBook;
 use crate::peers::Members;
@@ -92,9 +93,8 @@ pub(crate) struct Office {
     pub(crate) membership: tokio::sync::Mutex<()>,
     /// Fires when a lock was let go of.
     pub(crate) locks_changed: Notify,
-    /// Held (shared) while a file without a name is made, until it is known to be held open; and alone by who
-    /// decides what nobody holds.
-    pub(crate) unnamed: tokio::sync::RwLock<()>,
+    /// Files that are being made and not yet known to be held open by who makes them.
+    pub(crate) making: Making,
 }
 
 /// A metadata server.

@@ -380,6 +380,11 @@ impl RunningMetadata {
         self.node.status()
     }
 
+    #[cfg(test)]
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// Makes the volume, as a bootstrap request over the wire does. To do it again changes nothing.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 mod ask;
 mod bootstrap;
 mod fsck;
+mod fsck_orphans;
 mod fsck_replicas;
 mod locks;
 mod members;

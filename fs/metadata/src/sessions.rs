@@ -6,7 +6,7 @@
 //!
 //! Pure: the time is an argument (since boot).
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use atoll_core::ids::{InodeId, SessionId};
@@ -37,8 +37,6 @@ pub struct Sessions {
     holders: HashMap<InodeId, u32>,
     /// Inodes without a name that were left alone because somebody holds them.
     awaited: HashSet<InodeId>,
-    /// Some of those that nobody holds any more.
-    let_go: BTreeSet<InodeId>,
     /// Inodes whose freeing is under way: nobody may hold them any more.
     going: HashSet<InodeId>,
 }
@@ -98,13 +96,14 @@ impl Sessions {
         }
     }
 
-    /// A session has ended; what it held is let go.
-    pub fn ended(&mut self, session: SessionId) {
-        if let Some(entry) = self.entries.remove(&session) {
-            for ino in entry.open {
-                self.let_go_of(ino);
-            }
-        }
+    /// A session has ended; what it held is let go. Returns the inodes without a name that nobody holds any more: they have
+    /// to be looked at again.
+    #[must_use]
+    pub fn ended(&mut self, session: SessionId) -> Vec<InodeId> {
+        let held = self.entries.remove(&session).map_or_else(HashSet::new, |entry| entry.open);
+        let mut let_go: Vec<InodeId> = held.into_iter().filter(|ino| self.let_go_of(*ino)).collect();
+        let_go.sort();
+        let_go
     }
 
     /// All sessions that are alive but one.
@@ -123,11 +122,11 @@ impl Sessions {
         Ok(())
     }
 
-    /// The session holds `ino` open from now on.
+    /// The session holds `ino` open from now on; whether it didn't before.
     ///
     /// # Errors
     /// If it isn't known, or holds too many.
-    pub fn hold(&mut self, session: SessionId, ino: InodeId) -> Result<(), OpenError> {
+    pub fn hold(&mut self, session: SessionId, ino: InodeId) -> Result<bool, OpenError> {
         if self.going.contains(&ino) {
             return Err(OpenError::Going);
         }
@@ -135,31 +134,30 @@ impl Sessions {
         if entry.open.len() >= OPEN_FILES_MAX && !entry.open.contains(&ino) {
             return Err(OpenError::TooMany);
         }
-        if entry.open.insert(ino) {
+        let is_new = entry.open.insert(ino);
+        if is_new {
             *self.holders.entry(ino).or_default() += 1;
         }
-        Ok(())
+        Ok(is_new)
     }
 
-    /// The session holds `ino` no more.
-    pub fn release(&mut self, session: SessionId, ino: InodeId) {
-        let Some(entry) = self.entries.get_mut(&session) else { return };
+    /// The session holds `ino` no more. True if it has no name and nobody holds it any more: it has to be looked at again.
+    #[must_use]
+    pub fn release(&mut self, session: SessionId, ino: InodeId) -> bool {
+        let Some(entry) = self.entries.get_mut(&session) else { return false };
         entry.reclaiming.remove(&ino);
-        if entry.open.remove(&ino) {
-            self.let_go_of(ino);
-        }
+        entry.open.remove(&ino) && self.let_go_of(ino)
     }
 
-    fn let_go_of(&mut self, ino: InodeId) {
-        if let Some(count) = self.holders.get_mut(&ino) {
-            *count -= 1;
-            if *count == 0 {
-                self.holders.remove(&ino);
-                if self.awaited.remove(&ino) {
-                    self.let_go.insert(ino);
-                }
-            }
+    /// True if nobody holds it any more and somebody waited for that.
+    fn let_go_of(&mut self, ino: InodeId) -> bool {
+        let Some(count) = self.holders.get_mut(&ino) else { return false };
+        *count -= 1;
+        if *count > 0 {
+            return false;
         }
+        self.holders.remove(&ino);
+        self.awaited.remove(&ino)
     }
 
     /// The session tells (part of) what it holds open.
@@ -197,8 +195,8 @@ impl Sessions {
         self.term
     }
 
-    /// Whether nobody holds `ino`, for certain. If somebody does (or may), it is remembered and comes with
-    /// [`take_let_go`](Self::take_let_go) once that has changed.
+    /// Whether nobody holds `ino`, for certain. If somebody does it is remembered, and whoever lets go of it last is told.
+    /// If somebody may who hasn't spoken yet, all have to be looked at again when [all have](Self::all_reclaimed).
     pub fn is_free(&mut self, ino: InodeId) -> bool {
         if self.holders.contains_key(&ino) {
             self.awaited.insert(ino);
@@ -228,9 +226,10 @@ impl Sessions {
         self.entries.values().all(|entry| entry.reclaimed)
     }
 
-    /// Inodes that were asked about with [`is_free`](Self::is_free) and that nobody holds any more.
-    pub fn take_let_go(&mut self) -> Vec<InodeId> {
-        std::mem::take(&mut self.let_go).into_iter().collect()
+    /// Whether nobody holds `ino` and nobody is freeing it, as far as anybody can say; remembers nothing.
+    #[must_use]
+    pub fn is_left(&self, ino: InodeId) -> bool {
+        self.all_reclaimed() && !self.holders.contains_key(&ino) && !self.going.contains(&ino)
     }
 
     /// Sessions that were silent for their lifetime.
@@ -309,7 +308,7 @@ mod tests {
         table.heard(A, at(10)).unwrap();
         assert_eq!(table.expired(at(15)), []);
         assert_eq!(table.expired(at(16)), [B]);
-        table.ended(B);
+        assert!(table.ended(B).is_empty());
         assert_eq!(table.heard(B, at(17)), Err(Unknown));
         assert_eq!(table.expired(at(26)), [A]);
     }
@@ -331,11 +330,10 @@ mod tests {
         table.reclaim(A, &[], false).unwrap();
         assert!(!table.must_reclaim(A));
         assert!(!table.is_free(InodeId(78)), "B has not spoken");
-        table.ended(B);
-        assert!(table.is_free(InodeId(78)));
-        assert!(!table.is_free(FILE), "A holds it");
-        table.release(A, FILE);
-        assert_eq!(table.take_let_go(), [FILE]);
+        assert!(table.ended(B).is_empty());
+        assert!(table.is_free(InodeId(78)) && table.is_left(InodeId(78)));
+        assert!(!table.is_free(FILE) && !table.is_left(FILE), "A holds it");
+        assert!(table.release(A, FILE), "it was waited for");
         assert!(table.is_free(FILE));
     }
 
@@ -344,14 +342,12 @@ mod tests {
         let mut table = Sessions::begin(1, LIFE, at(0), []);
         table.opened(A, at(0));
         table.opened(B, at(0));
-        table.hold(A, FILE).unwrap();
-        table.hold(A, FILE).unwrap();
-        table.hold(B, FILE).unwrap();
+        assert_eq!(table.hold(A, FILE), Ok(true));
+        assert_eq!(table.hold(A, FILE), Ok(false));
+        assert_eq!(table.hold(B, FILE), Ok(true));
         assert!(!table.is_free(FILE));
-        table.release(A, FILE);
-        assert!(table.take_let_go().is_empty());
-        table.ended(B);
-        assert_eq!(table.take_let_go(), [FILE]);
+        assert!(!table.release(A, FILE), "B holds it");
+        assert_eq!(table.ended(B), [FILE]);
         assert!(!table.must_reclaim(A), "this leader saw it begin");
     }
 
@@ -361,8 +357,9 @@ mod tests {
         table.opened(A, at(0));
         table.hold(A, FILE).unwrap();
         assert!(!table.begin_going(FILE));
-        table.release(A, FILE);
+        assert!(table.release(A, FILE));
         assert!(table.begin_going(FILE));
+        assert!(!table.is_left(FILE), "somebody is at it");
         assert_eq!(table.hold(A, FILE), Err(OpenError::Going));
         table.not_going(FILE);
         table.hold(A, FILE).unwrap();
@@ -372,7 +369,7 @@ mod tests {
     fn a_close_that_overtakes_the_reclaim_wins() {
         let mut table = Sessions::begin(3, LIFE, at(0), [A]);
         table.reclaim(A, &[FILE], true).unwrap();
-        table.release(A, FILE);
+        assert!(!table.release(A, FILE));
         table.reclaim(A, &[], false).unwrap();
         assert!(table.is_free(FILE));
     }

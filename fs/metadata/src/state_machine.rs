@@ -261,10 +261,10 @@ impl Machine {
             applied.position = Some(entry.position);
         }
         let mut writes = txn.into_writes();
-        self.changes.note(&writes);
         writes.extend(applied_writes(&applied));
-        self.room.until(is_no_space, || store.write(&writes))?;
+        let written = self.room.until(is_no_space, || store.write(&writes))?;
         *self.applied.lock() = applied;
+        self.changes.note(&written);
         self.metrics.applied(commands_applied, started.elapsed());
         Ok(results)
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use atoll_proto::metadata::MetadataError;
 use tokio_util::task::TaskTracker;
 
-use crate::changes::Work;
+use crate::changes::{Taken, Work};
 use crate::node::Node;
 use crate::store::ballast::Ballast;
 
@@ -50,15 +50,15 @@ async fn until_stopped(node: Arc<Node>, work: impl Future<Output = ()>) {
 
 /// Up to `limit` keys of work, when this member leads and there is some; `gather`: how long to wait for more,
 /// so that a burst becomes few entries.
-async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Vec<Vec<u8>> {
+async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Taken {
     loop {
         let woken = node.changes.woken();
         if node.changes.has(work) {
             tokio::time::sleep(gather).await;
             if node.lead().is_ok() {
                 match node.changes.take(work, limit, &*node.machine.store()) {
-                    Ok(keys) if keys.is_empty() => continue,
-                    Ok(keys) => return keys,
+                    Ok(taken) if taken.is_empty() => continue,
+                    Ok(taken) => return taken,
                     Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
                 }
             }

@@ -48,10 +48,40 @@ pub enum MetadataError {
 }
 
 /// Carries out a mutation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MutateRequest {
     /// The mutation.
     pub command: Command,
+    /// If it makes a file, the session holds that open from the start, as after [`Query::Open`]. What came before this
+    /// field reads over it, and doesn't send it: then it is `false`.
+    pub opens: bool,
+}
+
+impl<'de> Deserialize<'de> for MutateRequest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> serde::de::Visitor<'de> for Fields {
+            type Value = MutateRequest;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a mutation")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut fields: A,
+            ) -> Result<MutateRequest, A::Error> {
+                let missing = || serde::de::Error::invalid_length(0, &self);
+                let command = fields.next_element()?.ok_or_else(missing)?;
+                // The message may end here.
+                let opens = fields.next_element().ok().flatten().unwrap_or(false);
+                Ok(MutateRequest { command, opens })
+            }
+        }
+
+        deserializer.deserialize_struct("MutateRequest", &["command", "opens"], Fields)
+    }
 }
 
 /// What came of a mutation.

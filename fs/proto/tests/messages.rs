@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use atoll_core::ids::{ChunkId, ClusterId, Generation, ServerId, SessionId};
+use atoll_core::attributes::Timestamp;
+use atoll_core::commands::{Command, Op, Outcome};
+use atoll_core::ids::{ChunkId, ClusterId, Generation, ServerId, SessionId, SlotId};
 use atoll_proto::registration::*;
 use atoll_proto::storage::*;
 use atoll_proto::{Request, Rpc, Status, StatusCode, metadata};
@@ -56,6 +58,30 @@ fn storage_messages_survive() {
     let page = InventoryReply { replicas: vec![replica], more: true };
     survives::<Inventory>(&Inventory { after: Some(CHUNK), limit: 100 }, &page);
     survives::<Scrub>(&Scrub { chunk: CHUNK }, &ScrubReply { blocks: 16384, bad: vec![3] });
+}
+
+#[test]
+fn a_mutation_is_understood_with_and_without_what_came_later() {
+    let command = Command {
+        session: SessionId(3),
+        slot: SlotId(1),
+        sequence: 9,
+        time: Timestamp::default(),
+        expect: None,
+        op: Op::Unreserve { bytes: 4096 },
+    };
+    let reply = metadata::MutateReply { outcome: Outcome::Done };
+    for opens in [false, true] {
+        let request = metadata::MutateRequest { command: command.clone(), opens };
+        survives::<metadata::MutateRequest>(&request, &reply);
+    }
+    // As who doesn't know the field sends and reads it.
+    let old = postcard::to_allocvec(&command).unwrap();
+    let read: metadata::MutateRequest = postcard::from_bytes(&old).unwrap();
+    assert_eq!(read, metadata::MutateRequest { command: command.clone(), opens: false });
+    let new =
+        postcard::to_allocvec(&metadata::MutateRequest { command: command.clone(), opens: true }).unwrap();
+    assert_eq!(postcard::from_bytes::<Command>(&new).unwrap(), command);
 }
 
 #[test]

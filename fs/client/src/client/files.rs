@@ -15,9 +15,9 @@ use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity};
 use super::pages::Current;
-use super::{Append, Client, check_name, inode_of, unexpected};
+use super::{Append, Client, check_name, unexpected};
 use crate::data::Extents;
-use crate::metadata::{ClientError, Metadata};
+use crate::metadata::{ClientError, Made, Metadata};
 use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 
 /// Segments whose places come along with an open.
@@ -41,6 +41,12 @@ struct Opening<'a, M: Metadata> {
 impl<'a, M: Metadata> Opening<'a, M> {
     fn new(client: &'a Client<M>, ino: InodeId) -> Self {
         Opening { client, file: Some(client.handles.open(ino)) }
+    }
+
+    /// Of a file that was just made.
+    fn of_new(client: &'a Client<M>, made: Made) -> (Self, Attributes) {
+        let opening = Opening::new(client, made.attributes.ino);
+        (opening, made.keep())
     }
 
     fn finish(mut self, flags: u32, keep_cache: bool) -> Opened {
@@ -129,8 +135,7 @@ impl<M: Metadata> Client<M> {
         Ok(opening.finish(flags, keep_cache))
     }
 
-    /// Makes and opens a file. The service is told in the background that it is open: until then only somebody
-    /// who learnt of the file from its maker could remove it, and the maker hasn't even been answered.
+    /// Makes and opens a file.
     pub(super) async fn create_file(
         &self,
         caller: &Caller,
@@ -151,15 +156,16 @@ impl<M: Metadata> Client<M> {
             target: Bytes::new(),
             umask: caller.umask,
         };
-        let attributes = match self.metadata.mutate(op).await {
-            Ok(outcome) => inode_of(outcome)?,
+        let made = match self.metadata.make(op).await {
+            Ok(made) => made,
             Err(ClientError::Fs(FsError::Exists)) if flags & libc::O_EXCL as u32 == 0 => {
                 return self.open_existing(parent, name, flags).await;
             }
+            // With its session this mount's hold of it was lost, and somebody has removed it.
+            Err(ClientError::Fs(FsError::Stale)) => return Err(FsError::Io.into()),
             Err(error) => return Err(error.into()),
         };
-        let opening = Opening::new(self, attributes.ino);
-        self.metadata.opened(attributes.ino);
+        let (opening, attributes) = Opening::of_new(self, made);
         self.handles.learn(&attributes);
         self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
         self.pages.made(&attributes);
@@ -269,14 +275,13 @@ impl<M: Metadata> Client<M> {
         let linkable = flags & libc::O_EXCL as u32 == 0;
         for _ in 0..UNNAMED_ATTEMPTS_MAX {
             let op = Op::CreateUnnamed { parent, mode: mode & 0o7777, uid, gid, umask, linkable };
-            let attributes = inode_of(self.metadata.mutate(op).await?)?;
-            let opening = Opening::new(self, attributes.ino);
-            match self.metadata.ask(Query::Open { ino: attributes.ino, segments: 0 }).await {
-                Ok(_) => {}
-                // A new leader took it for one that nobody holds, before it could be told.
+            let made = match self.metadata.make(op).await {
+                Ok(made) => made,
+                // With its session this mount's hold of it was lost, and it is gone.
                 Err(ClientError::Fs(FsError::Stale)) => continue,
                 Err(error) => return Err(error.into()),
-            }
+            };
+            let (opening, attributes) = Opening::of_new(self, made);
             self.handles.learn(&attributes);
             self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
             self.pages.made(&attributes);

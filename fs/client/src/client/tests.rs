@@ -214,6 +214,49 @@ async fn an_unlinked_file_lives_until_it_is_closed() {
     assert_eq!(here.metadata().volume().inodes_used, 1);
 }
 
+#[tokio::test]
+async fn a_file_that_others_remove_while_it_is_made_stays_for_its_maker() {
+    let cluster = cluster();
+    let (here, there) = (mount(&cluster), mount(&cluster));
+    let open = create(&here, "made").await;
+    there.unlink(&me(), ROOT, name("made")).await.unwrap();
+    cluster.volume.lock().purge();
+    write(&here, open, 0, b"hello").await;
+    assert_eq!(here.fsync(&me(), open.0, open.1, false).await, Ok(()));
+    assert_eq!(read(&here, open, 0, 10).await, b"hello");
+    close(&here, open).await;
+    check(&cluster);
+    // mknod doesn't open.
+    let made = here.mknod(&me(), ROOT, name("node"), 0o100_600, 0).await.unwrap().attributes.ino;
+    there.unlink(&me(), ROOT, name("node")).await.unwrap();
+    cluster.volume.lock().purge();
+    assert!(here.open(&me(), made, RDWR).await.is_err());
+}
+
+#[tokio::test]
+async fn who_has_a_file_open_hears_that_its_data_is_lost_with_it() {
+    for synced in [true, false] {
+        let cluster = cluster();
+        let (here, there) = (mount(&cluster), mount(&cluster));
+        let (first, second) = (create(&here, "a").await, super::tests::open(&here, "a", RDWR).await);
+        write(&here, first, 0, b"never kept").await;
+        // Whatever made the service forget that it is open.
+        let session = here.metadata.session();
+        cluster.volume.lock().hold(session, &[first.0], false);
+        there.unlink(&me(), ROOT, name("a")).await.unwrap();
+        cluster.volume.lock().purge();
+        for (ino, handle) in [first, second] {
+            let told = match synced {
+                true => here.fsync(&me(), ino, handle, false).await,
+                false => here.flush(&me(), ino, handle, 0).await,
+            };
+            assert_eq!(errno(told), libc::EIO);
+        }
+        // Each is told once.
+        assert_eq!(here.flush(&me(), first.0, first.1, 0).await, Ok(()));
+    }
+}
+
 async fn list(fs: &Mount, handle: u64, mut cookie: u64, bytes: u32, plus: bool) -> Vec<DirEntry> {
     let mut all = Vec::new();
     loop {

@@ -12,7 +12,7 @@ use atoll_proto::metadata::{Answer, Query};
 
 use super::handles::Handles;
 use super::pages::Pages;
-use crate::metadata::{ClientError, Hook, Metadata};
+use crate::metadata::{ClientError, Hook, Made, Metadata};
 
 /// See the module.
 pub struct Tracked<M> {
@@ -54,6 +54,13 @@ impl<M: Metadata> Metadata for Tracked<M> {
         Ok(outcome)
     }
 
+    async fn make(&self, op: Op) -> Result<Made, ClientError> {
+        let made = self.inner.make(op).await?;
+        self.handles.learn(&made.attributes);
+        self.pages.own_change(&made.attributes);
+        Ok(made)
+    }
+
     async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
         self.inner.ask(query).await
     }
@@ -90,8 +97,8 @@ impl<M: Metadata> Metadata for Tracked<M> {
         self.inner.away_for()
     }
 
-    fn opened(&self, ino: InodeId) {
-        self.inner.opened(ino);
+    fn is_open(&self, ino: InodeId) -> bool {
+        self.handles.file(ino).is_some()
     }
 
     fn closed(&self, ino: InodeId) {

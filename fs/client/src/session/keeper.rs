@@ -124,7 +124,8 @@ impl Inner {
         let (term, reclaim) = (reply.term, reply.reclaim);
         self.service.learn(&reply.members);
         self.note(reply, sent);
-        if reclaim {
+        // Else the next beat does it: it comes when the last of those files is known.
+        if reclaim && self.open_files.lock().may_tell_all(term) {
             self.reclaim(session).await?;
         }
         // Those that could not be told before, or may have been told too early.

@@ -1,7 +1,7 @@
 //! Which files this session holds open, as the leader is to know it: an open file is kept when its last name
 //! goes. Pure.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use atoll_core::ids::InodeId;
 
@@ -12,7 +12,15 @@ pub const FILES_PER_MESSAGE_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub struct OpenFiles {
     open: HashSet<InodeId>,
+    /// Those that were made, and that their makers haven't taken yet. They are open, whoever opens and closes them by their
+    /// names meanwhile.
+    made: HashSet<InodeId>,
     closed: VecDeque<InodeId>,
+    /// Files that are being made to be opened, by when they were begun, counted from 1.
+    making: BTreeSet<u64>,
+    begun: u64,
+    /// A leader wants to be told everything: the last one that was begun when that was heard, and the leader's term.
+    wanted: Option<(u64, u64)>,
 }
 
 impl OpenFiles {
@@ -28,17 +36,65 @@ impl OpenFiles {
 
     /// The file's last handle is closed; true if there is something new to tell.
     pub fn close(&mut self, ino: InodeId) -> bool {
-        let known = self.open.remove(&ino);
-        if known {
+        let is_news = self.open.remove(&ino) && !self.made.contains(&ino);
+        if is_news {
             self.closed.push_back(ino);
         }
-        known
+        is_news
+    }
+
+    /// The file was made by this client, which holds it; its maker has still to take it.
+    pub fn made(&mut self, ino: InodeId) {
+        self.made.insert(ino);
+        self.closed.retain(|closed| *closed != ino);
+    }
+
+    /// Its maker takes it, and has it open; or has gone away. True if there is something new to tell.
+    pub fn settle(&mut self, ino: InodeId, kept: bool) -> bool {
+        self.made.remove(&ino);
+        if kept {
+            self.open.insert(ino);
+        }
+        let is_news = !self.open.contains(&ino);
+        if is_news {
+            self.closed.push_back(ino);
+        }
+        is_news
+    }
+
+    /// A file is about to be made, to be opened. Its number is known with the outcome only.
+    pub fn begin_making(&mut self) -> u64 {
+        self.begun += 1;
+        self.making.insert(self.begun);
+        self.begun
+    }
+
+    /// What became of it is known; if it was made it is among the open ones. True if a leader waits for that.
+    pub fn end_making(&mut self, number: u64) -> bool {
+        self.making.remove(&number);
+        self.wanted.is_some_and(|(last, _)| !self.is_making(last))
+    }
+
+    /// The leader of this term wants to be told all open files. True if that can be done now: not while a file may have been
+    /// made under a leader before it, which this one would take for one that nobody holds.
+    pub fn may_tell_all(&mut self, term: u64) -> bool {
+        let last = match self.wanted {
+            Some((last, of)) if of == term => last,
+            _ => self.begun,
+        };
+        let may = !self.is_making(last);
+        self.wanted = if may { None } else { Some((last, term)) };
+        may
+    }
+
+    fn is_making(&self, last: u64) -> bool {
+        self.making.first().is_some_and(|first| *first <= last)
     }
 
     /// True if it is open.
     #[must_use]
     pub fn is_open(&self, ino: InodeId) -> bool {
-        self.open.contains(&ino)
+        self.open.contains(&ino) || self.made.contains(&ino)
     }
 
     /// The next closed files to tell of, as many as fit in a message.
@@ -50,7 +106,7 @@ impl OpenFiles {
     /// They could not be told; those that were opened again meanwhile need not be.
     pub fn put_back(&mut self, closed: Vec<InodeId>) {
         for ino in closed.into_iter().rev() {
-            if !self.open.contains(&ino) {
+            if !self.is_open(ino) {
                 self.closed.push_front(ino);
             }
         }
@@ -60,7 +116,7 @@ impl OpenFiles {
     /// if need be: that notice may have come first.
     pub fn told_open(&mut self, told: &[InodeId]) {
         for ino in told {
-            if !self.open.contains(ino) && !self.closed.contains(ino) {
+            if !self.is_open(*ino) && !self.closed.contains(ino) {
                 self.closed.push_back(*ino);
             }
         }
@@ -76,7 +132,7 @@ impl OpenFiles {
     /// of files that were closed before.
     #[must_use]
     pub fn messages(&self) -> Vec<Vec<InodeId>> {
-        let all: Vec<InodeId> = self.open.iter().copied().collect();
+        let all: Vec<InodeId> = self.open.union(&self.made).copied().collect();
         if all.is_empty() {
             return vec![Vec::new()];
         }
@@ -120,6 +176,44 @@ mod tests {
         assert!(files.has_closed());
         assert_eq!(files.take_closed(), [A]);
         assert!(!files.has_closed());
+    }
+
+    #[test]
+    fn what_is_made_is_open_until_its_maker_closes_it_or_goes_away() {
+        let mut files = OpenFiles::default();
+        files.made(A);
+        // By its name.
+        assert!(files.open(A));
+        assert!(!files.close(A), "its maker has it");
+        assert!(files.is_open(A));
+        assert_eq!(files.messages(), [[A]]);
+        assert!(!files.settle(A, true));
+        assert!(files.close(A));
+        files.made(B);
+        files.open(B);
+        assert!(!files.settle(B, false), "somebody else has it open");
+        assert!(files.close(B));
+        files.made(B);
+        assert!(files.settle(B, false));
+        assert_eq!(files.take_closed(), [A, B]);
+    }
+
+    #[test]
+    fn a_new_leader_is_told_once_all_is_known_that_was_made_under_the_old_one() {
+        let mut files = OpenFiles::default();
+        assert!(files.may_tell_all(1));
+        let (first, second) = (files.begin_making(), files.begin_making());
+        assert!(!files.end_making(first), "nobody waits for it");
+        assert!(!files.may_tell_all(2));
+        // Begun after the new leader was heard of, so it is made under that one, which knows.
+        let third = files.begin_making();
+        assert!(!files.may_tell_all(2));
+        assert!(!files.may_tell_all(3), "now under the one before this");
+        assert!(!files.end_making(second));
+        assert!(files.end_making(third));
+        assert!(files.may_tell_all(3));
+        let fourth = files.begin_making();
+        assert!(!files.end_making(fourth));
     }
 
     #[test]

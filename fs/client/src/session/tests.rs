@@ -54,7 +54,7 @@ impl Handler for Member {
         match request.kind {
             kind::MUTATE => {
                 let request: MutateRequest = postcard::from_bytes(&request.meta).unwrap();
-                let outcome = volume.execute(request.command);
+                let outcome = volume.execute_to_open(request.command, request.opens);
                 if self.faults.swallow_outcome.swap(false, Ordering::SeqCst) {
                     return Err(WireStatus::service(&MetadataError::LeadershipLost));
                 }
@@ -241,7 +241,7 @@ async fn a_lost_session_is_replaced_and_nothing_happens_twice() {
         })
     });
     let first = client.session();
-    client.opened(InodeId(77));
+    client.inner.open_files.lock().open(InodeId(77));
     // Carried out in a session that is gone when the answer should come: the new session learns of it.
     cluster.faults.swallow_outcome.store(true, Ordering::SeqCst);
     let mutation = tokio::spawn({
@@ -290,6 +290,77 @@ async fn a_new_leader_is_told_the_open_files_and_the_closed_ones_are_let_go() {
     until(|| cluster.volume.lock().open_files(session) == Some(0)).await;
     assert!(client.ask(Query::Open { ino: InodeId(12345), segments: 0 }).await.is_err());
     assert!(!client.inner.open_files.lock().is_open(InodeId(12345)));
+}
+
+fn create(name: &str) -> Op {
+    let Op::Create { parent, name, ino, uid, gid, rdev, target, umask, .. } = mkdir(name) else {
+        panic!("not a creation")
+    };
+    Op::Create { parent, name, ino, mode: 0o100_644, uid, gid, rdev, target, umask }
+}
+
+#[tokio::test]
+async fn a_file_is_held_by_who_makes_it_from_the_start() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let session = client.session();
+    let made = client.make(create("a")).await.unwrap();
+    assert_eq!(cluster.volume.lock().open_files(session), Some(1), "before anything else was told");
+    let ino = made.attributes.ino;
+    client.mutate(Op::Unlink { parent: ROOT, name: "a".into(), directory: false }).await.unwrap();
+    cluster.volume.lock().purge();
+    assert_eq!(made.keep().ino, ino);
+    client.ask(Query::Inode { ino }).await.unwrap();
+    client.closed(ino);
+    until(|| cluster.volume.lock().open_files(session) == Some(0)).await;
+    cluster.volume.lock().purge();
+    assert_eq!(client.ask(Query::Inode { ino }).await, Err(FsError::Stale.into()));
+    // What is made without being opened is not held.
+    client.mutate(create("b")).await.unwrap();
+    assert_eq!(cluster.volume.lock().open_files(session), Some(0));
+}
+
+#[tokio::test]
+async fn a_file_whose_maker_has_gone_away_is_closed() {
+    let cluster = Cluster::start(2);
+    let (client, _arena) = cluster.client().await;
+    let session = client.session();
+    drop(client.make(create("a")).await.unwrap());
+    until(|| cluster.volume.lock().open_files(session) == Some(0)).await;
+    // Nobody leads: it is on its way when its maker is interrupted.
+    cluster.faults.leader.store(5, Ordering::SeqCst);
+    let making = tokio::spawn({
+        let client = client.clone();
+        async move { client.make(create("b")).await.map(drop) }
+    });
+    until(|| client.status().waiting.is_some()).await;
+    making.abort();
+    cluster.faults.leader.store(1, Ordering::SeqCst);
+    let found = async {
+        while client.ask(lookup("b")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.expect("it is made nevertheless");
+    until(|| cluster.volume.lock().open_files(session) == Some(0)).await;
+    assert!(!client.inner.open_files.lock().has_closed());
+}
+
+#[tokio::test]
+async fn a_file_that_was_made_in_a_session_that_is_lost_is_held_by_the_next_one() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let first = client.session();
+    cluster.faults.swallow_outcome.store(true, Ordering::SeqCst);
+    let making = tokio::spawn({
+        let client = client.clone();
+        async move { client.make(create("a")).await.map(Made::keep) }
+    });
+    until(|| !cluster.faults.swallow_outcome.load(Ordering::SeqCst)).await;
+    cluster.volume.lock().expire(first);
+    making.await.unwrap().unwrap();
+    assert_ne!(client.session(), first);
+    assert_eq!(cluster.volume.lock().open_files(client.session()), Some(1));
 }
 
 #[tokio::test]

@@ -521,21 +521,25 @@ impl<M: Metadata> Shared<M> {
 
     /// The data of a batch can't be kept: whoever has the file open is told.
     fn lose(self: &Arc<Self>, file: &Arc<FileState>, batch: &Batch, session: SessionId, error: ClientError) {
-        // It was removed after it was closed: who has a file open keeps it.
+        // Who has a file open keeps it. So it was removed after it was closed, and nobody wants its data; or this mount's
+        // hold of it was lost, and then whoever has it open has lost what it wrote.
         let is_gone = error == ClientError::Fs(FsError::Stale);
+        let is_open = self.metadata.is_open(file.ino);
         let blocks = {
             let mut inner = file.inner.lock();
             if inner.dirty.settled() >= batch.cut {
                 // Given up already, with everything else of the session.
                 return;
             }
-            inner.errors.note(error.clone());
+            inner.errors.note(if is_gone { FsError::Io.into() } else { error.clone() });
             inner.dirty.settle(batch.cut)
         };
-        if is_gone {
-            tracing::debug!(ino = %file.ino, bytes = batch.bytes, "data of a file that is gone");
-        } else {
+        if !is_gone {
             tracing::error!(ino = %file.ino, bytes = batch.bytes, %error, "written data is lost");
+        } else if is_open {
+            tracing::warn!(ino = %file.ino, bytes = batch.bytes, "written data is lost: the file is gone while it is open");
+        } else {
+            tracing::debug!(ino = %file.ino, bytes = batch.bytes, "data of a file that is gone");
         }
         batch.retire();
         drop(blocks);

@@ -96,7 +96,7 @@ pub(super) fn chunk(store: &dyn Read, chunk: ChunkId) -> Result<Found, StoreErro
     let mut waiting: BTreeSet<ServerId> = BTreeSet::new();
     for (first, range) in &dead {
         let mut blocks = Intervals::default();
-        blocks.add(*first, first + range.blocks);
+        blocks.add(*first, first.saturating_add(range.blocks));
         if blocks.without(&uses.live) != blocks {
             wrong(
                 Kind::DeadInUse,

@@ -107,6 +107,8 @@ kinds! {
     ReplicaBad, "replica-bad", 8;
     /// A storage server doesn't answer.
     ReplicasUnchecked, "replicas-unchecked", 0;
+    /// An unlinked file that nobody holds open, and nobody is freeing.
+    OrphanForgotten, "orphan-forgotten", 8;
 }
 
 /// The phase from which on repairs trust the references to chunks.

@@ -296,12 +296,14 @@ fn sum(
             let orphan: Option<OrphanRecord> = load(store, Family::System, &keys::orphan(*ino))?;
             if !orphan.is_some_and(|orphan| orphan.purging) {
                 totals.inodes += 1;
-                totals.bytes_used += InodeRecord::decode(value)?.charged();
+                let charged = InodeRecord::decode(value)?.charged();
+                totals.bytes_used = totals.bytes_used.saturating_add(charged);
             }
         }
         Subject::Inline(..) => totals.inline_bytes += value.len() as u64,
         Subject::Volume if pass == "sessions" => {
-            totals.bytes_reserved += SessionRecord::decode(value)?.bytes_reserved;
+            let reserved = SessionRecord::decode(value)?.bytes_reserved;
+            totals.bytes_reserved = totals.bytes_reserved.saturating_add(reserved);
         }
         _ => {}
     }

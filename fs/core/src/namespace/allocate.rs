@@ -53,7 +53,7 @@ pub(super) fn allocate(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<O
     let changed = change_time(now, &record);
     record.mtime = changed;
     record.ctime = changed;
-    record.change += 1;
+    record.count_change();
     txn.put_inode(ino, &record);
     Ok(Outcome::Allocated(until, Box::new(record.attributes(ino))))
 }

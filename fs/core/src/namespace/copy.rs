@@ -13,6 +13,7 @@ use crate::limits::{
 };
 use crate::query;
 use crate::records::{InodeRecord, Piece, Place};
+use crate::store::StoreError;
 use crate::txn::{OpResult, Txn, change_time};
 use crate::volume;
 
@@ -50,7 +51,7 @@ pub(super) fn copy_range(
             _ => return Err(FsError::InvalidArgument.into()),
         }
     }
-    let wanted = length.min(source.size.saturating_sub(offset));
+    let wanted = length.min(source.size.min(FILE_BYTES_MAX).saturating_sub(offset));
     if wanted == 0 {
         return Ok(Outcome::Copied(0, Box::new(target.attributes(to))));
     }
@@ -81,7 +82,7 @@ pub(super) fn copy_range(
     let changed = change_time(now, &target);
     target.mtime = changed;
     target.ctime = changed;
-    target.change += 1;
+    target.count_change();
     txn.put_inode(to, &target);
     Ok(Outcome::Copied(copied, Box::new(target.attributes(to))))
 }
@@ -100,7 +101,8 @@ fn runs(txn: &Txn<'_>, ino: InodeId, record: &InodeRecord, offset: u64, end: u64
         let base = segment.0 * SEGMENT_BYTES;
         for piece in &stored {
             let (start, stop) = (base + u64::from(piece.start), base + u64::from(piece.end()));
-            let (from, mut to) = (start.max(offset), stop.min(end));
+            // Pieces don't overlap, if nothing is damaged.
+            let (from, mut to) = (start.max(offset).max(at), stop.min(end));
             if from >= to {
                 continue;
             }
@@ -121,8 +123,15 @@ fn runs(txn: &Txn<'_>, ino: InodeId, record: &InodeRecord, offset: u64, end: u64
                     }
                     to = to.min(from + left);
                     inline += to - from;
-                    let bytes = query::inline_bytes(txn, ino, segment, piece)?.unwrap_or_default();
-                    Source::Inline(bytes.slice(skip as usize..(skip + to - from) as usize))
+                    match query::inline_bytes(txn, ino, segment, piece) {
+                        Ok(Some(bytes)) => {
+                            Source::Inline(bytes.slice(skip as usize..(skip + to - from) as usize))
+                        }
+                        Ok(None) | Err(StoreError::Damaged(_)) => {
+                            return what_was_found(runs, at, from, FsError::Io);
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
                 }
                 Place::Chunk { .. } => Source::Shared(piece.place.advance(skip), piece.birth),
             };

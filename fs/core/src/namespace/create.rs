@@ -13,7 +13,8 @@ use crate::namespace::check_name;
 use crate::namespace::xattr;
 use crate::records::{InodeRecord, OrphanRecord};
 use crate::store::{Family, Read};
-use crate::txn::{OpResult, Txn, change_time};
+use crate::txn::{OpResult, Txn, change_time, take_number};
+use crate::volume::FIRST_INODE;
 
 /// What is to be made.
 struct New<'a> {
@@ -49,8 +50,8 @@ pub(super) fn create(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Out
     txn.insert_entry(*parent, name, ino, kind)?;
 
     let changed = change_time(now, &directory);
-    directory.entries += 1;
-    directory.nlink += u32::from(kind == FileKind::Directory);
+    directory.entries = directory.entries.saturating_add(1);
+    directory.nlink = directory.nlink.saturating_add(u32::from(kind == FileKind::Directory));
     touch_directory(&mut directory, changed);
     txn.put_inode(*parent, &directory);
     Ok(Outcome::Inode(Box::new(record.attributes(ino))))
@@ -89,22 +90,47 @@ pub(super) fn whiteout(
     txn.insert_entry(parent, name, ino, FileKind::CharDevice)
 }
 
-/// A number for a new inode, which counts from now on.
+/// A number for a new inode, which counts from now on. One that is `chosen` must have been handed out, and nothing may be
+/// left of what had it.
 fn number(txn: &mut Txn<'_>, chosen: Option<InodeId>) -> OpResult<InodeId> {
-    let volume = txn.volume_mut()?;
+    let volume = txn.volume()?;
     if volume.inodes_used >= volume.config.inodes_total {
         return Err(FsError::NoSpace.into());
     }
-    volume.inodes_used += 1;
-    match chosen {
-        Some(chosen) if chosen.0 < volume.next_inode => Ok(chosen),
-        Some(_) => Err(FsError::InvalidArgument.into()),
-        None => {
-            let next = InodeId(volume.next_inode);
-            volume.next_inode += 1;
-            Ok(next)
+    if let Some(chosen) = chosen {
+        let is_handed_out = (FIRST_INODE..volume.next_inode).contains(&chosen.0);
+        if !is_handed_out || is_in_use(txn, chosen)? {
+            return Err(FsError::InvalidArgument.into());
         }
     }
+    let volume = txn.volume_mut()?;
+    let ino = match chosen {
+        Some(chosen) => chosen,
+        None => InodeId(take_number(&mut volume.next_inode)?),
+    };
+    volume.inodes_used = volume.inodes_used.saturating_add(1);
+    Ok(ino)
+}
+
+/// Whether there is a record of this inode.
+fn is_in_use(txn: &Txn<'_>, ino: InodeId) -> OpResult<bool> {
+    if txn.get(Family::System, &keys::orphan(ino))?.is_some() {
+        return Ok(true);
+    }
+    let all = keys::inode(ino);
+    for (family, prefix) in [
+        (Family::Inodes, &all),
+        (Family::Names, &keys::entries(ino)),
+        (Family::Names, &keys::parents(ino)),
+        (Family::Extents, &all),
+        (Family::Inline, &all),
+        (Family::Xattrs, &all),
+    ] {
+        if !txn.collect_prefix(family, prefix, 1)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The record of a new inode with one link (a directory: two), and the access control lists that it inherits.
@@ -162,5 +188,5 @@ fn make(
 pub(super) fn touch_directory(directory: &mut InodeRecord, at: Timestamp) {
     directory.mtime = at;
     directory.ctime = at;
-    directory.change += 1;
+    directory.count_change();
 }

@@ -42,11 +42,11 @@ pub(super) fn link(
         return Err(FsError::Exists.into());
     }
     txn.insert_entry(parent, name, ino, record.kind())?;
-    record.nlink += 1;
+    record.nlink = record.nlink.saturating_add(1);
     record.ctime = change_time(now, &record);
-    record.change += 1;
+    record.count_change();
     txn.put_inode(ino, &record);
-    directory.entries += 1;
+    directory.entries = directory.entries.saturating_add(1);
     let changed = change_time(now, &directory);
     touch_directory(&mut directory, changed);
     txn.put_inode(parent, &directory);

@@ -29,6 +29,9 @@ use crate::volume;
 
 /// Carries out one command, once: a repeated `(session, slot, sequence)` gets the outcome that is stored.
 ///
+/// A record that can't be read is a reason to refuse, too (`Io`): all members have the same one, and would all stop at
+/// this command for ever. The check says which one it is.
+///
 /// # Errors
 /// Only if the store fails; whatever a command is refused for is an [`Outcome`].
 pub fn execute(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome, StoreError> {
@@ -47,6 +50,10 @@ pub fn execute(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome, StoreErr
         Err(OpError::Refused(error)) => {
             txn.undo();
             Ok(Outcome::Refused(error))
+        }
+        Err(OpError::Store(StoreError::Damaged(_))) => {
+            txn.undo();
+            Ok(Outcome::Refused(FsError::Io))
         }
         Err(OpError::Store(error)) => {
             txn.undo();
@@ -103,7 +110,7 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         return Err(FsError::SessionExpired.into());
     }
     let again = atoll_mutants::makes("slots-dropped") && command.sequence == last_sequence;
-    if command.sequence != last_sequence + 1 && !again {
+    if last_sequence.checked_add(1) != Some(command.sequence) && !again {
         return Err(FsError::BadSequence.into());
     }
     let journal = command.slot == SlotId(0);
@@ -115,6 +122,10 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         Err(OpError::Refused(error)) => {
             txn.undo();
             Outcome::Refused(error)
+        }
+        Err(OpError::Store(StoreError::Damaged(_))) => {
+            txn.undo();
+            Outcome::Refused(FsError::Io)
         }
         Err(error) => return Err(error),
     };

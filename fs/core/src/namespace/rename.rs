@@ -9,6 +9,7 @@ use crate::ids::{InodeId, ROOT};
 use crate::namespace::check_name;
 use crate::namespace::create::{touch_directory, whiteout};
 use crate::namespace::unlink::drop_link;
+use crate::records::InodeRecord;
 use crate::txn::{OpResult, Txn, change_time};
 
 /// Directories between an inode and the root that a walk upwards passes at most; a longer way is a loop.
@@ -73,7 +74,7 @@ fn replace(
         gone = Some(Box::new(replaced.attributes(target.ino)));
         let mut directory = txn.inode(to.0)?;
         directory.entries = directory.entries.saturating_sub(1);
-        directory.nlink -= u32::from(replaced.is_directory());
+        directory.nlink = directory.nlink.saturating_sub(u32::from(replaced.is_directory()));
         txn.put_inode(to.0, &directory);
     }
     txn.remove_entry(from.0, from.1, &source)?;
@@ -81,17 +82,17 @@ fn replace(
 
     let mut directory = txn.inode(from.0)?;
     directory.entries = directory.entries.saturating_sub(1);
-    directory.nlink -= u32::from(is_directory);
+    directory.nlink = directory.nlink.saturating_sub(u32::from(is_directory));
     if flags & RENAME_WHITEOUT != 0 {
         whiteout(txn, now, from, &directory, left_to)?;
-        directory.entries += 1;
+        directory.entries = directory.entries.saturating_add(1);
     }
     let changed = change_time(now, &directory);
     touch_directory(&mut directory, changed);
     txn.put_inode(from.0, &directory);
     let mut directory = txn.inode(to.0)?;
-    directory.entries += 1;
-    directory.nlink += u32::from(is_directory);
+    directory.entries = directory.entries.saturating_add(1);
+    directory.nlink = directory.nlink.saturating_add(u32::from(is_directory));
     let changed = if from.0 == to.0 { directory.ctime } else { change_time(now, &directory) };
     touch_directory(&mut directory, changed);
     txn.put_inode(to.0, &directory);
@@ -100,7 +101,7 @@ fn replace(
         moved.parent = to.0;
     }
     moved.ctime = change_time(now, &moved);
-    moved.change += 1;
+    moved.count_change();
     txn.put_inode(source.ino, &moved);
     let moved = Box::new(moved.attributes(source.ino));
     Ok(match gone {
@@ -132,27 +133,31 @@ fn exchange(txn: &mut Txn<'_>, now: Timestamp, from: Place<'_>, to: Place<'_>) -
             record.parent = parent;
         }
         record.ctime = change_time(now, record);
-        record.change += 1;
+        record.count_change();
         txn.put_inode(ino, record);
     }
     // Read after the inodes were written: one of them may itself be a parent of the other's name.
     let mut directory = txn.inode(from.0)?;
     if from.0 != to.0 {
-        directory.nlink =
-            directory.nlink + u32::from(second.is_directory()) - u32::from(first.is_directory());
+        swap_links(&mut directory, &first, &second);
     }
     let changed = change_time(now, &directory);
     touch_directory(&mut directory, changed);
     txn.put_inode(from.0, &directory);
     if from.0 != to.0 {
         let mut directory = txn.inode(to.0)?;
-        directory.nlink =
-            directory.nlink + u32::from(first.is_directory()) - u32::from(second.is_directory());
+        swap_links(&mut directory, &second, &first);
         let changed = change_time(now, &directory);
         touch_directory(&mut directory, changed);
         txn.put_inode(to.0, &directory);
     }
     Ok(Outcome::Inode(Box::new(first.attributes(one.ino))))
+}
+
+/// The links of a directory in which `new` takes the place of `old`.
+fn swap_links(directory: &mut InodeRecord, old: &InodeRecord, new: &InodeRecord) {
+    let links = directory.nlink.saturating_add(u32::from(new.is_directory()));
+    directory.nlink = links.saturating_sub(u32::from(old.is_directory()));
 }
 
 /// True if `inner` is `outer` or somewhere below it.

@@ -56,7 +56,7 @@ pub(super) fn set_attributes(
     record.atime = changes.atime.map_or(record.atime, at);
     record.mtime = changes.mtime.map_or(record.mtime, at);
     record.ctime = changed;
-    record.change += 1;
+    record.count_change();
     txn.put_inode(ino, &record);
     Ok(Outcome::Inode(Box::new(record.attributes(ino))))
 }

@@ -50,7 +50,7 @@ pub(super) fn drop_link(
 ) -> OpResult<()> {
     record.nlink = if record.is_directory() { 0 } else { record.nlink.saturating_sub(1) };
     record.ctime = change_time(now, record);
-    record.change += 1;
+    record.count_change();
     if record.nlink == 0 {
         let orphan = OrphanRecord { since: now, purging: false, linkable: false };
         txn.put(Family::System, keys::orphan(ino), &orphan);

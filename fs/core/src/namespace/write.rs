@@ -76,7 +76,7 @@ fn put_pieces(
     // A commit comes some time after its write, whose time was shown already.
     record.ctime = ctime_of_write(record.mtime, record.ctime, mtime);
     record.mtime = mtime;
-    record.change += 1;
+    record.count_change();
     txn.put_inode(ino, &record);
     Ok(record)
 }
@@ -191,7 +191,10 @@ pub(super) fn relocate(
     if inside.windows(2).any(|pair| pair[0].end() != pair[1].start) {
         return Err(FsError::InvalidArgument.into());
     }
-    let length = range.1 - range.0;
+    let length = range.1.saturating_sub(range.0);
+    if length == 0 {
+        return Err(FsError::InvalidArgument.into());
+    }
     chunks::commit(txn, INTERNAL, (chunk, generation, offset), u64::from(length))?;
     let birth = inside.iter().map(|piece| piece.birth).max().unwrap_or(0);
     let place = Place::Chunk { chunk, offset };

@@ -142,7 +142,7 @@ fn note(record: &mut InodeRecord, name: &[u8], there: bool) {
 
 fn changed(txn: &mut Txn<'_>, now: Timestamp, ino: InodeId, mut record: InodeRecord) -> Outcome {
     record.ctime = change_time(now, &record);
-    record.change += 1;
+    record.count_change();
     txn.put_inode(ino, &record);
     Outcome::Inode(Box::new(record.attributes(ino)))
 }

@@ -67,13 +67,14 @@ impl Node {
                 read_directory(&records, ino, cookie, bytes_max, plus)
             }
             Query::Open { ino, segments } => {
-                self.hold(&records, session, ino)?;
+                let is_new = self.hold(&records, session, ino)?;
                 // Read after it was registered: what is unlinked from now on is kept.
                 let records = store.snapshot();
                 let found = query::inode(&records, ino)
                     .and_then(|record| extents(&records, ino, &record, SegmentIndex(0), segments));
-                if found.is_err() {
-                    self.office.sessions.lock().release(session, ino);
+                // What the session has opened before it goes on holding.
+                if found.is_err() && is_new {
+                    self.let_go_of(session, &[ino]);
                 }
                 found
             }
@@ -96,7 +97,13 @@ impl Node {
         answer.map_err(query_error)
     }
 
-    fn hold(&self, records: &dyn Read, session: SessionId, ino: InodeId) -> Result<(), MetadataError> {
+    /// Whether the session didn't hold it before.
+    pub(super) fn hold(
+        &self,
+        records: &dyn Read,
+        session: SessionId,
+        ino: InodeId,
+    ) -> Result<bool, MetadataError> {
         let purging = query::is_purging(records, ino).map_err(|error| store_error(&error))?;
         if purging {
             return Err(MetadataError::Fs(FsError::Stale));

@@ -15,7 +15,7 @@ use atoll_proto::fsck::{Fate, FsckReply, FsckRequest, ShownFinding};
 use atoll_proto::metadata::MetadataError;
 use parking_lot::Mutex;
 
-use super::fsck_replicas;
+use super::{fsck_orphans, fsck_replicas};
 use crate::node::{Node, query_error, store_error};
 
 /// Findings that a round keeps; further ones are counted, and found again in the next round.
@@ -25,7 +25,7 @@ const SHOWN_MAX: usize = 2_000;
 /// Bytes of their words and paths, which may be long: a message has a bound.
 const SHOWN_BYTES_MAX: usize = 1 << 20;
 /// Times that the volume is gone through at most: each repairs one phase at least, and there are seven (and an
-/// eighth, of replicas, after the last).
+/// eighth, of what no record shows, after the last).
 const ROUNDS_MAX: u32 = 16;
 /// Records after which the walk rests for as long as it worked: users come first.
 const RECORDS_PER_REST: u64 = 256;
@@ -113,16 +113,20 @@ async fn rounds(
                 .collect()
         };
         if todo.is_empty() {
+            state.lock().stage = "orphans".to_owned();
+            let mut others = fsck_orphans::look(node).await?;
+            let mut mended = fsck_orphans::repair(node, &others, &asked).await?;
             state.lock().stage = "replicas".to_owned();
             let replicas = fsck_replicas::look(node, data).await?;
-            let taken_out = fsck_replicas::repair(node, &replicas, &asked).await?;
+            mended.extend(fsck_replicas::repair(node, &replicas, &asked).await?);
+            others.extend(replicas);
             let mut state = state.lock();
-            state.found += (replicas.len() - taken_out.len()) as u64;
-            count += taken_out.len() as u64;
+            state.found += (others.len() - mended.len()) as u64;
+            count += mended.len() as u64;
             let mut left = found;
-            for finding in replicas {
+            for finding in others {
                 let subject = (finding.kind, finding.subject.clone());
-                if taken_out.contains(&subject) {
+                if mended.contains(&subject) {
                     repaired.push(shown(&finding, None, Fate::Repaired));
                     continue;
                 }

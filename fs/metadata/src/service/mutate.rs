@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_core::attributes::FileKind;
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::error::FsError;
-use atoll_core::ids::{ServerId, SessionId};
+use atoll_core::ids::{InodeId, ServerId, SessionId};
 use atoll_core::keys;
 use atoll_core::query::{self, load};
 use atoll_core::records::{SessionRecord, SlotRecord};
@@ -30,7 +31,7 @@ impl Node {
         self: &Arc<Self>,
         request: MutateRequest,
     ) -> Result<MutateReply, MetadataError> {
-        let command = request.command;
+        let MutateRequest { command, opens } = request;
         if command.session == INTERNAL && !matches!(command.op, Op::OpenSession { .. })
             || !admission::is_for_clients(&command.op)
         {
@@ -50,7 +51,7 @@ impl Node {
                 None => {
                     let node = self.clone();
                     let running = async move {
-                        let outcome = node.carry_out(term, command).await;
+                        let outcome = node.carry_out(term, command, opens).await;
                         node.office.in_flight.lock().remove(&identity);
                         outcome
                     }
@@ -81,7 +82,12 @@ impl Node {
         Ok(())
     }
 
-    async fn carry_out(&self, term: u64, mut command: Command) -> Result<Outcome, MetadataError> {
+    async fn carry_out(
+        &self,
+        term: u64,
+        mut command: Command,
+        opens: bool,
+    ) -> Result<Outcome, MetadataError> {
         let store = self.machine.store();
         let key = keys::slot(command.session, command.slot);
         let last: Option<SlotRecord> = load(&*store, Family::System, &key).map_err(|e| store_error(&e))?;
@@ -91,16 +97,19 @@ impl Node {
         {
             // Answered before what only the leader knows is asked again: it may have changed.
             self.still_leads(term)?;
-            self.hold_unnamed(&command, &last.outcome);
-            return Ok(last.outcome);
+            return self.hold_made(&command, opens, last.outcome);
         }
         if let Op::Reserve { bytes_min, .. } = command.op {
             self.wait_for_room(command.session, bytes_min).await?;
         }
         self.refuse_locked(&command)?;
-        let _unnamed = match command.op {
-            Op::CreateUnnamed { .. } => Some(self.office.unnamed.read().await),
-            _ => None,
+        // Read before the command is on its way: its file gets this number or a higher one.
+        let _making = match opens || matches!(command.op, Op::CreateUnnamed { .. }) {
+            true => {
+                let volume = query::superblock(&*store).map_err(query_error)?;
+                Some(self.office.making.begin(InodeId(volume.next_inode)))
+            }
+            false => None,
         };
         let disk_low = self.is_full();
         if disk_low || admission::needs_facts(&command.op) {
@@ -133,26 +142,37 @@ impl Node {
         if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {
             self.session_ended(command.session);
         }
-        self.hold_unnamed(&command, &outcome);
         self.note_locks(&command.op, &outcome);
-        Ok(outcome)
+        self.hold_made(&command, opens, outcome)
     }
 
-    /// A file without a name is held open by its maker from the start.
-    fn hold_unnamed(&self, command: &Command, outcome: &Outcome) {
-        if let (Op::CreateUnnamed { .. }, Outcome::Inode(attributes)) = (&command.op, outcome)
-            && let Err(error) = self.office.sessions.lock().hold(command.session, attributes.ino)
-        {
-            tracing::debug!(ino = %attributes.ino, %error, "a new file without a name isn't held");
+    /// A file that is made to be opened, or has no name, is held open by its maker from the start. If that can't be any
+    /// more the outcome is `Stale`: another leader has made it, and freed it before its maker could tell.
+    fn hold_made(&self, command: &Command, opens: bool, outcome: Outcome) -> Result<Outcome, MetadataError> {
+        let ino = match (&command.op, &outcome) {
+            (Op::CreateUnnamed { .. }, Outcome::Inode(made)) => made.ino,
+            (Op::Create { .. }, Outcome::Inode(made)) if opens && made.kind() == FileKind::File => made.ino,
+            _ => return Ok(outcome),
+        };
+        let store = self.machine.store();
+        let held = self
+            .hold(&*store, command.session, ino)
+            // Read after it was registered: what is unlinked from now on is kept.
+            .and_then(|_| query::inode(&*store, ino).map_err(query_error));
+        match held {
+            Ok(_) => Ok(outcome),
+            Err(MetadataError::Fs(FsError::Stale)) => {
+                self.let_go_of(command.session, &[ino]);
+                Ok(Outcome::Refused(FsError::Stale))
+            }
+            // What the session did is told to its successor, which then opens the file.
+            Err(MetadataError::Fs(FsError::SessionExpired)) => Ok(Outcome::Refused(FsError::SessionExpired)),
+            Err(MetadataError::Fs(error)) => {
+                tracing::warn!(%ino, %error, "a new file isn't held open by its maker");
+                Ok(outcome)
+            }
+            Err(error) => Err(error),
         }
-    }
-
-    /// What a session held is let go.
-    fn session_ended(&self, session: SessionId) {
-        self.office.sessions.lock().ended(session);
-        self.waits_ended(session);
-        // It may have been the last one that held something, or that had not said what it holds.
-        self.changes.look_again(Work::Orphans);
     }
 
     async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
@@ -203,13 +223,13 @@ impl Node {
             return Ok(true);
         }
         if volume.bytes_reserved > own_reservation(&*store, session)?
-            || self.changes.has(Work::Orphans)
-            || self.changes.has(Work::Truncations)
+            || self.changes.is_pending(Work::Orphans)
+            || self.changes.is_pending(Work::Truncations)
         {
             return Ok(false);
         }
         // On the disks, what is deleted is gone only when the servers have done it.
-        Ok(!disks_full || !self.changes.has(Work::Sweeps) && !has_orders(&*store, &alive)?)
+        Ok(!disks_full || !self.changes.is_pending(Work::Sweeps) && !has_orders(&*store, &alive)?)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Sessions' heartbeats, and what they hold open.
 
 use atoll_core::error::FsError;
+use atoll_core::ids::{InodeId, SessionId};
+use atoll_core::keys;
 use atoll_core::query;
 use atoll_proto::metadata::{
     CloseNotice, MetadataError, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply,
@@ -66,22 +68,30 @@ impl Node {
     /// A session holds files no more.
     pub(crate) fn close(&self, notice: &CloseNotice) -> Result<(), MetadataError> {
         self.lead()?;
-        let let_go = {
-            let mut sessions = self.office.sessions.lock();
-            for ino in &notice.closed {
-                sessions.release(notice.session, *ino);
-            }
-            sessions.take_let_go()
-        };
-        self.look_at_orphans(let_go);
+        self.let_go_of(notice.session, &notice.closed);
         Ok(())
     }
 
-    /// Inodes without a name that nobody holds any more.
-    pub(crate) fn look_at_orphans(&self, inodes: Vec<atoll_core::ids::InodeId>) {
-        for ino in inodes {
-            self.changes.again(Work::Orphans, &atoll_core::keys::orphan(ino));
+    /// A session holds these no more.
+    pub(crate) fn let_go_of(&self, session: SessionId, inodes: &[InodeId]) {
+        let let_go: Vec<InodeId> = {
+            let mut sessions = self.office.sessions.lock();
+            inodes.iter().copied().filter(|ino| sessions.release(session, *ino)).collect()
+        };
+        for ino in let_go {
+            self.changes.again(Work::Orphans, &keys::orphan(ino));
         }
+    }
+
+    /// A session has ended: it is taken out of the leader's memory, and what it held may be freed now.
+    pub(crate) fn session_ended(&self, session: SessionId) {
+        let let_go = self.office.sessions.lock().ended(session);
+        for ino in let_go {
+            self.changes.again(Work::Orphans, &keys::orphan(ino));
+        }
+        self.waits_ended(session);
+        // It may have been the last one that had not said what it holds.
+        self.changes.look_again(Work::Orphans);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use atoll_core::attributes::{AttributeChanges, Timestamp};
 use atoll_core::commands::{INTERNAL, NewPiece, NewPlace, Op, XattrMode};
@@ -12,6 +13,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::changes::Work;
 
 const CLUSTER: ClusterId = ClusterId(7);
 
@@ -285,6 +287,46 @@ fn what_can_not_be_understood_or_was_applied_already_stops_the_member() {
         assert!(error.to_string().contains(expected), "{error}");
     }
     assert_eq!(dump(&*machine.store()), before);
+}
+
+#[test]
+fn whoever_is_told_of_a_change_finds_it_in_the_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = Arc::new(Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap());
+    let changes = Arc::new(Changes::default());
+    let machine =
+        Machine::open(folder, &Backend::default(), Arc::clone(&changes), Metrics::default()).unwrap();
+    machine.apply(random_entries(1, 1)).unwrap();
+    changes.begin();
+    while changes.has(Work::Orphans) {
+        changes.take(Work::Orphans, 100, &*machine.store()).unwrap().done();
+    }
+    let applied = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let mut found = 0;
+            while !applied.load(Ordering::Relaxed) || changes.has(Work::Orphans) {
+                let store = machine.store();
+                for key in changes.take(Work::Orphans, 100, &*store).unwrap().done() {
+                    let record = store.get(Family::System, &key).unwrap();
+                    assert!(record.is_some(), "the worker was told of a record that isn't there yet");
+                    found += 1;
+                }
+            }
+            found
+        });
+        for index in 1..=5000 {
+            let op =
+                Op::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true };
+            let mut batch = Batch::default();
+            batch.add(&encode_command(&command(INTERNAL, 0, index, op)));
+            let position = LogPosition { term: 1, index };
+            let payload = AppliedPayload::Normal(batch.finish());
+            machine.apply(vec![AppliedEntry { position, payload }]).unwrap();
+        }
+        applied.store(true, Ordering::Relaxed);
+        assert_eq!(worker.join().unwrap(), 5000);
+    });
 }
 
 #[test]

@@ -29,6 +29,24 @@ pub enum Records {
     Memory(Memory),
 }
 
+/// A batch that was carried out. Only [`Records::write`] makes one, so who is told of changes is told of what is there.
+#[derive(Debug)]
+pub struct Written<'a>(&'a [Write]);
+
+impl<'a> Written<'a> {
+    /// What was written.
+    #[must_use]
+    pub fn writes(&self) -> &'a [Write] {
+        self.0
+    }
+
+    /// As if these had been written.
+    #[cfg(test)]
+    pub(crate) fn for_tests(writes: &'a [Write]) -> Written<'a> {
+        Written(writes)
+    }
+}
+
 /// Calls the same for each kind.
 macro_rules! each {
     ($records:expr, $this:ident => $call:expr) => {
@@ -57,8 +75,9 @@ impl Records {
     ///
     /// # Errors
     /// If the disk refuses.
-    pub fn write(&self, writes: &[Write]) -> Result<(), StoreError> {
-        each!(self, this => this.write(writes))
+    pub fn write<'a>(&self, writes: &'a [Write]) -> Result<Written<'a>, StoreError> {
+        each!(self, this => this.write(writes))?;
+        Ok(Written(writes))
     }
 
     /// Makes everything durable that was written before, all families at the same point.

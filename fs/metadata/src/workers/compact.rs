@@ -34,12 +34,17 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         if node.lead().is_err() {
-            waiting.clear();
+            if !waiting.is_empty() {
+                waiting.clear();
+                // A lease that lapsed for a moment is no change of leader, after which all is looked for.
+                node.changes.look_again(Work::Compactions);
+            }
             continue;
         }
         let limit = CHUNKS_WAITING_MAX.saturating_sub(waiting.len());
         match node.changes.take(Work::Compactions, limit, &*node.machine.store()) {
-            Ok(keys) => {
+            Ok(taken) => {
+                let keys = taken.done();
                 let chunks = keys.iter().filter_map(|key| keys::first_number(key)).map(ChunkId);
                 waiting.extend(chunks.map(|chunk| (chunk, Instant::now())));
             }

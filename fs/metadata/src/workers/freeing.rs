@@ -1,5 +1,6 @@
 //! Freeing what nothing refers to any more: unlinked files, what truncations cut off, garbage in sealed chunks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,30 +26,10 @@ const GATHER_SWEEPS: Duration = Duration::from_millis(200);
 /// Frees inodes that have no name and that no session holds open.
 pub(super) async fn orphans(node: Arc<Node>) {
     loop {
-        let keys = next(&node, Work::Orphans, INODES_PER_STEP, GATHER).await;
-        let inodes: Vec<InodeId> = {
-            // Files that are just being made without a name are held from the moment that this is free.
-            let _unnamed = node.office.unnamed.write().await;
-            let mut sessions = node.office.sessions.lock();
-            let store = node.machine.store();
-            // Since it was noted it may have got a name (`O_TMPFILE`, then linkat). Nobody who opens it by that name
-            // may be refused, not even for a moment.
-            let nameless =
-                |ino| store.get(Family::System, &keys::orphan(ino)).map_or(true, |record| record.is_some());
-            let mut inodes = Vec::new();
-            for ino in keys.iter().filter_map(|key| keys::first_number(key).map(InodeId)) {
-                if sessions.begin_going(ino) {
-                    // Who holds it no more has linked it before, if at all: the records know.
-                    if nameless(ino) {
-                        inodes.push(ino);
-                    } else {
-                        sessions.not_going(ino);
-                    }
-                }
-            }
-            inodes
-        };
+        let taken = next(&node, Work::Orphans, INODES_PER_STEP, GATHER).await;
+        let Decided { inodes, later } = decide(&node, taken.keys());
         if inodes.is_empty() {
+            taken.done_but(|key| later.contains(key));
             continue;
         }
         let ops = inodes
@@ -66,28 +47,59 @@ pub(super) async fn orphans(node: Arc<Node>) {
         match result {
             Ok(outcomes) => {
                 node.metrics.work("orphans", inodes.len() as u64);
-                for (ino, outcome) in inodes.iter().zip(outcomes) {
-                    if outcome == Outcome::More(true) {
-                        node.changes.again(Work::Orphans, &keys::orphan(*ino));
-                    }
-                }
+                let more = inodes.iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::More(true));
+                let more: BTreeSet<Vec<u8>> = more.map(|(ino, _)| keys::orphan(*ino)).collect();
+                taken.done_but(|key| more.contains(key) || later.contains(key));
             }
             Err(error) => {
-                for ino in &inodes {
-                    node.changes.again(Work::Orphans, &keys::orphan(*ino));
-                }
+                drop(taken);
                 failed("freeing unlinked files", &error).await;
             }
         }
     }
 }
 
+/// What becomes of inodes that are said to have no name.
+struct Decided {
+    /// They are freed: nobody holds them, and nobody can any more.
+    inodes: Vec<InodeId>,
+    /// Keys of those of which nobody can say yet who holds them.
+    later: BTreeSet<Vec<u8>>,
+}
+
+/// The others have got a name, or are held: whoever lets go of them last has them looked at again.
+fn decide(node: &Node, taken: &[Vec<u8>]) -> Decided {
+    let mut decided = Decided { inodes: Vec::new(), later: BTreeSet::new() };
+    // Before the sessions are asked: who makes a file is among them when it is no more among these.
+    let being_made = node.office.making.from();
+    let mut sessions = node.office.sessions.lock();
+    let store = node.machine.store();
+    // Since it was noted it may have got a name (`O_TMPFILE`, then linkat). Nobody who opens it by that name
+    // may be refused, not even for a moment.
+    let nameless =
+        |ino| store.get(Family::System, &keys::orphan(ino)).map_or(true, |record| record.is_some());
+    for key in taken {
+        let Some(ino) = keys::first_number(key).map(InodeId) else { continue };
+        if being_made.is_some_and(|from| ino >= from) {
+            decided.later.insert(key.clone());
+        } else if sessions.begin_going(ino) {
+            // Who holds it no more has linked it before, if at all: the records know.
+            if nameless(ino) {
+                decided.inodes.push(ino);
+            } else {
+                sessions.not_going(ino);
+            }
+        }
+    }
+    decided
+}
+
 /// Frees what truncations cut off.
 pub(super) async fn truncations(node: Arc<Node>) {
     loop {
-        let keys = next(&node, Work::Truncations, INODES_PER_STEP, GATHER).await;
+        let taken = next(&node, Work::Truncations, INODES_PER_STEP, GATHER).await;
         let inodes: Vec<InodeId> =
-            keys.iter().filter_map(|key| keys::first_number(key).map(InodeId)).collect();
+            taken.keys().iter().filter_map(|key| keys::first_number(key).map(InodeId)).collect();
         let ops = inodes
             .iter()
             .map(|ino| Op::PurgeTruncated { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })
@@ -95,16 +107,12 @@ pub(super) async fn truncations(node: Arc<Node>) {
         match node.propose_all(ops).await {
             Ok(outcomes) => {
                 node.metrics.work("truncations", inodes.len() as u64);
-                for (ino, outcome) in inodes.iter().zip(outcomes) {
-                    if outcome == Outcome::More(true) {
-                        node.changes.again(Work::Truncations, &keys::truncation(*ino));
-                    }
-                }
+                let more = inodes.iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::More(true));
+                let more: BTreeSet<Vec<u8>> = more.map(|(ino, _)| keys::truncation(*ino)).collect();
+                taken.done_but(|key| more.contains(key));
             }
             Err(error) => {
-                for key in &keys {
-                    node.changes.again(Work::Truncations, key);
-                }
+                drop(taken);
                 failed("freeing truncated ranges", &error).await;
             }
         }
@@ -114,19 +122,21 @@ pub(super) async fn truncations(node: Arc<Node>) {
 /// Finds what was written to sealed chunks and never committed.
 pub(super) async fn sweeps(node: Arc<Node>) {
     loop {
-        let keys = next(&node, Work::Sweeps, SWEEPS_PER_STEP, GATHER_SWEEPS).await;
-        let ops: Vec<Op> = keys
+        let taken = next(&node, Work::Sweeps, SWEEPS_PER_STEP, GATHER_SWEEPS).await;
+        let ops: Vec<Op> = taken
+            .keys()
             .iter()
             .filter_map(|key| keys::first_number(key))
             .map(|chunk| Op::SweepChunk { chunk: ChunkId(chunk) })
             .collect();
         let count = ops.len() as u64;
         match node.propose_all(ops).await {
-            Ok(_) => node.metrics.work("sweeps", count),
+            Ok(_) => {
+                taken.done();
+                node.metrics.work("sweeps", count);
+            }
             Err(error) => {
-                for key in &keys {
-                    node.changes.again(Work::Sweeps, key);
-                }
+                drop(taken);
                 failed("sweeping chunks", &error).await;
             }
         }

@@ -11,7 +11,6 @@ use atoll_proto::metadata::MetadataError;
 use tokio::time::MissedTickBehavior;
 
 use super::failed;
-use crate::changes::Work;
 use crate::clock;
 use crate::node::{Node, collect, store_error};
 
@@ -76,21 +75,9 @@ async fn expire(node: &Node) -> Result<(), MetadataError> {
         tracing::warn!(%session, "a session was silent for its lifetime: it is ended");
         node.propose(Op::ExpireSession { session }).await?;
         node.metrics.work("expired_sessions", 1);
-        end(node, session);
+        node.session_ended(session);
     }
     Ok(())
-}
-
-/// Takes an ended session out of the leader's memory; what it held may be freed now.
-fn end(node: &Node, session: SessionId) {
-    let let_go = {
-        let mut sessions = node.office.sessions.lock();
-        sessions.ended(session);
-        sessions.take_let_go()
-    };
-    node.look_at_orphans(let_go);
-    node.waits_ended(session);
-    node.changes.look_again(Work::Orphans);
 }
 
 /// Forgets sessions that ended long ago and that nobody has superseded.

@@ -38,7 +38,11 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
     loop {
         tokio::time::sleep(if waiting.is_empty() { LOOK_EVERY } else { PAUSE }).await;
         if node.lead().is_err() {
-            waiting.clear();
+            if !waiting.is_empty() {
+                waiting.clear();
+                // A lease that lapsed for a moment is no change of leader, after which all is looked for.
+                node.changes.look_again(Work::Migrations);
+            }
             continue;
         }
         collect(&node, &mut waiting);
@@ -74,9 +78,9 @@ fn collect(node: &Node, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
     while waiting.len() < SEGMENTS_WAITING_MAX {
         let limit = SEGMENTS_WAITING_MAX - waiting.len();
         match node.changes.take(Work::Migrations, limit, &*node.machine.store()) {
-            Ok(keys) if keys.is_empty() => return,
-            Ok(keys) => {
-                for key in keys {
+            Ok(taken) if taken.is_empty() => return,
+            Ok(taken) => {
+                for key in taken.done() {
                     waiting.entry(key).or_insert((now, now)).1 = now;
                 }
             }
@@ -131,7 +135,8 @@ fn find(node: &Node, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, Mo
         Err(error) => return Err(query_error(error).into()),
     };
     let limit = u64::from(query::superblock(&records).map_err(query_error)?.config.inline_file_bytes);
-    if record.size <= limit || record.nlink == 0 {
+    // One without a name may get one (`O_TMPFILE`, then linkat), and then nobody marks its bytes again.
+    if record.size <= limit || query::is_purging(&records, ino).map_err(|error| store_error(&error))? {
         return Ok(Vec::new());
     }
     let found = query::segments(&records, ino, &record, segment, 1).map_err(|error| store_error(&error))?;

@@ -103,7 +103,12 @@ impl Client {
     }
 
     pub async fn send(&self, command: &Command) -> Result<Outcome, RpcError> {
-        let request = MutateRequest { command: command.clone() };
+        self.send_to_open(command, false).await
+    }
+
+    /// If the command makes a file, that is to be held open, or not.
+    pub async fn send_to_open(&self, command: &Command, opens: bool) -> Result<Outcome, RpcError> {
+        let request = MutateRequest { command: command.clone(), opens };
         self.call::<MutateRequest>(&request).await.map(|reply| reply.outcome)
     }
 

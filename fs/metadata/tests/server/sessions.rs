@@ -36,6 +36,76 @@ async fn an_unlinked_file_is_kept_while_it_is_open_and_goes_when_it_is_closed() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_made_to_be_opened_is_held_before_anybody_can_free_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(config(dir.path())).await;
+    let (mut maker, mut other) = (Client::open(&server).await, Client::open(&server).await);
+    let mut held = Vec::new();
+    for number in 0..200 {
+        let (name, opens) = (format!("f{number}"), number % 2 == 0);
+        let command = maker.command(create(&name));
+        let made = maker.send_to_open(&command, opens).await.unwrap();
+        other.run(unlink(&name)).await;
+        // Sent again, as after a connection that broke, it changes nothing; but what is gone is said to be.
+        let Outcome::Inode(attributes) = &made else { panic!("{made:?}") };
+        if opens {
+            assert_eq!(maker.send_to_open(&command, opens).await.unwrap(), made);
+            held.push(attributes.ino);
+        }
+    }
+    eventually("what wasn't opened is gone", async || server.status().unwrap().orphans == 100).await;
+    for ino in &held {
+        maker.ask(Query::Open { ino: *ino, segments: 0 }).await;
+    }
+    let notice = CloseNotice { session: maker.session, closed: held.clone() };
+    maker.connection.send::<CloseNotice>(&notice, ()).unwrap();
+    eventually("what was closed is gone", async || server.status().unwrap().orphans == 0).await;
+    assert_eq!(
+        maker.try_ask(Query::Open { ino: held[0], segments: 0 }).await,
+        Err(MetadataError::Fs(FsError::Stale))
+    );
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_gone_before_its_maker_was_answered_is_not_said_to_be_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(config(dir.path())).await;
+    let (mut maker, mut other) = (Client::open(&server).await, Client::open(&server).await);
+    // As if another leader had carried it out, and nothing was heard of that.
+    let command = maker.command(create("a"));
+    maker.send_to_open(&command, false).await.unwrap();
+    other.run(unlink("a")).await;
+    eventually("it is gone", async || server.status().unwrap().orphans == 0).await;
+    assert_eq!(maker.send_to_open(&command, true).await.unwrap(), Outcome::Refused(FsError::Stale));
+    assert_eq!(server.status().unwrap().sessions.iter().map(|session| session.open_files).sum::<u64>(), 0);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_many_delete_at_once_are_all_freed() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(config(dir.path())).await;
+    let mut tasks = Vec::new();
+    for task in 0..6 {
+        let mut client = Client::open(&server).await;
+        tasks.push(tokio::spawn(async move {
+            for number in 0..400 {
+                let name = format!("{task}-{number}");
+                client.create(&name).await;
+                assert!(matches!(client.run(unlink(&name)).await, Outcome::Inode(_)));
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    eventually("all are freed", async || server.status().unwrap().orphans == 0).await;
+    assert_eq!(server.status().unwrap().volume.inodes_used, 1);
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn after_a_restart_nothing_is_freed_until_sessions_have_told_what_they_hold() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(config(dir.path())).await;
