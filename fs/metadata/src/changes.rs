@@ -77,6 +77,8 @@ struct Queue {
     keys: BTreeSet<Vec<u8>>,
     /// Not all keys are in memory: those after this one are to be scanned for.
     scan_after: Option<Vec<u8>>,
+    /// What was taken last is still being worked on.
+    in_hand: bool,
 }
 
 /// The keys that wait, by kind of work. Collects nothing while this member doesn't lead.
@@ -89,7 +91,7 @@ pub struct Changes {
 impl Changes {
     /// This member leads from now on: all work there is has to be found.
     pub fn begin(&self) {
-        let queues = Work::ALL.map(|work| Queue { keys: BTreeSet::new(), scan_after: Some(work.range()) });
+        let queues = Work::ALL.map(|work| Queue { scan_after: Some(work.range()), ..Queue::default() });
         *self.queues.lock() = Some(queues);
         self.wake.notify_waiters();
     }
@@ -164,7 +166,15 @@ impl Changes {
         {
             taken.push(key);
         }
+        queue.in_hand = !taken.is_empty();
         Ok(taken)
+    }
+
+    /// What was taken last is done, or put back. Said by those workers that others wait for.
+    pub fn done(&self, work: Work) {
+        if let Some(queues) = self.queues.lock().as_mut() {
+            queues[work as usize].in_hand = false;
+        }
     }
 
     fn scan(&self, work: Work, start: &[u8], from: &dyn Read) -> Result<(), StoreError> {
@@ -200,6 +210,15 @@ impl Changes {
         self.queues.lock().as_ref().is_some_and(|queues| {
             let queue = &queues[work as usize];
             !queue.keys.is_empty() || queue.scan_after.is_some()
+        })
+    }
+
+    /// Whether there is, or may be, such work, or a worker is at some.
+    #[must_use]
+    pub fn is_pending(&self, work: Work) -> bool {
+        self.queues.lock().as_ref().is_some_and(|queues| {
+            let queue = &queues[work as usize];
+            queue.in_hand || !queue.keys.is_empty() || queue.scan_after.is_some()
         })
     }
 
@@ -250,6 +269,23 @@ mod tests {
         changes.note(&[orphan(7), orphan(7), (Family::System, keys::orphan(InodeId(8)), None)]);
         assert_eq!(changes.take(Work::Orphans, 10, &store).unwrap(), [keys::orphan(InodeId(7))]);
         assert!(!changes.has(Work::Orphans));
+    }
+
+    #[test]
+    fn work_is_pending_until_it_is_done() {
+        let store = MemStore::default();
+        let changes = Changes::default();
+        let is_pending = || changes.is_pending(Work::Orphans);
+        assert!(!is_pending(), "a follower waits for nothing");
+        changes.begin();
+        assert!(is_pending(), "a new leader has to look");
+        assert!(changes.take(Work::Orphans, 2, &store).unwrap().is_empty());
+        assert!(!is_pending());
+        changes.note(&[orphan(1), orphan(2), orphan(3)]);
+        assert_eq!(changes.take(Work::Orphans, 3, &store).unwrap().len(), 3);
+        assert!(!changes.has(Work::Orphans) && is_pending(), "what is in hand is not done");
+        changes.done(Work::Orphans);
+        assert!(!is_pending());
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub(super) async fn orphans(node: Arc<Node>) {
             inodes
         };
         if inodes.is_empty() {
+            node.changes.done(Work::Orphans);
             continue;
         }
         let ops = inodes
@@ -79,6 +80,7 @@ pub(super) async fn orphans(node: Arc<Node>) {
                 failed("freeing unlinked files", &error).await;
             }
         }
+        node.changes.done(Work::Orphans);
     }
 }
 
@@ -108,6 +110,7 @@ pub(super) async fn truncations(node: Arc<Node>) {
                 failed("freeing truncated ranges", &error).await;
             }
         }
+        node.changes.done(Work::Truncations);
     }
 }
 
