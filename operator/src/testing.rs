@@ -216,6 +216,7 @@ pub fn running() -> Observed {
         free: 3 << 30,
         chunks: 1,
         silent_ms: 10,
+        stored: 1 << 20,
     };
     let session = SessionStatus {
         session: SessionId(1),

@@ -116,12 +116,13 @@ fn table(status: &ClusterStatus) -> String {
         line(
             "storage",
             format!(
-                "{}   {state}   {}   {} used, {} free   {} chunks",
+                "{}   {state}   {}   {} stored in {} chunks   disk: {} of {} free",
                 server.server,
                 server.address,
-                Size(server.used),
+                Size(server.stored),
+                server.chunks,
                 Size(server.free),
-                server.chunks
+                Size(server.capacity)
             ),
         );
     }
@@ -196,6 +197,11 @@ fn document(status: &ClusterStatus) -> serde_json::Value {
             "alive": server.alive,
             "evacuated": server.evacuated,
             "silentMs": server.silent_ms,
+            "stored": server.stored,
+            "diskCapacity": server.capacity,
+            "diskUsed": server.used,
+            "diskFree": server.free,
+            // What these three were called first.
             "capacity": server.capacity,
             "used": server.used,
             "free": server.free,
@@ -230,6 +236,21 @@ mod tests {
         assert!(text.contains("NOT HEALTHY") && text.contains("start it") && text.contains("50%"), "{text}");
         assert!(text.contains("not yet freed 31"), "{text}");
         assert_eq!(document(&status)["healthy"], false);
+        let server = atoll_proto::metadata::ServerStatus {
+            server: atoll_core::ids::ServerId(3),
+            address: "here:1".into(),
+            alive: true,
+            evacuated: false,
+            capacity: 200 << 30,
+            used: 179 << 30,
+            free: 21 << 30,
+            chunks: 0,
+            silent_ms: 0,
+            stored: 0,
+        };
+        let idle = ClusterStatus { servers: vec![server], ..ClusterStatus::default() };
+        let text = table(&idle);
+        assert!(text.contains("0 B stored in 0 chunks   disk: 21.0 GiB of 200.0 GiB free"), "{text}");
         let empty = table(&ClusterStatus::default());
         assert!(empty.contains("not bootstrapped"), "{empty}");
     }

@@ -101,6 +101,59 @@ fn servers_that_are_killed_under_load_give_no_error() {
     }
 }
 
+/// More writers of a megabyte wait than there are buffers for requests; whatever needs no storage server goes on, and in
+/// the end everything is there.
+#[test]
+fn many_large_writes_that_wait_hold_nobody_else_up() {
+    const WRITERS: usize = 220;
+    const MIB: usize = 1 << 20;
+    let mut cluster = Processes::start(1, 1);
+    let mount = cluster.mount("mnt");
+    let files: Vec<File> =
+        (0..WRITERS).map(|writer| File::create(mount.join(format!("file-{writer}"))).unwrap()).collect();
+    cluster.signal_storage(0, Signal::SIGSTOP);
+    let written = Arc::new(AtomicU64::new(0));
+    let writers: Vec<_> = files
+        .into_iter()
+        .enumerate()
+        .map(|(writer, file)| {
+            let written = Arc::clone(&written);
+            std::thread::spawn(move || {
+                file.write_all_at(&pattern(MIB, writer as u8), 0).unwrap();
+                written.fetch_add(1, Ordering::Relaxed);
+                file.sync_all().unwrap();
+            })
+        })
+        .collect();
+    // As many are taken as the mount may buffer; the others wait from then on.
+    let mut before = u64::MAX;
+    wait_until("no more is taken", || {
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        std::mem::replace(&mut before, written.load(Ordering::Relaxed)) == written.load(Ordering::Relaxed)
+    });
+    let (answered, answers) = std::sync::mpsc::channel();
+    let path = mount.clone();
+    std::thread::spawn(move || {
+        let small = path.join("small");
+        let found = fs::metadata(&path).is_ok()
+            && nix::sys::statvfs::statvfs(&path).is_ok()
+            && fs::create_dir(&small).is_ok()
+            && fs::read_dir(&path).is_ok_and(|entries| entries.count() == WRITERS + 1)
+            && fs::remove_dir(&small).is_ok();
+        let _ = answered.send(found);
+    });
+    let found = answers.recv_timeout(std::time::Duration::from_secs(10));
+    let waiting = WRITERS as u64 - written.load(Ordering::Relaxed);
+    cluster.signal_storage(0, Signal::SIGCONT);
+    assert_eq!(found, Ok(true), "the mount stands still while {waiting} writes wait");
+    assert!(waiting > 130, "only {waiting} writes waited");
+    writers.into_iter().for_each(|writer| writer.join().expect("a writer saw an error"));
+    for writer in 0..WRITERS {
+        let content = fs::read(mount.join(format!("file-{writer}"))).unwrap();
+        assert!(content == pattern(MIB, writer as u8), "file-{writer}");
+    }
+}
+
 #[test]
 fn a_storage_server_that_is_stopped_gives_no_error_and_its_copies_are_made_up_for() {
     const MIB: usize = 1 << 20;

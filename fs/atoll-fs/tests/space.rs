@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use common::Cluster;
+use common::processes::Processes;
 
 const MIB: u64 = 1 << 20;
 
@@ -130,6 +131,124 @@ fn a_full_volume_says_so_at_write_and_deleting_helps() {
         64 * MIB,
         "statfs doesn't show the volume's own size"
     );
+}
+
+/// Bytes and inodes in use, as `df` shows them.
+fn in_use(mountpoint: &Path) -> (u64, u64) {
+    let shown = nix::sys::statvfs::statvfs(mountpoint).unwrap();
+    ((shown.blocks() - shown.blocks_free()) * shown.fragment_size(), shown.files() - shown.files_free())
+}
+
+fn allocate(file: &fs::File, bytes: u64) -> i32 {
+    // SAFETY: an open descriptor.
+    let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, bytes as i64) };
+    if done == 0 { 0 } else { std::io::Error::last_os_error().raw_os_error().unwrap_or(-1) }
+}
+
+/// What another mount did shows within 5 s.
+fn soon(mountpoint: &Path, wanted: (u64, u64)) {
+    let began = Instant::now();
+    while in_use(mountpoint) != wanted {
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?} instead of {wanted:?}", in_use(mountpoint));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_this_mount_does_shows_in_df_at_once_and_exactly() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "256Mi"]);
+    let mountpoint = &cluster.mountpoint;
+    let (bytes, inodes) = in_use(mountpoint);
+    let expect = |what: &str, more_bytes: u64, more_inodes: u64| {
+        assert_eq!(in_use(mountpoint), (bytes + more_bytes, inodes + more_inodes), "{what}");
+    };
+    let started = Instant::now();
+    for round in 0..10 {
+        expect("nothing is there", 0, 0);
+        fs::write(cluster.path("a"), "hi\n").unwrap();
+        expect("a small file", 4096, 1);
+        fs::write(cluster.path("b"), vec![round; 3_000_005]).unwrap();
+        expect("a large one", 4096 + 3_002_368, 2);
+        fs::OpenOptions::new().write(true).open(cluster.path("b")).unwrap().set_len(MIB + 1).unwrap();
+        expect("truncated", 4096 + MIB + 4096, 2);
+        fs::remove_file(cluster.path("b")).unwrap();
+        expect("removed", 4096, 1);
+
+        let mut open = fs::File::create(cluster.path("c")).unwrap();
+        open.write_all(&[round; 100_000]).unwrap();
+        expect("buffered", 4096 + 102_400, 2);
+        open.write_all(&[round; 2_400]).unwrap();
+        expect("buffered in the last block", 4096 + 102_400, 2);
+        open.write_all_at(&[round; 5_000], 50_000).unwrap();
+        expect("overwritten", 4096 + 102_400, 2);
+        open.sync_all().unwrap();
+        expect("committed", 4096 + 102_400, 2);
+        fs::remove_file(cluster.path("c")).unwrap();
+        expect("removed while it is open", 4096 + 102_400, 2);
+        drop(open);
+        expect("and closed", 4096, 1);
+
+        let file = fs::File::create(cluster.path("d")).unwrap();
+        assert_eq!(allocate(&file, 10 * MIB), 0);
+        expect("allocated", 4096 + 10 * MIB, 2);
+        drop(file);
+        fs::create_dir(cluster.path("folder")).unwrap();
+        expect("a folder", 4096 + 10 * MIB, 3);
+        fs::remove_file(cluster.path("d")).unwrap();
+        fs::remove_dir(cluster.path("folder")).unwrap();
+        fs::remove_file(cluster.path("a")).unwrap();
+    }
+    for number in 0..200 {
+        fs::write(cluster.path(&format!("many-{number}")), "x").unwrap();
+    }
+    expect("many", 200 * 4096, 200);
+    for number in 0..200 {
+        fs::remove_file(cluster.path(&format!("many-{number}"))).unwrap();
+    }
+    expect("all gone", 0, 0);
+    println!("{:?}", started.elapsed());
+
+    // Each server says what is stored on it, and what its disk has.
+    fs::write(cluster.path("stored"), vec![1; 4 << 20]).unwrap();
+    let status = cluster.status();
+    let server = &status["storage"][0];
+    assert_eq!(server["stored"].as_u64(), Some(4 * MIB), "{server}");
+    let disk = |field: &str| server[field].as_u64().unwrap();
+    assert!(disk("diskFree") + disk("diskUsed") <= disk("diskCapacity"), "{server}");
+}
+
+#[test]
+fn all_that_df_says_is_free_can_be_allocated_whatever_mounts_have_set_aside() {
+    let mut cluster = Processes::start(1, 1);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    for round in 0..3 {
+        // Each mount sets room aside for more than that.
+        fs::write(one.join("a"), [round; 5]).unwrap();
+        fs::write(two.join("b"), [round; 5]).unwrap();
+        let open = fs::File::create(one.join("open")).unwrap();
+        open.write_all_at(&[round; 5], 0).unwrap();
+        assert_eq!(in_use(&one), (3 * 4096, 4));
+        soon(&two, (3 * 4096, 4));
+        let shown = nix::sys::statvfs::statvfs(&one).unwrap();
+        let free = shown.blocks_available() * shown.fragment_size();
+        let file = fs::File::create(one.join("all")).unwrap();
+        assert_eq!(allocate(&file, free), 0, "{free} bytes are free");
+        let shown = nix::sys::statvfs::statvfs(&one).unwrap();
+        assert_eq!(shown.blocks_available(), 0);
+        let full = fs::write(two.join("more"), [1; 5000]).unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+        fs::remove_file(two.join("more")).unwrap();
+        // Nothing of what was promised is lost.
+        open.sync_all().unwrap();
+        drop((file, open));
+        fs::remove_file(two.join("all")).unwrap();
+        fs::remove_file(one.join("open")).unwrap();
+        soon(&one, (8192, 3));
+        fs::write(one.join("c"), vec![1; 100_000]).unwrap();
+        soon(&two, (8192 + 102_400, 4));
+        fs::remove_file(one.join("c")).unwrap();
+        soon(&two, (8192, 3));
+    }
 }
 
 #[test]

@@ -507,7 +507,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn statfs(&self, _caller: &Caller, _ino: InodeId) -> Result<StatFs> {
-        Ok(self.volume_use())
+        Ok(self.volume_use().await)
     }
 
     async fn setxattr(

@@ -14,7 +14,9 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use atoll_core::attributes::{self, Attributes};
+use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
+use atoll_core::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
@@ -354,6 +356,34 @@ impl<M: Metadata> DataPath<M> {
         if let Err(error) = self.shared.reservation.return_unused().await {
             tracing::debug!(%error, "unused reservations can't be given back now");
         }
+    }
+
+    /// Something that reserves nothing found no room: commits what is buffered, gives back what is reserved here, and
+    /// asks for `bytes`, for which other sessions have to give back what they don't use. They are free for whoever
+    /// comes next then.
+    ///
+    /// # Errors
+    /// When the service can't be asked. That there is no room is none: less may do.
+    pub async fn make_room(&self, bytes: u64) -> Result<(), ClientError> {
+        if let Err(error) = self.flush_all().await {
+            tracing::debug!(%error, "flushing to find space");
+        }
+        self.return_reservation().await;
+        let reservation = &self.shared.reservation;
+        let bytes = bytes.min(FILE_BYTES_MAX).next_multiple_of(BLOCK_BYTES);
+        match reservation.take(bytes).await {
+            Ok(()) => reservation.give_back(bytes),
+            Err(ClientError::Fs(FsError::NoSpace)) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        self.return_reservation().await;
+        Ok(())
+    }
+
+    /// Bytes of quota that commits of all that is buffered will take.
+    #[must_use]
+    pub fn uncommitted_growth(&self) -> u64 {
+        self.shared.table.uncommitted_growth()
     }
 
     /// What was done since the start.

@@ -188,7 +188,7 @@ struct Inner {
     token: CancellationToken,
 }
 
-/// What the last heartbeat told.
+/// What the last heartbeat told; of the volume's use, the last answer about it as well.
 #[derive(Clone, Debug, Default)]
 struct Heard {
     lifetime: Duration,
@@ -572,9 +572,17 @@ impl Metadata for MetadataClient {
     async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
         let opening = match &query {
             Query::Open { ino, .. } => Some((*ino, self.inner.open_files.lock().open(*ino))),
+            Query::Volume => {
+                // What was unlinked counts for as long as the leader takes it for open.
+                self.inner.tell_closed();
+                None
+            }
             _ => None,
         };
         let answer = self.in_time(self.inner.question(&query)).await;
+        if let Ok(Answer::Volume(volume)) = &answer {
+            self.inner.heard.write().volume = *volume;
+        }
         if let (Some((ino, true)), Err(_)) = (opening, &answer) {
             self.closed(ino);
         }

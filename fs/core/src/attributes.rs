@@ -216,6 +216,12 @@ impl VolumeUse {
         self.bytes_total.saturating_sub(self.bytes_used).saturating_sub(self.bytes_reserved)
     }
 
+    /// Bytes that are not used, whether they are promised or not.
+    #[must_use]
+    pub fn bytes_unused(&self) -> u64 {
+        self.bytes_total.saturating_sub(self.bytes_used)
+    }
+
     /// Inodes that may still be made.
     #[must_use]
     pub fn inodes_free(&self) -> u64 {

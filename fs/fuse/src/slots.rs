@@ -28,9 +28,10 @@ use thiserror::Error;
 
 pub use layout::Layout;
 use layout::*;
-pub(crate) use pool::Pool;
+pub(crate) use pool::{Keep, Pool};
 
-use crate::abi::input::InHeader;
+use crate::abi::input::{InHeader, WriteIn};
+use crate::abi::{Pod, flags, opcode};
 use crate::session::Negotiated;
 
 /// Why a memory can't be adopted.
@@ -242,6 +243,30 @@ impl RequestMemory {
         unsafe { std::slice::from_raw_parts(start, len) }
     }
 
+    /// Makes a WRITE of its first [`SHORT_WRITE_BYTES`], which fit into its slot: its buffer isn't needed any more. The
+    /// kernel tells its caller so, who goes on with the rest, as after any short write. Returns the message's length.
+    ///
+    /// # Safety
+    /// As for [`make_contiguous`](Self::make_contiguous), which said that the buffer is needed; the message is a
+    /// [`Large::Write`].
+    pub(crate) unsafe fn shorten_write(&self, slot: u32, buffer: u32) -> usize {
+        let len = PREFIX_BYTES + SHORT_WRITE_BYTES;
+        let size_at = size_of::<InHeader>() + std::mem::offset_of!(WriteIn, size);
+        // SAFETY: both ranges are inside the mapping and apart, and the caller holds them; the size is a word of the
+        // slot, aligned to 8 bytes, that nobody else writes.
+        unsafe {
+            let tail = self.request_ptr(slot).add(PREFIX_BYTES);
+            tail.copy_from_nonoverlapping(self.payload_ptr(buffer), SHORT_WRITE_BYTES);
+            let size = &*self.request_ptr(slot).add(size_at).cast::<AtomicU32>();
+            size.store(SHORT_WRITE_BYTES as u32, Ordering::Release);
+        }
+        // In this order a successor finds a whole message after each step: first a WRITE with more data than it says,
+        // then one whose buffer has what is in the slot as well.
+        self.unanswered(slot).store(len as u32, Ordering::Release);
+        self.slot(slot).buffer.store(0, Ordering::Release);
+        len
+    }
+
     /// Sets aside, in a fresh pool, everything that the predecessor left unanswered. A slot that makes no sense (which
     /// only damage explains) is emptied, and its request never answered but by being sent again.
     pub(crate) fn unfinished(&self, pool: &Pool, devices: usize) -> Vec<Unfinished> {
@@ -263,8 +288,21 @@ impl RequestMemory {
             // SAFETY: the pool is fresh: nobody has a slot or a buffer yet. A buffer is given to one slot only, below.
             let kept = sound && unsafe { self.make_contiguous(slot, len) };
             let buffer = named.filter(|_| kept);
-            if sound && buffer.is_none_or(|buffer| pool.take_this_buffer(buffer)) {
+            // SAFETY: as above; the slice is gone before anything is written.
+            let large = buffer.map(|buffer| Large::of(unsafe { self.message(slot, Some(buffer), len) }));
+            let keep = large.map_or(Keep::Waiting, Large::keep);
+            if sound && buffer.is_none_or(|buffer| pool.take_this_buffer(buffer, keep)) {
                 pool.take_this_slot(slot);
+                let (mut len, mut buffer) = (len, buffer.map(|buffer| (buffer, keep)));
+                // What the predecessor's readers held in their hands may be too much.
+                if let (Some((taken, _)), Some(Large::Write)) = (buffer, large)
+                    && pool.exceeds(keep)
+                {
+                    // SAFETY: as above.
+                    len = unsafe { self.shorten_write(slot, taken) };
+                    pool.give_back(self, taken, keep);
+                    buffer = None;
+                }
                 found.push(Unfinished { slot, device, len, buffer });
             } else {
                 tracing::error!(slot, len, device, "a slot of the predecessor makes no sense");
@@ -334,6 +372,45 @@ impl RequestMemory {
     }
 }
 
+/// What a request that is too large for its slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Large {
+    /// An application's WRITE, which may be shortened.
+    Write,
+    /// A WRITE of the kernel's pages: it takes no answer for them but that all are written.
+    WriteBack,
+    /// BATCH_FORGET, which is done when it is read.
+    Forgets,
+    /// Anything else.
+    Other,
+}
+
+impl Large {
+    /// What `message` is.
+    pub fn of(message: &[u8]) -> Large {
+        let Some(header) = InHeader::read_from(message) else { return Large::Other };
+        match (header.opcode, WriteIn::read_from(&message[size_of::<InHeader>()..])) {
+            (opcode::WRITE, Some(write)) if write.write_flags & flags::WRITE_CACHE != 0 => Large::WriteBack,
+            // Its data must be where it says: what precedes it has the size of a prefix, and nothing follows.
+            (opcode::WRITE, Some(write))
+                if header.total_extlen == 0 && PREFIX_BYTES + write.size as usize == message.len() =>
+            {
+                Large::Write
+            }
+            (opcode::BATCH_FORGET, _) => Large::Forgets,
+            _ => Large::Other,
+        }
+    }
+
+    /// What it keeps its buffer as.
+    pub fn keep(self) -> Keep {
+        match self {
+            Large::WriteBack => Keep::WriteBack,
+            Large::Write | Large::Forgets | Large::Other => Keep::Waiting,
+        }
+    }
+}
+
 /// A request that a predecessor read and did not answer; slot and buffer are taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unfinished {
@@ -342,8 +419,8 @@ pub(crate) struct Unfinished {
     pub device: u32,
     /// Bytes of the message.
     pub len: usize,
-    /// Where the message is, unless it fits into the slot.
-    pub buffer: Option<u32>,
+    /// Where the message is, unless it fits into the slot, and what as.
+    pub buffer: Option<(u32, Keep)>,
 }
 
 impl Drop for RequestMemory {

@@ -16,7 +16,7 @@ use atoll_fuse::bundle::Bundle;
 use atoll_fuse::session::{End, InitOptions, Session};
 use atoll_fuse::{InitFlags, Layout};
 use bytes::Bytes;
-use support::folder::Folder;
+use support::folder::{Folder, PATIENT_OFFSET};
 use support::{Mounted, c_path, cvt};
 use tokio::runtime::Runtime;
 
@@ -246,13 +246,7 @@ fn flock_and_record_locks_are_two_things_and_a_signal_ends_a_wait() {
     assert_eq!(record(&holder, libc::F_OFD_GETLK).expect("getlk").l_type, libc::F_WRLCK as i16);
     assert_eq!(flock(&other, libc::LOCK_EX | libc::LOCK_NB), Err(libc::EAGAIN));
 
-    extern "C" fn nothing(_: i32) {}
-    // SAFETY: a handler that does nothing, without SA_RESTART.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
-        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
-    }
+    install_quiet_signal();
     std::thread::scope(|scope| {
         let (sender, receiver) = std::sync::mpsc::channel();
         let waiter = scope.spawn(move || {
@@ -271,6 +265,75 @@ fn flock_and_record_locks_are_two_things_and_a_signal_ends_a_wait() {
     drop(holder);
     let again = File::open(&path).expect("open");
     assert_eq!(flock(&again, libc::LOCK_EX), Ok(0), "closing released it");
+}
+
+/// More writers of a megabyte than may keep a buffer wait; everything else goes on, and a signal ends a wait.
+#[test]
+fn writes_that_wait_hold_nobody_else_up() {
+    const WRITERS: usize = 160;
+    let rig = Rig::new();
+    install_quiet_signal();
+    let data = |writer: usize| -> Vec<u8> { (0..1 << 20).map(|i: usize| (i / 7 + writer) as u8).collect() };
+    let finished = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for writer in 0..WRITERS {
+            let (path, finished) = (rig.path(&format!("f{writer}")), &finished);
+            let (sender, data) = (sender.clone(), data(writer));
+            scope.spawn(move || {
+                let file = File::create_new(path).expect("create");
+                if writer == 0 {
+                    // SAFETY: always succeeds.
+                    sender.send(unsafe { libc::pthread_self() }).expect("send");
+                    let error = file.write_at(&data, PATIENT_OFFSET).expect_err("a signal comes");
+                    assert_eq!(error.raw_os_error(), Some(libc::EINTR));
+                    finished.fetch_add(1, Ordering::Relaxed);
+                }
+                file.write_all_at(&data, PATIENT_OFFSET).expect("write");
+                finished.fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        let first = receiver.recv().expect("thread");
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        let wait_for = |what: &str, done: &dyn Fn() -> bool| {
+            while !done() {
+                assert!(std::time::Instant::now() < deadline, "{what}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        wait_for("all are read", &|| rig.session.requests_under_way() as usize >= WRITERS);
+        assert!(fs::metadata(&rig.mounted.path).expect("stat").is_dir());
+        let path = c_path(&rig.mounted.path);
+        // SAFETY: a zeroed `statvfs` and a valid string.
+        let mut statfs: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        assert_eq!(cvt(i64::from(unsafe { libc::statvfs(path.as_ptr(), &raw mut statfs) })), Ok(0));
+        fs::write(rig.path("small"), b"small").expect("a small file");
+        wait_for("a signal ends a wait", &|| {
+            // SAFETY: the thread isn't joined yet.
+            unsafe { libc::pthread_kill(first, libc::SIGUSR1) };
+            finished.load(Ordering::Relaxed) > 0
+        });
+        File::create_new(rig.backing.path().join("go")).expect("go");
+    });
+    assert_eq!(finished.into_inner(), WRITERS + 1);
+    for writer in 0..WRITERS {
+        let mut written = vec![0; 1 << 20];
+        let file = File::open(rig.backing.path().join(format!("f{writer}"))).expect("opens");
+        file.read_exact_at(&mut written, PATIENT_OFFSET).expect("reads");
+        assert!(written == data(writer), "writer {writer}");
+    }
+}
+
+/// `SIGUSR1` does nothing but end system calls from now on.
+fn install_quiet_signal() {
+    extern "C" fn nothing(_: i32) {}
+    // SAFETY: a handler that does nothing, without SA_RESTART.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(i32) as usize;
+        libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+    }
 }
 
 #[test]

@@ -42,6 +42,9 @@ const MOUNT: &str = "ATOLL_TEST_MOUNT";
 const RESEND: &str = "ATOLL_TEST_RESEND";
 const STUCK: &str = "ATOLL_TEST_STUCK";
 const STOP: &str = "ATOLL_TEST_STOP";
+const WRITERS: &str = "ATOLL_TEST_WRITERS";
+/// Writers of a megabyte each: more than may keep a buffer.
+const WRITERS_COUNT: usize = 150;
 
 /// Not a test: what a server process does. Returns at once where it isn't one.
 #[test]
@@ -100,6 +103,26 @@ fn role_stuck() {
     let page = unsafe { std::slice::from_raw_parts_mut(std::alloc::alloc_zeroed(layout), 4096) };
     file.read_exact_at(page, PATIENT_OFFSET).expect("reads in the end");
     assert!(page.iter().all(|byte| *byte == 7), "what was written there");
+}
+
+/// Not a test: a process whose threads all write a megabyte where it takes very long.
+#[test]
+fn role_writers() {
+    let Ok(folder) = std::env::var(WRITERS) else { return };
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS_COUNT {
+            let path = Path::new(&folder).join(format!("file-{writer}"));
+            scope.spawn(move || {
+                let file = OpenOptions::new().write(true).open(path).expect("opens");
+                file.write_all_at(&megabyte(writer), PATIENT_OFFSET).expect("writes in the end");
+            });
+        }
+    });
+}
+
+/// What a writer writes.
+fn megabyte(writer: usize) -> Vec<u8> {
+    (0..1 << 20).map(|i: usize| (i / 11 + writer * 3) as u8).collect()
 }
 
 /// Writes, reads back, looks at attributes and lists: nothing whose second execution would be seen.
@@ -271,4 +294,55 @@ fn a_request_under_way_outlives_its_servers() {
     assert_eq!(early, None, "the call ended before it could");
     assert_eq!(waiting, 1, "one request, however often it was sent");
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
+}
+
+/// More large WRITEs than may keep a buffer outlive two servers: those that were shortened too are whole in the end.
+#[test]
+fn more_writes_than_buffers_outlive_their_servers() {
+    let backing = tempfile::tempdir().expect("backing");
+    for writer in 0..WRITERS_COUNT {
+        File::create_new(backing.path().join(format!("file-{writer}"))).expect("file");
+    }
+    let mounted = Mounted::volume();
+    let device =
+        Device::from_fd(std::os::fd::AsFd::as_fd(&mounted.device).try_clone_to_owned().expect("dup"));
+    let bundle = Bundle::new(device, 2, Layout::default(), &mounted.options).expect("bundle");
+    let mut server = serve(&bundle, backing.path(), true);
+    let mut writers =
+        role("role_writers").env(WRITERS, &mounted.path).stdout(Stdio::null()).spawn().expect("starts");
+    for _ in 0..2 {
+        std::thread::sleep(Duration::from_millis(1500));
+        server.kill().expect("kills");
+        server.wait().expect("reaps");
+        server = serve(&bundle, backing.path(), true);
+    }
+    std::thread::sleep(Duration::from_millis(1500));
+    let early = writers.try_wait().expect("waits");
+    // Whoever can't be answered hangs in the kernel: asked from a thread, so that the test can end.
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let path = mounted.path.clone();
+    std::thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
+    let root_found = receiver.recv_timeout(Duration::from_secs(20));
+    File::create_new(backing.path().join("go")).expect("go");
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        match writers.try_wait().expect("waits") {
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            status => break status,
+        }
+    };
+    if status.is_none() || root_found.is_err() {
+        let _ = atoll_fuse::device::abort(mounted.connection);
+        let _ = writers.kill();
+    }
+    let _ = (writers.wait(), server.kill(), server.wait());
+    assert_eq!(early, None, "they ended before they could");
+    assert_eq!(root_found, Ok(true), "the root is found while they wait");
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+    for writer in 0..WRITERS_COUNT {
+        let mut written = vec![0; 1 << 20];
+        let file = File::open(backing.path().join(format!("file-{writer}"))).expect("opens");
+        file.read_exact_at(&mut written, PATIENT_OFFSET).expect("reads");
+        assert!(written == megabyte(writer), "writer {writer}");
+    }
 }

@@ -225,8 +225,10 @@ impl Changes {
     /// Whether there is, or may be, such work, or a worker is at some.
     #[must_use]
     pub fn is_pending(&self, work: Work) -> bool {
-        let is_at = |queues: &[Queue; Work::ALL.len()]| !queues[work as usize].taken.is_empty();
-        self.has(work) || self.queues.lock().as_ref().is_some_and(is_at)
+        self.queues.lock().as_ref().is_some_and(|queues| {
+            let queue = &queues[work as usize];
+            !queue.keys.is_empty() || !queue.taken.is_empty() || queue.scan_after.is_some()
+        })
     }
 
     /// Whether this key waits, may be found by a scan that is due, or is one that a worker is at.

@@ -453,16 +453,18 @@ pub struct ServerStatus {
     pub alive: bool,
     /// Its replicas go elsewhere, and it gets no new ones.
     pub evacuated: bool,
-    /// Bytes its disk holds.
+    /// Bytes that its disk has.
     pub capacity: u64,
-    /// Bytes in use on it.
+    /// Bytes in use on its disk, whoever uses them.
     pub used: u64,
-    /// Bytes free on it.
+    /// Bytes free on its disk.
     pub free: u64,
     /// Replicas on it.
     pub chunks: u64,
     /// Milliseconds since it was heard of.
     pub silent_ms: u64,
+    /// Bytes of this volume's files in the replicas on it.
+    pub stored: u64,
 }
 
 /// A session in a status.

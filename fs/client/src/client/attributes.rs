@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, TimeChange, without_setid};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, TimeChange, VolumeUse, without_setid};
 use atoll_core::commands::Op;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
+use atoll_proto::metadata::{Answer, Query};
 
 use super::identity::{CAP_FOWNER, Identity};
 use super::{Client, ROOT_PATIENCE, inode_of};
@@ -16,6 +17,13 @@ use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 /// Pauses while a change of size has to wait for what earlier ones left to be freed.
 const RESIZE_PAUSE_MIN: Duration = Duration::from_millis(10);
 const RESIZE_PAUSE_MAX: Duration = Duration::from_millis(200);
+/// The volume's use comes from memory when the service doesn't say it for so long.
+const USE_PATIENCE: Duration = Duration::from_secs(1);
+/// The kernel tells of a file's last close without waiting for the answer: who asks for the volume's use right after
+/// it may overtake it by so much.
+const RELEASE_MOMENT: Duration = Duration::from_millis(2);
+/// How often the volume's use is asked for while what is buffered here changes.
+const USE_ATTEMPTS_MAX: u32 = 3;
 
 impl<M: Metadata> Client<M> {
     pub(super) async fn attributes(&self, ino: InodeId) -> Result<AttributeReply> {
@@ -195,17 +203,41 @@ impl<M: Metadata> Client<M> {
         Ok(attributes)
     }
 
-    /// The volume's size and use, from memory.
-    pub(super) fn volume_use(&self) -> StatFs {
-        let volume = self.metadata.volume();
+    /// The volume's size and use, with what is buffered here. What sessions have set aside for what they may write is
+    /// free: they give it back when somebody needs it.
+    pub(super) async fn volume_use(&self) -> StatFs {
+        let away = self.metadata.away_for().is_some_and(|away| away >= USE_PATIENCE);
+        let asked = match away {
+            true => None,
+            false => tokio::time::timeout(USE_PATIENCE, self.use_by_now()).await.ok().flatten(),
+        };
+        let (volume, buffered) =
+            asked.unwrap_or_else(|| (self.metadata.volume(), self.data.uncommitted_growth()));
         let block = u64::from(self.options.block_bytes);
         StatFs {
             blocks: volume.bytes_total / block,
-            blocks_free: volume.bytes_free() / block,
+            blocks_free: volume.bytes_unused().saturating_sub(buffered) / block,
             inodes: volume.inodes_total,
             inodes_free: volume.inodes_free(),
             block_bytes: self.options.block_bytes,
             name_bytes_max: NAME_BYTES_MAX as u32,
+        }
+    }
+
+    /// What the leader says of the volume, and the bytes that will count when what is buffered is committed. `None`
+    /// if it says nothing.
+    async fn use_by_now(&self) -> Option<(VolumeUse, u64)> {
+        tokio::time::sleep(RELEASE_MOMENT).await;
+        let mut attempts = 0;
+        loop {
+            let before = self.data.uncommitted_growth();
+            let Ok(Answer::Volume(volume)) = self.metadata.ask(Query::Volume).await else { return None };
+            let buffered = self.data.uncommitted_growth();
+            attempts += 1;
+            // What is committed meanwhile would count twice, or not at all.
+            if before == buffered || attempts == USE_ATTEMPTS_MAX {
+                return Some((volume, buffered));
+            }
         }
     }
 }

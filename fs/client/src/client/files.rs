@@ -370,15 +370,21 @@ impl<M: Metadata> Client<M> {
         let end = offset.checked_add(length).ok_or(FsError::FileTooLarge)?;
         let kill_suidgid = Self::clears_setid(caller);
         self.settle(ino).await?;
-        let mut at = offset;
+        let (mut at, mut asked_for_room) = (offset, false);
         while at < end {
             let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_suidgid };
-            match self.metadata.mutate(op).await? {
-                Outcome::Allocated(until, attributes) if until > at => {
+            match self.metadata.mutate(op).await {
+                Ok(Outcome::Allocated(until, attributes)) if until > at => {
                     at = until;
                     self.data.learn(ino, &attributes);
                 }
-                _ => return Err(unexpected().into()),
+                Ok(_) => return Err(unexpected().into()),
+                Err(ClientError::Fs(FsError::NoSpace)) if !asked_for_room => {
+                    // What mounts have set aside for later writes is in the way.
+                    self.data.make_room(end - at).await?;
+                    asked_for_room = true;
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
@@ -434,9 +440,9 @@ impl<M: Metadata> Client<M> {
                 Ok(_) => return Err(unexpected().into()),
                 Err(_) if copied > 0 => break,
                 Err(ClientError::Fs(FsError::NoSpace)) if !asked_for_room => {
-                    // What this mount has set aside for later writes counts as used.
-                    self.data.flush_all().await?;
-                    self.data.return_reservation().await;
+                    // What mounts have set aside for later writes is in the way.
+                    let unused = self.metadata.volume().bytes_unused();
+                    self.data.make_room(unused.min(length - copied)).await?;
                     asked_for_room = true;
                 }
                 Err(error) => return Err(error.into()),

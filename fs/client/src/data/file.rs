@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use atoll_core::attributes::Attributes;
 use atoll_core::ids::InodeId;
+use atoll_core::limits::BLOCK_BYTES;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -90,6 +91,19 @@ impl Inner {
         // Attributes are known of every commit; the map alone may know of fewer.
         let newest = self.attributes.as_ref().map_or(0, |attributes| attributes.change);
         newest <= extents.attributes.change && self.map.install(extents, afresh)
+    }
+
+    /// Bytes of quota that the commit of what is dirty will take. Exact for a file without holes; in one with holes,
+    /// all that is dirty counts as new.
+    #[must_use]
+    pub fn uncommitted_growth(&self) -> u64 {
+        let dirty = &self.dirty;
+        let (size, allocated) =
+            self.attributes.as_ref().map_or((0, 0), |known| (known.size, known.allocated));
+        match allocated >= size.next_multiple_of(BLOCK_BYTES) {
+            true => (size + dirty.bytes_from(size)).next_multiple_of(BLOCK_BYTES).saturating_sub(allocated),
+            false => dirty.bytes().next_multiple_of(BLOCK_BYTES),
+        }
     }
 
     /// The file's size with what is dirty.

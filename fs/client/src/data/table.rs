@@ -92,6 +92,12 @@ impl Table {
         self.dirty().iter().map(|file| file.inner.lock().dirty.bytes()).sum()
     }
 
+    /// Bytes of quota that commits of all that is dirty will take.
+    #[must_use]
+    pub fn uncommitted_growth(&self) -> u64 {
+        self.dirty().iter().map(|file| file.inner.lock().uncommitted_growth()).sum()
+    }
+
     /// Forgets a file, at once or as soon as it is clean.
     pub fn forget(&self, ino: InodeId) {
         let mut files = self.files.lock();

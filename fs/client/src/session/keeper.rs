@@ -148,6 +148,28 @@ impl Inner {
         Ok(())
     }
 
+    /// Tells the leader of the files that were closed since it was told last.
+    pub(super) fn tell_closed(&self) {
+        let State::Open(current) = *self.state.borrow() else { return };
+        // Under the lock: who opens one of these files right now asks the service after this is queued on the
+        // same connection, or takes the file out of the notice.
+        let mut files = self.open_files.lock();
+        loop {
+            let closed: Vec<InodeId> = files.take_closed();
+            if closed.is_empty() {
+                break;
+            }
+            let notice = CloseNotice { session: current.id, closed };
+            let sent =
+                self.service.connection().map(|connection| connection.send::<Close>(&notice, Body::Empty));
+            if !matches!(sent, Some(Ok(()))) {
+                // With the next one that is closed, or after the next heartbeat.
+                files.put_back(notice.closed);
+                break;
+            }
+        }
+    }
+
     fn heartbeat_period(&self) -> Duration {
         let lifetime = self.heard.read().lifetime;
         let lifetime = if lifetime.is_zero() { LIFETIME_ASSUMED } else { lifetime };
@@ -257,23 +279,6 @@ pub(super) async fn tell_closed(inner: Arc<Inner>) {
             () = inner.token.cancelled() => return,
             () = tokio::time::sleep(CLOSE_NOTICE_DELAY) => {}
         }
-        let State::Open(current) = *inner.state.borrow() else { continue };
-        // Under the lock: who opens one of these files right now asks the service after this is queued on the
-        // same connection, or takes the file out of the notice.
-        let mut files = inner.open_files.lock();
-        loop {
-            let closed: Vec<InodeId> = files.take_closed();
-            if closed.is_empty() {
-                break;
-            }
-            let notice = CloseNotice { session: current.id, closed };
-            let sent =
-                inner.service.connection().map(|connection| connection.send::<Close>(&notice, Body::Empty));
-            if !matches!(sent, Some(Ok(()))) {
-                // With the next one that is closed, or after the next heartbeat.
-                files.put_back(notice.closed);
-                break;
-            }
-        }
+        inner.tell_closed();
     }
 }

@@ -159,6 +159,16 @@ impl DirtyFile {
         self.bytes
     }
 
+    /// Bytes at or behind `offset`.
+    #[must_use]
+    pub fn bytes_from(&self, offset: u64) -> u64 {
+        let behind = |(start, range): (&u64, &DirtyRange)| {
+            let end = *start + range.length as u64;
+            end.saturating_sub(offset.max(*start))
+        };
+        self.ranges.iter().rev().map(behind).take_while(|bytes| *bytes > 0).sum()
+    }
+
     /// Bytes that are in no batch.
     #[must_use]
     pub fn fresh_bytes(&self) -> u64 {

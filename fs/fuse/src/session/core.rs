@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::interrupt::{Interrupts, base_unique};
 use super::{End, Negotiated, State};
-use crate::abi::Pod;
 use crate::abi::output::OutHeader;
-use crate::slots::{Pool, RequestMemory};
+use crate::abi::{Pod, UNIQUE_RESEND};
+use crate::slots::{Keep, Pool, RequestMemory};
 
 /// Slices of a reply that are gathered without allocating.
 const SLICES_INLINE: usize = 16;
@@ -49,7 +49,7 @@ impl Core {
             let _ = negotiated.set(known);
         }
         Core {
-            pool: Pool::new(&memory),
+            pool: Pool::new(&memory, devices.len() as u32),
             interrupts: Interrupts::new(memory.layout().slots),
             readers_left: AtomicUsize::new(devices.len()),
             memory,
@@ -73,9 +73,12 @@ impl Core {
         }
     }
 
-    /// A request came a second time (bit 63 of its number is set). If the first one is still under way, its reply
-    /// goes to the new address, and the new request is to be dropped.
-    pub fn rebind(&self, address: Address) -> bool {
+    /// Whether a request came a second time (bit 63 of its number is set) whose first one is still under way: its reply
+    /// goes to the new address then, and the new request is to be dropped.
+    pub fn sent_again(&self, address: Address) -> bool {
+        if address.unique & UNIQUE_RESEND == 0 {
+            return false;
+        }
         let mut rebound = self.rebound.lock();
         let under_way = self.interrupts.slot_of(address.unique).is_some();
         if under_way {
@@ -171,14 +174,15 @@ fn write_message(device: &OwnedFd, unique: u64, error: i32, body: &[IoSlice<'_>]
     }
 }
 
-/// Keeps a buffer of the request memory taken.
+/// Keeps a buffer of the request memory for a request, and what else refers to its data.
 pub(crate) struct BufferHold {
     pub core: Arc<Core>,
     pub buffer: u32,
+    pub keep: Keep,
 }
 
 impl Drop for BufferHold {
     fn drop(&mut self) {
-        self.core.pool.free_buffer(&self.core.memory, self.buffer);
+        self.core.pool.give_back(&self.core.memory, self.buffer, self.keep);
     }
 }

@@ -23,11 +23,11 @@ use super::core::{Address, BufferHold, Core};
 use super::init::{Answer, negotiate};
 use super::{End, Handler, InitOptions, State};
 use crate::abi::output::InitOut;
-use crate::abi::{KERNEL_MINOR_VERSION, KERNEL_VERSION, Pod, UNIQUE_RESEND, opcode};
+use crate::abi::{KERNEL_MINOR_VERSION, KERNEL_VERSION, Pod, opcode};
 use crate::notify::Notifier;
 use crate::request::{self, Header, Operation};
-use crate::slots::Unfinished;
 use crate::slots::layout::{PAYLOAD_BYTES_MAX, PREFIX_BYTES};
+use crate::slots::{Large, Unfinished};
 
 /// How long redone requests have for their answers before the kernel is asked to send again what it still waits for.
 const RESEND_GRACE: Duration = Duration::from_millis(500);
@@ -84,12 +84,12 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
                 Err(end) => break end,
             };
             // SAFETY: this thread holds the slot and the buffer, and has no slice of them.
-            let kept = unsafe { memory.make_contiguous(slot, len) }.then(|| {
-                let hold = BufferHold { core: Arc::clone(&self.core), buffer };
-                Arc::new(hold)
-            });
-            let buffer_gone = kept.is_some();
-            self.dispatch(slot, self.device, len, kept, &mut place);
+            let large = unsafe { memory.make_contiguous(slot, len) };
+            let request = if large { self.keep(slot, buffer, len) } else { Some((len, None)) };
+            let buffer_gone = matches!(request, Some((_, Some(_))));
+            if let Some((len, kept)) = request {
+                self.dispatch(slot, self.device, len, kept, &mut place);
+            }
             // The request has the slot now, and has given it back if it was answered at once.
             match pool.take_slot() {
                 Some(next) => slot = next,
@@ -113,6 +113,47 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         self.core.release(slot);
         pool.free_buffer(memory, buffer);
         end
+    }
+
+    /// Sees to it that a request of `len` bytes, which don't fit into its slot, leaves this reader able to read on: it
+    /// keeps its buffer as one of those that may, or does without. Its length and its buffer, unless it is over already.
+    fn keep(&self, slot: u32, buffer: u32, len: usize) -> Option<(usize, Option<Arc<BufferHold>>)> {
+        let core = &self.core;
+        // SAFETY: this thread holds slot and buffer; the slice is gone before the request is given on or changed.
+        let message = unsafe { core.memory.message(slot, Some(buffer), len) };
+        let large = Large::of(message);
+        let header = request::parse_header(message).ok();
+        let address = header.map(|header| Address { device: self.device, unique: header.unique });
+        if large == Large::Forgets
+            && let Some(header) = &header
+        {
+            self.without_reply(message, header);
+            core.release(slot);
+            return None;
+        }
+        if address.is_some_and(|address| core.sent_again(address)) {
+            core.release(slot);
+            return None;
+        }
+        let keep = large.keep();
+        if core.pool.keep(keep) {
+            return Some((len, Some(Arc::new(BufferHold { core: Arc::clone(core), buffer, keep }))));
+        }
+        match large {
+            Large::Write => {
+                tracing::debug!(len, "too many WRITEs wait: this one is shortened");
+                // SAFETY: this thread holds slot and buffer, the message is such a WRITE, and no slice of it is used
+                // from here on.
+                Some((unsafe { core.memory.shorten_write(slot, buffer) }, None))
+            }
+            Large::WriteBack | Large::Forgets | Large::Other => {
+                match address {
+                    Some(address) => core.answer(slot, address, libc::ENOMEM, &[]),
+                    None => core.release(slot),
+                }
+                None
+            }
+        }
     }
 
     /// Reads one message; its length in bytes.
@@ -159,7 +200,8 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
             tracing::info!(requests = unfinished.len(), "redoing what the predecessor left unanswered");
         }
         for Unfinished { slot, device, len, buffer } in unfinished {
-            let hold = buffer.map(|buffer| Arc::new(BufferHold { core: Arc::clone(&self.core), buffer }));
+            let hold = buffer
+                .map(|(buffer, keep)| Arc::new(BufferHold { core: Arc::clone(&self.core), buffer, keep }));
             self.dispatch(slot, device, len, hold, place);
         }
     }
@@ -194,18 +236,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         match header.opcode {
             opcode::INIT => return self.init(message.to_vec(), header, slot, device),
             opcode::INTERRUPT | opcode::FORGET | opcode::BATCH_FORGET => {
-                match request::parse(message, core.negotiated().flags) {
-                    Ok((_, Operation::Interrupt { unique })) => core.interrupts.interrupt(unique),
-                    Ok((_, Operation::Forget { lookups })) => self.handler.forget(header.nodeid, lookups),
-                    Ok((_, Operation::BatchForget(list))) => {
-                        list.iter().for_each(|one| self.handler.forget(one.nodeid, one.lookups));
-                    }
-                    Ok(_) => {}
-                    Err(problem) => {
-                        tracing::error!(%problem, request = opcode::name(header.opcode), "ignored")
-                    }
-                }
-                // None of them has a reply.
+                self.without_reply(message, &header);
                 return core.release(slot);
             }
             opcode::DESTROY => {
@@ -214,7 +245,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
             }
             _ => {}
         }
-        if header.unique & UNIQUE_RESEND != 0 && core.rebind(Address { device, unique: header.unique }) {
+        if core.sent_again(Address { device, unique: header.unique }) {
             return core.release(slot);
         }
         let call = Call::new(Arc::clone(core), header, slot, device, hold);
@@ -223,6 +254,21 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
             return call.error(Errno(libc::ENOLCK));
         }
         self.serve(call, place);
+    }
+
+    /// Does what a request asks that has no reply.
+    fn without_reply(&self, message: &[u8], header: &Header) {
+        match request::parse(message, self.core.negotiated().flags) {
+            Ok((_, Operation::Interrupt { unique })) => self.core.interrupts.interrupt(unique),
+            Ok((_, Operation::Forget { lookups })) => self.handler.forget(header.nodeid, lookups),
+            Ok((_, Operation::BatchForget(list))) => {
+                list.iter().for_each(|one| self.handler.forget(one.nodeid, one.lookups));
+            }
+            Ok(_) => {}
+            Err(problem) => {
+                tracing::error!(%problem, request = opcode::name(header.opcode), "ignored")
+            }
+        }
     }
 
     /// Polls the handler's future once, here, and leaves it to the runtime if it isn't done then.

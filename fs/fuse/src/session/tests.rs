@@ -15,6 +15,9 @@ use crate::slots::Layout;
 
 const LAYOUT: Layout = Layout { slots: 8, buffers: 4 };
 
+/// The inode whose WRITEs wait until they are told, or interrupted.
+const STUCK: u64 = 99;
+
 /// Answers STATFS at once, GETATTR never (until it is interrupted: EINTR), WRITE after a hop, SETLKW when told.
 #[derive(Default)]
 struct Script {
@@ -39,6 +42,12 @@ impl Handler for Script {
                 call.error(Errno(libc::EINTR));
             }
             Ok(Operation::Write { offset, data, .. }) => {
+                if call.header().nodeid == STUCK {
+                    tokio::select! {
+                        () = self.release.notified() => {}
+                        () = interrupt.interrupted() => return call.error(Errno(libc::EINTR)),
+                    }
+                }
                 tokio::task::yield_now().await;
                 self.written.lock().push((offset, data.to_vec()));
                 let bytes = data.len() as u32;
@@ -46,6 +55,10 @@ impl Handler for Script {
             }
             Ok(Operation::Setlk { wait: true, .. }) => {
                 self.release.notified().await;
+                call.done();
+            }
+            Ok(Operation::Setxattr { value, .. }) => {
+                assert_eq!(value.len(), 50_000);
                 call.done();
             }
             Ok(Operation::Readlink) => panic!("a handler's mistake"),
@@ -69,7 +82,11 @@ struct Rig {
 
 impl Rig {
     fn new(devices: usize) -> Rig {
-        let rig = Rig::before_init(devices, InitOptions::default());
+        Rig::with(devices, LAYOUT)
+    }
+
+    fn with(devices: usize, layout: Layout) -> Rig {
+        let rig = Rig::before_init(devices, InitOptions::default(), layout);
         let granted = rig.kernel.init(InitFlags(u64::MAX)).expect("INIT");
         assert!(granted.contains(InitFlags::HAS_RESEND | InitFlags::FLOCK_LOCKS));
         let negotiated = rig.runtime.block_on(rig.session.ready()).expect("ready");
@@ -77,13 +94,13 @@ impl Rig {
         rig
     }
 
-    fn before_init(devices: usize, options: InitOptions) -> Rig {
+    fn before_init(devices: usize, options: InitOptions, layout: Layout) -> Rig {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .expect("runtime");
-        let (kernel, bundle) = MockKernel::new(devices, LAYOUT).expect("mock");
+        let (kernel, bundle) = MockKernel::new(devices, layout).expect("mock");
         let keeper = bundle.try_clone().expect("clone");
         let script = Arc::new(Script::default());
         let session = Session::start(bundle, options, Arc::clone(&script), runtime.handle()).expect("starts");
@@ -221,6 +238,64 @@ fn blocked_locks_leave_room_for_others() {
 }
 
 #[test]
+fn writes_that_wait_never_take_the_last_buffers() {
+    const WRITES: usize = 6;
+    let layout = Layout { slots: 32, buffers: 4 };
+    let rig = Rig::with(1, layout);
+    let waiting = layout.shares(1).waiting as usize;
+    let data: Vec<u8> = (0..100_000u32).map(|i| (i % 253) as u8).collect();
+    let stuck: Vec<u64> =
+        (0..WRITES).map(|number| rig.kernel.write(0, STUCK, number as u64, &data).expect("send")).collect();
+    let asked = rig.kernel.request(0, opcode::STATFS, 1, &[]).expect("send");
+    assert_eq!(rig.kernel.receive(0).expect("reply").unique, asked);
+
+    // Also what has a buffer, and can't be shortened.
+    let write_back = crate::abi::input::WriteIn {
+        size: data.len() as u32,
+        write_flags: crate::abi::flags::WRITE_CACHE,
+        ..Default::default()
+    };
+    let asked = rig.kernel.request(0, opcode::WRITE, 9, &[write_back.as_bytes(), &data]).expect("send");
+    let reply = rig.kernel.receive(0).expect("reply");
+    assert_eq!(
+        (reply.unique, reply.error, reply.body[..4].to_vec()),
+        (asked, 0, 100_000u32.to_le_bytes().to_vec())
+    );
+    let attribute = crate::abi::input::SetxattrIn { size: 50_000, ..Default::default() };
+    let parts = [attribute.as_bytes(), b"user.a\0", &data[..50_000]];
+    let asked = rig.kernel.request(0, opcode::SETXATTR, 9, &parts).expect("send");
+    let reply = rig.kernel.receive(0).expect("reply");
+    assert_eq!((reply.unique, reply.error), (asked, -libc::ENOMEM));
+    let forgets: Vec<u8> =
+        (0..1000).flat_map(|_| ForgetOne { nodeid: 5, nlookup: 1 }.as_bytes().to_vec()).collect();
+    let batch = BatchForgetIn { count: 1000, dummy: 0 };
+    rig.kernel.request(0, opcode::BATCH_FORGET, 0, &[batch.as_bytes(), &forgets]).expect("send");
+
+    rig.kernel.interrupt(0, stuck[0]).expect("send");
+    let reply = rig.kernel.receive(0).expect("reply");
+    assert_eq!((reply.unique, reply.error), (stuck[0], -libc::EINTR));
+    assert_eq!(rig.script.forgotten.load(Ordering::Relaxed), 5001 * 1000);
+
+    rig.script.written.lock().clear();
+    let mut whole = 0;
+    for _ in 1..WRITES {
+        rig.script.release.notify_one();
+        let reply = rig.kernel.receive(0).expect("reply");
+        let (offset, written) = rig.script.written.lock().pop().expect("written");
+        let number = stuck.iter().position(|unique| *unique == reply.unique).expect("one of them");
+        assert_eq!((reply.error, offset), (0, number as u64));
+        assert_eq!(reply.body[..4], (written.len() as u32).to_le_bytes());
+        assert!(written == data[..written.len()], "the beginning of what was to be written");
+        whole += usize::from(written.len() == data.len());
+    }
+    assert_eq!(whole, waiting - 1, "what has a buffer is written whole, but for the interrupted one");
+    rig.wait_until_idle();
+    let asked = rig.kernel.request(0, opcode::SETXATTR, 9, &parts).expect("send");
+    let reply = rig.kernel.receive(0).expect("reply");
+    assert_eq!((reply.unique, reply.error), (asked, 0), "there is room again");
+}
+
+#[test]
 fn a_successor_redoes_what_was_not_answered() {
     let mut rig = Rig::new(2);
     let getattr = GetattrIn::default();
@@ -262,7 +337,7 @@ fn nothing_can_be_resumed_before_it_began() {
 fn an_old_kernel_is_refused_and_a_newer_one_is_told_our_version() {
     use crate::abi::input::InitIn;
     use crate::abi::output::InitOut;
-    let rig = Rig::before_init(1, InitOptions::default());
+    let rig = Rig::before_init(1, InitOptions::default(), LAYOUT);
     let newer = InitIn { major: 8, ..InitIn::default() };
     rig.kernel.request(0, opcode::INIT, 0, &[newer.as_bytes()]).expect("send");
     let reply = rig.kernel.receive(0).expect("reply");

@@ -12,10 +12,14 @@
 //! to a page. What fits is then copied up behind the slot's first 80 bytes, and the buffer is free for the next
 //! request; what doesn't keeps its buffer, and the 80 bytes are copied to the prefix, in front of the payload.
 //! Either way the message is contiguous, and at every instant in between a successor finds all of it.
+//!
+//! A request may wait for as long as the cluster is away, so those that keep a buffer are counted ([`Shares`]), and each
+//! reader always has one more to read into: however many wait, INTERRUPT and what is answered from memory get through.
 
 use std::sync::atomic::AtomicU32;
 
 use crate::abi::input::{InHeader, WriteIn};
+use crate::session::READERS_MAX;
 
 /// First bytes of the memory.
 pub const MAGIC: [u8; 8] = *b"atollreq";
@@ -42,8 +46,16 @@ pub const BUFFER_BYTES: usize = PAGE_BYTES + PAYLOAD_BYTES_MAX;
 /// Requests that may be unanswered at a time, unless told otherwise. More wait in the kernel. They are many, since a
 /// blocked lock holds one for as long as it blocks.
 pub const SLOTS_DEFAULT: u32 = 4096;
-/// Large requests (mostly WRITEs) that may be unanswered at a time, unless told otherwise.
-pub const BUFFERS_DEFAULT: u32 = 64;
+/// Large requests of applications (mostly WRITEs) that keep a buffer of 1 MiB until they are answered, at most: what of
+/// the request memory may wait for a cluster that is away. WRITEs beyond are shortened to [`SHORT_WRITE_BYTES`].
+pub const WAITING_BUFFERS_MAX: u32 = 128;
+/// Buffers for pages that the kernel writes back: as many as it sends at a time (`max_background`), since these can't be
+/// shortened.
+pub const WRITE_BACK_BUFFERS: u32 = 256;
+/// Buffers unless told otherwise. They take address space alone until they are needed.
+pub const BUFFERS_DEFAULT: u32 = WAITING_BUFFERS_MAX + WRITE_BACK_BUFFERS + READERS_MAX as u32;
+/// What is left of a WRITE that gets no buffer, in bytes: one page, for which its slot has room.
+pub const SHORT_WRITE_BYTES: usize = PAGE_BYTES;
 /// Slots and buffers that a memory may have; above it, a memory that is offered for adoption is refused.
 pub const COUNT_MAX: u32 = 1 << 16;
 
@@ -74,8 +86,17 @@ pub struct SlotHeader {
 pub struct Layout {
     /// Requests that may be unanswered at a time.
     pub slots: u32,
-    /// Large requests that may be unanswered at a time.
+    /// Buffers of large requests.
     pub buffers: u32,
+}
+
+/// How many buffers requests may keep, by what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Requests of applications, which wait as long as they have to.
+    pub waiting: u32,
+    /// Pages that the kernel writes back.
+    pub write_back: u32,
 }
 
 impl Default for Layout {
@@ -88,6 +109,14 @@ impl Layout {
     /// All bytes.
     pub fn total_bytes(self) -> usize {
         HEADER_BYTES + self.slots as usize * SLOT_BYTES + self.buffers as usize * BUFFER_BYTES
+    }
+
+    /// What is left for requests when each of so many readers has a buffer of its own. A memory of another size than
+    /// ours (another release's) is halved where it doesn't suffice.
+    pub fn shares(self, readers: u32) -> Shares {
+        let left = self.buffers.saturating_sub(readers);
+        let waiting = left.div_ceil(2).min(WAITING_BUFFERS_MAX);
+        Shares { waiting, write_back: left - waiting }
     }
 
     /// Where a slot begins.
@@ -117,6 +146,7 @@ const _: () = {
     assert!(size_of::<SlotHeader>() == 64);
     assert!(size_of::<MemoryHeader>() <= HEADER_BYTES);
     assert!(PREFIX_BYTES == 80);
+    assert!(PREFIX_BYTES + SHORT_WRITE_BYTES <= SLOT_REQUEST_BYTES_MAX);
 };
 
 #[cfg(test)]
@@ -131,5 +161,19 @@ mod tests {
         assert_eq!(layout.buffer_offset(1) + BUFFER_BYTES, layout.total_bytes());
         assert_eq!(layout.payload_offset(1) % PAGE_BYTES, 0);
         assert_eq!(layout.prefix_offset(1) + PREFIX_BYTES, layout.payload_offset(1));
+    }
+
+    #[test]
+    fn readers_have_buffers_that_no_request_may_keep() {
+        for readers in [1, 2, READERS_MAX as u32] {
+            let shares = Layout::default().shares(readers);
+            assert_eq!(shares.waiting, WAITING_BUFFERS_MAX);
+            let background = u32::from(crate::session::InitOptions::default().max_background);
+            assert!(shares.write_back >= background, "write-back is never refused: {shares:?}");
+            for buffers in 1..100 {
+                let shares = Layout { slots: 1, buffers }.shares(readers);
+                assert!(shares.waiting + shares.write_back <= buffers.saturating_sub(readers), "{shares:?}");
+            }
+        }
     }
 }

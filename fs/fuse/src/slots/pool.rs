@@ -1,13 +1,28 @@
 //! Which slots and buffers are free.
 
+use std::time::{Duration, Instant};
+
 use parking_lot::{Condvar, Mutex};
 
 use super::RequestMemory;
+use super::layout::Shares;
 
 /// Slots that keep their pages when they are freed.
 const RESIDENT_SLOTS: u32 = 128;
 /// Buffers that keep their pages (1 MiB each) when they are freed: one for each reader and a few for WRITEs.
 const RESIDENT_BUFFERS: u32 = 4;
+/// How long a reader waits for a request to give its buffer back, since the last one did: while requests are answered,
+/// readers that wait slow down who writes faster than the cluster takes it; when none is, they must read on.
+const KEEP_PATIENCE: Duration = Duration::from_millis(100);
+
+/// Why a request keeps a buffer; each kind has its share ([`Shares`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// An application waits for its answer.
+    Waiting,
+    /// The kernel writes pages back.
+    WriteBack,
+}
 
 /// The free list. Numbers are given out lowest first, so that few pages are ever touched.
 pub(crate) struct Pool {
@@ -20,18 +35,36 @@ struct State {
     buffers: Bitmap,
     /// Buffers whose pages are there.
     populated: Vec<bool>,
+    shares: Shares,
+    /// Buffers that requests keep, of each share.
+    kept: Shares,
+    /// When a share became full or got a buffer back.
+    progress: Instant,
     closed: bool,
 }
 
+impl State {
+    /// What is kept of a share, and how much may be.
+    fn share(&mut self, keep: Keep) -> (&mut u32, u32) {
+        match keep {
+            Keep::Waiting => (&mut self.kept.waiting, self.shares.waiting),
+            Keep::WriteBack => (&mut self.kept.write_back, self.shares.write_back),
+        }
+    }
+}
+
 impl Pool {
-    /// All free.
-    pub fn new(memory: &RequestMemory) -> Pool {
+    /// All free, for so many readers.
+    pub fn new(memory: &RequestMemory, readers: u32) -> Pool {
         let layout = memory.layout();
         Pool {
             state: Mutex::new(State {
                 slots: Bitmap::all_free(layout.slots),
                 buffers: Bitmap::all_free(layout.buffers),
                 populated: vec![false; layout.buffers as usize],
+                shares: layout.shares(readers),
+                kept: Shares { waiting: 0, write_back: 0 },
+                progress: Instant::now(),
                 closed: false,
             }),
             freed: Condvar::new(),
@@ -52,7 +85,8 @@ impl Pool {
         }
     }
 
-    /// Takes a buffer with all its pages, waiting for one; `None` once the pool is closed.
+    /// Takes a buffer with all its pages, to read into; `None` once the pool is closed. There is one for each reader,
+    /// whatever requests keep; it is waited for only while one is on its way back.
     pub fn take_buffer(&self, memory: &RequestMemory) -> Option<u32> {
         let mut state = self.state.lock();
         let buffer = loop {
@@ -77,9 +111,54 @@ impl Pool {
         self.state.lock().slots.take(slot)
     }
 
-    /// Takes this very buffer. False if it is taken already.
-    pub fn take_this_buffer(&self, buffer: u32) -> bool {
-        self.state.lock().buffers.take(buffer)
+    /// Takes this very buffer for a request to keep, whether its share has room or not. False if it is taken already.
+    pub fn take_this_buffer(&self, buffer: u32, keep: Keep) -> bool {
+        let mut state = self.state.lock();
+        let free = state.buffers.take(buffer);
+        *state.share(keep).0 += u32::from(free);
+        free
+    }
+
+    /// Whether more is kept of a share than may be: what a predecessor's readers had just read counts too.
+    pub fn exceeds(&self, keep: Keep) -> bool {
+        let mut state = self.state.lock();
+        let (kept, max) = state.share(keep);
+        *kept > max
+    }
+
+    /// The request that a reader has just read is to keep its buffer. False if its share has no room and none of it
+    /// is given back in time. What the kernel writes back is waited for: its share is as large as what is sent.
+    pub fn keep(&self, keep: Keep) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            let (kept, max) = state.share(keep);
+            if *kept < max {
+                *kept += 1;
+                if *kept == max {
+                    state.progress = Instant::now();
+                }
+                return true;
+            }
+            if keep == Keep::WriteBack && !state.closed {
+                self.freed.wait(&mut state);
+                continue;
+            }
+            let deadline = state.progress + KEEP_PATIENCE;
+            if state.closed || Instant::now() >= deadline {
+                return false;
+            }
+            self.freed.wait_until(&mut state, deadline);
+        }
+    }
+
+    /// A request gives the buffer back that it kept.
+    pub fn give_back(&self, memory: &RequestMemory, buffer: u32, keep: Keep) {
+        {
+            let mut state = self.state.lock();
+            *state.share(keep).0 -= 1;
+            state.progress = Instant::now();
+        }
+        self.free_buffer(memory, buffer);
     }
 
     /// Frees a slot. Its request has been answered and its mark cleared.
@@ -91,7 +170,7 @@ impl Pool {
         self.freed.notify_all();
     }
 
-    /// Frees a buffer.
+    /// Frees a reader's buffer.
     pub fn free_buffer(&self, memory: &RequestMemory, buffer: u32) {
         let resident = buffer < RESIDENT_BUFFERS;
         if !resident {
@@ -105,10 +184,11 @@ impl Pool {
         self.freed.notify_all();
     }
 
-    /// Whether more than a quarter of the buffers are free, so that some may be lent beyond their request's reply.
+    /// Whether at most half of what may be kept is, so that some may be lent beyond their request's reply.
     pub fn may_lend(&self) -> bool {
-        let state = self.state.lock();
-        state.buffers.free * 4 > state.buffers.count
+        let mut state = self.state.lock();
+        let (kept, max) = state.share(Keep::Waiting);
+        *kept * 2 <= max
     }
 
     /// Requests that hold a slot now.

@@ -60,12 +60,13 @@ fn a_successor_finds_what_the_predecessor_read() {
     let memory = RequestMemory::adopt(descriptor).expect("adopts");
     assert_eq!(memory.layout(), Layout { slots: 200, buffers: 6 });
     assert_eq!(memory.negotiated(), Some(negotiated));
-    let pool = Pool::new(&memory);
+    let pool = Pool::new(&memory, 1);
     let unfinished = memory.unfinished(&pool, 1);
-    assert_eq!(unfinished, [Unfinished { slot: 7, device: 0, len: message.len(), buffer: Some(3) }]);
+    let buffer = Some((3, Keep::Waiting));
+    assert_eq!(unfinished, [Unfinished { slot: 7, device: 0, len: message.len(), buffer }]);
     let resident = memory.resident_bytes().expect("stat");
     assert!(resident < 200 << 10, "slots that were never used still have no pages: {resident}");
-    assert!(!pool.take_this_slot(7) && !pool.take_this_buffer(3), "nobody else gets them");
+    assert!(!pool.take_this_slot(7) && !pool.take_this_buffer(3, Keep::Waiting), "nobody else gets them");
     // SAFETY: the test alone uses the memory.
     assert!(unsafe { memory.message(7, Some(3), message.len()) } == message);
 }
@@ -79,7 +80,7 @@ fn damaged_slots_are_emptied() {
     memory.unanswered(2).store(u32::MAX, Ordering::Relaxed);
     fill(&memory, 3, 2, &request(100));
     memory.slot(3).device.store(9, Ordering::Relaxed);
-    let pool = Pool::new(&memory);
+    let pool = Pool::new(&memory, 1);
     let slots: Vec<u32> = memory.unfinished(&pool, 2).iter().map(|found| found.slot).collect();
     assert_eq!(slots, [0]);
     assert!((1..4).all(|slot| memory.unanswered(slot).load(Ordering::Relaxed) == 0));
@@ -98,7 +99,7 @@ fn strangers_are_refused() {
 #[test]
 fn idle_memory_is_small() {
     let memory = small();
-    let pool = Pool::new(&memory);
+    let pool = Pool::new(&memory, 1);
     let buffers: Vec<u32> = (0..6).map(|_| pool.take_buffer(&memory).expect("open")).collect();
     let slots: Vec<u32> = (0..200).map(|_| pool.take_slot().expect("open")).collect();
     for slot in &slots {
@@ -106,10 +107,8 @@ fn idle_memory_is_small() {
     }
     let busy = memory.resident_bytes().expect("stat");
     assert!(busy >= 6 << 20, "buffers come with their pages: {busy}");
-    assert!(!pool.may_lend());
     buffers.into_iter().for_each(|buffer| pool.free_buffer(&memory, buffer));
     slots.into_iter().for_each(|slot| pool.free_slot(&memory, slot));
-    assert!(pool.may_lend());
     assert_eq!((pool.slots_taken(), pool.buffers_taken()), (0, 0));
     let idle = memory.resident_bytes().expect("stat");
     assert!(idle < 6 << 20, "all but the resident few are given back: {idle}");
@@ -119,11 +118,91 @@ fn idle_memory_is_small() {
 #[test]
 fn a_closed_pool_lets_nobody_wait() {
     let memory = RequestMemory::create(Layout { slots: 1, buffers: 1 }).expect("memory");
-    let pool = Pool::new(&memory);
+    let pool = Pool::new(&memory, 1);
     assert_eq!(pool.take_slot(), Some(0));
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| pool.take_slot());
         pool.close();
         assert_eq!(waiter.join().expect("no panic"), None);
     });
+}
+
+fn write(size: usize, write_flags: u32) -> Vec<u8> {
+    let len = (PREFIX_BYTES + size) as u32;
+    let header = InHeader { len, unique: 8, opcode: opcode::WRITE, ..InHeader::default() };
+    let write = WriteIn { offset: 512, size: size as u32, write_flags, ..WriteIn::default() };
+    let data: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+    [header.as_bytes(), write.as_bytes(), &data].concat()
+}
+
+#[test]
+fn a_share_is_never_exceeded_and_what_is_given_back_is_kept_again() {
+    let memory = small();
+    let pool = Pool::new(&memory, 2);
+    let shares = memory.layout().shares(2);
+    assert_eq!((shares.waiting, shares.write_back), (2, 2));
+    let readers: Vec<u32> = (0..2).map(|_| pool.take_buffer(&memory).expect("open")).collect();
+    let keep = |keep| {
+        assert!(pool.keep(keep));
+        // What a reader does next: its own buffer is the request's now.
+        pool.take_buffer(&memory).expect("there is one for each reader")
+    };
+    assert!(pool.may_lend());
+    let waiting = [keep(Keep::Waiting), keep(Keep::Waiting)];
+    assert!(!pool.may_lend());
+    assert!(!pool.keep(Keep::Waiting), "no more than its share");
+    let write_back = [keep(Keep::WriteBack), keep(Keep::WriteBack)];
+    assert_eq!(pool.buffers_taken(), 6);
+    pool.give_back(&memory, waiting[0], Keep::Waiting);
+    assert!(pool.keep(Keep::Waiting));
+    std::thread::scope(|scope| {
+        let patient = scope.spawn(|| pool.keep(Keep::WriteBack));
+        pool.give_back(&memory, write_back[0], Keep::WriteBack);
+        assert!(patient.join().expect("no panic"), "write-back is waited for, not refused");
+    });
+    pool.close();
+    assert!(!pool.keep(Keep::WriteBack), "but for a session that ends");
+    drop(readers);
+}
+
+#[test]
+fn a_shortened_write_is_whole_after_each_step_and_for_a_successor() {
+    let memory = small();
+    let message = write(100_000, 0);
+    fill(&memory, 1, 2, &message);
+    // SAFETY: the test alone uses the memory.
+    unsafe {
+        assert!(memory.make_contiguous(1, message.len()));
+        assert_eq!(Large::of(memory.message(1, Some(2), message.len())), Large::Write);
+        let len = memory.shorten_write(1, 2);
+        assert_eq!(len, PREFIX_BYTES + SHORT_WRITE_BYTES);
+        assert_eq!(memory.message(1, None, len), write(SHORT_WRITE_BYTES, 0));
+        // A predecessor that was killed before the last step, or before the one before.
+        memory.slot(1).buffer.store(3, Ordering::Relaxed);
+        assert!(!memory.make_contiguous(1, len));
+        assert_eq!(memory.message(1, None, len), write(SHORT_WRITE_BYTES, 0));
+        memory.slot(1).buffer.store(3, Ordering::Relaxed);
+        memory.unanswered(1).store(message.len() as u32, Ordering::Relaxed);
+        assert!(memory.make_contiguous(1, message.len()));
+        let halfway = memory.message(1, Some(2), message.len());
+        let (_, operation) = crate::request::parse(halfway, crate::InitFlags::EMPTY).expect("parses");
+        let crate::request::Operation::Write { data, .. } = operation else { panic!("{operation:?}") };
+        assert!(data == &message[PREFIX_BYTES..][..SHORT_WRITE_BYTES]);
+    }
+}
+
+#[test]
+fn a_successor_leaves_its_readers_room() {
+    let memory = small();
+    for slot in 0..6 {
+        let write_flags = if slot == 0 { flags::WRITE_CACHE } else { 0 };
+        fill(&memory, slot, slot, &write(50_000, write_flags));
+    }
+    let pool = Pool::new(&memory, 2);
+    let found = memory.unfinished(&pool, 1);
+    let kept: Vec<_> = found.iter().map(|found| found.buffer.map(|(_, keep)| keep)).collect();
+    let (waiting, short) = (Some(Keep::Waiting), None);
+    assert_eq!(kept, [Some(Keep::WriteBack), waiting, waiting, short, short, short]);
+    assert!(found[3..].iter().all(|found| found.len == PREFIX_BYTES + SHORT_WRITE_BYTES));
+    assert_eq!(pool.buffers_taken(), 3);
 }

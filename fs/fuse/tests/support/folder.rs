@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 
 use super::{c_path, cvt};
 
-/// READs from this offset on wait until the folder has a file called "go".
+/// READs and WRITEs from this offset on wait until the folder has a file called "go"; a signal ends the WRITEs.
 pub const PATIENT_OFFSET: u64 = 1 << 30;
 
 /// The filesystem.
@@ -320,7 +320,7 @@ impl Vfs for Folder {
 
     async fn write(
         &self,
-        _: &Caller,
+        caller: &Caller,
         ino: InodeId,
         _: u64,
         offset: u64,
@@ -331,6 +331,12 @@ impl Vfs for Folder {
         let file = self.file(ino.0)?;
         if offset / 4096 % 2 == 1 {
             tokio::task::yield_now().await;
+        }
+        while offset >= PATIENT_OFFSET && !self.root.join("go").exists() {
+            tokio::select! {
+                () = caller.interrupt.interrupted() => return Err(Errno(libc::EINTR)),
+                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            }
         }
         file.write_all_at(&data, offset).map_err(errno)?;
         Ok(data.len() as u32)

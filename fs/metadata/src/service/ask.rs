@@ -1,6 +1,7 @@
 //! Questions, answered from the records. Whether this member still led is asked after the answer was built.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, SessionId};
@@ -12,6 +13,7 @@ use atoll_proto::metadata::{
     Answer, AskRequest, ChunkInfo, DirectoryEntry, MappedPiece, MetadataError, PieceData, Query, ServerInfo,
 };
 
+use crate::changes::Work;
 use crate::clock;
 use crate::node::{Node, query_error, store_error};
 use crate::servers::Health;
@@ -27,6 +29,11 @@ const ANSWER_SEGMENTS_MAX: u32 = 4096;
 const DIRECTORY_BYTES_MAX: u32 = 1 << 20;
 /// Chunks that one question may name.
 const CHUNKS_MAX: usize = 8192;
+/// How long a question about the volume's use waits for what was deleted before it. Large files take longer to be freed;
+/// they count no more after the first step.
+const FREEING_PATIENCE: Duration = Duration::from_millis(300);
+/// How often it looks.
+const FREEING_LOOK_EVERY: Duration = Duration::from_millis(2);
 /// About what an entry costs besides its name (bytes), and what attributes cost.
 const ENTRY_BYTES: u32 = 24;
 const ATTRIBUTES_BYTES: u32 = 100;
@@ -36,7 +43,20 @@ impl Node {
     pub(crate) async fn ask(&self, request: AskRequest) -> Result<Answer, MetadataError> {
         match request.query {
             Query::AwaitLocks { waits } => self.await_locks(request.session, &waits).await,
+            Query::Volume => {
+                self.deleted_is_freed().await;
+                self.ask_now(request)
+            }
             _ => self.ask_now(request),
+        }
+    }
+
+    /// What was deleted stops counting when who frees it first looks at it, some milliseconds later. Who asks for the
+    /// volume's use has it as of now.
+    async fn deleted_is_freed(&self) {
+        let give_up = clock::since_boot() + FREEING_PATIENCE;
+        while self.changes.is_pending(Work::Orphans) && clock::since_boot() < give_up {
+            tokio::time::sleep(FREEING_LOOK_EVERY).await;
         }
     }
 

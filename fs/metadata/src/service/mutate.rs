@@ -222,10 +222,10 @@ impl Node {
         if bytes_min <= volume.volume_use().bytes_free() && !disks_full {
             return Ok(true);
         }
-        if volume.bytes_reserved > own_reservation(&*store, session)?
-            || self.changes.is_pending(Work::Orphans)
-            || self.changes.is_pending(Work::Truncations)
-        {
+        // What others have promised data for becomes used, not free.
+        let others = volume.bytes_reserved.saturating_sub(own_reservation(&*store, session)?);
+        let may_come = others > 0 && (disks_full || bytes_min <= volume.volume_use().bytes_free() + others);
+        if may_come || self.changes.is_pending(Work::Orphans) || self.changes.is_pending(Work::Truncations) {
             return Ok(false);
         }
         // On the disks, what is deleted is gone only when the servers have done it.

@@ -1,10 +1,12 @@
 //! How the cluster is, for people and for the operator.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use atoll_core::ids::{MemberId, SessionId};
 use atoll_core::keys;
+use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::query;
 use atoll_core::records::{ChunkRecord, Record, SessionRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
@@ -100,6 +102,7 @@ impl Node {
                 free: report.free,
                 chunks: report.chunks,
                 silent_ms: silent.as_millis() as u64,
+                stored: 0,
             });
             if health != Health::Alive {
                 status.problems.push(format!(
@@ -158,11 +161,15 @@ impl Node {
         let now = clock::since_boot();
         let servers = self.office.servers.lock();
         let (mut chunks, mut short) = (0, 0);
+        let mut stored = HashMap::new();
         let prefix = keys::chunks();
         records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
             chunks += 1;
             if let Ok(chunk) = ChunkRecord::decode(value) {
                 short += u64::from(chunk.sealed && repair::lacks(&chunk, &servers, now) > 0);
+                for server in &chunk.replicas {
+                    *stored.entry(*server).or_insert(0) += chunk.live_blocks * BLOCK_BYTES;
+                }
             }
             if chunks >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
@@ -173,6 +180,9 @@ impl Node {
             orphans += 1;
             if orphans >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
+        for server in &mut status.servers {
+            server.stored = stored.get(&server.server).copied().unwrap_or(0);
+        }
         status.chunks = chunks;
         status.chunks_short = short;
         status.orphans = orphans;
