@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
 use atoll_core::commands::Outcome;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
@@ -394,7 +394,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn open(&self, caller: &Caller, ino: InodeId, flags: u32) -> Result<Opened> {
-        self.interruptible(caller, self.open_file(ino, flags)).await
+        self.interruptible(caller, self.open_file(ino, flags, KillPriv::CAPABILITY)).await
     }
 
     async fn create(
@@ -439,7 +439,7 @@ impl<M: Metadata> Vfs for Client<M> {
         flags: WriteFlags,
     ) -> Result<u32> {
         let write = files::WriteRequest { offset, data, flags };
-        self.interruptible(caller, self.write_file(ino, handle, write)).await
+        self.interruptible(caller, self.write_file(caller, ino, handle, write)).await
     }
 
     async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()> {
@@ -518,7 +518,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn removexattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
-        self.interruptible(caller, self.remove_xattr(ino, name)).await
+        self.interruptible(caller, self.remove_xattr(caller, ino, name)).await
     }
 
     async fn getlk(

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use atoll_core::attributes::Attributes;
+use atoll_core::attributes::{Attributes, KillPriv};
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 use tokio::sync::{Notify, Semaphore};
@@ -180,7 +180,7 @@ impl<M: Metadata> DataPath<M> {
         offset: u64,
         data: Bytes,
         attributes: &Attributes,
-        kill_priv: bool,
+        kill_priv: KillPriv,
     ) -> Result<u32, ClientError> {
         self.shared.write(ino, offset, &data, attributes, kill_priv).await
     }
@@ -195,7 +195,7 @@ impl<M: Metadata> DataPath<M> {
         &self,
         ino: InodeId,
         data: Bytes,
-        kill_priv: bool,
+        kill_priv: KillPriv,
     ) -> Result<(u64, Attributes), ClientError> {
         self.shared.append(ino, data, kill_priv).await
     }
@@ -264,9 +264,13 @@ impl<M: Metadata> DataPath<M> {
         // Whoever sets a time flushes first, so what is dirty was written after that.
         attributes.mtime = dirty.mtime();
         attributes.ctime = attributes.ctime.max(dirty.mtime());
-        if dirty.kills_suidgid() {
-            attributes.mode = atoll_core::attributes::without_setid(attributes.mode);
-        }
+        attributes.mode = dirty.kill_priv().applied_to(attributes.mode);
+    }
+
+    /// What the file loses when what is written is committed; the kernel must not find it any more.
+    #[must_use]
+    pub fn kill_priv(&self, ino: InodeId) -> KillPriv {
+        self.shared.table.find(ino).map_or(KillPriv::NONE, |file| file.inner.lock().dirty.kill_priv())
     }
 
     /// True if something of the file waits for its commit.

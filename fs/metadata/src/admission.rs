@@ -190,6 +190,7 @@ fn grows(op: &Op) -> bool {
 mod tests {
     use std::collections::BTreeMap;
 
+    use atoll_core::attributes::KillPriv;
     use atoll_core::commands::NewPiece;
     use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
     use atoll_core::records::{ChunkKind, VolumeConfig};
@@ -249,7 +250,7 @@ mod tests {
             ino: InodeId(16),
             pieces: vec![piece],
             mtime: Default::default(),
-            kill_suidgid: false,
+            kill_priv: KillPriv::NONE,
             reservation: 0,
         }
     }

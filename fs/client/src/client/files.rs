@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
 use atoll_core::commands::{AllocateMode, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SegmentIndex};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
-use super::identity::{CAP_FSETID, Identity};
+use super::identity::{CAP_FSETID, Identity, killed_by_content};
 use super::{Append, Client, check_name, inode_of, unexpected};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Metadata};
@@ -96,7 +96,8 @@ impl<M: Metadata> Client<M> {
         Ok(attributes)
     }
 
-    pub(super) async fn open_file(&self, ino: InodeId, flags: u32) -> Result<Opened> {
+    /// `kill_priv`: what the file loses if this truncates it.
+    pub(super) async fn open_file(&self, ino: InodeId, flags: u32, kill_priv: KillPriv) -> Result<Opened> {
         let opening = Opening::new(self, ino);
         let answer = self.metadata.ask(Query::Open { ino, segments: OPEN_SEGMENTS }).await?;
         let extents = Extents::from_answer(SegmentIndex(0), answer).ok_or_else(unexpected)?;
@@ -107,7 +108,7 @@ impl<M: Metadata> Client<M> {
         self.data.overlay(ino, &mut current);
         let keep_cache = self.pages.opened(&attributes, current.size);
         if flags & libc::O_TRUNC as u32 != 0 && attributes.kind() == FileKind::File {
-            let changes = AttributeChanges { size: Some(0), ..AttributeChanges::default() };
+            let changes = AttributeChanges { size: Some(0), kill_priv, ..AttributeChanges::default() };
             self.resize(ino, 0, changes).await?;
         }
         Ok(opening.finish(flags, keep_cache))
@@ -138,7 +139,7 @@ impl<M: Metadata> Client<M> {
         let attributes = match self.metadata.mutate(op).await {
             Ok(outcome) => inode_of(outcome)?,
             Err(ClientError::Fs(FsError::Exists)) if flags & libc::O_EXCL as u32 == 0 => {
-                return self.open_existing(parent, name, flags).await;
+                return self.open_existing(caller, parent, name, flags).await;
             }
             Err(error) => return Err(error.into()),
         };
@@ -152,13 +153,23 @@ impl<M: Metadata> Client<M> {
     }
 
     /// Somebody else has made the file since the kernel looked.
-    async fn open_existing(&self, parent: InodeId, name: Bytes, flags: u32) -> Result<(Entry, Opened)> {
+    async fn open_existing(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: Bytes,
+        flags: u32,
+    ) -> Result<(Entry, Opened)> {
         let found = self.look_up(parent, name).await?;
         if found.attributes.kind() != FileKind::File {
             // The kernel looks again and does what is right for a link or a directory.
             return Err(FsError::Stale.into());
         }
-        let opened = self.open_file(found.attributes.ino, flags).await?;
+        let kill_priv = match flags & libc::O_TRUNC as u32 {
+            0 => KillPriv::NONE,
+            _ => killed_by_content(caller, Self::clears_setid(caller), Some(&found.attributes)),
+        };
+        let opened = self.open_file(found.attributes.ino, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
         Ok((self.entry(attributes).await, opened))
     }
@@ -179,14 +190,21 @@ impl<M: Metadata> Client<M> {
         Ok(read)
     }
 
-    pub(super) async fn write_file(&self, ino: InodeId, handle: u64, write: WriteRequest) -> Result<u32> {
+    pub(super) async fn write_file(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        write: WriteRequest,
+    ) -> Result<u32> {
         self.handle(handle)?;
         let WriteRequest { offset, data, flags } = write;
         let guesses = atoll_mutants::makes("append-guessed");
         let appends = flags.append && self.options.append == Append::Shared && !guesses;
         if appends && !flags.from_cache && !data.is_empty() {
             let length = data.len() as u32;
-            let (start, _) = self.data.append(ino, data, flags.kill_priv).await?;
+            let kill_priv = self.killed(caller, ino, flags.kill_priv).await?;
+            let (start, _) = self.data.append(ino, data, kill_priv).await?;
             self.pages.written(ino, start + u64::from(length));
             if start != offset {
                 self.drop_pages_later(ino, offset.min(start));
@@ -196,7 +214,12 @@ impl<M: Metadata> Client<M> {
         let known = self.known(ino).await?;
         let offset = if guesses && flags.append { known.size } else { offset };
         self.pages.written(ino, offset.saturating_add(data.len() as u64));
-        let written = self.data.write(ino, offset, data, &known, flags.kill_priv).await?;
+        // Whose store it was that made a page dirty isn't known by now; as elsewhere, it takes nothing away.
+        let kill_priv = match flags.from_cache && !flags.kill_priv {
+            true => KillPriv::NONE,
+            false => killed_by_content(caller, flags.kill_priv, Some(&known)),
+        };
+        let written = self.data.write(ino, offset, data, &known, kill_priv).await?;
         // Pages of a mapping are made durable by msync.
         if flags.sync && !flags.from_cache {
             self.data.flush(ino).await?;
@@ -303,6 +326,17 @@ impl<M: Metadata> Client<M> {
         !Identity::of(caller).is_some_and(|who| who.has(CAP_FSETID))
     }
 
+    /// What a file loses by what the caller does to its content. The file is asked for only if that matters.
+    pub(super) async fn killed(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        loses_setid: bool,
+    ) -> std::result::Result<KillPriv, ClientError> {
+        let known = if loses_setid { Some(self.known(ino).await?) } else { None };
+        Ok(killed_by_content(caller, loses_setid, known.as_ref()))
+    }
+
     pub(super) async fn allocate(
         &self,
         caller: &Caller,
@@ -323,11 +357,11 @@ impl<M: Metadata> Client<M> {
             _ => return Err(FsError::Unsupported.into()),
         };
         let end = offset.checked_add(length).ok_or(FsError::FileTooLarge)?;
-        let kill_suidgid = Self::clears_setid(caller);
+        let kill_priv = self.killed(caller, ino, Self::clears_setid(caller)).await?;
         self.settle(ino).await?;
         let mut at = offset;
         while at < end {
-            let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_suidgid };
+            let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
             match self.metadata.mutate(op).await? {
                 Outcome::Allocated(until, attributes) if until > at => {
                     at = until;
@@ -370,7 +404,7 @@ impl<M: Metadata> Client<M> {
         self.handle(to_handle)?;
         self.settle(from).await?;
         self.settle(to).await?;
-        let kill_suidgid = Self::clears_setid(caller);
+        let kill_priv = self.killed(caller, to, Self::clears_setid(caller)).await?;
         let (mut copied, mut asked_for_room) = (0, false);
         while copied < length {
             let op = Op::CopyRange {
@@ -379,7 +413,7 @@ impl<M: Metadata> Client<M> {
                 to,
                 to_offset: to_offset.saturating_add(copied),
                 length: length - copied,
-                kill_suidgid,
+                kill_priv,
             };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Copied(0, _)) => break,
