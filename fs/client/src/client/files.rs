@@ -20,6 +20,8 @@ use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 
 /// Segments whose places come along with an open.
 const OPEN_SEGMENTS: u32 = 4;
+/// Attempts to make or open a file that somebody else makes and removes.
+const CREATE_ATTEMPTS_MAX: u32 = 8;
 /// Attempts to make a file without a name.
 const UNNAMED_ATTEMPTS_MAX: u32 = 4;
 
@@ -115,7 +117,8 @@ impl<M: Metadata> Client<M> {
     }
 
     /// Makes and opens a file. The service is told in the background that it is open: until then only somebody
-    /// who learnt of the file from its maker could remove it, and the maker hasn't even been answered.
+    /// who learnt of the file from its maker could remove it, and the maker hasn't even been answered. `None`: the name
+    /// is there by now, and what has it is for the kernel to open, when it has looked again.
     pub(super) async fn create_file(
         &self,
         caller: &Caller,
@@ -123,7 +126,7 @@ impl<M: Metadata> Client<M> {
         name: Bytes,
         mode: u32,
         flags: u32,
-    ) -> Result<(Entry, Opened)> {
+    ) -> Result<Option<(Entry, Opened)>> {
         check_name(&name)?;
         let op = Op::Create {
             parent,
@@ -136,12 +139,21 @@ impl<M: Metadata> Client<M> {
             target: Bytes::new(),
             umask: caller.umask,
         };
-        let attributes = match self.metadata.mutate(op).await {
-            Ok(outcome) => inode_of(outcome)?,
-            Err(ClientError::Fs(FsError::Exists)) if flags & libc::O_EXCL as u32 == 0 => {
-                return self.open_existing(caller, parent, name, flags).await;
+        let mut attempts = 0;
+        let attributes = loop {
+            match self.metadata.mutate(op.clone()).await {
+                Ok(outcome) => break inode_of(outcome)?,
+                Err(ClientError::Fs(FsError::Exists)) if flags & libc::O_EXCL as u32 == 0 => {
+                    match self.open_existing(caller, parent, name.clone(), flags).await {
+                        // Somebody else has removed it by now.
+                        Err(Errno(libc::ENOENT | libc::ESTALE)) if attempts < CREATE_ATTEMPTS_MAX => {
+                            attempts += 1
+                        }
+                        opened => return opened,
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => return Err(error.into()),
         };
         let opening = Opening::new(self, attributes.ino);
         self.metadata.opened(attributes.ino);
@@ -149,7 +161,7 @@ impl<M: Metadata> Client<M> {
         self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
         self.pages.opened(&attributes, 0);
         let entry = self.entry(attributes).await;
-        Ok((entry, opening.finish(flags, false)))
+        Ok(Some((entry, opening.finish(flags, false))))
     }
 
     /// Somebody else has made the file since the kernel looked.
@@ -159,11 +171,12 @@ impl<M: Metadata> Client<M> {
         parent: InodeId,
         name: Bytes,
         flags: u32,
-    ) -> Result<(Entry, Opened)> {
+    ) -> Result<Option<(Entry, Opened)>> {
         let found = self.look_up(parent, name).await?;
-        if found.attributes.kind() != FileKind::File {
-            // The kernel looks again and does what is right for a link or a directory.
-            return Err(FsError::Stale.into());
+        match found.attributes.kind() {
+            FileKind::File => {}
+            FileKind::Directory => return Err(FsError::IsDirectory.into()),
+            _ => return Ok(None),
         }
         let kill_priv = match flags & libc::O_TRUNC as u32 {
             0 => KillPriv::NONE,
@@ -171,7 +184,7 @@ impl<M: Metadata> Client<M> {
         };
         let opened = self.open_file(found.attributes.ino, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
-        Ok((self.entry(attributes).await, opened))
+        Ok(Some((self.entry(attributes).await, opened)))
     }
 
     pub(super) async fn read_file(
