@@ -28,6 +28,29 @@ fn run(root: &Path) -> (usize, Vec<String>) {
 }
 
 #[test]
+fn what_a_change_takes_away_from_a_file_is_what_the_local_filesystem_takes_away() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi"]);
+    let tables = [cluster.folder().join("local"), cluster.path("mount")].map(|folder| {
+        std::fs::create_dir(&folder).unwrap();
+        conformance_support::privileges::table(&folder)
+    });
+    let [local, mount] = &tables;
+    let differ = |(case, wanted): (&String, &_)| {
+        let got = &mount[case];
+        (got != wanted).then(|| format!("{case}: wanted {wanted:?}, got {got:?}"))
+    };
+    let differences: Vec<String> = local.iter().filter_map(differ).collect();
+    assert!(
+        differences.is_empty(),
+        "{} of {} cases:\n{}",
+        differences.len(),
+        local.len(),
+        differences.join("\n")
+    );
+    println!("{} cases", local.len());
+}
+
+#[test]
 fn every_case_holds_on_the_local_filesystem_and_on_a_mount() {
     let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi"]);
     let local = cluster.folder().join("local");

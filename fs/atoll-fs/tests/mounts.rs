@@ -6,7 +6,7 @@ mod model_support;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::thread::JoinHandleExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -339,4 +339,101 @@ fn three_mounts_behave_as_one_local_folder() {
     for seed in 0..seeds {
         model_support::run_on_mounts(&mounts, &reference, seed, 1_500);
     }
+}
+
+/// To the kernel a directory has one place: one that another mount has moved must be found at its new one by whatever
+/// looks for it first, a rename included.
+#[test]
+fn a_directory_that_another_mount_has_moved_can_be_moved_on() {
+    let mut cluster = Processes::start(1, 1);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    for folder in ["a", "b", "c", "a/moved", "a/moved/below"] {
+        fs::create_dir(one.join(folder)).unwrap();
+    }
+    fs::write(one.join("a/moved/below/file"), b"content").unwrap();
+    let ino = fs::metadata(one.join("a/moved/below")).unwrap().ino();
+    let places = ["a", "b", "c"];
+    for round in 0..12 {
+        let at = |step: usize| format!("{}/moved", places[(round + step) % 3]);
+        // Back to where this mount had it, and on to where it never was.
+        let next = at(if round % 2 == 0 { 2 } else { 0 });
+        fs::rename(two.join(at(0)), two.join(at(1))).unwrap();
+        fs::rename(one.join(at(1)), one.join(&next)).unwrap();
+        assert_eq!(fs::metadata(one.join(&next).join("below")).unwrap().ino(), ino);
+        assert_eq!(fs::read(one.join(&next).join("below/file")).unwrap(), b"content");
+        assert!(!one.join(at(1)).exists());
+        fs::rename(two.join(&next), two.join(at(1))).unwrap();
+    }
+}
+
+/// Operations of all kinds on paths that move and vanish, on two mounts at once: what isn't where it was is missing.
+#[test]
+fn nothing_is_stale_while_paths_move_on_two_mounts() {
+    const NAMES: [&str; 3] = ["x", "y", "z"];
+    const RUN: std::time::Duration = std::time::Duration::from_secs(12);
+    let mut cluster = Processes::start(1, 1);
+    let mounts = [cluster.mount("one"), cluster.mount("two")];
+    for folder in ["a", "b", "c"] {
+        fs::create_dir(mounts[0].join(folder)).unwrap();
+    }
+    let work = |mount: std::path::PathBuf, seed: u64| {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut pick = move |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let (began, mut done, mut wrong) = (std::time::Instant::now(), 0, Vec::new());
+        while began.elapsed() < RUN {
+            let mut path = |depth: u64| {
+                let mut path = mount.join(["a", "b", "c"][pick(3) as usize]);
+                for _ in 0..depth {
+                    path.push(NAMES[pick(3) as usize]);
+                }
+                path
+            };
+            let (from, to) = (path(1 + done % 2), path(1 + done / 2 % 2));
+            let with = |options: &mut OpenOptions| {
+                let mut file = options.open(&from)?;
+                file.metadata()?;
+                file.write_all(b"content")
+            };
+            let (what, result) = match pick(18) {
+                0..=2 => ("mkdir", fs::create_dir(&from)),
+                3..=6 => ("rename", fs::rename(&from, &to)),
+                7 => ("rmdir", fs::remove_dir(&from)),
+                8 => ("unlink", fs::remove_file(&from)),
+                9 => ("create", with(OpenOptions::new().write(true).create(true).truncate(false))),
+                10 => ("create anew", with(OpenOptions::new().write(true).create_new(true))),
+                11 => ("open", with(OpenOptions::new().append(true))),
+                12 => ("stat", fs::metadata(&from).map(|_| ())),
+                13 => ("link", fs::hard_link(&from, &to)),
+                14 => ("symlink", std::os::unix::fs::symlink("../x", &from)),
+                15 => ("readlink", fs::read_link(&from).map(|_| ())),
+                16 => ("list", fs::read_dir(&from).map(|entries| entries.count()).map(|_| ())),
+                _ => ("chmod", fs::set_permissions(&from, fs::Permissions::from_mode(0o755))),
+            };
+            done += 1;
+            match result.map_err(|error| error.raw_os_error()) {
+                Err(Some(libc::ESTALE)) => wrong.push(format!("{what} of {from:?} (to {to:?})")),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        (done, wrong)
+    };
+    let seed = rand::random::<u64>() % 1_000_000;
+    println!("seed {seed}");
+    let threads: Vec<_> = (0..8)
+        .map(|number| {
+            let mount = mounts[number % 2].clone();
+            std::thread::spawn(move || work(mount, seed + number as u64))
+        })
+        .collect();
+    let (mut done, mut wrong) = (0, Vec::new());
+    for thread in threads {
+        let (operations, stale) = thread.join().unwrap();
+        done += operations;
+        wrong.extend(stale);
+    }
+    println!("{done} operations");
+    assert!(wrong.is_empty(), "{} of {done} are stale:\n{}", wrong.len(), wrong.join("\n"));
 }

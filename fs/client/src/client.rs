@@ -5,13 +5,14 @@
 //! written. What the kernel holds in its pages stays good over an open if the file's change counter says that
 //! only this client has changed it.
 //!
-//! Lookups are not counted. The protocol's node ids are the inode numbers themselves, so nothing here has to
+//! Lookups are not counted. Requests name inodes by their numbers, so nothing here has to
 //! live as long as the kernel knows an inode; what is kept of one is a cache, and `forget` empties it.
 
 mod atimes;
 mod attributes;
 mod directories;
 mod files;
+mod gone;
 mod handles;
 mod identity;
 mod locks;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
 use atoll_core::commands::Outcome;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
@@ -44,6 +45,7 @@ use crate::vfs::{
     AttributeReply, Caller, DirEntry, Entry, FileLock, Opened, Result, SeekKind, StatFs, Vfs, WriteFlags,
 };
 use atimes::Atimes;
+use gone::{LookAgain, Target};
 use handles::Handles;
 use locks::Locks;
 use pages::{Pages, Stale};
@@ -114,6 +116,8 @@ pub struct Client<M: Metadata> {
     root: Mutex<Option<Attributes>>,
     /// Inodes that this mount removed, until the kernel forgets them.
     removed: Mutex<HashMap<InodeId, Attributes>>,
+    /// Who was told to look again.
+    look_again: LookAgain,
     notifier: RwLock<Option<Arc<dyn Notifier>>>,
 }
 
@@ -141,6 +145,7 @@ impl<M: Metadata> Client<M> {
             acls: AclMemory::default(),
             root: Mutex::default(),
             removed: Mutex::default(),
+            look_again: LookAgain::default(),
             notifier: RwLock::default(),
         });
         let weak = Arc::downgrade(&client);
@@ -227,6 +232,22 @@ impl<M: Metadata> Client<M> {
             caller.interrupt.renew();
         }
         result
+    }
+
+    /// Carries out a request of the kernel's.
+    async fn serve<T>(
+        &self,
+        caller: &Caller,
+        target: Target,
+        operation: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        let result = self.interruptible(caller, operation).await;
+        self.told_of(target, result)
+    }
+
+    /// A result as the application is to hear it.
+    fn told_of<T>(&self, target: Target, result: Result<T>) -> Result<T> {
+        gone::told(result, target, |ino| self.handles.file(ino).is_some())
     }
 
     /// Asks for an inode.
@@ -332,11 +353,11 @@ fn check_name(name: &[u8]) -> Result<()> {
 
 impl<M: Metadata> Vfs for Client<M> {
     async fn lookup(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
-        self.interruptible(caller, self.look_up(parent, name)).await
+        self.serve(caller, Target::Name, self.look_up(parent, name)).await
     }
 
     async fn getattr(&self, caller: &Caller, ino: InodeId, _handle: Option<u64>) -> Result<AttributeReply> {
-        self.interruptible(caller, self.attributes(ino)).await
+        self.serve(caller, Target::Inode(ino), self.attributes(ino)).await
     }
 
     async fn setattr(
@@ -346,16 +367,16 @@ impl<M: Metadata> Vfs for Client<M> {
         handle: Option<u64>,
         changes: AttributeChanges,
     ) -> Result<AttributeReply> {
-        self.interruptible(caller, self.change_attributes(caller, ino, handle, changes)).await
+        self.serve(caller, Target::Inode(ino), self.change_attributes(caller, ino, handle, changes)).await
     }
 
     async fn readlink(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
-        self.interruptible(caller, self.target(ino)).await
+        self.serve(caller, Target::Inode(ino), self.target(ino)).await
     }
 
     async fn symlink(&self, caller: &Caller, parent: InodeId, name: Bytes, target: Bytes) -> Result<Entry> {
         let mode = FileKind::Symlink.mode_bits() | 0o777;
-        self.interruptible(caller, self.make_entry(caller, parent, name, mode, 0, target)).await
+        self.serve(caller, Target::Name, self.make_entry(caller, parent, name, mode, 0, target)).await
     }
 
     async fn mknod(
@@ -366,20 +387,21 @@ impl<M: Metadata> Vfs for Client<M> {
         mode: u32,
         rdev: u32,
     ) -> Result<Entry> {
-        self.interruptible(caller, self.make_entry(caller, parent, name, mode, rdev, Bytes::new())).await
+        self.serve(caller, Target::Name, self.make_entry(caller, parent, name, mode, rdev, Bytes::new()))
+            .await
     }
 
     async fn mkdir(&self, caller: &Caller, parent: InodeId, name: Bytes, mode: u32) -> Result<Entry> {
         let mode = FileKind::Directory.mode_bits() | (mode & 0o7777);
-        self.interruptible(caller, self.make_entry(caller, parent, name, mode, 0, Bytes::new())).await
+        self.serve(caller, Target::Name, self.make_entry(caller, parent, name, mode, 0, Bytes::new())).await
     }
 
     async fn unlink(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
-        self.interruptible(caller, self.remove(parent, name, false)).await
+        self.serve(caller, Target::Name, self.remove(parent, name, false)).await
     }
 
     async fn rmdir(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
-        self.interruptible(caller, self.remove(parent, name, true)).await
+        self.serve(caller, Target::Name, self.remove(parent, name, true)).await
     }
 
     async fn rename(
@@ -391,8 +413,12 @@ impl<M: Metadata> Vfs for Client<M> {
         new_name: Bytes,
         flags: u32,
     ) -> Result<()> {
-        self.interruptible(caller, self.move_name(caller, (parent, name), (new_parent, new_name), flags))
-            .await
+        self.serve(
+            caller,
+            Target::Name,
+            self.move_name(caller, (parent, name), (new_parent, new_name), flags),
+        )
+        .await
     }
 
     async fn link(
@@ -402,11 +428,11 @@ impl<M: Metadata> Vfs for Client<M> {
         new_parent: InodeId,
         new_name: Bytes,
     ) -> Result<Entry> {
-        self.interruptible(caller, self.add_name(ino, new_parent, new_name)).await
+        self.serve(caller, Target::Name, self.add_name(ino, new_parent, new_name)).await
     }
 
     async fn open(&self, caller: &Caller, ino: InodeId, flags: u32) -> Result<Opened> {
-        self.interruptible(caller, self.open_file(ino, flags)).await
+        self.serve(caller, Target::Inode(ino), self.open_file(ino, flags, KillPriv::CAPABILITY)).await
     }
 
     async fn create(
@@ -417,7 +443,11 @@ impl<M: Metadata> Vfs for Client<M> {
         mode: u32,
         flags: u32,
     ) -> Result<(Entry, Opened)> {
-        self.interruptible(caller, self.create_file(caller, parent, name, mode, flags)).await
+        let made = self.create_file(caller, parent, name.clone(), mode, flags);
+        match self.serve(caller, Target::Name, made).await? {
+            Some(made) => Ok(made),
+            None => Err(self.look_again.answer(caller.pid, parent, name)),
+        }
     }
 
     async fn tmpfile(
@@ -427,7 +457,7 @@ impl<M: Metadata> Vfs for Client<M> {
         mode: u32,
         flags: u32,
     ) -> Result<(Entry, Opened)> {
-        self.interruptible(caller, self.create_unnamed(caller, parent, mode, flags)).await
+        self.serve(caller, Target::Name, self.create_unnamed(caller, parent, mode, flags)).await
     }
 
     async fn read(
@@ -439,7 +469,7 @@ impl<M: Metadata> Vfs for Client<M> {
         size: u32,
         fills_pages: bool,
     ) -> Result<Vec<Bytes>> {
-        self.interruptible(caller, self.read_file(ino, handle, offset, size, fills_pages)).await
+        self.serve(caller, Target::OpenFile, self.read_file(ino, handle, offset, size, fills_pages)).await
     }
 
     async fn write(
@@ -452,12 +482,12 @@ impl<M: Metadata> Vfs for Client<M> {
         flags: WriteFlags,
     ) -> Result<u32> {
         let write = files::WriteRequest { offset, data, flags };
-        self.interruptible(caller, self.write_file(ino, handle, write)).await
+        self.serve(caller, Target::OpenFile, self.write_file(caller, ino, handle, write)).await
     }
 
     async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()> {
-        let flushed = self.interruptible(caller, self.flush_file(ino, handle)).await;
-        self.interruptible(caller, self.release_owner(ino, lock_owner)).await?;
+        let flushed = self.serve(caller, Target::OpenFile, self.flush_file(ino, handle)).await;
+        self.serve(caller, Target::OpenFile, self.release_owner(ino, lock_owner)).await?;
         flushed
     }
 
@@ -472,12 +502,12 @@ impl<M: Metadata> Vfs for Client<M> {
     ) -> Result<()> {
         let released = self.release_handle(ino, handle).await;
         self.release_file(handle);
-        released
+        self.told_of(Target::OpenFile, released)
     }
 
     async fn fsync(&self, caller: &Caller, ino: InodeId, handle: u64, _data_only: bool) -> Result<()> {
         // A commit carries size and times along: there is nothing less to do for data alone.
-        self.interruptible(caller, self.sync_file(ino, handle)).await
+        self.serve(caller, Target::OpenFile, self.sync_file(ino, handle)).await
     }
 
     async fn opendir(&self, _caller: &Caller, ino: InodeId, _flags: u32) -> Result<Opened> {
@@ -493,7 +523,7 @@ impl<M: Metadata> Vfs for Client<M> {
         bytes: u32,
         plus: bool,
     ) -> Result<Vec<DirEntry>> {
-        self.interruptible(caller, self.list(ino, handle, cookie, bytes, plus)).await
+        self.serve(caller, Target::Name, self.list(ino, handle, cookie, bytes, plus)).await
     }
 
     async fn releasedir(&self, _caller: &Caller, _ino: InodeId, handle: u64) -> Result<()> {
@@ -519,19 +549,19 @@ impl<M: Metadata> Vfs for Client<M> {
         flags: u32,
         kill_sgid: bool,
     ) -> Result<()> {
-        self.interruptible(caller, self.set_xattr(ino, name, value, flags, kill_sgid)).await
+        self.serve(caller, Target::Inode(ino), self.set_xattr(ino, name, value, flags, kill_sgid)).await
     }
 
     async fn getxattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<Bytes> {
-        self.interruptible(caller, self.xattr(ino, name)).await
+        self.serve(caller, Target::Inode(ino), self.xattr(ino, name)).await
     }
 
     async fn listxattr(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
-        self.interruptible(caller, self.xattr_names(caller, ino)).await
+        self.serve(caller, Target::Inode(ino), self.xattr_names(caller, ino)).await
     }
 
     async fn removexattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
-        self.interruptible(caller, self.remove_xattr(ino, name)).await
+        self.serve(caller, Target::Inode(ino), self.remove_xattr(caller, ino, name)).await
     }
 
     async fn getlk(
@@ -542,7 +572,7 @@ impl<M: Metadata> Vfs for Client<M> {
         owner: u64,
         lock: FileLock,
     ) -> Result<FileLock> {
-        self.interruptible(caller, self.test_lock(ino, handle, owner, lock)).await
+        self.serve(caller, Target::OpenFile, self.test_lock(ino, handle, owner, lock)).await
     }
 
     async fn setlk(
@@ -555,7 +585,8 @@ impl<M: Metadata> Vfs for Client<M> {
         flock: bool,
         wait: bool,
     ) -> Result<()> {
-        self.set_lock(caller, (ino, handle, owner), lock, flock, wait).await
+        let taken = self.set_lock(caller, (ino, handle, owner), lock, flock, wait).await;
+        self.told_of(Target::OpenFile, taken)
     }
 
     async fn fallocate(
@@ -567,7 +598,7 @@ impl<M: Metadata> Vfs for Client<M> {
         length: u64,
         mode: u32,
     ) -> Result<()> {
-        self.interruptible(caller, self.allocate(caller, (ino, handle), offset, length, mode)).await
+        self.serve(caller, Target::OpenFile, self.allocate(caller, (ino, handle), offset, length, mode)).await
     }
 
     async fn lseek(
@@ -578,7 +609,7 @@ impl<M: Metadata> Vfs for Client<M> {
         offset: u64,
         kind: SeekKind,
     ) -> Result<u64> {
-        self.interruptible(caller, self.seek(ino, offset, kind)).await
+        self.serve(caller, Target::OpenFile, self.seek(ino, offset, kind)).await
     }
 
     async fn copy_file_range(
@@ -588,7 +619,7 @@ impl<M: Metadata> Vfs for Client<M> {
         to: (InodeId, u64, u64),
         length: u64,
     ) -> Result<u64> {
-        self.interruptible(caller, self.copy_range(caller, from, to, length)).await
+        self.serve(caller, Target::OpenFile, self.copy_range(caller, from, to, length)).await
     }
 
     fn forget(&self, ino: InodeId, _count: u64) {

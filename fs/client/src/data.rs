@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use atoll_core::attributes::{self, Attributes};
+use atoll_core::attributes::{self, Attributes, KillPriv};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
@@ -182,7 +182,7 @@ impl<M: Metadata> DataPath<M> {
         offset: u64,
         data: Bytes,
         attributes: &Attributes,
-        kill_priv: bool,
+        kill_priv: KillPriv,
     ) -> Result<u32, ClientError> {
         self.shared.write(ino, offset, &data, attributes, kill_priv).await
     }
@@ -197,7 +197,7 @@ impl<M: Metadata> DataPath<M> {
         &self,
         ino: InodeId,
         data: Bytes,
-        kill_priv: bool,
+        kill_priv: KillPriv,
     ) -> Result<(u64, Attributes), ClientError> {
         self.shared.append(ino, data, kill_priv).await
     }
@@ -275,9 +275,13 @@ impl<M: Metadata> DataPath<M> {
         // Whoever sets a time flushes first, so what is dirty was written after that. The commit will set the same.
         shown.ctime = attributes::ctime_of_write(shown.mtime, shown.ctime, dirty.mtime());
         shown.mtime = dirty.mtime();
-        if dirty.kills_suidgid() {
-            shown.mode = attributes::without_setid(shown.mode);
-        }
+        shown.mode = dirty.kill_priv().applied_to(shown.mode);
+    }
+
+    /// What the file loses when what is written is committed; the kernel must not find it any more.
+    #[must_use]
+    pub fn kill_priv(&self, ino: InodeId) -> KillPriv {
+        self.shared.table.find(ino).map_or(KillPriv::NONE, |file| file.inner.lock().dirty.kill_priv())
     }
 
     /// True if something of the file waits for its commit.

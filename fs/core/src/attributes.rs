@@ -13,6 +13,9 @@ pub const S_ISGID: u32 = 0o2000;
 /// Execute permission of the group.
 pub const S_IXGRP: u32 = 0o010;
 
+/// The extended attribute that holds a program's capabilities.
+pub const CAPABILITY_NAME: &[u8] = b"security.capability";
+
 /// A point in time: seconds since 1970 (negative before) and nanoseconds, as `struct timespec`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Timestamp {
@@ -161,8 +164,8 @@ pub struct AttributeChanges {
     pub atime: Option<TimeChange>,
     /// New modification time.
     pub mtime: Option<TimeChange>,
-    /// Clear set-user-id, and set-group-id where the group may execute (`FATTR_KILL_SUIDGID`).
-    pub kill_suidgid: bool,
+    /// What goes because of who changes what.
+    pub kill_priv: KillPriv,
 }
 
 impl AttributeChanges {
@@ -170,6 +173,50 @@ impl AttributeChanges {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+/// What a file loses when its content or its owner changes, because it lent somebody's power to whoever ran it. Which of
+/// these go is decided where the caller is known; a set of them is one byte in the log, where 1 has always been
+/// [`SETID`](Self::SETID).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KillPriv(u8);
+
+impl KillPriv {
+    /// Nothing.
+    pub const NONE: KillPriv = KillPriv(0);
+    /// Set-user-id, and set-group-id where the group may execute.
+    pub const SETID: KillPriv = KillPriv(1);
+    /// Set-group-id, whether the group may execute or not: the caller isn't in the group.
+    pub const SGID: KillPriv = KillPriv(2);
+    /// `security.capability`.
+    pub const CAPABILITY: KillPriv = KillPriv(4);
+
+    /// Whether all of `other` go.
+    #[must_use]
+    pub fn contains(self, other: KillPriv) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// `mode` without the bits that go.
+    #[must_use]
+    pub fn applied_to(self, mode: u32) -> u32 {
+        let mode = if self.contains(Self::SETID) { without_setid(mode) } else { mode };
+        if self.contains(Self::SGID) { mode & !S_ISGID } else { mode }
+    }
+}
+
+impl std::ops::BitOr for KillPriv {
+    type Output = KillPriv;
+
+    fn bitor(self, other: KillPriv) -> KillPriv {
+        KillPriv(self.0 | other.0)
+    }
+}
+
+impl std::ops::BitOrAssign for KillPriv {
+    fn bitor_assign(&mut self, other: KillPriv) {
+        *self = *self | other;
     }
 }
 
@@ -226,5 +273,27 @@ impl VolumeUse {
     #[must_use]
     pub fn inodes_free(&self) -> u64 {
         self.inodes_total.saturating_sub(self.inodes_used)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_killed_is_one_byte_in_the_log_where_a_bool_was() {
+        for (was, is) in [(false, KillPriv::NONE), (true, KillPriv::SETID)] {
+            assert_eq!(postcard::to_stdvec(&was), postcard::to_stdvec(&is));
+        }
+        let all = KillPriv::SETID | KillPriv::SGID | KillPriv::CAPABILITY;
+        assert_eq!(postcard::from_bytes::<KillPriv>(&postcard::to_stdvec(&all).unwrap()), Ok(all));
+    }
+
+    #[test]
+    fn set_gid_goes_without_group_execution_only_for_who_is_not_in_the_group() {
+        let of = |kill: KillPriv| [0o6777, 0o6767, 0o2777, 0o2767, 0o1777].map(|mode| kill.applied_to(mode));
+        assert_eq!(of(KillPriv::NONE | KillPriv::CAPABILITY), [0o6777, 0o6767, 0o2777, 0o2767, 0o1777]);
+        assert_eq!(of(KillPriv::SETID), [0o777, 0o2767, 0o777, 0o2767, 0o1777]);
+        assert_eq!(of(KillPriv::SETID | KillPriv::SGID), [0o777, 0o767, 0o777, 0o767, 0o1777]);
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::attributes::{AttributeChanges, Attributes, Timestamp};
+use crate::attributes::{AttributeChanges, Attributes, KillPriv, Timestamp};
 use crate::check::{Kind, Subject};
 use crate::error::FsError;
 use crate::fsck::Corrections;
@@ -180,8 +180,8 @@ pub enum Op {
         pieces: Vec<NewPiece>,
         /// When it was written.
         mtime: Timestamp,
-        /// Clear the set-id bits.
-        kill_suidgid: bool,
+        /// What the file loses by it.
+        kill_priv: KillPriv,
         /// Bytes of the session's reservation that this uses up.
         reservation: u64,
     },
@@ -193,8 +193,8 @@ pub enum Op {
         data: NewPlace,
         /// How many.
         length: u64,
-        /// Clear the set-id bits.
-        kill_suidgid: bool,
+        /// What the file loses by it.
+        kill_priv: KillPriv,
         /// Bytes of the session's reservation that this uses up.
         reservation: u64,
     },
@@ -210,8 +210,8 @@ pub enum Op {
         mode: AllocateMode,
         /// Don't change the size.
         keep_size: bool,
-        /// Clear the set-id bits.
-        kill_suidgid: bool,
+        /// What the file loses by it.
+        kill_priv: KillPriv,
     },
     /// Sets an extended attribute.
     SetXattr {
@@ -255,8 +255,8 @@ pub enum Op {
         to_offset: u64,
         /// so many.
         length: u64,
-        /// Clear the set-id bits of the second file.
-        kill_suidgid: bool,
+        /// What the second file loses by it.
+        kill_priv: KillPriv,
     },
     /// Takes or lets go of a lock. Waiting is done before this is proposed.
     SetLock(LockRequest),

@@ -6,7 +6,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use atoll_core::acl::ACCESS_NAME;
-use atoll_core::attributes::{FileKind, Timestamp};
+use atoll_core::attributes::{FileKind, KillPriv, Timestamp};
 use atoll_core::check::{Finding, Kind, Subject, Totals, findings, walk};
 use atoll_core::commands::{Command, INTERNAL, NewPiece, NewPlace, Op, Outcome};
 use atoll_core::fsck::{Corrections, plan};
@@ -83,7 +83,7 @@ impl Volume {
             to: volume.copy,
             to_offset: 0,
             length: 8 << 10,
-            kill_suidgid: false,
+            kill_priv: KillPriv::NONE,
         });
         volume.run(Op::SetLock(LockRequest {
             ino: volume.inline,
@@ -131,7 +131,7 @@ impl Volume {
             ino,
             pieces: vec![NewPiece { offset: 0, length, place }],
             mtime: Timestamp::default(),
-            kill_suidgid: false,
+            kill_priv: KillPriv::NONE,
             reservation: 0,
         });
     }

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, Timestamp};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv, Timestamp};
 use atoll_core::check::check;
 use atoll_core::commands::{
     AllocateMode, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT, ServerChange,
@@ -272,8 +272,14 @@ fn much_is_allocated_and_punched_in_several_steps() {
         let (mut at, mut steps) = (1000, 0);
         while at < length {
             let keep_size = mode == AllocateMode::Punch;
-            let op =
-                Op::Allocate { ino, offset: at, length: length - at, mode, keep_size, kill_suidgid: false };
+            let op = Op::Allocate {
+                ino,
+                offset: at,
+                length: length - at,
+                mode,
+                keep_size,
+                kill_priv: KillPriv::NONE,
+            };
             let Outcome::Allocated(until, attributes) = volume.run(a, op) else { panic!("refused") };
             assert!(until > at);
             assert_eq!(attributes.size, if keep_size { length } else { until });

@@ -1,14 +1,18 @@
-//! Request -> filesystem -> reply or errno, and nothing else: no decision about files is made here.
+//! Request -> filesystem -> reply or errno, and nothing else: no decision about files is made here, only about which of
+//! the kernel's inodes they are.
 
 mod directories;
 mod files;
 mod inodes;
 mod locks;
+mod nodes;
 
 use std::sync::Arc;
 
 use atoll_client::vfs::{self, Errno, Vfs};
 use atoll_core::ids::InodeId;
+
+use nodes::Nodes;
 
 use crate::request::Operation;
 use crate::session::{Call, Handler};
@@ -19,28 +23,30 @@ pub(crate) const NARROW_COPY_BYTES_MAX: u64 = 1 << 30;
 /// Serves a filesystem over our own session.
 pub struct Adapter<V> {
     filesystem: Arc<V>,
+    nodes: Nodes,
 }
 
 impl<V: Vfs> Adapter<V> {
     /// An adapter for a filesystem.
     pub fn new(filesystem: Arc<V>) -> Arc<Adapter<V>> {
-        Arc::new(Adapter { filesystem })
+        Arc::new(Adapter { filesystem, nodes: Nodes::default() })
     }
 }
 
 impl<V: Vfs> Handler for Adapter<V> {
     async fn handle(self: Arc<Self>, call: Call) {
-        serve(&*self.filesystem, call).await;
+        serve(&*self.filesystem, &self.nodes, call).await;
     }
 
     fn forget(&self, nodeid: u64, lookups: u64) {
-        self.filesystem.forget(InodeId(nodeid), lookups);
+        self.nodes.forget(nodeid, lookups);
+        self.filesystem.forget(nodes::inode(nodeid), lookups);
     }
 }
 
 /// One arm for each request. Futures of the requests that are neither frequent nor quick are boxed: all arms share one
 /// place in memory, which is written anew for every request.
-async fn serve<V: Vfs>(filesystem: &V, call: Call) {
+async fn serve<V: Vfs>(filesystem: &V, nodes: &Nodes, call: Call) {
     let operation = match call.operation() {
         Ok(operation) => operation,
         Err(problem) => return call.error(Errno(problem.errno())),
@@ -48,7 +54,7 @@ async fn serve<V: Vfs>(filesystem: &V, call: Call) {
     match operation {
         Operation::Lookup { name } => {
             let name = bytes::Bytes::copy_from_slice(name);
-            inodes::lookup(filesystem, call, name).await;
+            inodes::lookup(filesystem, nodes, call, name).await;
         }
         Operation::Getattr { handle } => {
             inodes::getattr(filesystem, call, handle, Call::attributes_owned).await
@@ -72,11 +78,11 @@ async fn serve<V: Vfs>(filesystem: &V, call: Call) {
             let owner = (flush || flock_unlock).then_some(lock_owner);
             files::release(filesystem, call, handle, owner, flock_unlock).await;
         }
-        _ => Box::pin(serve_rare(filesystem, call)).await,
+        _ => Box::pin(serve_rare(filesystem, nodes, call)).await,
     }
 }
 
-async fn serve_rare<V: Vfs>(filesystem: &V, call: Call) {
+async fn serve_rare<V: Vfs>(filesystem: &V, nodes: &Nodes, call: Call) {
     let operation = match call.operation() {
         Ok(operation) => operation,
         Err(problem) => return call.error(Errno(problem.errno())),
@@ -95,7 +101,7 @@ async fn serve_rare<V: Vfs>(filesystem: &V, call: Call) {
         }
         Operation::Mkdir { name, mode, umask, .. } => {
             let name = own(name);
-            inodes::mkdir(filesystem, call, name, mode, umask).await;
+            inodes::mkdir(filesystem, nodes, call, name, mode, umask).await;
         }
         Operation::Unlink { name } => {
             let name = own(name);
@@ -107,11 +113,11 @@ async fn serve_rare<V: Vfs>(filesystem: &V, call: Call) {
         }
         Operation::Rename { name, new_parent, new_name, flags } => {
             let (name, new_name) = (own(name), own(new_name));
-            inodes::rename(filesystem, call, name, InodeId(new_parent), new_name, flags).await;
+            inodes::rename(filesystem, nodes, call, name, (new_parent, new_name), flags).await;
         }
         Operation::Link { target, new_name } => {
             let new_name = own(new_name);
-            inodes::link(filesystem, call, InodeId(target), new_name).await;
+            inodes::link(filesystem, call, nodes::inode(target), new_name).await;
         }
         Operation::Fsync { handle, datasync } => files::fsync(filesystem, call, handle, datasync).await,
         Operation::Create { name, flags, mode, umask, .. } => {
@@ -128,15 +134,15 @@ async fn serve_rare<V: Vfs>(filesystem: &V, call: Call) {
             files::lseek(filesystem, call, handle, offset, whence).await;
         }
         Operation::CopyFileRange { handle, offset, to_inode, to_handle, to_offset, length, flags, wide } => {
-            let to = (InodeId(to_inode), to_handle, to_offset);
+            let to = (nodes::inode(to_inode), to_handle, to_offset);
             files::copy_file_range(filesystem, call, (handle, offset), to, length, flags, wide).await;
         }
         Operation::Opendir { flags } => directories::opendir(filesystem, call, flags).await,
         Operation::Readdir { handle, offset, size } => {
-            directories::readdir(filesystem, call, handle, offset, size, false).await;
+            directories::readdir(filesystem, nodes, call, handle, offset, size, false).await;
         }
         Operation::Readdirplus { handle, offset, size } => {
-            directories::readdir(filesystem, call, handle, offset, size, true).await;
+            directories::readdir(filesystem, nodes, call, handle, offset, size, true).await;
         }
         Operation::Releasedir { handle, .. } => directories::releasedir(filesystem, call, handle).await,
         Operation::Fsyncdir { handle, datasync } => {
@@ -196,5 +202,5 @@ fn answer_done(call: Call, result: vfs::Result<()>) {
 
 /// The inode that a request is about.
 fn inode(call: &Call) -> InodeId {
-    InodeId(call.header().nodeid)
+    nodes::inode(call.header().nodeid)
 }

@@ -39,11 +39,11 @@ fn attr(attributes: &Attributes) -> Attr {
 }
 
 /// `fuse_entry_out`
-pub(crate) fn entry(entry: &Entry) -> EntryOut {
+pub(crate) fn entry(entry: &Entry, node: u64) -> EntryOut {
     let (entry_valid, entry_valid_nsec) = seconds(entry.entry_ttl);
     let (attr_valid, attr_valid_nsec) = seconds(entry.attribute_ttl);
     EntryOut {
-        nodeid: entry.attributes.ino.0,
+        nodeid: node,
         generation: entry.generation,
         entry_valid,
         attr_valid,
@@ -134,8 +134,8 @@ impl DirectoryBuffer {
         DirectoryBuffer { bytes: Vec::with_capacity(bytes_max), bytes_max }
     }
 
-    /// Adds an entry; false, and nothing added, if there is no room for it.
-    pub fn push(&mut self, dir_entry: &DirEntry, plus: bool) -> bool {
+    /// Adds an entry; false, and nothing added, if there is no room for it. `node`: what the kernel is to call it.
+    pub fn push(&mut self, dir_entry: &DirEntry, plus: bool, node: impl Fn(&[u8], &Entry) -> u64) -> bool {
         let fixed = if plus { size_of::<EntryOut>() } else { 0 } + size_of::<Dirent>();
         let end = (self.bytes.len() + fixed + dir_entry.name.len()).next_multiple_of(DIRENT_ALIGN);
         if end > self.bytes_max {
@@ -144,7 +144,8 @@ impl DirectoryBuffer {
         if plus {
             // Node id 0 says that the kernel shall not count a lookup: "." and "..", or what has no attributes.
             let none = EntryOut::default();
-            let out = dir_entry.entry.as_ref().map_or(none, entry);
+            let out = dir_entry.entry.as_ref();
+            let out = out.map_or(none, |found| entry(found, node(&dir_entry.name, found)));
             self.bytes.extend_from_slice(out.as_bytes());
         }
         let dirent = Dirent {
@@ -173,6 +174,10 @@ mod tests {
 
     use super::*;
 
+    fn number(_: &[u8], entry: &Entry) -> u64 {
+        entry.attributes.ino.0
+    }
+
     fn named(name: &'static str) -> DirEntry {
         DirEntry {
             name: Bytes::from_static(name.as_bytes()),
@@ -186,9 +191,9 @@ mod tests {
     #[test]
     fn directory_entries_are_aligned_and_bounded() {
         let mut buffer = DirectoryBuffer::new(64);
-        assert!(buffer.push(&named("a"), false), "24 + 1, rounded to 32");
-        assert!(buffer.push(&named("12345678"), false), "24 + 8 fill it exactly");
-        assert!(!buffer.push(&named("b"), false));
+        assert!(buffer.push(&named("a"), false, number), "24 + 1, rounded to 32");
+        assert!(buffer.push(&named("12345678"), false, number), "24 + 8 fill it exactly");
+        assert!(!buffer.push(&named("b"), false, number));
         assert_eq!(buffer.bytes().len(), 64);
         let second = Dirent::read_from(&buffer.bytes()[32..]).expect("24 bytes");
         assert_eq!((second.ino, second.off, second.namelen, second.kind), (9, 77, 8, 8));
@@ -198,7 +203,7 @@ mod tests {
     #[test]
     fn entries_without_attributes_are_not_lookups() {
         let mut buffer = DirectoryBuffer::new(4096);
-        assert!(buffer.push(&named("."), true));
+        assert!(buffer.push(&named("."), true, number));
         let entry = EntryOut::read_from(buffer.bytes()).expect("128 bytes");
         assert_eq!(entry.nodeid, 0);
         assert_eq!(buffer.bytes().len(), 128 + 24 + 8);

@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use atoll_core::attributes::Timestamp;
+use atoll_core::attributes::{KillPriv, Timestamp};
 use atoll_core::commands::{Command, NewPiece, NewPlace, Op, Outcome};
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
@@ -129,7 +129,7 @@ impl Client {
                 ino,
                 pieces: vec![NewPiece { offset: 0, length: CONTENT as u64, place }],
                 mtime: Timestamp { seconds: 1_700_000_000, nanos: 0 },
-                kill_suidgid: false,
+                kill_priv: KillPriv::NONE,
                 reservation: 0,
             };
             made(self.run(slot, sequence, op).await);

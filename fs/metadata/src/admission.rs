@@ -192,6 +192,7 @@ fn grows(op: &Op) -> bool {
 mod tests {
     use std::collections::BTreeMap;
 
+    use atoll_core::attributes::KillPriv;
     use atoll_core::commands::NewPiece;
     use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
     use atoll_core::records::{ChunkKind, VolumeConfig};
@@ -251,7 +252,7 @@ mod tests {
             ino: InodeId(16),
             pieces: vec![piece],
             mtime: Default::default(),
-            kill_suidgid: false,
+            kill_priv: KillPriv::NONE,
             reservation: 0,
         }
     }

@@ -22,10 +22,14 @@ pub struct User {
 }
 
 pub const ROOT: User = User { name: "root", uid: 0, gid: 0, groups: &[0] };
+/// Root without `CAP_FSETID`.
+pub const ROOT_WITHOUT_FSETID: User = User { name: "root without CAP_FSETID", uid: 0, gid: 0, groups: &[0] };
 pub const ALICE: User = User { name: "alice", uid: 1001, gid: 1001, groups: &[2001] };
 pub const BOB: User = User { name: "bob", uid: 1002, gid: 1002, groups: &[2001, 2002] };
-/// All of them.
+/// The users that are different to most calls.
 pub const USERS: [User; 3] = [ROOT, ALICE, BOB];
+/// All of them.
+const EVERYBODY: [User; 4] = [ROOT, ALICE, BOB, ROOT_WITHOUT_FSETID];
 
 impl User {
     pub fn is_root(&self) -> bool {
@@ -91,6 +95,37 @@ fn become_user(user: User) {
         assert_eq!(libc::syscall(libc::SYS_setgroups, user.groups.len(), user.groups.as_ptr()), 0);
         assert_eq!(libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid), 0);
         assert_eq!(libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid), 0);
+        if user == ROOT_WITHOUT_FSETID {
+            drop_capability(CAP_FSETID);
+        }
+    }
+}
+
+/// The number of `CAP_FSETID`.
+const CAP_FSETID: u32 = 4;
+
+/// Takes a capability away from this thread.
+fn drop_capability(number: u32) {
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: i32,
+    }
+    #[repr(C)]
+    #[derive(Clone, Copy, Default)]
+    struct Data {
+        effective: u32,
+        permitted: u32,
+        inheritable: u32,
+    }
+    // _LINUX_CAPABILITY_VERSION_3: two words of each set.
+    let mut header = Header { version: 0x2008_0522, pid: 0 };
+    let mut data = [Data::default(); 2];
+    // SAFETY: both structures are the kernel's, and outlive the calls.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()), 0);
+        data[0].effective &= !(1 << number);
+        assert_eq!(libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()), 0);
     }
 }
 
@@ -106,7 +141,7 @@ pub struct Cases {
 impl Cases {
     pub fn new(root: &Path) -> Cases {
         std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o777)).unwrap();
-        let workers = USERS.iter().map(|user| Worker::start(*user)).collect();
+        let workers = EVERYBODY.iter().map(|user| Worker::start(*user)).collect();
         Cases { root: root.to_owned(), workers, folders: 0, count: 0, failures: Vec::new() }
     }
 
@@ -126,7 +161,7 @@ impl Cases {
 
     /// Does something as a user.
     pub fn as_user<T: Send + 'static>(&self, user: User, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let at = USERS.iter().position(|known| *known == user).unwrap();
+        let at = EVERYBODY.iter().position(|known| *known == user).unwrap();
         self.workers[at].run(work)
     }
 

@@ -162,6 +162,15 @@ fn testing(cases: &mut Cases) {
     cases.as_user(ALICE, move || close(a)).unwrap();
     let found = cases.as_user(BOB, test(WRITE, 0, 0));
     cases.equal("nothing after closing", free(found), Ok(UNLOCK));
+    // An open file's lock is no process's: -1 on a local filesystem, 0 where the kernel passes on processes alone.
+    let a = held(cases, ALICE, &path, libc::O_RDWR);
+    cases.expect("an open file's lock", ALICE, 0, move || lock(a, OPEN_FILE, WRITE, 5, 5));
+    let found = cases.as_user(BOB, test(WRITE, 0, 0));
+    let (lock_found, pid) =
+        (found.map(|found| (found.0, found.1, found.2)), found.map_or(0, |found| found.3));
+    cases.equal("an open file's lock is in the way", lock_found, Ok((WRITE, 5, 5)));
+    cases.holds(format_args!("an open file's lock names no process, not {pid}"), pid == 0 || pid == -1);
+    cases.as_user(ALICE, move || close(a)).unwrap();
     cases.as_user(BOB, move || close(b)).unwrap();
 }
 

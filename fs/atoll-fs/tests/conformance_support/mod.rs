@@ -13,6 +13,7 @@ pub mod names;
 pub mod owners;
 pub mod paths;
 pub mod permissions;
+pub mod privileges;
 pub mod ranges;
 pub mod times;
 pub mod xattrs;

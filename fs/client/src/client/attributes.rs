@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, TimeChange, VolumeUse, without_setid};
+use atoll_core::attributes::{
+    AttributeChanges, Attributes, FileKind, KillPriv, TimeChange, VolumeUse, without_setid,
+};
 use atoll_core::commands::Op;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
 use atoll_proto::metadata::{Answer, Query};
 
-use super::identity::{CAP_FOWNER, Identity};
+use super::identity::{CAP_FOWNER, CAP_FSETID, Identity, is_changing_owner, killed_by_group};
 use super::{Client, ROOT_PATIENCE, inode_of};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{AttributeReply, Caller, Result, StatFs};
@@ -73,12 +75,13 @@ impl<M: Metadata> Client<M> {
         if let Some(attributes) = self.change_removed(ino, &changes).await {
             return Ok(self.reply(attributes).await);
         }
+        changes.kill_priv |= self.killed_by_change(caller, ino, &changes).await?;
         if self.changes_nothing(ino, &changes).await? {
             return self.attributes(ino).await;
         }
         if changes.is_empty() {
             match self.chown_to_nobody(caller, ino).await? {
-                Some(kill_suidgid) => changes.kill_suidgid = kill_suidgid,
+                Some(kill_priv) => changes.kill_priv = kill_priv,
                 None => return self.attributes(ino).await,
             }
         }
@@ -149,7 +152,7 @@ impl<M: Metadata> Client<M> {
         let mode = changes.mode.map_or(attributes.mode, |mode| (attributes.mode & !0o7777) | (mode & 0o7777));
         let clears = changes.mode.is_none()
             && attributes.kind() != FileKind::Directory
-            && without_setid(attributes.mode) != attributes.mode;
+            && changes.kill_priv.applied_to(without_setid(attributes.mode)) != attributes.mode;
         Ok(mode == attributes.mode
             && !clears
             && changes.uid.is_none_or(|uid| uid == attributes.uid)
@@ -157,22 +160,49 @@ impl<M: Metadata> Client<M> {
     }
 
     /// A `chown` to -1 and -1 comes as a change of nothing. As every other one it clears the set-id bits of what
-    /// isn't a directory (the result says whether there are any); if there are, that is for the owner only.
-    /// The kernel announces a stranger's write to such a file in the same way; the write itself clears the bits
-    /// then, and there is nothing to do yet (`None`).
-    async fn chown_to_nobody(&self, caller: &Caller, ino: InodeId) -> Result<Option<bool>> {
+    /// isn't a directory (the result says which); if there are, that is for the owner only.
+    /// The kernel announces a write to such a file in the same way, if it is a stranger's or takes capabilities away; the
+    /// write itself clears the bits then, if it does, and there is nothing to do yet (`None`).
+    pub(super) async fn chown_to_nobody(&self, caller: &Caller, ino: InodeId) -> Result<Option<KillPriv>> {
         let attributes = self.inode(ino).await?;
-        if attributes.kind() == FileKind::Directory || without_setid(attributes.mode) == attributes.mode {
-            return Ok(Some(false));
+        if attributes.kind() == FileKind::Directory {
+            return Ok(Some(KillPriv::NONE));
         }
-        match Identity::of(caller) {
-            Some(who) if who.uid != attributes.uid && !who.has(CAP_FOWNER) => {
-                match self.handles.has_writer(ino) {
-                    true => Ok(None),
-                    false => Err(FsError::NotPermitted.into()),
-                }
+        let who = Identity::of(caller);
+        let mut kill_priv = KillPriv::SETID;
+        if !who.is_some_and(|who| who.has(CAP_FSETID)) {
+            kill_priv |= killed_by_group(caller, Some(&attributes));
+        }
+        if kill_priv.applied_to(attributes.mode) == attributes.mode {
+            return Ok(Some(KillPriv::NONE));
+        }
+        let is_write = self.handles.has_writer(ino) && !is_changing_owner(caller.pid).await;
+        match who {
+            Some(who) if who.uid != attributes.uid && !who.has(CAP_FOWNER) => match is_write {
+                true => Ok(None),
+                false => Err(FsError::NotPermitted.into()),
+            },
+            Some(who) if is_write && who.has(CAP_FSETID) => Ok(None),
+            _ => Ok(Some(kill_priv)),
+        }
+    }
+
+    /// What an inode loses by a change of its size or its owner, besides what the change says already.
+    async fn killed_by_change(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        changes: &AttributeChanges,
+    ) -> std::result::Result<KillPriv, ClientError> {
+        let chown = changes.uid.is_some() || changes.gid.is_some();
+        match chown {
+            false if changes.kill_priv.contains(KillPriv::SETID) => self.killed(caller, ino, true).await,
+            true if !Identity::of(caller).is_some_and(|who| who.has(CAP_FSETID)) => {
+                let attributes = self.inode(ino).await?;
+                Ok(KillPriv::CAPABILITY | killed_by_group(caller, Some(&attributes)))
             }
-            _ => Ok(Some(true)),
+            false if changes.size.is_none() => Ok(KillPriv::NONE),
+            _ => Ok(KillPriv::CAPABILITY),
         }
     }
 

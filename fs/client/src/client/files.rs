@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use atoll_core::attributes::{AttributeChanges, Attributes, FileKind};
+use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
 use atoll_core::commands::{AllocateMode, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SegmentIndex};
@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
-use super::identity::{CAP_FSETID, Identity};
+use super::identity::{CAP_FSETID, Identity, killed_by_content};
 use super::pages::Current;
 use super::{Append, Client, check_name, unexpected};
 use crate::data::Extents;
@@ -22,6 +22,8 @@ use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 
 /// Segments whose places come along with an open.
 const OPEN_SEGMENTS: u32 = 4;
+/// Attempts to make or open a file that somebody else makes and removes.
+const CREATE_ATTEMPTS_MAX: u32 = 8;
 /// Attempts to make a file without a name.
 const UNNAMED_ATTEMPTS_MAX: u32 = 4;
 
@@ -103,7 +105,8 @@ impl<M: Metadata> Client<M> {
         Ok(attributes)
     }
 
-    pub(super) async fn open_file(&self, ino: InodeId, flags: u32) -> Result<Opened> {
+    /// `kill_priv`: what the file loses if this truncates it.
+    pub(super) async fn open_file(&self, ino: InodeId, flags: u32, kill_priv: KillPriv) -> Result<Opened> {
         let opening = Opening::new(self, ino);
         let answer = self.metadata.ask(Query::Open { ino, segments: OPEN_SEGMENTS }).await?;
         let extents = Extents::from_answer(SegmentIndex(0), answer).ok_or_else(unexpected)?;
@@ -111,7 +114,7 @@ impl<M: Metadata> Client<M> {
         self.handles.learn(&attributes);
         self.data.install_map(ino, &extents);
         if flags & libc::O_TRUNC as u32 != 0 && attributes.kind() == FileKind::File {
-            let changes = AttributeChanges { size: Some(0), ..AttributeChanges::default() };
+            let changes = AttributeChanges { size: Some(0), kill_priv, ..AttributeChanges::default() };
             let attributes = self.resize(ino, 0, changes).await?;
             // The kernel drops all of its pages when it is answered, if it hasn't been.
             if self.handles.is_alone(ino) {
@@ -135,7 +138,8 @@ impl<M: Metadata> Client<M> {
         Ok(opening.finish(flags, keep_cache))
     }
 
-    /// Makes and opens a file.
+    /// Makes and opens a file. `None`: the name is there by now, and what has it is for the kernel to open, when it has
+    /// looked again.
     pub(super) async fn create_file(
         &self,
         caller: &Caller,
@@ -143,7 +147,7 @@ impl<M: Metadata> Client<M> {
         name: Bytes,
         mode: u32,
         flags: u32,
-    ) -> Result<(Entry, Opened)> {
+    ) -> Result<Option<(Entry, Opened)>> {
         check_name(&name)?;
         let op = Op::Create {
             parent,
@@ -156,33 +160,51 @@ impl<M: Metadata> Client<M> {
             target: Bytes::new(),
             umask: caller.umask,
         };
-        let made = match self.metadata.make(op).await {
-            Ok(made) => made,
-            Err(ClientError::Fs(FsError::Exists)) if flags & libc::O_EXCL as u32 == 0 => {
-                return self.open_existing(parent, name, flags).await;
+        let mut attempts = 0;
+        let made = loop {
+            match self.metadata.make(op.clone()).await {
+                Ok(made) => break made,
+                Err(ClientError::Fs(FsError::Exists)) if flags & libc::O_EXCL as u32 == 0 => {
+                    match self.open_existing(caller, parent, name.clone(), flags).await {
+                        // Somebody else has removed it by now.
+                        Err(Errno(libc::ENOENT | libc::ESTALE)) if attempts < CREATE_ATTEMPTS_MAX => {
+                            attempts += 1
+                        }
+                        opened => return opened,
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            // With its session this mount's hold of it was lost, and somebody has removed it.
-            Err(ClientError::Fs(FsError::Stale)) => return Err(FsError::Io.into()),
-            Err(error) => return Err(error.into()),
         };
         let (opening, attributes) = Opening::of_new(self, made);
         self.handles.learn(&attributes);
         self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
         self.pages.made(&attributes);
         let entry = self.entry(attributes).await;
-        Ok((entry, opening.finish(flags, true)))
+        Ok(Some((entry, opening.finish(flags, true))))
     }
 
     /// Somebody else has made the file since the kernel looked.
-    async fn open_existing(&self, parent: InodeId, name: Bytes, flags: u32) -> Result<(Entry, Opened)> {
+    async fn open_existing(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: Bytes,
+        flags: u32,
+    ) -> Result<Option<(Entry, Opened)>> {
         let found = self.look_up(parent, name).await?;
-        if found.attributes.kind() != FileKind::File {
-            // The kernel looks again and does what is right for a link or a directory.
-            return Err(FsError::Stale.into());
+        match found.attributes.kind() {
+            FileKind::File => {}
+            FileKind::Directory => return Err(FsError::IsDirectory.into()),
+            _ => return Ok(None),
         }
-        let opened = self.open_file(found.attributes.ino, flags).await?;
+        let kill_priv = match flags & libc::O_TRUNC as u32 {
+            0 => KillPriv::NONE,
+            _ => killed_by_content(caller, Self::clears_setid(caller), Some(&found.attributes)),
+        };
+        let opened = self.open_file(found.attributes.ino, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
-        Ok((self.entry(attributes).await, opened))
+        Ok(Some((self.entry(attributes).await, opened)))
     }
 
     pub(super) async fn read_file(
@@ -208,7 +230,13 @@ impl<M: Metadata> Client<M> {
         Ok(read)
     }
 
-    pub(super) async fn write_file(&self, ino: InodeId, handle: u64, write: WriteRequest) -> Result<u32> {
+    pub(super) async fn write_file(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        handle: u64,
+        write: WriteRequest,
+    ) -> Result<u32> {
         let handle = self.handle(handle)?;
         let WriteRequest { offset, data, flags } = write;
         let guesses = atoll_mutants::makes("append-guessed");
@@ -216,7 +244,8 @@ impl<M: Metadata> Client<M> {
         let bypasses = !flags.from_cache && (flags.direct || handle.is_some_and(|handle| handle.direct));
         if appends && !flags.from_cache && !data.is_empty() {
             let length = data.len() as u32;
-            let (start, attributes) = self.data.append(ino, data, flags.kill_priv).await?;
+            let kill_priv = self.killed(caller, ino, flags.kill_priv).await?;
+            let (start, attributes) = self.data.append(ino, data, kill_priv).await?;
             let range = start..start + u64::from(length);
             if bypasses {
                 self.bypassed(ino, range).await;
@@ -235,7 +264,12 @@ impl<M: Metadata> Client<M> {
         if !bypasses {
             self.pages.written(ino, offset..offset.saturating_add(data.len() as u64));
         }
-        let written = self.data.write(ino, offset, data, &known, flags.kill_priv).await?;
+        // Whose store it was that made a page dirty isn't known by now; as elsewhere, it takes nothing away.
+        let kill_priv = match flags.from_cache && !flags.kill_priv {
+            true => KillPriv::NONE,
+            false => killed_by_content(caller, flags.kill_priv, Some(&known)),
+        };
+        let written = self.data.write(ino, offset, data, &known, kill_priv).await?;
         if bypasses {
             self.bypassed(ino, offset..offset + u64::from(written)).await;
         }
@@ -348,6 +382,17 @@ impl<M: Metadata> Client<M> {
         !Identity::of(caller).is_some_and(|who| who.has(CAP_FSETID))
     }
 
+    /// What a file loses by what the caller does to its content. The file is asked for only if that matters.
+    pub(super) async fn killed(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        loses_setid: bool,
+    ) -> std::result::Result<KillPriv, ClientError> {
+        let known = if loses_setid { Some(self.known(ino).await?) } else { None };
+        Ok(killed_by_content(caller, loses_setid, known.as_ref()))
+    }
+
     pub(super) async fn allocate(
         &self,
         caller: &Caller,
@@ -368,11 +413,11 @@ impl<M: Metadata> Client<M> {
             _ => return Err(FsError::Unsupported.into()),
         };
         let end = offset.checked_add(length).ok_or(FsError::FileTooLarge)?;
-        let kill_suidgid = Self::clears_setid(caller);
+        let kill_priv = self.killed(caller, ino, Self::clears_setid(caller)).await?;
         self.settle(ino).await?;
         let (mut at, mut asked_for_room) = (offset, false);
         while at < end {
-            let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_suidgid };
+            let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Allocated(until, attributes)) if until > at => {
                     at = until;
@@ -420,7 +465,7 @@ impl<M: Metadata> Client<M> {
         self.handle(to_handle)?;
         self.settle(from).await?;
         self.settle(to).await?;
-        let kill_suidgid = Self::clears_setid(caller);
+        let kill_priv = self.killed(caller, to, Self::clears_setid(caller)).await?;
         let (mut copied, mut asked_for_room) = (0, false);
         while copied < length {
             let op = Op::CopyRange {
@@ -429,7 +474,7 @@ impl<M: Metadata> Client<M> {
                 to,
                 to_offset: to_offset.saturating_add(copied),
                 length: length - copied,
-                kill_suidgid,
+                kill_priv,
             };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Copied(0, _)) => break,

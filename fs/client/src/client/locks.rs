@@ -19,6 +19,7 @@ use atoll_proto::metadata::{Answer, Query};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+use super::identity::system_call;
 use super::{Client, unexpected};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, FileLock, LockKind, Result};
@@ -36,6 +37,8 @@ type Owner = (LockClass, u64);
 struct Owned {
     locks: Vec<HeldLock>,
     under_way: u32,
+    /// Whether the owner is an open file and no process; `None` until somebody has looked.
+    is_open_file: Option<bool>,
 }
 
 /// One inode's locks.
@@ -89,6 +92,20 @@ impl Locks {
         let table = self.table.lock();
         let owned = table.inodes.get(&ino).and_then(|inode| inode.owners.get(&owner));
         owned.map(|owned| owned.locks.clone()).unwrap_or_default()
+    }
+
+    /// Whether an owner is an open file, as far as that is known.
+    fn is_open_file(&self, ino: InodeId, owner: Owner) -> Option<bool> {
+        let table = self.table.lock();
+        table.inodes.get(&ino).and_then(|inode| inode.owners.get(&owner)).and_then(|owned| owned.is_open_file)
+    }
+
+    /// An owner that has locks is an open file, or isn't.
+    fn note_open_file(&self, ino: InodeId, owner: Owner, is_open_file: bool) {
+        let mut table = self.table.lock();
+        if let Some(owned) = table.inodes.get_mut(&ino).and_then(|inode| inode.owners.get_mut(&owner)) {
+            owned.is_open_file = Some(is_open_file);
+        }
     }
 
     /// Another owner of this mount is in the way.
@@ -223,11 +240,8 @@ async fn keep_asking<M: Metadata>(locks: Arc<Locks>, metadata: Arc<M>) {
 
 /// Whether a thread is in a call for a lock of an open file: the kernel passes such a request on as if it were a
 /// process's. `false` if that can't be found out.
-fn waits_for_open_file(thread: u32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{thread}/syscall")) {
-        Ok(line) => is_open_file_lock(&line),
-        Err(_) => false,
-    }
+async fn asks_for_open_file(thread: u32) -> bool {
+    is_open_file_lock(&system_call(thread).await)
 }
 
 /// `line`: the number of a system call and its arguments, as /proc shows them.
@@ -235,7 +249,8 @@ fn is_open_file_lock(line: &str) -> bool {
     let mut fields = line.split_ascii_whitespace();
     let number = fields.next().and_then(|number| number.parse().ok());
     let command = fields.nth(1).and_then(|hex| i64::from_str_radix(hex.trim_start_matches("0x"), 16).ok());
-    number == Some(libc::SYS_fcntl) && command == Some(i64::from(libc::F_OFD_SETLKW))
+    number == Some(libc::SYS_fcntl)
+        && [libc::F_OFD_SETLK, libc::F_OFD_SETLKW].map(|known| Some(i64::from(known))).contains(&command)
 }
 
 fn mode_of(kind: LockKind) -> Option<LockMode> {
@@ -259,7 +274,8 @@ fn request(ino: InodeId, handle: u64, owner: u64, lock: &FileLock, flock: bool) 
 }
 
 impl<M: Metadata> Client<M> {
-    /// The first lock that is in the way. Processes of other mounts have no number here: 0.
+    /// The first lock that is in the way. Processes of other mounts have no number here, and open files have none
+    /// anywhere: 0. (The kernel looks for a process with the number that it is told, and makes 0 of -1 too.)
     pub(super) async fn test_lock(
         &self,
         ino: InodeId,
@@ -274,13 +290,17 @@ impl<M: Metadata> Client<M> {
         match self.metadata.ask(Query::TestLock(asked)).await? {
             Answer::Lock(None) => Ok(FileLock { kind: LockKind::Unlock, ..lock }),
             Answer::Lock(Some((holder, held))) => Ok(FileLock {
+                pid: match holder.session == self.metadata.session() {
+                    true if self.locks.is_open_file(ino, (asked.class, holder.owner)) == Some(true) => 0,
+                    true => held.pid,
+                    false => 0,
+                },
                 kind: match held.mode {
                     LockMode::Shared => LockKind::Read,
                     LockMode::Exclusive => LockKind::Write,
                 },
                 start: held.range.start,
                 end: held.range.end,
-                pid: if holder.session == self.metadata.session() { held.pid } else { 0 },
             }),
             _ => Err(unexpected().into()),
         }
@@ -322,13 +342,17 @@ impl<M: Metadata> Client<M> {
             tried = self.try_lock(caller, request, mode).await;
         }
         while wait && tried == Err(FsError::Locked.into()) {
-            let is_process = !flock && !waits_for_open_file(caller.pid);
+            let is_process = !flock && !asks_for_open_file(caller.pid).await;
             match self.wait_for_lock(caller, &request, mode, is_process).await? {
                 Verdict::Free => tried = self.try_lock(caller, request, mode).await,
                 Verdict::Deadlock => return Err(FsError::Deadlock.into()),
             }
         }
         tried?;
+        let owner = (request.class, owner);
+        if !flock && self.locks.is_open_file(ino, owner).is_none() {
+            self.locks.note_open_file(ino, owner, asks_for_open_file(caller.pid).await);
+        }
         self.interruptible(caller, self.revalidate(ino)).await
     }
 
@@ -494,9 +518,9 @@ mod tests {
     fn a_call_for_an_open_files_lock_is_told_from_others() {
         let fcntl = libc::SYS_fcntl;
         assert!(is_open_file_lock(&format!("{fcntl} 0x3 0x26 0x7ffe0000 0x0 0x0 0x0 0x7ffe 0x7f00")));
+        assert!(is_open_file_lock(&format!("{fcntl} 0x3 0x25 0x7ffe0000 0x0 0x0 0x0 0x7ffe 0x7f00")));
         assert!(!is_open_file_lock(&format!("{fcntl} 0x3 0x7 0x7ffe0000 0x0 0x0 0x0 0x7ffe 0x7f00")));
         assert!(!is_open_file_lock("running"));
         assert!(!is_open_file_lock(""));
-        assert!(!waits_for_open_file(0));
     }
 }

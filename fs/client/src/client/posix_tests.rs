@@ -302,7 +302,7 @@ async fn a_file_without_a_name_lives_until_it_is_closed_or_named() {
     assert_eq!(errno(fs.link(&me(), b.0, ROOT, name("never")).await), libc::ENOENT);
     close(&fs, b, 1).await;
     check(&cluster);
-    assert_eq!(errno(fs.getattr(&me(), b.0, None).await), libc::ESTALE);
+    assert_eq!(errno(fs.getattr(&me(), b.0, None).await), libc::ENOENT);
 }
 
 #[tokio::test]
@@ -392,4 +392,71 @@ async fn reading_moves_the_access_time_for_others_too() {
     close(&here, a, 1).await;
     here.stop().await.unwrap();
     assert_eq!(there.getattr(&me(), a.0, None).await.unwrap().attributes.atime, after.atime);
+}
+
+#[tokio::test]
+async fn capabilities_go_with_the_write_and_come_back_after_it() {
+    let cluster = cluster();
+    let (here, there) = (cluster.mount(|_| {}).unwrap(), cluster.mount(|_| {}).unwrap());
+    let capability = || name("security.capability");
+    let a = create(&here, "file").await;
+    write(&here, a, 0, b"program").await;
+    here.fsync(&me(), a.0, a.1, false).await.unwrap();
+    let grant = async |fs: &Mount| {
+        fs.setxattr(&me(), a.0, capability(), name("all"), 0, false).await.unwrap();
+        fs.setxattr(&me(), a.0, name("user.other"), name("1"), 0, false).await.unwrap();
+    };
+    let granted = async |fs: &Mount| {
+        let found = fs.getxattr(&me(), a.0, capability()).await.is_ok();
+        let names = fs.listxattr(&me(), a.0).await.unwrap();
+        let all = &b"security.capability\0user.other\0"[..];
+        assert_eq!(names, if found { all } else { &b"user.other\0"[..] });
+        found
+    };
+    // Set elsewhere, so that this kernel hasn't looked for it before it wrote.
+    grant(&there).await;
+    write(&here, a, 0, b"P").await;
+    assert!(!granted(&here).await, "it is buffered here");
+    here.fsync(&me(), a.0, a.1, false).await.unwrap();
+    assert!(!granted(&here).await && !granted(&there).await);
+    // What was written before it was set doesn't take it away.
+    write(&here, a, 0, b"p").await;
+    grant(&here).await;
+    assert!(granted(&here).await);
+    here.fsync(&me(), a.0, a.1, false).await.unwrap();
+    assert!(granted(&here).await && granted(&there).await);
+    // A page of a mapping does neither.
+    let mapped = WriteFlags { from_cache: true, ..WriteFlags::default() };
+    here.write(&me(), a.0, a.1, 0, name("x"), mapped).await.unwrap();
+    assert!(granted(&here).await);
+    here.fsync(&me(), a.0, a.1, false).await.unwrap();
+    assert!(granted(&there).await);
+    let append = WriteFlags { append: true, ..WriteFlags::default() };
+    let b = create(&here, "other").await;
+    write(&here, b, 0, b"other").await;
+    for what in ["append", "truncate", "O_TRUNC", "fallocate", "copy", "chown"] {
+        grant(&there).await;
+        let truncate = AttributeChanges { size: Some(5), ..AttributeChanges::default() };
+        let chown = AttributeChanges { uid: Some(7), ..AttributeChanges::default() };
+        match what {
+            "append" => {
+                here.write(&me(), a.0, a.1, 0, name("x"), append).await.unwrap();
+            }
+            "truncate" => {
+                here.setattr(&me(), a.0, None, truncate).await.unwrap();
+            }
+            "O_TRUNC" => {
+                here.open(&me(), a.0, (libc::O_RDWR | libc::O_TRUNC) as u32).await.unwrap();
+            }
+            "fallocate" => here.fallocate(&me(), a.0, a.1, 0, 10, 0).await.unwrap(),
+            "copy" => {
+                here.copy_file_range(&me(), (b.0, b.1, 0), (a.0, a.1, 0), 5).await.unwrap();
+            }
+            _ => {
+                here.setattr(&me(), a.0, None, chown).await.unwrap();
+            }
+        }
+        assert!(!granted(&here).await && !granted(&there).await, "{what}");
+    }
+    check(&cluster);
 }

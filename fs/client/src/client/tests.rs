@@ -189,7 +189,70 @@ async fn a_directory_that_a_rename_replaced_is_known_until_it_is_forgotten() {
     assert_eq!(stat(&fs, open).await.nlink, 0);
     assert_eq!(stat(&fs, other).await.nlink, 2);
     fs.forget(open, 1);
-    assert_eq!(errno(fs.getattr(&me(), open, None).await), libc::ESTALE);
+    assert_eq!(errno(fs.getattr(&me(), open, None).await), libc::ENOENT);
+}
+
+/// Every request about a directory or a file that another mount has removed, without a name and with one.
+#[tokio::test]
+async fn what_another_mount_has_removed_is_missing_and_never_stale() {
+    let cluster = cluster();
+    let (here, there) = (mount(&cluster), mount(&cluster));
+    let folder = here.mkdir(&me(), ROOT, name("folder"), 0o755).await.unwrap().attributes.ino;
+    let file = here.mknod(&me(), ROOT, name("file"), libc::S_IFREG | 0o600, 0).await.unwrap().attributes.ino;
+    let link = here.symlink(&me(), ROOT, name("link"), name("target")).await.unwrap().attributes.ino;
+    here.mkdir(&me(), ROOT, name("other"), 0o755).await.unwrap();
+    let listing = here.opendir(&me(), folder, 0).await.unwrap().handle;
+    there.rmdir(&me(), ROOT, name("folder")).await.unwrap();
+    there.unlink(&me(), ROOT, name("file")).await.unwrap();
+    there.unlink(&me(), ROOT, name("link")).await.unwrap();
+    cluster.volume.lock().purge();
+    let (me, x) = (me(), || name("x"));
+    let chmod = AttributeChanges { mode: Some(0o700), ..AttributeChanges::default() };
+    let chown = AttributeChanges { uid: Some(1), ..AttributeChanges::default() };
+    let truncate = AttributeChanges { size: Some(1), ..AttributeChanges::default() };
+    let acl = || name("system.posix_acl_access");
+    let missing = [
+        ("lookup", here.lookup(&me, folder, x()).await.err()),
+        ("create", here.create(&me, folder, x(), 0o600, RDWR).await.err()),
+        ("tmpfile", here.tmpfile(&me, folder, 0o600, RDWR).await.err()),
+        ("mknod", here.mknod(&me, folder, x(), libc::S_IFIFO | 0o600, 0).await.err()),
+        ("mkdir", here.mkdir(&me, folder, x(), 0o700).await.err()),
+        ("symlink", here.symlink(&me, folder, x(), x()).await.err()),
+        ("unlink", here.unlink(&me, folder, x()).await.err()),
+        ("rmdir", here.rmdir(&me, folder, x()).await.err()),
+        ("rename from", here.rename(&me, folder, x(), ROOT, x(), 0).await.err()),
+        ("rename to", here.rename(&me, ROOT, name("other"), folder, x(), 0).await.err()),
+        ("link to", here.link(&me, folder, ROOT, x()).await.err()),
+        ("link of", here.link(&me, file, ROOT, x()).await.err()),
+        ("open", here.open(&me, file, RDWR).await.err()),
+        ("open O_TRUNC", here.open(&me, file, RDWR | libc::O_TRUNC as u32).await.err()),
+        ("readdir", here.readdir(&me, folder, listing, 0, 4096, false).await.err()),
+        ("getattr", here.getattr(&me, file, None).await.err()),
+        ("chmod", here.setattr(&me, file, None, chmod).await.err()),
+        ("chown", here.setattr(&me, file, None, chown).await.err()),
+        ("truncate", here.setattr(&me, file, None, truncate).await.err()),
+        ("readlink", here.readlink(&me, link).await.err()),
+        ("setxattr", here.setxattr(&me, file, name("user.x"), x(), 0, false).await.err()),
+        ("setxattr of a list", here.setxattr(&me, file, acl(), Bytes::new(), 0, false).await.err()),
+        ("getxattr", here.getxattr(&me, file, name("user.x")).await.err()),
+        ("listxattr", here.listxattr(&me, file).await.err()),
+        ("removexattr", here.removexattr(&me, file, name("user.x")).await.err()),
+    ];
+    for (what, error) in missing {
+        assert_eq!(error.map(|errno| errno.0), Some(libc::ENOENT), "{what}");
+    }
+    // A descriptor of what is gone is another matter: on a local filesystem the file would be there.
+    let write = WriteFlags { append: true, ..WriteFlags::default() };
+    let failed = [
+        ("read", here.read(&me, file, 99, 0, 10, true).await.err()),
+        ("append", here.write(&me, file, 99, 0, x(), write).await.err()),
+        ("fallocate", here.fallocate(&me, file, 99, 0, 10, 0).await.err()),
+        ("lseek", here.lseek(&me, file, 99, 0, SeekKind::Data).await.err()),
+        ("copy", here.copy_file_range(&me, (file, 99, 0), (file, 99, 100), 10).await.err()),
+    ];
+    for (what, error) in failed {
+        assert_eq!(error.map(|errno| errno.0), Some(libc::EIO), "{what}");
+    }
 }
 
 #[tokio::test]
@@ -206,11 +269,11 @@ async fn an_unlinked_file_lives_until_it_is_closed() {
     write(&here, open, 0, b"STILL").await;
     close(&here, open).await;
     check(&cluster);
-    assert_eq!(errno(here.getattr(&me(), open.0, None).await), libc::ESTALE);
+    assert_eq!(errno(here.getattr(&me(), open.0, None).await), libc::ENOENT);
     // Who removed it may still ask what it was, until the kernel forgets it.
     assert_eq!(stat(&there, open.0).await.nlink, 0);
     there.forget(open.0, 1);
-    assert_eq!(errno(there.getattr(&me(), open.0, None).await), libc::ESTALE);
+    assert_eq!(errno(there.getattr(&me(), open.0, None).await), libc::ENOENT);
     assert_eq!(here.metadata().volume().inodes_used, 1);
 }
 
@@ -333,7 +396,11 @@ async fn create_opens_what_is_there_unless_it_is_to_be_new() {
     assert_eq!(entry.attributes.size, 0);
     close(&fs, (ino, opened.handle)).await;
     fs.symlink(&me(), ROOT, name("link"), name("file")).await.unwrap();
+    // The kernel is to look again, once.
     assert_eq!(errno(fs.create(&me(), ROOT, name("link"), 0o600, RDWR).await), libc::ESTALE);
+    assert_eq!(errno(fs.create(&me(), ROOT, name("link"), 0o600, RDWR).await), libc::ENOENT);
+    fs.mkdir(&me(), ROOT, name("folder"), 0o700).await.unwrap();
+    assert_eq!(errno(fs.create(&me(), ROOT, name("folder"), 0o600, RDWR).await), libc::EISDIR);
     let link = fs.lookup(&me(), ROOT, name("link")).await.unwrap().attributes;
     assert_eq!((link.mode, fs.readlink(&me(), link.ino).await.unwrap()), (0o120_777, name("file")));
     assert_eq!(errno(fs.readlink(&me(), ino).await), libc::EINVAL);
@@ -696,7 +763,7 @@ async fn files_are_told_open_and_closed() {
     assert_eq!(count(), 1);
     close(&fs, second).await;
     assert_eq!(count(), 0);
-    assert_eq!(errno(fs.open(&me(), InodeId(4711), RDONLY).await), libc::ESTALE);
+    assert_eq!(errno(fs.open(&me(), InodeId(4711), RDONLY).await), libc::ENOENT);
     assert!(fs.handles.file(InodeId(4711)).is_none());
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
-use atoll_core::attributes::Attributes;
+use atoll_core::attributes::{Attributes, CAPABILITY_NAME, KillPriv};
 use atoll_core::commands::{Op, XattrMode};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
@@ -13,9 +13,9 @@ use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::identity::{CAP_SYS_ADMIN, Identity};
+use super::identity::{CAP_SYS_ADMIN, Identity, is_changing_owner};
 use super::{Client, inode_of, unexpected};
-use crate::metadata::Metadata;
+use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Errno, Result};
 
 /// For how long the kernel's next question is taken to belong to attributes that it was told of.
@@ -77,6 +77,13 @@ fn sees_trusted(caller: &Caller) -> bool {
     Identity::of(caller).is_none_or(|identity| identity.has(CAP_SYS_ADMIN))
 }
 
+/// The names without one of them.
+fn without(names: &[u8], name: &[u8]) -> Bytes {
+    let others =
+        names.split_inclusive(|byte| *byte == 0).filter(|shown| shown.strip_suffix(b"\0") != Some(name));
+    others.collect::<Vec<_>>().concat().into()
+}
+
 /// The names without those that only the administrator sees.
 fn visible(names: Bytes, is_privileged: impl FnOnce() -> bool) -> Bytes {
     let is_trusted = |name: &[u8]| name.starts_with(b"trusted.");
@@ -109,6 +116,7 @@ impl<M: Metadata> Client<M> {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return Err(FsError::InvalidArgument.into()),
         };
+        self.settle_for(ino, &name).await?;
         let outcome = self.metadata.mutate(Op::SetXattr { ino, name, value, mode }).await?;
         self.changed(&inode_of(outcome)?);
         Ok(())
@@ -130,6 +138,9 @@ impl<M: Metadata> Client<M> {
         if name == ACCESS_NAME && self.acls.has_none(ino) {
             return Err(FsError::NoAttribute.into());
         }
+        if name == CAPABILITY_NAME && self.is_about_to_lose_capability(ino) {
+            return Err(FsError::NoAttribute.into());
+        }
         match self.metadata.ask(Query::GetXattr { ino, name }).await? {
             Answer::Bytes(value) => Ok(value),
             _ => Err(unexpected().into()),
@@ -137,13 +148,17 @@ impl<M: Metadata> Client<M> {
     }
 
     pub(super) async fn xattr_names(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
+        let loses_capability = self.is_about_to_lose_capability(ino);
         match self.metadata.ask(Query::ListXattr { ino }).await? {
+            Answer::Bytes(names) if loses_capability => {
+                Ok(visible(without(&names, CAPABILITY_NAME), || sees_trusted(caller)))
+            }
             Answer::Bytes(names) => Ok(visible(names, || sees_trusted(caller))),
             _ => Err(unexpected().into()),
         }
     }
 
-    pub(super) async fn remove_xattr(&self, ino: InodeId, name: Bytes) -> Result<()> {
+    pub(super) async fn remove_xattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
         check(&name)?;
         if is_acl(&name) {
             // As elsewhere, it is no error that there was none.
@@ -152,9 +167,29 @@ impl<M: Metadata> Client<M> {
                 done => done,
             };
         }
+        if name == CAPABILITY_NAME && is_changing_owner(caller.pid).await {
+            // The kernel removes it before it asks for the change, and leaves it to that to be refused.
+            self.chown_to_nobody(caller, ino).await?;
+        }
+        self.settle_for(ino, &name).await?;
         let outcome = self.metadata.mutate(Op::RemoveXattr { ino, name }).await?;
         self.changed(&inode_of(outcome)?);
         Ok(())
+    }
+
+    /// What is buffered takes capabilities away when it is committed: that must not be those that are set after it was
+    /// written.
+    async fn settle_for(&self, ino: InodeId, name: &[u8]) -> std::result::Result<(), ClientError> {
+        match name == CAPABILITY_NAME {
+            true => self.settle(ino).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Whether what is buffered takes capabilities away. To be asked before the service is: what is committed meanwhile
+    /// has taken them away by then.
+    fn is_about_to_lose_capability(&self, ino: InodeId) -> bool {
+        self.data.kill_priv(ino).contains(KillPriv::CAPABILITY)
     }
 }
 
@@ -174,6 +209,12 @@ mod tests {
         assert_eq!(check(b"user."), Err(Errno(libc::EINVAL)));
         let long = format!("user.{}", "x".repeat(251));
         assert_eq!(check(long.as_bytes()), Err(Errno(libc::ERANGE)));
+    }
+
+    #[test]
+    fn a_name_that_is_about_to_go_is_not_listed() {
+        let names = b"user.a\0security.capability\0security.capability2\0";
+        assert_eq!(without(names, CAPABILITY_NAME), &b"user.a\0security.capability2\0"[..]);
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use atoll_core::attributes::{AttributeChanges, Attributes};
+use atoll_core::attributes::{AttributeChanges, Attributes, KillPriv};
 use atoll_core::commands::{Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
@@ -52,7 +52,7 @@ impl Cluster {
 
     async fn write(&self, ino: InodeId, offset: u64, data: &[u8]) -> Result<u32, ClientError> {
         let attributes = self.attributes(ino);
-        self.data.write(ino, offset, Bytes::copy_from_slice(data), &attributes, false).await
+        self.data.write(ino, offset, Bytes::copy_from_slice(data), &attributes, KillPriv::NONE).await
     }
 
     async fn write_all(&self, ino: InodeId, offset: u64, data: &[u8]) {
@@ -411,7 +411,7 @@ async fn appends_of_two_clients_don_t_overwrite_each_other() {
         let length = if round % 5 == 0 { 700_000 } else { random.below(3000) + 1 };
         let data = Bytes::from(vec![round as u8 + 1; length as usize]);
         let by = if round % 2 == 0 { &cluster.data } else { &other };
-        let (offset, attributes) = by.append(ino, data, false).await.unwrap();
+        let (offset, attributes) = by.append(ino, data, KillPriv::NONE).await.unwrap();
         assert_eq!(offset, expected);
         expected += length;
         assert_eq!(attributes.size, expected);
@@ -510,7 +510,8 @@ async fn agrees_with_a_model(seed: u64) {
             }
             20 => {
                 let data = random.bytes(3000);
-                let (offset, _) = cluster.data.append(ino, data.clone().into(), false).await.unwrap();
+                let (offset, _) =
+                    cluster.data.append(ino, data.clone().into(), KillPriv::NONE).await.unwrap();
                 assert_eq!(offset, model.len() as u64, "seed {seed}, step {step}");
                 model.extend_from_slice(&data);
             }
@@ -571,7 +572,7 @@ async fn commits_are_prefixes(seed: u64) {
         let (offset, length) = (random.below(30_000), random.below(3000) + 1);
         let bytes = random.bytes(length as usize);
         let attributes = cluster.metadata.attributes(ino);
-        data.write(ino, offset, bytes.clone().into(), &attributes, false).await.unwrap();
+        data.write(ino, offset, bytes.clone().into(), &attributes, KillPriv::NONE).await.unwrap();
         put(&mut model, offset, &bytes);
         states.push(model.clone());
         if random.below(6) == 0 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use atoll_core::attributes::Attributes;
+use atoll_core::attributes::{Attributes, KillPriv};
 use atoll_core::commands::{NewPiece, NewPlace, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
@@ -56,7 +56,7 @@ impl<M: Metadata> Shared<M> {
         offset: u64,
         data: &[u8],
         attributes: &Attributes,
-        kill_priv: bool,
+        kill_priv: KillPriv,
     ) -> Result<u32, ClientError> {
         let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
         if end.is_none() {
@@ -92,7 +92,7 @@ impl<M: Metadata> Shared<M> {
         file: &Arc<FileState>,
         offset: u64,
         data: &[u8],
-        kill_priv: bool,
+        kill_priv: KillPriv,
     ) -> Result<usize, ClientError> {
         let in_segment = (SEGMENT_BYTES - offset % SEGMENT_BYTES).min(data.len() as u64);
         self.wait_for_room(file, offset, in_segment).await?;
@@ -136,7 +136,7 @@ impl<M: Metadata> Shared<M> {
         file: &Arc<FileState>,
         offset: u64,
         data: &[u8],
-        kill_suidgid: bool,
+        kill_priv: KillPriv,
     ) -> Result<usize, ClientError> {
         let size = file.inner.lock().attributes.as_ref().map_or(0, |attributes| attributes.size);
         let length = size.saturating_sub(offset).min(data.len() as u64);
@@ -166,7 +166,7 @@ impl<M: Metadata> Shared<M> {
             };
             let piece = NewPiece { offset, length, place };
             let pieces = vec![piece.clone()];
-            let op = Op::Write { ino: file.ino, pieces, mtime, kill_suidgid, reservation: 0 };
+            let op = Op::Write { ino: file.ino, pieces, mtime, kill_priv, reservation: 0 };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Inode(attributes)) => {
                     self.reader.learn(&[chunk.info()]);
@@ -266,7 +266,7 @@ impl<M: Metadata> Shared<M> {
         self: &Arc<Self>,
         ino: InodeId,
         data: Bytes,
-        kill_priv: bool,
+        kill_priv: KillPriv,
     ) -> Result<(u64, Attributes), ClientError> {
         if data.len() as u64 > COMMIT_INLINE_BYTES_MAX || data.is_empty() {
             return Err(FsError::InvalidArgument.into());
@@ -303,7 +303,7 @@ impl<M: Metadata> Shared<M> {
         self: &Arc<Self>,
         file: &Arc<FileState>,
         data: Bytes,
-        kill_suidgid: bool,
+        kill_priv: KillPriv,
         reservation: u64,
     ) -> Result<(u64, Attributes), ClientError> {
         let length = data.len() as u64;
@@ -338,7 +338,7 @@ impl<M: Metadata> Shared<M> {
                 },
                 None => NewPlace::Inline(data.clone()),
             };
-            let op = Op::Append { ino: file.ino, data: place.clone(), length, kill_suidgid, reservation };
+            let op = Op::Append { ino: file.ino, data: place.clone(), length, kill_priv, reservation };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Appended(offset, attributes)) => {
                     let piece = NewPiece { offset, length, place };
@@ -427,7 +427,7 @@ impl<M: Metadata> Shared<M> {
             let file = self.file(block.ino());
             let length = block.len() as u64;
             let claim = self.claim(&file, length).await?;
-            file.inner.lock().dirty.insert(block, Instant::now(), self.metadata.now(), false);
+            file.inner.lock().dirty.insert(block, Instant::now(), self.metadata.now(), KillPriv::NONE);
             drop(claim);
             self.table.mark_dirty(&file);
         }

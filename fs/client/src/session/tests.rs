@@ -1,3 +1,4 @@
+use atoll_core::attributes::KillPriv;
 use atoll_core::ids::{MemberId, ROOT};
 use atoll_proto::metadata::{
     AskRequest, CloseNotice, MetadataError, MutateRequest, ReclaimRequest, SessionHeartbeat,
@@ -265,8 +266,13 @@ async fn data_of_a_lost_session_is_not_written_again() {
     let (client, _arena) = cluster.client().await;
     client.mutate(mkdir("a")).await.unwrap();
     cluster.volume.lock().expire(client.session());
-    let write =
-        Op::Write { ino: ROOT, pieces: Vec::new(), mtime: client.now(), kill_suidgid: false, reservation: 0 };
+    let write = Op::Write {
+        ino: ROOT,
+        pieces: Vec::new(),
+        mtime: client.now(),
+        kill_priv: KillPriv::NONE,
+        reservation: 0,
+    };
     assert_eq!(client.mutate(write).await, Err(ClientError::SessionLost));
     // A name is: to its application it only took longer.
     cluster.volume.lock().expire(client.session());

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use atoll_core::attributes::Timestamp;
+use atoll_core::attributes::{KillPriv, Timestamp};
 use atoll_core::limits::{BLOCK_BYTES, COMMIT_PIECES_MAX, SEGMENT_BYTES};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -109,8 +109,8 @@ pub struct Batch {
     pub reservation: u64,
     /// When the last of it was written.
     pub mtime: Timestamp,
-    /// Clear the set-id bits.
-    pub kill_suidgid: bool,
+    /// What the file loses by it.
+    pub kill_priv: KillPriv,
     /// The byte after the last one.
     pub end: u64,
 }
@@ -141,7 +141,9 @@ pub struct DirtyFile {
     settled: u64,
     cuts: BTreeSet<u64>,
     mtime: Timestamp,
-    kill_suidgid: bool,
+    kill_priv: KillPriv,
+    /// The same of the batches that are under way.
+    kill_priv_batched: KillPriv,
     oldest: Option<Instant>,
     newest: Option<Instant>,
 }
@@ -187,10 +189,10 @@ impl DirtyFile {
         self.mtime
     }
 
-    /// A write that clears the set-id bits waits.
+    /// What the file loses by the writes that wait, those of batches that are under way included.
     #[must_use]
-    pub fn kills_suidgid(&self) -> bool {
-        self.kill_suidgid && !self.ranges.is_empty()
+    pub fn kill_priv(&self) -> KillPriv {
+        if self.ranges.is_empty() { KillPriv::NONE } else { self.kill_priv | self.kill_priv_batched }
     }
 
     /// The number of the last write.
@@ -248,7 +250,7 @@ impl DirtyFile {
         data: &[u8],
         now: Instant,
         mtime: Timestamp,
-        kill_suidgid: bool,
+        kill_priv: KillPriv,
     ) -> usize {
         if self.last_sequence <= self.batched {
             return 0;
@@ -270,7 +272,7 @@ impl DirtyFile {
         self.fresh_bytes += taken as u64;
         if taken > 0 {
             self.mtime = mtime;
-            self.kill_suidgid |= kill_suidgid;
+            self.kill_priv |= kill_priv;
             self.newest = Some(now);
         }
         taken
@@ -291,7 +293,7 @@ impl DirtyFile {
     }
 
     /// Takes a write in. The block lies within one segment of the file.
-    pub fn insert(&mut self, block: DataBlock, now: Instant, mtime: Timestamp, kill_suidgid: bool) {
+    pub fn insert(&mut self, block: DataBlock, now: Instant, mtime: Timestamp, kill_priv: KillPriv) {
         let (offset, length) = (block.offset(), block.len());
         let replaced = self.remove(offset, offset + length as u64);
         self.last_sequence += 1;
@@ -307,7 +309,7 @@ impl DirtyFile {
         self.bytes += length as u64;
         self.fresh_bytes += length as u64;
         self.mtime = mtime;
-        self.kill_suidgid |= kill_suidgid;
+        self.kill_priv |= kill_priv;
         self.oldest.get_or_insert(now);
         self.newest = Some(now);
     }
@@ -392,11 +394,12 @@ impl DirtyFile {
         let all = cut == self.last_sequence;
         self.oldest = if all { None } else { self.newest };
         let end = runs.last().map_or(0, Run::end);
-        let (mtime, kill_suidgid) = (self.mtime, self.kill_suidgid);
+        let (mtime, kill_priv) = (self.mtime, self.kill_priv);
+        self.kill_priv_batched |= kill_priv;
         if all {
-            self.kill_suidgid = false;
+            self.kill_priv = KillPriv::NONE;
         }
-        Some(Batch { blocks, runs, cut, base, bytes, reservation, mtime, kill_suidgid, end })
+        Some(Batch { blocks, runs, cut, base, bytes, reservation, mtime, kill_priv, end })
     }
 
     fn choose_cut(&self, limits: BatchLimits) -> Option<u64> {
@@ -461,6 +464,9 @@ impl DirtyFile {
         }
         self.settled = self.settled.max(cut);
         self.batched = self.batched.max(cut);
+        if self.settled == self.batched {
+            self.kill_priv_batched = KillPriv::NONE;
+        }
         self.cuts = self.cuts.split_off(&(cut + 1));
         blocks.sort_by_key(|block| block.order());
         blocks
@@ -471,6 +477,7 @@ impl DirtyFile {
         if self.ranges.is_empty() {
             self.settled = self.last_sequence;
             self.batched = self.last_sequence;
+            self.kill_priv_batched = KillPriv::NONE;
             self.cuts.clear();
         }
     }
@@ -481,7 +488,7 @@ impl DirtyFile {
             return;
         }
         self.reserved += batch.reservation;
-        self.kill_suidgid |= batch.kill_suidgid;
+        self.kill_priv |= batch.kill_priv;
         if self.batched > batch.base {
             self.batched = batch.base.max(self.settled);
             self.fresh_bytes = self
@@ -501,7 +508,7 @@ impl DirtyFile {
     pub fn discard(&mut self) -> (Vec<Arc<DataBlock>>, u64) {
         let blocks = self.settle(self.last_sequence);
         self.oldest = None;
-        self.kill_suidgid = false;
+        self.kill_priv = KillPriv::NONE;
         (blocks, std::mem::take(&mut self.reserved))
     }
 
@@ -520,6 +527,10 @@ impl DirtyFile {
             return false;
         }
         self.remove(size, end);
+        if self.ranges.is_empty() {
+            // The truncation takes the same away.
+            self.kill_priv = KillPriv::NONE;
+        }
         true
     }
 }

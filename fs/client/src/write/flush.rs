@@ -488,7 +488,7 @@ impl<M: Metadata> Shared<M> {
                 ino: file.ino,
                 pieces: part.to_vec(),
                 mtime: batch.mtime,
-                kill_suidgid: batch.kill_suidgid,
+                kill_priv: batch.kill_priv,
                 reservation: std::mem::take(&mut reservation),
             };
             match self.metadata.mutate(op).await? {

@@ -1,19 +1,20 @@
 //! fallocate(2).
 
-use crate::attributes::{FileKind, Timestamp, without_setid};
+use crate::attributes::{FileKind, Timestamp};
 use crate::commands::{AllocateMode, Op, Outcome};
 use crate::error::FsError;
 use crate::extents;
 use crate::ids::InodeId;
 use crate::keys;
 use crate::limits::{ALLOCATE_SEGMENTS_MAX, FILE_BYTES_MAX, SEGMENT_BYTES};
+use crate::namespace::xattr;
 use crate::records::{InodeRecord, Piece, Place, SegmentRecord};
 use crate::store::Family;
 use crate::txn::{OpResult, Txn, change_time};
 use crate::volume;
 
 pub(super) fn allocate(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Outcome> {
-    let Op::Allocate { ino, offset, length, mode, keep_size, kill_suidgid } = *op else {
+    let Op::Allocate { ino, offset, length, mode, keep_size, kill_priv } = *op else {
         return Err(FsError::InvalidArgument.into());
     };
     let mut record = txn.inode(ino)?;
@@ -47,9 +48,7 @@ pub(super) fn allocate(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<O
         record.size = record.size.max(until);
     }
     volume::charge(txn, charged, record.charged(), None)?;
-    if kill_suidgid {
-        record.mode = without_setid(record.mode);
-    }
+    xattr::kill_priv(txn, ino, &mut record, kill_priv)?;
     let changed = change_time(now, &record);
     record.mtime = changed;
     record.ctime = changed;

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 
-use crate::attributes::{FileKind, Timestamp, without_setid};
+use crate::attributes::{FileKind, KillPriv, Timestamp};
 use crate::commands::Outcome;
 use crate::error::FsError;
 use crate::extents;
@@ -11,6 +11,7 @@ use crate::ids::{InodeId, SegmentIndex};
 use crate::limits::{
     COMMIT_INLINE_BYTES_MAX, COPY_BYTES_MAX, COPY_PIECES_MAX, FILE_BYTES_MAX, SEGMENT_BYTES,
 };
+use crate::namespace::xattr;
 use crate::query;
 use crate::records::{InodeRecord, Piece, Place};
 use crate::store::StoreError;
@@ -40,7 +41,7 @@ pub(super) fn copy_range(
     (from, offset): At,
     (to, to_offset): At,
     length: u64,
-    kill_suidgid: bool,
+    kill_priv: KillPriv,
 ) -> OpResult<Outcome> {
     let source = txn.inode(from)?;
     let mut target = txn.inode(to)?;
@@ -76,9 +77,7 @@ pub(super) fn copy_range(
     target.size = target.size.max(to_offset + copied);
     mark_inline(txn, to, &target, to_offset, copied, old_size)?;
     volume::charge(txn, charged, target.charged(), None)?;
-    if kill_suidgid {
-        target.mode = without_setid(target.mode);
-    }
+    xattr::kill_priv(txn, to, &mut target, kill_priv)?;
     let changed = change_time(now, &target);
     target.mtime = changed;
     target.ctime = changed;

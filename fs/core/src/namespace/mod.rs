@@ -159,11 +159,11 @@ fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         }
         Op::SetAttributes { ino, changes } => set_attributes::set_attributes(txn, now, *ino, changes),
         Op::Touch { times } => set_attributes::touch(txn, times),
-        Op::Write { ino, pieces, mtime, kill_suidgid, reservation } => {
-            write::write(txn, session, *ino, pieces, *mtime, *kill_suidgid, *reservation)
+        Op::Write { ino, pieces, mtime, kill_priv, reservation } => {
+            write::write(txn, session, *ino, pieces, *mtime, *kill_priv, *reservation)
         }
-        Op::Append { ino, data, length, kill_suidgid, reservation } => {
-            write::append(txn, session, now, *ino, data, *length, *kill_suidgid, *reservation)
+        Op::Append { ino, data, length, kill_priv, reservation } => {
+            write::append(txn, session, now, *ino, data, *length, *kill_priv, *reservation)
         }
         Op::Allocate { .. } => allocate::allocate(txn, now, &command.op),
         Op::SetXattr { ino, name, value, mode } => xattr::set(txn, now, *ino, name, value, *mode),
@@ -171,8 +171,8 @@ fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         Op::SetAcl { ino, default, value, kill_sgid } => {
             xattr::set_acl(txn, now, *ino, *default, value.as_ref(), *kill_sgid)
         }
-        Op::CopyRange { from, offset, to, to_offset, length, kill_suidgid } => {
-            copy::copy_range(txn, now, (*from, *offset), (*to, *to_offset), *length, *kill_suidgid)
+        Op::CopyRange { from, offset, to, to_offset, length, kill_priv } => {
+            copy::copy_range(txn, now, (*from, *offset), (*to, *to_offset), *length, *kill_priv)
         }
         Op::SetLock(request) => locks::set(txn, session, request),
         Op::ReleaseLocks { ino, scope } => locks::release(txn, session, *ino, *scope),

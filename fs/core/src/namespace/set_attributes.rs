@@ -38,8 +38,8 @@ pub(super) fn set_attributes(
         // chown(2): an executable that changes hands loses its set-id bits.
         record.mode = without_setid(record.mode);
     }
-    if changes.kill_suidgid && !record.is_directory() {
-        record.mode = without_setid(record.mode);
+    if !record.is_directory() {
+        xattr::kill_priv(txn, ino, &mut record, changes.kill_priv)?;
     }
     if let Some(mode) = changes.mode {
         record.mode = (record.mode & S_IFMT) | (mode & 0o7777);

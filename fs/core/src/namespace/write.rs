@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::attributes::{FileKind, Timestamp, ctime_of_write, without_setid};
+use crate::attributes::{FileKind, KillPriv, Timestamp, ctime_of_write};
 use crate::chunks;
 use crate::commands::{INTERNAL, NewPiece, NewPlace, Outcome};
 use crate::error::FsError;
@@ -10,6 +10,7 @@ use crate::extents;
 use crate::ids::{ChunkId, Generation, InodeId, SegmentIndex, SessionId};
 use crate::keys;
 use crate::limits::{COMMIT_INLINE_BYTES_MAX, COMMIT_PIECES_MAX, FILE_BYTES_MAX, SEGMENT_BYTES};
+use crate::namespace::xattr;
 use crate::records::{InodeRecord, Piece, Place, SegmentRecord};
 use crate::store::Family;
 use crate::txn::{OpResult, Txn};
@@ -21,10 +22,10 @@ pub(super) fn write(
     ino: InodeId,
     pieces: &[NewPiece],
     mtime: Timestamp,
-    kill_suidgid: bool,
+    kill_priv: KillPriv,
     reservation: u64,
 ) -> OpResult<Outcome> {
-    let record = put_pieces(txn, session, ino, pieces, mtime, kill_suidgid, reservation)?;
+    let record = put_pieces(txn, session, ino, pieces, mtime, kill_priv, reservation)?;
     Ok(Outcome::Inode(Box::new(record.attributes(ino))))
 }
 
@@ -37,12 +38,12 @@ pub(super) fn append(
     ino: InodeId,
     data: &NewPlace,
     length: u64,
-    kill_suidgid: bool,
+    kill_priv: KillPriv,
     reservation: u64,
 ) -> OpResult<Outcome> {
     let offset = txn.inode(ino)?.size;
     let piece = NewPiece { offset, length, place: data.clone() };
-    let record = put_pieces(txn, session, ino, &[piece], now, kill_suidgid, reservation)?;
+    let record = put_pieces(txn, session, ino, &[piece], now, kill_priv, reservation)?;
     Ok(Outcome::Appended(offset, Box::new(record.attributes(ino))))
 }
 
@@ -52,7 +53,7 @@ fn put_pieces(
     ino: InodeId,
     pieces: &[NewPiece],
     mtime: Timestamp,
-    kill_suidgid: bool,
+    kill_priv: KillPriv,
     reservation: u64,
 ) -> OpResult<InodeRecord> {
     let mut record = txn.inode(ino)?;
@@ -70,9 +71,7 @@ fn put_pieces(
     }
     mark_inline(txn, ino, &record, pieces, old_size)?;
     volume::charge(txn, charged, record.charged(), Some((session, reservation)))?;
-    if kill_suidgid {
-        record.mode = without_setid(record.mode);
-    }
+    xattr::kill_priv(txn, ino, &mut record, kill_priv)?;
     // A commit comes some time after its write, whose time was shown already.
     record.ctime = ctime_of_write(record.mtime, record.ctime, mtime);
     record.mtime = mtime;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::acl::{ACCESS_NAME, Acl, DEFAULT_NAME};
-use crate::attributes::{S_ISGID, Timestamp};
+use crate::attributes::{CAPABILITY_NAME, KillPriv, S_ISGID, Timestamp};
 use crate::commands::{Outcome, XattrMode};
 use crate::error::FsError;
 use crate::ids::InodeId;
@@ -117,6 +117,20 @@ pub(super) fn put(
     }
     note(record, name, true);
     txn.put_bytes(Family::Xattrs, key, value);
+    Ok(())
+}
+
+/// Takes away what the file loses by what is done to it. Only a file with extended attributes costs a look for the one.
+pub(super) fn kill_priv(
+    txn: &mut Txn<'_>,
+    ino: InodeId,
+    record: &mut InodeRecord,
+    kill: KillPriv,
+) -> OpResult<()> {
+    record.mode = kill.applied_to(record.mode);
+    if kill.contains(KillPriv::CAPABILITY) && record.xattr_list_bytes > 0 {
+        take(txn, ino, record, CAPABILITY_NAME)?;
+    }
     Ok(())
 }
 

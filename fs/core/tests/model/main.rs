@@ -7,7 +7,7 @@ mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use atoll_core::attributes::{AttributeChanges, FileKind, Timestamp};
+use atoll_core::attributes::{AttributeChanges, FileKind, KillPriv, Timestamp};
 use atoll_core::commands::{AllocateMode, NewPiece, NewPlace, Op, Outcome, RENAME_EXCHANGE};
 use atoll_core::error::FsError;
 use atoll_core::extents::split;
@@ -98,8 +98,14 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             let (offset, length) = (random_offset(rng), rng.random_range(1..9000));
             let mode = pick(rng, &[AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero]);
             let keep_size = mode == AllocateMode::Punch || rng.random_bool(0.5);
-            let outcome =
-                volume.client(Op::Allocate { ino, offset, length, mode, keep_size, kill_suidgid: true });
+            let outcome = volume.client(Op::Allocate {
+                ino,
+                offset,
+                length,
+                mode,
+                keep_size,
+                kill_priv: KillPriv::SETID,
+            });
             expect(&outcome, &Ok(()), "allocate");
             let content = &mut model.nodes.get_mut(&ino).unwrap().content;
             let end = (offset + length) as usize;
@@ -147,7 +153,7 @@ fn write(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, ino: InodeId)
     };
     let outcome = if append {
         let data = NewPlace::Inline(Bytes::from(data.clone()));
-        volume.client(Op::Append { ino, data, length: length as u64, kill_suidgid: false, reservation })
+        volume.client(Op::Append { ino, data, length: length as u64, kill_priv: KillPriv::NONE, reservation })
     } else {
         let mut pieces = Vec::new();
         if rng.random_bool(0.4) {
@@ -163,7 +169,7 @@ fn write(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, ino: InodeId)
         }
         // A chunk that filled up in between is sealed already: such a commit is refused as a whole.
         let mtime = Timestamp { seconds: volume.clock, nanos: 1 };
-        let op = Op::Write { ino, pieces, mtime, kill_suidgid: true, reservation };
+        let op = Op::Write { ino, pieces, mtime, kill_priv: KillPriv::SETID, reservation };
         volume.client(op)
     };
     if outcome == Outcome::Refused(FsError::StaleChunk) {
@@ -188,7 +194,7 @@ fn copy(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, files: &[Inode
     let data = source.get(offset as usize..end as usize).unwrap_or_default().to_vec();
     let copied = data.len() as u64;
     let overlaps = from == to && offset < to_offset + copied && to_offset < offset + copied;
-    let op = Op::CopyRange { from, offset, to, to_offset, length, kill_suidgid: true };
+    let op = Op::CopyRange { from, offset, to, to_offset, length, kill_priv: KillPriv::SETID };
     match volume.client(op) {
         Outcome::Copied(bytes, _) => assert!(bytes == copied && !(overlaps && copied > 0)),
         outcome => return expect(&outcome, &Err::<(), _>(FsError::InvalidArgument), "copy onto itself"),
@@ -310,7 +316,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
                         let place = NewPlace::Inline(Bytes::copy_from_slice(&[byte]));
                         let pieces = vec![NewPiece { offset, length: 1, place }];
                         let mtime = Timestamp::default();
-                        let op = Op::Write { ino, pieces, mtime, kill_suidgid: false, reservation: 0 };
+                        let op = Op::Write { ino, pieces, mtime, kill_priv: KillPriv::NONE, reservation: 0 };
                         expect(&volume.client(op), &Ok(()), "write");
                         model.insert(offset, byte);
                         size = size.max(offset + 1);

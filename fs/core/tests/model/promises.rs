@@ -1,6 +1,6 @@
 //! What a lookup, a quota, a slot and a move promise, one by one.
 
-use atoll_core::attributes::{AttributeChanges, FileKind, Timestamp};
+use atoll_core::attributes::{AttributeChanges, FileKind, KillPriv, Timestamp};
 use atoll_core::commands::{Command, NewPiece, NewPlace, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId};
@@ -35,7 +35,7 @@ fn file(volume: &mut Volume, name: &'static str) -> InodeId {
 fn inline(ino: InodeId, offset: u64, bytes: &'static [u8], reservation: u64) -> Op {
     let piece = NewPiece { offset, length: bytes.len() as u64, place: NewPlace::Inline(bytes.into()) };
     let mtime = Timestamp::default();
-    Op::Write { ino, pieces: vec![piece], mtime, kill_suidgid: true, reservation }
+    Op::Write { ino, pieces: vec![piece], mtime, kill_priv: KillPriv::SETID, reservation }
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn an_evicted_writer_can_commit_nothing() {
         ino,
         pieces: vec![NewPiece { offset: 0, length: 4, place }],
         mtime: Timestamp::default(),
-        kill_suidgid: false,
+        kill_priv: KillPriv::NONE,
         reservation: 0,
     };
     let (old, old_sequence) = (volume.session, volume.sequence);

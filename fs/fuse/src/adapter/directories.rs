@@ -2,6 +2,7 @@
 
 use atoll_client::vfs::Vfs;
 
+use super::nodes::Nodes;
 use super::{answer, answer_done, inode};
 use crate::session::Call;
 
@@ -13,6 +14,7 @@ pub(super) async fn opendir<V: Vfs>(filesystem: &V, call: Call, flags: u32) {
 /// Entries for which the reply has no room were looked up for nothing: these lookups are taken back.
 pub(super) async fn readdir<V: Vfs>(
     filesystem: &V,
+    nodes: &Nodes,
     call: Call,
     handle: u64,
     cookie: u64,
@@ -21,7 +23,9 @@ pub(super) async fn readdir<V: Vfs>(
 ) {
     let result = filesystem.readdir(&call.caller(0), inode(&call), handle, cookie, size, plus).await;
     answer(call, result, |call, entries| {
-        let fit = call.directory(&entries, size, plus);
+        let fit = call.directory(&entries, size, plus, |parent, name, entry| {
+            nodes.found(parent, name, &entry.attributes)
+        });
         for entry in entries[fit..].iter().filter_map(|unsent| unsent.entry.as_ref()) {
             filesystem.forget(entry.attributes.ino, 1);
         }

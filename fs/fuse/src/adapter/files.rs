@@ -1,7 +1,7 @@
 //! Open files.
 
 use atoll_client::vfs::{Errno, SeekKind, Vfs, WriteFlags};
-use atoll_core::attributes::AttributeChanges;
+use atoll_core::attributes::{AttributeChanges, KillPriv};
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 
@@ -14,7 +14,7 @@ pub(super) async fn open<V: Vfs>(filesystem: &V, call: Call, flags: u32, kill_su
         let (caller, inode) = (call.caller(0), inode(&call));
         let opened = filesystem.open(&caller, inode, flags).await?;
         if kill_suid_sgid {
-            let changes = AttributeChanges { kill_suidgid: true, ..AttributeChanges::default() };
+            let changes = AttributeChanges { kill_priv: KillPriv::SETID, ..AttributeChanges::default() };
             filesystem.setattr(&caller, inode, Some(opened.handle), changes).await?;
         }
         Ok(opened)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use atoll_client::vfs::{self, SeekKind, Vfs};
-use atoll_core::attributes::AttributeChanges;
+use atoll_core::attributes::{AttributeChanges, KillPriv};
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 use fuser::{
@@ -155,7 +155,7 @@ impl<V: Vfs> Filesystem for FuserFilesystem<V> {
             size,
             atime: atime.map(time_change),
             mtime: mtime.map(time_change),
-            kill_suidgid: false,
+            kill_priv: KillPriv::NONE,
         };
         let (fs, caller, fh) = (self.filesystem(), caller(request, 0), fh.map(|fh| fh.0));
         let operation = async move { fs.setattr(&caller, InodeId(ino.0), fh, changes).await };

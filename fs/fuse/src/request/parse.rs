@@ -4,7 +4,7 @@
 use thiserror::Error;
 
 use atoll_client::vfs;
-use atoll_core::attributes::{AttributeChanges, TimeChange, Timestamp};
+use atoll_core::attributes::{AttributeChanges, KillPriv, TimeChange, Timestamp};
 
 use super::{Extensions, Forgets, Header, Init, LockRequest, Operation, SetAttributes, lock_kind};
 use crate::abi::flags::{self, InitFlags};
@@ -338,7 +338,7 @@ fn set_attributes(raw: &SetattrIn) -> SetAttributes {
             size: has(bit::SIZE).then_some(raw.size),
             atime: time(bit::ATIME, bit::ATIME_NOW, raw.atime, raw.atimensec),
             mtime: time(bit::MTIME, bit::MTIME_NOW, raw.mtime, raw.mtimensec),
-            kill_suidgid: has(bit::KILL_SUIDGID),
+            kill_priv: if has(bit::KILL_SUIDGID) { KillPriv::SETID } else { KillPriv::NONE },
         },
         handle: has(bit::FH).then_some(raw.fh),
         lock_owner: has(bit::LOCKOWNER).then_some(raw.lock_owner),

@@ -118,9 +118,9 @@ impl Call {
         self.finish(0, &[IoSlice::new(bytes)]);
     }
 
-    /// Answers LOOKUP and what makes an inode.
-    pub fn entry(self, entry: &Entry) {
-        self.pod(&reply::entry(entry));
+    /// Answers LOOKUP and what makes an inode; `node`: what the kernel is to call it.
+    pub fn entry(self, entry: &Entry, node: u64) {
+        self.pod(&reply::entry(entry, node));
     }
 
     /// Answers GETATTR and SETATTR.
@@ -150,7 +150,10 @@ impl Call {
 
     /// Answers CREATE and TMPFILE.
     pub fn created(self, entry: &Entry, opened: &Opened) {
-        self.pod(&CreateOut { entry: reply::entry(entry), open: reply::opened(opened) });
+        self.pod(&CreateOut {
+            entry: reply::entry(entry, entry.attributes.ino.0),
+            open: reply::opened(opened),
+        });
     }
 
     /// Answers WRITE (and COPY_FILE_RANGE in its old form) with the bytes written.
@@ -190,10 +193,18 @@ impl Call {
         self.pod(&LseekOut { offset });
     }
 
-    /// Answers READDIR and READDIRPLUS with what fits into `size` bytes. Returns how many of the entries did.
-    pub fn directory(self, entries: &[DirEntry], size: u32, plus: bool) -> usize {
+    /// Answers READDIR and READDIRPLUS with what fits into `size` bytes. Returns how many of the entries did. `node` says
+    /// what the kernel is to call what it finds in a node by a name.
+    pub fn directory(
+        self,
+        entries: &[DirEntry],
+        size: u32,
+        plus: bool,
+        node: impl Fn(u64, &[u8], &Entry) -> u64,
+    ) -> usize {
         let mut buffer = DirectoryBuffer::new(size as usize);
-        let fit = entries.iter().take_while(|entry| buffer.push(entry, plus)).count();
+        let node = |name: &[u8], entry: &Entry| node(self.header.nodeid, name, entry);
+        let fit = entries.iter().take_while(|entry| buffer.push(entry, plus, &node)).count();
         self.bytes(buffer.bytes());
         fit
     }

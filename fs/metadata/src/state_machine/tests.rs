@@ -4,7 +4,7 @@ use std::fs;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use atoll_core::attributes::{AttributeChanges, Timestamp};
+use atoll_core::attributes::{AttributeChanges, KillPriv, Timestamp};
 use atoll_core::commands::{INTERNAL, NewPiece, NewPlace, Op, XattrMode};
 use atoll_core::ids::{ClusterId, InodeId, MemberId, ROOT, ServerId, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
@@ -91,7 +91,7 @@ fn random_op(random: &mut StdRng) -> Op {
                 ino,
                 pieces: vec![piece],
                 mtime: Timestamp::default(),
-                kill_suidgid: false,
+                kill_priv: KillPriv::NONE,
                 reservation: 0,
             }
         }

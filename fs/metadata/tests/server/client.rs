@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use atoll_core::attributes::{Attributes, Timestamp};
+use atoll_core::attributes::{Attributes, KillPriv, Timestamp};
 use atoll_core::commands::{Command, NewPiece, NewPlace, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
@@ -171,7 +171,7 @@ pub fn write(ino: InodeId, offset: u64, length: u64, place: NewPlace) -> Op {
         ino,
         pieces: vec![NewPiece { offset, length, place }],
         mtime: Timestamp { seconds: 1_700_000_000, nanos: 0 },
-        kill_suidgid: false,
+        kill_priv: KillPriv::NONE,
         reservation: 0,
     }
 }

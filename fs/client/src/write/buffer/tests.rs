@@ -12,7 +12,7 @@ fn arena() -> Arc<Arena> {
 fn write(arena: &Arc<Arena>, dirty: &mut DirtyFile, offset: u64, data: &[u8]) {
     let block = arena.store(InodeId(5), offset, data).unwrap();
     assert_eq!(block.len(), data.len());
-    dirty.insert(block, Instant::now(), NOW, false);
+    dirty.insert(block, Instant::now(), NOW, KillPriv::NONE);
 }
 
 fn put(model: &mut Vec<u8>, offset: u64, data: &[u8]) {
@@ -93,18 +93,18 @@ fn bytes_that_are_overwritten_while_their_batch_is_on_its_way_stay_in_it() {
 fn small_appends_share_a_block_until_somebody_looks_at_it() {
     let (arena, mut dirty) = (arena(), DirtyFile::default());
     let block = arena.store_growing(InodeId(5), 100, b"one", 4096).unwrap();
-    dirty.insert(block, Instant::now(), NOW, false);
-    assert_eq!(dirty.extend(103, b" two", Instant::now(), NOW, false), 4);
-    assert_eq!(dirty.extend(108, b"gap", Instant::now(), NOW, false), 0);
+    dirty.insert(block, Instant::now(), NOW, KillPriv::NONE);
+    assert_eq!(dirty.extend(103, b" two", Instant::now(), NOW, KillPriv::NONE), 4);
+    assert_eq!(dirty.extend(108, b"gap", Instant::now(), NOW, KillPriv::NONE), 0);
     let shown = dirty.overlay(100, 107);
-    assert_eq!(dirty.extend(107, b" three", Instant::now(), NOW, false), 0, "somebody looks");
+    assert_eq!(dirty.extend(107, b" three", Instant::now(), NOW, KillPriv::NONE), 0, "somebody looks");
     assert_eq!(shown[0].1, "one two");
     drop(shown);
-    assert_eq!(dirty.extend(107, b" three", Instant::now(), NOW, false), 6);
+    assert_eq!(dirty.extend(107, b" three", Instant::now(), NOW, KillPriv::NONE), 6);
     let batch = dirty.next_batch(limits(10)).unwrap();
     assert_eq!(batch.runs[0].contiguous(), "one two three");
     drop(dirty.settle(batch.cut));
-    assert_eq!(dirty.extend(113, b"!", Instant::now(), NOW, false), 0, "it is on its way");
+    assert_eq!(dirty.extend(113, b"!", Instant::now(), NOW, KillPriv::NONE), 0, "it is on its way");
 }
 
 #[test]
