@@ -25,8 +25,8 @@ const TURNS: u64 = 1 << (63 - INODE_BITS);
 struct Place {
     parent: u64,
     name: Box<[u8]>,
-    /// It is being renamed to below here: it may be found there already.
-    next_parent: Option<u64>,
+    /// It is being renamed to this: it may be found there already.
+    next: Option<(u64, Box<[u8]>)>,
     turn: u64,
     /// How often the kernel was told of the node.
     lookups: u64,
@@ -99,7 +99,8 @@ impl Nodes {
         let mut table = self.0.lock();
         let (turn, lookups, earlier) = match table.places.get_mut(&ino) {
             Some(place)
-                if place.next_parent == Some(parent) || place.parent == parent && *place.name == *name =>
+                if place.next.as_ref().is_some_and(|(to, called)| *to == parent && **called == *name)
+                    || place.parent == parent && *place.name == *name =>
             {
                 place.lookups += 1;
                 return node(ino, place.turn);
@@ -108,7 +109,7 @@ impl Nodes {
             Some(place) => ((place.turn + 1) % TURNS, 1, place.earlier + place.lookups),
             None => (0, 1, 0),
         };
-        table.put(ino, Place { parent, name: name.into(), next_parent: None, turn, lookups, earlier });
+        table.put(ino, Place { parent, name: name.into(), next: None, turn, lookups, earlier });
         node(ino, turn)
     }
 
@@ -121,13 +122,13 @@ impl Nodes {
         new_name: &[u8],
     ) -> Renaming<'_> {
         let mut table = self.0.lock();
-        let mut begin = |from: u64, name: &[u8], to: u64| {
+        let mut begin = |from: u64, name: &[u8], to: u64, called: &[u8]| {
             let ino = table.by_name.get(&(from, Box::from(name))).copied()?;
-            table.places.get_mut(&ino)?.next_parent = Some(to);
+            table.places.get_mut(&ino)?.next = Some((to, called.into()));
             Some(ino)
         };
-        let moved = begin(parent, name, new_parent);
-        let other = begin(new_parent, new_name, parent);
+        let moved = begin(parent, name, new_parent, new_name);
+        let other = begin(new_parent, new_name, parent, name);
         drop(table);
         Renaming { nodes: self, moved, other }
     }
@@ -166,7 +167,7 @@ impl Renaming<'_> {
         let other = leave(self.other).filter(|_| exchanged);
         for (arrives, (parent, name)) in [(moved, to), (other, from)] {
             if let Some((ino, place)) = arrives {
-                table.put(ino, Place { parent, name: name.into(), next_parent: None, ..place });
+                table.put(ino, Place { parent, name: name.into(), next: None, ..place });
             }
         }
     }
@@ -177,7 +178,7 @@ impl Drop for Renaming<'_> {
         let mut table = self.nodes.0.lock();
         for ino in [self.moved, self.other].into_iter().flatten() {
             if let Some(place) = table.places.get_mut(&ino) {
-                place.next_parent = None;
+                place.next = None;
             }
         }
     }

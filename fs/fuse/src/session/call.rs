@@ -204,7 +204,7 @@ impl Call {
     ) -> usize {
         let mut buffer = DirectoryBuffer::new(size as usize);
         let node = |name: &[u8], entry: &Entry| node(self.header.nodeid, name, entry);
-        let fit = entries.iter().take_while(|entry| buffer.push(entry, plus, &node)).count();
+        let fit = entries.iter().take_while(|entry| buffer.push(entry, plus, node)).count();
         self.bytes(buffer.bytes());
         fit
     }
