@@ -60,7 +60,7 @@ const CHANGES: [(&str, Change); 26] = [
     ("zeroing that keeps the size", |path| {
         opened(path, 0, |fd| fallocate(fd, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, 0))
     }),
-    ("copy_file_range", |path| opened(path, 0, |fd| copy_from_source(fd))),
+    ("copy_file_range", |path| opened(path, 0, copy_from_source)),
     ("a store through a mapping", |path| opened(path, 0, store)),
     ("chown to the same owner", |path| (errno_of(chown(path, 1001, SAME)), None)),
     ("chown to nobody else", |path| (errno_of(chown(path, SAME, SAME)), None)),
