@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use atoll_core::attributes::{AttributeChanges, Timestamp};
+use atoll_core::attributes::{AttributeChanges, KillPriv, Timestamp};
 use atoll_core::check::{Kind, Subject, check};
 use atoll_core::commands::{AllocateMode, Command, INTERNAL, NewPiece, NewPlace, Op, OrderDone, XattrMode};
 use atoll_core::error::FsError;
@@ -267,12 +267,18 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             });
             let (pieces, reservation) = (pieces.collect(), 0);
             let mtime = Timestamp::default();
-            Op::Write { ino: one, pieces, mtime, kill_suidgid: true, reservation }
+            Op::Write {
+                ino: one,
+                pieces,
+                mtime,
+                kill_priv: KillPriv::SETID | KillPriv::SGID | KillPriv::CAPABILITY,
+                reservation,
+            }
         }
         13 => {
             let length = number(rng, 8192);
             let (data, reservation) = (place(rng, store, length), number(rng, 8192));
-            Op::Append { ino: one, data, length, kill_suidgid: false, reservation }
+            Op::Append { ino: one, data, length, kill_priv: KillPriv::NONE, reservation }
         }
         14 => Op::Allocate {
             ino: one,
@@ -280,7 +286,7 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             length: rng.random_range(0..2 << 20),
             mode: [AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero][rng.random_range(0..3)],
             keep_size: rng.random_bool(0.5),
-            kill_suidgid: false,
+            kill_priv: KillPriv::NONE,
         },
         15 => Op::SetXattr { ino: one, name: "user.a".into(), value: "b".into(), mode: XattrMode::Set },
         16 => Op::RemoveXattr { ino: one, name: "user.a".into() },
@@ -290,7 +296,7 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             to: other,
             to_offset: number(rng, 3 << 20),
             length: number(rng, 3 << 20),
-            kill_suidgid: false,
+            kill_priv: KillPriv::NONE,
         },
         18 => Op::SetLock(LockRequest {
             ino: one,
