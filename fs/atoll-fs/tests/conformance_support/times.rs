@@ -11,6 +11,9 @@ pub fn run(cases: &mut Cases) {
     setting(cases);
     permissions(cases);
     births(cases);
+    staying(cases);
+    set_while_buffered(cases);
+    mapped(cases);
 }
 
 fn mtime(path: &Path) -> Time {
@@ -266,5 +269,106 @@ fn births(cases: &mut Cases) {
         let file = later.clone();
         cases.expect("creating another", user, 0, move || opens(&file, libc::O_CREAT | libc::O_RDWR, 0o644));
         cases.holds("it is born later", birth(&later) > born);
+    }
+}
+
+/// A time that was shown stays what it is until something is done: writing out what is buffered is nothing that anybody
+/// did.
+fn staying(cases: &mut Cases) {
+    type Step = fn(i32, &Path) -> Seen;
+    let steps: [(&str, Step); 6] = [
+        ("a lock", |fd, _| record_lock(fd, libc::F_WRLCK)),
+        ("an unlock", |fd, _| record_lock(fd, libc::F_UNLCK)),
+        // SAFETY: an open descriptor.
+        ("fsync", |fd, _| seen(unsafe { libc::fsync(fd) })),
+        ("opening and closing", |_, path| opens(path, libc::O_RDWR, 0)),
+        ("a look at the content", |fd, _| pread(fd, 10, 0).map(|_| 0)),
+        ("close", |fd, _| close(fd)),
+    ];
+    for (what, between) in
+        [("nothing", None), ("setxattr", Some(set as fn(&Path) -> Seen)), ("unlink", Some(unlink_other))]
+    {
+        let folder = cases.folder();
+        let path = folder.join("file");
+        put(&path, b"content", ROOT, 0o644);
+        std::fs::hard_link(&path, path.with_file_name("other")).unwrap();
+        tick(&folder);
+        let fd = open(&path, libc::O_RDWR, 0).unwrap();
+        // Some writes that go out together, and parts of them.
+        for at in 0..5 {
+            pwrite(fd, b"written", at * 100_000).unwrap();
+        }
+        if let Some(between) = between {
+            between(&path).unwrap();
+        }
+        let shown = (mtime(&path), ctime(&path));
+        for (step, call) in steps {
+            cases.equal(format_args!("{step} after a write and {what}"), call(fd, &path).is_ok(), true);
+            let now = (mtime(&path), ctime(&path));
+            cases.equal(format_args!("times after {step}, a write and {what} before it"), now, shown);
+        }
+    }
+}
+
+/// A mode that is set anew while a write that cleared bits of it is buffered is what it is in the end.
+fn set_while_buffered(cases: &mut Cases) {
+    let folder = cases.folder();
+    let path = folder.join("file");
+    put(&path, b"content", ROOT, 0o4666);
+    let file = path.clone();
+    let fd = cases.as_user(ALICE, move || {
+        let fd = open(&file, libc::O_RDWR, 0)?;
+        pwrite(fd, b"x", 0).map(|_| fd)
+    });
+    let fd = fd.unwrap();
+    cases.equal("a mode after a stranger's write", mode_of(&path), 0o666);
+    chmod(&path, 0o4666).unwrap();
+    let done = cases.as_user(ALICE, move || {
+        // SAFETY: an open descriptor.
+        seen(unsafe { libc::fsync(fd) })?;
+        close(fd)
+    });
+    done.unwrap();
+    cases.equal("a mode that was set after a write", mode_of(&path), 0o4666);
+}
+
+fn unlink_other(path: &Path) -> Seen {
+    unlink(&path.with_file_name("other"))
+}
+
+fn record_lock(fd: i32, kind: i32) -> Seen {
+    // SAFETY: an open descriptor, and a structure that outlives the call.
+    seen(unsafe {
+        let mut lock: libc::flock = std::mem::zeroed();
+        lock.l_type = kind as i16;
+        libc::fcntl(fd, libc::F_SETLK, &raw const lock)
+    })
+}
+
+/// A time that was set after a store through a mapping is not set again when its page is written.
+fn mapped(cases: &mut Cases) {
+    const LENGTH: usize = 8192;
+    for (what, write_out) in [("msync", libc::MS_SYNC), ("munmap", 0)] {
+        let folder = cases.folder();
+        let path = folder.join("file");
+        put(&path, &[0; LENGTH], ROOT, 0o644);
+        let fd = open(&path, libc::O_RDWR, 0).unwrap();
+        // SAFETY: a new mapping of a file of this length, which nothing else refers to.
+        unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let start = libc::mmap(std::ptr::null_mut(), LENGTH, access, libc::MAP_SHARED, fd, 0);
+            assert!(start != libc::MAP_FAILED);
+            start.cast::<u8>().add(5000).write_volatile(7);
+            utimens(&path, Some([time(1_500_000_000, 0), time(1_500_000_000, 0)]), 0).unwrap();
+            let shown = (mtime(&path), ctime(&path));
+            cases.equal(format_args!("mtime that is set before {what}"), shown.0, (1_500_000_000, 0));
+            if write_out != 0 {
+                libc::msync(start, LENGTH, write_out);
+            }
+            libc::munmap(start, LENGTH);
+            close(fd).unwrap();
+            cases.equal(format_args!("times after {what}"), (mtime(&path), ctime(&path)), shown);
+        }
+        cases.equal("what was stored", std::fs::read(&path).unwrap()[5000], 7);
     }
 }
