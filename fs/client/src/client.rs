@@ -59,6 +59,9 @@ pub const INTERRUPT_AFTER: Duration = Duration::from_secs(10);
 const INTERRUPT_POLL: Duration = Duration::from_millis(500);
 /// The root's attributes come from memory when the service doesn't answer for so long.
 const ROOT_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a read of the kernel's takes at most, on a machine that isn't starved, from finding a page to looking at the
+/// file's size (`filemap_read` in mm/filemap.c). A page that is invalidated in between is served as far as that size.
+const READ_GRACE: Duration = Duration::from_millis(2);
 /// Removed inodes whose last attributes are kept for who still refers to them without having them open.
 const REMOVED_MAX: usize = 1024;
 
@@ -274,7 +277,10 @@ impl<M: Metadata> Client<M> {
         if attributes.kind() == FileKind::File
             && let Some(stale) = self.pages.told(attributes.ino, attributes.size)
         {
-            self.drop_pages(&stale).await;
+            self.invalidate(&stale).await;
+            // A read that has found such a page looks at the size next. It isn't waited for by the kernel.
+            tokio::time::sleep(READ_GRACE).await;
+            self.pages.gone(&stale);
         }
         attributes
     }
@@ -295,12 +301,16 @@ impl<M: Metadata> Client<M> {
 
     /// Has the kernel drop pages, and waits until they are gone.
     async fn drop_pages(&self, stale: &Stale) {
+        self.invalidate(stale).await;
+        self.pages.gone(stale);
+    }
+
+    async fn invalidate(&self, stale: &Stale) {
         let notifier = self.notifier.read().clone();
         if let Some(notifier) = notifier {
             let length = stale.range.end - stale.range.start;
             notifier.invalidate(stale.ino(), stale.range.start, length).await;
         }
-        self.pages.gone(stale);
     }
 
     async fn entry(&self, attributes: Attributes) -> Entry {

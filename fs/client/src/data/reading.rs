@@ -59,17 +59,24 @@ impl<M: Metadata> Shared<M> {
         let file = self.file(ino);
         let mut attempt = 0;
         loop {
-            let (parts, end) = {
+            let (parts, end, change) = {
                 let mut inner = file.inner.lock();
                 inner.learn(known);
+                let change = inner.attributes.as_ref().map_or(0, |attributes| attributes.change);
                 let end = offset.saturating_add(u64::from(size)).min(inner.size());
                 if offset >= end {
                     return Ok(Vec::new());
                 }
-                (layers(inner.dirty.overlay(offset, end), offset, end), end)
+                (layers(inner.dirty.overlay(offset, end), offset, end), end, change)
             };
-            match self.gather(&file, parts, attempt > 0).await {
-                Ok(bytes) => {
+            match self.gather(&file, parts, change, attempt > 0).await {
+                Ok(mut bytes) => {
+                    // Its end may have been cut off since; nobody wrote what a newer map has there.
+                    let inner = file.inner.lock();
+                    if inner.attributes.is_some() && inner.size() < end {
+                        shorten(&mut bytes, inner.size().saturating_sub(offset));
+                    }
+                    drop(inner);
                     self.look_ahead(&file, offset, end - offset, known.size);
                     return Ok(bytes);
                 }
@@ -88,6 +95,7 @@ impl<M: Metadata> Shared<M> {
         self: &Arc<Self>,
         file: &Arc<FileState>,
         parts: Vec<Part>,
+        change: u64,
         afresh: bool,
     ) -> Result<Vec<Bytes>, ReadError> {
         let mut bytes = Vec::with_capacity(parts.len());
@@ -96,7 +104,7 @@ impl<M: Metadata> Shared<M> {
             match part {
                 Part::Dirty(dirty) => bytes.push(dirty),
                 Part::Committed(start, end) => {
-                    let spans = self.spans(file, start, end, std::mem::take(&mut afresh)).await?;
+                    let spans = self.spans(file, start, end, change, std::mem::take(&mut afresh)).await?;
                     // All chunks at once: a read that spans several pieces waits for the slowest one only.
                     let read = try_join_all(spans.iter().map(|span| self.read_span(file, span))).await?;
                     bytes.extend(read.into_iter().flatten());
@@ -160,12 +168,14 @@ impl<M: Metadata> Shared<M> {
         ahead.bytes.get_or_init(fetch).await.clone()
     }
 
-    /// Where the committed bytes of a range are. `afresh`: what is known turned out to be wrong.
+    /// Where the committed bytes of a range are. `change`: the value of the file's change counter at which its size was
+    /// looked at; an older map has a hole where the file has grown since. `afresh`: what is known turned out to be wrong.
     async fn spans(
         self: &Arc<Self>,
         file: &Arc<FileState>,
         start: u64,
         end: u64,
+        change: u64,
         afresh: bool,
     ) -> Result<Vec<Span>, ClientError> {
         let mut missing = if afresh { Some(Unknown(extents::segment_of(start))) } else { None };
@@ -173,8 +183,10 @@ impl<M: Metadata> Shared<M> {
         let mut stale = 0;
         loop {
             if missing.is_none() {
-                match file.inner.lock().map.lookup(start, end) {
-                    Ok(spans) => return Ok(spans),
+                let inner = file.inner.lock();
+                match inner.map.lookup(start, end) {
+                    Ok(spans) if inner.map.is_at(change) => return Ok(spans),
+                    Ok(_) => missing = Some(Unknown(extents::segment_of(start))),
                     Err(unknown) => missing = Some(unknown),
                 }
             }
@@ -233,7 +245,7 @@ impl<M: Metadata> Shared<M> {
         let Some((from, to)) = wanted else { return };
         let (shared, file) = (Arc::clone(self), Arc::clone(file));
         tokio::spawn(async move {
-            let (planned, ahead) = match shared.spans(&file, from, to, false).await {
+            let (planned, ahead) = match shared.spans(&file, from, to, 0, false).await {
                 Ok(spans) => shared.plan(&spans),
                 Err(_) => (from, Vec::new()),
             };
@@ -320,6 +332,16 @@ impl<M: Metadata> Shared<M> {
             inner.map.clear();
         }
     }
+}
+
+/// Leaves the first `length` bytes.
+fn shorten(parts: &mut Vec<Bytes>, length: u64) {
+    let mut left = length as usize;
+    parts.retain_mut(|part| {
+        part.truncate(left);
+        left -= part.len();
+        !part.is_empty()
+    });
 }
 
 /// Cuts a range into what is dirty and the gaps between.

@@ -151,6 +151,12 @@ impl FileMap {
         self.memory.0.fetch_sub(std::mem::take(&mut self.cost_bytes), Ordering::Relaxed);
     }
 
+    /// True if it is right for this value of the change counter, or for a later one.
+    #[must_use]
+    pub fn is_at(&self, change: u64) -> bool {
+        self.change.is_some_and(|known| known >= change)
+    }
+
     /// The file is known to be as of `change`: a map that is right for an earlier one is of no use.
     pub fn outdate(&mut self, change: u64) {
         if self.change.is_some_and(|known| known < change) {
