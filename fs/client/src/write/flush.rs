@@ -531,7 +531,7 @@ impl<M: Metadata> Shared<M> {
                 // Given up already, with everything else of the session.
                 return;
             }
-            inner.errors.note(if is_gone { FsError::Io.into() } else { error.clone() });
+            inner.errors.note(if is_gone && is_open { FsError::Io.into() } else { error.clone() });
             inner.dirty.settle(batch.cut)
         };
         if !is_gone {
