@@ -18,7 +18,7 @@ fn setting(name: &str, usual: u64) -> u64 {
 }
 
 fn how_long() -> Duration {
-    Duration::from_secs(setting("ATOLL_SECONDS", 6))
+    Duration::from_secs(setting("ATOLL_SECONDS", 4))
 }
 
 fn seed() -> u64 {

@@ -277,10 +277,7 @@ impl<M: Metadata> Client<M> {
         if attributes.kind() == FileKind::File
             && let Some(stale) = self.pages.told(attributes.ino, attributes.size)
         {
-            self.invalidate(&stale).await;
-            // A read that has found such a page looks at the size next. It isn't waited for by the kernel.
-            tokio::time::sleep(READ_GRACE).await;
-            self.pages.gone(&stale);
+            self.drop_end(&stale).await;
         }
         attributes
     }
@@ -302,6 +299,16 @@ impl<M: Metadata> Client<M> {
     /// Has the kernel drop pages, and waits until they are gone.
     async fn drop_pages(&self, stale: &Stale) {
         self.invalidate(stale).await;
+        self.pages.gone(stale);
+    }
+
+    /// The same before it hears that the file has grown.
+    async fn drop_end(&self, stale: &Stale) {
+        self.invalidate(stale).await;
+        if stale.has_no_end() {
+            // A read that has found such a page looks at the size next. The kernel doesn't wait for it.
+            tokio::time::sleep(READ_GRACE).await;
+        }
         self.pages.gone(stale);
     }
 

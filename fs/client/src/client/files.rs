@@ -284,8 +284,8 @@ impl<M: Metadata> Client<M> {
     /// before the kernel hears of them, or it would be served with what was there until now, or with zeroes behind the
     /// old end.
     async fn bypassed(&self, ino: InodeId, range: Range<u64>) {
-        if let Some(stale) = self.pages.bypassed(ino, range) {
-            self.drop_pages(&stale).await;
+        if let Some(stale) = self.pages.bypassed(ino, range, !self.handles.is_alone(ino)) {
+            self.drop_end(&stale).await;
         }
     }
 

@@ -89,6 +89,12 @@ impl Stale {
     pub fn ino(&self) -> InodeId {
         self.ino
     }
+
+    /// True if everything that follows is to go.
+    #[must_use]
+    pub fn has_no_end(&self) -> bool {
+        self.range.end == EVERYTHING
+    }
 }
 
 /// Whether the kernel's pages of a file are right.
@@ -243,16 +249,19 @@ impl Pages {
     }
 
     /// These bytes were written past the kernel's pages, and whoever reads from now on gets them. What to drop before
-    /// the kernel hears that it is done.
-    pub fn bypassed(&self, ino: InodeId, range: Range<u64>) -> Option<Stale> {
+    /// the kernel hears that it is done. `is_watched`: others have the file open, so a page may be read at any moment; and
+    /// then an answer of before that the kernel takes up late cuts it off, unless there was an invalidation.
+    pub fn bypassed(&self, ino: InodeId, range: Range<u64>, is_watched: bool) -> Option<Stale> {
         let mut all = self.0.lock();
         let file = all.files.get_mut(&ino)?;
         file.size = file.size.max(range.end);
-        let range = match file.shortest().filter(|short| *short < range.end) {
+        let short = file.shortest().filter(|short| *short < range.end);
+        let late = is_watched && short.is_some();
+        let range = match short {
             Some(short) => short.min(range.start)..EVERYTHING,
             None => range,
         };
-        file.has_from(range.start).then(|| all.stale(ino, range, None))
+        (late || file.has_from(range.start)).then(|| all.stale(ino, range, None))
     }
 
     /// The file has this size now: what is answered from here on may be as of it.
@@ -425,9 +434,13 @@ mod tests {
         let pages = opened(&file(1, 10));
         assert_eq!(pages.current(&file(7, 10)), Current::Right);
         assert_eq!(pages.told(FILE, 5000), None);
-        assert_eq!(pages.bypassed(FILE, 0..100), None);
+        assert_eq!(pages.bypassed(FILE, 0..100, false), None);
         pages.made(&file(1, 0));
-        assert_eq!(pages.bypassed(FILE, 0..100), None);
+        assert_eq!(pages.bypassed(FILE, 0..100, false), None);
+        // The kernel may be about to take up that it is empty, when a page has been read since.
+        assert_eq!(pages.told(FILE, 0), None);
+        assert_eq!(pages.bypassed(FILE, 0..100, false), None);
+        assert!(pages.bypassed(FILE, 100..200, true).is_some());
     }
 
     #[test]
@@ -480,7 +493,7 @@ mod tests {
     fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
         let pages = opened(&file(1, 100));
         let fill = pages.read(FILE, 100, 0..4096);
-        let stale = pages.bypassed(FILE, 100..200).unwrap();
+        let stale = pages.bypassed(FILE, 100..200, false).unwrap();
         assert_eq!(stale.range, 100..EVERYTHING);
         // The kernel waits for it, so it is answered before the pages are gone, and goes with them.
         fill.answered(100);
@@ -499,7 +512,7 @@ mod tests {
     fn what_bypasses_the_pages_drops_what_it_replaces() {
         let pages = opened(&file(1, 10_000));
         pages.read(FILE, 10_000, 0..8192).answered(8192);
-        assert_eq!(pages.bypassed(FILE, 100..200).unwrap().range, 100..200);
+        assert_eq!(pages.bypassed(FILE, 100..200, false).unwrap().range, 100..200);
     }
 
     #[test]
