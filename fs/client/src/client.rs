@@ -296,15 +296,20 @@ impl<M: Metadata> Client<M> {
         attributes
     }
 
-    /// Has the kernel drop pages, and waits until they are gone.
-    async fn drop_pages(&self, stale: &Stale) {
-        self.invalidate(stale).await;
-        self.pages.gone(stale);
+    /// Has the kernel drop pages, and waits until they are gone. False if it can't be told: they stay suspect.
+    async fn drop_pages(&self, stale: &Stale) -> bool {
+        let dropped = self.invalidate(stale).await;
+        if dropped {
+            self.pages.gone(stale);
+        }
+        dropped
     }
 
     /// The same before it hears that the file has grown.
     async fn drop_end(&self, stale: &Stale) {
-        self.invalidate(stale).await;
+        if !self.invalidate(stale).await {
+            return;
+        }
         if stale.has_no_end() {
             // A read that has found such a page looks at the size next. The kernel doesn't wait for it.
             tokio::time::sleep(READ_GRACE).await;
@@ -312,12 +317,12 @@ impl<M: Metadata> Client<M> {
         self.pages.gone(stale);
     }
 
-    async fn invalidate(&self, stale: &Stale) {
+    async fn invalidate(&self, stale: &Stale) -> bool {
         let notifier = self.notifier.read().clone();
-        if let Some(notifier) = notifier {
-            let length = stale.range.end - stale.range.start;
-            notifier.invalidate(stale.ino(), stale.range.start, length).await;
-        }
+        let Some(notifier) = notifier else { return false };
+        let length = stale.range.end - stale.range.start;
+        notifier.invalidate(stale.ino(), stale.range.start, length).await;
+        true
     }
 
     async fn entry(&self, attributes: Attributes) -> Entry {
@@ -651,6 +656,8 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 }
 
+#[cfg(test)]
+mod page_tests;
 #[cfg(test)]
 mod posix_tests;
 #[cfg(test)]

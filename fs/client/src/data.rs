@@ -235,6 +235,16 @@ impl<M: Metadata> DataPath<M> {
         self.shared.flush(ino).await
     }
 
+    /// Completes when nothing that was written to the file up to now can be committed any more: it is, or it is lost.
+    pub fn committed(&self, ino: InodeId) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            while shared.flush(ino).await == Err(ClientError::TimedOut) {
+                tokio::time::sleep(TICK).await;
+            }
+        }
+    }
+
     /// Makes durable what was written to all files up to now.
     ///
     /// # Errors

@@ -148,6 +148,9 @@ pub trait Metadata: Send + Sync + 'static {
     /// The last handle of a file is closed: the service is told, in the background.
     fn closed(&self, _ino: InodeId) {}
 
+    /// What was written to a file is lost.
+    fn lost(&self, _ino: InodeId) {}
+
     /// Calls `hook` with each event from now on.
     fn subscribe(&self, _hook: Hook) {}
 }

@@ -432,6 +432,10 @@ pub struct LocalMetadata {
     hooks: Mutex<Vec<Hook>>,
     /// Mutations and questions are answered only while this is false.
     away: AtomicBool,
+    /// Questions are answered with an error.
+    refuses_questions: AtomicBool,
+    /// Mutations that are carried out before all further ones are answered with an error.
+    mutations_left: AtomicU64,
     returned: tokio::sync::Notify,
     mutations: AtomicU64,
     questions: AtomicU64,
@@ -447,6 +451,8 @@ impl LocalMetadata {
             clock: Clock::default(),
             hooks: Mutex::default(),
             away: AtomicBool::new(false),
+            refuses_questions: AtomicBool::new(false),
+            mutations_left: AtomicU64::new(u64::MAX),
             returned: tokio::sync::Notify::new(),
             mutations: AtomicU64::new(0),
             questions: AtomicU64::new(0),
@@ -483,6 +489,16 @@ impl LocalMetadata {
         self.returned.notify_waiters();
     }
 
+    /// Questions are answered with an error from now on, or with what there is.
+    pub fn refuse_questions(&self, refuse: bool) {
+        self.refuses_questions.store(refuse, Ordering::SeqCst);
+    }
+
+    /// After `count` mutations all are answered with an error.
+    pub fn refuse_mutations_after(&self, count: u64) {
+        self.mutations_left.store(count, Ordering::SeqCst);
+    }
+
     /// The session is lost and a new one begins.
     pub fn lose_session(&self) {
         let old = SessionId(self.session.load(Ordering::Relaxed));
@@ -501,6 +517,10 @@ impl LocalMetadata {
 
     fn execute(&self, op: Op, opens: bool) -> Outcome {
         self.mutations.fetch_add(1, Ordering::Relaxed);
+        let left = |left: u64| if left == u64::MAX { Some(left) } else { left.checked_sub(1) };
+        if self.mutations_left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_err() {
+            return Outcome::Refused(FsError::Io);
+        }
         let mut volume = self.volume.lock();
         let command = Command {
             session: self.session(),
@@ -549,6 +569,9 @@ impl Metadata for LocalMetadata {
 
     async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
         self.reach().await;
+        if self.refuses_questions.load(Ordering::SeqCst) {
+            return Err(FsError::Io.into());
+        }
         self.questions.fetch_add(1, Ordering::Relaxed);
         // A leader answers a question about waits when there is something to tell.
         while let Query::AwaitLocks { waits } = &query {

@@ -26,6 +26,11 @@ pub const ALL: &[(&str, &str)] = &[
     ),
     ("move-unchecked", "data is moved elsewhere though it was written anew or cut off meanwhile"),
     ("append-guessed", "an append goes where the client believes the end to be"),
+    ("pages-right-early", "the kernel's pages count as right before those that aren't are gone"),
+    ("growth-over-old-pages", "the kernel hears of a larger size while it has the page at the old end"),
+    ("lock-not-revalidated", "who gets a lock reads what the kernel held before"),
+    ("create-unheld", "a file that is made to be opened isn't held by its maker from the start"),
+    ("orphan-forgotten", "an unlinked file that may be held by who makes it counts as looked after"),
 ];
 
 /// Whether this mistake is to be made now.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
 use atoll_core::commands::{AllocateMode, Op, Outcome};
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity, killed_by_content};
-use super::pages::Current;
+use super::pages::Stale;
 use super::{Append, Client, check_name, unexpected};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Made, Metadata};
@@ -24,6 +25,8 @@ use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 const OPEN_SEGMENTS: u32 = 4;
 /// Attempts to make or open a file that somebody else makes and removes.
 const CREATE_ATTEMPTS_MAX: u32 = 8;
+/// How long a WRITE waits at most for pages that are to be dropped before it is answered.
+const UNLOCKED_WITHIN: Duration = Duration::from_millis(100);
 /// Attempts to make a file without a name.
 const UNNAMED_ATTEMPTS_MAX: u32 = 4;
 
@@ -54,6 +57,7 @@ impl<'a, M: Metadata> Opening<'a, M> {
     fn finish(mut self, flags: u32, keep_cache: bool) -> Opened {
         let Some(file) = self.file.take() else { return Opened::default() };
         let client = self.client;
+        client.pages.bound(|ino| client.handles.file(ino).is_some());
         let appends = flags & libc::O_APPEND as u32 != 0 && flags & libc::O_ACCMODE as u32 != 0;
         let errors = client.data.error_mark(file.ino);
         // The kernel would put appended bytes where it thinks that the file ends. Who reads what is being appended to is
@@ -123,18 +127,9 @@ impl<M: Metadata> Client<M> {
             return Ok(opening.finish(flags, true));
         }
         let keep_cache = match self.pages.current(&attributes) {
-            Current::Right => true,
-            Current::Unknown(stale) if self.handles.is_alone(ino) => {
-                // It drops them when it is answered, and nobody else can read them until then.
-                self.pages.gone(&stale);
-                false
-            }
-            Current::Unknown(stale) | Current::Wrong(stale) => {
-                self.drop_pages(&stale).await;
-                true
-            }
+            None => true,
+            Some(stale) => self.drop_pages(&stale).await,
         };
-        self.pages.bound(|ino| self.handles.file(ino).is_some());
         Ok(opening.finish(flags, keep_cache))
     }
 
@@ -222,7 +217,7 @@ impl<M: Metadata> Client<M> {
         let read = self.data.read(ino, offset, size, &known).await?;
         if let Some(fill) = fill {
             let length: usize = read.iter().map(Bytes::len).sum();
-            fill.answered(offset + length as u64);
+            fill.answered(offset + length as u64, Instant::now());
         }
         if handle.is_none_or(|handle| handle.flags & libc::O_NOATIME as u32 == 0) {
             note_read(&self.atimes, &self.metadata, &known);
@@ -241,17 +236,18 @@ impl<M: Metadata> Client<M> {
         let WriteRequest { offset, data, flags } = write;
         let guesses = atoll_mutants::makes("append-guessed");
         let appends = flags.append && self.options.append == Append::Shared && !guesses;
-        let bypasses = !flags.from_cache && (flags.direct || handle.is_some_and(|handle| handle.direct));
+        let bypasses =
+            !flags.from_cache && (flags.direct || handle.as_ref().is_some_and(|handle| handle.direct));
         if appends && !flags.from_cache && !data.is_empty() {
             let length = data.len() as u32;
             let kill_priv = self.killed(caller, ino, flags.kill_priv).await?;
             let (start, attributes) = self.data.append(ino, data, kill_priv).await?;
             let range = start..start + u64::from(length);
             if bypasses {
-                self.bypassed(ino, range).await;
+                self.bypassed(ino, handle.as_deref(), range).await;
                 self.pages.own_change(&attributes);
             } else {
-                self.pages.written(ino, offset..offset + u64::from(length));
+                drop(self.pages.written(ino, offset..offset + u64::from(length), Instant::now()));
                 match start == offset {
                     true => self.pages.own_change(&attributes),
                     false => self.drop_pages_later(ino, offset.min(start)),
@@ -259,10 +255,15 @@ impl<M: Metadata> Client<M> {
             }
             return Ok(length);
         }
+        // Before anything is waited for: a READ that comes meanwhile is answered without this.
+        let through = (!bypasses).then(|| {
+            let end = offset.saturating_add(data.len() as u64);
+            self.pages.written(ino, offset..end, Instant::now())
+        });
         let known = self.known(ino).await?;
         let offset = if guesses && flags.append { known.size } else { offset };
-        if !bypasses {
-            self.pages.written(ino, offset..offset.saturating_add(data.len() as u64));
+        if through.is_some() {
+            self.close_gap(ino, offset).await;
         }
         // Whose store it was that made a page dirty isn't known by now; as elsewhere, it takes nothing away.
         let kill_priv = match flags.from_cache && !flags.kill_priv {
@@ -270,8 +271,15 @@ impl<M: Metadata> Client<M> {
             false => killed_by_content(caller, flags.kill_priv, Some(&known)),
         };
         let written = self.data.write(ino, offset, data, &known, kill_priv).await?;
-        if bypasses {
-            self.bypassed(ino, offset..offset + u64::from(written)).await;
+        match through {
+            None => self.bypassed(ino, handle.as_deref(), offset..offset + u64::from(written)).await,
+            // Nobody drops pages that are being written back.
+            Some(_) if flags.from_cache => {}
+            Some(through) => {
+                for stale in through.visible() {
+                    self.drop_unlocked(&stale).await;
+                }
+            }
         }
         // Pages of a mapping are made durable by msync.
         if flags.sync && !flags.from_cache {
@@ -283,10 +291,33 @@ impl<M: Metadata> Client<M> {
     /// Bytes were written past the kernel's pages. Whoever reads a page now gets them; a page that was read before goes
     /// before the kernel hears of them, or it would be served with what was there until now, or with zeroes behind the
     /// old end.
-    async fn bypassed(&self, ino: InodeId, range: Range<u64>) {
-        if let Some(stale) = self.pages.bypassed(ino, range, !self.handles.is_alone(ino)) {
+    async fn bypassed(&self, ino: InodeId, handle: Option<&FileHandle>, range: Range<u64>) {
+        let is_watched = self.handles.is_watched(ino, handle);
+        if let Some(stale) = self.pages.bypassed(ino, range, is_watched) {
             self.drop_end(&stale).await;
         }
+    }
+
+    /// A WRITE through the pages is about to let the kernel know a larger end of the file. If others have appended
+    /// before that, the page at the old end has zeroes in their place.
+    async fn close_gap(&self, ino: InodeId, offset: u64) {
+        let Some((end, stale)) = self.pages.gap(ino, offset) else { return };
+        // If it can't be asked the write says so, or the commit.
+        let Ok(attributes) = self.inode(ino).await else { return };
+        let committed = attributes.size;
+        self.seen(attributes);
+        if committed > end {
+            self.drop_unlocked(&stale).await;
+        }
+    }
+
+    /// Drops pages before a WRITE is answered that goes through some of them. Those that the kernel has locked for that
+    /// aren't filled: they aren't waited for.
+    async fn drop_unlocked(&self, stale: &Stale) {
+        let Some(notifier) = self.notifier.read().clone() else { return };
+        let (ino, start, length) = (stale.ino(), stale.range.start, stale.range.end - stale.range.start);
+        let gone = tokio::spawn(async move { notifier.invalidate(ino, start, length).await });
+        let _ = tokio::time::timeout(UNLOCKED_WITHIN, gone).await;
     }
 
     /// The kernel has put bytes into its pages that went elsewhere (a file that became `O_APPEND` after it was
@@ -333,7 +364,7 @@ impl<M: Metadata> Client<M> {
         let attributes = extents.attributes.clone();
         self.handles.learn(&attributes);
         self.data.install_map(ino, &extents);
-        if let Current::Unknown(stale) | Current::Wrong(stale) = self.pages.current(&attributes) {
+        if let Some(stale) = self.pages.current(&attributes) {
             self.drop_pages(&stale).await;
         }
         Ok(())
@@ -416,12 +447,14 @@ impl<M: Metadata> Client<M> {
         let kill_priv = self.killed(caller, ino, Self::clears_setid(caller)).await?;
         self.settle(ino).await?;
         let (mut at, mut asked_for_room) = (offset, false);
+        let mut changes = Vec::new();
         while at < end {
             let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Allocated(until, attributes)) if until > at => {
                     at = until;
                     self.data.learn(ino, &attributes);
+                    changes.push(attributes);
                 }
                 Ok(_) => return Err(unexpected().into()),
                 Err(ClientError::Fs(FsError::NoSpace)) if !asked_for_room => {
@@ -432,7 +465,20 @@ impl<M: Metadata> Client<M> {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.changed_past_pages(&changes).await;
         Ok(())
+    }
+
+    /// All of a change was made, which the kernel makes in its pages when it hears of that: drops what it puts zeroes
+    /// or other bytes in the place of. Had a part of it failed, the kernel would have kept its pages, which are wrong
+    /// then.
+    async fn changed_past_pages(&self, changes: &[Box<Attributes>]) {
+        changes.iter().for_each(|attributes| self.pages.own_change(attributes));
+        if let Some(last) = changes.last()
+            && let Some(stale) = self.pages.told(last.ino, last.size)
+        {
+            self.drop_end(&stale).await;
+        }
     }
 
     /// The next data or hole.
@@ -467,6 +513,7 @@ impl<M: Metadata> Client<M> {
         self.settle(to).await?;
         let kill_priv = self.killed(caller, to, Self::clears_setid(caller)).await?;
         let (mut copied, mut asked_for_room) = (0, false);
+        let mut changes = Vec::new();
         while copied < length {
             let op = Op::CopyRange {
                 from,
@@ -481,6 +528,7 @@ impl<M: Metadata> Client<M> {
                 Ok(Outcome::Copied(bytes, attributes)) => {
                     copied += bytes;
                     self.data.learn(to, &attributes);
+                    changes.push(attributes);
                 }
                 Ok(_) => return Err(unexpected().into()),
                 Err(_) if copied > 0 => break,
@@ -493,6 +541,7 @@ impl<M: Metadata> Client<M> {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.changed_past_pages(&changes).await;
         Ok(copied)
     }
 }

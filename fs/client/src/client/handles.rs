@@ -22,8 +22,10 @@ pub struct OpenFile {
     writers: AtomicU32,
     /// … that a mapping can be stored to through, …
     mappers: AtomicU32,
-    /// … and that append.
+    /// … that append, …
     appenders: AtomicU32,
+    /// … and that go past the kernel's pages.
+    direct: AtomicU32,
 }
 
 impl OpenFile {
@@ -34,6 +36,7 @@ impl OpenFile {
             writers: AtomicU32::new(0),
             mappers: AtomicU32::new(0),
             appenders: AtomicU32::new(0),
+            direct: AtomicU32::new(0),
         })
     }
 
@@ -147,6 +150,7 @@ impl Handles {
     /// A handle of a file that was [`open`](Self::open)ed.
     pub fn add_file(&self, file: Arc<OpenFile>, flags: u32, direct: bool, errors: ErrorMark) -> u64 {
         file.count(flags, |counter| _ = counter.fetch_add(1, Ordering::Relaxed));
+        file.direct.fetch_add(u32::from(direct), Ordering::Relaxed);
         let handle =
             FileHandle { file, flags, direct, errors: Mutex::new(errors), broken: AtomicBool::new(false) };
         self.add(Handle::File(Arc::new(handle)))
@@ -175,6 +179,7 @@ impl Handles {
         let removed = self.0.lock().handles.remove(&handle);
         if let Some(Handle::File(handle)) = &removed {
             handle.file.count(handle.flags, |counter| _ = counter.fetch_sub(1, Ordering::Relaxed));
+            handle.file.direct.fetch_sub(u32::from(handle.direct), Ordering::Relaxed);
         }
         removed
     }
@@ -197,6 +202,14 @@ impl Handles {
     /// True if nobody but the opener has the file open, or opens it.
     pub fn is_alone(&self, ino: InodeId) -> bool {
         self.0.lock().files.get(&ino).is_none_or(|counted| counted.count <= 1)
+    }
+
+    /// True if others than this handle may fill pages of the file: it is open elsewhere here, and not past the pages.
+    pub fn is_watched(&self, ino: InodeId, handle: Option<&FileHandle>) -> bool {
+        let table = self.0.lock();
+        let Some(counted) = table.files.get(&ino) else { return false };
+        let own = u32::from(handle.is_some_and(|handle| !handle.direct));
+        counted.count > counted.file.direct.load(Ordering::Relaxed) + own
     }
 
     /// Takes note of the attributes of a file, if it is open. True if it is and was changed since those that
@@ -262,6 +275,23 @@ mod tests {
         assert!(!handles.has_writer(ino));
         assert!(handles.file(ino).is_some_and(|file| !file.has_appender()));
         handles.remove(reader);
+    }
+
+    #[test]
+    fn a_file_is_watched_by_who_may_fill_its_pages() {
+        let handles = Handles::default();
+        let ino = InodeId(5);
+        let add = |direct| handles.add_file(handles.open(ino), 1, direct, ErrorMark::default());
+        let file = |number| match handles.find(number) {
+            Some(Handle::File(file)) => file,
+            _ => panic!("not there"),
+        };
+        let first = add(true);
+        add(true);
+        assert!(!handles.is_watched(ino, Some(&file(first))));
+        let reader = add(false);
+        assert!(handles.is_watched(ino, Some(&file(first))));
+        assert!(!handles.is_watched(ino, Some(&file(reader))) && handles.is_watched(ino, None));
     }
 
     #[test]

@@ -321,15 +321,9 @@ impl<M: Metadata> Client<M> {
         if !request.range.is_sound() {
             return Err(FsError::InvalidArgument.into());
         }
-        let Some(mode) = request.mode else {
-            // If it can't be written out now, close or fsync tells.
-            let flushed = self.interruptible(caller, async { Ok(self.settle(ino).await?) }).await;
-            if self.locks.has(ino, (request.class, owner)) {
-                self.interruptible(caller, self.send_lock(request)).await?;
-            }
-            return flushed;
-        };
+        let Some(mode) = request.mode else { return self.unlock(caller, request).await };
         self.check_not_broken(handle)?;
+        let before = self.locks.of(ino, (request.class, owner));
         self.interruptible(caller, async { Ok(self.settle(ino).await?) }).await?;
         let mut tried = self.try_lock(caller, request, mode).await;
         if tried == Err(FsError::Locked.into())
@@ -353,7 +347,41 @@ impl<M: Metadata> Client<M> {
         if !flock && self.locks.is_open_file(ino, owner).is_none() {
             self.locks.note_open_file(ino, owner, asks_for_open_file(caller.pid).await);
         }
-        self.interruptible(caller, self.revalidate(ino)).await
+        if atoll_mutants::makes("lock-not-revalidated") {
+            return Ok(());
+        }
+        let revalidated = self.interruptible(caller, self.revalidate(ino)).await;
+        if revalidated.is_err() {
+            // Who is told that there was an error doesn't let go of a lock.
+            self.undo(request, before);
+        }
+        revalidated
+    }
+
+    /// Lets go of a lock, after what was written is committed. What isn't, and could be later, would replace what the
+    /// next one writes under the lock: then the lock stays.
+    async fn unlock(&self, caller: &Caller, request: LockRequest) -> Result<()> {
+        let ino = request.ino;
+        let flushed = self.interruptible(caller, async { Ok(self.settle(ino).await?) }).await;
+        if flushed.is_err() && self.data.has_dirty(ino) {
+            return flushed;
+        }
+        if self.locks.has(ino, (request.class, request.owner)) {
+            self.interruptible(caller, self.send_lock(request)).await?;
+        }
+        flushed
+    }
+
+    /// Sets a range back to what it was `before`, in the background.
+    fn undo(&self, request: LockRequest, before: Vec<HeldLock>) {
+        let owner = (request.class, request.owner);
+        let order = self.locks.begin(request.ino, owner);
+        let (locks, metadata) = (Arc::clone(&self.locks), Arc::clone(&self.metadata));
+        tokio::spawn(async move {
+            let _order = order.lock().await;
+            let done = take_back(&*metadata, &before, &request).await;
+            locks.end(request.ino, owner, |known| done.iter().for_each(|step| *known = with(known, step)));
+        });
     }
 
     async fn try_lock(&self, caller: &Caller, request: LockRequest, mode: LockMode) -> Result<()> {
@@ -431,7 +459,6 @@ impl<M: Metadata> Client<M> {
         if !self.locks.has(ino, (class, owner)) {
             return Ok(());
         }
-        self.write_out(ino).await;
         self.release_locks(ino, LockScope::Owner(class, owner)).await
     }
 
@@ -440,23 +467,19 @@ impl<M: Metadata> Client<M> {
         if !self.locks.has_through(ino, handle) {
             return Ok(());
         }
-        self.write_out(ino).await;
         self.release_locks(ino, LockScope::Handle(handle)).await
     }
 
-    /// Whoever has the lock next is to see what was written, through whichever handle. Errors are told by close and
-    /// fsync.
-    async fn write_out(&self, ino: InodeId) {
-        if let Err(error) = self.settle(ino).await {
-            tracing::debug!(%ino, %error, "could not be written out before its lock was let go of");
-        }
-    }
-
+    /// Whoever has a lock next is to see what was written, through whichever handle; what could still be committed after
+    /// that would replace what others write under it. Errors are told by close and fsync.
     async fn release_locks(&self, ino: InodeId, scope: LockScope) -> Result<()> {
+        let flushed = self.settle(ino).await;
         let (locks, metadata) = (Arc::clone(&self.locks), Arc::clone(&self.metadata));
         let order = locks.order(ino);
+        let committed = self.data.committed(ino);
         // Whoever waits for this may go away; the locks must go all the same.
         let task = tokio::spawn(async move {
+            committed.await;
             let _order = order.lock().await;
             let result = metadata.mutate(Op::ReleaseLocks { ino, scope }).await.map(|_| ());
             if result.is_ok() {
@@ -467,6 +490,10 @@ impl<M: Metadata> Client<M> {
             }
             result
         });
+        if let Err(error) = flushed {
+            tracing::debug!(%ino, %error, "not written out yet: its locks stay until it is, or is lost");
+            return Ok(());
+        }
         Ok(task.await.unwrap_or(Err(ClientError::Stopped))?)
     }
 }

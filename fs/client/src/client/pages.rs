@@ -14,23 +14,31 @@
 //! An invalidation takes effect at some moment between its begin and its end. So nothing is taken for gone before its
 //! end, and what was read meanwhile stays suspect: whoever comes along in between invalidates, and waits, too.
 //!
+//! A WRITE through a page that is filled leaves the page unlocked, so the page can be dropped before the WRITE is here, and
+//! a READ can bring it back without those bytes. Such a page goes before the WRITE is answered.
+//!
 //! Source: fs/fuse/file.c and inode.c of Linux 6.18 (`fuse_direct_write_iter` grows the size and leaves the pages,
-//! `fuse_reverse_inval_inode` waits for pages that are being read).
+//! `fuse_reverse_inval_inode` waits for pages that are being read, `fuse_fill_write_pages` unlocks those that are filled).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use atoll_core::attributes::Attributes;
 use atoll_core::ids::InodeId;
 use parking_lot::Mutex;
 
-/// Files that are remembered. Of others the kernel drops its pages when they are opened; those that are open are
-/// remembered whatever their number.
+/// Files that are remembered. Of others the pages are dropped when they are opened; those that are open are remembered
+/// whatever their number.
 const FILES_MAX: usize = 1 << 16;
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
 /// Epochs of one file whose ends are told apart.
 const EPOCHS_MAX: usize = 8;
+/// How much later a WRITE may be known here than a READ that the kernel sent after it, on a machine that isn't starved.
+const LATE_MAX: Duration = Duration::from_millis(100);
+/// READs of a file that are remembered for that.
+const REFILLS_MAX: usize = 64;
 /// Where a range ends that has no end.
 const EVERYTHING: u64 = u64::MAX;
 
@@ -39,10 +47,21 @@ const EVERYTHING: u64 = u64::MAX;
 struct Reading {
     id: u64,
     epoch: u64,
-    /// The byte after the last one that it asks for.
+    /// The first byte that it asks for, …
+    start: u64,
+    /// … and the one after the last.
     end: u64,
     /// The smallest size that the file has had since it began: it may be answered as of that.
     size_min: u64,
+}
+
+/// A WRITE through the pages whose bytes no READ is answered with yet.
+#[derive(Debug)]
+struct Writing {
+    id: u64,
+    range: Range<u64>,
+    /// Pages that are being filled, or were, without its bytes.
+    overtaken: Vec<Range<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +77,11 @@ struct File {
     /// Where the file ended when pages were filled, and where the kernel was told that it ends; by epoch, the smallest.
     short: BTreeMap<u64, u64>,
     reading: Vec<Reading>,
+    writing: Vec<Writing>,
+    /// Pages were dropped because somebody else changed the file.
+    was_dropped: bool,
+    /// What was filled since, and when it was answered.
+    refills: VecDeque<(Range<u64>, Instant)>,
 }
 
 /// All files, and two counters that go on when a file is forgotten and comes back.
@@ -68,6 +92,10 @@ struct Table {
     fills: u64,
     /// Counts invalidations: each begins an epoch, and what began before it is gone when it is over.
     epoch: u64,
+    /// There may be pages of files that aren't remembered: some were, until there were too many.
+    may_have_others: bool,
+    /// Files that are remembered, if more than the usual number is open.
+    files_max: usize,
 }
 
 /// What is to be invalidated. The pages stay suspect until [`Pages::gone`] is told.
@@ -97,17 +125,6 @@ impl Stale {
     }
 }
 
-/// Whether the kernel's pages of a file are right.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Current {
-    /// They are, or there are none.
-    Right,
-    /// Nothing is known of this file: there are none unless it was open before.
-    Unknown(Stale),
-    /// They aren't.
-    Wrong(Stale),
-}
-
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Pages(Mutex<Table>);
@@ -122,11 +139,15 @@ pub struct Fill<'a> {
 impl Fill<'_> {
     /// The READ is about to be answered with the bytes up to `end`; the file ended there if that is less than was asked
     /// for.
-    pub fn answered(self, end: u64) {
-        if end < self.reading.end
-            && let Some(file) = self.pages.0.lock().files.get_mut(&self.ino)
-        {
+    pub fn answered(self, end: u64, now: Instant) {
+        let mut all = self.pages.0.lock();
+        let Some(file) = all.files.get_mut(&self.ino) else { return };
+        if end < self.reading.end {
             file.note_short(self.reading.epoch, end);
+        }
+        if file.was_dropped {
+            file.refills.truncate(REFILLS_MAX - 1);
+            file.refills.push_front((self.reading.start..self.reading.end, now));
         }
     }
 }
@@ -139,7 +160,48 @@ impl Drop for Fill<'_> {
     }
 }
 
+/// A WRITE through the pages: under way until this is dropped.
+pub struct Written<'a> {
+    pages: &'a Pages,
+    ino: InodeId,
+    id: u64,
+}
+
+impl Written<'_> {
+    /// READs are answered with its bytes from now on. What to drop before it is answered itself, if the kernel hasn't
+    /// locked it for this WRITE: then it isn't filled.
+    pub fn visible(self) -> Vec<Stale> {
+        let mut all = self.pages.0.lock();
+        let overtaken = all.files.get_mut(&self.ino).and_then(|file| {
+            let writing = file.writing.iter_mut().find(|writing| writing.id == self.id)?;
+            Some(std::mem::take(&mut writing.overtaken))
+        });
+        overtaken.into_iter().flatten().map(|range| all.stale(self.ino, range, None)).collect()
+    }
+}
+
+impl Drop for Written<'_> {
+    fn drop(&mut self) {
+        if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
+            file.writing.retain(|writing| writing.id != self.id);
+        }
+    }
+}
+
+/// The pages that both ranges have bytes in.
+fn common_pages(one: &Range<u64>, other: &Range<u64>) -> Option<Range<u64>> {
+    let first = |range: &Range<u64>| range.start / PAGE_BYTES;
+    let end = |range: &Range<u64>| range.end.div_ceil(PAGE_BYTES);
+    let (from, to) = (first(one).max(first(other)), end(one).min(end(other)));
+    (from < to).then(|| from * PAGE_BYTES..to.saturating_mul(PAGE_BYTES))
+}
+
 impl File {
+    /// What is known of a file that may have any pages.
+    fn unknown() -> File {
+        File { clean_from: EVERYTHING, short: BTreeMap::from([(0, 0)]), ..File::default() }
+    }
+
     /// The smallest end of file that a page was filled at, or is being filled at.
     fn shortest(&self) -> Option<u64> {
         let reading = self.reading.iter().filter(|reading| reading.size_min < reading.end);
@@ -177,34 +239,40 @@ impl Table {
         Stale { ino, range, epoch: self.epoch, fill: self.fills, change }
     }
 
+    /// The file; if it isn't remembered it may have any pages, or has none.
+    fn find(&mut self, ino: InodeId) -> &mut File {
+        let make = if self.may_have_others { File::unknown } else { File::default };
+        self.files.entry(ino).or_insert_with(make)
+    }
+
     /// Something is about to put bytes into pages of this file, up to `end`.
     fn fill(&mut self, ino: InodeId, end: u64) -> &mut File {
         self.fills += 1;
-        let file = self.files.entry(ino).or_default();
+        let fills = self.fills;
+        let file = self.find(ino);
         file.clean_from = file.clean_from.max(end.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES));
-        file.last_fill = self.fills;
+        file.last_fill = fills;
         file
     }
 }
 
 impl Pages {
-    /// The file is being opened, or has to be as these attributes say. If the kernel's pages aren't, they are to be
-    /// dropped first.
-    pub fn current(&self, attributes: &Attributes) -> Current {
+    /// The file is being opened, or has to be as these attributes say. The kernel's pages that aren't: to be dropped
+    /// first.
+    pub fn current(&self, attributes: &Attributes) -> Option<Stale> {
         let mut all = self.0.lock();
         let change = Some(attributes.change);
-        let Some(file) = all.files.get_mut(&attributes.ino) else {
-            all.files.insert(attributes.ino, File::default());
-            return Current::Unknown(all.stale(attributes.ino, 0..EVERYTHING, change));
-        };
-        if file.change == change {
-            return Current::Right;
-        }
-        if file.clean_from == 0 && file.change.is_some() {
+        let file = all.find(attributes.ino);
+        if file.clean_from == 0 {
             file.change = change;
-            return Current::Right;
         }
-        Current::Wrong(all.stale(attributes.ino, 0..EVERYTHING, change))
+        if file.change == change {
+            return None;
+        }
+        if atoll_mutants::makes("pages-right-early") {
+            file.change = change;
+        }
+        Some(all.stale(attributes.ino, 0..EVERYTHING, change))
     }
 
     /// This client has made the file: there are no pages.
@@ -216,7 +284,7 @@ impl Pages {
     /// Makes room if too many files are remembered; those that `is_open` says yes to stay.
     pub fn bound(&self, is_open: impl Fn(InodeId) -> bool) {
         let mut all = self.0.lock();
-        if all.files.len() <= FILES_MAX {
+        if all.files.len() <= all.files_max.max(FILES_MAX) {
             return;
         }
         // Half of them, whichever: who is wrong about one only reads it again.
@@ -225,6 +293,9 @@ impl Pages {
             keep = !keep;
             keep || is_open(*ino)
         });
+        all.may_have_others = true;
+        // If most of them are open, not each further one is a reason to look at all.
+        all.files_max = all.files.len() * 2;
     }
 
     /// A READ that fills pages begins. `size`: of the file, as it is known now.
@@ -232,26 +303,51 @@ impl Pages {
         let mut all = self.0.lock();
         let epoch = all.epoch;
         let file = all.fill(ino, range.end);
-        let reading = Reading { id: file.last_fill, epoch, end: range.end, size_min: size };
+        for writing in &mut file.writing {
+            writing.overtaken.extend(common_pages(&writing.range, &range));
+        }
+        let reading =
+            Reading { id: file.last_fill, epoch, start: range.start, end: range.end, size_min: size };
         file.reading.push(reading);
         Fill { pages: self, ino, reading }
     }
 
     /// The kernel writes these bytes through its pages.
-    pub fn written(&self, ino: InodeId, range: Range<u64>) {
+    pub fn written(&self, ino: InodeId, range: Range<u64>, now: Instant) -> Written<'_> {
         let mut all = self.0.lock();
         let file = all.fill(ino, range.end);
+        let id = file.last_fill;
+        // A READ that is under way has its pages locked: this WRITE went through others, which were dropped since. One that
+        // is over may have been sent after it.
+        let under_way = file.reading.iter().map(|reading| reading.start..reading.end);
+        let over = file.refills.iter().take_while(|(_, answered)| now.duration_since(*answered) < LATE_MAX);
+        let reads = under_way.chain(over.map(|(range, _)| range.clone()));
+        let overtaken = reads.filter_map(|read| common_pages(&read, &range)).collect();
+        file.writing.push(Writing { id, range: range.clone(), overtaken });
         file.size = file.size.max(range.end);
         for short in file.short.values_mut().filter(|short| range.start <= **short) {
             // A page that goes on where it ended is whole up to there.
             *short = range.end.max(*short);
         }
+        Written { pages: self, ino, id }
+    }
+
+    /// The kernel writes through its pages from `offset` on, and they may end before, where others may have appended: the
+    /// end, and what is to be dropped if the file goes on there.
+    pub fn gap(&self, ino: InodeId, offset: u64) -> Option<(u64, Stale)> {
+        let mut all = self.0.lock();
+        let file = all.files.get_mut(&ino)?;
+        let short = file.shortest().filter(|short| *short < offset && file.has_from(*short))?;
+        Some((short, all.stale(ino, short..offset, None)))
     }
 
     /// These bytes were written past the kernel's pages, and whoever reads from now on gets them. What to drop before
     /// the kernel hears that it is done. `is_watched`: others have the file open, so a page may be read at any moment; and
     /// then an answer of before that the kernel takes up late cuts it off, unless there was an invalidation.
     pub fn bypassed(&self, ino: InodeId, range: Range<u64>, is_watched: bool) -> Option<Stale> {
+        if atoll_mutants::makes("growth-over-old-pages") {
+            return None;
+        }
         let mut all = self.0.lock();
         let file = all.files.get_mut(&ino)?;
         file.size = file.size.max(range.end);
@@ -296,6 +392,9 @@ impl Pages {
     /// after a later growth. So each size that it was told is one at which pages may end. An answer to what it asked
     /// before an invalidation it doesn't take up any more.
     pub fn told(&self, ino: InodeId, size: u64) -> Option<Stale> {
+        if atoll_mutants::makes("growth-over-old-pages") {
+            return None;
+        }
         let mut all = self.0.lock();
         let file = all.files.get_mut(&ino)?;
         file.learn(size);
@@ -326,7 +425,11 @@ impl Pages {
                 file.clean_from = file.clean_from.min(stale.range.start / PAGE_BYTES * PAGE_BYTES);
             }
         }
+        if stale.range == (0..EVERYTHING) {
+            file.refills.clear();
+        }
         if let Some(change) = stale.change {
+            file.was_dropped = true;
             // An older answer must not undo what a newer one, or an own change, has brought.
             if file.change.is_none_or(|known| known < change) {
                 file.change = Some(change);
@@ -341,6 +444,13 @@ impl Pages {
         filled.then(|| all.stale(ino, 0..EVERYTHING, None))
     }
 
+    /// What went through the kernel's pages was lost: they aren't right any more, at whichever change.
+    pub fn lost(&self, ino: InodeId) {
+        if let Some(file) = self.0.lock().files.get_mut(&ino) {
+            file.change = None;
+        }
+    }
+
     /// The kernel has forgotten the inode and its pages.
     pub fn forget(&self, ino: InodeId) {
         self.0.lock().files.remove(&ino);
@@ -348,207 +458,4 @@ impl Pages {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const FILE: InodeId = InodeId(5);
-
-    fn file(change: u64, size: u64) -> Attributes {
-        Attributes {
-            ino: FILE,
-            mode: 0o100_644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size,
-            allocated: 0,
-            atime: Default::default(),
-            mtime: Default::default(),
-            ctime: Default::default(),
-            btime: Default::default(),
-            change,
-            acl: false,
-        }
-    }
-
-    fn opened(attributes: &Attributes) -> Pages {
-        let pages = Pages::default();
-        match pages.current(attributes) {
-            Current::Unknown(stale) => pages.gone(&stale),
-            other => panic!("{other:?}"),
-        }
-        pages
-    }
-
-    fn wrong(current: Current) -> Stale {
-        match current {
-            Current::Wrong(stale) => stale,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn pages_are_kept_if_only_this_client_changed_the_file() {
-        let pages = opened(&file(1, 10));
-        assert_eq!(pages.current(&file(1, 10)), Current::Right);
-        pages.read(FILE, 10, 0..4096).answered(10);
-        pages.own_change(&file(2, 10));
-        assert_eq!(pages.current(&file(2, 10)), Current::Right);
-        // Somebody else's change came in between.
-        pages.own_change(&file(4, 20));
-        let stale = wrong(pages.current(&file(4, 20)));
-        assert_eq!(stale.range, 0..EVERYTHING);
-        pages.gone(&stale);
-        assert_eq!(pages.current(&file(4, 20)), Current::Right);
-        pages.forget(FILE);
-        assert!(matches!(pages.current(&file(4, 20)), Current::Unknown(_)));
-    }
-
-    #[test]
-    fn pages_are_wrong_until_they_are_gone() {
-        let pages = opened(&file(1, 10));
-        pages.read(FILE, 10, 0..4096).answered(10);
-        let first = wrong(pages.current(&file(2, 10)));
-        // Another one that opens, or has the lock, while the first one waits must not read what is there still.
-        let second = wrong(pages.current(&file(2, 10)));
-        pages.gone(&first);
-        assert_eq!(pages.current(&file(2, 10)), Current::Right);
-        pages.gone(&second);
-        assert_eq!(pages.current(&file(2, 10)), Current::Right);
-    }
-
-    #[test]
-    fn an_answer_that_comes_late_does_not_make_pages_right() {
-        let pages = opened(&file(1, 10));
-        pages.read(FILE, 10, 0..4096).answered(10);
-        let old = wrong(pages.current(&file(2, 10)));
-        let new = wrong(pages.current(&file(3, 10)));
-        pages.gone(&new);
-        pages.gone(&old);
-        assert_eq!(pages.current(&file(3, 10)), Current::Right);
-    }
-
-    #[test]
-    fn a_file_without_pages_has_none_to_drop() {
-        let pages = opened(&file(1, 10));
-        assert_eq!(pages.current(&file(7, 10)), Current::Right);
-        assert_eq!(pages.told(FILE, 5000), None);
-        assert_eq!(pages.bypassed(FILE, 0..100, false), None);
-        pages.made(&file(1, 0));
-        assert_eq!(pages.bypassed(FILE, 0..100, false), None);
-        // The kernel may be about to take up that it is empty, when a page has been read since.
-        assert_eq!(pages.told(FILE, 0), None);
-        assert_eq!(pages.bypassed(FILE, 0..100, false), None);
-        assert!(pages.bypassed(FILE, 100..200, true).is_some());
-    }
-
-    #[test]
-    fn the_page_at_the_old_end_goes_before_a_larger_size_is_told() {
-        let pages = opened(&file(1, 5000));
-        pages.read(FILE, 5000, 0..8192).answered(5000);
-        assert_eq!(pages.told(FILE, 5000), None);
-        assert!(pages.would_grow(FILE, 5001));
-        let first = pages.told(FILE, 9000).unwrap();
-        assert_eq!(first.range, 5000..EVERYTHING);
-        // Told again while the first one waits: it has to wait, too.
-        let second = pages.told(FILE, 9000).unwrap();
-        pages.gone(&first);
-        assert_eq!(pages.told(FILE, 9000), None);
-        pages.gone(&second);
-        assert_eq!(pages.told(FILE, 9000), None);
-        assert_eq!(
-            pages.told(FILE, 20_000),
-            None,
-            "there is no page from 4096 on: whoever follows a file sees it grow"
-        );
-    }
-
-    #[test]
-    fn an_answer_that_is_taken_up_late_cuts_off_what_was_read_since() {
-        let pages = opened(&file(1, 100));
-        pages.read(FILE, 100, 0..4096).answered(100);
-        let stale = pages.told(FILE, 200).unwrap();
-        pages.gone(&stale);
-        // Asked and answered after the invalidation, and not taken up yet.
-        assert_eq!(pages.told(FILE, 200), None);
-        assert_eq!(pages.told(FILE, 300), None);
-        pages.read(FILE, 300, 0..4096).answered(300);
-        // Now it is, and the page ends at 200.
-        assert_eq!(pages.told(FILE, 300).unwrap().range, 200..EVERYTHING);
-    }
-
-    #[test]
-    fn a_page_that_is_read_while_others_are_dropped_stays_suspect() {
-        let pages = opened(&file(1, 100));
-        pages.read(FILE, 100, 0..4096).answered(100);
-        let stale = pages.told(FILE, 200).unwrap();
-        pages.read(FILE, 200, 0..4096).answered(200);
-        pages.gone(&stale);
-        assert_eq!(pages.told(FILE, 200), None);
-        assert_eq!(pages.told(FILE, 300).unwrap().range, 200..EVERYTHING);
-    }
-
-    #[test]
-    fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
-        let pages = opened(&file(1, 100));
-        let fill = pages.read(FILE, 100, 0..4096);
-        let stale = pages.bypassed(FILE, 100..200, false).unwrap();
-        assert_eq!(stale.range, 100..EVERYTHING);
-        // The kernel waits for it, so it is answered before the pages are gone, and goes with them.
-        fill.answered(100);
-        pages.gone(&stale);
-        assert_eq!(pages.told(FILE, 200), None);
-        // One that lies within the file has no end in it.
-        let pages = opened(&file(1, 10_000));
-        let _fill = pages.read(FILE, 10_000, 0..4096);
-        assert_eq!(pages.told(FILE, 20_000), None);
-        // But it may be answered as of a size that the file had in between.
-        pages.learn(FILE, 50);
-        assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
-    }
-
-    #[test]
-    fn what_bypasses_the_pages_drops_what_it_replaces() {
-        let pages = opened(&file(1, 10_000));
-        pages.read(FILE, 10_000, 0..8192).answered(8192);
-        assert_eq!(pages.bypassed(FILE, 100..200, false).unwrap().range, 100..200);
-    }
-
-    #[test]
-    fn a_page_that_is_cut_off_ends_there() {
-        let pages = opened(&file(1, 10_000));
-        pages.read(FILE, 10_000, 0..8192).answered(8192);
-        pages.cut(FILE, 50);
-        assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
-        let pages = opened(&file(1, 10_000));
-        pages.read(FILE, 10_000, 0..8192).answered(8192);
-        pages.learn(FILE, 10_000);
-        assert_eq!(pages.told(FILE, 50), None);
-        assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
-    }
-
-    #[test]
-    fn writing_through_the_pages_makes_them_whole() {
-        let pages = opened(&file(1, 100));
-        pages.read(FILE, 100, 0..4096).answered(100);
-        pages.written(FILE, 100..300);
-        assert_eq!(pages.told(FILE, 300), None);
-        assert!(pages.would_grow(FILE, 301));
-        // Not behind a gap that somebody else may have filled.
-        pages.written(FILE, 400..500);
-        assert_eq!(pages.told(FILE, 500).unwrap().range, 300..EVERYTHING);
-    }
-
-    #[test]
-    fn remembers_a_bounded_number_of_files_and_all_that_are_open() {
-        let pages = Pages::default();
-        for number in 0..=FILES_MAX as u64 {
-            pages.made(&Attributes { ino: InodeId(number), ..file(1, 0) });
-        }
-        pages.bound(|ino| ino.0 < 100);
-        let all = pages.0.lock();
-        assert!(all.files.len() <= FILES_MAX);
-        assert!((0..100).all(|number| all.files.contains_key(&InodeId(number))));
-    }
-}
+mod tests;

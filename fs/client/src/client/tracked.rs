@@ -37,15 +37,16 @@ impl<M: Metadata> Metadata for Tracked<M> {
     async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
         let outcome = self.inner.mutate(op).await?;
         match &outcome {
-            Outcome::Inode(attributes)
-            | Outcome::Allocated(_, attributes)
-            | Outcome::Copied(_, attributes) => {
+            Outcome::Inode(attributes) => {
                 self.pages.learn(attributes.ino, attributes.size);
                 self.handles.learn(attributes);
                 self.pages.own_change(attributes);
             }
-            // It went where the service chose, past the kernel's pages.
-            Outcome::Appended(_, attributes) => {
+            // It went past the kernel's pages: where the service chose; or they change when all of it is done, if it
+            // is.
+            Outcome::Appended(_, attributes)
+            | Outcome::Allocated(_, attributes)
+            | Outcome::Copied(_, attributes) => {
                 self.pages.learn(attributes.ino, attributes.size);
                 self.handles.learn(attributes);
             }
@@ -103,6 +104,10 @@ impl<M: Metadata> Metadata for Tracked<M> {
 
     fn closed(&self, ino: InodeId) {
         self.inner.closed(ino);
+    }
+
+    fn lost(&self, ino: InodeId) {
+        self.pages.lost(ino);
     }
 
     fn subscribe(&self, hook: Hook) {

@@ -447,6 +447,7 @@ impl<M: Metadata> Shared<M> {
                 inner.readahead.clear();
                 if inner.dirty.bytes() > 0 {
                     inner.errors.note(ClientError::SessionLost);
+                    self.metadata.lost(file.ino);
                 }
                 inner.dirty.discard().0
             };

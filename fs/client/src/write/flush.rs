@@ -534,6 +534,7 @@ impl<M: Metadata> Shared<M> {
             inner.errors.note(if is_gone && is_open { FsError::Io.into() } else { error.clone() });
             inner.dirty.settle(batch.cut)
         };
+        self.metadata.lost(file.ino);
         if !is_gone {
             tracing::error!(ino = %file.ino, bytes = batch.bytes, %error, "written data is lost");
         } else if is_open {

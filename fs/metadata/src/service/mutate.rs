@@ -154,6 +154,9 @@ impl Node {
             (Op::Create { .. }, Outcome::Inode(made)) if opens && made.kind() == FileKind::File => made.ino,
             _ => return Ok(outcome),
         };
+        if atoll_mutants::makes("create-unheld") {
+            return Ok(outcome);
+        }
         let store = self.machine.store();
         let held = self
             .hold(&*store, command.session, ino)

@@ -1,0 +1,247 @@
+use super::*;
+
+const FILE: InodeId = InodeId(5);
+
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn file(change: u64, size: u64) -> Attributes {
+    Attributes {
+        ino: FILE,
+        mode: 0o100_644,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size,
+        allocated: 0,
+        atime: Default::default(),
+        mtime: Default::default(),
+        ctime: Default::default(),
+        btime: Default::default(),
+        change,
+        acl: false,
+    }
+}
+
+fn opened(attributes: &Attributes) -> Pages {
+    let pages = Pages::default();
+    assert_eq!(pages.current(attributes), None, "it was never read");
+    pages
+}
+
+#[test]
+fn pages_are_kept_if_only_this_client_changed_the_file() {
+    let pages = opened(&file(1, 10));
+    assert_eq!(pages.current(&file(1, 10)), None);
+    pages.read(FILE, 10, 0..4096).answered(10, now());
+    pages.own_change(&file(2, 10));
+    assert_eq!(pages.current(&file(2, 10)), None);
+    // Somebody else's change came in between.
+    pages.own_change(&file(4, 20));
+    let stale = pages.current(&file(4, 20)).unwrap();
+    assert_eq!(stale.range, 0..EVERYTHING);
+    pages.gone(&stale);
+    assert_eq!(pages.current(&file(4, 20)), None);
+    pages.read(FILE, 20, 0..4096).answered(20, now());
+    pages.forget(FILE);
+    assert_eq!(pages.current(&file(5, 20)), None, "with the inode the kernel has forgotten its pages");
+}
+
+#[test]
+fn pages_are_wrong_until_they_are_gone() {
+    let pages = opened(&file(1, 10));
+    pages.read(FILE, 10, 0..4096).answered(10, now());
+    let first = pages.current(&file(2, 10)).unwrap();
+    // Another one that opens, or has the lock, while the first one waits must not read what is there still.
+    let second = pages.current(&file(2, 10)).unwrap();
+    pages.gone(&first);
+    assert_eq!(pages.current(&file(2, 10)), None);
+    pages.gone(&second);
+    assert_eq!(pages.current(&file(2, 10)), None);
+}
+
+#[test]
+fn an_answer_that_comes_late_does_not_make_pages_right() {
+    let pages = opened(&file(1, 10));
+    pages.read(FILE, 10, 0..4096).answered(10, now());
+    let old = pages.current(&file(2, 10)).unwrap();
+    let new = pages.current(&file(3, 10)).unwrap();
+    pages.gone(&new);
+    pages.gone(&old);
+    assert_eq!(pages.current(&file(3, 10)), None);
+}
+
+#[test]
+fn a_file_without_pages_has_none_to_drop() {
+    let pages = opened(&file(1, 10));
+    assert_eq!(pages.current(&file(7, 10)), None);
+    assert_eq!(pages.told(FILE, 5000), None);
+    assert_eq!(pages.bypassed(FILE, 0..100, false), None);
+    pages.made(&file(1, 0));
+    assert_eq!(pages.bypassed(FILE, 0..100, false), None);
+    // The kernel may be about to take up that it is empty, when a page has been read since.
+    assert_eq!(pages.told(FILE, 0), None);
+    assert_eq!(pages.bypassed(FILE, 0..100, false), None);
+    assert!(pages.bypassed(FILE, 100..200, true).is_some());
+}
+
+#[test]
+fn the_page_at_the_old_end_goes_before_a_larger_size_is_told() {
+    let pages = opened(&file(1, 5000));
+    pages.read(FILE, 5000, 0..8192).answered(5000, now());
+    assert_eq!(pages.told(FILE, 5000), None);
+    assert!(pages.would_grow(FILE, 5001));
+    let first = pages.told(FILE, 9000).unwrap();
+    assert_eq!(first.range, 5000..EVERYTHING);
+    // Told again while the first one waits: it has to wait, too.
+    let second = pages.told(FILE, 9000).unwrap();
+    pages.gone(&first);
+    assert_eq!(pages.told(FILE, 9000), None);
+    pages.gone(&second);
+    assert_eq!(pages.told(FILE, 9000), None);
+    assert_eq!(
+        pages.told(FILE, 20_000),
+        None,
+        "there is no page from 4096 on: whoever follows a file sees it grow"
+    );
+}
+
+#[test]
+fn an_answer_that_is_taken_up_late_cuts_off_what_was_read_since() {
+    let pages = opened(&file(1, 100));
+    pages.read(FILE, 100, 0..4096).answered(100, now());
+    let stale = pages.told(FILE, 200).unwrap();
+    pages.gone(&stale);
+    // Asked and answered after the invalidation, and not taken up yet.
+    assert_eq!(pages.told(FILE, 200), None);
+    assert_eq!(pages.told(FILE, 300), None);
+    pages.read(FILE, 300, 0..4096).answered(300, now());
+    // Now it is, and the page ends at 200.
+    assert_eq!(pages.told(FILE, 300).unwrap().range, 200..EVERYTHING);
+}
+
+#[test]
+fn a_page_that_is_read_while_others_are_dropped_stays_suspect() {
+    let pages = opened(&file(1, 100));
+    pages.read(FILE, 100, 0..4096).answered(100, now());
+    let stale = pages.told(FILE, 200).unwrap();
+    pages.read(FILE, 200, 0..4096).answered(200, now());
+    pages.gone(&stale);
+    assert_eq!(pages.told(FILE, 200), None);
+    assert_eq!(pages.told(FILE, 300).unwrap().range, 200..EVERYTHING);
+}
+
+#[test]
+fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
+    let pages = opened(&file(1, 100));
+    let fill = pages.read(FILE, 100, 0..4096);
+    let stale = pages.bypassed(FILE, 100..200, false).unwrap();
+    assert_eq!(stale.range, 100..EVERYTHING);
+    // The kernel waits for it, so it is answered before the pages are gone, and goes with them.
+    fill.answered(100, now());
+    pages.gone(&stale);
+    assert_eq!(pages.told(FILE, 200), None);
+    // One that lies within the file has no end in it.
+    let pages = opened(&file(1, 10_000));
+    let _fill = pages.read(FILE, 10_000, 0..4096);
+    assert_eq!(pages.told(FILE, 20_000), None);
+    // But it may be answered as of a size that the file had in between.
+    pages.learn(FILE, 50);
+    assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
+}
+
+#[test]
+fn what_bypasses_the_pages_drops_what_it_replaces() {
+    let pages = opened(&file(1, 10_000));
+    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    assert_eq!(pages.bypassed(FILE, 100..200, false).unwrap().range, 100..200);
+}
+
+#[test]
+fn a_page_that_is_cut_off_ends_there() {
+    let pages = opened(&file(1, 10_000));
+    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    pages.cut(FILE, 50);
+    assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
+    let pages = opened(&file(1, 10_000));
+    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    pages.learn(FILE, 10_000);
+    assert_eq!(pages.told(FILE, 50), None);
+    assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
+}
+
+#[test]
+fn writing_through_the_pages_makes_them_whole() {
+    let pages = opened(&file(1, 100));
+    pages.read(FILE, 100, 0..4096).answered(100, now());
+    drop(pages.written(FILE, 100..300, now()));
+    assert_eq!(pages.told(FILE, 300), None);
+    assert!(pages.would_grow(FILE, 301));
+    // Not behind a gap that somebody else may have filled.
+    assert_eq!(pages.gap(FILE, 300), None);
+    let (end, stale) = pages.gap(FILE, 400).unwrap();
+    assert_eq!((end, stale.range), (300, 300..400));
+    drop(pages.written(FILE, 400..500, now()));
+    assert_eq!(pages.told(FILE, 500).unwrap().range, 300..EVERYTHING);
+}
+
+#[test]
+fn remembers_a_bounded_number_of_files_and_all_that_are_open() {
+    let pages = Pages::default();
+    for number in 0..=FILES_MAX as u64 {
+        pages.made(&Attributes { ino: InodeId(number), ..file(1, 0) });
+    }
+    pages.bound(|ino| ino.0 < 100);
+    let forgotten = {
+        let all = pages.0.lock();
+        assert!(all.files.len() <= FILES_MAX);
+        assert!((0..100).all(|number| all.files.contains_key(&InodeId(number))));
+        (0..=FILES_MAX as u64).map(InodeId).find(|ino| !all.files.contains_key(ino)).unwrap()
+    };
+    assert!(pages.current(&Attributes { ino: forgotten, ..file(1, 0) }).is_some(), "it may have pages");
+}
+
+#[test]
+fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
+    let pages = opened(&file(1, 10_000));
+    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    let write = pages.written(FILE, 100..5000, now());
+    let stale = pages.current(&file(2, 10_000)).unwrap();
+    pages.gone(&stale);
+    // Answered while the WRITE was under way, which went through the page that was there before.
+    pages.read(FILE, 10_000, 4096..8192).answered(8192, now());
+    let ranges = |stale: Vec<Stale>| stale.into_iter().map(|stale| stale.range).collect::<Vec<_>>();
+    assert_eq!(ranges(write.visible()), [4096..8192]);
+    // The other way round: the READ was on its way when the WRITE came.
+    let fill = pages.read(FILE, 10_000, 0..4096);
+    let write = pages.written(FILE, 0..1, now());
+    let elsewhere = pages.written(FILE, 4096..4100, now());
+    fill.answered(4096, now());
+    assert_eq!(ranges(write.visible()), [0..4096]);
+    assert_eq!(ranges(elsewhere.visible()), []);
+    // It was sent before a READ that was answered first, but came to be known after that.
+    pages.read(FILE, 10_000, 8192..12_288).answered(10_000, now());
+    let late = |after| pages.written(FILE, 8192..8200, now() + after);
+    assert_eq!(ranges(late(Duration::ZERO).visible()), [8192..12_288]);
+    assert_eq!(ranges(late(LATE_MAX + Duration::from_secs(1)).visible()), []);
+}
+
+#[test]
+fn a_file_that_others_leave_alone_costs_no_drops() {
+    let pages = opened(&file(1, 10_000));
+    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    assert_eq!(pages.written(FILE, 0..100, now()).visible(), []);
+}
+
+#[test]
+fn pages_that_were_written_through_and_lost_are_wrong() {
+    let pages = opened(&file(1, 100));
+    pages.read(FILE, 100, 0..4096).answered(100, now());
+    drop(pages.written(FILE, 0..100, now()));
+    pages.lost(FILE);
+    let stale = pages.current(&file(1, 100)).unwrap();
+    pages.gone(&stale);
+    assert_eq!(pages.current(&file(1, 100)), None);
+}
