@@ -23,6 +23,7 @@ mod shared;
 use model::{Change, FileModel};
 pub use shared::{Event, NameOp, RECORD_BYTES, Shared, What, make_shared, shared_names};
 
+use crate::kernel::Kernel;
 use crate::network::Network;
 use crate::nodes::{FileSystem, Mount, client_name, some_time};
 use crate::seam;
@@ -37,6 +38,7 @@ pub struct SimClient {
     number: usize,
     /// The mount.
     pub mount: Mount,
+    kernel: Kernel,
     caller: Caller,
     folder: InodeId,
     /// Names to files.
@@ -93,6 +95,7 @@ impl SimClient {
         let folder = made.attributes.ino;
         Ok(SimClient {
             number,
+            kernel: Kernel::new(&mount.files),
             mount,
             caller,
             folder,
@@ -115,6 +118,7 @@ impl SimClient {
         self.deaths += 1;
         let name = format!("{}x{}", client_name(self.number), self.deaths);
         let mount = Mount::connect(&name, self.members, &self.network).await?;
+        self.kernel = Kernel::new(&mount.files);
         std::mem::replace(&mut self.mount, mount).kill(&self.network);
         self.lost_seen = 0;
         // What the dead one had sent may still be on its way until its session has ended.
@@ -213,7 +217,8 @@ impl SimClient {
             88..=91 => self.name(random).await,
             92 if self.counter.is_multiple_of(3) => self.die().await,
             93 => self.watch(random).await,
-            _ => self.append().await,
+            94..=96 => self.append(random).await,
+            _ => self.count(random).await,
         }
     }
 

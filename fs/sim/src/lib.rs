@@ -7,6 +7,7 @@
 //! | [`nodes`] | the servers and clients, as a world starts and kills them |
 //! | [`client`] | what a client does, and what it expects |
 //! | [`faults`] | what goes wrong |
+//! | [`kernel`] | the pages that a kernel would keep between an application and a mount |
 //! | [`network`] | streams that take their time, stall, break and are cut |
 //! | [`seam`] | time and chance, under everything that asks the C library for them |
 //! | [`invariants`] | what is checked in the end |
@@ -17,6 +18,7 @@
 pub mod client;
 pub mod faults;
 pub mod invariants;
+pub mod kernel;
 pub mod network;
 pub mod nodes;
 pub mod seam;

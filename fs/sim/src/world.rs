@@ -239,6 +239,8 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     invariants::register::check(&events)?;
     let log = client::read_file(&last.files, shared.log).await?;
     invariants::appends::check(&events, &log)?;
+    invariants::follow::check(&events, &log)?;
+    invariants::counter::check(&events)?;
     for client in clients {
         client.mount.close().await?;
     }

@@ -1,12 +1,13 @@
 //! What all clients do in common, written down with its times.
 
+use std::cell::Cell;
 use std::time::Duration;
 
-use atoll_client::vfs::{Caller, Errno, Vfs, WriteFlags};
+use atoll_client::vfs::{Caller, Errno, LockKind, Vfs, WriteFlags};
 use atoll_core::ids::{InodeId, ROOT};
 use bytes::Bytes;
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::{Checked, SimClient, errno};
 use crate::nodes::{FileSystem, some_time};
@@ -18,6 +19,12 @@ const SHARED_NAMES: usize = 2;
 const REGISTER: &[u8] = b"user.register";
 /// Bytes of its value.
 const REGISTER_BYTES_MAX: usize = 30_000;
+/// Numbers in the counters' file.
+const COUNTERS: usize = 2;
+/// Bytes of one of them.
+const DIGITS: usize = 20;
+/// The lock owner of those who take no lock.
+const READER: u64 = 1000;
 /// Bytes of one record in the file that all append to.
 pub const RECORD_BYTES: usize = 16;
 
@@ -45,6 +52,12 @@ pub enum What {
     Append([u8; RECORD_BYTES]),
     /// Something was done with one of the names in the shared folder.
     Name(usize, NameOp),
+    /// Under its lock this counter had this value, and was given the next one.
+    Count(usize, u64),
+    /// Who opened the counters' file found this value of this one.
+    Peek(usize, u64),
+    /// Who opened the file that all append to, or had it open (`false`), found this in it.
+    Follow(bool, Vec<u8>),
 }
 
 /// What was done with a name, and what the answer was.
@@ -67,18 +80,26 @@ pub struct Shared {
     pub log: InodeId,
     /// The folder in which all make and remove the same names.
     pub folder: InodeId,
+    /// The file with the numbers that all count on, each under a lock of its own.
+    pub counter: InodeId,
 }
 
 /// Makes the shared folder's files.
 pub async fn make_shared(files: &FileSystem) -> Checked<Shared> {
     let caller = Caller::default();
     let mut made = Vec::new();
-    for name in ["register", "log"] {
+    for name in ["register", "log", "counter"] {
         let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
-        let name = Bytes::from_static(name.as_bytes());
+        let bytes = Bytes::from_static(name.as_bytes());
         let (entry, opened) =
-            files.create(&caller, ROOT, name, 0o100_644, flags).await.map_err(|e| errno("create", e))?;
+            files.create(&caller, ROOT, bytes, 0o100_644, flags).await.map_err(|e| errno("create", e))?;
         let ino = entry.attributes.ino;
+        if name == "counter" {
+            let zeroes = Bytes::from(digits(0).repeat(COUNTERS));
+            let written = files.write(&caller, ino, opened.handle, 0, zeroes, WriteFlags::default()).await;
+            written.map_err(|e| errno("write", e))?;
+            files.flush(&caller, ino, opened.handle, 0).await.map_err(|e| errno("close", e))?;
+        }
         files.release(&caller, ino, opened.handle, None, false).await.map_err(|e| errno("release", e))?;
         made.push(ino);
     }
@@ -87,7 +108,7 @@ pub async fn make_shared(files: &FileSystem) -> Checked<Shared> {
     set.await.map_err(|e| errno("setxattr", e))?;
     let folder = files.mkdir(&caller, ROOT, Bytes::from_static(b"shared"), 0o777).await;
     let folder = folder.map_err(|e| errno("mkdir", e))?.attributes.ino;
-    Ok(Shared { register: made[0], log: made[1], folder })
+    Ok(Shared { register: made[0], log: made[1], counter: made[2], folder })
 }
 
 fn shared_name(number: usize) -> Bytes {
@@ -171,6 +192,7 @@ impl SimClient {
                 match files.create(caller, folder, name, 0o100_644, flags).await {
                     Ok((entry, opened)) => {
                         let ino = entry.attributes.ino;
+                        self.fill_shared((ino, opened.handle)).await?;
                         let released = files.release(caller, ino, opened.handle, None, false).await;
                         released.map_err(|e| errno("release", e))?;
                         NameOp::Made(Some(ino))
@@ -190,20 +212,46 @@ impl SimClient {
         Ok(())
     }
 
-    pub(super) async fn append(&mut self) -> Checked<()> {
+    /// Who has made a file writes to it, whoever removes its name meanwhile.
+    async fn fill_shared(&self, (ino, handle): (InodeId, u64)) -> Checked<()> {
+        let (files, caller) = (&self.mount.files, &self.caller);
+        let (lost, full) = (self.lost(), self.full.get());
+        let data = Bytes::from_static(&[7; 3000]);
+        let written = files.write(caller, ino, handle, 0, data, WriteFlags::default()).await;
+        let synced = match written {
+            Ok(_) => files.fsync(caller, ino, handle, false).await,
+            Err(error) => Err(error),
+        };
+        match synced {
+            Err(Errno(libc::ENOSPC)) if full || self.full.get() => Ok(()),
+            synced => self.unless_lost("writing to a file whose name others may have removed", lost, synced),
+        }
+    }
+
+    /// Appends, while others of this mount read what there is.
+    pub(super) async fn append(&mut self, random: &mut StdRng) -> Checked<()> {
         let value = self.next_value();
+        let done = Cell::new(false);
+        let looking = self.follow(random, &done);
+        let appending = async {
+            let appended = self.append_one(value).await;
+            done.set(true);
+            appended
+        };
+        futures::try_join!(looking, appending).map(drop)
+    }
+
+    async fn append_one(&self, value: u64) -> Checked<()> {
         let mut record = [0; RECORD_BYTES];
         record[..8].copy_from_slice(&value.to_le_bytes());
         record[8..].copy_from_slice(&(!value).to_le_bytes());
         let began = seam::elapsed();
-        let (files, log) = (&self.mount.files, self.shared.log);
-        let flags = (libc::O_WRONLY | libc::O_APPEND) as u32;
-        let opened = files.open(&self.caller, log, flags).await.map_err(|e| errno("open", e))?;
-        let how = WriteFlags { append: true, ..WriteFlags::default() };
-        let data = Bytes::copy_from_slice(&record);
+        let (kernel, log) = (&self.kernel, self.shared.log);
+        let opened = kernel.open(&self.caller, log, libc::O_WRONLY | libc::O_APPEND).await;
+        let handle = opened.map_err(|e| errno("open", e))?.handle;
         let (lost, mut full) = (self.lost(), self.full.get());
-        let written = files.write(&self.caller, log, opened.handle, 0, data, how).await;
-        let released = files.release(&self.caller, log, opened.handle, None, false).await;
+        let written = kernel.append(&self.caller, (log, handle), Bytes::copy_from_slice(&record)).await;
+        let released = self.mount.files.release(&self.caller, log, handle, None, false).await;
         released.map_err(|e| errno("release", e))?;
         full |= self.full.get();
         match written {
@@ -215,4 +263,116 @@ impl SimClient {
         }
         Ok(())
     }
+
+    /// Looks at the file that all append to until `done`, and once more: through a descriptor that stays open, and through new ones.
+    async fn follow(&self, random: &mut StdRng, done: &Cell<bool>) -> Checked<()> {
+        let log = self.shared.log;
+        let open = async || self.kernel.open(&self.caller, log, libc::O_RDONLY).await;
+        let lost = self.lost();
+        let followed = async {
+            let kept = open().await?.handle;
+            loop {
+                let last = done.get();
+                let began = seam::elapsed();
+                let opens = random.random_bool(0.5);
+                let handle = if opens { open().await?.handle } else { kept };
+                let size = self.kernel.stat(&self.caller, log).await?.attributes.size;
+                let found = self.kernel.read(&self.caller, (log, handle), 0, size as usize).await?;
+                self.note(began, What::Follow(opens, found));
+                if opens {
+                    self.kernel.close(&self.caller, (log, handle), READER).await?;
+                }
+                if last {
+                    return self.kernel.close(&self.caller, (log, kept), READER).await;
+                }
+                tokio::time::sleep(Duration::from_micros(random.random_range(0..3000))).await;
+            }
+        };
+        self.unless_lost("following", lost, followed.await)
+    }
+
+    /// An error is right if a session was lost since.
+    fn unless_lost(&self, what: &str, lost: u64, result: Result<(), Errno>) -> Checked<()> {
+        match result {
+            Err(Errno(libc::EIO)) if self.lost() != lost => Ok(()),
+            result => result.map_err(|error| errno(what, error)),
+        }
+    }
+
+    /// Counts a few times on each number, under its lock, while others of this mount look at them without one.
+    pub(super) async fn count(&mut self, random: &mut StdRng) -> Checked<()> {
+        let mut others = StdRng::seed_from_u64(random.random());
+        let running = Cell::new(COUNTERS);
+        let counting = (0..COUNTERS).map(|counter| {
+            let mut random = StdRng::seed_from_u64(random.random());
+            let (client, running) = (&*self, &running);
+            async move {
+                let (lost, full) = (client.lost(), client.full.get());
+                let counted = client.count_on(counter, &mut random).await;
+                running.set(running.get() - 1);
+                match counted {
+                    Err(Errno(libc::ENOSPC)) if full || client.full.get() => Ok(()),
+                    counted => client.unless_lost("counting", lost, counted),
+                }
+            }
+        });
+        let counting = futures::future::try_join_all(counting);
+        futures::try_join!(self.peek(&mut others, &running), counting).map(drop)
+    }
+
+    async fn count_on(&self, counter: usize, random: &mut StdRng) -> Result<(), Errno> {
+        let (kernel, caller, ino) = (&self.kernel, &self.caller, self.shared.counter);
+        let owner = (self.number * COUNTERS + counter) as u64 + 1;
+        let start = (counter * DIGITS) as u64;
+        let range = start..start + DIGITS as u64;
+        let file = (ino, kernel.open(caller, ino, libc::O_RDWR).await?.handle);
+        let counted = async {
+            for _ in 0..random.random_range(2..8) {
+                let began = seam::elapsed();
+                kernel.lock(caller, file, owner, range.clone(), LockKind::Write).await?;
+                let value = number(&kernel.read(caller, file, start, DIGITS).await?)?;
+                kernel.write(caller, file, start, &digits(value + 1)).await?;
+                kernel.lock(caller, file, owner, range.clone(), LockKind::Unlock).await?;
+                self.note(began, What::Count(counter, value));
+                tokio::time::sleep(Duration::from_micros(random.random_range(0..20_000))).await;
+            }
+            Ok(())
+        };
+        let counted = counted.await;
+        let closed = kernel.close(caller, file, owner).await;
+        counted.and(closed)
+    }
+
+    async fn peek(&self, random: &mut StdRng, running: &Cell<usize>) -> Checked<()> {
+        let (kernel, caller, ino) = (&self.kernel, &self.caller, self.shared.counter);
+        let lost = self.lost();
+        let peeked = async {
+            while running.get() > 0 {
+                let began = seam::elapsed();
+                let file = (ino, kernel.open(caller, ino, libc::O_RDONLY).await?.handle);
+                let found = kernel.read(caller, file, 0, DIGITS * COUNTERS).await?;
+                for (counter, digits) in found.chunks(DIGITS).enumerate() {
+                    self.note(began, What::Peek(counter, number(digits)?));
+                }
+                kernel.close(caller, file, READER).await?;
+                tokio::time::sleep(Duration::from_micros(random.random_range(0..5000))).await;
+            }
+            Ok(())
+        };
+        self.unless_lost("looking at the counters", lost, peeked.await)
+    }
+}
+
+/// A number as the counters' file has it.
+fn digits(number: u64) -> [u8; DIGITS] {
+    let mut digits = [b'0'; DIGITS];
+    for (place, digit) in format!("{number:0DIGITS$}").bytes().enumerate() {
+        digits[place] = digit;
+    }
+    digits
+}
+
+fn number(digits: &[u8]) -> Result<u64, Errno> {
+    let text = std::str::from_utf8(digits).ok().filter(|text| text.len() == DIGITS);
+    text.and_then(|text| text.parse().ok()).ok_or(Errno(libc::EBADMSG))
 }

@@ -2,6 +2,8 @@
 //! ([`crate::client`]): each takes effect once, with one reply, whatever happens, and what was written is there.
 
 pub mod appends;
+pub mod counter;
+pub mod follow;
 pub mod names;
 pub mod records;
 pub mod register;
