@@ -10,7 +10,7 @@ mod common;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coherence_support::{appends, overwrites};
+use coherence_support::{appends, counters, overwrites};
 use common::processes::Processes;
 
 fn setting(name: &str, usual: u64) -> u64 {
@@ -36,6 +36,7 @@ fn handles_of_a_local_file_show_what_was_written() {
     let folder = tempfile::tempdir().unwrap();
     appends::run(&[folder.path().to_owned()], seed(), how_long() / 3);
     overwrites::run(&[folder.path().to_owned()], seed(), how_long() / 3);
+    counters::run(&[folder.path().to_owned()], seed(), how_long() / 3);
 }
 
 #[test]
@@ -64,4 +65,11 @@ fn overwrites_are_read_on_three_mounts_by_handles_of_all_kinds() {
     let mut cluster = Processes::start(1, 1);
     let mounts = mounts(&mut cluster, 3);
     overwrites::run(&mounts, seed(), how_long());
+}
+
+#[test]
+fn counts_under_locks_are_not_lost_while_others_read() {
+    let mut cluster = Processes::start_group(3, 3, 3, false);
+    let mounts = mounts(&mut cluster, 3);
+    counters::run(&mounts, seed(), how_long());
 }
