@@ -31,7 +31,7 @@ build: ## Build every program
 check: ## Format, lints, licences and the rules of the house
 	@hack/setup.sh build
 	cargo fmt --all --check
-	hack/check-house.sh
+	hack/cargo.sh test --workspace --test house
 	hack/licences.sh
 	if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; fi
 	hack/cargo.sh clippy --workspace --all-targets -- -D warnings
