@@ -5,10 +5,10 @@ mod common;
 use std::fs;
 use std::process::{Command, Output};
 
-use common::{ATOLL_FS, Cluster, alive, text, wait_until};
+use common::{Cluster, alive, atoll_fs, text, wait_until};
 
 fn atoll(arguments: &[&str]) -> Output {
-    Command::new(ATOLL_FS).args(arguments).output().unwrap()
+    Command::new(atoll_fs()).args(arguments).output().unwrap()
 }
 
 /// The command must fail with this exit code and say all of these words.
