@@ -4,6 +4,8 @@
 //! half a second later; a mount that died is mounted again. In between and at the end all that was synced must be
 //! there, whole; what was only begun may be there, as a prefix; and fsck must find nothing.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 #[path = "powercut_support/load.rs"]
 mod load;

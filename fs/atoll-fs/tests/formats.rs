@@ -1,5 +1,7 @@
 //! Data folders of each format version: what an earlier version has left is read, or refused as documented
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Three metadata servers: the leader dies or stops under load, members come, go and are replaced
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::{self, File};

@@ -1,5 +1,7 @@
 //! What is refused, with a message that says what to do, and nothing lost.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Mounts that another process makes: the client is an unprivileged process that gets key and mount over a socket.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;

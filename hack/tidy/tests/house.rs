@@ -1,5 +1,7 @@
 //! The rules, on this repository.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::sync::LazyLock;
 
 use atoll_tidy::{Repository, Verdict, rules};
