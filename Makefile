@@ -27,14 +27,10 @@ build: ## Build every program
 	@hack/setup.sh build
 	@hack/cargo.sh build --workspace
 
-.PHONY: check
-check: ## Format, lints, licences and the rules of the house
-	@hack/setup.sh build
-	cargo fmt --all --check
-	hack/check-house.sh
-	hack/licences.sh
-	if cargo deny --version >/dev/null 2>&1; then cargo deny check bans licenses sources; fi
-	hack/cargo.sh clippy --workspace --all-targets -- -D warnings
+.PHONY: verify
+verify: ## Format, lints, documentation, the rules of the house, dependencies, what is generated
+	@hack/setup.sh verify
+	@hack/verify.sh
 
 .PHONY: fix
 fix: ## Format, and apply what the lints suggest

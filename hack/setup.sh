@@ -4,6 +4,7 @@
 #
 #   hack/setup.sh          all of them
 #   hack/setup.sh build    only what a build needs
+#   hack/setup.sh verify   what a build and 'make verify' need, cargo-deny among it
 #   hack/setup.sh kube     what a build, a test cluster and its images need
 #   hack/setup.sh --list   print them, install nothing
 set -euo pipefail
@@ -65,9 +66,9 @@ PACKAGES
 case ${1:-all} in
   all) packages=$build_packages$'\n'$test_packages$'\n'$kube_packages ;;
   kube) packages=$build_packages$'\n'$kube_packages ;;
-  build) packages=$build_packages ;;
+  build | verify) packages=$build_packages ;;
   --list) printf '%s\n' "$build_packages" "$test_packages" "$kube_packages"; exit 0 ;;
-  *) fail "unknown argument '$1' (none, 'build', 'kube' or '--list')" ;;
+  *) fail "unknown argument '$1' (none, 'build', 'verify', 'kube' or '--list')" ;;
 esac
 
 missing=()
@@ -104,17 +105,20 @@ fi
 for tool in cargo rustc; do
   command -v $tool >/dev/null || fail "no $tool: install Rust 1.95 or newer from https://rustup.rs"
 done
-[ "${1:-all}" = build ] || command -v go >/dev/null || fail 'no go: install Go 1.26 or newer from https://go.dev/dl'
+case ${1:-all} in build | verify) compiles=1 ;; *) compiles= ;; esac
+[ -n "$compiles" ] || command -v go >/dev/null || fail 'no go: install Go 1.26 or newer from https://go.dev/dl'
 need=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$(dirname "$0")/../Cargo.toml")
 have=$(rustc --version | cut -d' ' -f2)
 [ "$(printf '%s\n%s\n' "$need" "${have%%-*}" | sort -V | head -n 1)" = "$need" ] ||
   fail "rustc is $have, Atoll needs $need or newer: rustup update"
 
 # Containers often come without the device file although the kernel has the module.
-if [ "${1:-all}" != build ] && [ ! -c /dev/fuse ]; then
+if [ -z "$compiles" ] && [ ! -c /dev/fuse ]; then
   if [ "$(id -u)" -eq 0 ]; then
     modprobe fuse 2>/dev/null || true
     [ -c /dev/fuse ] || mknod -m 666 /dev/fuse c 10 229 || true
   fi
   [ -c /dev/fuse ] || fail "no /dev/fuse: load the kernel module 'fuse', or start the container with --device /dev/fuse"
 fi
+
+if [ "${1:-all}" = verify ]; then "$(dirname "$0")/deny.sh" --install; fi

@@ -160,6 +160,11 @@ async fn reach(client: &Client, told: &Told, stopping: &CancellationToken) {
 }
 
 /// Works on clusters until it is told to stop.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "wakes are no more than the objects that the caches hold; with a bound the watches would wait for a reader that \
+              waits for the watches"
+)]
 async fn work(
     config: &Config,
     client: Client,

@@ -4,6 +4,13 @@
 //! small files and syncs each, another one rewrites and syncs a megabyte. A server is killed (or stopped) again and
 //! again; a pause is the longest time in the seconds after it in which an application finished nothing.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what goes wrong ends the measurement"
+)]
+
 #[path = "../tests/common/mod.rs"]
 mod common;
 
@@ -11,7 +18,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::processes::Processes;
@@ -37,14 +44,14 @@ const BLOWS: [(Blow, &str); 4] = [
     (Blow::StorageStopped, "storage server stopped"),
 ];
 
-fn main() {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [flag, kind, folder, record] = &arguments[..]
         && flag == "--load"
     {
         let error = load(kind, Path::new(folder), Path::new(record)).expect_err("it goes on for ever");
         eprintln!("{kind}: {error}");
-        std::process::exit(1);
+        return ExitCode::FAILURE;
     }
     let kills: usize = std::env::var("ATOLL_KILLS").map_or(20, |kills| kills.parse().expect("a number"));
     let mut cluster = Processes::start_group(3, 3, 3, false);
@@ -68,6 +75,7 @@ fn main() {
     drop(loads);
     let check = cluster.command("fsck").output().expect("fsck runs");
     assert!(check.status.success(), "fsck: {}", common::text(&check));
+    ExitCode::SUCCESS
 }
 
 /// Lets it happen, waits, and makes it good again.
@@ -122,6 +130,10 @@ fn summary(mut pauses: Vec<u64>) -> String {
 }
 
 /// Nanoseconds of a clock that all processes share.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "it is the one that shows the same to a process and to its child"
+)]
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_nanos() as u64
 }

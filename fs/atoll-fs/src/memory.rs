@@ -47,6 +47,10 @@ pub fn give_back_when_resting() {
 }
 
 /// Processor time of this process so far.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "processor time is none of the clocks that lifetimes and records go by"
+)]
 fn processor_time() -> Duration {
     // SAFETY: an all-zero timespec is valid, and the call writes nothing else.
     let time = unsafe {

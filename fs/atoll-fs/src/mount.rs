@@ -180,7 +180,7 @@ impl Mounted {
         let mut result = self.client.data().flush_all().await;
         if let Some((mountpoint, source)) = self.place.clone() {
             // Off the runtime: unmounting waits for requests that we answer.
-            let unmounted = tokio::task::spawn_blocking(move || take_away(&mountpoint, &source)).await;
+            let unmounted = atoll_blocking::spawn(move || take_away(&mountpoint, &source)).await;
             match unmounted {
                 Ok(Ok(())) => {}
                 Ok(Err(failure)) => tracing::warn!("{failure}"),

@@ -123,7 +123,7 @@ async fn exchange(
 ) -> Result<Bundle, Failure> {
     control.write_all(b"connected").context("control socket")?;
     let socket = control.try_clone().context("control socket")?;
-    let received = tokio::task::spawn_blocking(move || Bundle::receive(&socket));
+    let received = atoll_blocking::spawn(move || Bundle::receive(&socket));
     tokio::select! {
         signal = asked_to_end => {
             let _ = control.shutdown(Shutdown::Read);

@@ -4,6 +4,8 @@
 //! A failure prints its seed, which `ATOLL_SEED` sets: it brings the same operations, at whatever moments the machine
 //! has for them.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod coherence_support;
 mod common;
 

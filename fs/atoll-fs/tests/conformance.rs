@@ -1,5 +1,7 @@
 //! POSIX case by case, as root and as two other users: on the local filesystem first, then on a mount.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 mod conformance_support;
 

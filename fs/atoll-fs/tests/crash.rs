@@ -4,6 +4,8 @@
 //! half a second later; a mount that died is mounted again. In between and at the end all that was synced must be
 //! there, whole; what was only begun may be there, as a prefix; and fsck must find nothing.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 #[path = "powercut_support/load.rs"]
 mod load;
@@ -13,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use common::processes::Processes;
-use common::{ATOLL_FS, detach_all, kill_and_wait, text, wait_until};
+use common::{atoll_fs, detach_all, kill_and_wait, text, wait_until};
 use load::{Load, Record};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -55,7 +57,7 @@ fn kill_server(folder: &Path, name: &str) -> bool {
     let Ok(pid) = pid.trim().parse::<i32>() else { return false };
     // The number may be another process's by now.
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-    command.starts_with(ATOLL_FS.as_bytes()) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
+    command.starts_with(atoll_fs().as_bytes()) && kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
 }
 
 fn kill_mount(cluster: &mut Processes) {

@@ -1,12 +1,14 @@
 //! Data folders of each format version: what an earlier version has left is read, or refused as documented
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use common::{ATOLL_FS, require_fuse, run, text};
+use common::{atoll_fs, require_fuse, run, text};
 
 /// Where data folders are kept as each version has left them, killed in the middle of its work: `v<version>.tar.gz`. When a
 /// format changes, one of the version before is added here.
@@ -42,7 +44,7 @@ fn data_of_every_version_is_read_and_written_on() {
         let (data, mount) = (folder.path().join("data"), folder.path().join("mnt"));
         run("tar", &["-xzf", entry.path().to_str().unwrap()], folder.path());
         let local = |what: &str| {
-            let mut command = std::process::Command::new(ATOLL_FS);
+            let mut command = std::process::Command::new(atoll_fs());
             let output = command.args(["local", what]).arg(&mount).arg("--data").arg(&data).output().unwrap();
             assert!(output.status.success(), "{}: {}", entry.path().display(), text(&output));
         };

@@ -1,5 +1,7 @@
 //! `atoll-fs fsck` with real processes: quiet while writers work, every kind of damage by its name, exit codes.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeSet;

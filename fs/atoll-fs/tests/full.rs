@@ -1,5 +1,7 @@
 //! Full disks: writes are refused, nothing else breaks, and room gets them going again.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::{self, File};

@@ -1,5 +1,7 @@
 //! Three metadata servers: the leader dies or stops under load, members come, go and are replaced
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::{self, File};
@@ -258,7 +260,7 @@ fn a_member_that_is_left_goes_on_alone_when_it_is_told_to() {
             .is_some_and(|all| all.iter().all(|member| member["lag"] == 0))
     });
     let alone = |cluster: &Processes, flags: &[&str]| {
-        let mut command = std::process::Command::new(common::ATOLL_FS);
+        let mut command = std::process::Command::new(common::atoll_fs());
         command.args(["admin", "go-on-alone", "--cluster", &cluster.id, "--address", &cluster.metadata[0].1]);
         command.arg("--data").arg(cluster.folder.path().join("metadata")).args(flags);
         command.output().unwrap()
@@ -425,7 +427,7 @@ fn a_member_that_is_alone_refuses_a_damaged_disk_and_says_what_helps() {
     command.arg("--data").arg(&folder).args(["--listen", &cluster.metadata[0].1, "--http", "127.0.0.1:0"]);
     refused(&command.output().unwrap(), "go on alone");
     assert_eq!((names(), fs::read(folder.join("identity")).unwrap()), before, "something was changed");
-    let mut command = std::process::Command::new(common::ATOLL_FS);
+    let mut command = std::process::Command::new(common::atoll_fs());
     command.args(["admin", "go-on-alone", "--the-others-are-gone", "--cluster", &cluster.id]);
     command.args(["--address", &cluster.metadata[0].1]).arg("--data").arg(&folder);
     succeeds(&command.output().unwrap());

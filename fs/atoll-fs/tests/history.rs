@@ -5,6 +5,8 @@
 //! - A counter in a file under a lock: nothing read is ever counted from twice.
 //! - Of all who make the same name exactly one succeeds.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

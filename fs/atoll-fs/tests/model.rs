@@ -1,5 +1,7 @@
 //! Random operations through a mount and on a local folder: everything that can be seen must be equal.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 mod model_support;
 

@@ -1,5 +1,7 @@
 //! Several mounts of one volume: locks, appends, files without names, and random operations against a model.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 mod model_support;
 

@@ -1,5 +1,7 @@
 //! A mount that is cut off from the cluster by its network.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::{self, File, OpenOptions};

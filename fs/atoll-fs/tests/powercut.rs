@@ -4,6 +4,8 @@
 //! loop device, over a file that a small FUSE filesystem serves: it remembers what was written since the last
 //! flush, and at the cut keeps a random part of that and refuses everything later.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 mod powercut_support;
 

@@ -1,5 +1,7 @@
 //! The same pieces as processes of their own: two mounts, servers that die and come back, damaged chunks.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::{self, File, OpenOptions};

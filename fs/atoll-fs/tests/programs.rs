@@ -1,5 +1,7 @@
 //! Real programs on a mount: git, cargo, sqlite, tar, rsync, fio, dbench.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fmt::Write as _;
@@ -8,19 +10,18 @@ use std::io::Write as _;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::LazyLock;
 
 use common::{Cluster, run, text};
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// One cluster with 3 copies for all programs, each in a folder of its own. (A static is never dropped, so each test
 /// holds it through [`Shared`], and the last one takes it down.)
-static CLUSTER: LazyLock<std::sync::Mutex<Option<std::sync::Weak<Cluster>>>> =
-    LazyLock::new(Default::default);
+static CLUSTER: Mutex<Option<std::sync::Weak<Cluster>>> = Mutex::new(None);
 
 fn cluster() -> std::sync::Arc<Cluster> {
-    let mut shared = CLUSTER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut shared = CLUSTER.lock();
     if let Some(cluster) = shared.as_ref().and_then(std::sync::Weak::upgrade) {
         return cluster;
     }

@@ -1,14 +1,16 @@
 //! What is refused, with a message that says what to do, and nothing lost.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;
 use std::process::{Command, Output};
 
-use common::{ATOLL_FS, Cluster, alive, text, wait_until};
+use common::{Cluster, alive, atoll_fs, text, wait_until};
 
 fn atoll(arguments: &[&str]) -> Output {
-    Command::new(ATOLL_FS).args(arguments).output().unwrap()
+    Command::new(atoll_fs()).args(arguments).output().unwrap()
 }
 
 /// The command must fail with this exit code and say all of these words.

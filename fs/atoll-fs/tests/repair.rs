@@ -1,5 +1,7 @@
 //! Repair: a storage server stays away, comes back early, is evacuated and forgotten
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::{self, File, OpenOptions};

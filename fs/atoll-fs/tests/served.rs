@@ -1,5 +1,7 @@
 //! Mounts that another process makes: the client is an unprivileged process that gets key and mount over a socket.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs;
@@ -20,7 +22,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use common::{ATOLL_FS, PATIENCE, detach_all, require_fuse, wait_until};
+use common::{PATIENCE, atoll_fs, detach_all, require_fuse, wait_until};
 
 /// Nobody's.
 const UNPRIVILEGED: u32 = 65_534;
@@ -50,8 +52,8 @@ impl Servers {
         // The clients of other user ids have to reach the program.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let program = folder.path().join("atoll-fs");
-        fs::copy(ATOLL_FS, &program).unwrap();
-        let output = Command::new(ATOLL_FS).arg("keygen").arg(folder.path().join("key")).output().unwrap();
+        fs::copy(atoll_fs(), &program).unwrap();
+        let output = Command::new(atoll_fs()).arg("keygen").arg(folder.path().join("key")).output().unwrap();
         let id = String::from_utf8(output.stdout).unwrap().trim().to_owned();
         let metadata = free_address();
         let mut servers = Servers { _turn: turn, folder, program, id, metadata, processes: Vec::new() };
@@ -67,7 +69,7 @@ impl Servers {
     }
 
     fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(ATOLL_FS);
+        let mut command = Command::new(atoll_fs());
         command.arg(name).args(["--cluster", &self.id]).arg("--key-file").arg(self.path("key"));
         command
     }

@@ -1,5 +1,7 @@
 //! Space: what is deleted or overwritten is given back, and a full volume says so at once.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::fs::{self, OpenOptions};

@@ -56,6 +56,7 @@ pub fn is_simulated() -> bool {
 ///
 /// # Panics
 /// Outside a tokio runtime.
+#[expect(clippy::disallowed_methods, reason = "this is the seam")]
 pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     match simulated_delay() {
         None => tokio::task::spawn_blocking(work),
@@ -67,6 +68,7 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Jo
 }
 
 /// Blocks this thread for a while: if it is one that tokio's tasks run on, they go on elsewhere.
+#[expect(clippy::disallowed_methods, reason = "this is the seam")]
 pub fn in_place<T>(work: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     match Handle::try_current() {

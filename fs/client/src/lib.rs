@@ -8,6 +8,7 @@ pub mod read;
 pub mod session;
 pub mod storage_pool;
 #[cfg(any(test, feature = "testing"))]
+#[allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 pub mod testing;
 pub mod vfs;
 pub mod write;

@@ -1,6 +1,6 @@
 //! The map from ranges of a file to places, segment by segment.
 //!
-//! Every change goes through [`remap`], which keeps five things true at once: pieces don't overlap; chunks
+//! Every change goes through `remap`, which keeps five things true at once: pieces don't overlap; chunks
 //! know how many of their blocks are referred to; back references exist from each chunk to the segments that
 //! use it; inline values live as long as a piece needs them; the inode knows how many bytes are mapped.
 

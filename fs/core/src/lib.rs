@@ -6,6 +6,7 @@ pub mod attributes;
 pub mod check;
 pub mod chunks;
 pub mod commands;
+pub mod encode;
 pub mod error;
 pub mod extents;
 pub mod fsck;

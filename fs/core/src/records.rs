@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use crate::commands::Outcome;
+use crate::encode;
 use crate::ids::{ChunkId, ClusterId, Generation, InodeId, SegmentIndex, ServerId, SessionId};
 use crate::limits::BLOCK_BYTES;
 use crate::store::StoreError;
@@ -34,9 +35,7 @@ pub trait Record: Serialize + DeserializeOwned {
 
     /// The stored form.
     fn encode(&self) -> Vec<u8> {
-        let start = vec![Self::VERSION];
-        // Serialising into memory fails only for types that have no fixed shape, and records have one.
-        postcard::to_extend(self, start).expect("records can always be encoded")
+        encode::append(vec![Self::VERSION], self)
     }
 
     /// Reads the stored form.

@@ -1,6 +1,8 @@
 //! Records that say what can't be, and any commands on them: each command has an outcome. A member that panicked, or
 //! stopped, would do so again whenever it applied that entry, and so would all others.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};

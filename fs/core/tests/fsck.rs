@@ -1,6 +1,8 @@
 //! Each kind of damage: injected into the records of a small volume, found by its name, repaired, and nothing that
 //! could be reached before has lost a byte by the repair.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};

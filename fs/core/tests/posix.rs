@@ -1,5 +1,7 @@
 //! Locks, access control lists, files without a name, whiteouts: what each promises on the records.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::collections::BTreeMap;

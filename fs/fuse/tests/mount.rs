@@ -1,5 +1,7 @@
 //! Our session and adapter under a real kernel. Needs root and `/dev/fuse`.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::fs::{self, File, OpenOptions};

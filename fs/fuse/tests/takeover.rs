@@ -5,6 +5,8 @@
 //! (A process that both keeps a bundle and has files of the mount open deadlocks when it forks: exec closes the files,
 //! and each close is a request that nobody answers.)
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod support;
 
 use std::fs::{self, File, OpenOptions};

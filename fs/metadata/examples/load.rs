@@ -7,7 +7,15 @@
 //! Fills FOLDER up to FILES small files over the wire, prints what it did, and stops; with `crash` it ends
 //! without stopping anything. Run it again with the same number: it makes nothing and shows how long starting took.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what goes wrong ends the measurement"
+)]
+
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use atoll_core::attributes::{KillPriv, Timestamp};
@@ -25,11 +33,11 @@ const FILES_PER_DIRECTORY: u64 = 1000;
 const CONTENT: usize = 100;
 
 #[tokio::main]
-async fn main() {
+async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, dir, files, rest @ ..] = arguments.as_slice() else {
         eprintln!("usage: load FOLDER FILES [crash]");
-        std::process::exit(2);
+        return ExitCode::from(2);
     };
     let files: u64 = files.parse().expect("FILES is a number");
     let config = MetadataConfig::new(
@@ -77,6 +85,7 @@ async fn main() {
     let began = Instant::now();
     server.shutdown().await;
     println!("stopped in {} ms", began.elapsed().as_millis());
+    ExitCode::SUCCESS
 }
 
 #[derive(Clone)]

@@ -7,6 +7,7 @@ use atoll_core::attributes::Timestamp;
 /// Time since the machine started, suspension included (`CLOCK_BOOTTIME`): a session must not live longer
 /// because the leader was stopped or its machine slept.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the clock")]
 pub fn since_boot() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid place for the call to fill in; the clock exists since Linux 2.6.39.
@@ -16,6 +17,7 @@ pub fn since_boot() -> Duration {
 
 /// The calendar's time.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the clock")]
 pub fn now() -> Timestamp {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => Timestamp { seconds: since.as_secs() as i64, nanos: since.subsec_nanos() },

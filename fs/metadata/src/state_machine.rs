@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use atoll_core::commands::{Command, Outcome};
+use atoll_core::encode;
 use atoll_core::namespace::{Txn, execute};
 use atoll_core::store::{Family, Read, StoreError, Write};
 use atoll_raft::{
@@ -90,8 +91,7 @@ impl From<MachineError> for StateMachineError {
 /// One command, encoded to be put into a [`Batch`].
 #[must_use]
 pub fn encode_command(command: &Command) -> Vec<u8> {
-    // Serialising into memory fails only for types without a fixed shape, and commands have one.
-    postcard::to_stdvec(command).expect("commands can always be encoded")
+    encode::append(Vec::new(), command)
 }
 
 /// A batch of commands in the making; it becomes one entry: a byte of format version, their number, the commands.
@@ -117,8 +117,7 @@ impl Batch {
     /// The entry.
     #[must_use]
     pub fn finish(self) -> Bytes {
-        let mut entry =
-            postcard::to_extend(&self.count, vec![ENTRY_VERSION]).expect("a number can be encoded");
+        let mut entry = encode::append(vec![ENTRY_VERSION], &self.count);
         entry.extend_from_slice(&self.body);
         entry.into()
     }
@@ -147,7 +146,7 @@ pub fn decode_outcomes(bytes: &[u8]) -> Result<Vec<Outcome>, MachineError> {
 }
 
 fn encode<T: serde::Serialize + ?Sized>(value: &T) -> Bytes {
-    postcard::to_extend(value, vec![ENTRY_VERSION]).expect("outcomes can always be encoded").into()
+    encode::append(vec![ENTRY_VERSION], value).into()
 }
 
 fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, MachineError> {
@@ -319,8 +318,7 @@ fn read_applied(store: &Records) -> Result<AppliedState, MachineError> {
 fn applied_writes(applied: &AppliedState) -> Vec<Write> {
     let mut writes = Vec::new();
     if let Some(position) = applied.position {
-        let value =
-            postcard::to_stdvec(&(position.term, position.index)).expect("two numbers can be encoded");
+        let value = encode::append(Vec::new(), &(position.term, position.index));
         writes.push((Family::System, POSITION_KEY.to_vec(), Some(value)));
     }
     if let Some(membership) = &applied.membership {

@@ -2,6 +2,13 @@
 //!
 //! `cargo run -p atoll-proto --example rpc_bench -- [seconds per line]`
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what goes wrong ends the measurement"
+)]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

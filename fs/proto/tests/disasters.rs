@@ -1,5 +1,7 @@
 //! Servers that die, stop, or don't read, and clients that do.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::atomic::Ordering;

@@ -1,5 +1,7 @@
 //! Messages survive the wire, their numbers differ, and nonsense is refused.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 

@@ -3,6 +3,13 @@
 //! `cargo run -p atoll-raft --example throughput -- [folder] [seconds]`: the folder (by default
 //! one in the system's folder for temporary files) should be on the disk that is asked about.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "what goes wrong ends the measurement"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,6 +80,10 @@ impl StateMachine for Counter {
     }
 }
 
+#[expect(
+    clippy::disallowed_methods,
+    reason = "processor time is none of the clocks that lifetimes and records go by"
+)]
 fn cpu() -> Duration {
     let mut usage = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `usage` is a valid timespec for the call to fill in.

@@ -28,6 +28,7 @@ fn nanos(duration: Duration) -> i64 {
 }
 
 impl Instant for BootInstant {
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
     fn now() -> Self {
         let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `now` is a valid timespec for the call to fill in.

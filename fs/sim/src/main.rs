@@ -37,6 +37,10 @@ struct Arguments {
 
 /// Runs one world in a process of its own, which is this one's copy: libraries count things in places that a process has once
 /// (tokio the seeds of its runtimes), and every world has to find them as they were.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the child of a fork must not run what its parent's main has still to do"
+)]
 fn fork(seed: u64, arguments: &Arguments, mutant: Option<&str>) -> libc::pid_t {
     // SAFETY: this process has one thread.
     let child = unsafe { libc::fork() };

@@ -1,5 +1,7 @@
 //! Simulated worlds for a few seconds
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::process::Command;
 
 fn run(arguments: &[&str]) -> String {

@@ -1,5 +1,7 @@
 //! The server as its peers see it: over connections, with a metadata service that the test plays.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,10 +7,17 @@ pub mod processes;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The program under test.
-pub const ATOLL_FS: &str = env!("CARGO_BIN_EXE_atoll-fs");
+/// The program under test: the one that is shipped if `ATOLL_PROGRAM` says where it is (`hack/test.sh` does), else the one that
+/// cargo has compiled for the tests.
+pub fn atoll_fs() -> &'static str {
+    static PROGRAM: OnceLock<String> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        std::env::var("ATOLL_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_atoll-fs").to_owned())
+    })
+}
 
 /// How long anything may take before a test gives up: a bound on hanging, nothing else.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,7 +69,7 @@ impl Cluster {
 
     /// `local up` with further flags.
     pub fn try_up(&self, flags: &[&str]) -> Output {
-        Command::new(ATOLL_FS)
+        Command::new(atoll_fs())
             .args(["local", "up"])
             .arg(&self.mountpoint)
             .arg("--data")
@@ -75,7 +82,7 @@ impl Cluster {
 
     /// `local down`.
     pub fn try_down(&self) -> Output {
-        Command::new(ATOLL_FS)
+        Command::new(atoll_fs())
             .args(["local", "down"])
             .arg(&self.mountpoint)
             .arg("--data")
@@ -120,7 +127,7 @@ impl Cluster {
 
     /// `local status -o json`
     pub fn status(&self) -> serde_json::Value {
-        let output = Command::new(ATOLL_FS)
+        let output = Command::new(atoll_fs())
             .args(["local", "status", "-o", "json"])
             .arg(&self.mountpoint)
             .arg("--data")

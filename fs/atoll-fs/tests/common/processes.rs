@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use nix::mount::MsFlags;
 
-use super::{ATOLL_FS, detach_all, kill_and_wait, require_fuse, wait_until};
+use super::{atoll_fs, detach_all, kill_and_wait, require_fuse, wait_until};
 
 /// One test at a time. A test's children inherit what the others have open until they exec, and to close a file
 /// of a mount waits for its servers: a server that is to be started could wait for itself.
@@ -178,7 +178,7 @@ impl Processes {
         let turn = TURN.lock();
         let folder = tempfile::Builder::new().prefix("atoll-processes-").tempdir().unwrap();
         let key = folder.path().join("key");
-        let output = Command::new(ATOLL_FS).arg("keygen").arg(&key).output().unwrap();
+        let output = Command::new(atoll_fs()).arg("keygen").arg(&key).output().unwrap();
         assert!(output.status.success());
         let mut addresses = free_addresses(metadata + storage).into_iter().map(|address| (None, address));
         Processes {
@@ -214,9 +214,9 @@ impl Processes {
     }
 
     fn program(&self) -> Command {
-        let Some(network) = &self.network else { return Command::new(ATOLL_FS) };
+        let Some(network) = &self.network else { return Command::new(atoll_fs()) };
         let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", network.display())).arg(ATOLL_FS);
+        command.arg(format!("--net={}", network.display())).arg(atoll_fs());
         command
     }
 
@@ -475,7 +475,7 @@ impl Drop for Processes {
             if entry.path().extension().is_some_and(|extension| extension == "pid")
                 && let Ok(pid) = fs::read_to_string(entry.path()).unwrap_or_default().trim().parse()
                 && fs::read(format!("/proc/{pid}/cmdline"))
-                    .is_ok_and(|line| line.starts_with(ATOLL_FS.as_bytes()))
+                    .is_ok_and(|line| line.starts_with(atoll_fs().as_bytes()))
             {
                 kill_and_wait(pid);
             }

@@ -9,7 +9,7 @@ use fuser::BackgroundSession;
 use nix::mount::{MntFlags, umount2};
 
 use super::disk::{Disk, DiskFs, FILE};
-use crate::common::{ATOLL_FS, alive, detach_all, kill_and_wait, require_fuse, run, text, wait_until};
+use crate::common::{alive, atoll_fs, detach_all, kill_and_wait, require_fuse, run, text, wait_until};
 
 /// Size of the disk: room for what a run writes, most of it a hole.
 const DISK_BYTES: u64 = 3 << 30;
@@ -125,7 +125,7 @@ impl Rig {
     /// Turns the machine on and starts the cluster.
     pub fn power_on(&mut self) -> Result<(), String> {
         self.machine.power_on();
-        let output = Command::new(ATOLL_FS)
+        let output = Command::new(atoll_fs())
             .args(["local", "up"])
             .arg(&self.mountpoint)
             .arg("--data")

@@ -15,6 +15,7 @@ const BACKWARDS_MAX: i64 = NANOS_PER_SECOND;
 
 /// Since boot, suspended time included: no step of the wall clock disturbs it.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the clock")]
 pub fn since_boot() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: fills the structure that it is given.
@@ -101,6 +102,7 @@ impl Clock {
 }
 
 impl Default for Clock {
+    #[expect(clippy::disallowed_methods, reason = "a first guess, until the leader has said its time")]
     fn default() -> Self {
         let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Clock::new(wall, since_boot())

@@ -9,14 +9,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use atoll_client::vfs::*;
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, Timestamp};
 use atoll_core::ids::{InodeId, ROOT};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{c_path, cvt};
@@ -65,12 +66,12 @@ impl Folder {
         if ino == ROOT {
             return Ok(self.root.clone());
         }
-        let known = self.paths.lock().unwrap().get(&ino.0).cloned();
+        let known = self.paths.lock().get(&ino.0).cloned();
         if let Some(path) = known.filter(|path| fs::symlink_metadata(path).is_ok_and(|m| m.ino() == ino.0)) {
             return Ok(path);
         }
         let found = find(&self.root, ino.0).ok_or(Errno(libc::ESTALE))?;
-        self.paths.lock().unwrap().insert(ino.0, found.clone());
+        self.paths.lock().insert(ino.0, found.clone());
         Ok(found)
     }
 
@@ -79,13 +80,13 @@ impl Folder {
     }
 
     fn file(&self, ino: u64) -> Result<Arc<File>> {
-        if let Some(file) = self.files.lock().unwrap().get(&ino) {
+        if let Some(file) = self.files.lock().get(&ino) {
             return Ok(Arc::clone(file));
         }
         let path = self.path(InodeId(ino))?;
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(errno)?;
         let file = Arc::new(file);
-        self.files.lock().unwrap().insert(ino, Arc::clone(&file));
+        self.files.lock().insert(ino, Arc::clone(&file));
         Ok(file)
     }
 
@@ -112,7 +113,7 @@ impl Folder {
 
     fn entry(&self, path: &Path) -> Result<Entry> {
         let metadata = fs::symlink_metadata(path).map_err(errno)?;
-        self.paths.lock().unwrap().insert(metadata.ino(), path.to_owned());
+        self.paths.lock().insert(metadata.ino(), path.to_owned());
         Ok(Entry {
             attributes: self.attributes(&metadata),
             generation: 1,
@@ -122,7 +123,7 @@ impl Folder {
     }
 
     fn reply(&self, ino: InodeId) -> Result<AttributeReply> {
-        let open = self.files.lock().unwrap().get(&ino.0).cloned();
+        let open = self.files.lock().get(&ino.0).cloned();
         let metadata = match open {
             Some(file) => file.metadata(),
             None => fs::symlink_metadata(self.path(ino)?),
@@ -271,7 +272,7 @@ impl Vfs for Folder {
         let file = options.open(&path).map_err(errno)?;
         own(caller, &path)?;
         let entry = self.entry(&path)?;
-        self.files.lock().unwrap().insert(entry.attributes.ino.0, Arc::new(file));
+        self.files.lock().insert(entry.attributes.ino.0, Arc::new(file));
         let opened = Folder::opened(entry.attributes.ino);
         Ok((entry, opened))
     }
@@ -282,7 +283,7 @@ impl Vfs for Folder {
         let file = options.open(self.path(parent)?).map_err(errno)?;
         let attributes = self.attributes(&file.metadata().map_err(errno)?);
         let ino = attributes.ino;
-        self.files.lock().unwrap().insert(ino.0, Arc::new(file));
+        self.files.lock().insert(ino.0, Arc::new(file));
         let entry = Entry { attributes, generation: 1, attribute_ttl: self.ttl, entry_ttl: self.ttl };
         Ok((entry, Folder::opened(ino)))
     }
@@ -463,7 +464,7 @@ impl Vfs for Folder {
     }
 
     async fn getlk(&self, _: &Caller, ino: InodeId, _: u64, owner: u64, lock: FileLock) -> Result<FileLock> {
-        let held = self.locks.lock().unwrap().get(&(ino.0, false)).copied();
+        let held = self.locks.lock().get(&(ino.0, false)).copied();
         let kind = match held.filter(|holder| *holder != owner) {
             Some(_) => LockKind::Write,
             None => LockKind::Unlock,
@@ -487,7 +488,7 @@ impl Vfs for Folder {
                 self.unlock(ino.0, flock, owner);
                 return Ok(());
             }
-            if *self.locks.lock().unwrap().entry((ino.0, flock)).or_insert(owner) == owner {
+            if *self.locks.lock().entry((ino.0, flock)).or_insert(owner) == owner {
                 return Ok(());
             }
             if !wait {
@@ -548,7 +549,7 @@ impl Vfs for Folder {
 
 impl Folder {
     fn unlock(&self, ino: u64, flock: bool, owner: u64) {
-        let mut locks = self.locks.lock().unwrap();
+        let mut locks = self.locks.lock();
         if locks.get(&(ino, flock)) == Some(&owner) {
             locks.remove(&(ino, flock));
             self.unlocked.notify_waiters();

@@ -1,5 +1,7 @@
 //! A whole metadata server, spoken to over its socket.
 
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod client;
 mod kill;
 mod sessions;

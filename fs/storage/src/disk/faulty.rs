@@ -168,6 +168,7 @@ impl FaultyDisk {
     ///
     /// # Panics
     /// If the file isn't there or has no such byte: the test is wrong.
+    #[expect(clippy::panic, reason = "only tests have this disk")]
     pub fn flip_bit(&self, path: &str, offset: u64, bit: u8) {
         let mut state = self.state.lock();
         let Some(Node::File(inode)) = state.names.get(path).copied() else { panic!("no file {path}") };

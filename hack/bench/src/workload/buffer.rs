@@ -24,6 +24,10 @@ impl Buffer {
     }
 
     /// `bytes` (not zero) of zeroes.
+    #[expect(
+        clippy::panic,
+        reason = "a size beyond half of the address space is a mistake in the plan of a run"
+    )]
     pub fn zeroed(bytes: usize) -> Self {
         assert!(bytes > 0, "a buffer needs a size");
         let layout =

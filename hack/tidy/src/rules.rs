@@ -1,0 +1,8 @@
+//! The rules, by subject. Each function takes a repository and returns one verdict for each of its rules.
+
+pub mod dependencies;
+pub mod manifests;
+pub mod promises;
+pub mod seams;
+pub mod size;
+pub mod unfinished;
