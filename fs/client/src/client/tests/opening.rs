@@ -66,6 +66,22 @@ async fn a_file_that_others_remove_while_it_is_made_stays_for_its_maker() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_gone_before_it_is_held_is_made_again() {
+    let cluster = cluster();
+    let fs = mount(&cluster);
+    fs.metadata().remove_made(1);
+    let open = create(&fs, "made").await;
+    write(&fs, open, 0, b"hello").await;
+    close(&fs, open).await;
+    assert_eq!(get(&fs, "made").await, b"hello");
+    // Not for ever.
+    fs.metadata().remove_made(u64::MAX);
+    let never = fs.create(&me(), ROOT, name("never"), 0o644, RDWR).await;
+    assert_eq!(errno(never.map(|_| ())), libc::ENOENT);
+    check(&cluster);
+}
+
+#[tokio::test]
 async fn who_has_a_file_open_hears_that_its_data_is_lost_with_it() {
     for synced in [true, false] {
         let cluster = cluster();
