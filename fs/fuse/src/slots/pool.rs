@@ -11,8 +11,9 @@ use super::layout::Shares;
 const RESIDENT_SLOTS: u32 = 128;
 /// Buffers that keep their pages (1 MiB each) when they are freed: one for each reader and a few for WRITEs.
 const RESIDENT_BUFFERS: u32 = 4;
-/// How long a reader waits for a request to give its buffer back, since the last one did: while requests are answered,
-/// readers that wait slow down who writes faster than the cluster takes it; when none is, they must read on.
+/// How long a reader waits for a request to give its buffer back, at most, and since the last one did before it came:
+/// while requests are answered, readers that wait slow down who writes faster than the cluster takes it. They must read on
+/// when none is, and also when others get each buffer that comes back.
 const KEEP_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Why a request keeps a buffer; each kind has its share ([`Shares`]).
@@ -129,6 +130,7 @@ impl Pool {
     /// The request that a reader has just read is to keep its buffer. False if its share has no room and none of it
     /// is given back in time. What the kernel writes back is waited for: its share is as large as what is sent.
     pub fn keep(&self, keep: Keep) -> bool {
+        let arrived = Instant::now();
         let mut state = self.state.lock();
         loop {
             let (kept, max) = state.share(keep);
@@ -143,7 +145,7 @@ impl Pool {
                 self.freed.wait(&mut state);
                 continue;
             }
-            let deadline = state.progress + KEEP_PATIENCE;
+            let deadline = reads_on_at(arrived, state.progress);
             if state.closed || Instant::now() >= deadline {
                 return false;
             }
@@ -211,6 +213,12 @@ impl Pool {
     }
 }
 
+/// When a reader stops waiting for a buffer, whose request arrived at this moment; `progress`: the last time when one was
+/// given back.
+fn reads_on_at(arrived: Instant, progress: Instant) -> Instant {
+    arrived.min(progress) + KEEP_PATIENCE
+}
+
 /// A set of numbers; a set bit is free.
 struct Bitmap {
     words: Vec<u64>,
@@ -263,6 +271,21 @@ impl Bitmap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_waits_for_a_buffer_no_longer_however_many_are_given_back_to_others() {
+        let arrived = Instant::now();
+        let at = |millis| arrived + Duration::from_millis(millis);
+        for millis in [0, 1, 99, 100, 5000] {
+            assert_eq!(reads_on_at(arrived, at(millis)), arrived + KEEP_PATIENCE);
+        }
+        let stalled = arrived - KEEP_PATIENCE;
+        assert_eq!(
+            reads_on_at(arrived, stalled),
+            arrived,
+            "who comes when nothing has moved for long reads on"
+        );
+    }
 
     #[test]
     fn a_bitmap_gives_the_lowest_number_and_never_one_twice() {
