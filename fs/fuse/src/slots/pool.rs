@@ -19,8 +19,12 @@ const KEEP_PATIENCE: Duration = Duration::from_millis(100);
 /// Why a request keeps a buffer; each kind has its share ([`Shares`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// An application waits for its answer.
+    /// An application waits for its WRITE.
     Waiting,
+    /// The same of a WRITE that appends.
+    Append,
+    /// An application waits for something else.
+    Other,
     /// The kernel writes pages back.
     WriteBack,
 }
@@ -49,6 +53,8 @@ impl State {
     fn share(&mut self, keep: Keep) -> (&mut u32, u32) {
         match keep {
             Keep::Waiting => (&mut self.kept.waiting, self.shares.waiting),
+            Keep::Append => (&mut self.kept.append, self.shares.append),
+            Keep::Other => (&mut self.kept.other, self.shares.other),
             Keep::WriteBack => (&mut self.kept.write_back, self.shares.write_back),
         }
     }
@@ -64,7 +70,7 @@ impl Pool {
                 buffers: Bitmap::all_free(layout.buffers),
                 populated: vec![false; layout.buffers as usize],
                 shares: layout.shares(readers),
-                kept: Shares { waiting: 0, write_back: 0 },
+                kept: Shares { waiting: 0, append: 0, other: 0, write_back: 0 },
                 progress: Instant::now(),
                 closed: false,
             }),
@@ -153,6 +159,12 @@ impl Pool {
         }
     }
 
+    /// The request of `len` bytes that keeps a buffer needs no more of it.
+    pub fn drop_rest(&self, memory: &RequestMemory, buffer: u32, len: usize) {
+        memory.drop_buffer_pages_behind(buffer, len);
+        self.state.lock().populated[buffer as usize] = false;
+    }
+
     /// A request gives the buffer back that it kept.
     pub fn give_back(&self, memory: &RequestMemory, buffer: u32, keep: Keep) {
         {
@@ -186,10 +198,10 @@ impl Pool {
         self.freed.notify_all();
     }
 
-    /// Whether at most half of what may be kept is, so that some may be lent beyond their request's reply.
-    pub fn may_lend(&self) -> bool {
+    /// Whether at most half of a share is kept, so that some may be lent beyond their request's reply.
+    pub fn may_lend(&self, keep: Keep) -> bool {
         let mut state = self.state.lock();
-        let (kept, max) = state.share(Keep::Waiting);
+        let (kept, max) = state.share(keep);
         *kept * 2 <= max
     }
 
