@@ -6,6 +6,10 @@
 //! below another parent gets another node id, which is a new directory to the kernel that nothing has to be moved for.
 //! The old one goes on meaning the same directory for who is in it, until the kernel forgets it.
 //!
+//! Who has a handle (`open_by_handle_at`, an NFS server) asks for "." of a node that the kernel has forgotten, which must be
+//! that very node again, and for ".." of it. What is found that way has no place: the kernel puts it where it finds it by its
+//! name then, and needs no locks for that.
+//!
 //! Everything else has its inode number as its node id: what isn't a directory may have many names.
 
 use std::collections::HashMap;
@@ -27,6 +31,8 @@ struct Place {
     name: Box<[u8]>,
     /// It is being renamed to this: it may be found there already.
     next: Option<(u64, Box<[u8]>)>,
+    /// The kernel has it without a place: it was found by its handle.
+    apart: bool,
     turn: u64,
     /// How often the kernel was told of the node.
     lookups: u64,
@@ -56,6 +62,10 @@ fn node(ino: InodeId, turn: u64) -> u64 {
     if turn == 0 { ino.0 } else { MOVED | turn << INODE_BITS | ino.0 }
 }
 
+fn turn(node: u64) -> u64 {
+    if node & MOVED == 0 { 0 } else { (node & !MOVED) >> INODE_BITS }
+}
+
 impl Table {
     fn put(&mut self, ino: InodeId, place: Place) {
         let key = (place.parent, place.name.clone());
@@ -72,8 +82,28 @@ impl Table {
     /// Where the kernel has it isn't known any more.
     fn lose(&mut self, ino: InodeId) {
         if let Some(place) = self.take(ino) {
-            self.places.insert(ino, Place { parent: NOWHERE, name: Box::default(), ..place });
+            self.places.insert(ino, Place { parent: NOWHERE, name: Box::default(), apart: false, ..place });
         }
+    }
+
+    /// The node with which the kernel is told of a directory that it wants to have whatever its place. `asked`: it has
+    /// forgotten this node, and wants that one.
+    fn apart(&mut self, ino: InodeId, asked: Option<u64>) -> u64 {
+        let known = self.places.get_mut(&ino);
+        let present = known.as_ref().map_or(0, |place| place.turn);
+        let turn = asked.map_or(present, turn);
+        match known {
+            Some(place) if turn != present && place.lookups > 0 => place.earlier += 1,
+            Some(place) if asked.is_none() && place.lookups > 0 => place.lookups += 1,
+            _ => {
+                let (lookups, earlier) = known.map_or((0, 0), |place| (place.lookups, place.earlier));
+                self.take(ino);
+                let (parent, name, next) = (NOWHERE, Box::default(), None);
+                let lookups = lookups + 1;
+                self.places.insert(ino, Place { parent, name, next, apart: true, turn, lookups, earlier });
+            }
+        }
+        node(ino, turn)
     }
 
     fn take(&mut self, ino: InodeId) -> Option<Place> {
@@ -89,14 +119,15 @@ impl Nodes {
     /// The node id with which the kernel is told of an inode that it asked for by a name.
     pub(super) fn found(&self, parent: u64, name: &[u8], attributes: &Attributes) -> u64 {
         let ino = attributes.ino;
-        if attributes.kind() != FileKind::Directory
-            || name == b"."
-            || name == b".."
-            || ino.0 >> INODE_BITS != 0
-        {
+        if attributes.kind() != FileKind::Directory || ino.0 >> INODE_BITS != 0 {
             return ino.0;
         }
         let mut table = self.0.lock();
+        match name {
+            b"." => return table.apart(ino, Some(parent)),
+            b".." => return table.apart(ino, None),
+            _ => {}
+        }
         let (turn, lookups, earlier) = match table.places.get_mut(&ino) {
             Some(place)
                 if place.next.as_ref().is_some_and(|(to, called)| *to == parent && **called == *name)
@@ -105,11 +136,13 @@ impl Nodes {
                 place.lookups += 1;
                 return node(ino, place.turn);
             }
-            Some(place) if place.parent == parent => (place.turn, place.lookups + 1, place.earlier),
+            Some(place) if place.parent == parent || place.apart => {
+                (place.turn, place.lookups + 1, place.earlier)
+            }
             Some(place) => ((place.turn + 1) % TURNS, 1, place.earlier + place.lookups),
             None => (0, 1, 0),
         };
-        table.put(ino, Place { parent, name: name.into(), next: None, turn, lookups, earlier });
+        table.put(ino, Place { parent, name: name.into(), next: None, apart: false, turn, lookups, earlier });
         node(ino, turn)
     }
 
@@ -167,7 +200,7 @@ impl Renaming<'_> {
         let other = leave(self.other).filter(|_| exchanged);
         for (arrives, (parent, name)) in [(moved, to), (other, from)] {
             if let Some((ino, place)) = arrives {
-                table.put(ino, Place { parent, name: name.into(), next: None, ..place });
+                table.put(ino, Place { parent, name: name.into(), next: None, apart: false, ..place });
             }
         }
     }
@@ -250,8 +283,53 @@ mod tests {
         let nodes = Nodes::default();
         for parent in 1..5 {
             assert_eq!(nodes.found(parent, b"f", &some(9, FileKind::File)), 9);
-            assert_eq!(nodes.found(parent, b"..", &folder(7)), 7);
+            assert_eq!(nodes.found(9, b".", &some(9, FileKind::File)), 9);
         }
+    }
+
+    #[test]
+    fn a_handle_leads_to_the_node_that_it_was_made_of() {
+        let nodes = Nodes::default();
+        nodes.found(1, b"d", &folder(7));
+        let moved = nodes.found(2, b"d", &folder(7));
+        nodes.forget(7, 1);
+        nodes.forget(moved, 1);
+        // Asked for by its handle, then by the name where it is: the kernel has no place for it yet.
+        assert_eq!(nodes.found(moved, b".", &folder(7)), moved);
+        assert_eq!(nodes.found(3, b"e", &folder(7)), moved);
+        assert_ne!(nodes.found(4, b"d", &folder(7)), moved, "now it has");
+        // Somebody is still in an earlier one.
+        let nodes = Nodes::default();
+        nodes.found(1, b"d", &folder(7));
+        let moved = nodes.found(2, b"d", &folder(7));
+        nodes.forget(moved, 1);
+        assert_eq!(nodes.found(moved, b".", &folder(7)), moved);
+        assert_eq!(nodes.found(2, b"d", &folder(7)), moved);
+        // A handle of an earlier one while the kernel has the present one in its place, which stays.
+        nodes.forget(7, 1);
+        assert_eq!(nodes.found(7, b".", &folder(7)), 7);
+        assert_eq!(nodes.found(2, b"d", &folder(7)), moved);
+        // All of these lookups are accounted for.
+        nodes.forget(7, 1);
+        nodes.forget(moved, 3);
+        assert_eq!(nodes.found(5, b"d", &folder(7)), 7);
+    }
+
+    #[test]
+    fn what_is_above_a_handle_is_the_node_that_the_kernel_has() {
+        let nodes = Nodes::default();
+        nodes.found(1, b"up", &folder(6));
+        let up = nodes.found(2, b"up", &folder(6));
+        let below = nodes.found(up, b"d", &folder(7));
+        nodes.forget(below, 1);
+        assert_eq!(nodes.found(below, b".", &folder(7)), below);
+        assert_eq!(nodes.found(below, b"..", &folder(6)), up);
+        assert_eq!(nodes.found(up, b"d", &folder(7)), below);
+        // It doesn't have it: what is found has no place until it is found by its name.
+        nodes.forget(6, 1);
+        nodes.forget(up, 2);
+        assert_eq!(nodes.found(below, b"..", &folder(6)), 6);
+        assert_eq!(nodes.found(2, b"up", &folder(6)), 6);
     }
 
     #[test]
