@@ -489,8 +489,7 @@ fn nothing_is_stale_while_paths_move_on_two_mounts() {
         wrong.extend(stale);
     }
     println!("{done} operations");
-    // The kernel itself says it when it meets locks that are taken twice in a row, for what it has found a place for just
-    // before: a few of a hundred thousand.
-    let few = wrong.len() as u64 * 2_000 <= done;
-    assert!(few, "{} of {done} are stale:\n{}", wrong.len(), wrong.join("\n"));
+    // Which of two directories the kernel has moved isn't known when another mount puts one in the place of the other at
+    // that moment; one of millions of operations meets that.
+    assert!(wrong.len() <= 1, "{} of {done} are stale:\n{}", wrong.len(), wrong.join("\n"));
 }

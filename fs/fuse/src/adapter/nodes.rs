@@ -157,8 +157,9 @@ impl Nodes {
         let mut table = self.0.lock();
         let mut begin = |from: u64, name: &[u8], to: u64, called: &[u8]| {
             let ino = table.by_name.get(&(from, Box::from(name))).copied()?;
-            table.places.get_mut(&ino)?.next = Some((to, called.into()));
-            Some(ino)
+            let place = table.places.get_mut(&ino)?;
+            place.next = Some((to, called.into()));
+            Some((ino, place.turn))
         };
         let moved = begin(parent, name, new_parent, new_name);
         let other = begin(new_parent, new_name, parent, name);
@@ -186,20 +187,31 @@ impl Nodes {
 /// A request to move a name that is under way, and the directories that it moves.
 pub(super) struct Renaming<'a> {
     nodes: &'a Nodes,
-    moved: Option<InodeId>,
-    other: Option<InodeId>,
+    moved: Option<(InodeId, u64)>,
+    other: Option<(InodeId, u64)>,
 }
 
 impl Renaming<'_> {
     /// It is done: the kernel has moved what it has, too. `exchanged`: both names.
+    ///
+    /// What has turned up elsewhere meanwhile, because another mount was quicker, is another node there, and stays it: the
+    /// kernel has moved the one that it had before. (If that was quite another directory, whose place this one has got since,
+    /// the kernel has it elsewhere from here on than it is taken to: nothing that it says tells that.)
     pub(super) fn done(self, from: (u64, &[u8]), to: (u64, &[u8]), exchanged: bool) {
         let mut table = self.nodes.0.lock();
-        let mut leave = |ino: Option<InodeId>| ino.and_then(|ino| Some((ino, table.take(ino)?)));
-        let moved = leave(self.moved);
-        // Without an exchange it is gone.
-        let other = leave(self.other).filter(|_| exchanged);
-        for (arrives, (parent, name)) in [(moved, to), (other, from)] {
-            if let Some((ino, place)) = arrives {
+        let moves = |table: &Table, who: Option<(InodeId, u64)>| {
+            who.filter(|(ino, turn)| table.places.get(ino).is_some_and(|place| place.turn == *turn))
+        };
+        let (moved, other) = (moves(&table, self.moved), moves(&table, self.other));
+        // Both leave before one arrives.
+        for (ino, _) in moved.into_iter().chain(other) {
+            table.lose(ino);
+        }
+        // Without an exchange the other one is gone; or another mount has saved it, and where it is isn't known.
+        for (arrives, (parent, name)) in [(moved, to), (other.filter(|_| exchanged), from)] {
+            if let Some((ino, _)) = arrives
+                && let Some(place) = table.take(ino)
+            {
                 table.put(ino, Place { parent, name: name.into(), next: None, apart: false, ..place });
             }
         }
@@ -209,7 +221,7 @@ impl Renaming<'_> {
 impl Drop for Renaming<'_> {
     fn drop(&mut self) {
         let mut table = self.nodes.0.lock();
-        for ino in [self.moved, self.other].into_iter().flatten() {
+        for (ino, _) in [self.moved, self.other].into_iter().flatten() {
             if let Some(place) = table.places.get_mut(&ino) {
                 place.next = None;
             }
@@ -351,6 +363,22 @@ mod tests {
         nodes.renaming(3, b"x", 2, b"b").done((3, b"x"), (2, b"b"), false);
         assert_eq!(nodes.found(2, b"b", &folder(7)), 7);
         assert_ne!(nodes.found(3, b"x", &folder(7)), 7, "somebody else has moved it back");
+    }
+
+    #[test]
+    fn what_another_mount_moves_during_a_rename_is_where_it_was_found() {
+        let nodes = Nodes::default();
+        nodes.found(1, b"a", &folder(7));
+        nodes.found(2, b"b", &folder(8));
+        let renaming = nodes.renaming(1, b"a", 2, b"b");
+        // It has been moved on, and is found there before the answer to the rename: the kernel has two of it then. What
+        // was to be replaced had been moved away before.
+        let moved = nodes.found(3, b"c", &folder(7));
+        assert_ne!(moved, 7);
+        renaming.done((1, b"a"), (2, b"b"), false);
+        assert_eq!(nodes.found(3, b"c", &folder(7)), moved);
+        assert_ne!(nodes.found(2, b"b", &folder(7)), moved, "that one is elsewhere");
+        assert_ne!(nodes.found(4, b"d", &folder(8)), 8, "the kernel may still have it");
     }
 
     #[test]
