@@ -7,7 +7,7 @@ mod model_support;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::thread::JoinHandleExt;
 use std::path::Path;
@@ -368,6 +368,61 @@ fn a_directory_that_another_mount_has_moved_can_be_moved_on() {
     }
 }
 
+/// A file's handle as an NFS server has it: how many bytes it has room for, its kind, and these bytes.
+type FileHandle = [u32; 2 + libc::MAX_HANDLE_SZ as usize / 4];
+
+fn handle_of(path: &Path) -> FileHandle {
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+    let mut handle = [0; _];
+    handle[0] = libc::MAX_HANDLE_SZ as u32;
+    let mut mount = 0;
+    // SAFETY: a C string, and room for what is returned that outlives the call.
+    let done = unsafe {
+        let place = handle.as_mut_ptr().cast::<libc::file_handle>();
+        libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), place, &raw mut mount, 0)
+    };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    handle
+}
+
+fn open_handle(mount: &File, mut handle: FileHandle) -> std::io::Result<File> {
+    let place = handle.as_mut_ptr().cast::<libc::file_handle>();
+    // SAFETY: an open descriptor, and a handle as the kernel made it that outlives the call.
+    let descriptor =
+        unsafe { libc::open_by_handle_at(mount.as_raw_fd(), place, libc::O_RDONLY | libc::O_DIRECTORY) };
+    match descriptor {
+        ..0 => Err(std::io::Error::last_os_error()),
+        // SAFETY: it is open, and this caller's alone.
+        0.. => Ok(unsafe { File::from_raw_fd(descriptor) }),
+    }
+}
+
+#[test]
+fn a_handle_of_a_directory_that_another_mount_has_moved_leads_to_it() {
+    let mut cluster = Processes::start(1, 1);
+    let (one, two) = (cluster.mount("one"), cluster.mount("two"));
+    fs::create_dir_all(one.join("a/d/below")).unwrap();
+    fs::create_dir_all(one.join("b")).unwrap();
+    let root = File::open(&two).unwrap();
+    let ino_of = |opened: std::io::Result<File>| opened.unwrap().metadata().unwrap().ino();
+    let below_ino = fs::metadata(two.join("a/d/below")).unwrap().ino();
+    // Somebody is in it where it was, so that it is another directory to the kernel where it is.
+    let within = File::open(two.join("a/d")).unwrap();
+    fs::rename(one.join("a/d"), one.join("b/d")).unwrap();
+    wait_until("the move is seen", || !two.join("a/d").exists());
+    assert_eq!(fs::metadata(two.join("b/d/below")).unwrap().ino(), below_ino);
+    let (moved, below) = (handle_of(&two.join("b/d")), handle_of(&two.join("b/d/below")));
+    assert_eq!(ino_of(open_handle(&root, below)), below_ino);
+    // What isn't where it was is forgotten, and found by the handle all the same.
+    fs::rename(one.join("b/d"), one.join("a/e")).unwrap();
+    wait_until("the move is seen", || !two.join("b/d").exists());
+    let opened = open_handle(&root, moved);
+    assert_eq!(ino_of(opened), fs::metadata(one.join("a/e")).unwrap().ino());
+    assert_eq!(ino_of(open_handle(&root, below)), below_ino);
+    assert_eq!(fs::metadata(two.join("a/e/below")).unwrap().ino(), below_ino);
+    drop(within);
+}
+
 /// Operations of all kinds on paths that move and vanish, on two mounts at once: what isn't where it was is missing.
 #[test]
 fn nothing_is_stale_while_paths_move_on_two_mounts() {
@@ -436,8 +491,7 @@ fn nothing_is_stale_while_paths_move_on_two_mounts() {
         wrong.extend(stale);
     }
     println!("{done} operations");
-    // The kernel itself says it when it meets locks that are taken twice in a row, for what it has found a place for just
-    // before: a few of a hundred thousand.
-    let few = wrong.len() as u64 * 2_000 <= done;
-    assert!(few, "{} of {done} are stale:\n{}", wrong.len(), wrong.join("\n"));
+    // Which of two directories the kernel has moved isn't known when another mount puts one in the place of the other at
+    // that moment; one of millions of operations meets that.
+    assert!(wrong.len() <= 1, "{} of {done} are stale:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -164,7 +164,6 @@ fn what_this_mount_does_shows_in_df_at_once_and_exactly() {
     let expect = |what: &str, more_bytes: u64, more_inodes: u64| {
         assert_eq!(in_use(mountpoint), (bytes + more_bytes, inodes + more_inodes), "{what}");
     };
-    let started = Instant::now();
     for round in 0..10 {
         expect("nothing is there", 0, 0);
         fs::write(cluster.path("a"), "hi\n").unwrap();
@@ -208,7 +207,6 @@ fn what_this_mount_does_shows_in_df_at_once_and_exactly() {
         fs::remove_file(cluster.path(&format!("many-{number}"))).unwrap();
     }
     expect("all gone", 0, 0);
-    println!("{:?}", started.elapsed());
 
     // Each server says what is stored on it, and what its disk has.
     fs::write(cluster.path("stored"), vec![1; 4 << 20]).unwrap();

@@ -14,13 +14,14 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use atoll_core::attributes::KillPriv;
 use atoll_core::ids::{InodeId, SessionId, SlotId};
 use crc_fast::{CrcAlgorithm, Digest};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use allocator::Allocator;
-use layout::{Layout, PAGE_BYTES, PAIR_BYTES, RECORD_BYTES, Record, State, UNIT_BYTES};
+use layout::{Layout, NOTED, PAGE_BYTES, PAIR_BYTES, RECORD_BYTES, Record, State, UNIT_BYTES};
 use memory::Memory;
 
 /// Bytes of buffered data when nothing else is said. What is beyond waits.
@@ -267,6 +268,7 @@ impl Arena {
                         order: record.c,
                         length: record.length as usize,
                         digest,
+                        kills: (record.kills & NOTED != 0).then(|| KillPriv::from_bits(record.kills as u8)),
                     });
                     continue;
                 }
@@ -389,6 +391,7 @@ impl Arena {
             offset,
             length: data.len(),
             digest,
+            kills: None,
         };
         block.put_record(State::Full);
         Ok(block)
@@ -460,6 +463,7 @@ pub struct DataBlock {
     order: u64,
     length: usize,
     digest: Digest,
+    kills: Option<KillPriv>,
 }
 
 impl DataBlock {
@@ -506,6 +510,20 @@ impl DataBlock {
         unsafe { self.arena.memory.slice(self.arena.layout.unit(self.run.start), self.length) }
     }
 
+    /// What the file loses when this is committed: all that it could, if that wasn't noted before its process died.
+    #[must_use]
+    pub fn kills(&self) -> KillPriv {
+        self.kills.unwrap_or(KillPriv::ALL)
+    }
+
+    /// Notes what the file loses (too) when this is committed.
+    pub fn note_kills(&mut self, kills: KillPriv) {
+        let all = self.kills.unwrap_or(KillPriv::NONE) | kills;
+        if self.kills.replace(all) != Some(all) {
+            self.put_record(State::Full);
+        }
+    }
+
     /// Adds what was written directly behind it, as much as there is room for; returns how much that is.
     /// The order number stays, so this is only for a block that no newer one of the file overlaps there.
     pub fn append(&mut self, data: &[u8]) -> usize {
@@ -537,6 +555,7 @@ impl DataBlock {
             length: self.length as u32,
             crc: self.digest.finalize() as u32,
             units: self.run.len() as u32,
+            kills: self.kills.map_or(0, |kills| NOTED | u32::from(kills.bits())),
             state,
         };
         self.arena.put_record(self.arena.layout.index(self.run.start), record);

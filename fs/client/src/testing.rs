@@ -439,6 +439,8 @@ pub struct LocalMetadata {
     returned: tokio::sync::Notify,
     mutations: AtomicU64,
     questions: AtomicU64,
+    /// Files that are removed and freed before they are held, see [`remove_made`](Self::remove_made).
+    removed_made: AtomicU64,
 }
 
 impl LocalMetadata {
@@ -456,6 +458,7 @@ impl LocalMetadata {
             returned: tokio::sync::Notify::new(),
             mutations: AtomicU64::new(0),
             questions: AtomicU64::new(0),
+            removed_made: AtomicU64::new(0),
             volume,
         };
         local.begin(None);
@@ -497,6 +500,12 @@ impl LocalMetadata {
     /// After `count` mutations all are answered with an error.
     pub fn refuse_mutations_after(&self, count: u64) {
         self.mutations_left.store(count, Ordering::SeqCst);
+    }
+
+    /// The next so many files that are made by a name to be opened are removed by somebody else, and freed, before they
+    /// count as open.
+    pub fn remove_made(&self, files: u64) {
+        self.removed_made.store(files, Ordering::Relaxed);
     }
 
     /// The session is lost and a new one begins.
@@ -554,6 +563,16 @@ impl Metadata for LocalMetadata {
 
     async fn make(&self, op: Op) -> Result<Made, ClientError> {
         self.reach().await;
+        let less_one = |files: u64| files.checked_sub(1);
+        if let Op::Create { parent, name, .. } = &op
+            && self.removed_made.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less_one).is_ok()
+        {
+            let removed = Op::Unlink { parent: *parent, name: name.clone(), directory: false };
+            self.execute(op, false).into_result()?;
+            self.execute(removed, false).into_result()?;
+            self.volume.lock().purge();
+            return Err(FsError::Stale.into());
+        }
         match self.execute(op, true).into_result()? {
             Outcome::Inode(attributes) => {
                 let (volume, session, ino) = (Arc::clone(&self.volume), self.session(), attributes.ino);

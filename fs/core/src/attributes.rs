@@ -192,6 +192,21 @@ impl KillPriv {
     /// `security.capability`.
     pub const CAPABILITY: KillPriv = KillPriv(4);
 
+    /// Everything.
+    pub const ALL: KillPriv = KillPriv(7);
+
+    /// The set as a number; see [`from_bits`](Self::from_bits).
+    #[must_use]
+    pub fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// The set of a number.
+    #[must_use]
+    pub fn from_bits(bits: u8) -> KillPriv {
+        KillPriv(bits & Self::ALL.0)
+    }
+
     /// Whether all of `other` go.
     #[must_use]
     pub fn contains(self, other: KillPriv) -> bool {

@@ -248,7 +248,7 @@ impl RequestMemory {
     ///
     /// # Safety
     /// As for [`make_contiguous`](Self::make_contiguous), which said that the buffer is needed; the message is a
-    /// [`Large::Write`].
+    /// [`Large::Write`] or a [`Large::Append`].
     pub(crate) unsafe fn shorten_write(&self, slot: u32, buffer: u32) -> usize {
         let len = PREFIX_BYTES + SHORT_WRITE_BYTES;
         let size_at = size_of::<InHeader>() + std::mem::offset_of!(WriteIn, size);
@@ -295,7 +295,7 @@ impl RequestMemory {
                 pool.take_this_slot(slot);
                 let (mut len, mut buffer) = (len, buffer.map(|buffer| (buffer, keep)));
                 // What the predecessor's readers held in their hands may be too much.
-                if let (Some((taken, _)), Some(Large::Write)) = (buffer, large)
+                if let (Some((taken, _)), Some(Large::Write | Large::Append)) = (buffer, large)
                     && pool.exceeds(keep)
                 {
                     // SAFETY: as above.
@@ -351,6 +351,16 @@ impl RequestMemory {
         self.punch(self.layout.slot_offset(slot), SLOT_BYTES);
     }
 
+    /// Gives those pages of a buffer back that the request of `len` bytes in it doesn't need.
+    pub(crate) fn drop_buffer_pages_behind(&self, buffer: u32, len: usize) {
+        let end = self.layout.prefix_offset(buffer) + len;
+        let (from, buffer_end) =
+            (end.next_multiple_of(PAGE_BYTES), self.layout.buffer_offset(buffer) + BUFFER_BYTES);
+        if from < buffer_end {
+            self.punch(from, buffer_end - from);
+        }
+    }
+
     /// Gives a buffer's pages back.
     pub(crate) fn drop_buffer_pages(&self, buffer: u32) {
         self.punch(self.layout.buffer_offset(buffer), BUFFER_BYTES);
@@ -377,6 +387,8 @@ impl RequestMemory {
 pub(crate) enum Large {
     /// An application's WRITE, which may be shortened.
     Write,
+    /// The same with `O_APPEND`, whose rest would be another append.
+    Append,
     /// A WRITE of the kernel's pages: it takes no answer for them but that all are written.
     WriteBack,
     /// BATCH_FORGET, which is done when it is read.
@@ -395,7 +407,7 @@ impl Large {
             (opcode::WRITE, Some(write))
                 if header.total_extlen == 0 && PREFIX_BYTES + write.size as usize == message.len() =>
             {
-                Large::Write
+                if write.flags & libc::O_APPEND as u32 != 0 { Large::Append } else { Large::Write }
             }
             (opcode::BATCH_FORGET, _) => Large::Forgets,
             _ => Large::Other,
@@ -405,8 +417,10 @@ impl Large {
     /// What it keeps its buffer as.
     pub fn keep(self) -> Keep {
         match self {
+            Large::Write => Keep::Waiting,
+            Large::Append => Keep::Append,
             Large::WriteBack => Keep::WriteBack,
-            Large::Write | Large::Forgets | Large::Other => Keep::Waiting,
+            Large::Forgets | Large::Other => Keep::Other,
         }
     }
 }

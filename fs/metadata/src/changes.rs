@@ -83,6 +83,20 @@ struct Queue {
     taken: BTreeSet<Vec<u8>>,
     /// Not all keys are in memory: those after this one are to be scanned for.
     scan_after: Option<Vec<u8>>,
+    /// Those from this one on are being scanned for: what is found is in `keys` only when the scan has ended.
+    scanning: Option<Vec<u8>>,
+}
+
+impl Queue {
+    /// Whether a scan may still bring something.
+    fn may_find_more(&self) -> bool {
+        self.scan_after.is_some() || self.scanning.is_some()
+    }
+
+    /// Whether a scan may still bring this key.
+    fn may_find(&self, key: &[u8]) -> bool {
+        [&self.scan_after, &self.scanning].into_iter().flatten().any(|after| after.as_slice() <= key)
+    }
 }
 
 /// The keys that wait, by kind of work. Collects nothing while this member doesn't lead.
@@ -158,12 +172,21 @@ impl Changes {
             let mut queues = self.queues.lock();
             let Some(queues) = queues.as_mut() else { return Ok(taken) };
             let queue = &mut queues[work as usize];
-            if queue.keys.is_empty() { queue.scan_after.take() } else { None }
+            if queue.keys.is_empty() && queue.scanning.is_none() {
+                queue.scanning = queue.scan_after.take();
+                queue.scanning.clone()
+            } else {
+                None
+            }
         };
         if let Some(start) = start
             && let Err(error) = self.scan(work, &start, from)
         {
-            self.look_again(work);
+            if let Some(queues) = self.queues.lock().as_mut() {
+                let queue = &mut queues[work as usize];
+                (queue.scan_after, queue.scanning) = (Some(work.range()), None);
+            }
+            self.wake.notify_waiters();
             return Err(error);
         }
         let mut queues = self.queues.lock();
@@ -196,6 +219,7 @@ impl Changes {
         let mut queues = self.queues.lock();
         if let Some(queues) = queues.as_mut() {
             let queue = &mut queues[work as usize];
+            queue.scanning = None;
             queue.keys.extend(found);
             // A note that found no room meanwhile wants a scan from the start, which covers this one's rest.
             if queue.scan_after.is_none() {
@@ -218,7 +242,7 @@ impl Changes {
     pub fn has(&self, work: Work) -> bool {
         self.queues.lock().as_ref().is_some_and(|queues| {
             let queue = &queues[work as usize];
-            !queue.keys.is_empty() || queue.scan_after.is_some()
+            !queue.keys.is_empty() || queue.may_find_more()
         })
     }
 
@@ -227,7 +251,7 @@ impl Changes {
     pub fn is_pending(&self, work: Work) -> bool {
         self.queues.lock().as_ref().is_some_and(|queues| {
             let queue = &queues[work as usize];
-            !queue.keys.is_empty() || !queue.taken.is_empty() || queue.scan_after.is_some()
+            !queue.keys.is_empty() || !queue.taken.is_empty() || queue.may_find_more()
         })
     }
 
@@ -236,8 +260,7 @@ impl Changes {
     pub fn knows(&self, work: Work, key: &[u8]) -> bool {
         self.queues.lock().as_ref().is_some_and(|queues| {
             let queue = &queues[work as usize];
-            let is_scanned_for = queue.scan_after.as_ref().is_some_and(|after| after.as_slice() <= key);
-            is_scanned_for || queue.keys.contains(key) || queue.taken.contains(key)
+            queue.may_find(key) || queue.keys.contains(key) || queue.taken.contains(key)
         })
     }
 
@@ -405,6 +428,44 @@ mod tests {
         assert!(!changes.has(Work::Orphans), "a follower collects nothing");
         changes.begin();
         assert!(changes.has(Work::Orphans));
+    }
+
+    /// A store in which somebody asks for the work while it is scanned.
+    struct Watched<'a> {
+        store: MemStore,
+        changes: &'a Changes,
+    }
+
+    impl Read for Watched<'_> {
+        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.store.get(family, key)
+        }
+
+        fn scan(
+            &self,
+            family: Family,
+            start: &[u8],
+            end: &[u8],
+            visit: &mut atoll_core::store::Visit<'_>,
+        ) -> Result<(), StoreError> {
+            assert!(self.changes.has(Work::Orphans));
+            assert!(self.changes.is_pending(Work::Orphans));
+            assert!(self.changes.knows(Work::Orphans, &key(1)));
+            self.store.scan(family, start, end, visit)
+        }
+    }
+
+    #[test]
+    fn what_is_being_scanned_for_is_pending() {
+        let mut store = MemStore::default();
+        store.write([orphan(1)]);
+        let changes = Arc::new(Changes::default());
+        changes.begin();
+        let store = Watched { store, changes: &changes };
+        let found = changes.take(Work::Orphans, 10, &store).unwrap();
+        assert_eq!(found.done(), [key(1)]);
+        assert!(!changes.has(Work::Orphans) && !changes.is_pending(Work::Orphans));
+        assert!(!changes.knows(Work::Orphans, &key(1)));
     }
 
     /// A store that fails once.

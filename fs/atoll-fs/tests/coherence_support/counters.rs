@@ -6,9 +6,11 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::{Random, open, run_all};
 
@@ -58,7 +60,7 @@ fn count(
             let digits = format!("{:0DIGITS$}", before + 1);
             file.write_all_at(digits.as_bytes(), number * DIGITS as u64).expect("a write");
             let after = value(&file, number)?;
-            let other = counts.lock().expect("nobody panics with it").insert((number, before), who.clone());
+            let other = counts.lock().insert((number, before), who.clone());
             set_lock(&file, number, libc::F_UNLCK);
             done[number as usize].fetch_max(after, Ordering::SeqCst);
             if after != before + 1 {
@@ -108,7 +110,7 @@ pub fn run(mounts: &[PathBuf], seed: u64, time: Duration) {
         jobs.push(look(path(mount), Arc::clone(&done), until, seed ^ (jobs.len() as u64 + 1) << 32));
     }
     run_all(jobs, seed);
-    let counts = counts.lock().expect("nobody panics with it");
+    let counts = counts.lock();
     for number in 0..NUMBERS {
         let counted = counts.range((number, 0)..(number + 1, 0)).count() as u64;
         assert!(counted > 0, "nobody has counted on number {number}");

@@ -30,6 +30,9 @@ pub const RECORD_BYTES: usize = 64;
 /// Bytes of a pair of them.
 pub const PAIR_BYTES: usize = 2 * RECORD_BYTES;
 
+/// In a record's `kills`: it was noted. Programs that didn't left 0 there.
+pub const NOTED: u32 = 1 << 8;
+
 /// The sizes of an arena, from which all places follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -136,6 +139,8 @@ pub struct Record {
     pub crc: u32,
     /// Data: units of the run.
     pub units: u32,
+    /// Data: what the file loses when it is committed, as a number with [`NOTED`] in it; 0 if nobody has noted it.
+    pub kills: u32,
     /// Whether there is anything.
     pub state: State,
 }
@@ -152,7 +157,7 @@ impl Record {
             State::Free => 1,
             State::Full => 2,
         };
-        for (at, number) in [self.length, self.crc, self.units, state].iter().enumerate() {
+        for (at, number) in [self.length, self.crc, self.units, state, self.kills].iter().enumerate() {
             bytes[32 + at * 4..36 + at * 4].copy_from_slice(&number.to_le_bytes());
         }
         let crc = crc(&bytes[..60]);
@@ -179,6 +184,7 @@ impl Record {
                 2 => State::Full,
                 _ => return None,
             },
+            kills: u32_at(bytes, 48),
         })
     }
 
@@ -243,7 +249,17 @@ mod tests {
 
     #[test]
     fn a_torn_record_leaves_the_one_before() {
-        let old = Record { version: 4, a: 1, b: 2, c: 3, length: 5, crc: 6, units: 7, state: State::Full };
+        let old = Record {
+            version: 4,
+            a: 1,
+            b: 2,
+            c: 3,
+            length: 5,
+            crc: 6,
+            units: 7,
+            kills: 8,
+            state: State::Full,
+        };
         let new = Record { version: 5, state: State::Free, ..old };
         for torn in 0..=RECORD_BYTES {
             let mut pair = [0u8; PAIR_BYTES];

@@ -168,6 +168,9 @@ impl<M: Metadata> Client<M> {
                         opened => return opened,
                     }
                 }
+                // Another mount has removed it, and it was freed before this one was among its holders. (Or its folder
+                // is gone, which the last attempt says as well.)
+                Err(ClientError::Fs(FsError::Stale)) if attempts < CREATE_ATTEMPTS_MAX => attempts += 1,
                 Err(error) => return Err(error.into()),
             }
         };

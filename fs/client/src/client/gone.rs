@@ -4,7 +4,8 @@
 //! that, `ESTALE`, belongs to who came by a file's handle some other way than by its name (an NFS server, for which the
 //! kernel makes it of `ENOENT`). It is sent for one purpose only: the kernel walks a path once more when it gets it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
@@ -12,8 +13,11 @@ use parking_lot::Mutex;
 
 use crate::vfs::{Errno, Result};
 
-/// Callers that are remembered to look again.
+/// Callers that are remembered to look again; beyond, who was told first is forgotten first.
 const LOOKING_MAX: usize = 256;
+/// How long they are remembered. The kernel looks again at once, and mostly doesn't come here then: it finds the name.
+/// Who comes later does so for something else.
+const LOOKING: Duration = Duration::from_secs(1);
 
 /// What a request is about, to the application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,24 +50,31 @@ pub fn told<T>(result: Result<T>, target: Target, is_open: impl FnOnce(InodeId) 
     }
 }
 
-/// Who was told to look again. The kernel does so once; a second `ESTALE` would reach the application.
+/// Who was told to look again, and when. The kernel does so once; a second `ESTALE` would reach the application.
 #[derive(Default)]
-pub struct LookAgain(Mutex<HashSet<(u32, InodeId, Bytes)>>);
+pub struct LookAgain(Mutex<HashMap<(u32, InodeId, Bytes), Instant>>);
 
 impl LookAgain {
     /// What a thread is told that wants to make a file whose name somebody else has given to something that the kernel has
     /// to open (a link, a fifo): to look again. If it is there for the second time in a row, somebody removes and makes the
     /// name again and again, and it was absent in between.
     pub fn answer(&self, thread: u32, parent: InodeId, name: Bytes) -> Errno {
+        self.answer_at(Instant::now(), (thread, parent, name))
+    }
+
+    fn answer_at(&self, now: Instant, who: (u32, InodeId, Bytes)) -> Errno {
         let mut looking = self.0.lock();
-        let who = (thread, parent, name);
-        if looking.remove(&who) {
+        looking.retain(|_, told| now.saturating_duration_since(*told) < LOOKING);
+        if looking.remove(&who).is_some() {
             return Errno(libc::ENOENT);
         }
         if looking.len() >= LOOKING_MAX {
-            looking.clear();
+            let first = looking.iter().min_by_key(|(_, told)| **told).map(|(who, _)| who.clone());
+            if let Some(first) = first {
+                looking.remove(&first);
+            }
         }
-        looking.insert(who);
+        looking.insert(who, now);
         Errno(libc::ESTALE)
     }
 }
@@ -104,5 +115,29 @@ mod tests {
         assert_eq!(ask(1, b"b"), libc::ESTALE);
         assert_eq!(ask(1, b"a"), libc::ENOENT);
         assert_eq!(ask(1, b"a"), libc::ESTALE);
+    }
+
+    #[test]
+    fn who_has_found_the_name_is_told_to_look_again_the_next_time() {
+        let looking = LookAgain::default();
+        let began = Instant::now();
+        let ask =
+            |thread, at| looking.answer_at(began + at, (thread, InodeId(1), Bytes::from_static(b"a"))).0;
+        assert_eq!(ask(1, Duration::ZERO), libc::ESTALE);
+        assert_eq!(ask(1, LOOKING), libc::ESTALE);
+        assert_eq!(ask(1, LOOKING), libc::ENOENT);
+    }
+
+    #[test]
+    fn whoever_is_told_last_is_remembered_however_many_are() {
+        let looking = LookAgain::default();
+        let began = Instant::now();
+        let ask = |thread: usize| {
+            let who = (thread as u32, InodeId(1), Bytes::from_static(b"a"));
+            looking.answer_at(began + Duration::from_micros(thread as u64), who).0
+        };
+        assert!((0..=LOOKING_MAX).all(|thread| ask(thread) == libc::ESTALE));
+        assert_eq!(ask(LOOKING_MAX - 1), libc::ENOENT);
+        assert_eq!(looking.0.lock().len(), LOOKING_MAX - 1);
     }
 }

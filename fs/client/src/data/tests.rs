@@ -400,6 +400,42 @@ async fn a_successor_commits_what_a_dead_process_had_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_successor_commits_takes_away_what_the_write_did() {
+    const SETID: u32 = 0o6755;
+    let cluster = cluster();
+    let stranger = KillPriv::SETID | KillPriv::CAPABILITY;
+    let files = ["by root", "by a stranger", "by both"].map(|name| cluster.metadata.create(name).ino);
+    let mode = |ino| cluster.metadata.attributes(ino).mode & 0o7777;
+    for (ino, writes) in files.into_iter().zip([
+        &[KillPriv::CAPABILITY][..],
+        &[stranger],
+        // The second one goes on where the first one ended, in the same block.
+        &[KillPriv::NONE, stranger],
+    ]) {
+        let changes = AttributeChanges { mode: Some(SETID), ..AttributeChanges::default() };
+        cluster.metadata.mutate(Op::SetAttributes { ino, changes }).await.unwrap();
+        for (at, kill_priv) in writes.iter().enumerate() {
+            let (known, data) = (cluster.attributes(ino), Bytes::from_static(b"x"));
+            cluster.data.write(ino, at as u64, data, &known, *kill_priv).await.unwrap();
+        }
+        assert_eq!(mode(ino), SETID, "nothing is committed yet");
+    }
+    // One that was written by a program that didn't note what is lost.
+    let unknown = cluster.metadata.create("unknown").ino;
+    let changes = AttributeChanges { mode: Some(SETID), ..AttributeChanges::default() };
+    cluster.metadata.mutate(Op::SetAttributes { ino: unknown, changes }).await.unwrap();
+    let block = cluster.arena.store(unknown, 0, b"x").unwrap();
+    let adopted = Arena::adopt(cluster.arena.fd().try_clone_to_owned().unwrap()).unwrap();
+    assert_eq!((adopted.data.len(), adopted.damaged), (4, 0));
+    let successor = client(&cluster.metadata, &adopted.arena);
+    successor.adopt(adopted.data).await.unwrap();
+    successor.flush_all().await.unwrap();
+    assert_eq!(files.map(mode), [SETID, 0o755, 0o755]);
+    assert_eq!(mode(unknown), 0o755);
+    std::mem::forget((cluster.data, block));
+}
+
+#[tokio::test(start_paused = true)]
 async fn appends_of_two_clients_don_t_overwrite_each_other() {
     let cluster = cluster();
     let ino = cluster.metadata.create("log").ino;

@@ -427,7 +427,8 @@ impl<M: Metadata> Shared<M> {
             let file = self.file(block.ino());
             let length = block.len() as u64;
             let claim = self.claim(&file, length).await?;
-            file.inner.lock().dirty.insert(block, Instant::now(), self.metadata.now(), KillPriv::NONE);
+            let kill_priv = block.kills();
+            file.inner.lock().dirty.insert(block, Instant::now(), self.metadata.now(), kill_priv);
             drop(claim);
             self.table.mark_dirty(&file);
         }

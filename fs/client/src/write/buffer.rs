@@ -266,6 +266,8 @@ impl DirtyFile {
         }
         let whole = range.skip + range.length == range.block.len();
         let Some(block) = Arc::get_mut(&mut range.block).filter(|_| whole) else { return 0 };
+        // Before the bytes are there: whoever adopts them has to know.
+        block.note_kills(kill_priv);
         let taken = block.append(&data[..limit]);
         range.length += taken;
         self.bytes += taken as u64;
@@ -293,7 +295,8 @@ impl DirtyFile {
     }
 
     /// Takes a write in. The block lies within one segment of the file.
-    pub fn insert(&mut self, block: DataBlock, now: Instant, mtime: Timestamp, kill_priv: KillPriv) {
+    pub fn insert(&mut self, mut block: DataBlock, now: Instant, mtime: Timestamp, kill_priv: KillPriv) {
+        block.note_kills(kill_priv);
         let (offset, length) = (block.offset(), block.len());
         let replaced = self.remove(offset, offset + length as u64);
         self.last_sequence += 1;

@@ -6,6 +6,10 @@
 //! below another parent gets another node id, which is a new directory to the kernel that nothing has to be moved for.
 //! The old one goes on meaning the same directory for who is in it, until the kernel forgets it.
 //!
+//! Who has a handle (`open_by_handle_at`, an NFS server) asks for "." of a node that the kernel has forgotten, which must be
+//! that very node again, and for ".." of it. What is found that way has no place: the kernel puts it where it finds it by its
+//! name then, and needs no locks for that.
+//!
 //! Everything else has its inode number as its node id: what isn't a directory may have many names.
 
 use std::collections::HashMap;
@@ -27,6 +31,8 @@ struct Place {
     name: Box<[u8]>,
     /// It is being renamed to this: it may be found there already.
     next: Option<(u64, Box<[u8]>)>,
+    /// The kernel has it without a place: it was found by its handle.
+    apart: bool,
     turn: u64,
     /// How often the kernel was told of the node.
     lookups: u64,
@@ -56,6 +62,10 @@ fn node(ino: InodeId, turn: u64) -> u64 {
     if turn == 0 { ino.0 } else { MOVED | turn << INODE_BITS | ino.0 }
 }
 
+fn turn(node: u64) -> u64 {
+    if node & MOVED == 0 { 0 } else { (node & !MOVED) >> INODE_BITS }
+}
+
 impl Table {
     fn put(&mut self, ino: InodeId, place: Place) {
         let key = (place.parent, place.name.clone());
@@ -72,8 +82,28 @@ impl Table {
     /// Where the kernel has it isn't known any more.
     fn lose(&mut self, ino: InodeId) {
         if let Some(place) = self.take(ino) {
-            self.places.insert(ino, Place { parent: NOWHERE, name: Box::default(), ..place });
+            self.places.insert(ino, Place { parent: NOWHERE, name: Box::default(), apart: false, ..place });
         }
+    }
+
+    /// The node with which the kernel is told of a directory that it wants to have whatever its place. `asked`: it has
+    /// forgotten this node, and wants that one.
+    fn apart(&mut self, ino: InodeId, asked: Option<u64>) -> u64 {
+        let known = self.places.get_mut(&ino);
+        let present = known.as_ref().map_or(0, |place| place.turn);
+        let turn = asked.map_or(present, turn);
+        match known {
+            Some(place) if turn != present && place.lookups > 0 => place.earlier += 1,
+            Some(place) if asked.is_none() && place.lookups > 0 => place.lookups += 1,
+            _ => {
+                let (lookups, earlier) = known.map_or((0, 0), |place| (place.lookups, place.earlier));
+                self.take(ino);
+                let (parent, name, next) = (NOWHERE, Box::default(), None);
+                let lookups = lookups + 1;
+                self.places.insert(ino, Place { parent, name, next, apart: true, turn, lookups, earlier });
+            }
+        }
+        node(ino, turn)
     }
 
     fn take(&mut self, ino: InodeId) -> Option<Place> {
@@ -89,14 +119,15 @@ impl Nodes {
     /// The node id with which the kernel is told of an inode that it asked for by a name.
     pub(super) fn found(&self, parent: u64, name: &[u8], attributes: &Attributes) -> u64 {
         let ino = attributes.ino;
-        if attributes.kind() != FileKind::Directory
-            || name == b"."
-            || name == b".."
-            || ino.0 >> INODE_BITS != 0
-        {
+        if attributes.kind() != FileKind::Directory || ino.0 >> INODE_BITS != 0 {
             return ino.0;
         }
         let mut table = self.0.lock();
+        match name {
+            b"." => return table.apart(ino, Some(parent)),
+            b".." => return table.apart(ino, None),
+            _ => {}
+        }
         let (turn, lookups, earlier) = match table.places.get_mut(&ino) {
             Some(place)
                 if place.next.as_ref().is_some_and(|(to, called)| *to == parent && **called == *name)
@@ -105,11 +136,13 @@ impl Nodes {
                 place.lookups += 1;
                 return node(ino, place.turn);
             }
-            Some(place) if place.parent == parent => (place.turn, place.lookups + 1, place.earlier),
+            Some(place) if place.parent == parent || place.apart => {
+                (place.turn, place.lookups + 1, place.earlier)
+            }
             Some(place) => ((place.turn + 1) % TURNS, 1, place.earlier + place.lookups),
             None => (0, 1, 0),
         };
-        table.put(ino, Place { parent, name: name.into(), next: None, turn, lookups, earlier });
+        table.put(ino, Place { parent, name: name.into(), next: None, apart: false, turn, lookups, earlier });
         node(ino, turn)
     }
 
@@ -124,8 +157,9 @@ impl Nodes {
         let mut table = self.0.lock();
         let mut begin = |from: u64, name: &[u8], to: u64, called: &[u8]| {
             let ino = table.by_name.get(&(from, Box::from(name))).copied()?;
-            table.places.get_mut(&ino)?.next = Some((to, called.into()));
-            Some(ino)
+            let place = table.places.get_mut(&ino)?;
+            place.next = Some((to, called.into()));
+            Some((ino, place.turn))
         };
         let moved = begin(parent, name, new_parent, new_name);
         let other = begin(new_parent, new_name, parent, name);
@@ -153,21 +187,32 @@ impl Nodes {
 /// A request to move a name that is under way, and the directories that it moves.
 pub(super) struct Renaming<'a> {
     nodes: &'a Nodes,
-    moved: Option<InodeId>,
-    other: Option<InodeId>,
+    moved: Option<(InodeId, u64)>,
+    other: Option<(InodeId, u64)>,
 }
 
 impl Renaming<'_> {
     /// It is done: the kernel has moved what it has, too. `exchanged`: both names.
+    ///
+    /// What has turned up elsewhere meanwhile, because another mount was quicker, is another node there, and stays it: the
+    /// kernel has moved the one that it had before. (If that was quite another directory, whose place this one has got since,
+    /// the kernel has it elsewhere from here on than it is taken to: nothing that it says tells that.)
     pub(super) fn done(self, from: (u64, &[u8]), to: (u64, &[u8]), exchanged: bool) {
         let mut table = self.nodes.0.lock();
-        let mut leave = |ino: Option<InodeId>| ino.and_then(|ino| Some((ino, table.take(ino)?)));
-        let moved = leave(self.moved);
-        // Without an exchange it is gone.
-        let other = leave(self.other).filter(|_| exchanged);
-        for (arrives, (parent, name)) in [(moved, to), (other, from)] {
-            if let Some((ino, place)) = arrives {
-                table.put(ino, Place { parent, name: name.into(), next: None, ..place });
+        let moves = |table: &Table, who: Option<(InodeId, u64)>| {
+            who.filter(|(ino, turn)| table.places.get(ino).is_some_and(|place| place.turn == *turn))
+        };
+        let (moved, other) = (moves(&table, self.moved), moves(&table, self.other));
+        // Both leave before one arrives.
+        for (ino, _) in moved.into_iter().chain(other) {
+            table.lose(ino);
+        }
+        // Without an exchange the other one is gone; or another mount has saved it, and where it is isn't known.
+        for (arrives, (parent, name)) in [(moved, to), (other.filter(|_| exchanged), from)] {
+            if let Some((ino, _)) = arrives
+                && let Some(place) = table.take(ino)
+            {
+                table.put(ino, Place { parent, name: name.into(), next: None, apart: false, ..place });
             }
         }
     }
@@ -176,7 +221,7 @@ impl Renaming<'_> {
 impl Drop for Renaming<'_> {
     fn drop(&mut self) {
         let mut table = self.nodes.0.lock();
-        for ino in [self.moved, self.other].into_iter().flatten() {
+        for (ino, _) in [self.moved, self.other].into_iter().flatten() {
             if let Some(place) = table.places.get_mut(&ino) {
                 place.next = None;
             }
@@ -250,8 +295,53 @@ mod tests {
         let nodes = Nodes::default();
         for parent in 1..5 {
             assert_eq!(nodes.found(parent, b"f", &some(9, FileKind::File)), 9);
-            assert_eq!(nodes.found(parent, b"..", &folder(7)), 7);
+            assert_eq!(nodes.found(9, b".", &some(9, FileKind::File)), 9);
         }
+    }
+
+    #[test]
+    fn a_handle_leads_to_the_node_that_it_was_made_of() {
+        let nodes = Nodes::default();
+        nodes.found(1, b"d", &folder(7));
+        let moved = nodes.found(2, b"d", &folder(7));
+        nodes.forget(7, 1);
+        nodes.forget(moved, 1);
+        // Asked for by its handle, then by the name where it is: the kernel has no place for it yet.
+        assert_eq!(nodes.found(moved, b".", &folder(7)), moved);
+        assert_eq!(nodes.found(3, b"e", &folder(7)), moved);
+        assert_ne!(nodes.found(4, b"d", &folder(7)), moved, "now it has");
+        // Somebody is still in an earlier one.
+        let nodes = Nodes::default();
+        nodes.found(1, b"d", &folder(7));
+        let moved = nodes.found(2, b"d", &folder(7));
+        nodes.forget(moved, 1);
+        assert_eq!(nodes.found(moved, b".", &folder(7)), moved);
+        assert_eq!(nodes.found(2, b"d", &folder(7)), moved);
+        // A handle of an earlier one while the kernel has the present one in its place, which stays.
+        nodes.forget(7, 1);
+        assert_eq!(nodes.found(7, b".", &folder(7)), 7);
+        assert_eq!(nodes.found(2, b"d", &folder(7)), moved);
+        // All of these lookups are accounted for.
+        nodes.forget(7, 1);
+        nodes.forget(moved, 3);
+        assert_eq!(nodes.found(5, b"d", &folder(7)), 7);
+    }
+
+    #[test]
+    fn what_is_above_a_handle_is_the_node_that_the_kernel_has() {
+        let nodes = Nodes::default();
+        nodes.found(1, b"up", &folder(6));
+        let up = nodes.found(2, b"up", &folder(6));
+        let below = nodes.found(up, b"d", &folder(7));
+        nodes.forget(below, 1);
+        assert_eq!(nodes.found(below, b".", &folder(7)), below);
+        assert_eq!(nodes.found(below, b"..", &folder(6)), up);
+        assert_eq!(nodes.found(up, b"d", &folder(7)), below);
+        // It doesn't have it: what is found has no place until it is found by its name.
+        nodes.forget(6, 1);
+        nodes.forget(up, 2);
+        assert_eq!(nodes.found(below, b"..", &folder(6)), 6);
+        assert_eq!(nodes.found(2, b"up", &folder(6)), 6);
     }
 
     #[test]
@@ -273,6 +363,22 @@ mod tests {
         nodes.renaming(3, b"x", 2, b"b").done((3, b"x"), (2, b"b"), false);
         assert_eq!(nodes.found(2, b"b", &folder(7)), 7);
         assert_ne!(nodes.found(3, b"x", &folder(7)), 7, "somebody else has moved it back");
+    }
+
+    #[test]
+    fn what_another_mount_moves_during_a_rename_is_where_it_was_found() {
+        let nodes = Nodes::default();
+        nodes.found(1, b"a", &folder(7));
+        nodes.found(2, b"b", &folder(8));
+        let renaming = nodes.renaming(1, b"a", 2, b"b");
+        // It has been moved on, and is found there before the answer to the rename: the kernel has two of it then. What
+        // was to be replaced had been moved away before.
+        let moved = nodes.found(3, b"c", &folder(7));
+        assert_ne!(moved, 7);
+        renaming.done((1, b"a"), (2, b"b"), false);
+        assert_eq!(nodes.found(3, b"c", &folder(7)), moved);
+        assert_ne!(nodes.found(2, b"b", &folder(7)), moved, "that one is elsewhere");
+        assert_ne!(nodes.found(4, b"d", &folder(8)), 8, "the kernel may still have it");
     }
 
     #[test]

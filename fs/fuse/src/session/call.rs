@@ -75,7 +75,7 @@ impl Call {
     /// enough of the request memory is free; who keeps it keeps a buffer from being used again.
     pub fn lend(&self, data: &[u8]) -> Bytes {
         match &self.buffer {
-            Some(hold) if data.len() >= LEND_BYTES_MIN && self.core.pool.may_lend() => {
+            Some(hold) if data.len() >= LEND_BYTES_MIN && self.core.pool.may_lend(hold.keep) => {
                 let owner = Lent { _hold: Arc::clone(hold), start: data.as_ptr(), len: data.len() };
                 let place = self.core.memory.payload_ptr(hold.buffer) as usize;
                 let end = place + crate::slots::layout::PAYLOAD_BYTES_MAX;

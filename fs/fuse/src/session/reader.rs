@@ -137,11 +137,14 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         }
         let keep = large.keep();
         if core.pool.keep(keep) {
+            if large == Large::Other {
+                core.pool.drop_rest(&core.memory, buffer, len);
+            }
             return Some((len, Some(Arc::new(BufferHold { core: Arc::clone(core), buffer, keep }))));
         }
         match large {
-            Large::Write => {
-                tracing::debug!(len, "too many WRITEs wait: this one is shortened");
+            Large::Write | Large::Append => {
+                tracing::debug!(len, ?large, "too many WRITEs wait: this one is shortened");
                 // SAFETY: this thread holds slot and buffer, the message is such a WRITE, and no slice of it is used
                 // from here on.
                 Some((unsafe { core.memory.shorten_write(slot, buffer) }, None))

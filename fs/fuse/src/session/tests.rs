@@ -15,7 +15,7 @@ use crate::slots::Layout;
 
 const LAYOUT: Layout = Layout { slots: 8, buffers: 4 };
 
-/// The inode whose WRITEs wait until they are told, or interrupted.
+/// The inode whose WRITEs wait until they are told, or interrupted, and its attributes until they are told.
 const STUCK: u64 = 99;
 
 /// Answers STATFS at once, GETATTR never (until it is interrupted: EINTR), WRITE after a hop, SETLKW when told.
@@ -59,6 +59,9 @@ impl Handler for Script {
             }
             Ok(Operation::Setxattr { value, .. }) => {
                 assert_eq!(value.len(), 50_000);
+                if call.header().nodeid == STUCK {
+                    self.release.notified().await;
+                }
                 call.done();
             }
             Ok(Operation::Readlink) => panic!("a handler's mistake"),
@@ -240,7 +243,7 @@ fn blocked_locks_leave_room_for_others() {
 #[test]
 fn writes_that_wait_never_take_the_last_buffers() {
     const WRITES: usize = 6;
-    let layout = Layout { slots: 32, buffers: 4 };
+    let layout = Layout { slots: 32, buffers: 12 };
     let rig = Rig::with(1, layout);
     let waiting = layout.shares(1).waiting as usize;
     let data: Vec<u8> = (0..100_000u32).map(|i| (i % 253) as u8).collect();
@@ -265,7 +268,16 @@ fn writes_that_wait_never_take_the_last_buffers() {
     let parts = [attribute.as_bytes(), b"user.a\0", &data[..50_000]];
     let asked = rig.kernel.request(0, opcode::SETXATTR, 9, &parts).expect("send");
     let reply = rig.kernel.receive(0).expect("reply");
-    assert_eq!((reply.unique, reply.error), (asked, -libc::ENOMEM));
+    assert_eq!((reply.unique, reply.error), (asked, 0));
+    let append = crate::abi::input::WriteIn {
+        size: data.len() as u32,
+        flags: libc::O_APPEND as u32,
+        ..Default::default()
+    };
+    let asked = rig.kernel.request(0, opcode::WRITE, 9, &[append.as_bytes(), &data]).expect("send");
+    let reply = rig.kernel.receive(0).expect("reply");
+    assert_eq!((reply.unique, reply.error), (asked, 0));
+    assert!(rig.script.written.lock().pop().expect("written").1 == data, "an append is whole");
     let forgets: Vec<u8> =
         (0..1000).flat_map(|_| ForgetOne { nodeid: 5, nlookup: 1 }.as_bytes().to_vec()).collect();
     let batch = BatchForgetIn { count: 1000, dummy: 0 };
@@ -290,7 +302,34 @@ fn writes_that_wait_never_take_the_last_buffers() {
     }
     assert_eq!(whole, waiting - 1, "what has a buffer is written whole, but for the interrupted one");
     rig.wait_until_idle();
-    let asked = rig.kernel.request(0, opcode::SETXATTR, 9, &parts).expect("send");
+}
+
+#[test]
+fn what_cannot_be_shortened_is_refused_beyond_its_share_alone() {
+    let layout = Layout { slots: 32, buffers: 12 };
+    let rig = Rig::with(1, layout);
+    let value = vec![7; 50_000];
+    let attribute = crate::abi::input::SetxattrIn { size: 50_000, ..Default::default() };
+    let parts = [attribute.as_bytes(), b"user.a\0", &value[..]];
+    let ask = |node| rig.kernel.request(0, opcode::SETXATTR, node, &parts).expect("send");
+    let stuck = layout.shares(1).other;
+    assert!(stuck > 0);
+    for _ in 0..stuck {
+        ask(STUCK);
+    }
+    let asked = ask(9);
+    let reply = rig.kernel.receive(0).expect("reply");
+    assert_eq!((reply.unique, reply.error), (asked, -libc::ENOMEM));
+    let asked = rig.kernel.write(0, 9, 0, &value).expect("send");
+    let reply = rig.kernel.receive(0).expect("reply");
+    assert_eq!((reply.unique, reply.error), (asked, 0), "others have shares of their own");
+    assert!(rig.script.written.lock().pop().expect("written").1 == value);
+    for _ in 0..stuck {
+        rig.script.release.notify_one();
+        assert_eq!(rig.kernel.receive(0).expect("reply").error, 0);
+    }
+    rig.wait_until_idle();
+    let asked = ask(9);
     let reply = rig.kernel.receive(0).expect("reply");
     assert_eq!((reply.unique, reply.error), (asked, 0), "there is room again");
 }

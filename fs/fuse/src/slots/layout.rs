@@ -13,8 +13,9 @@
 //! request; what doesn't keeps its buffer, and the 80 bytes are copied to the prefix, in front of the payload.
 //! Either way the message is contiguous, and at every instant in between a successor finds all of it.
 //!
-//! A request may wait for as long as the cluster is away, so those that keep a buffer are counted ([`Shares`]), and each
-//! reader always has one more to read into: however many wait, INTERRUPT and what is answered from memory get through.
+//! A request may wait for as long as the cluster is away, so those that keep a buffer are counted, each kind apart from
+//! the others ([`Shares`]), and each reader always has one more to read into: however many wait, INTERRUPT and what is
+//! answered from memory get through.
 
 use std::sync::atomic::AtomicU32;
 
@@ -46,14 +47,22 @@ pub const BUFFER_BYTES: usize = PAGE_BYTES + PAYLOAD_BYTES_MAX;
 /// Requests that may be unanswered at a time, unless told otherwise. More wait in the kernel. They are many, since a
 /// blocked lock holds one for as long as it blocks.
 pub const SLOTS_DEFAULT: u32 = 4096;
-/// Large requests of applications (mostly WRITEs) that keep a buffer of 1 MiB until they are answered, at most: what of
-/// the request memory may wait for a cluster that is away. WRITEs beyond are shortened to [`SHORT_WRITE_BYTES`].
+/// Large WRITEs of applications that keep a buffer of 1 MiB until they are answered, at most: what of the request memory
+/// may wait for a cluster that is away. WRITEs beyond are shortened to [`SHORT_WRITE_BYTES`].
 pub const WAITING_BUFFERS_MAX: u32 = 128;
+/// The same of files that are open with `O_APPEND`: others leave them whole, however many wait.
+pub const APPEND_BUFFERS_MAX: u32 = 128;
+/// Large requests that aren't WRITEs, and can't be shortened (an extended attribute of up to 64 KiB, whose buffer keeps
+/// no more than that). Beyond they are refused.
+pub const OTHER_BUFFERS_MAX: u32 = 128;
 /// Buffers for pages that the kernel writes back: as many as it sends at a time (`max_background`), since these can't be
 /// shortened.
 pub const WRITE_BACK_BUFFERS: u32 = 256;
-/// Buffers unless told otherwise. They take address space alone until they are needed.
-pub const BUFFERS_DEFAULT: u32 = WAITING_BUFFERS_MAX + WRITE_BACK_BUFFERS + READERS_MAX as u32;
+/// What applications' requests keep, at most.
+const REQUEST_BUFFERS_MAX: u32 = WAITING_BUFFERS_MAX + APPEND_BUFFERS_MAX + OTHER_BUFFERS_MAX;
+/// Buffers unless told otherwise. They take address space alone until they are needed: at the worst, when the cluster is
+/// away, 128 + 128 + 256 + 16 MiB and 128 times 72 KiB (and the slots 32 MiB).
+pub const BUFFERS_DEFAULT: u32 = REQUEST_BUFFERS_MAX + WRITE_BACK_BUFFERS + READERS_MAX as u32;
 /// What is left of a WRITE that gets no buffer, in bytes: one page, for which its slot has room.
 pub const SHORT_WRITE_BYTES: usize = PAGE_BYTES;
 /// Slots and buffers that a memory may have; above it, a memory that is offered for adoption is refused.
@@ -93,8 +102,12 @@ pub struct Layout {
 /// How many buffers requests may keep, by what they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
-    /// Requests of applications, which wait as long as they have to.
+    /// WRITEs of applications, which wait as long as they have to.
     pub waiting: u32,
+    /// Those that append.
+    pub append: u32,
+    /// Other requests of applications.
+    pub other: u32,
     /// Pages that the kernel writes back.
     pub write_back: u32,
 }
@@ -111,12 +124,15 @@ impl Layout {
         HEADER_BYTES + self.slots as usize * SLOT_BYTES + self.buffers as usize * BUFFER_BYTES
     }
 
-    /// What is left for requests when each of so many readers has a buffer of its own. A memory of another size than
-    /// ours (another release's) is halved where it doesn't suffice.
+    /// What is left for requests when each of so many readers has a buffer of its own. In a memory of another size than
+    /// ours (another release's) what write-back doesn't need is shared, and half of it where it doesn't suffice.
     pub fn shares(self, readers: u32) -> Shares {
         let left = self.buffers.saturating_sub(readers);
-        let waiting = left.div_ceil(2).min(WAITING_BUFFERS_MAX);
-        Shares { waiting, write_back: left - waiting }
+        let half = left.div_ceil(2).min(WAITING_BUFFERS_MAX);
+        let requests = left.saturating_sub(WRITE_BACK_BUFFERS).max(half).min(REQUEST_BUFFERS_MAX);
+        let waiting = requests.div_ceil(3);
+        let append = (requests - waiting).div_ceil(2);
+        Shares { waiting, append, other: requests - waiting - append, write_back: left - requests }
     }
 
     /// Where a slot begins.
@@ -168,11 +184,16 @@ mod tests {
         for readers in [1, 2, READERS_MAX as u32] {
             let shares = Layout::default().shares(readers);
             assert_eq!(shares.waiting, WAITING_BUFFERS_MAX);
+            assert_eq!((shares.append, shares.other), (APPEND_BUFFERS_MAX, OTHER_BUFFERS_MAX));
             let background = u32::from(crate::session::InitOptions::default().max_background);
             assert!(shares.write_back >= background, "write-back is never refused: {shares:?}");
-            for buffers in 1..100 {
+            for buffers in 1..700 {
                 let shares = Layout { slots: 1, buffers }.shares(readers);
-                assert!(shares.waiting + shares.write_back <= buffers.saturating_sub(readers), "{shares:?}");
+                let Shares { waiting, append, other, write_back } = shares;
+                assert_eq!(waiting + append + other + write_back, buffers.saturating_sub(readers));
+                let has_others = buffers >= WAITING_BUFFERS_MAX + WRITE_BACK_BUFFERS + readers;
+                assert!(!has_others || write_back >= background, "{buffers} buffers: {shares:?}");
+                assert!(!has_others || append > 0 && other > 0, "{buffers} buffers: {shares:?}");
             }
         }
     }

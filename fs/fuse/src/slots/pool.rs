@@ -11,15 +11,20 @@ use super::layout::Shares;
 const RESIDENT_SLOTS: u32 = 128;
 /// Buffers that keep their pages (1 MiB each) when they are freed: one for each reader and a few for WRITEs.
 const RESIDENT_BUFFERS: u32 = 4;
-/// How long a reader waits for a request to give its buffer back, since the last one did: while requests are answered,
-/// readers that wait slow down who writes faster than the cluster takes it; when none is, they must read on.
+/// How long a reader waits for a request to give its buffer back, at most, and since the last one did before it came:
+/// while requests are answered, readers that wait slow down who writes faster than the cluster takes it. They must read on
+/// when none is, and also when others get each buffer that comes back.
 const KEEP_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Why a request keeps a buffer; each kind has its share ([`Shares`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
-    /// An application waits for its answer.
+    /// An application waits for its WRITE.
     Waiting,
+    /// The same of a WRITE that appends.
+    Append,
+    /// An application waits for something else.
+    Other,
     /// The kernel writes pages back.
     WriteBack,
 }
@@ -48,6 +53,8 @@ impl State {
     fn share(&mut self, keep: Keep) -> (&mut u32, u32) {
         match keep {
             Keep::Waiting => (&mut self.kept.waiting, self.shares.waiting),
+            Keep::Append => (&mut self.kept.append, self.shares.append),
+            Keep::Other => (&mut self.kept.other, self.shares.other),
             Keep::WriteBack => (&mut self.kept.write_back, self.shares.write_back),
         }
     }
@@ -63,7 +70,7 @@ impl Pool {
                 buffers: Bitmap::all_free(layout.buffers),
                 populated: vec![false; layout.buffers as usize],
                 shares: layout.shares(readers),
-                kept: Shares { waiting: 0, write_back: 0 },
+                kept: Shares { waiting: 0, append: 0, other: 0, write_back: 0 },
                 progress: Instant::now(),
                 closed: false,
             }),
@@ -129,6 +136,7 @@ impl Pool {
     /// The request that a reader has just read is to keep its buffer. False if its share has no room and none of it
     /// is given back in time. What the kernel writes back is waited for: its share is as large as what is sent.
     pub fn keep(&self, keep: Keep) -> bool {
+        let arrived = Instant::now();
         let mut state = self.state.lock();
         loop {
             let (kept, max) = state.share(keep);
@@ -143,12 +151,18 @@ impl Pool {
                 self.freed.wait(&mut state);
                 continue;
             }
-            let deadline = state.progress + KEEP_PATIENCE;
+            let deadline = reads_on_at(arrived, state.progress);
             if state.closed || Instant::now() >= deadline {
                 return false;
             }
             self.freed.wait_until(&mut state, deadline);
         }
+    }
+
+    /// The request of `len` bytes that keeps a buffer needs no more of it.
+    pub fn drop_rest(&self, memory: &RequestMemory, buffer: u32, len: usize) {
+        memory.drop_buffer_pages_behind(buffer, len);
+        self.state.lock().populated[buffer as usize] = false;
     }
 
     /// A request gives the buffer back that it kept.
@@ -184,10 +198,10 @@ impl Pool {
         self.freed.notify_all();
     }
 
-    /// Whether at most half of what may be kept is, so that some may be lent beyond their request's reply.
-    pub fn may_lend(&self) -> bool {
+    /// Whether at most half of a share is kept, so that some may be lent beyond their request's reply.
+    pub fn may_lend(&self, keep: Keep) -> bool {
         let mut state = self.state.lock();
-        let (kept, max) = state.share(Keep::Waiting);
+        let (kept, max) = state.share(keep);
         *kept * 2 <= max
     }
 
@@ -209,6 +223,12 @@ impl Pool {
         self.state.lock().closed = true;
         self.freed.notify_all();
     }
+}
+
+/// When a reader stops waiting for a buffer, whose request arrived at this moment; `progress`: the last time when one was
+/// given back.
+fn reads_on_at(arrived: Instant, progress: Instant) -> Instant {
+    arrived.min(progress) + KEEP_PATIENCE
 }
 
 /// A set of numbers; a set bit is free.
@@ -263,6 +283,21 @@ impl Bitmap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_waits_for_a_buffer_no_longer_however_many_are_given_back_to_others() {
+        let arrived = Instant::now();
+        let at = |millis| arrived + Duration::from_millis(millis);
+        for millis in [0, 1, 99, 100, 5000] {
+            assert_eq!(reads_on_at(arrived, at(millis)), arrived + KEEP_PATIENCE);
+        }
+        let stalled = arrived - KEEP_PATIENCE;
+        assert_eq!(
+            reads_on_at(arrived, stalled),
+            arrived,
+            "who comes when nothing has moved for long reads on"
+        );
+    }
 
     #[test]
     fn a_bitmap_gives_the_lowest_number_and_never_one_twice() {

@@ -135,26 +135,45 @@ fn write(size: usize, write_flags: u32) -> Vec<u8> {
     [header.as_bytes(), write.as_bytes(), &data].concat()
 }
 
+/// Makes a WRITE one of a file that is open with `O_APPEND`.
+fn append(message: &mut [u8]) {
+    let at = size_of::<InHeader>() + std::mem::offset_of!(WriteIn, flags);
+    message[at..at + 4].copy_from_slice(&(libc::O_APPEND as u32).to_le_bytes());
+    assert_eq!(Large::of(message), Large::Append);
+}
+
+/// With two readers: two buffers of each share, and six for write-back.
+fn shared() -> RequestMemory {
+    let memory = RequestMemory::create(Layout { slots: 200, buffers: 14 }).expect("memory");
+    let shares = Shares { waiting: 2, append: 2, other: 2, write_back: 6 };
+    assert_eq!(memory.layout().shares(2), shares);
+    memory
+}
+
 #[test]
 fn a_share_is_never_exceeded_and_what_is_given_back_is_kept_again() {
-    let memory = small();
+    let memory = shared();
     let pool = Pool::new(&memory, 2);
-    let shares = memory.layout().shares(2);
-    assert_eq!((shares.waiting, shares.write_back), (2, 2));
     let readers: Vec<u32> = (0..2).map(|_| pool.take_buffer(&memory).expect("open")).collect();
     let keep = |keep| {
         assert!(pool.keep(keep));
         // What a reader does next: its own buffer is the request's now.
         pool.take_buffer(&memory).expect("there is one for each reader")
     };
-    assert!(pool.may_lend());
-    let waiting = [keep(Keep::Waiting), keep(Keep::Waiting)];
-    assert!(!pool.may_lend());
-    assert!(!pool.keep(Keep::Waiting), "no more than its share");
-    let write_back = [keep(Keep::WriteBack), keep(Keep::WriteBack)];
-    assert_eq!(pool.buffers_taken(), 6);
-    pool.give_back(&memory, waiting[0], Keep::Waiting);
-    assert!(pool.keep(Keep::Waiting));
+    let kinds = [Keep::Waiting, Keep::Append, Keep::Other];
+    let mut kept = Vec::new();
+    for kind in kinds {
+        assert!(pool.may_lend(kind), "other shares don't matter");
+        kept.push([keep(kind), keep(kind)]);
+        assert!(!pool.may_lend(kind));
+        assert!(!pool.keep(kind), "no more than its share");
+    }
+    let write_back: Vec<u32> = (0..6).map(|_| keep(Keep::WriteBack)).collect();
+    assert_eq!(pool.buffers_taken(), 14);
+    for (kind, kept) in kinds.into_iter().zip(kept) {
+        pool.give_back(&memory, kept[0], kind);
+        assert!(pool.keep(kind));
+    }
     std::thread::scope(|scope| {
         let patient = scope.spawn(|| pool.keep(Keep::WriteBack));
         pool.give_back(&memory, write_back[0], Keep::WriteBack);
@@ -163,6 +182,26 @@ fn a_share_is_never_exceeded_and_what_is_given_back_is_kept_again() {
     pool.close();
     assert!(!pool.keep(Keep::WriteBack), "but for a session that ends");
     drop(readers);
+}
+
+#[test]
+fn a_request_that_keeps_a_buffer_may_give_what_it_does_not_need_back() {
+    let memory = small();
+    let pool = Pool::new(&memory, 1);
+    let buffer = pool.take_buffer(&memory).expect("open");
+    let message = request(PREFIX_BYTES + (64 << 10));
+    fill(&memory, 1, buffer, &message);
+    // SAFETY: the test alone uses the memory.
+    assert!(unsafe { memory.make_contiguous(1, message.len()) });
+    let before = memory.resident_bytes().expect("stat");
+    pool.drop_rest(&memory, buffer, message.len());
+    let needed = (PAGE_BYTES + (64 << 10)) as u64;
+    assert_eq!(before - memory.resident_bytes().expect("stat"), BUFFER_BYTES as u64 - needed);
+    // SAFETY: as above.
+    assert!(unsafe { memory.message(1, Some(buffer), message.len()) } == message);
+    pool.free_buffer(&memory, buffer);
+    let again = pool.take_buffer(&memory).expect("open");
+    assert_eq!((again, memory.resident_bytes().expect("stat")), (buffer, before), "it is whole again");
 }
 
 #[test]
@@ -193,16 +232,21 @@ fn a_shortened_write_is_whole_after_each_step_and_for_a_successor() {
 
 #[test]
 fn a_successor_leaves_its_readers_room() {
-    let memory = small();
-    for slot in 0..6 {
-        let write_flags = if slot == 0 { flags::WRITE_CACHE } else { 0 };
-        fill(&memory, slot, slot, &write(50_000, write_flags));
+    let memory = shared();
+    for slot in 0..9 {
+        let mut message = write(50_000, if slot == 0 { flags::WRITE_CACHE } else { 0 });
+        if slot > 5 {
+            append(&mut message);
+        }
+        fill(&memory, slot, slot, &message);
     }
     let pool = Pool::new(&memory, 2);
     let found = memory.unfinished(&pool, 1);
     let kept: Vec<_> = found.iter().map(|found| found.buffer.map(|(_, keep)| keep)).collect();
-    let (waiting, short) = (Some(Keep::Waiting), None);
-    assert_eq!(kept, [Some(Keep::WriteBack), waiting, waiting, short, short, short]);
-    assert!(found[3..].iter().all(|found| found.len == PREFIX_BYTES + SHORT_WRITE_BYTES));
-    assert_eq!(pool.buffers_taken(), 3);
+    let (waiting, append, short) = (Some(Keep::Waiting), Some(Keep::Append), None);
+    let write_back = Some(Keep::WriteBack);
+    assert_eq!(kept, [write_back, waiting, waiting, short, short, short, append, append, short]);
+    let is_short = |found: &Unfinished| found.len == PREFIX_BYTES + SHORT_WRITE_BYTES;
+    assert!(found.iter().all(|found| found.buffer.is_some() != is_short(found)));
+    assert_eq!(pool.buffers_taken(), 5);
 }
