@@ -18,6 +18,9 @@ pub struct Cli {
     /// A process that serves a target, to count its CPU. Atoll's own local clusters are found without.
     #[arg(long = "pid", value_name = "NAME=PID", value_parser = named::<i32>)]
     pub pids: Vec<(String, i32)>,
+    /// What a target is judged by: another one, in the same rounds. Two versions of one program, as a rule.
+    #[arg(long = "against", value_name = "NAME=NAME", value_parser = named::<String>)]
+    pub against: Vec<(String, String)>,
     /// A target whose FUSE connection may be aborted if it hangs.
     #[arg(long = "disposable", value_name = "NAME")]
     pub disposable: Vec<String>,
@@ -33,7 +36,7 @@ pub struct Cli {
     /// Seconds for the whole run; no round is begun that would last longer. Default: 660, with --quick 100.
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,
-    /// Only these workloads or groups of workloads.
+    /// Only these workloads or groups of workloads; the first word of a name is enough where nothing else is called so.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub only: Vec<String>,
     /// Print the workloads and what they do.
@@ -74,8 +77,8 @@ where
     T::Err: std::fmt::Display,
 {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(format!("'{name}' is no name: letters, digits, '-', '_' and '.' only"));
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+@".contains(&b)) {
+        return Err(format!("'{name}' is no name: letters, digits and '-_.+@' only"));
     }
     Ok((name.to_owned(), value.parse().map_err(|error: T::Err| error.to_string())?))
 }

@@ -16,6 +16,8 @@ pub struct Target {
     pub pids: Vec<i32>,
     /// Its FUSE connection may be aborted.
     pub disposable: bool,
+    /// Which target it is judged by: its place among all of them.
+    pub against: Option<usize>,
 }
 
 /// A line of the mount table.

@@ -1,5 +1,6 @@
 //! Results for people and for programs.
 
+mod against;
 mod json;
 mod numbers;
 mod table;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::against::against;
 use super::numbers::{Numbers, short, speed};
 use crate::machine::Facts;
 use crate::plan::Plan;
@@ -98,7 +99,7 @@ fn heading(facts: &Facts, plan: &Plan, targets: &[Target], run: &Run) -> String 
     text
 }
 
-/// Two tables in Markdown: speed and CPU, a line for each workload, a column for each target.
+/// Tables in Markdown: speed and CPU, a line for each workload, a column for each target; what has changed.
 pub fn summary(facts: &Facts, plan: &Plan, targets: &[Target], chosen: &[&Workload], run: &Run) -> String {
     let mut text = String::new();
     for line in heading(facts, plan, targets, run).lines() {
@@ -124,6 +125,7 @@ pub fn summary(facts: &Facts, plan: &Plan, targets: &[Target], chosen: &[&Worklo
     };
     text.push_str("\nCPU: microseconds per unit, of the workload + of the target's servers\n\n");
     text.push_str(&matrix(targets, chosen, run, &cpu));
+    text.push_str(&against(targets, chosen, run));
     text
 }
 
@@ -139,6 +141,11 @@ fn matrix(targets: &[Target], chosen: &[&Workload], run: &Run, cell_text: &CellT
         );
         lines.push(line);
     }
+    markdown(&lines)
+}
+
+/// A table of lines of equal length; the first one is its head.
+pub fn markdown(lines: &[Vec<String>]) -> String {
     let columns = lines[0].len();
     let width = |c: usize| lines.iter().map(|line| line[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

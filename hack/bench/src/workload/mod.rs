@@ -167,6 +167,7 @@ mod tests {
                 mount: Mount::of(folder.path()).unwrap(),
                 pids: Vec::new(),
                 disposable: false,
+                against: None,
             };
             std::fs::create_dir(&target.folder).unwrap();
             let mut state = State::default();
