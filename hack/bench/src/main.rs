@@ -1,7 +1,8 @@
 //! `make bench`: the same work on several filesystems, in turn, in one run.
 //!
-//! The way of a run: [`cli`] says what to measure; [`machine`] notes where; [`run`] goes through rounds of
-//! [`workload`]s on [`target`]s, each between two looks at the clocks of [`cpu`]; [`report`] compares.
+//! The way of a run: [`cli`] says what to measure; [`machine`] notes where; [`rest`] watches what does nothing; [`run`]
+//! goes through rounds of [`workload`]s on [`target`]s, each between two looks at the clocks of [`cpu`]; [`report`]
+//! compares.
 //! `docs/benchmarks.md` says how to read the results.
 
 mod cli;
@@ -12,6 +13,7 @@ mod machine;
 mod plan;
 mod random;
 mod report;
+mod rest;
 mod run;
 mod stop;
 mod target;
@@ -56,6 +58,11 @@ fn bench(cli: &Cli) -> Result<ExitCode, String> {
     let mut plan = if cli.quick { Plan::quick() } else { Plan::full() };
     plan.rounds = cli.rounds.unwrap_or(plan.rounds);
     plan.budget = cli.budget.map_or(plan.budget, Duration::from_secs);
+    plan.rest = match cli.rest {
+        Some(seconds) => Duration::from_secs(seconds),
+        None if cli.only.is_empty() => plan.rest,
+        None => Duration::ZERO,
+    };
     let chosen = choose(&cli.only)?;
     let scratch = cli.scratch.as_deref().ok_or("--scratch is missing")?;
     let scratch = scratch.join(format!("scratch-{}", std::process::id()));
@@ -132,14 +139,24 @@ impl Folders {
             let folder = path.join(format!("atoll-bench-{}", std::process::id()));
             fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
             let disposable = cli.disposable.contains(name);
-            let target = Target { name: name.clone(), folder, mount, pids, disposable, against: None };
-            folders.targets.push(target);
+            let started = cli.started.iter().filter(|(n, _)| n == name);
+            let started = started.map(|(_, ms)| Duration::from_millis(*ms)).collect();
+            folders.targets.push(Target {
+                name: name.clone(),
+                folder,
+                mount,
+                pids,
+                disposable,
+                started,
+                against: None,
+            });
         }
         let known = |name: &String| {
             let found = folders.targets.iter().position(|target| target.name == *name);
             found.ok_or_else(|| format!("there is no target '{name}'"))
         };
-        for name in cli.pids.iter().map(|(name, _)| name).chain(&cli.disposable) {
+        let started = cli.started.iter().map(|(name, _)| name);
+        for name in cli.pids.iter().map(|(name, _)| name).chain(&cli.disposable).chain(started) {
             known(name)?;
         }
         let pairs = cli.against.iter().map(|(name, other)| Ok((known(name)?, known(other)?)));
@@ -151,7 +168,7 @@ impl Folders {
 
     /// As dropping does, under the eyes of the watchdog.
     fn remove(mut self, watchdog: &Watchdog) {
-        for target in std::mem::take(&mut self.targets) {
+        for target in std::mem::take(&mut self.targets).into_iter().filter(|target| !target.disposable) {
             let _watch = watchdog.watch(&target, "cleaning up");
             clean(&target);
         }
@@ -160,7 +177,7 @@ impl Folders {
 
 impl Drop for Folders {
     fn drop(&mut self) {
-        self.targets.iter().for_each(clean);
+        self.targets.iter().filter(|target| !target.disposable).for_each(clean);
     }
 }
 
@@ -184,9 +201,9 @@ mod tests {
 
     #[test]
     fn a_first_word_stands_for_what_has_no_name_like_it() {
-        assert_eq!(chosen(&["append"]), ["append-fsync"]);
+        assert_eq!(chosen(&["append"]), ["append-fsync", "append-fsync-4t"]);
         assert_eq!(chosen(&["sqlite"]), ["sqlite"]);
-        assert_eq!(chosen(&["sqlite-wal", "git"]), ["git-clone", "sqlite-wal"]);
+        assert_eq!(chosen(&["sqlite-wal", "rm"]), ["rm-r", "sqlite-wal"]);
         assert!(chosen(&["random"]).contains(&"append-fsync"));
         assert_eq!(chosen(&[]).len(), ALL.len());
         for wrong in ["sqlit", "", "append-"] {

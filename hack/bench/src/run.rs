@@ -8,6 +8,7 @@ use crate::cpu::Used;
 use crate::fault::Fault;
 use crate::histogram::Histogram;
 use crate::plan::Plan;
+use crate::rest::{self, Rest};
 use crate::target::{self, Target};
 use crate::watchdog::Watchdog;
 use crate::workload::{Bench, Measured, Scratch, State, Workload};
@@ -51,6 +52,8 @@ pub struct Run {
     pub measured: Duration,
     /// What didn't work, for people.
     pub failures: Vec<String>,
+    /// What each target's servers used before anything was done.
+    pub rest: Vec<Option<Rest>>,
     /// Memory of each target's servers at the end, in bytes.
     pub memory: Vec<Option<u64>>,
     /// Somebody ended it early.
@@ -70,6 +73,10 @@ impl Run {
     ) -> Self {
         let mut run =
             Run { cells: vec![vec![Cell::default(); targets.len()]; chosen.len()], ..Run::default() };
+        if !plan.rest.is_zero() {
+            progress("watching servers that nobody asks for anything");
+        }
+        run.rest = rest::watch(targets, plan.rest);
         let mut states: Vec<State> = targets.iter().map(|_| State::default()).collect();
         let mut dead = vec![false; targets.len()];
         let began = Instant::now();

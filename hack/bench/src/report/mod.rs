@@ -3,6 +3,7 @@
 mod against;
 mod json;
 mod numbers;
+mod rest;
 mod table;
 
 pub use json::json;

@@ -104,7 +104,8 @@ pub fn speed(cell: &Cell, base: &Cell, unit: Unit) -> Option<f64> {
     Ratio::of_speed(cell, base, unit).map(|ratio| ratio.median)
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The one in the middle; `None` of nothing.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {

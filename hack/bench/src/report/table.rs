@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use super::against::against;
 use super::numbers::{Numbers, short, speed};
+use super::rest::rest;
 use crate::machine::Facts;
 use crate::plan::Plan;
 use crate::run::{Cell, Run};
@@ -90,11 +91,9 @@ fn heading(facts: &Facts, plan: &Plan, targets: &[Target], run: &Run) -> String 
         share(run.used.others()),
         share(run.used.stolen)
     );
-    for (target, memory) in targets.iter().zip(&run.memory) {
-        let memory =
-            memory.map_or(String::new(), |bytes| format!(", {} MiB of memory at the end (Pss)", bytes >> 20));
+    for target in targets {
         let served = if target.pids.is_empty() { "" } else { ", CPU of its servers is counted" };
-        let _ = writeln!(text, "{}: {}{served}{memory}", target.name, target.mount.kind);
+        let _ = writeln!(text, "{}: {}{served}", target.name, target.mount.kind);
     }
     text
 }
@@ -125,6 +124,7 @@ pub fn summary(facts: &Facts, plan: &Plan, targets: &[Target], chosen: &[&Worklo
     };
     text.push_str("\nCPU: microseconds per unit, of the workload + of the target's servers\n\n");
     text.push_str(&matrix(targets, chosen, run, &cpu));
+    text.push_str(&rest(targets, run));
     text.push_str(&against(targets, chosen, run));
     text
 }
