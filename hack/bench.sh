@@ -172,6 +172,8 @@ add() {
 
 [ -x "$programs/atoll-bench" ] || fail "$programs/atoll-bench is missing: run 'make bench', or hack/bench.sh --build"
 [ "$(id -u)" = 0 ] || fail "needs root: it mounts file systems and empties caches"
+# The passthrough has a descriptor for each file that the kernel knows, and servers have many.
+ulimit -n "$(cat /proc/sys/fs/nr_open)" 2>/dev/null || ulimit -n "$(ulimit -H -n)"
 mounted /sys/fs/fuse/connections || mount -t fusectl fusectl /sys/fs/fuse/connections 2>/dev/null || true
 mkdir -p "${ATOLL_BENCH_DIR:-/var/tmp}"
 base=$(cd "${ATOLL_BENCH_DIR:-/var/tmp}" && mktemp -d "$PWD/atoll-bench.XXXXXX")
