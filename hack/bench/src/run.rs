@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::rest::{self, Rest};
 use crate::target::{self, Target};
 use crate::watchdog::Watchdog;
-use crate::workload::{Bench, Measured, Scratch, State, Workload};
+use crate::workload::{self, Bench, Measured, Scratch, State, Workload};
 
 /// One measurement.
 #[derive(Clone, Debug)]
@@ -80,9 +80,19 @@ impl Run {
         let mut states: Vec<State> = targets.iter().map(|_| State::default()).collect();
         let mut dead = vec![false; targets.len()];
         let began = Instant::now();
+        // Before the first round, whose time says how long the others will last.
+        for (target, state) in targets.iter().zip(&mut states) {
+            progress(&format!("{:3} s, making many files: {}", began.elapsed().as_secs(), target.name));
+            let _watch = watchdog.watch(target, "making many files");
+            let mut bench = Bench { target, plan, scratch, cold: cli.cold, seed: cli.seed, state };
+            match workload::prepare(chosen, &mut bench) {
+                // The rounds begin with a look at that.
+                Ok(()) | Err(Fault::Interrupted) => {}
+                Err(fault) => run.failures.push(format!("making many files on {}: {fault}", target.name)),
+            }
+        }
         let mut longest = Duration::ZERO;
         'rounds: for round in 0..plan.rounds {
-            // Files of the first round's preparations are there: later rounds are rather shorter.
             if round > 0 && began.elapsed() + longest > plan.budget {
                 break;
             }

@@ -83,7 +83,7 @@ pub fn unlink(bench: &mut Bench) -> Result<Measured, Fault> {
 }
 
 /// The folder, with as many files as the plan says or more.
-fn prepare(bench: &mut Bench) -> Result<Folder, Fault> {
+pub fn prepare(bench: &mut Bench) -> Result<Folder, Fault> {
     let mut folder = match bench.state.big.take() {
         Some(folder) => folder,
         None => {

@@ -58,6 +58,14 @@ pub struct Workload {
     run: fn(&mut Bench) -> Result<Measured, Fault>,
 }
 
+/// Makes what takes longer than all measurements of a round.
+///
+/// # Errors
+/// What the filesystem answered.
+pub fn prepare(chosen: &[&Workload], bench: &mut Bench) -> Result<(), Fault> {
+    if chosen.iter().any(|workload| workload.group == "big") { big::prepare(bench).map(drop) } else { Ok(()) }
+}
+
 impl Workload {
     /// Does the work once.
     ///
