@@ -66,7 +66,11 @@ starts=${ATOLL_BENCH_STARTS:-$starts}
 # What a change has done is seen without the others, in half of the time.
 if [ -z "$targets" ] && [ -n "$against" ]; then targets=atoll-3,atoll-1+3,atoll-3+3; fi
 targets=${targets:-local,passthrough,passthrough-cached,atoll-3,atoll-1+3,atoll-3+3}
-[ -z "$peers" ] || targets+=,moosefs,glusterfs
+if [ -n "$peers" ]; then
+  targets+=,moosefs,glusterfs
+  # Five rounds of that many targets take longer.
+  [[ " ${arguments[*]-}" == *' --quick'* || " ${arguments[*]-}" == *' --budget'* ]] || arguments+=(--budget 6600)
+fi
 
 say() { printf 'bench: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
