@@ -55,9 +55,9 @@ csi-sanity: ## Run the CSI project's own tests against the driver, with real clu
 	@hack/csi-sanity.sh
 
 .PHONY: bench
-bench: ## Measure Atoll beside the local file system and a FUSE passthrough (ARGS=--quick: under 2 minutes)
+bench: ## Measure Atoll beside other file systems (ARGS=--quick: short; ARGS='--against COMMIT': what has changed)
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace --bins --examples
+	@hack/bench.sh --build $(ARGS)
 	@hack/bench.sh $(ARGS)
 
 .PHONY: bench-failover

@@ -6,6 +6,8 @@
 #   hack/setup.sh build    only what a build needs
 #   hack/setup.sh verify   what a build and 'make verify' need, cargo-deny among it
 #   hack/setup.sh kube     what a build, a test cluster and its images need
+#   hack/setup.sh peers    other distributed file systems, beside which 'make bench ARGS=--peers' measures: never without
+#                          being asked for
 #   hack/setup.sh --list   print them, install nothing
 set -euo pipefail
 
@@ -62,13 +64,23 @@ xfsprogs                volumes of a fixed size
 mmdebstrap              the images' Debian packages
 PACKAGES
 )
+peer_packages=$(
+  cat <<'PACKAGES'
+moosefs-master          MooseFS: the server of its metadata
+moosefs-chunkserver     MooseFS: the servers of its data
+moosefs-client          MooseFS: its mounts
+glusterfs-server        GlusterFS: servers and mounts
+iproute2                networks of their own
+PACKAGES
+)
 
 case ${1:-all} in
   all) packages=$build_packages$'\n'$test_packages$'\n'$kube_packages ;;
   kube) packages=$build_packages$'\n'$kube_packages ;;
   build | verify) packages=$build_packages ;;
-  --list) printf '%s\n' "$build_packages" "$test_packages" "$kube_packages"; exit 0 ;;
-  *) fail "unknown argument '$1' (none, 'build', 'verify', 'kube' or '--list')" ;;
+  peers) packages=$peer_packages ;;
+  --list) printf '%s\n' "$build_packages" "$test_packages" "$kube_packages" "$peer_packages"; exit 0 ;;
+  *) fail "unknown argument '$1' (none, 'build', 'verify', 'kube', 'peers' or '--list')" ;;
 esac
 
 missing=()
@@ -88,10 +100,37 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   say "apt-get update, then install ${#missing[@]} packages"
   log=$(mktemp)
-  trap 'rm -f "$log"' EXIT
+  list=$(mktemp)
+  policy=/usr/sbin/policy-rc.d
+  made_policy=
+  clean() {
+    rm -f "$log" "$list"
+    [ -z "$made_policy" ] || "${as_root[@]}" rm -f "$policy"
+  }
+  trap clean EXIT
+  options=(-o DPkg::Lock::Timeout=600)
+  if [ "${1:-}" = peers ]; then
+    # A release of Debian keeps the versions of the year it was made in; its backports have those of today. apt knows
+    # about them for this once.
+    archive=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' \
+      "Codename: ${VERSION_CODENAME:-}" 2>/dev/null | head -n 1 || true)
+    if [ "${ID:-}" = debian ] && [ -n "$archive" ]; then
+      keys=/usr/share/keyrings/debian-archive-keyring.gpg
+      cat /etc/apt/sources.list >"$list" 2>/dev/null || true
+      printf 'deb %s %s %s-backports main\n' "$([ ! -e "$keys" ] || echo "[signed-by=$keys]")" "$archive" "$VERSION_CODENAME" >>"$list"
+      chmod 644 "$list"
+      options+=(-o "Dir::Etc::SourceList=$list" -o "APT::Default-Release=$VERSION_CODENAME-backports")
+    fi
+    # Benchmarks start them when they need them, and nobody else.
+    if [ ! -e "$policy" ]; then
+      made_policy=yes
+      printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
+      "${as_root[@]}" chmod 755 "$policy"
+    fi
+  fi
   # apt waits for another apt-get to finish instead of failing; what it prints matters only when it fails.
   apt() {
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -q -y "$@" >>"$log" 2>&1 </dev/null
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get "${options[@]}" -q -y "$@" >>"$log" 2>&1 </dev/null
   }
   # A mirror that is out of reach must not stop an install from the lists that are there.
   apt update || say "apt-get update had errors, going on with the package lists that are there"
@@ -101,6 +140,8 @@ if [ ${#missing[@]} -gt 0 ]; then
   }
   say "installed: ${missing[*]}"
 fi
+
+[ "${1:-all}" != peers ] || exit 0
 
 for tool in cargo rustc; do
   command -v $tool >/dev/null || fail "no $tool: install Rust 1.95 or newer from https://rustup.rs"

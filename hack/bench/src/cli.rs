@@ -18,22 +18,32 @@ pub struct Cli {
     /// A process that serves a target, to count its CPU. Atoll's own local clusters are found without.
     #[arg(long = "pid", value_name = "NAME=PID", value_parser = named::<i32>)]
     pub pids: Vec<(String, i32)>,
-    /// A target whose FUSE connection may be aborted if it hangs.
+    /// What a target is judged by: another one, in the same rounds. Two versions of one program, as a rule.
+    #[arg(long = "against", value_name = "NAME=NAME", value_parser = named::<String>)]
+    pub against: Vec<(String, String)>,
+    /// Milliseconds from starting a target's processes until its mount was usable: the first time, then again.
+    #[arg(long = "started", value_name = "NAME=MS", value_parser = named::<u64>)]
+    pub started: Vec<(String, u64)>,
+    /// A target that is made for this run: its FUSE connection may be aborted if it hangs, and its caller removes its
+    /// data.
     #[arg(long = "disposable", value_name = "NAME")]
     pub disposable: Vec<String>,
     /// Folder on the local filesystem for what the work needs: archive, repository. Made, and removed again.
     #[arg(long, value_name = "DIR", required_unless_present = "list")]
     pub scratch: Option<PathBuf>,
-    /// Smaller files and fewer rounds: under two minutes for four targets.
+    /// Smaller files and fewer rounds.
     #[arg(long)]
     pub quick: bool,
     /// Rounds at most. Default: 5, with --quick 2.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: Option<u32>,
-    /// Seconds for the whole run; no round is begun that would last longer. Default: 660, with --quick 100.
+    /// Seconds for the whole run; no round is begun that would last longer. Default: 3600, with --quick 180.
     #[arg(long, value_name = "SECONDS")]
     pub budget: Option<u64>,
-    /// Only these workloads or groups of workloads.
+    /// Seconds for which idle servers are watched before the first round. Default: 60, with --quick 5, with --only none.
+    #[arg(long, value_name = "SECONDS")]
+    pub rest: Option<u64>,
+    /// Only these workloads or groups of workloads; the first word of a name is enough where nothing else is called so.
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     pub only: Vec<String>,
     /// Print the workloads and what they do.
@@ -74,8 +84,8 @@ where
     T::Err: std::fmt::Display,
 {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
-    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
-        return Err(format!("'{name}' is no name: letters, digits, '-', '_' and '.' only"));
+    if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+@".contains(&b)) {
+        return Err(format!("'{name}' is no name: letters, digits and '-_.+@' only"));
     }
     Ok((name.to_owned(), value.parse().map_err(|error: T::Err| error.to_string())?))
 }

@@ -1,7 +1,8 @@
 //! `make bench`: the same work on several filesystems, in turn, in one run.
 //!
-//! The way of a run: [`cli`] says what to measure; [`machine`] notes where; [`run`] goes through rounds of
-//! [`workload`]s on [`target`]s, each between two looks at the clocks of [`cpu`]; [`report`] compares.
+//! The way of a run: [`cli`] says what to measure; [`machine`] notes where; [`rest`] watches what does nothing; [`run`]
+//! goes through rounds of [`workload`]s on [`target`]s, each between two looks at the clocks of [`cpu`]; [`report`]
+//! compares.
 //! `docs/benchmarks.md` says how to read the results.
 
 mod cli;
@@ -12,6 +13,7 @@ mod machine;
 mod plan;
 mod random;
 mod report;
+mod rest;
 mod run;
 mod stop;
 mod target;
@@ -56,6 +58,11 @@ fn bench(cli: &Cli) -> Result<ExitCode, String> {
     let mut plan = if cli.quick { Plan::quick() } else { Plan::full() };
     plan.rounds = cli.rounds.unwrap_or(plan.rounds);
     plan.budget = cli.budget.map_or(plan.budget, Duration::from_secs);
+    plan.rest = match cli.rest {
+        Some(seconds) => Duration::from_secs(seconds),
+        None if cli.only.is_empty() => plan.rest,
+        None => Duration::ZERO,
+    };
     let chosen = choose(&cli.only)?;
     let scratch = cli.scratch.as_deref().ok_or("--scratch is missing")?;
     let scratch = scratch.join(format!("scratch-{}", std::process::id()));
@@ -91,13 +98,20 @@ fn bench(cli: &Cli) -> Result<ExitCode, String> {
 
 /// The workloads that were asked for, in their own order.
 fn choose(only: &[String]) -> Result<Vec<&'static Workload>, String> {
+    let called = |w: &Workload, name: &str| w.name == name || w.group == name;
+    let begins =
+        |w: &Workload, word: &str| w.name.strip_prefix(word).is_some_and(|rest| rest.starts_with('-'));
+    let mut wanted = vec![only.is_empty(); ALL.len()];
     for name in only {
-        if !ALL.iter().any(|workload| workload.name == name || workload.group == name) {
+        let is_exact = ALL.iter().any(|w| called(w, name));
+        let found = ALL.iter().map(|w| if is_exact { called(w, name) } else { begins(w, name) });
+        let found: Vec<bool> = found.collect();
+        if !found.contains(&true) {
             return Err(format!("there is no workload or group '{name}': --list shows them"));
         }
+        wanted.iter_mut().zip(found).for_each(|(wanted, found)| *wanted |= found);
     }
-    let wanted = |w: &&Workload| only.is_empty() || only.iter().any(|name| w.name == name || w.group == name);
-    Ok(ALL.iter().filter(wanted).collect())
+    Ok(ALL.iter().zip(wanted).filter_map(|(workload, wanted)| wanted.then_some(workload)).collect())
 }
 
 /// The targets' folders; removed when dropped.
@@ -125,18 +139,36 @@ impl Folders {
             let folder = path.join(format!("atoll-bench-{}", std::process::id()));
             fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
             let disposable = cli.disposable.contains(name);
-            folders.targets.push(Target { name: name.clone(), folder, mount, pids, disposable });
+            let started = cli.started.iter().filter(|(n, _)| n == name);
+            let started = started.map(|(_, ms)| Duration::from_millis(*ms)).collect();
+            folders.targets.push(Target {
+                name: name.clone(),
+                folder,
+                mount,
+                pids,
+                disposable,
+                started,
+                against: None,
+            });
         }
-        let known = |name: &String| folders.targets.iter().any(|target| target.name == *name);
-        match cli.pids.iter().map(|(name, _)| name).chain(&cli.disposable).find(|name| !known(name)) {
-            Some(name) => Err(format!("there is no target '{name}'")),
-            None => Ok(folders),
+        let known = |name: &String| {
+            let found = folders.targets.iter().position(|target| target.name == *name);
+            found.ok_or_else(|| format!("there is no target '{name}'"))
+        };
+        let started = cli.started.iter().map(|(name, _)| name);
+        for name in cli.pids.iter().map(|(name, _)| name).chain(&cli.disposable).chain(started) {
+            known(name)?;
         }
+        let pairs = cli.against.iter().map(|(name, other)| Ok((known(name)?, known(other)?)));
+        for (column, other) in pairs.collect::<Result<Vec<_>, String>>()? {
+            folders.targets[column].against = Some(other);
+        }
+        Ok(folders)
     }
 
     /// As dropping does, under the eyes of the watchdog.
     fn remove(mut self, watchdog: &Watchdog) {
-        for target in std::mem::take(&mut self.targets) {
+        for target in std::mem::take(&mut self.targets).into_iter().filter(|target| !target.disposable) {
             let _watch = watchdog.watch(&target, "cleaning up");
             clean(&target);
         }
@@ -145,7 +177,7 @@ impl Folders {
 
 impl Drop for Folders {
     fn drop(&mut self) {
-        self.targets.iter().for_each(clean);
+        self.targets.iter().filter(|target| !target.disposable).for_each(clean);
     }
 }
 
@@ -155,5 +187,27 @@ fn clean(target: &Target) {
         && !fault::is_disconnect(&error)
     {
         eprintln!("bench: can't remove {}: {error}", target.folder.display());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(only: &[&str]) -> Vec<&'static str> {
+        let only: Vec<String> = only.iter().map(|name| (*name).to_owned()).collect();
+        choose(&only).expect("known names").into_iter().map(|workload| workload.name).collect()
+    }
+
+    #[test]
+    fn a_first_word_stands_for_what_has_no_name_like_it() {
+        assert_eq!(chosen(&["append"]), ["append-fsync", "append-fsync-4t"]);
+        assert_eq!(chosen(&["sqlite"]), ["sqlite"]);
+        assert_eq!(chosen(&["sqlite-wal", "rm"]), ["rm-r", "sqlite-wal"]);
+        assert!(chosen(&["random"]).contains(&"append-fsync"));
+        assert_eq!(chosen(&[]).len(), ALL.len());
+        for wrong in ["sqlit", "", "append-"] {
+            assert!(choose(&[wrong.to_owned()]).is_err(), "{wrong}");
+        }
     }
 }

@@ -23,6 +23,10 @@ pub struct Plan {
     pub git_files: usize,
     /// Commits of the repository.
     pub git_commits: usize,
+    /// Files of the big folder.
+    pub big_files: usize,
+    /// How long idle servers are watched before anything is done.
+    pub rest: Duration,
     /// How long to wait for servers to finish what a workload left to do.
     pub settle_max: Duration,
     /// Rounds, unless the command line says otherwise.
@@ -32,7 +36,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Under two minutes for four targets.
+    /// Half a minute for each target.
     pub fn quick() -> Self {
         Self {
             stream_bytes: 48 << 20,
@@ -44,27 +48,31 @@ impl Plan {
             tree_bytes: 8 << 20,
             git_files: 120,
             git_commits: 10,
+            big_files: 2000,
+            rest: Duration::from_secs(5),
             settle_max: Duration::from_millis(200),
             rounds: 2,
-            budget: Duration::from_secs(100),
+            budget: Duration::from_secs(180),
         }
     }
 
-    /// Under twelve minutes for four targets.
+    /// About five minutes for each target, seven for a slow one.
     pub fn full() -> Self {
         Self {
             stream_bytes: 256 << 20,
             random_bytes: 128 << 20,
-            slice: Duration::from_millis(800),
-            pass_max: Duration::from_secs(4),
-            files: 3000,
-            tree_files: 2500,
-            tree_bytes: 48 << 20,
-            git_files: 1500,
+            slice: Duration::from_millis(600),
+            pass_max: Duration::from_millis(2500),
+            files: 2000,
+            tree_files: 800,
+            tree_bytes: 16 << 20,
+            git_files: 500,
             git_commits: 60,
+            big_files: 50_000,
+            rest: Duration::from_secs(60),
             settle_max: Duration::from_millis(800),
             rounds: 5,
-            budget: Duration::from_secs(660),
+            budget: Duration::from_secs(3600),
         }
     }
 }

@@ -8,9 +8,10 @@ use crate::cpu::Used;
 use crate::fault::Fault;
 use crate::histogram::Histogram;
 use crate::plan::Plan;
+use crate::rest::{self, Rest};
 use crate::target::{self, Target};
 use crate::watchdog::Watchdog;
-use crate::workload::{Bench, Measured, Scratch, State, Workload};
+use crate::workload::{self, Bench, Measured, Scratch, State, Workload};
 
 /// One measurement.
 #[derive(Clone, Debug)]
@@ -51,6 +52,8 @@ pub struct Run {
     pub measured: Duration,
     /// What didn't work, for people.
     pub failures: Vec<String>,
+    /// What each target's servers used before anything was done.
+    pub rest: Vec<Option<Rest>>,
     /// Memory of each target's servers at the end, in bytes.
     pub memory: Vec<Option<u64>>,
     /// Somebody ended it early.
@@ -70,12 +73,26 @@ impl Run {
     ) -> Self {
         let mut run =
             Run { cells: vec![vec![Cell::default(); targets.len()]; chosen.len()], ..Run::default() };
+        if !plan.rest.is_zero() {
+            progress("watching servers that nobody asks for anything");
+        }
+        run.rest = rest::watch(targets, plan.rest);
         let mut states: Vec<State> = targets.iter().map(|_| State::default()).collect();
         let mut dead = vec![false; targets.len()];
         let began = Instant::now();
+        // Before the first round, whose time says how long the others will last.
+        for (target, state) in targets.iter().zip(&mut states) {
+            progress(&format!("{:3} s, making many files: {}", began.elapsed().as_secs(), target.name));
+            let _watch = watchdog.watch(target, "making many files");
+            let mut bench = Bench { target, plan, scratch, cold: cli.cold, seed: cli.seed, state };
+            match workload::prepare(chosen, &mut bench) {
+                // The rounds begin with a look at that.
+                Ok(()) | Err(Fault::Interrupted) => {}
+                Err(fault) => run.failures.push(format!("making many files on {}: {fault}", target.name)),
+            }
+        }
         let mut longest = Duration::ZERO;
         'rounds: for round in 0..plan.rounds {
-            // Files of the first round's preparations are there: later rounds are rather shorter.
             if round > 0 && began.elapsed() + longest > plan.budget {
                 break;
             }

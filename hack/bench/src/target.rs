@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A folder to measure.
 #[derive(Clone, Debug)]
@@ -14,8 +15,12 @@ pub struct Target {
     pub mount: Mount,
     /// Processes that serve it.
     pub pids: Vec<i32>,
-    /// Its FUSE connection may be aborted.
+    /// Its FUSE connection may be aborted, and what is in it needn't be removed.
     pub disposable: bool,
+    /// How long it took until it was usable: the first time, when it was made, then again.
+    pub started: Vec<Duration>,
+    /// Which target it is judged by: its place among all of them.
+    pub against: Option<usize>,
 }
 
 /// A line of the mount table.

@@ -33,7 +33,7 @@ impl Filesystem for Passthrough {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = self.inode(parent).and_then(|parent| self.find(parent.fd.as_raw_fd(), &c_string(name)?));
+        let found = self.inode(parent).and_then(|parent| self.find(parent.as_raw_fd(), &c_string(name)?));
         match found {
             Ok(attr) => reply.entry(&self.ttl, &attr, Generation(0)),
             Err(errno) => reply.error(errno),
@@ -41,11 +41,11 @@ impl Filesystem for Passthrough {
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.forget_one(ino.0, lookups);
+        self.inodes.forget(ino.0, lookups);
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match self.inode(ino).and_then(|inode| stat(inode.fd.as_raw_fd())) {
+        match self.inode(ino).and_then(|inode| stat(inode.as_raw_fd())) {
             Ok(stat) => reply.attr(&self.ttl, &self.attr(Some(ino), &stat)),
             Err(errno) => reply.error(errno),
         }
@@ -80,7 +80,7 @@ impl Filesystem for Passthrough {
             let mut target = vec![0u8; libc::PATH_MAX as usize];
             // SAFETY: room of that length; an empty path is the descriptor itself.
             let bytes = unsafe {
-                libc::readlinkat(inode.fd.as_raw_fd(), c"".as_ptr(), target.as_mut_ptr().cast(), target.len())
+                libc::readlinkat(inode.as_raw_fd(), c"".as_ptr(), target.as_mut_ptr().cast(), target.len())
             };
             target.truncate(check(bytes as i32)? as usize);
             Ok(target)
@@ -146,7 +146,7 @@ impl Filesystem for Passthrough {
     fn link(&self, _: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let linked = (|| {
             let (inode, parent, name) = (self.inode(ino)?, self.inode(new_parent)?, c_string(new_name)?);
-            let (path, parent) = (proc_path(inode.fd.as_raw_fd()), parent.fd.as_raw_fd());
+            let (path, parent) = (proc_path(inode.as_raw_fd()), parent.as_raw_fd());
             let follow = libc::AT_SYMLINK_FOLLOW;
             // SAFETY: valid strings.
             check(unsafe { libc::linkat(libc::AT_FDCWD, path.as_ptr(), parent, name.as_ptr(), follow) })?;
@@ -179,7 +179,7 @@ impl Filesystem for Passthrough {
         let renamed = (|| {
             let (from, to) = (self.inode(parent)?, self.inode(new_parent)?);
             let (name, new_name) = (c_string(name)?, c_string(new_name)?);
-            let (from, to) = (from.fd.as_raw_fd(), to.fd.as_raw_fd());
+            let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
             // SAFETY: valid strings.
             check(unsafe { libc::renameat2(from, name.as_ptr(), to, new_name.as_ptr(), flags.bits()) })
         })();
@@ -205,7 +205,7 @@ impl Filesystem for Passthrough {
     ) {
         let created = (|| {
             let (parent, name) = (self.inode(parent)?, c_string(name)?);
-            let parent = parent.fd.as_raw_fd();
+            let parent = parent.as_raw_fd();
             let flags = (flags & !libc::O_DIRECT) | libc::O_CREAT | libc::O_CLOEXEC;
             // SAFETY: a valid name; the descriptor is owned at once.
             let file = unsafe {
@@ -307,7 +307,7 @@ impl Filesystem for Passthrough {
         let opened = self.inode(ino).and_then(|inode| {
             let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
             // SAFETY: a valid path. The descriptor is the kernel's handle until `releasedir` closes it.
-            check(unsafe { libc::openat(inode.fd.as_raw_fd(), c".".as_ptr(), flags) })
+            check(unsafe { libc::openat(inode.as_raw_fd(), c".".as_ptr(), flags) })
         });
         match opened {
             Ok(fd) => reply.opened(FileHandle(fd as u64), FopenFlags::empty()),
@@ -346,7 +346,7 @@ impl Filesystem for Passthrough {
             let os_name = OsStr::from_bytes(name.to_bytes());
             let full = reply.add(attr.ino, entry.d_off as u64, os_name, &self.ttl, &attr, Generation(0));
             if full && !dots {
-                self.forget_one(attr.ino.0, 1);
+                self.inodes.forget(attr.ino.0, 1);
             }
             full
         });
@@ -371,7 +371,7 @@ impl Filesystem for Passthrough {
         let statfs = self.inode(ino).and_then(|inode| {
             let mut statfs = MaybeUninit::<libc::statvfs>::uninit();
             // SAFETY: an open descriptor and room for the result.
-            check(unsafe { libc::fstatvfs(inode.fd.as_raw_fd(), statfs.as_mut_ptr()) })?;
+            check(unsafe { libc::fstatvfs(inode.as_raw_fd(), statfs.as_mut_ptr()) })?;
             // SAFETY: filled by the call above, which succeeded.
             Ok(unsafe { statfs.assume_init() })
         });

@@ -1,6 +1,5 @@
 //! What is done to the local folder.
 
-use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr};
 use std::io;
 use std::mem::MaybeUninit;
@@ -8,28 +7,18 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, INodeNo, Request, TimeOrNow};
-use parking_lot::RwLock;
 
 use crate::Options;
+use crate::inodes::Inodes;
 
 /// Bytes that one getdents64 call fills.
 const LISTING_BYTES: usize = 32 << 10;
-/// Parts of the inode table, each with a lock of its own.
-const SHARDS: usize = 16;
-
-/// An inode that the kernel knows, held open by `O_PATH`.
-pub struct Inode {
-    pub fd: OwnedFd,
-    pub lookups: AtomicU64,
-}
 
 pub struct Passthrough {
-    pub root: Arc<Inode>,
-    pub inodes: [RwLock<HashMap<u64, Arc<Inode>>>; SHARDS],
+    pub inodes: Inodes,
     pub ttl: Duration,
     pub writeback: bool,
     pub direct_io: bool,
@@ -85,33 +74,16 @@ pub fn file_type(mode: u32) -> FileType {
 
 impl Passthrough {
     pub fn new(source: &Path, options: &Options) -> io::Result<Passthrough> {
-        let path = CString::new(source.as_os_str().as_bytes())?;
-        // SAFETY: a valid path; the descriptor is owned at once.
-        let fd = unsafe {
-            let fd = libc::open(path.as_ptr(), libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC);
-            if fd < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            OwnedFd::from_raw_fd(fd)
-        };
         Ok(Passthrough {
-            root: Arc::new(Inode { fd, lookups: AtomicU64::new(1) }),
-            inodes: std::array::from_fn(|_| RwLock::default()),
+            inodes: Inodes::new(source, options.inodes_open_max)?,
             ttl: options.ttl,
             writeback: options.writeback,
             direct_io: options.direct_io,
         })
     }
 
-    pub fn shard(&self, ino: u64) -> &RwLock<HashMap<u64, Arc<Inode>>> {
-        &self.inodes[ino as usize % SHARDS]
-    }
-
-    pub fn inode(&self, ino: INodeNo) -> Result<Arc<Inode>> {
-        if ino == INodeNo::ROOT {
-            return Ok(Arc::clone(&self.root));
-        }
-        self.shard(ino.0).read().get(&ino.0).cloned().ok_or(Errno::ESTALE)
+    pub fn inode(&self, ino: INodeNo) -> Result<Arc<OwnedFd>> {
+        self.inodes.find(ino)
     }
 
     pub fn attr(&self, ino: Option<INodeNo>, stat: &libc::stat) -> FileAttr {
@@ -143,17 +115,7 @@ impl Passthrough {
             OwnedFd::from_raw_fd(check(libc::openat(parent, name.as_ptr(), flags))?)
         };
         let stat = stat(fd.as_raw_fd())?;
-        let known = |table: &HashMap<u64, Arc<Inode>>| {
-            let inode = table.get(&stat.st_ino);
-            inode.map(|inode| inode.lookups.fetch_add(1, Ordering::Relaxed)).is_some()
-        };
-        let shard = self.shard(stat.st_ino);
-        if !known(&shard.read()) {
-            let mut table = shard.write();
-            if !known(&table) {
-                table.insert(stat.st_ino, Arc::new(Inode { fd, lookups: AtomicU64::new(1) }));
-            }
-        }
+        self.inodes.learn(stat.st_ino, fd)?;
         Ok(self.attr(None, &stat))
     }
 
@@ -176,7 +138,7 @@ impl Passthrough {
         make: impl FnOnce(RawFd, &CStr) -> Result<()>,
     ) -> Result<FileAttr> {
         let (parent, name) = (self.inode(parent)?, c_string(name)?);
-        let parent = parent.fd.as_raw_fd();
+        let parent = parent.as_raw_fd();
         make(parent, &name)?;
         self.own(request, parent, &name)?;
         self.find(parent, &name)
@@ -184,7 +146,7 @@ impl Passthrough {
 
     pub fn set(&self, ino: INodeNo, set: &Changes, fh: Option<FileHandle>) -> Result<FileAttr> {
         let inode = self.inode(ino)?;
-        let fd = inode.fd.as_raw_fd();
+        let fd = inode.as_raw_fd();
         let path = proc_path(fd);
         if let Some(mode) = set.mode {
             // SAFETY: a valid path.
@@ -215,7 +177,7 @@ impl Passthrough {
 
     pub fn open_file(&self, ino: INodeNo, flags: i32) -> Result<RawFd> {
         let inode = self.inode(ino)?;
-        let path = proc_path(inode.fd.as_raw_fd());
+        let path = proc_path(inode.as_raw_fd());
         // With the writeback cache the kernel reads files that are open for writing alone, and appends by itself.
         let flags = match (self.writeback, flags & libc::O_ACCMODE) {
             (true, libc::O_WRONLY) => (flags & !libc::O_ACCMODE & !libc::O_APPEND) | libc::O_RDWR,
@@ -268,18 +230,6 @@ impl Passthrough {
             }
         }
     }
-
-    pub fn forget_one(&self, ino: u64, lookups: u64) {
-        if ino == INodeNo::ROOT.0 {
-            return;
-        }
-        let mut table = self.shard(ino).write();
-        if let Some(inode) = table.get(&ino)
-            && inode.lookups.fetch_sub(lookups, Ordering::Relaxed) == lookups
-        {
-            table.remove(&ino);
-        }
-    }
 }
 
 pub struct Changes {
@@ -306,6 +256,6 @@ impl Passthrough {
     pub fn remove(&self, parent: INodeNo, name: &OsStr, flags: i32) -> Result<()> {
         let (parent, name) = (self.inode(parent)?, c_string(name)?);
         // SAFETY: a valid name.
-        check(unsafe { libc::unlinkat(parent.fd.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+        check(unsafe { libc::unlinkat(parent.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
     }
 }

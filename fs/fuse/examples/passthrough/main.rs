@@ -8,6 +8,7 @@
 //! It serves in the foreground until it is unmounted. Needs root.
 
 mod fuse;
+mod inodes;
 mod local;
 
 use std::io;
@@ -25,6 +26,8 @@ struct Options {
     threads: usize,
     writeback: bool,
     direct_io: bool,
+    /// Inodes that are held open; the others are opened again for each call.
+    inodes_open_max: usize,
 }
 
 impl Options {
@@ -36,6 +39,7 @@ impl Options {
             threads: 2,
             writeback: false,
             direct_io: false,
+            inodes_open_max: 0,
         };
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
@@ -50,8 +54,8 @@ impl Options {
     }
 }
 
-fn run(options: &Options) -> io::Result<()> {
-    // Every inode that the kernel knows is a descriptor.
+fn run(options: &mut Options) -> io::Result<()> {
+    // Inodes that the kernel knows are descriptors.
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: a valid structure; the umask has no preconditions.
     unsafe {
@@ -61,6 +65,8 @@ fn run(options: &Options) -> io::Result<()> {
         }
         libc::umask(0);
     }
+    // The rest is for open files.
+    options.inodes_open_max = limit.rlim_cur as usize / 4 * 3;
     let filesystem = Passthrough::new(&options.source, options)?;
     let mut config = Config::default();
     config.acl = SessionACL::All;
@@ -75,13 +81,13 @@ fn run(options: &Options) -> io::Result<()> {
 }
 
 fn main() -> ExitCode {
-    let Some(options) = Options::parse(std::env::args().skip(1)) else {
+    let Some(mut options) = Options::parse(std::env::args().skip(1)) else {
         eprintln!(
             "usage: passthrough SOURCE MOUNTPOINT [--ttl-ms N] [--threads N] [--writeback] [--direct-io]"
         );
         return ExitCode::from(2);
     };
-    match run(&options) {
+    match run(&mut options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("passthrough: {error}");

@@ -17,12 +17,17 @@ pub fn json(facts: &Facts, plan: &Plan, targets: &[Target], chosen: &[&Workload]
     let described: Vec<Value> = targets
         .iter()
         .zip(&run.memory)
-        .map(|(target, memory)| {
+        .zip(&run.rest)
+        .map(|((target, memory), rest)| {
             json!({
                 "name": target.name,
                 "filesystem": target.mount.kind,
                 "servers": target.pids.len(),
                 "servers_pss_bytes": memory,
+                "servers_idle_pss_bytes": rest.and_then(|rest| rest.memory),
+                "servers_idle_cores": rest.map(|rest| rest.cores),
+                "started_seconds": target.started.iter().map(std::time::Duration::as_secs_f64).collect::<Vec<_>>(),
+                "against": target.against.map(|other| &targets[other].name),
             })
         })
         .collect();
@@ -60,6 +65,8 @@ pub fn json(facts: &Facts, plan: &Plan, targets: &[Target], chosen: &[&Workload]
             "small_files": plan.files,
             "tree_files_max": plan.tree_files,
             "git_files": plan.git_files,
+            "big_files": plan.big_files,
+            "rest_seconds": plan.rest.as_secs(),
         },
         "targets": described,
         "workloads": workloads,

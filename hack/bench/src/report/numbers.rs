@@ -58,17 +58,54 @@ pub fn rate(sample: &Sample, unit: Unit) -> f64 {
     sample.units as f64 / unit.size() / sample.wall.as_secs_f64().max(1e-9)
 }
 
-/// How many times as fast as `base` a target is: the median of the ratios within each round, since what else the
-/// machine did was similar then. `None` without a round that has both.
-pub fn speed(cell: &Cell, base: &Cell, unit: Unit) -> Option<f64> {
-    let ratio = |sample: &Sample| {
-        let other = base.samples.iter().find(|other| other.round == sample.round)?;
-        Some(rate(sample, unit) / rate(other, unit))
-    };
-    median(cell.samples.iter().filter_map(ratio).collect())
+/// CPU seconds per unit of one sample, of everything that belongs to the work for sure.
+fn cost(sample: &Sample, unit: Unit) -> f64 {
+    let time = sample.used.own + sample.used.servers + sample.after.servers;
+    time.as_secs_f64() / (sample.units as f64 / unit.size())
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// How two targets compare: within each round, since what else the machine did was similar then.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    /// The median of all rounds.
+    pub median: f64,
+    /// The lowest of any round.
+    pub low: f64,
+    /// The highest of any round.
+    pub high: f64,
+}
+
+impl Ratio {
+    /// `None` without a round that has both.
+    fn of(cell: &Cell, base: &Cell, number: impl Fn(&Sample) -> f64) -> Option<Self> {
+        let ratio = |sample: &Sample| {
+            let other = base.samples.iter().find(|other| other.round == sample.round)?;
+            Some(number(sample) / number(other)).filter(|ratio| ratio.is_finite())
+        };
+        let mut ratios: Vec<f64> = cell.samples.iter().filter_map(ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        let (low, high) = (*ratios.first()?, *ratios.last()?);
+        Some(Self { median: median(ratios)?, low, high })
+    }
+
+    /// How many times as fast as `base` a target is.
+    pub fn of_speed(cell: &Cell, base: &Cell, unit: Unit) -> Option<Self> {
+        Self::of(cell, base, |sample| rate(sample, unit))
+    }
+
+    /// How many times the CPU of `base` a target needs per unit.
+    pub fn of_cost(cell: &Cell, base: &Cell, unit: Unit) -> Option<Self> {
+        Self::of(cell, base, |sample| cost(sample, unit))
+    }
+}
+
+/// How many times as fast as `base` a target is: the median of the ratios within each round.
+pub fn speed(cell: &Cell, base: &Cell, unit: Unit) -> Option<f64> {
+    Ratio::of_speed(cell, base, unit).map(|ratio| ratio.median)
+}
+
+/// The one in the middle; `None` of nothing.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {
@@ -124,6 +161,11 @@ mod tests {
         let (base, other) = (cell(&[(0, 400), (1, 100), (3, 50)]), cell(&[(0, 200), (1, 50), (2, 1)]));
         assert_eq!(speed(&other, &base, Unit::Operations), Some(0.5));
         assert_eq!(speed(&other, &cell(&[]), Unit::Operations), None);
+        let (new, old) = (cell(&[(0, 30), (1, 40), (2, 20)]), cell(&[(0, 10), (1, 10), (2, 10)]));
+        let ratio = Ratio::of_speed(&new, &old, Unit::Operations).unwrap();
+        assert_eq!((ratio.low, ratio.median, ratio.high), (2.0, 3.0, 4.0));
+        // These cells use CPU by the unit.
+        assert_eq!(Ratio::of_cost(&new, &old, Unit::Operations).unwrap().median, 1.0);
     }
 
     #[test]

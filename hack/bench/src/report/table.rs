@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
+use super::against::against;
 use super::numbers::{Numbers, short, speed};
+use super::rest::rest;
 use crate::machine::Facts;
 use crate::plan::Plan;
 use crate::run::{Cell, Run};
@@ -89,16 +91,14 @@ fn heading(facts: &Facts, plan: &Plan, targets: &[Target], run: &Run) -> String 
         share(run.used.others()),
         share(run.used.stolen)
     );
-    for (target, memory) in targets.iter().zip(&run.memory) {
-        let memory =
-            memory.map_or(String::new(), |bytes| format!(", {} MiB of memory at the end (Pss)", bytes >> 20));
+    for target in targets {
         let served = if target.pids.is_empty() { "" } else { ", CPU of its servers is counted" };
-        let _ = writeln!(text, "{}: {}{served}{memory}", target.name, target.mount.kind);
+        let _ = writeln!(text, "{}: {}{served}", target.name, target.mount.kind);
     }
     text
 }
 
-/// Two tables in Markdown: speed and CPU, a line for each workload, a column for each target.
+/// Tables in Markdown: speed and CPU, a line for each workload, a column for each target; what has changed.
 pub fn summary(facts: &Facts, plan: &Plan, targets: &[Target], chosen: &[&Workload], run: &Run) -> String {
     let mut text = String::new();
     for line in heading(facts, plan, targets, run).lines() {
@@ -124,6 +124,8 @@ pub fn summary(facts: &Facts, plan: &Plan, targets: &[Target], chosen: &[&Worklo
     };
     text.push_str("\nCPU: microseconds per unit, of the workload + of the target's servers\n\n");
     text.push_str(&matrix(targets, chosen, run, &cpu));
+    text.push_str(&rest(targets, run));
+    text.push_str(&against(targets, chosen, run));
     text
 }
 
@@ -139,6 +141,11 @@ fn matrix(targets: &[Target], chosen: &[&Workload], run: &Run, cell_text: &CellT
         );
         lines.push(line);
     }
+    markdown(&lines)
+}
+
+/// A table of lines of equal length; the first one is its head.
+pub fn markdown(lines: &[Vec<String>]) -> String {
     let columns = lines[0].len();
     let width = |c: usize| lines.iter().map(|line| line[c].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();

@@ -15,6 +15,7 @@ use crate::histogram::Histogram;
 use crate::plan::Plan;
 use crate::stop;
 use crate::target::Target;
+use crate::watchdog;
 
 /// Servers that used less than this in [`SETTLE_STEP`] are at rest.
 const SETTLED: Duration = Duration::from_micros(600);
@@ -53,6 +54,10 @@ pub struct State {
     pub four: Option<Set>,
     /// The tree for tar is there.
     pub tree: bool,
+    /// The clone of the repository is there.
+    pub clone: bool,
+    /// A folder of many files.
+    pub big: Option<super::big::Folder>,
     /// Value of the counter of drops when a kind of file was last known to be in the caches.
     warm: HashMap<&'static str, u64>,
 }
@@ -85,11 +90,18 @@ impl Pace {
     /// # Errors
     /// If the run is to end.
     pub fn go(&self, done: u64) -> Result<bool, Fault> {
-        if stop::wanted() {
-            return Err(Fault::Interrupted);
-        }
+        go_on()?;
         Ok(done == 0 || Instant::now() < self.until)
     }
+}
+
+/// To be called between two operations: whoever calls it doesn't hang.
+///
+/// # Errors
+/// If the run is to end.
+pub fn go_on() -> Result<(), Fault> {
+    watchdog::is_alive();
+    if stop::wanted() { Err(Fault::Interrupted) } else { Ok(()) }
 }
 
 /// Whether a workload leaves data behind that the kernel has yet to write.

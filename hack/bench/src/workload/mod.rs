@@ -1,5 +1,6 @@
 //! What is measured. A workload prepares what it needs, then does its work between two looks at the clocks.
 
+mod big;
 mod buffer;
 mod measure;
 mod programs;
@@ -57,6 +58,14 @@ pub struct Workload {
     run: fn(&mut Bench) -> Result<Measured, Fault>,
 }
 
+/// Makes what takes longer than all measurements of a round.
+///
+/// # Errors
+/// What the filesystem answered.
+pub fn prepare(chosen: &[&Workload], bench: &mut Bench) -> Result<(), Fault> {
+    if chosen.iter().any(|workload| workload.group == "big") { big::prepare(bench).map(drop) } else { Ok(()) }
+}
+
 impl Workload {
     /// Does the work once.
     ///
@@ -94,31 +103,43 @@ workloads! {
         "rand-write-fsync64" Operations "the same, fsync after every 64 writes" => |b| random::write(b, 1, false, Some(64));
         "rand-write-direct" Operations "write 4 KiB at random places, O_DIRECT, one fsync at the end" => |b| random::write(b, 1, true, None);
         "rand-write-direct-4t" Operations "the same, 4 threads" => |b| random::write(b, 4, true, None);
-        "append-fsync" Operations "append 4 KiB, fsync, again" => random::append;
+        "append-fsync" Operations "append 4 KiB, fsync, again" => |b| random::append(b, 1);
+        "append-fsync-4t" Operations "the same, 4 threads, a file each" => |b| random::append(b, 4);
     }
     "small" {
         "create" Files "make files of 1 to 8 KiB in one folder: open, write, close" => |b| small::create(b, 1);
-        "create-fsync" Files "the same with fsync before close" => small::create_synced;
+        "create-fsync" Files "the same with fsync before close" => |b| small::create_synced(b, 1);
+        "mkdir" Files "make folders in one folder" => |b| small::make_folders(b, 1);
         "stat" Operations "stat them in random order" => |b| small::stat(b, 1, false);
         "open-read" Operations "open, read, close them in random order" => |b| small::read(b, 1, false);
         "readdir" Files "list the folder" => |b| small::list(b, false);
         "readdir-stat" Files "list it and stat every entry, like ls -l" => |b| small::list(b, true);
-        "rename" Operations "rename each file in its folder" => small::rename;
+        "rename" Operations "rename each file in its folder" => |b| small::rename(b, 1);
         "stat-cold" Operations "stat them, caches empty at the start" => |b| small::stat(b, 1, true);
         "open-read-cold" Operations "open, read, close, caches empty at the start" => |b| small::read(b, 1, true);
         "unlink" Operations "unlink them" => |b| small::unlink(b, 1);
     }
     "parallel" {
         "create-4t" Files "create with 4 threads, each in a folder of its own" => |b| small::create(b, 4);
+        "create-fsync-4t" Files "create with fsync before close, 4 threads" => |b| small::create_synced(b, 4);
+        "mkdir-4t" Files "make folders with 4 threads" => |b| small::make_folders(b, 4);
         "stat-4t" Operations "stat with 4 threads" => |b| small::stat(b, 4, false);
         "open-read-4t" Operations "open, read, close with 4 threads" => |b| small::read(b, 4, false);
+        "rename-4t" Operations "rename with 4 threads" => |b| small::rename(b, 4);
         "unlink-4t" Operations "unlink with 4 threads" => |b| small::unlink(b, 4);
+    }
+    "big" {
+        "big-create" Files "make empty files in a folder that has 50,000 (--quick: 2000)" => big::create;
+        "big-list-cold" Files "list that folder and stat every entry, like ls -l, caches empty" => big::list;
+        "big-unlink" Operations "unlink files of that folder" => big::unlink;
     }
     "real" {
         "tar-x" Files "tar x of a source tree" => trees::tar_extract;
         "tar-c-cold" Files "read that tree with tar c, caches empty" => trees::tar_create;
+        "find-cold" Files "find in that tree by size, caches empty (files and folders)" => trees::find;
         "rm-r" Files "rm -r of that tree" => trees::remove;
         "git-clone" Files "git clone of a generated repository (files of the work tree)" => trees::git_clone;
+        "git-status-cold" Files "git status of that clone, caches empty" => trees::git_status;
         "sqlite" Transactions "sqlite3, an insert and an update each, rollback journal, synchronous=FULL" => |b| sqlite::transactions(b, "DELETE");
         "sqlite-wal" Transactions "the same with a write-ahead log" => |b| sqlite::transactions(b, "WAL");
     }
@@ -154,6 +175,7 @@ mod tests {
             files: 20,
             git_files: 12,
             git_commits: 3,
+            big_files: 30,
             settle_max: Duration::ZERO,
             ..Plan::quick()
         };
@@ -167,6 +189,8 @@ mod tests {
                 mount: Mount::of(folder.path()).unwrap(),
                 pids: Vec::new(),
                 disposable: false,
+                started: Vec::new(),
+                against: None,
             };
             std::fs::create_dir(&target.folder).unwrap();
             let mut state = State::default();

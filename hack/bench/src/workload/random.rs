@@ -83,15 +83,15 @@ pub fn write(
     })
 }
 
-/// Appends blocks to a new file, each with an fsync.
-pub fn append(bench: &mut Bench) -> Result<Measured, Fault> {
-    let path = bench.target.folder.join("log");
-    remove(&path)?;
+/// Appends blocks to a new file for each thread, each with an fsync.
+pub fn append(bench: &mut Bench, threads: usize) -> Result<Measured, Fault> {
+    let paths: Vec<_> = (0..threads).map(|n| bench.target.folder.join(format!("log{n}"))).collect();
+    paths.iter().try_for_each(|path| remove(path))?;
     let seed = bench.seed;
     let measured = bench.measure(bench.plan.slice, Leaves::Clean, |pace| {
-        parallel(1, |_, l| append_blocks(&path, seed, pace, l))
+        parallel(threads, |thread, l| append_blocks(&paths[thread], seed, pace, l))
     })?;
-    remove(&path)?;
+    paths.iter().try_for_each(|path| remove(path))?;
     Ok(measured)
 }
 

@@ -59,25 +59,45 @@ pub fn create(bench: &mut Bench, threads: usize) -> Result<Measured, Fault> {
 }
 
 /// Makes files with an fsync each, and removes them.
-pub fn create_synced(bench: &mut Bench) -> Result<Measured, Fault> {
-    let folder = bench.target.folder.join("synced");
-    remove_tree(&folder)?;
-    fs::create_dir(&folder).doing("mkdir", &folder)?;
+pub fn create_synced(bench: &mut Bench, threads: usize) -> Result<Measured, Fault> {
     let seed = bench.seed;
-    let measured = bench.measure(bench.plan.slice, Leaves::Clean, |pace| {
-        parallel(1, |_, latencies| {
-            let mut noise = Buffer::noise(LARGEST as usize, seed);
-            let mut number = 0;
-            while pace.go(number as u64)? {
-                let began = Instant::now();
-                make(&folder.join(format!("f{number:06}")), number, &mut noise, true)?;
-                latencies.add(began.elapsed());
-                number += 1;
-            }
-            Ok(number as u64)
+    in_new_folders(bench, "synced", threads, Leaves::Clean, |folder, pace| {
+        let mut noise = Buffer::noise(LARGEST as usize, seed);
+        each(usize::MAX, pace, |number| make(&folder.join(format!("f{number:06}")), number, &mut noise, true))
+    })
+}
+
+/// Makes folders, and removes them.
+pub fn make_folders(bench: &mut Bench, threads: usize) -> Result<Measured, Fault> {
+    in_new_folders(bench, "folders", threads, Leaves::Dirty, |folder, pace| {
+        each(usize::MAX, pace, |number| {
+            let path = folder.join(format!("d{number:06}"));
+            fs::create_dir(&path).doing("mkdir", &path)
+        })
+    })
+}
+
+/// Measures work that each thread does in a new folder of its own, which is removed afterwards.
+fn in_new_folders(
+    bench: &mut Bench,
+    name: &str,
+    threads: usize,
+    leaves: Leaves,
+    work: impl Fn(&Path, Pace) -> Result<(u64, Histogram), Fault> + Sync,
+) -> Result<Measured, Fault> {
+    let folders: Vec<_> = (0..threads).map(|n| bench.target.folder.join(format!("{name}{n}"))).collect();
+    for folder in &folders {
+        remove_tree(folder)?;
+        fs::create_dir(folder).doing("mkdir", folder)?;
+    }
+    let measured = bench.measure(bench.plan.slice, leaves, |pace| {
+        parallel(threads, |thread, latencies| {
+            let (done, mine) = work(&folders[thread], pace)?;
+            latencies.merge(&mine);
+            Ok(done)
         })
     })?;
-    remove_tree(&folder)?;
+    folders.iter().try_for_each(|folder| remove_tree(folder))?;
     Ok(measured)
 }
 
@@ -138,21 +158,25 @@ pub fn list(bench: &mut Bench, with_stat: bool) -> Result<Measured, Fault> {
 }
 
 /// Gives each file another name.
-pub fn rename(bench: &mut Bench) -> Result<Measured, Fault> {
-    let old = temper(bench, 1, false)?;
+pub fn rename(bench: &mut Bench, threads: usize) -> Result<Measured, Fault> {
+    let old = temper(bench, threads, false)?;
     let mut new = old.clone();
     new.letter = if old.letter == 'f' { 'g' } else { 'f' };
-    let count = old.counts[0];
+    let count: usize = old.counts.iter().sum();
     // Left empty if the work is cut off half-way: what remains is made anew then.
-    bench.state.one = None;
+    *slot(bench, threads) = None;
     let measured = bench.measure(bench.plan.pass_max, Leaves::Dirty, |pace| {
-        each(count, pace, |number| {
-            let (from, to) = (old.file(0, number), new.file(0, number));
-            fs::rename(&from, &to).doing("rename", &from)
+        parallel(threads, |thread, latencies| {
+            let (done, mine) = each(old.counts[thread], pace, |number| {
+                let (from, to) = (old.file(thread, number), new.file(thread, number));
+                fs::rename(&from, &to).doing("rename", &from)
+            })?;
+            latencies.merge(&mine);
+            Ok(done)
         })
     })?;
     if measured.units == count as u64 {
-        bench.state.one = Some(new);
+        *slot(bench, threads) = Some(new);
     }
     Ok(measured)
 }
@@ -240,7 +264,7 @@ fn make(path: &Path, number: usize, noise: &mut Buffer, synced: bool) -> Result<
 }
 
 /// Does something once for each number, as far as time allows.
-fn each(
+pub fn each(
     count: usize,
     pace: Pace,
     mut work: impl FnMut(usize) -> Result<(), Fault>,

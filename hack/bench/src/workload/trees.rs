@@ -146,6 +146,28 @@ pub fn tar_create(bench: &mut Bench) -> Result<Measured, Fault> {
     })
 }
 
+/// Looks at every file and folder of the tree: by size, so that names alone aren't enough.
+pub fn find(bench: &mut Bench) -> Result<Measured, Fault> {
+    let tree = prepare(bench)?;
+    let mut files = Vec::new();
+    walk(&tree, Path::new(""), usize::MAX, &mut files)?;
+    bench.chill(files.iter().map(|(file, _)| tree.join(file)))?;
+    bench.measure(bench.plan.pass_max, Leaves::Clean, |_| {
+        let mut find = program("find");
+        // A dot for each, whatever it is, and a line for each file with content.
+        find.arg(&tree).args(["-printf", "."]).args(["-type", "f", "-size", "+0c", "-printf", "\\n"]);
+        let output = find.stdout(Stdio::piped()).output();
+        let output = output.map_err(|error| Fault::Program { name: "find", said: error.to_string() })?;
+        succeeded("find", &output)?;
+        let count = |wanted: u8| output.stdout.iter().filter(|byte| **byte == wanted).count();
+        let expected = files.iter().filter(|(_, size)| *size > 0).count();
+        if count(b'\n') != expected {
+            return Err(Fault::Wrong(format!("{} files with content instead of {expected}", count(b'\n'))));
+        }
+        Ok((count(b'.') as u64, Histogram::default()))
+    })
+}
+
 /// Removes the tree.
 pub fn remove(bench: &mut Bench) -> Result<Measured, Fault> {
     let tree = prepare(bench)?;
@@ -164,6 +186,7 @@ pub fn remove(bench: &mut Bench) -> Result<Measured, Fault> {
 /// Clones the repository, with its work tree.
 pub fn git_clone(bench: &mut Bench) -> Result<Measured, Fault> {
     let clone = bench.target.folder.join("clone");
+    bench.state.clone = false;
     remove_tree(&clone)?;
     let repository = bench.scratch.repository();
     warm(&repository)?;
@@ -181,8 +204,42 @@ pub fn git_clone(bench: &mut Bench) -> Result<Measured, Fault> {
     if found != files {
         return Err(Fault::Wrong(format!("a clone of {found} files instead of {files}")));
     }
-    remove_tree(&clone)?;
+    bench.state.clone = true;
     Ok(measured)
+}
+
+/// Asks what has changed in the clone: nothing.
+pub fn git_status(bench: &mut Bench) -> Result<Measured, Fault> {
+    if !bench.state.clone {
+        git_clone(bench)?;
+    }
+    let clone = bench.target.folder.join("clone");
+    let files = bench.scratch.git_files as u64;
+    let status = || {
+        let mut git = program("git");
+        git.arg("-C").arg(&clone).args(["status", "--porcelain"]);
+        let output = git.stdout(Stdio::piped()).output();
+        let output = output.map_err(|error| Fault::Program { name: "git", said: error.to_string() })?;
+        succeeded("git", &output)?;
+        if output.stdout.is_empty() {
+            Ok(())
+        } else {
+            Err(Fault::Wrong(format!(
+                "a fresh clone has changed: {}",
+                String::from_utf8_lossy(&output.stdout)
+            )))
+        }
+    };
+    // The first one after a clone reads files that are as new as git's index, and notes that they are the same.
+    status()?;
+    let mut found = Vec::new();
+    walk(&clone, Path::new(""), usize::MAX, &mut found)?;
+    programs::warm("git")?;
+    bench.chill(found.iter().map(|(file, _)| clone.join(file)))?;
+    bench.measure(bench.plan.pass_max, Leaves::Clean, |_| {
+        status()?;
+        Ok((files, Histogram::default()))
+    })
 }
 
 fn extract(bench: &Bench, tree: &Path) -> Result<Measured, Fault> {

@@ -212,19 +212,21 @@ fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
     pages.gone(&stale);
     // Answered while the WRITE was under way, which went through the page that was there before.
     pages.read(FILE, 10_000, 4096..8192).answered(8192, now());
-    let ranges = |stale: Vec<Stale>| stale.into_iter().map(|stale| stale.range).collect::<Vec<_>>();
-    assert_eq!(ranges(write.visible()), [4096..8192]);
+    let ranges = |stale: Vec<Stale>| {
+        stale.into_iter().map(|stale| (stale.range.start, stale.range.end)).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(write.visible()), [(4096, 8192)]);
     // The other way round: the READ was on its way when the WRITE came.
     let fill = pages.read(FILE, 10_000, 0..4096);
     let write = pages.written(FILE, 0..1, now());
     let elsewhere = pages.written(FILE, 4096..4100, now());
     fill.answered(4096, now());
-    assert_eq!(ranges(write.visible()), [0..4096]);
+    assert_eq!(ranges(write.visible()), [(0, 4096)]);
     assert_eq!(ranges(elsewhere.visible()), []);
     // It was sent before a READ that was answered first, but came to be known after that.
     pages.read(FILE, 10_000, 8192..12_288).answered(10_000, now());
     let late = |after| pages.written(FILE, 8192..8200, now() + after);
-    assert_eq!(ranges(late(Duration::ZERO).visible()), [8192..12_288]);
+    assert_eq!(ranges(late(Duration::ZERO).visible()), [(8192, 12_288)]);
     assert_eq!(ranges(late(LATE_MAX + Duration::from_secs(1)).visible()), []);
 }
 
