@@ -214,9 +214,13 @@ impl<M: Metadata> Client<M> {
         fills_pages: bool,
     ) -> Result<Vec<Bytes>> {
         let handle = self.handle(handle)?;
-        let known = self.known(ino).await?;
         let wanted = offset..offset.saturating_add(u64::from(size));
-        let fill = fills_pages.then(|| self.pages.read(ino, self.data.size(ino, &known), wanted));
+        // Before it is looked at how large the file is: of a larger one the kernel hears only after this READ then.
+        let fill = fills_pages.then(|| self.pages.read(ino, wanted));
+        let known = self.known(ino).await?;
+        if let Some(fill) = &fill {
+            fill.knows(self.data.size(ino, &known));
+        }
         let read = self.data.read(ino, offset, size, &known).await?;
         if let Some(fill) = fill {
             let length: usize = read.iter().map(Bytes::len).sum();

@@ -51,8 +51,17 @@ struct Reading {
     start: u64,
     /// … and the one after the last.
     end: u64,
-    /// The smallest size that the file has had since it began: it may be answered as of that.
-    size_min: u64,
+    /// The size of the file as far as whoever answers it knows, at least; `None` until that is known.
+    size: Option<u64>,
+    /// The smallest size that was learnt since it began: it may be answered as of that, too.
+    learnt_min: u64,
+}
+
+impl Reading {
+    /// Where the file may end for whoever answers it.
+    fn size_min(&self) -> u64 {
+        self.size.map_or(0, |size| size.min(self.learnt_min))
+    }
 }
 
 /// A WRITE through the pages whose bytes no READ is answered with yet.
@@ -137,6 +146,16 @@ pub struct Fill<'a> {
 }
 
 impl Fill<'_> {
+    /// It is answered as of a file of this size, or of a later one. Asked for after the READ was begun here: the kernel
+    /// hears of no other size in between without waiting for it.
+    pub fn knows(&self, size: u64) {
+        if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino)
+            && let Some(reading) = file.reading.iter_mut().find(|reading| reading.id == self.reading.id)
+        {
+            reading.size = Some(size);
+        }
+    }
+
     /// The READ is about to be answered with the bytes up to `end`; the file ended there if that is less than was asked
     /// for.
     pub fn answered(self, end: u64, now: Instant) {
@@ -204,8 +223,8 @@ impl File {
 
     /// The smallest end of file that a page was filled at, or is being filled at.
     fn shortest(&self) -> Option<u64> {
-        let reading = self.reading.iter().filter(|reading| reading.size_min < reading.end);
-        reading.map(|reading| reading.size_min).chain(self.short.values().copied()).min()
+        let reading = self.reading.iter().filter(|reading| reading.size_min() < reading.end);
+        reading.map(Reading::size_min).chain(self.short.values().copied()).min()
     }
 
     /// The kernel may hold a page that has bytes behind this place.
@@ -228,7 +247,7 @@ impl File {
     fn learn(&mut self, size: u64) {
         self.size = size;
         for reading in &mut self.reading {
-            reading.size_min = reading.size_min.min(size);
+            reading.learnt_min = reading.learnt_min.min(size);
         }
     }
 }
@@ -298,16 +317,22 @@ impl Pages {
         all.files_max = all.files.len() * 2;
     }
 
-    /// A READ that fills pages begins. `size`: of the file, as it is known now.
-    pub fn read(&self, ino: InodeId, size: u64, range: Range<u64>) -> Fill<'_> {
+    /// A READ that fills pages begins, before it is looked up how large the file is.
+    pub fn read(&self, ino: InodeId, range: Range<u64>) -> Fill<'_> {
         let mut all = self.0.lock();
         let epoch = all.epoch;
         let file = all.fill(ino, range.end);
         for writing in &mut file.writing {
             writing.overtaken.extend(common_pages(&writing.range, &range));
         }
-        let reading =
-            Reading { id: file.last_fill, epoch, start: range.start, end: range.end, size_min: size };
+        let reading = Reading {
+            id: file.last_fill,
+            epoch,
+            start: range.start,
+            end: range.end,
+            size: None,
+            learnt_min: u64::MAX,
+        };
         file.reading.push(reading);
         Fill { pages: self, ino, reading }
     }

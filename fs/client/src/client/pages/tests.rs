@@ -25,6 +25,12 @@ fn file(change: u64, size: u64) -> Attributes {
     }
 }
 
+fn read(pages: &Pages, size: u64, range: Range<u64>) -> Fill<'_> {
+    let fill = pages.read(FILE, range);
+    fill.knows(size);
+    fill
+}
+
 fn opened(attributes: &Attributes) -> Pages {
     let pages = Pages::default();
     assert_eq!(pages.current(attributes), None, "it was never read");
@@ -35,7 +41,7 @@ fn opened(attributes: &Attributes) -> Pages {
 fn pages_are_kept_if_only_this_client_changed_the_file() {
     let pages = opened(&file(1, 10));
     assert_eq!(pages.current(&file(1, 10)), None);
-    pages.read(FILE, 10, 0..4096).answered(10, now());
+    read(&pages, 10, 0..4096).answered(10, now());
     pages.own_change(&file(2, 10));
     assert_eq!(pages.current(&file(2, 10)), None);
     // Somebody else's change came in between.
@@ -44,7 +50,7 @@ fn pages_are_kept_if_only_this_client_changed_the_file() {
     assert_eq!(stale.range, 0..EVERYTHING);
     pages.gone(&stale);
     assert_eq!(pages.current(&file(4, 20)), None);
-    pages.read(FILE, 20, 0..4096).answered(20, now());
+    read(&pages, 20, 0..4096).answered(20, now());
     pages.forget(FILE);
     assert_eq!(pages.current(&file(5, 20)), None, "with the inode the kernel has forgotten its pages");
 }
@@ -52,7 +58,7 @@ fn pages_are_kept_if_only_this_client_changed_the_file() {
 #[test]
 fn pages_are_wrong_until_they_are_gone() {
     let pages = opened(&file(1, 10));
-    pages.read(FILE, 10, 0..4096).answered(10, now());
+    read(&pages, 10, 0..4096).answered(10, now());
     let first = pages.current(&file(2, 10)).unwrap();
     // Another one that opens, or has the lock, while the first one waits must not read what is there still.
     let second = pages.current(&file(2, 10)).unwrap();
@@ -65,7 +71,7 @@ fn pages_are_wrong_until_they_are_gone() {
 #[test]
 fn an_answer_that_comes_late_does_not_make_pages_right() {
     let pages = opened(&file(1, 10));
-    pages.read(FILE, 10, 0..4096).answered(10, now());
+    read(&pages, 10, 0..4096).answered(10, now());
     let old = pages.current(&file(2, 10)).unwrap();
     let new = pages.current(&file(3, 10)).unwrap();
     pages.gone(&new);
@@ -90,7 +96,7 @@ fn a_file_without_pages_has_none_to_drop() {
 #[test]
 fn the_page_at_the_old_end_goes_before_a_larger_size_is_told() {
     let pages = opened(&file(1, 5000));
-    pages.read(FILE, 5000, 0..8192).answered(5000, now());
+    read(&pages, 5000, 0..8192).answered(5000, now());
     assert_eq!(pages.told(FILE, 5000), None);
     assert!(pages.would_grow(FILE, 5001));
     let first = pages.told(FILE, 9000).unwrap();
@@ -111,13 +117,13 @@ fn the_page_at_the_old_end_goes_before_a_larger_size_is_told() {
 #[test]
 fn an_answer_that_is_taken_up_late_cuts_off_what_was_read_since() {
     let pages = opened(&file(1, 100));
-    pages.read(FILE, 100, 0..4096).answered(100, now());
+    read(&pages, 100, 0..4096).answered(100, now());
     let stale = pages.told(FILE, 200).unwrap();
     pages.gone(&stale);
     // Asked and answered after the invalidation, and not taken up yet.
     assert_eq!(pages.told(FILE, 200), None);
     assert_eq!(pages.told(FILE, 300), None);
-    pages.read(FILE, 300, 0..4096).answered(300, now());
+    read(&pages, 300, 0..4096).answered(300, now());
     // Now it is, and the page ends at 200.
     assert_eq!(pages.told(FILE, 300).unwrap().range, 200..EVERYTHING);
 }
@@ -125,9 +131,9 @@ fn an_answer_that_is_taken_up_late_cuts_off_what_was_read_since() {
 #[test]
 fn a_page_that_is_read_while_others_are_dropped_stays_suspect() {
     let pages = opened(&file(1, 100));
-    pages.read(FILE, 100, 0..4096).answered(100, now());
+    read(&pages, 100, 0..4096).answered(100, now());
     let stale = pages.told(FILE, 200).unwrap();
-    pages.read(FILE, 200, 0..4096).answered(200, now());
+    read(&pages, 200, 0..4096).answered(200, now());
     pages.gone(&stale);
     assert_eq!(pages.told(FILE, 200), None);
     assert_eq!(pages.told(FILE, 300).unwrap().range, 200..EVERYTHING);
@@ -136,7 +142,7 @@ fn a_page_that_is_read_while_others_are_dropped_stays_suspect() {
 #[test]
 fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
     let pages = opened(&file(1, 100));
-    let fill = pages.read(FILE, 100, 0..4096);
+    let fill = read(&pages, 100, 0..4096);
     let stale = pages.bypassed(FILE, 100..200, false).unwrap();
     assert_eq!(stale.range, 100..EVERYTHING);
     // The kernel waits for it, so it is answered before the pages are gone, and goes with them.
@@ -145,7 +151,7 @@ fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
     assert_eq!(pages.told(FILE, 200), None);
     // One that lies within the file has no end in it.
     let pages = opened(&file(1, 10_000));
-    let _fill = pages.read(FILE, 10_000, 0..4096);
+    let _fill = read(&pages, 10_000, 0..4096);
     assert_eq!(pages.told(FILE, 20_000), None);
     // But it may be answered as of a size that the file had in between.
     pages.learn(FILE, 50);
@@ -153,20 +159,35 @@ fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
 }
 
 #[test]
+fn a_size_is_not_told_while_nobody_knows_of_which_size_a_read_will_be_answered() {
+    let pages = opened(&file(1, 100));
+    let fill = pages.read(FILE, 0..4096);
+    // Whoever answers it may have looked already, and stand still since.
+    assert_eq!(pages.told(FILE, 200).unwrap().range, 0..EVERYTHING);
+    fill.knows(100);
+    assert_eq!(pages.told(FILE, 300).unwrap().range, 100..EVERYTHING);
+    drop(fill);
+    let fill = pages.read(FILE, 0..4096);
+    pages.learn(FILE, 50);
+    fill.knows(300);
+    assert!(pages.would_grow(FILE, 60), "it may be answered as of what was learnt in between");
+}
+
+#[test]
 fn what_bypasses_the_pages_drops_what_it_replaces() {
     let pages = opened(&file(1, 10_000));
-    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    read(&pages, 10_000, 0..8192).answered(8192, now());
     assert_eq!(pages.bypassed(FILE, 100..200, false).unwrap().range, 100..200);
 }
 
 #[test]
 fn a_page_that_is_cut_off_ends_there() {
     let pages = opened(&file(1, 10_000));
-    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    read(&pages, 10_000, 0..8192).answered(8192, now());
     pages.cut(FILE, 50);
     assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
     let pages = opened(&file(1, 10_000));
-    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    read(&pages, 10_000, 0..8192).answered(8192, now());
     pages.learn(FILE, 10_000);
     assert_eq!(pages.told(FILE, 50), None);
     assert_eq!(pages.told(FILE, 60).unwrap().range, 50..EVERYTHING);
@@ -175,7 +196,7 @@ fn a_page_that_is_cut_off_ends_there() {
 #[test]
 fn writing_through_the_pages_makes_them_whole() {
     let pages = opened(&file(1, 100));
-    pages.read(FILE, 100, 0..4096).answered(100, now());
+    read(&pages, 100, 0..4096).answered(100, now());
     drop(pages.written(FILE, 100..300, now()));
     assert_eq!(pages.told(FILE, 300), None);
     assert!(pages.would_grow(FILE, 301));
@@ -206,25 +227,25 @@ fn remembers_a_bounded_number_of_files_and_all_that_are_open() {
 #[test]
 fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
     let pages = opened(&file(1, 10_000));
-    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    read(&pages, 10_000, 0..8192).answered(8192, now());
     let write = pages.written(FILE, 100..5000, now());
     let stale = pages.current(&file(2, 10_000)).unwrap();
     pages.gone(&stale);
     // Answered while the WRITE was under way, which went through the page that was there before.
-    pages.read(FILE, 10_000, 4096..8192).answered(8192, now());
+    read(&pages, 10_000, 4096..8192).answered(8192, now());
     let ranges = |stale: Vec<Stale>| {
         stale.into_iter().map(|stale| (stale.range.start, stale.range.end)).collect::<Vec<_>>()
     };
     assert_eq!(ranges(write.visible()), [(4096, 8192)]);
     // The other way round: the READ was on its way when the WRITE came.
-    let fill = pages.read(FILE, 10_000, 0..4096);
+    let fill = read(&pages, 10_000, 0..4096);
     let write = pages.written(FILE, 0..1, now());
-    let elsewhere = pages.written(FILE, 4096..4100, now());
+    let elsewhere = pages.written(FILE, 12_288..12_300, now());
     fill.answered(4096, now());
     assert_eq!(ranges(write.visible()), [(0, 4096)]);
     assert_eq!(ranges(elsewhere.visible()), []);
     // It was sent before a READ that was answered first, but came to be known after that.
-    pages.read(FILE, 10_000, 8192..12_288).answered(10_000, now());
+    read(&pages, 10_000, 8192..12_288).answered(10_000, now());
     let late = |after| pages.written(FILE, 8192..8200, now() + after);
     assert_eq!(ranges(late(Duration::ZERO).visible()), [(8192, 12_288)]);
     assert_eq!(ranges(late(LATE_MAX + Duration::from_secs(1)).visible()), []);
@@ -233,14 +254,14 @@ fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
 #[test]
 fn a_file_that_others_leave_alone_costs_no_drops() {
     let pages = opened(&file(1, 10_000));
-    pages.read(FILE, 10_000, 0..8192).answered(8192, now());
+    read(&pages, 10_000, 0..8192).answered(8192, now());
     assert_eq!(pages.written(FILE, 0..100, now()).visible(), []);
 }
 
 #[test]
 fn pages_that_were_written_through_and_lost_are_wrong() {
     let pages = opened(&file(1, 100));
-    pages.read(FILE, 100, 0..4096).answered(100, now());
+    read(&pages, 100, 0..4096).answered(100, now());
     drop(pages.written(FILE, 0..100, now()));
     pages.lost(FILE);
     let stale = pages.current(&file(1, 100)).unwrap();
