@@ -245,8 +245,9 @@ fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
     assert_eq!(ranges(write.visible()), [(0, 4096)]);
     assert_eq!(ranges(elsewhere.visible()), []);
     // It was sent before a READ that was answered first, but came to be known after that.
-    read(&pages, 10_000, 8192..12_288).answered(10_000, now());
-    let late = |after| pages.written(FILE, 8192..8200, now() + after);
+    let answered = now();
+    read(&pages, 10_000, 8192..12_288).answered(10_000, answered);
+    let late = |after| pages.written(FILE, 8192..8200, answered + after);
     assert_eq!(ranges(late(Duration::ZERO).visible()), [(8192, 12_288)]);
     assert_eq!(ranges(late(LATE_MAX + Duration::from_secs(1)).visible()), []);
 }
