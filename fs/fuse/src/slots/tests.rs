@@ -62,11 +62,11 @@ fn a_successor_finds_what_the_predecessor_read() {
     assert_eq!(memory.negotiated(), Some(negotiated));
     let pool = Pool::new(&memory, 1);
     let unfinished = memory.unfinished(&pool, 1);
-    let buffer = Some((3, Keep::Waiting));
+    let buffer = Some((3, Keep::Other));
     assert_eq!(unfinished, [Unfinished { slot: 7, device: 0, len: message.len(), buffer }]);
     let resident = memory.resident_bytes().expect("stat");
     assert!(resident < 200 << 10, "slots that were never used still have no pages: {resident}");
-    assert!(!pool.take_this_slot(7) && !pool.take_this_buffer(3, Keep::Waiting), "nobody else gets them");
+    assert!(!pool.take_this_slot(7) && !pool.take_this_buffer(3, Keep::Other), "nobody else gets them");
     // SAFETY: the test alone uses the memory.
     assert!(unsafe { memory.message(7, Some(3), message.len()) } == message);
 }
