@@ -657,8 +657,6 @@ impl<M: Metadata> Vfs for Client<M> {
 }
 
 #[cfg(test)]
-mod page_tests;
-#[cfg(test)]
 mod posix_tests;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use atoll_core::attributes::{Timestamp, VolumeUse};
+use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
@@ -35,6 +35,28 @@ pub const CLUSTER: ClusterId = ClusterId(0xa701);
 const PURGE_SEGMENTS: u32 = 64;
 /// How often a wait for a lock looks.
 const WAIT_POLL: Duration = Duration::from_millis(2);
+
+/// What a file is like, as far as the client's pure parts look at it.
+#[must_use]
+pub fn file_attributes(ino: InodeId, change: u64, size: u64) -> Attributes {
+    let time = Timestamp::default();
+    Attributes {
+        ino,
+        mode: FileKind::File.mode_bits() | 0o644,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size,
+        allocated: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+        change,
+        acl: false,
+    }
+}
 
 /// A volume's records in memory, and what a leader knows of its sessions.
 #[derive(Debug)]

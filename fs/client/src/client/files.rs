@@ -254,7 +254,8 @@ impl<M: Metadata> Client<M> {
                 self.bypassed(ino, handle.as_deref(), range).await;
                 self.pages.own_change(&attributes);
             } else {
-                drop(self.pages.written(ino, offset..offset + u64::from(length), Instant::now()));
+                let range = offset..offset + u64::from(length);
+                self.pages.written(ino, range.clone(), Instant::now()).joins(&range);
                 match start == offset {
                     true => self.pages.own_change(&attributes),
                     false => self.drop_pages_later(ino, offset.min(start)),
@@ -269,8 +270,11 @@ impl<M: Metadata> Client<M> {
         });
         let known = self.known(ino).await?;
         let offset = if guesses && flags.append { known.size } else { offset };
-        if through.is_some() {
+        if let Some(through) = &through
+            && !flags.from_cache
+        {
             self.close_gap(ino, offset).await;
+            through.joins(&(offset..offset.saturating_add(data.len() as u64)));
         }
         // Whose store it was that made a page dirty isn't known by now; as elsewhere, it takes nothing away.
         let kill_priv = match flags.from_cache && !flags.kill_priv {
@@ -305,15 +309,10 @@ impl<M: Metadata> Client<M> {
         }
     }
 
-    /// A WRITE through the pages is about to let the kernel know a larger end of the file. If others have appended
-    /// before that, the page at the old end has zeroes in their place.
+    /// A WRITE through the pages is about to let the kernel know a larger end of the file. Others may have appended
+    /// before that: the page at the old end would have zeroes in their place.
     async fn close_gap(&self, ino: InodeId, offset: u64) {
-        let Some((end, stale)) = self.pages.gap(ino, offset) else { return };
-        // If it can't be asked the write says so, or the commit.
-        let Ok(attributes) = self.inode(ino).await else { return };
-        let committed = attributes.size;
-        self.seen(attributes);
-        if committed > end {
+        if let Some(stale) = self.pages.gap(ino, offset) {
             self.drop_unlocked(&stale).await;
         }
     }
@@ -324,7 +323,9 @@ impl<M: Metadata> Client<M> {
         let Some(notifier) = self.notifier.read().clone() else { return };
         let (ino, start, length) = (stale.ino(), stale.range.start, stale.range.end - stale.range.start);
         let gone = tokio::spawn(async move { notifier.invalidate(ino, start, length).await });
-        let _ = tokio::time::timeout(UNLOCKED_WITHIN, gone).await;
+        if tokio::time::timeout(UNLOCKED_WITHIN, gone).await.is_ok() {
+            self.pages.gone(stale);
+        }
     }
 
     /// The kernel has put bytes into its pages that went elsewhere (a file that became `O_APPEND` after it was
@@ -454,14 +455,14 @@ impl<M: Metadata> Client<M> {
         let kill_priv = self.killed(caller, ino, Self::clears_setid(caller)).await?;
         self.settle(ino).await?;
         let (mut at, mut asked_for_room) = (offset, false);
-        let mut changes = Vec::new();
+        let mut changes = None;
         while at < end {
             let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
             match self.metadata.mutate(op).await {
                 Ok(Outcome::Allocated(until, attributes)) if until > at => {
                     at = until;
                     self.data.learn(ino, &attributes);
-                    changes.push(attributes);
+                    changes = Some(in_a_row(changes, attributes));
                 }
                 Ok(_) => return Err(unexpected().into()),
                 Err(ClientError::Fs(FsError::NoSpace)) if !asked_for_room => {
@@ -472,18 +473,17 @@ impl<M: Metadata> Client<M> {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.changed_past_pages(&changes).await;
+        self.changed_past_pages(changes).await;
         Ok(())
     }
 
     /// All of a change was made, which the kernel makes in its pages when it hears of that: drops what it puts zeroes
     /// or other bytes in the place of. Had a part of it failed, the kernel would have kept its pages, which are wrong
     /// then.
-    async fn changed_past_pages(&self, changes: &[Box<Attributes>]) {
-        changes.iter().for_each(|attributes| self.pages.own_change(attributes));
-        if let Some(last) = changes.last()
-            && let Some(stale) = self.pages.told(last.ino, last.size)
-        {
+    async fn changed_past_pages(&self, changes: Option<(u64, Box<Attributes>)>) {
+        let Some((first, last)) = changes else { return };
+        self.pages.own_changes(first, &last);
+        if let Some(stale) = self.pages.told(last.ino, last.size) {
             self.drop_end(&stale).await;
         }
     }
@@ -520,7 +520,7 @@ impl<M: Metadata> Client<M> {
         self.settle(to).await?;
         let kill_priv = self.killed(caller, to, Self::clears_setid(caller)).await?;
         let (mut copied, mut asked_for_room) = (0, false);
-        let mut changes = Vec::new();
+        let mut changes = None;
         while copied < length {
             let op = Op::CopyRange {
                 from,
@@ -535,7 +535,7 @@ impl<M: Metadata> Client<M> {
                 Ok(Outcome::Copied(bytes, attributes)) => {
                     copied += bytes;
                     self.data.learn(to, &attributes);
-                    changes.push(attributes);
+                    changes = Some(in_a_row(changes, attributes));
                 }
                 Ok(_) => return Err(unexpected().into()),
                 Err(_) if copied > 0 => break,
@@ -548,7 +548,16 @@ impl<M: Metadata> Client<M> {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.changed_past_pages(&changes).await;
+        self.changed_past_pages(changes).await;
         Ok(copied)
+    }
+}
+
+/// Changes of this client's to one file that follow each other, by the number of the first and what the last one left; if
+/// somebody else's came in between, those since.
+fn in_a_row(before: Option<(u64, Box<Attributes>)>, last: Box<Attributes>) -> (u64, Box<Attributes>) {
+    match before {
+        Some((first, before)) if before.change.saturating_add(1) == last.change => (first, last),
+        _ => (last.change, last),
     }
 }

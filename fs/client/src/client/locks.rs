@@ -473,7 +473,6 @@ impl<M: Metadata> Client<M> {
     /// Whoever has a lock next is to see what was written, through whichever handle; what could still be committed after
     /// that would replace what others write under it. Errors are told by close and fsync.
     async fn release_locks(&self, ino: InodeId, scope: LockScope) -> Result<()> {
-        let flushed = self.settle(ino).await;
         let (locks, metadata) = (Arc::clone(&self.locks), Arc::clone(&self.metadata));
         let order = locks.order(ino);
         let committed = self.data.committed(ino);
@@ -490,8 +489,8 @@ impl<M: Metadata> Client<M> {
             }
             result
         });
-        if let Err(error) = flushed {
-            tracing::debug!(%ino, %error, "not written out yet: its locks stay until it is, or is lost");
+        if self.settle(ino).await == Err(ClientError::TimedOut) {
+            tracing::warn!(%ino, "a closed file isn't written out yet: its locks stay until the cluster answers again");
             return Ok(());
         }
         Ok(task.await.unwrap_or(Err(ClientError::Stopped))?)

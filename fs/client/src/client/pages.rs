@@ -89,8 +89,16 @@ struct File {
     writing: Vec<Writing>,
     /// Pages were dropped because somebody else changed the file.
     was_dropped: bool,
-    /// What was filled since, and when it was answered.
-    refills: VecDeque<(Range<u64>, Instant)>,
+    /// READs that were answered since, the last one first; pages of theirs may be there.
+    refills: VecDeque<Refill>,
+}
+
+/// A READ that was answered.
+#[derive(Debug)]
+struct Refill {
+    id: u64,
+    range: Range<u64>,
+    answered: Instant,
 }
 
 /// All files, and two counters that go on when a file is forgotten and comes back.
@@ -166,7 +174,8 @@ impl Fill<'_> {
         }
         if file.was_dropped {
             file.refills.truncate(REFILLS_MAX - 1);
-            file.refills.push_front((self.reading.start..self.reading.end, now));
+            let Reading { id, start, end, .. } = self.reading;
+            file.refills.push_front(Refill { id, range: start..end, answered: now });
         }
     }
 }
@@ -187,6 +196,16 @@ pub struct Written<'a> {
 }
 
 impl Written<'_> {
+    /// Nothing lies between where the pages ended and these bytes, but what is right.
+    pub fn joins(&self, range: &Range<u64>) {
+        if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
+            for short in file.short.values_mut().filter(|short| range.start <= **short) {
+                // A page that goes on where it ended is whole up to there.
+                *short = range.end.max(*short);
+            }
+        }
+    }
+
     /// READs are answered with its bytes from now on. What to drop before it is answered itself, if the kernel hasn't
     /// locked it for this WRITE: then it isn't filled.
     pub fn visible(self) -> Vec<Stale> {
@@ -195,7 +214,16 @@ impl Written<'_> {
             let writing = file.writing.iter_mut().find(|writing| writing.id == self.id)?;
             Some(std::mem::take(&mut writing.overtaken))
         });
-        overtaken.into_iter().flatten().map(|range| all.stale(self.ino, range, None)).collect()
+        let mut overtaken = overtaken.unwrap_or_default();
+        overtaken.sort_unstable_by_key(|range| range.start);
+        overtaken.dedup_by(|range, before| {
+            let joins = range.start <= before.end;
+            if joins {
+                before.end = before.end.max(range.end);
+            }
+            joins
+        });
+        overtaken.into_iter().map(|range| all.stale(self.ino, range, None)).collect()
     }
 }
 
@@ -345,25 +373,21 @@ impl Pages {
         // A READ that is under way has its pages locked: this WRITE went through others, which were dropped since. One that
         // is over may have been sent after it.
         let under_way = file.reading.iter().map(|reading| reading.start..reading.end);
-        let over = file.refills.iter().take_while(|(_, answered)| now.duration_since(*answered) < LATE_MAX);
-        let reads = under_way.chain(over.map(|(range, _)| range.clone()));
+        let over = file.refills.iter().take_while(|refill| now.duration_since(refill.answered) < LATE_MAX);
+        let reads = under_way.chain(over.map(|refill| refill.range.clone()));
         let overtaken = reads.filter_map(|read| common_pages(&read, &range)).collect();
         file.writing.push(Writing { id, range: range.clone(), overtaken });
         file.size = file.size.max(range.end);
-        for short in file.short.values_mut().filter(|short| range.start <= **short) {
-            // A page that goes on where it ended is whole up to there.
-            *short = range.end.max(*short);
-        }
         Written { pages: self, ino, id }
     }
 
-    /// The kernel writes through its pages from `offset` on, and they may end before, where others may have appended: the
-    /// end, and what is to be dropped if the file goes on there.
-    pub fn gap(&self, ino: InodeId, offset: u64) -> Option<(u64, Stale)> {
+    /// The kernel writes through its pages from `offset` on, and they may end before that, where others may have appended:
+    /// what to drop before it hears that the file is larger.
+    pub fn gap(&self, ino: InodeId, offset: u64) -> Option<Stale> {
         let mut all = self.0.lock();
         let file = all.files.get_mut(&ino)?;
         let short = file.shortest().filter(|short| *short < offset && file.has_from(*short))?;
-        Some((short, all.stale(ino, short..offset, None)))
+        Some(all.stale(ino, short..offset, None))
     }
 
     /// These bytes were written past the kernel's pages, and whoever reads from now on gets them. What to drop before
@@ -394,10 +418,15 @@ impl Pages {
 
     /// This client has changed the file, and the kernel knows the new content because it came from there.
     pub fn own_change(&self, attributes: &Attributes) {
-        if let Some(file) = self.0.lock().files.get_mut(&attributes.ino)
-            && file.change.is_some_and(|change| change.saturating_add(1) == attributes.change)
+        self.own_changes(attributes.change, attributes);
+    }
+
+    /// The same of several changes in a row, from the one with this number on.
+    pub fn own_changes(&self, first: u64, last: &Attributes) {
+        if let Some(file) = self.0.lock().files.get_mut(&last.ino)
+            && file.change.is_some_and(|change| change.saturating_add(1) == first)
         {
-            file.change = Some(attributes.change);
+            file.change = Some(last.change);
         }
     }
 
@@ -449,10 +478,15 @@ impl Pages {
             if file.last_fill <= stale.fill {
                 file.clean_from = file.clean_from.min(stale.range.start / PAGE_BYTES * PAGE_BYTES);
             }
+        } else {
+            // None of the pages that there were ends within it any more.
+            let ended = file.short.range_mut(..stale.epoch).map(|(_, short)| short);
+            ended.filter(|short| stale.range.contains(*short)).for_each(|short| *short = stale.range.end);
         }
-        if stale.range == (0..EVERYTHING) {
-            file.refills.clear();
-        }
+        let range = &stale.range;
+        file.refills.retain(|refill| {
+            refill.id > stale.fill || refill.range.start < range.start || range.end < refill.range.end
+        });
         if let Some(change) = stale.change {
             file.was_dropped = true;
             // An older answer must not undo what a newer one, or an own change, has brought.

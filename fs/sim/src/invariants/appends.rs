@@ -39,13 +39,11 @@ pub fn check(events: &[Event], content: &[u8]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::invariants;
 
     fn event(record: u8, began: u64, ended: u64) -> Event {
-        let at = Duration::from_millis;
-        Event { client: 0, began: at(began), ended: at(ended), what: What::Append([record; RECORD_BYTES]) }
+        invariants::testing::event(0, began, ended, What::Append([record; RECORD_BYTES]))
     }
 
     #[test]

@@ -42,13 +42,8 @@ pub fn check(events: &[Event]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    fn event(client: usize, began: u64, ended: u64, what: What) -> Event {
-        Event { client, began: Duration::from_millis(began), ended: Duration::from_millis(ended), what }
-    }
+    use crate::invariants::testing::event;
 
     #[test]
     fn it_finds_what_is_wrong() {

@@ -39,12 +39,11 @@ pub fn check(events: &[Event], content: &[u8]) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::invariants;
 
     fn event(began: u64, ended: u64, what: What) -> Event {
-        Event { client: 0, began: Duration::from_millis(began), ended: Duration::from_millis(ended), what }
+        invariants::testing::event(0, began, ended, what)
     }
 
     #[test]

@@ -80,10 +80,10 @@ fn can_be_ordered(operations: &[Operation]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::invariants;
 
     fn event(began: u64, ended: u64, op: NameOp) -> Event {
-        let at = Duration::from_millis;
-        Event { client: 0, began: at(began), ended: at(ended), what: What::Name(1, op) }
+        invariants::testing::event(0, began, ended, What::Name(1, op))
     }
 
     fn made(ino: u64) -> NameOp {

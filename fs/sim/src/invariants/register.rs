@@ -75,10 +75,7 @@ pub fn check(events: &[Event]) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn event(client: usize, began: u64, ended: u64, what: What) -> Event {
-        Event { client, began: Duration::from_millis(began), ended: Duration::from_millis(ended), what }
-    }
+    use crate::invariants::testing::event;
 
     #[test]
     fn what_can_be_put_in_order_is_fine() {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::testing::file_attributes;
 
 const FILE: InodeId = InodeId(5);
 
@@ -7,22 +8,7 @@ fn now() -> Instant {
 }
 
 fn file(change: u64, size: u64) -> Attributes {
-    Attributes {
-        ino: FILE,
-        mode: 0o100_644,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size,
-        allocated: 0,
-        atime: Default::default(),
-        mtime: Default::default(),
-        ctime: Default::default(),
-        btime: Default::default(),
-        change,
-        acl: false,
-    }
+    file_attributes(FILE, change, size)
 }
 
 fn read(pages: &Pages, size: u64, range: Range<u64>) -> Fill<'_> {
@@ -196,16 +182,22 @@ fn a_page_that_is_cut_off_ends_there() {
 #[test]
 fn writing_through_the_pages_makes_them_whole() {
     let pages = opened(&file(1, 100));
+    let write = |range: Range<u64>| pages.written(FILE, range.clone(), now()).joins(&range);
     read(&pages, 100, 0..4096).answered(100, now());
-    drop(pages.written(FILE, 100..300, now()));
+    assert_eq!(pages.gap(FILE, 100), None);
+    write(100..300);
     assert_eq!(pages.told(FILE, 300), None);
     assert!(pages.would_grow(FILE, 301));
     // Not behind a gap that somebody else may have filled.
-    assert_eq!(pages.gap(FILE, 300), None);
-    let (end, stale) = pages.gap(FILE, 400).unwrap();
-    assert_eq!((end, stale.range), (300, 300..400));
-    drop(pages.written(FILE, 400..500, now()));
-    assert_eq!(pages.told(FILE, 500).unwrap().range, 300..EVERYTHING);
+    let stale = pages.gap(FILE, 400).unwrap();
+    assert_eq!(stale.range, 300..400);
+    write(400..500);
+    assert!(pages.would_grow(FILE, 500));
+    // The page that ended there is gone: what is read in the gap from now on is what there is.
+    pages.gone(&stale);
+    write(400..500);
+    assert_eq!(pages.gap(FILE, 500), None, "nor is it asked for again");
+    assert!(!pages.would_grow(FILE, 500) && pages.would_grow(FILE, 501));
 }
 
 #[test]
@@ -250,6 +242,25 @@ fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
     let late = |after| pages.written(FILE, 8192..8200, answered + after);
     assert_eq!(ranges(late(Duration::ZERO).visible()), [(8192, 12_288)]);
     assert_eq!(ranges(late(LATE_MAX + Duration::from_secs(1)).visible()), []);
+}
+
+#[test]
+fn a_page_is_dropped_once_however_often_it_came_back() {
+    let pages = opened(&file(1, 10_000));
+    let answered = now();
+    read(&pages, 10_000, 0..4096).answered(4096, answered);
+    pages.gone(&pages.current(&file(2, 10_000)).unwrap());
+    for _ in 0..3 {
+        read(&pages, 10_000, 0..8192).answered(8192, answered);
+    }
+    let first = pages.written(FILE, 0..10, answered).visible();
+    assert_eq!(first.iter().map(|stale| stale.range.end).collect::<Vec<_>>(), [4096]);
+    read(&pages, 10_000, 0..4096).answered(4096, answered);
+    pages.gone(&first[0]);
+    // One that was read while it was dropped may be there still; the others aren't, but for the page that stayed.
+    assert_eq!(pages.written(FILE, 0..10, answered).visible().len(), 1);
+    pages.gone(&pages.all(FILE).unwrap());
+    assert_eq!(pages.written(FILE, 0..8192, answered).visible(), []);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the kernel's pages are told.
 
 use super::*;
+use crate::vfs::LockKind;
 
 #[tokio::test]
 async fn the_kernel_keeps_its_pages_unless_somebody_else_changed_the_file() {
@@ -82,4 +83,123 @@ async fn what_goes_past_the_pages_drops_what_it_makes_wrong_before_it_is_answere
     assert!(opened.direct_io);
     close(&fs, log).await;
     assert!(!fs.open(&me(), ino, libc::O_RDONLY as u32).await.unwrap().direct_io);
+}
+
+/// Another mount appends to a file whose only page this one has.
+async fn appended_elsewhere() -> (MemCluster, (Mount, Arc<Dropped>), (InodeId, u64)) {
+    let cluster = cluster();
+    let (here, there) = (mount(&cluster), mount(&cluster));
+    put(&there, "file", &[1; 100]).await;
+    let (dropped, ours) = (Dropped::on(&here), open(&here, "file", RDWR).await);
+    assert_eq!(read(&here, ours, 0, 4096).await, [1; 100]);
+    let theirs = open(&there, "file", RDWR).await;
+    write(&there, theirs, 100, &[2; 100]).await;
+    close(&there, theirs).await;
+    dropped.take();
+    (cluster, (here, dropped), ours)
+}
+
+async fn set_lock(fs: &Mount, caller: &Caller, (ino, handle): (InodeId, u64), kind: LockKind) -> Result<()> {
+    let lock = FileLock { kind, start: 0, end: 9, pid: 1 };
+    fs.setlk(caller, ino, handle, 1, lock, false, false).await
+}
+
+#[tokio::test]
+async fn growth_behind_what_others_appended_drops_the_page_at_the_end_before() {
+    let (_cluster, (fs, dropped), file) = appended_elsewhere().await;
+    write(&fs, file, 8192, b"x").await;
+    assert_eq!(dropped.take(), [(file.0, 100, 8092)]);
+    let (_cluster, (fs, dropped), file) = appended_elsewhere().await;
+    write(&fs, file, 150, b"x").await;
+    assert_eq!(dropped.take(), [(file.0, 100, 50)], "in the same page");
+    let (_cluster, (fs, dropped), file) = appended_elsewhere().await;
+    fs.fallocate(&me(), file.0, file.1, 0, 8192, 0).await.unwrap();
+    assert_eq!(dropped.take(), [(file.0, 100, u64::MAX - 100)]);
+    let (_cluster, (fs, dropped), file) = appended_elsewhere().await;
+    let from = (file.0, file.1, 0);
+    assert_eq!(fs.copy_file_range(&me(), from, (file.0, file.1, 8192), 50).await, Ok(50));
+    assert_eq!(dropped.take(), [(file.0, 100, u64::MAX - 100)]);
+    // Once is enough: what is read in the gap from then on is what there is.
+    let (_cluster, (fs, dropped), file) = appended_elsewhere().await;
+    write(&fs, file, 8192, b"x").await;
+    write(&fs, file, 8193, b"x").await;
+    assert_eq!(dropped.take(), [(file.0, 100, 8092)]);
+}
+
+#[tokio::test]
+async fn what_was_lost_is_not_read_by_who_opens_or_locks_the_file() {
+    let cluster = cluster();
+    let fs = mount(&cluster);
+    let dropped = Dropped::on(&fs);
+    put(&fs, "file", b"old").await;
+    let file = open(&fs, "file", RDWR).await;
+    read(&fs, file, 0, 4096).await;
+    write(&fs, file, 0, b"new").await;
+    fs.metadata().lose_session();
+    assert_eq!(fs.fsync(&me(), file.0, file.1, false).await, Err(Errno(libc::EIO)));
+    dropped.take();
+    let again = open(&fs, "file", RDWR).await;
+    assert_eq!(dropped.take(), [(file.0, 0, u64::MAX)], "the kernel has what was lost");
+    assert_eq!(read(&fs, again, 0, 4096).await, b"old");
+}
+
+#[tokio::test]
+async fn a_change_of_which_a_part_failed_leaves_no_pages_that_count_as_right() {
+    let cluster = MemCluster::new(VolumeConfig { bytes_total: 8 << 30, ..VolumeConfig::default() });
+    let fs = mount(&cluster);
+    let dropped = Dropped::on(&fs);
+    put(&fs, "file", &[1; 8192]).await;
+    let file = open(&fs, "file", RDWR).await;
+    read(&fs, file, 0, 8192).await;
+    let punch = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32;
+    fs.fallocate(&me(), file.0, file.1, 0, 4096, punch).await.unwrap();
+    open(&fs, "file", RDWR).await;
+    assert_eq!(dropped.take(), [], "the kernel has punched its pages, too");
+    let zero = libc::FALLOC_FL_ZERO_RANGE as u32;
+    fs.metadata().refuse_mutations_after(1);
+    let failed = fs.fallocate(&me(), file.0, file.1, 4096, 4 << 30, zero).await;
+    assert_eq!(failed, Err(Errno(libc::EIO)));
+    assert_eq!(read(&fs, file, 4096, 1).await, [0], "the first step was taken");
+    assert_eq!(dropped.take(), []);
+    open(&fs, "file", RDWR).await;
+    assert_eq!(dropped.take(), [(file.0, 0, u64::MAX)], "the kernel has kept its pages");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_stays_until_what_was_written_under_it_is_committed() {
+    let cluster = cluster();
+    let (here, there) = (mount(&cluster), mount(&cluster));
+    put(&here, "file", b"0").await;
+    let file = open(&here, "file", RDWR).await;
+    let theirs = open(&there, "file", RDWR).await;
+    set_lock(&here, &me(), file, LockKind::Write).await.unwrap();
+    write(&here, file, 0, b"1").await;
+    here.metadata().set_away(true);
+    let (interrupt, signal) = Interrupt::new();
+    signal.notify_one();
+    let interrupted = Caller { interrupt, ..me() };
+    assert_eq!(set_lock(&here, &interrupted, file, LockKind::Unlock).await, Err(Errno(libc::EINTR)));
+    here.metadata().set_away(false);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    if set_lock(&there, &me(), theirs, LockKind::Write).await.is_ok() {
+        assert_eq!(read(&there, theirs, 0, 1).await, b"1", "it has the lock, and not what was written");
+    }
+    set_lock(&here, &me(), file, LockKind::Unlock).await.unwrap();
+    set_lock(&there, &me(), theirs, LockKind::Write).await.unwrap();
+    assert_eq!(read(&there, theirs, 0, 1).await, b"1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_told_that_a_lock_failed_has_none() {
+    let cluster = cluster();
+    let (here, there) = (mount(&cluster), mount(&cluster));
+    put(&here, "file", b"0").await;
+    let file = open(&here, "file", RDWR).await;
+    let theirs = open(&there, "file", RDWR).await;
+    // The lock is taken, and then the file can't be asked about.
+    here.metadata().refuse_questions(true);
+    assert_eq!(set_lock(&here, &me(), file, LockKind::Write).await, Err(Errno(libc::EIO)));
+    here.metadata().refuse_questions(false);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    set_lock(&there, &me(), theirs, LockKind::Write).await.unwrap();
 }

@@ -1,26 +1,10 @@
-use atoll_core::attributes::{FileKind, Timestamp};
 use atoll_core::ids::{Generation, InodeId};
 
 use super::*;
+use crate::testing::file_attributes;
 
 fn attributes(change: u64, size: u64) -> Attributes {
-    let time = Timestamp::default();
-    Attributes {
-        ino: InodeId(3),
-        mode: FileKind::File.mode_bits(),
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size,
-        allocated: 0,
-        atime: time,
-        mtime: time,
-        ctime: time,
-        btime: time,
-        change,
-        acl: false,
-    }
+    file_attributes(InodeId(3), change, size)
 }
 
 fn in_chunk(start: u32, length: u32, offset: u64) -> MappedPiece {
