@@ -9,6 +9,7 @@ mod reading;
 mod table;
 mod writing;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -224,6 +225,16 @@ impl<M: Metadata> DataPath<M> {
         let mut inner = file.inner.lock();
         inner.learn(known);
         inner.size()
+    }
+
+    /// True if a range has bytes behind the end that is known, and before what is written here, that nobody wrote here:
+    /// others may have appended them.
+    pub fn has_gap(&self, ino: InodeId, range: Range<u64>, known: &Attributes) -> bool {
+        let Some(file) = self.shared.table.find(ino) else { return false };
+        let mut inner = file.inner.lock();
+        inner.learn(known);
+        let committed = inner.attributes.as_ref().map_or(0, |attributes| attributes.size);
+        inner.dirty.has_gap(range.start.max(committed), range.end)
     }
 
     /// Makes durable what was written to the file up to now. Errors of data that was lost before are not among

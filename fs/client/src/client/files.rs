@@ -216,8 +216,12 @@ impl<M: Metadata> Client<M> {
         let handle = self.handle(handle)?;
         let wanted = offset..offset.saturating_add(u64::from(size));
         // Before it is looked at how large the file is: of a larger one the kernel hears only after this READ then.
-        let fill = fills_pages.then(|| self.pages.read(ino, wanted));
-        let known = self.known(ino).await?;
+        let fill = fills_pages.then(|| self.pages.read(ino, wanted.clone()));
+        let mut known = self.known(ino).await?;
+        if self.data.has_gap(ino, wanted, &known) {
+            known = self.inode(ino).await?;
+            self.handles.learn(&known);
+        }
         if let Some(fill) = &fill {
             fill.knows(self.data.size(ino, &known));
         }

@@ -366,6 +366,20 @@ impl DirtyFile {
             .collect()
     }
 
+    /// True if bytes of a range, before the last dirty one, aren't dirty.
+    #[must_use]
+    pub fn has_gap(&self, start: u64, end: u64) -> bool {
+        let end = end.min(self.end());
+        if start >= end {
+            return false;
+        }
+        let dirty: u64 = self
+            .overlapping(start, end)
+            .map(|(offset, range)| (offset + range.length as u64).min(end) - offset.max(start))
+            .sum();
+        dirty < end - start
+    }
+
     /// The next batch: as much as `limits` allow, more only if that must be committed together. `None` if everything
     /// is in a batch.
     pub fn next_batch(&mut self, limits: BatchLimits) -> Option<Batch> {

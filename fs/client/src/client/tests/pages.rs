@@ -127,6 +127,22 @@ async fn growth_behind_what_others_appended_drops_the_page_at_the_end_before() {
 }
 
 #[tokio::test]
+async fn what_others_appended_is_read_from_a_gap_before_what_is_written_here() {
+    for at in [150, 8192] {
+        let (_cluster, (fs, _dropped), file) = appended_elsewhere().await;
+        write(&fs, file, at, b"x").await;
+        let mut expected = vec![0; at.max(199) as usize + 1];
+        expected[..100].fill(1);
+        expected[100..200].fill(2);
+        expected[at as usize] = b'x';
+        // As the kernel asks, page by page.
+        let mut bytes = read(&fs, file, 0, 4096).await;
+        bytes.extend(read(&fs, file, 4096, 8192).await);
+        assert!(bytes == expected, "written at {at}");
+    }
+}
+
+#[tokio::test]
 async fn what_was_lost_is_not_read_by_who_opens_or_locks_the_file() {
     let cluster = cluster();
     let fs = mount(&cluster);
