@@ -10,8 +10,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// The program under test: the one that is shipped if `ATOLL_PROGRAM` says where it is (`hack/test.sh` does), else the one that
-/// cargo has compiled for the tests.
+/// The program under test: `ATOLL_PROGRAM` says where it is, or else it is the one that cargo has compiled for the tests.
 pub fn atoll_fs() -> &'static str {
     static PROGRAM: OnceLock<String> = OnceLock::new();
     PROGRAM.get_or_init(|| {
