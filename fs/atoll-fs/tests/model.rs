@@ -30,7 +30,7 @@ fn a_mount_behaves_as_a_local_folder() {
     run(
         "a_mount_behaves_as_a_local_folder",
         &cluster,
-        20,
+        8,
         &Options { operations: 5_000, kills: 0, all: true },
     );
 }
