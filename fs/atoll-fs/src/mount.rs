@@ -94,6 +94,14 @@ impl KernelNotifier for Invalidate {
         }
         .boxed()
     }
+
+    fn void(&self, ino: InodeId) -> BoxFuture<'_, ()> {
+        async move {
+            // A negative offset: no pages.
+            let _ = self.0.inval_inode(ino.0, -1, 0).await;
+        }
+        .boxed()
+    }
 }
 
 impl ConnectedClient {

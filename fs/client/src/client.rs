@@ -36,6 +36,7 @@ use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
+use tokio::time::Instant;
 
 use crate::arena::Arena;
 use crate::data::{DataConfig, DataPath};
@@ -48,7 +49,7 @@ use atimes::Atimes;
 use gone::{LookAgain, Target};
 use handles::Handles;
 use locks::Locks;
-use pages::{Pages, Stale};
+use pages::{Pages, Stale, Tell};
 pub use tracked::Tracked;
 use xattrs::AclMemory;
 
@@ -62,6 +63,8 @@ const ROOT_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a read of the kernel's takes at most, on a machine that isn't starved, from finding a page to looking at the
 /// file's size (`filemap_read` in mm/filemap.c). A page that is invalidated in between is served as far as that size.
 const READ_GRACE: Duration = Duration::from_millis(2);
+/// How often it is looked whether threads that were told a smaller size have gone on.
+const CUT_POLL: Duration = Duration::from_millis(1);
 /// Removed inodes whose last attributes are kept for who still refers to them without having them open.
 const REMOVED_MAX: usize = 1024;
 
@@ -102,6 +105,9 @@ impl ClientOptions {
 pub trait Notifier: Send + Sync {
     /// Drops the pages of a range of a file. Completes when they are gone, however that goes.
     fn invalidate(&self, ino: InodeId, offset: u64, length: u64) -> BoxFuture<'_, ()>;
+    /// Makes what the kernel has asked of a file's attributes void. Completes when it takes no answer up any more that was
+    /// asked for before this.
+    fn void(&self, ino: InodeId) -> BoxFuture<'_, ()>;
 }
 
 /// See the module.
@@ -272,12 +278,25 @@ impl<M: Metadata> Client<M> {
 
     /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
     /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there.
-    async fn told(&self, attributes: Attributes) -> Attributes {
-        let attributes = self.seen(attributes);
-        if attributes.kind() == FileKind::File
-            && let Some(stale) = self.pages.told(attributes.ino, attributes.size)
-        {
-            self.drop_end(&stale).await;
+    async fn told(&self, caller: &Caller, attributes: Attributes) -> Attributes {
+        let mut attributes = self.seen(attributes);
+        while attributes.kind() == FileKind::File {
+            match self.pages.tell(attributes.ino, attributes.size, caller.pid, Instant::now()) {
+                Tell::Now => break,
+                Tell::Later => tokio::time::sleep(CUT_POLL).await,
+                Tell::Void => {
+                    let notifier = self.notifier.read().clone();
+                    if let Some(notifier) = notifier {
+                        notifier.void(attributes.ino).await;
+                    }
+                    break;
+                }
+                Tell::Without(stale) => {
+                    self.drop_end(&stale).await;
+                    break;
+                }
+            }
+            attributes = self.seen(attributes);
         }
         attributes
     }
@@ -300,7 +319,12 @@ impl<M: Metadata> Client<M> {
     async fn drop_pages(&self, stale: &Stale) -> bool {
         let dropped = self.invalidate(stale).await;
         if dropped {
-            self.pages.gone(stale);
+            self.pages.dropped(stale);
+            let (pages, stale) = (Arc::clone(&self.pages), stale.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(READ_GRACE).await;
+                pages.gone(&stale);
+            });
         }
         dropped
     }
@@ -325,9 +349,9 @@ impl<M: Metadata> Client<M> {
         true
     }
 
-    async fn entry(&self, attributes: Attributes) -> Entry {
+    async fn entry(&self, caller: &Caller, attributes: Attributes) -> Entry {
         Entry {
-            attributes: self.told(attributes).await,
+            attributes: self.told(caller, attributes).await,
             generation: 0,
             attribute_ttl: Duration::ZERO,
             entry_ttl: Duration::ZERO,
@@ -375,11 +399,11 @@ fn check_name(name: &[u8]) -> Result<()> {
 
 impl<M: Metadata> Vfs for Client<M> {
     async fn lookup(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
-        self.serve(caller, Target::Name, self.look_up(parent, name)).await
+        self.serve(caller, Target::Name, self.look_up(caller, parent, name)).await
     }
 
     async fn getattr(&self, caller: &Caller, ino: InodeId, _handle: Option<u64>) -> Result<AttributeReply> {
-        self.serve(caller, Target::Inode(ino), self.attributes(ino)).await
+        self.serve(caller, Target::Inode(ino), self.attributes(caller, ino)).await
     }
 
     async fn setattr(
@@ -450,7 +474,7 @@ impl<M: Metadata> Vfs for Client<M> {
         new_parent: InodeId,
         new_name: Bytes,
     ) -> Result<Entry> {
-        self.serve(caller, Target::Name, self.add_name(ino, new_parent, new_name)).await
+        self.serve(caller, Target::Name, self.add_name(caller, ino, new_parent, new_name)).await
     }
 
     async fn open(&self, caller: &Caller, ino: InodeId, flags: u32) -> Result<Opened> {
@@ -545,7 +569,7 @@ impl<M: Metadata> Vfs for Client<M> {
         bytes: u32,
         plus: bool,
     ) -> Result<Vec<DirEntry>> {
-        self.serve(caller, Target::Name, self.list(ino, handle, cookie, bytes, plus)).await
+        self.serve(caller, Target::Name, self.list(caller, ino, handle, cookie, bytes, plus)).await
     }
 
     async fn releasedir(&self, _caller: &Caller, _ino: InodeId, handle: u64) -> Result<()> {

@@ -28,6 +28,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("append-guessed", "an append goes where the client believes the end to be"),
     ("pages-right-early", "the kernel's pages count as right before those that aren't are gone"),
     ("growth-over-old-pages", "the kernel hears of a larger size while it has the page at the old end"),
+    ("cut-late", "the kernel hears of a larger size while it may yet cut pages off at a smaller one"),
     ("lock-not-revalidated", "who gets a lock reads what the kernel held before"),
     ("create-unheld", "a file that is made to be opened isn't held by its maker from the start"),
     ("orphan-forgotten", "an unlinked file that may be held by who makes it counts as looked after"),

@@ -6,7 +6,7 @@
 //! - a WRITE through a page has it locked until it is answered, unless it is filled (`fuse_fill_write_pages`), and sees to the
 //!   size whatever was answered meanwhile;
 //! - attributes are taken up unless something has changed the inode's version since they were asked for; another size than the
-//!   known one cuts the pages off there (`fuse_change_attributes`), also if it is a larger one;
+//!   known one cuts the pages off there (`fuse_change_attributes`), also if it is a larger one, and however long after that;
 //! - an invalidation makes older attributes void, and waits for locked pages (`fuse_reverse_inval_inode`);
 //! - the size counts that is known after a page was found (`filemap_read`).
 
@@ -29,6 +29,10 @@ use crate::nodes::FileSystem;
 const PAGE_BYTES: usize = 4096;
 /// Microseconds that the kernel takes for something, at most: whatever else is ready comes first, or doesn't.
 const STEP_MICROSECONDS_MAX: u64 = 300;
+/// Milliseconds for which a thread stands still at most that has no processor.
+const PREEMPTED_MILLISECONDS_MAX: u64 = 20;
+/// One in so many does.
+const PREEMPTED_ONE_IN: u32 = 8;
 
 /// A page. Who has found one may still copy from it after it is gone from the inode's mapping.
 #[derive(Default)]
@@ -61,6 +65,14 @@ pub struct Kernel {
 
 async fn step() {
     tokio::time::sleep(Duration::from_micros(rand::random_range(0..STEP_MICROSECONDS_MAX))).await;
+}
+
+/// A step of a thread that something else may have taken the processor from.
+async fn preempted() {
+    step().await;
+    if rand::random_ratio(1, PREEMPTED_ONE_IN) {
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..PREEMPTED_MILLISECONDS_MAX))).await;
+    }
 }
 
 impl Cache {
@@ -124,7 +136,7 @@ impl Cache {
                 return;
             }
         }
-        step().await;
+        preempted().await;
         let within = size as usize % PAGE_BYTES;
         if within > 0 {
             for (_, page) in self.pages(ino, size / PAGE_BYTES as u64, size / PAGE_BYTES as u64) {
@@ -165,6 +177,15 @@ impl Notifier for Cache {
             self.inodes.lock().entry(ino).or_default().attr_version = version;
             let (from, to) = (offset / PAGE_BYTES as u64, offset.saturating_add(length) / PAGE_BYTES as u64);
             self.drop_pages(ino, from, to).await;
+        }
+        .boxed()
+    }
+
+    fn void(&self, ino: InodeId) -> BoxFuture<'_, ()> {
+        async move {
+            step().await;
+            let version = self.next_version();
+            self.inodes.lock().entry(ino).or_default().attr_version = version;
         }
         .boxed()
     }

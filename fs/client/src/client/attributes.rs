@@ -28,16 +28,16 @@ const RELEASE_MOMENT: Duration = Duration::from_millis(2);
 const USE_ATTEMPTS_MAX: u32 = 3;
 
 impl<M: Metadata> Client<M> {
-    pub(super) async fn attributes(&self, ino: InodeId) -> Result<AttributeReply> {
+    pub(super) async fn attributes(&self, caller: &Caller, ino: InodeId) -> Result<AttributeReply> {
         let attributes = match ino {
             ROOT => self.root_attributes().await?,
             _ => self.inode_or_last_seen(ino).await?,
         };
-        Ok(self.reply(attributes).await)
+        Ok(self.reply(caller, attributes).await)
     }
 
-    async fn reply(&self, attributes: Attributes) -> AttributeReply {
-        AttributeReply { attributes: self.told(attributes).await, ttl: Duration::ZERO }
+    async fn reply(&self, caller: &Caller, attributes: Attributes) -> AttributeReply {
+        AttributeReply { attributes: self.told(caller, attributes).await, ttl: Duration::ZERO }
     }
 
     /// The root must always be found: whoever looks at the mount point (and everything does that walks the tree
@@ -73,16 +73,16 @@ impl<M: Metadata> Client<M> {
         mut changes: AttributeChanges,
     ) -> Result<AttributeReply> {
         if let Some(attributes) = self.change_removed(ino, &changes).await {
-            return Ok(self.reply(attributes).await);
+            return Ok(self.reply(caller, attributes).await);
         }
         changes.kill_priv |= self.killed_by_change(caller, ino, &changes).await?;
         if self.changes_nothing(ino, &changes).await? {
-            return self.attributes(ino).await;
+            return self.attributes(caller, ino).await;
         }
         if changes.is_empty() {
             match self.chown_to_nobody(caller, ino).await? {
                 Some(kill_priv) => changes.kill_priv = kill_priv,
-                None => return self.attributes(ino).await,
+                None => return self.attributes(caller, ino).await,
             }
         }
         if let Some(handle) = handle {
@@ -102,7 +102,7 @@ impl<M: Metadata> Client<M> {
         let op = Op::SetAttributes { ino, changes };
         let attributes = inode_of(self.metadata.mutate(op).await?)?;
         self.changed(&attributes);
-        Ok(self.reply(attributes).await)
+        Ok(self.reply(caller, attributes).await)
     }
 
     /// Has the kernel write out what was stored through mappings: it does so whenever it likes, and a write says no

@@ -7,11 +7,12 @@ use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_proto::metadata::{Answer, DirectoryEntry, Query};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::handles::Handle;
 use super::{Client, unexpected};
 use crate::metadata::Metadata;
-use crate::vfs::{DirEntry, Opened, Result};
+use crate::vfs::{Caller, DirEntry, Opened, Result};
 
 /// Bytes of names and attributes that are asked for at a time.
 const BATCH_BYTES: u32 = 64 << 10;
@@ -73,6 +74,7 @@ impl<M: Metadata> Client<M> {
     /// Entries after `cookie`, as many as fit.
     pub(super) async fn list(
         &self,
+        caller: &Caller,
         ino: InodeId,
         handle: u64,
         cookie: u64,
@@ -126,7 +128,7 @@ impl<M: Metadata> Client<M> {
             let Some(next) = listing.stock.pop_front() else { return Ok(entries) };
             after = next.cookie;
             listing.after = after;
-            entries.push(self.directory_entry(next, plus).await);
+            entries.push(self.directory_entry(caller, next, plus).await);
         }
     }
 
@@ -141,13 +143,13 @@ impl<M: Metadata> Client<M> {
         Ok(())
     }
 
-    async fn directory_entry(&self, listed: DirectoryEntry, plus: bool) -> DirEntry {
+    async fn directory_entry(&self, caller: &Caller, listed: DirectoryEntry, plus: bool) -> DirEntry {
         let attributes = listed.attributes.filter(|attributes| {
             // The kernel would have to drop a page first; it asks again if it wants to know.
-            plus && !self.pages.would_grow(attributes.ino, attributes.size)
+            plus && !self.pages.would_grow(attributes.ino, attributes.size, Instant::now())
         });
         let entry = match attributes {
-            Some(attributes) => Some(self.entry(attributes).await),
+            Some(attributes) => Some(self.entry(caller, attributes).await),
             None => None,
         };
         DirEntry { name: listed.name, ino: listed.ino, kind: listed.kind, cookie: listed.cookie, entry }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
 use atoll_core::commands::{AllocateMode, Op, Outcome};
@@ -11,12 +11,13 @@ use atoll_core::ids::{InodeId, SegmentIndex};
 use atoll_core::seek::{Seek, Sought};
 use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity, killed_by_content};
 use super::pages::Stale;
-use super::{Append, Client, check_name, unexpected};
+use super::{Append, CUT_POLL, Client, check_name, unexpected};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Made, Metadata};
 use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
@@ -178,7 +179,7 @@ impl<M: Metadata> Client<M> {
         self.handles.learn(&attributes);
         self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
         self.pages.made(&attributes);
-        let entry = self.entry(attributes).await;
+        let entry = self.entry(caller, attributes).await;
         Ok(Some((entry, opening.finish(flags, true))))
     }
 
@@ -190,7 +191,7 @@ impl<M: Metadata> Client<M> {
         name: Bytes,
         flags: u32,
     ) -> Result<Option<(Entry, Opened)>> {
-        let found = self.look_up(parent, name).await?;
+        let found = self.look_up(caller, parent, name).await?;
         match found.attributes.kind() {
             FileKind::File => {}
             FileKind::Directory => return Err(FsError::IsDirectory.into()),
@@ -202,7 +203,7 @@ impl<M: Metadata> Client<M> {
         };
         let opened = self.open_file(found.attributes.ino, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
-        Ok(Some((self.entry(attributes).await, opened)))
+        Ok(Some((self.entry(caller, attributes).await, opened)))
     }
 
     pub(super) async fn read_file(
@@ -216,7 +217,7 @@ impl<M: Metadata> Client<M> {
         let handle = self.handle(handle)?;
         let wanted = offset..offset.saturating_add(u64::from(size));
         // Before it is looked at how large the file is: of a larger one the kernel hears only after this READ then.
-        let fill = fills_pages.then(|| self.pages.read(ino, wanted.clone()));
+        let fill = fills_pages.then(|| self.pages.read(ino, wanted.clone(), Instant::now()));
         let mut known = self.known(ino).await?;
         if self.data.has_gap(ino, wanted, &known) {
             known = self.inode(ino).await?;
@@ -255,6 +256,10 @@ impl<M: Metadata> Client<M> {
             let (start, attributes) = self.data.append(ino, data, kill_priv).await?;
             let range = start..start + u64::from(length);
             if bypasses {
+                // The kernel takes its own guess for the place.
+                if start == offset {
+                    self.pages.grown(ino, range.end, Instant::now());
+                }
                 self.bypassed(ino, handle.as_deref(), range).await;
                 self.pages.own_change(&attributes);
             } else {
@@ -287,7 +292,11 @@ impl<M: Metadata> Client<M> {
         };
         let written = self.data.write(ino, offset, data, &known, kill_priv).await?;
         match through {
-            None => self.bypassed(ino, handle.as_deref(), offset..offset + u64::from(written)).await,
+            None => {
+                let range = offset..offset + u64::from(written);
+                self.pages.grown(ino, range.end, Instant::now());
+                self.bypassed(ino, handle.as_deref(), range).await;
+            }
             // Nobody drops pages that are being written back.
             Some(_) if flags.from_cache => {}
             Some(through) => {
@@ -307,6 +316,9 @@ impl<M: Metadata> Client<M> {
     /// before the kernel hears of them, or it would be served with what was there until now, or with zeroes behind the
     /// old end.
     async fn bypassed(&self, ino: InodeId, handle: Option<&FileHandle>, range: Range<u64>) {
+        while self.pages.may_be_cut_before(ino, range.end, Instant::now()) {
+            tokio::time::sleep(CUT_POLL).await;
+        }
         let is_watched = self.handles.is_watched(ino, handle);
         if let Some(stale) = self.pages.bypassed(ino, range, is_watched) {
             self.drop_end(&stale).await;
@@ -362,7 +374,7 @@ impl<M: Metadata> Client<M> {
             self.handles.learn(&attributes);
             self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
             self.pages.made(&attributes);
-            let entry = self.entry(attributes).await;
+            let entry = self.entry(caller, attributes).await;
             return Ok((entry, opening.finish(flags, true)));
         }
         Err(FsError::Io.into())

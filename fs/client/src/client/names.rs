@@ -12,10 +12,10 @@ use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Entry, Result};
 
 impl<M: Metadata> Client<M> {
-    pub(super) async fn look_up(&self, parent: InodeId, name: Bytes) -> Result<Entry> {
+    pub(super) async fn look_up(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
         check_name(&name)?;
         match self.metadata.ask(Query::Lookup { parent, name }).await? {
-            Answer::Inode(attributes) => Ok(self.entry(attributes).await),
+            Answer::Inode(attributes) => Ok(self.entry(caller, attributes).await),
             _ => Err(unexpected().into()),
         }
     }
@@ -46,7 +46,7 @@ impl<M: Metadata> Client<M> {
         let Caller { uid, gid, umask, .. } = *caller;
         let op = Op::Create { parent, name, ino: None, mode, uid, gid, rdev, target, umask };
         let attributes = inode_of(self.metadata.mutate(op).await?)?;
-        Ok(self.entry(attributes).await)
+        Ok(self.entry(caller, attributes).await)
     }
 
     pub(super) async fn remove(&self, parent: InodeId, name: Bytes, directory: bool) -> Result<()> {
@@ -105,11 +105,17 @@ impl<M: Metadata> Client<M> {
         }
     }
 
-    pub(super) async fn add_name(&self, ino: InodeId, parent: InodeId, name: Bytes) -> Result<Entry> {
+    pub(super) async fn add_name(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        parent: InodeId,
+        name: Bytes,
+    ) -> Result<Entry> {
         check_name(&name)?;
         self.settle(ino).await?;
         let attributes = inode_of(self.metadata.mutate(Op::Link { ino, parent, name }).await?)?;
         self.changed(&attributes);
-        Ok(self.entry(attributes).await)
+        Ok(self.entry(caller, attributes).await)
     }
 }

@@ -10,6 +10,7 @@
 //!   behind that end. Before the kernel hears of a larger size (of whatever made it: an append or a direct write of
 //!   this mount, another mount) the pages from that end on are dropped, and those waited for that are being read. A READ
 //!   that begins afterwards is answered with the larger file.
+//!   The kernel itself cuts pages off at each size that it takes up, and may be late with that: see [`cuts`].
 //!
 //! An invalidation takes effect at some moment between its begin and its end. So nothing is taken for gone before its
 //! end, and what was read meanwhile stays suspect: whoever comes along in between invalidates, and waits, too.
@@ -22,11 +23,16 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use atoll_core::attributes::Attributes;
 use atoll_core::ids::InodeId;
 use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use cuts::{CUT_WITHIN, Cuts};
+
+mod cuts;
 
 /// Files that are remembered. Of others the pages are dropped when they are opened; those that are open are remembered
 /// whatever their number.
@@ -46,6 +52,7 @@ const EVERYTHING: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug)]
 struct Reading {
     id: u64,
+    began: Instant,
     epoch: u64,
     /// The first byte that it asks for, …
     start: u64,
@@ -87,6 +94,12 @@ struct File {
     short: BTreeMap<u64, u64>,
     reading: Vec<Reading>,
     writing: Vec<Writing>,
+    /// Where the file ends for the kernel by writes that came from there, at least.
+    own_end: u64,
+    /// When it grew so past the pages last.
+    grown: Option<Instant>,
+    /// Pages may be cut off at these sizes yet.
+    cuts: Cuts,
     /// Pages were dropped because somebody else changed the file.
     was_dropped: bool,
     /// READs that were answered since, the last one first; pages of theirs may be there.
@@ -142,6 +155,20 @@ impl Stale {
     }
 }
 
+/// What has to happen before the kernel is told a size.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Tell {
+    /// Nothing.
+    Now,
+    /// Threads of the kernel have to go on first: to be asked again after a moment.
+    Later,
+    /// The kernel must not take the answer up: it may not have seen to the size yet that its own write left, and would cut
+    /// pages off.
+    Void,
+    /// This has to be dropped.
+    Without(Stale),
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Pages(Mutex<Table>);
@@ -184,6 +211,7 @@ impl Drop for Fill<'_> {
     fn drop(&mut self) {
         if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
             file.reading.retain(|reading| reading.id != self.reading.id);
+            file.cuts.released(self.reading.began);
         }
     }
 }
@@ -272,6 +300,23 @@ impl File {
         }
     }
 
+    /// All pages were dropped, and are right at this change from now on.
+    fn dropped(&mut self, change: Option<u64>) {
+        let Some(change) = change else { return };
+        self.was_dropped = true;
+        // An older answer must not undo what a newer one, or an own change, has brought.
+        if self.change.is_none_or(|known| known < change) {
+            self.change = Some(change);
+        }
+    }
+
+    fn may_be_cut_before(&mut self, size: u64, now: Instant) -> bool {
+        if atoll_mutants::makes("cut-late") {
+            return false;
+        }
+        self.cuts.are_before(size, self.reading.iter().map(|reading| reading.began), now)
+    }
+
     fn learn(&mut self, size: u64) {
         self.size = size;
         for reading in &mut self.reading {
@@ -346,7 +391,7 @@ impl Pages {
     }
 
     /// A READ that fills pages begins, before it is looked up how large the file is.
-    pub fn read(&self, ino: InodeId, range: Range<u64>) -> Fill<'_> {
+    pub fn read(&self, ino: InodeId, range: Range<u64>, now: Instant) -> Fill<'_> {
         let mut all = self.0.lock();
         let epoch = all.epoch;
         let file = all.fill(ino, range.end);
@@ -355,6 +400,7 @@ impl Pages {
         }
         let reading = Reading {
             id: file.last_fill,
+            began: now,
             epoch,
             start: range.start,
             end: range.end,
@@ -378,6 +424,7 @@ impl Pages {
         let overtaken = reads.filter_map(|read| common_pages(&read, &range)).collect();
         file.writing.push(Writing { id, range: range.clone(), overtaken });
         file.size = file.size.max(range.end);
+        file.own_end = file.own_end.max(range.end);
         Written { pages: self, ino, id }
     }
 
@@ -409,6 +456,15 @@ impl Pages {
         (late || file.has_from(range.start)).then(|| all.stale(ino, range, None))
     }
 
+    /// The kernel wrote past its pages, and knows from that where the file ends.
+    pub fn grown(&self, ino: InodeId, end: u64, now: Instant) {
+        if let Some(file) = self.0.lock().files.get_mut(&ino)
+            && end > file.own_end
+        {
+            (file.own_end, file.grown) = (end, Some(now));
+        }
+    }
+
     /// The file has this size now: what is answered from here on may be as of it.
     pub fn learn(&self, ino: InodeId, size: u64) {
         if let Some(file) = self.0.lock().files.get_mut(&ino) {
@@ -436,11 +492,45 @@ impl Pages {
         let epoch = all.epoch;
         if let Some(file) = all.files.get_mut(&ino) {
             file.learn(size);
+            file.own_end = file.own_end.min(size);
             file.note_short(epoch, size);
         }
     }
 
-    /// The kernel is about to be told this size. What to drop first.
+    /// The kernel's thread is about to be told this size.
+    pub fn tell(&self, ino: InodeId, size: u64, thread: u32, now: Instant) -> Tell {
+        {
+            let mut all = self.0.lock();
+            let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
+            file.cuts.gone_on(thread);
+            if size > file.own_end && file.may_be_cut_before(size, now) {
+                return Tell::Later;
+            }
+        }
+        if let Some(stale) = self.told(ino, size) {
+            // By the time that they are gone the answer is void.
+            return Tell::Without(stale);
+        }
+        let mut all = self.0.lock();
+        let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
+        match size {
+            // No page is cut in two.
+            _ if size % PAGE_BYTES == 0 => Tell::Now,
+            _ if size > file.own_end => {
+                file.cuts.told(size, thread, now);
+                Tell::Now
+            }
+            _ if file.grown.is_some_and(|grown| now.duration_since(grown) < CUT_WITHIN) => Tell::Void,
+            _ => Tell::Now,
+        }
+    }
+
+    /// True if the kernel may yet cut pages off before this place.
+    pub fn may_be_cut_before(&self, ino: InodeId, place: u64, now: Instant) -> bool {
+        self.0.lock().files.get_mut(&ino).is_some_and(|file| file.may_be_cut_before(place, now))
+    }
+
+    /// The kernel hears of this size. What to drop first.
     ///
     /// When it takes an answer up it cuts its pages off at that size, whatever they hold by then: also what was read
     /// after a later growth. So each size that it was told is one at which pages may end. An answer to what it asked
@@ -452,6 +542,7 @@ impl Pages {
         let mut all = self.0.lock();
         let file = all.files.get_mut(&ino)?;
         file.learn(size);
+        file.own_end = file.own_end.min(size);
         let short = file.shortest().filter(|short| *short < size && file.has_from(*short));
         let stale = short.map(|short| all.stale(ino, short..EVERYTHING, None));
         let epoch = all.epoch;
@@ -461,11 +552,20 @@ impl Pages {
         stale
     }
 
-    /// True if the kernel, told this size, would first have to drop a page.
-    pub fn would_grow(&self, ino: InodeId, size: u64) -> bool {
-        let all = self.0.lock();
-        let Some(file) = all.files.get(&ino) else { return false };
-        file.shortest().is_some_and(|short| short < size && file.has_from(short))
+    /// True if something would have to happen before the kernel can be told this size.
+    pub fn would_grow(&self, ino: InodeId, size: u64, now: Instant) -> bool {
+        let mut all = self.0.lock();
+        let Some(file) = all.files.get_mut(&ino) else { return false };
+        let is_short = file.shortest().is_some_and(|short| short < size && file.has_from(short));
+        is_short || size > file.own_end && file.may_be_cut_before(size, now)
+    }
+
+    /// They are gone, as far as what comes next is concerned: who has found one of them before may still be served with it,
+    /// up to the size that the kernel knows by then.
+    pub fn dropped(&self, stale: &Stale) {
+        if let Some(file) = self.0.lock().files.get_mut(&stale.ino) {
+            file.dropped(stale.change);
+        }
     }
 
     /// The pages are gone.
@@ -487,13 +587,7 @@ impl Pages {
         file.refills.retain(|refill| {
             refill.id > stale.fill || refill.range.start < range.start || range.end < refill.range.end
         });
-        if let Some(change) = stale.change {
-            file.was_dropped = true;
-            // An older answer must not undo what a newer one, or an own change, has brought.
-            if file.change.is_none_or(|known| known < change) {
-                file.change = Some(change);
-            }
-        }
+        file.dropped(stale.change);
     }
 
     /// All pages of the file, if there may be any.

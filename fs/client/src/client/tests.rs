@@ -118,4 +118,8 @@ impl Notifier for Dropped {
         self.0.lock().push((ino, offset, length));
         std::future::ready(()).boxed()
     }
+
+    fn void(&self, _ino: InodeId) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
 }

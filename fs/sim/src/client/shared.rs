@@ -232,13 +232,20 @@ impl SimClient {
     pub(super) async fn append(&mut self, random: &mut StdRng) -> Checked<()> {
         let value = self.next_value();
         let done = Cell::new(false);
-        let looking = self.follow(random, &done);
+        let mut follower = || StdRng::seed_from_u64(random.random());
+        let looking = [(1, follower()), (2, follower())];
+        let looking = looking.map(|(thread, random)| self.follow(thread, random, &done));
         let appending = async {
             let appended = self.append_one(value).await;
             done.set(true);
             appended
         };
-        futures::try_join!(looking, appending).map(drop)
+        futures::try_join!(futures::future::try_join_all(looking), appending).map(drop)
+    }
+
+    /// One of the threads that use this mount.
+    fn thread(&self, pid: u32) -> Caller {
+        Caller { pid, ..self.caller.clone() }
     }
 
     async fn append_one(&self, value: u64) -> Checked<()> {
@@ -246,12 +253,12 @@ impl SimClient {
         record[..8].copy_from_slice(&value.to_le_bytes());
         record[8..].copy_from_slice(&(!value).to_le_bytes());
         let began = seam::elapsed();
-        let (kernel, log) = (&self.kernel, self.shared.log);
-        let opened = kernel.open(&self.caller, log, libc::O_WRONLY | libc::O_APPEND).await;
+        let (kernel, log, caller) = (&self.kernel, self.shared.log, &self.thread(3));
+        let opened = kernel.open(caller, log, libc::O_WRONLY | libc::O_APPEND).await;
         let handle = opened.map_err(|e| errno("open", e))?.handle;
         let (lost, mut full) = (self.lost(), self.full.get());
-        let written = kernel.append(&self.caller, (log, handle), Bytes::copy_from_slice(&record)).await;
-        let released = self.mount.files.release(&self.caller, log, handle, None, false).await;
+        let written = kernel.append(caller, (log, handle), Bytes::copy_from_slice(&record)).await;
+        let released = self.mount.files.release(caller, log, handle, None, false).await;
         released.map_err(|e| errno("release", e))?;
         full |= self.full.get();
         match written {
@@ -265,9 +272,9 @@ impl SimClient {
     }
 
     /// Looks at the file that all append to until `done`, and once more: through a descriptor that stays open, and through new ones.
-    async fn follow(&self, random: &mut StdRng, done: &Cell<bool>) -> Checked<()> {
-        let log = self.shared.log;
-        let open = async || self.kernel.open(&self.caller, log, libc::O_RDONLY).await;
+    async fn follow(&self, thread: u32, mut random: StdRng, done: &Cell<bool>) -> Checked<()> {
+        let (log, caller) = (self.shared.log, &self.thread(thread));
+        let open = async || self.kernel.open(caller, log, libc::O_RDONLY).await;
         let lost = self.lost();
         let followed = async {
             let kept = open().await?.handle;
@@ -276,14 +283,14 @@ impl SimClient {
                 let began = seam::elapsed();
                 let opens = random.random_bool(0.5);
                 let handle = if opens { open().await?.handle } else { kept };
-                let size = self.kernel.stat(&self.caller, log).await?.attributes.size;
-                let found = self.kernel.read(&self.caller, (log, handle), 0, size as usize).await?;
+                let size = self.kernel.stat(caller, log).await?.attributes.size;
+                let found = self.kernel.read(caller, (log, handle), 0, size as usize).await?;
                 self.note(began, What::Follow(opens, found));
                 if opens {
-                    self.kernel.close(&self.caller, (log, handle), READER).await?;
+                    self.kernel.close(caller, (log, handle), READER).await?;
                 }
                 if last {
-                    return self.kernel.close(&self.caller, (log, kept), READER).await;
+                    return self.kernel.close(caller, (log, kept), READER).await;
                 }
                 tokio::time::sleep(Duration::from_micros(random.random_range(0..3000))).await;
             }

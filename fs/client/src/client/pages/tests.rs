@@ -12,7 +12,7 @@ fn file(change: u64, size: u64) -> Attributes {
 }
 
 fn read(pages: &Pages, size: u64, range: Range<u64>) -> Fill<'_> {
-    let fill = pages.read(FILE, range);
+    let fill = pages.read(FILE, range, now());
     fill.knows(size);
     fill
 }
@@ -84,7 +84,7 @@ fn the_page_at_the_old_end_goes_before_a_larger_size_is_told() {
     let pages = opened(&file(1, 5000));
     read(&pages, 5000, 0..8192).answered(5000, now());
     assert_eq!(pages.told(FILE, 5000), None);
-    assert!(pages.would_grow(FILE, 5001));
+    assert!(pages.would_grow(FILE, 5001, now()));
     let first = pages.told(FILE, 9000).unwrap();
     assert_eq!(first.range, 5000..EVERYTHING);
     // Told again while the first one waits: it has to wait, too.
@@ -112,6 +112,43 @@ fn an_answer_that_is_taken_up_late_cuts_off_what_was_read_since() {
     read(&pages, 300, 0..4096).answered(300, now());
     // Now it is, and the page ends at 200.
     assert_eq!(pages.told(FILE, 300).unwrap().range, 200..EVERYTHING);
+}
+
+#[test]
+fn a_larger_size_waits_for_those_that_may_cut_pages_off_yet() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    let late = now + Duration::from_secs(1);
+    let later = late + Duration::from_secs(1);
+    assert_eq!(pages.tell(FILE, 100, 1, now), Tell::Now);
+    assert_eq!(pages.tell(FILE, 200, 2, now), Tell::Later);
+    assert!(pages.would_grow(FILE, 200, now));
+    // It has gone on.
+    assert_eq!(pages.tell(FILE, 200, 1, now), Tell::Now);
+    // Its page is being read, so it waits.
+    let fill = pages.read(FILE, 0..4096, now);
+    fill.knows(200);
+    assert_eq!(pages.tell(FILE, 300, 3, late), Tell::Later);
+    fill.answered(200, late);
+    assert_eq!(pages.tell(FILE, 300, 3, late), Tell::Later);
+    let Tell::Without(stale) = pages.tell(FILE, 300, 3, later) else { panic!("it ends at 200") };
+    assert_eq!(stale.range, 100..EVERYTHING);
+    // That makes its answer void: nobody cuts anything off at 300.
+    pages.gone(&stale);
+    assert_eq!(pages.tell(FILE, 400, 4, later), Tell::Now);
+}
+
+#[test]
+fn the_kernel_is_not_told_what_it_knows_from_its_own_writes() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    assert_eq!(pages.tell(FILE, 50, 1, now), Tell::Now);
+    assert!(pages.may_be_cut_before(FILE, 200, now));
+    pages.grown(FILE, 200, now);
+    assert_eq!(pages.tell(FILE, 200, 2, now), Tell::Void);
+    assert_eq!(pages.tell(FILE, 200, 2, now + CUT_WITHIN), Tell::Now);
+    assert_eq!(pages.tell(FILE, 201, 3, now), Tell::Later);
+    // Somebody else has made it shorter since.
+    assert_eq!(pages.tell(FILE, 150, 3, now), Tell::Void);
+    assert_eq!(pages.tell(FILE, 200, 3, now), Tell::Later);
 }
 
 #[test]
@@ -147,16 +184,16 @@ fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
 #[test]
 fn a_size_is_not_told_while_nobody_knows_of_which_size_a_read_will_be_answered() {
     let pages = opened(&file(1, 100));
-    let fill = pages.read(FILE, 0..4096);
+    let fill = pages.read(FILE, 0..4096, now());
     // Whoever answers it may have looked already, and stand still since.
     assert_eq!(pages.told(FILE, 200).unwrap().range, 0..EVERYTHING);
     fill.knows(100);
     assert_eq!(pages.told(FILE, 300).unwrap().range, 100..EVERYTHING);
     drop(fill);
-    let fill = pages.read(FILE, 0..4096);
+    let fill = pages.read(FILE, 0..4096, now());
     pages.learn(FILE, 50);
     fill.knows(300);
-    assert!(pages.would_grow(FILE, 60), "it may be answered as of what was learnt in between");
+    assert!(pages.would_grow(FILE, 60, now()), "it may be answered as of what was learnt in between");
 }
 
 #[test]
@@ -187,17 +224,17 @@ fn writing_through_the_pages_makes_them_whole() {
     assert_eq!(pages.gap(FILE, 100), None);
     write(100..300);
     assert_eq!(pages.told(FILE, 300), None);
-    assert!(pages.would_grow(FILE, 301));
+    assert!(pages.would_grow(FILE, 301, now()));
     // Not behind a gap that somebody else may have filled.
     let stale = pages.gap(FILE, 400).unwrap();
     assert_eq!(stale.range, 300..400);
     write(400..500);
-    assert!(pages.would_grow(FILE, 500));
+    assert!(pages.would_grow(FILE, 500, now()));
     // The page that ended there is gone: what is read in the gap from now on is what there is.
     pages.gone(&stale);
     write(400..500);
     assert_eq!(pages.gap(FILE, 500), None, "nor is it asked for again");
-    assert!(!pages.would_grow(FILE, 500) && pages.would_grow(FILE, 501));
+    assert!(!pages.would_grow(FILE, 500, now()) && pages.would_grow(FILE, 501, now()));
 }
 
 #[test]

@@ -1,0 +1,125 @@
+//! Sizes that the kernel is told, at which it may cut pages off later than one would think. Pure.
+//!
+//! A thread that takes an answer up sets the inode's size first, if nothing has made the answer void, and cuts the pages
+//! off afterwards, without a lock around both (`fuse_change_attributes` in fs/fuse/inode.c of Linux 6.18). If it stands
+//! still in between it zeroes what a page was filled with since, whatever else was answered and dropped meanwhile. So a
+//! larger size has to wait until that thread is done: when it asks for something else, or else when it would have had the
+//! time on a machine that isn't starved. A page that is being read from us it waits for, and so do we.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a thread takes at most from being told a size to having cut the pages off, on a machine that isn't starved.
+pub const CUT_WITHIN: Duration = Duration::from_millis(50);
+/// Those of one file that are told apart.
+const CUTS_MAX: usize = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cut {
+    size: u64,
+    /// The thread, 0 if it isn't known.
+    thread: u32,
+    until: Instant,
+    /// It may have waited for a page that was being read, and goes on only now.
+    was_held: bool,
+}
+
+/// Of one file.
+#[derive(Debug, Default)]
+pub struct Cuts(Vec<Cut>);
+
+impl Cuts {
+    /// A thread is told this size, and nothing has made that void.
+    pub fn told(&mut self, size: u64, thread: u32, now: Instant) {
+        self.0.retain(|cut| cut.was_held || now < cut.until);
+        if self.0.len() >= CUTS_MAX {
+            let first = self.0.remove(0);
+            if let Some(next) = self.0.first_mut() {
+                // Whose it is isn't known any more.
+                let (size, until) = (first.size.min(next.size), first.until.max(next.until));
+                *next = Cut { size, thread: 0, until, was_held: first.was_held || next.was_held };
+            }
+        }
+        self.0.push(Cut { size, thread, until: now + CUT_WITHIN, was_held: false });
+    }
+
+    /// The thread has gone on since.
+    pub fn gone_on(&mut self, thread: u32) {
+        if thread != 0 {
+            self.0.retain(|cut| cut.thread != thread);
+        }
+    }
+
+    /// A READ that began then is over.
+    pub fn released(&mut self, began: Instant) {
+        for cut in self.0.iter_mut().filter(|cut| began < cut.until) {
+            cut.was_held = true;
+        }
+    }
+
+    /// True if pages may yet be cut off before `size`. `reading`: when the READs began that are under way.
+    pub fn are_before(
+        &mut self,
+        size: u64,
+        reading: impl Iterator<Item = Instant> + Clone,
+        now: Instant,
+    ) -> bool {
+        for cut in &mut self.0 {
+            if std::mem::take(&mut cut.was_held) || reading.clone().any(|began| began < cut.until) {
+                cut.until = now + CUT_WITHIN;
+            }
+        }
+        self.0.retain(|cut| now < cut.until);
+        self.0.iter().any(|cut| cut.size < size)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_waited_for_until_it_goes_on_or_had_the_time() {
+        let (mut cuts, now) = (Cuts::default(), Instant::now());
+        cuts.told(100, 1, now);
+        cuts.told(100, 2, now);
+        let are_before = |cuts: &mut Cuts, size, now| cuts.are_before(size, [].into_iter(), now);
+        assert!(are_before(&mut cuts, 101, now) && !are_before(&mut cuts, 100, now));
+        cuts.gone_on(1);
+        assert!(are_before(&mut cuts, 101, now));
+        cuts.gone_on(2);
+        assert!(!are_before(&mut cuts, 101, now));
+        cuts.told(100, 0, now);
+        cuts.gone_on(0);
+        assert!(are_before(&mut cuts, 101, now), "nobody knows who it was");
+        assert!(!are_before(&mut cuts, 101, now + CUT_WITHIN));
+        assert!(cuts.0.is_empty());
+    }
+
+    #[test]
+    fn a_read_holds_a_thread_up() {
+        let (mut cuts, now) = (Cuts::default(), Instant::now());
+        cuts.told(100, 1, now);
+        let reading = [now + CUT_WITHIN / 2].into_iter();
+        let late = now + CUT_WITHIN * 4;
+        assert!(cuts.are_before(101, reading.clone(), late));
+        cuts.released(now + CUT_WITHIN / 2);
+        assert!(cuts.are_before(101, [].into_iter(), late + CUT_WITHIN * 2));
+        assert!(!cuts.are_before(101, [].into_iter(), late + CUT_WITHIN * 3));
+        // One that began later doesn't.
+        cuts.told(100, 1, now);
+        cuts.released(now + CUT_WITHIN);
+        assert!(!cuts.are_before(101, [now + CUT_WITHIN].into_iter(), now + CUT_WITHIN));
+    }
+
+    #[test]
+    fn a_bounded_number_is_told_apart_and_none_forgotten() {
+        let (mut cuts, now) = (Cuts::default(), Instant::now());
+        for thread in 1..100 {
+            cuts.told(u64::from(thread), thread, now);
+        }
+        assert_eq!(cuts.0.len(), CUTS_MAX);
+        assert!(cuts.are_before(2, [].into_iter(), now));
+    }
+}
