@@ -17,6 +17,7 @@ use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+mod churn;
 mod model;
 mod shared;
 
@@ -206,7 +207,8 @@ impl SimClient {
         let name = format!("f{}", random.random_range(0..NAMES));
         match random.random_range(0..100) {
             0..=14 => self.create(&name).await,
-            15..=44 => self.write(&name, random).await,
+            15..=41 => self.write(&name, random).await,
+            42..=44 => self.churn(random).await,
             45..=54 => self.read(&name).await,
             55..=61 => self.rename(&name, &format!("f{}", random.random_range(0..NAMES))).await,
             62..=67 => self.unlink(&name).await,

@@ -141,7 +141,7 @@ impl SimClient {
         self.events.borrow_mut().push(event);
     }
 
-    fn next_value(&mut self) -> u64 {
+    pub(super) fn next_value(&mut self) -> u64 {
         self.counter += 1;
         ((self.number as u64 + 1) << 32) | self.counter
     }
@@ -244,7 +244,7 @@ impl SimClient {
     }
 
     /// One of the threads that use this mount.
-    fn thread(&self, pid: u32) -> Caller {
+    pub(super) fn thread(&self, pid: u32) -> Caller {
         Caller { pid, ..self.caller.clone() }
     }
 
@@ -299,7 +299,7 @@ impl SimClient {
     }
 
     /// An error is right if a session was lost since.
-    fn unless_lost(&self, what: &str, lost: u64, result: Result<(), Errno>) -> Checked<()> {
+    pub(super) fn unless_lost(&self, what: &str, lost: u64, result: Result<(), Errno>) -> Checked<()> {
         match result {
             Err(Errno(libc::EIO)) if self.lost() != lost => Ok(()),
             result => result.map_err(|error| errno(what, error)),
