@@ -8,6 +8,7 @@ pub mod admission;
 mod alone;
 pub mod changes;
 mod clock;
+mod leader;
 mod making;
 pub mod membership;
 pub mod metrics;

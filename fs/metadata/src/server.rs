@@ -22,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::changes::Changes;
+use crate::making::Making;
 use crate::metrics::Metrics;
-use crate::node::{Consensus, Node, Office};
+use crate::node::{Consensus, LeadersPlace, Node};
 use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
 use crate::rejoin::{self, Others};
@@ -251,9 +252,9 @@ impl MetadataServer {
             proposer,
             changes,
             members,
-            office: Office::default(),
+            place: LeadersPlace::default(),
+            making: Making::default(),
             disk_low: AtomicBool::new(false),
-            group_low: AtomicBool::new(false),
             metrics: metrics.clone(),
             identity: identity.clone(),
             stopping: stopping.clone(),
@@ -468,8 +469,8 @@ impl RunningMetadata {
         raft.stop_waiting();
         tasks.wait().await;
         raft.shutdown().await;
-        // What was given up halfway holds the node, which holds it.
-        node.office.in_flight.lock().clear();
+        // What was given up halfway holds the leader's memory, which holds it.
+        node.step_down();
         let machine = Arc::downgrade(&node.machine);
         drop((node, raft, folder));
         let _ = proposing.await;

@@ -16,6 +16,7 @@ mod storage;
 use std::sync::Arc;
 use std::time::Instant;
 
+use atoll_core::ids::ServerId;
 use atoll_proto::admin::{ChangeMembers, ChangeServer, TransferLeader, WhoRequest};
 use atoll_proto::fsck::FsckRequest;
 use atoll_proto::metadata::{MetadataError, kind};
@@ -85,7 +86,7 @@ impl Service {
                 allow(role == Role::Storage(register.server), role)?;
                 let server = register.server;
                 let answer = node.register(register).await?;
-                node.office.servers.lock().came_over(server, peer.connection);
+                self.came_over(server, peer);
                 Response::to::<Register>(&answer, ())
             }
             Heartbeat::KIND => {
@@ -93,10 +94,17 @@ impl Service {
                 allow(role == Role::Storage(heartbeat.server), role)?;
                 let server = heartbeat.server;
                 let answer = node.storage_heartbeat(heartbeat).await?;
-                node.office.servers.lock().came_over(server, peer.connection);
+                self.came_over(server, peer);
                 Response::to::<Heartbeat>(&answer, ())
             }
             other => Err(Status::unknown_kind(other)),
+        }
+    }
+
+    /// What a storage server said came over this connection.
+    fn came_over(&self, server: ServerId, peer: &PeerInfo) {
+        if let Some(leader) = self.node.leading() {
+            leader.servers.lock().came_over(server, peer.connection);
         }
     }
 }
@@ -111,8 +119,10 @@ impl Handler for Service {
     }
 
     fn disconnected(&self, peer: &PeerInfo) {
-        if let Role::Storage(server) = peer.remote.role {
-            self.node.office.servers.lock().parted(server, peer.connection);
+        if let Role::Storage(server) = peer.remote.role
+            && let Some(leader) = self.node.leading()
+        {
+            leader.servers.lock().parted(server, peer.connection);
         }
     }
 }

@@ -17,6 +17,7 @@ use atoll_proto::metadata::MetadataError;
 use tokio_util::task::TaskTracker;
 
 use crate::changes::{Taken, Work};
+use crate::leader::Leader;
 use crate::node::Node;
 use crate::store::ballast::Ballast;
 
@@ -48,17 +49,29 @@ async fn until_stopped(node: Arc<Node>, work: impl Future<Output = ()>) {
     }
 }
 
+/// The leader's memory, once this member leads.
+async fn leader(node: &Node) -> Arc<Leader> {
+    loop {
+        let became_leader = node.became_leader();
+        if let Ok(leader) = node.lead() {
+            return leader;
+        }
+        let _ = tokio::time::timeout(LOOK_EVERY, became_leader).await;
+    }
+}
+
 /// Up to `limit` keys of work, when this member leads and there is some; `gather`: how long to wait for more,
 /// so that a burst becomes few entries.
-async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Taken {
+async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<Leader>, Taken) {
     loop {
+        let leader = leader(node).await;
         let woken = node.changes.woken();
         if node.changes.has(work) {
             tokio::time::sleep(gather).await;
-            if node.lead().is_ok() {
+            if leader.confirm().is_ok() {
                 match node.changes.take(work, limit, &*node.machine.store()) {
                     Ok(taken) if taken.is_empty() => continue,
-                    Ok(taken) => return taken,
+                    Ok(taken) => return (leader, taken),
                     Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
                 }
             }

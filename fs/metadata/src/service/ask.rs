@@ -15,6 +15,7 @@ use atoll_proto::metadata::{
 
 use crate::changes::Work;
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
 use crate::servers::Health;
 use crate::sessions::OpenError;
@@ -61,18 +62,18 @@ impl Node {
     }
 
     fn ask_now(&self, request: AskRequest) -> Result<Answer, MetadataError> {
-        let term = self.lead()?;
+        let leader = self.lead()?;
         let anybody = matches!(request.query, Query::Volume | Query::Servers | Query::Chunks { .. });
         if !(anybody && request.session == SessionId(0)) {
-            let heard = self.office.sessions.lock().heard(request.session, clock::since_boot());
+            let heard = leader.sessions.lock().heard(request.session, clock::since_boot());
             heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
         }
-        let answer = self.answer(request.session, request.query)?;
-        self.still_leads(term)?;
+        let answer = self.answer(&leader, request.session, request.query)?;
+        leader.confirm()?;
         Ok(answer)
     }
 
-    fn answer(&self, session: SessionId, query: Query) -> Result<Answer, MetadataError> {
+    fn answer(&self, leader: &Leader, session: SessionId, query: Query) -> Result<Answer, MetadataError> {
         let store = self.machine.store();
         let records = store.snapshot();
         let answer = match query {
@@ -87,14 +88,14 @@ impl Node {
                 read_directory(&records, ino, cookie, bytes_max, plus)
             }
             Query::Open { ino, segments } => {
-                let is_new = self.hold(&records, session, ino)?;
+                let is_new = self.hold(leader, &records, session, ino)?;
                 // Read after it was registered: what is unlinked from now on is kept.
                 let records = store.snapshot();
                 let found = query::inode(&records, ino)
                     .and_then(|record| extents(&records, ino, &record, SegmentIndex(0), segments));
                 // What the session has opened before it goes on holding.
                 if found.is_err() && is_new {
-                    self.let_go_of(session, &[ino]);
+                    self.let_go_of(leader, session, &[ino]);
                 }
                 found
             }
@@ -106,7 +107,7 @@ impl Node {
             Query::Chunks { chunks } => chunk_infos(&records, chunks.into_iter().take(CHUNKS_MAX).collect())
                 .map(Answer::Chunks)
                 .map_err(OpError::Store),
-            Query::Servers => Ok(Answer::Servers(self.server_infos())),
+            Query::Servers => Ok(Answer::Servers(server_infos(leader))),
             Query::Seek { ino, offset, kind } => query::inode(&records, ino).and_then(|record| {
                 Ok(Answer::Sought(atoll_core::seek::seek(&records, ino, &record, offset, kind)?))
             }),
@@ -120,6 +121,7 @@ impl Node {
     /// Whether the session didn't hold it before.
     pub(super) fn hold(
         &self,
+        leader: &Leader,
         records: &dyn Read,
         session: SessionId,
         ino: InodeId,
@@ -128,7 +130,7 @@ impl Node {
         if purging {
             return Err(MetadataError::Fs(FsError::Stale));
         }
-        self.office.sessions.lock().hold(session, ino).map_err(|error| {
+        leader.sessions.lock().hold(session, ino).map_err(|error| {
             MetadataError::Fs(match error {
                 OpenError::Unknown => FsError::SessionExpired,
                 OpenError::TooMany => FsError::TryAgain,
@@ -136,19 +138,19 @@ impl Node {
             })
         })
     }
+}
 
-    fn server_infos(&self) -> Vec<ServerInfo> {
-        let servers = self.office.servers.lock();
-        servers
-            .all(clock::since_boot())
-            .map(|(server, record, health, _, _)| ServerInfo {
-                server,
-                address: record.address.clone(),
-                labels: record.labels.clone(),
-                alive: health == Health::Alive,
-            })
-            .collect()
-    }
+fn server_infos(leader: &Leader) -> Vec<ServerInfo> {
+    let servers = leader.servers.lock();
+    servers
+        .all(clock::since_boot())
+        .map(|(server, record, health, _, _)| ServerInfo {
+            server,
+            address: record.address.clone(),
+            labels: record.labels.clone(),
+            alive: health == Health::Alive,
+        })
+        .collect()
 }
 
 fn test_lock(records: &dyn Read, session: SessionId, request: &LockRequest) -> Result<Answer, StoreError> {

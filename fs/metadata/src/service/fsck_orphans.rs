@@ -15,6 +15,7 @@ use atoll_proto::metadata::MetadataError;
 
 use crate::changes::Work;
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, store_error};
 
 /// What looks forgotten must still do so after this time, and again after it.
@@ -27,16 +28,16 @@ const FREED_WITHIN: Duration = Duration::from_secs(30);
 const FREED_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Finds those that nobody will free.
-pub(super) async fn look(node: &Node) -> Result<Vec<Finding>, MetadataError> {
-    node.lead()?;
-    let mut suspects = suspects(node).map_err(|error| store_error(&error))?;
+pub(super) async fn look(node: &Node, leader: &Leader) -> Result<Vec<Finding>, MetadataError> {
+    leader.confirm()?;
+    let mut suspects = suspects(node, leader).map_err(|error| store_error(&error))?;
     for _ in 0..LOOKS_AGAIN {
         if suspects.is_empty() {
             break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
-        node.lead()?;
-        suspects = still(node, suspects, is_forgotten)?;
+        leader.confirm()?;
+        suspects = still(node, leader, suspects, is_forgotten)?;
     }
     let finding = |ino| {
         let words = format!("unlinked file {ino} is held by nobody and not freed");
@@ -48,6 +49,7 @@ pub(super) async fn look(node: &Node) -> Result<Vec<Finding>, MetadataError> {
 /// Has them looked at again, if that was asked for, and waits until they are freed. Returns what was done.
 pub(super) async fn repair(
     node: &Node,
+    leader: &Leader,
     found: &[Finding],
     asked: &BTreeSet<Kind>,
 ) -> Result<BTreeSet<(Kind, Subject)>, MetadataError> {
@@ -62,14 +64,14 @@ pub(super) async fn repair(
     let mut left = all.clone();
     while !left.is_empty() && clock::since_boot() < give_up {
         tokio::time::sleep(FREED_LOOK_EVERY).await;
-        node.lead()?;
-        left = still(node, left, is_unlinked)?;
+        leader.confirm()?;
+        left = still(node, leader, left, |_, _, records, ino| is_unlinked(records, ino))?;
     }
     let subject = |ino| (Kind::OrphanForgotten, Subject::Orphan(ino));
     Ok(all.into_iter().filter(|ino| !left.contains(ino)).map(subject).collect())
 }
 
-fn suspects(node: &Node) -> Result<Vec<InodeId>, StoreError> {
+fn suspects(node: &Node, leader: &Leader) -> Result<Vec<InodeId>, StoreError> {
     let store = node.machine.store();
     let snapshot = store.snapshot();
     let mut found = Vec::new();
@@ -77,7 +79,7 @@ fn suspects(node: &Node) -> Result<Vec<InodeId>, StoreError> {
     let prefix = keys::orphans();
     snapshot.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, _| {
         let Some(ino) = keys::first_number(key).map(InodeId) else { return ControlFlow::Continue(()) };
-        match is_forgotten(node, &snapshot, ino) {
+        match is_forgotten(node, leader, &snapshot, ino) {
             Ok(true) => found.push(ino),
             Ok(false) => {}
             Err(error) => {
@@ -93,26 +95,27 @@ fn suspects(node: &Node) -> Result<Vec<InodeId>, StoreError> {
 /// Those of which that is still true.
 fn still(
     node: &Node,
+    leader: &Leader,
     inodes: Vec<InodeId>,
-    is: fn(&Node, &dyn Read, InodeId) -> Result<bool, StoreError>,
+    is: fn(&Node, &Leader, &dyn Read, InodeId) -> Result<bool, StoreError>,
 ) -> Result<Vec<InodeId>, MetadataError> {
     let store = node.machine.store();
     let mut left = Vec::with_capacity(inodes.len());
     for ino in inodes {
-        if is(node, &*store, ino).map_err(|error| store_error(&error))? {
+        if is(node, leader, &*store, ino).map_err(|error| store_error(&error))? {
             left.push(ino);
         }
     }
     Ok(left)
 }
 
-fn is_forgotten(node: &Node, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
+fn is_forgotten(node: &Node, leader: &Leader, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
     let is_known = node.changes.knows(Work::Orphans, &keys::orphan(ino));
-    Ok(!is_known && node.office.sessions.lock().is_left(ino) && is_unlinked(node, records, ino)?)
+    Ok(!is_known && leader.sessions.lock().is_left(ino) && is_unlinked(records, ino)?)
 }
 
 /// Marks that contradict their inodes are findings of the walk.
-fn is_unlinked(_: &Node, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
+fn is_unlinked(records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
     match query::load::<OrphanRecord>(records, Family::System, &keys::orphan(ino)) {
         Ok(Some(_)) => {}
         Ok(None) | Err(StoreError::Damaged(_) | StoreError::NewerFormat { .. }) => return Ok(false),

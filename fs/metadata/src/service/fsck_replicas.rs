@@ -15,6 +15,7 @@ use atoll_proto::Connection;
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::storage::{INVENTORY_PAGE_MAX, Inventory, ReplicaInfo, Scrub};
 
+use crate::leader::Leader;
 use crate::node::{Node, collect, store_error};
 use crate::workers::suspects::{SCRUB_DEADLINE, TakenOut, connect, take_out};
 
@@ -117,6 +118,7 @@ async fn look_at(
 /// place. One is only taken out if another one was read from end to end and is whole. Returns what was done.
 pub(super) async fn repair(
     node: &Node,
+    leader: &Leader,
     found: &[Finding],
     asked: &BTreeSet<Kind>,
 ) -> Result<BTreeSet<(Kind, Subject)>, MetadataError> {
@@ -141,7 +143,7 @@ pub(super) async fn repair(
                 _ => None,
             })
             .collect();
-        if take_out(node, chunk, &out, &wrong).await? == TakenOut::Done {
+        if take_out(node, leader, chunk, &out, &wrong).await? == TakenOut::Done {
             done.extend(asked.iter().map(|finding| (finding.kind, finding.subject.clone())));
         }
     }

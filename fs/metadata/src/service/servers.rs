@@ -19,10 +19,10 @@ use crate::servers::Health;
 impl Node {
     /// Evacuates a storage server, keeps it, or forgets it.
     pub(crate) async fn change_server(&self, request: ChangeServer) -> Result<(), MetadataError> {
-        self.lead()?;
+        let leader = self.lead()?;
         let ChangeServer { server, change } = request;
         if change == ServerChange::Forget {
-            let health = self.office.servers.lock().health(server, clock::since_boot());
+            let health = leader.servers.lock().health(server, clock::since_boot());
             if health == Some(Health::Alive) {
                 // It would register again within a second.
                 return Err(MetadataError::Refused(format!(
@@ -36,7 +36,7 @@ impl Node {
                 )));
             }
         }
-        match self.propose(Op::ChangeServer { server, change }).await? {
+        match leader.propose(Op::ChangeServer { server, change }).await? {
             Outcome::Refused(FsError::NotFound) => {
                 Err(MetadataError::Refused(format!("there is no storage server {server}")))
             }
@@ -52,7 +52,8 @@ impl Node {
     fn look_at_server(&self, server: ServerId) -> Result<(), StoreError> {
         let record: Option<ServerRecord> =
             query::load(&*self.machine.store(), Family::System, &keys::server(server))?;
-        let mut servers = self.office.servers.lock();
+        let Some(leader) = self.leading() else { return Ok(()) };
+        let mut servers = leader.servers.lock();
         match record {
             Some(record) => servers.set_record(server, record),
             None => servers.forget(server),

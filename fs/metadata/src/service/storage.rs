@@ -18,6 +18,7 @@ use atoll_proto::registration::{
 use atoll_proto::storage::TRIM_RANGES_MAX;
 
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, store_error};
 use crate::orders::Task;
 use crate::repair;
@@ -51,7 +52,7 @@ fn refused(refused: Refused) -> Status {
 impl Node {
     /// A storage server says that it is there.
     pub(crate) async fn register(&self, request: Register) -> Result<RegisterReply, Status> {
-        self.lead().map_err(refusal)?;
+        let leader = self.lead().map_err(refusal)?;
         if request.cluster != self.cluster {
             let (here, there) = (self.cluster, request.cluster);
             return Err(RegistrationError::WrongCluster { here, there }.into());
@@ -64,7 +65,7 @@ impl Node {
             return Err(Status::bad_request(format!("more than {LABELS_MAX} labels")));
         }
         let op = Op::PutServer { server: request.server, address: request.address, labels: request.labels };
-        match self.propose(op).await.map_err(refusal)? {
+        let leader = match leader.propose(op).await.map_err(refusal)? {
             Outcome::Refused(error) => {
                 return Err(Status::unavailable(format!("the server can't join now: {error}")));
             }
@@ -75,7 +76,7 @@ impl Node {
                 .map_err(|error| refusal(store_error(&error)))?
                 .ok_or_else(|| Status::unavailable("the server's record is missing"))?;
         let address = record.address.clone();
-        self.office
+        leader
             .servers
             .lock()
             .registered(
@@ -86,14 +87,14 @@ impl Node {
                 clock::since_boot(),
             )
             .map_err(refused)?;
-        self.office.orders.lock().restarted(request.server);
+        leader.orders.lock().restarted(request.server);
         tracing::info!(server = %request.server, address, "a storage server registered");
         Ok(RegisterReply { heartbeat_interval_ms: INTERVAL_MS, full_inventory: true })
     }
 
     /// A storage server is alive: takes in what it tells, and tells it what to do.
     pub(crate) async fn storage_heartbeat(&self, beat: Heartbeat) -> Result<HeartbeatReply, Status> {
-        let term = self.lead().map_err(refusal)?;
+        let leader = self.lead().map_err(refusal)?;
         let server = beat.server;
         let report = Report {
             capacity: 0,
@@ -103,30 +104,30 @@ impl Node {
             disk_errors: beat.disk_errors,
         };
         let complete = beat.changes.complete;
-        let full_inventory = self
-            .office
+        let full_inventory = leader
             .servers
             .lock()
             .heartbeat(server, beat.incarnation, report, complete, clock::since_boot())
             .map_err(refused)?;
         // Before what it has copied since is taken in: that may be the same chunks.
         let removed = self.removed(server, &beat.changes).map_err(|error| refusal(store_error(&error)))?;
-        self.take_reports(&beat).await.map_err(refusal)?;
-        self.take_inventory(server, &beat.changes, removed).await.map_err(refusal)?;
-        let (orders, idle) = self.orders_for(server).map_err(|error| refusal(store_error(&error)))?;
+        self.take_reports(&leader, &beat).await.map_err(refusal)?;
+        self.take_inventory(&leader, server, &beat.changes, removed).await.map_err(refusal)?;
+        let (orders, idle) =
+            self.orders_for(&leader, server).map_err(|error| refusal(store_error(&error)))?;
         if !idle.is_empty() {
             // A sweep can leave an order to trim for which nothing is left: done.
             let done = idle.into_iter().map(|chunk| OrderDone::Trimmed(chunk, Vec::new())).collect();
-            self.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
+            leader.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
         }
-        self.still_leads(term).map_err(refusal)?;
+        leader.confirm().map_err(refusal)?;
         let members = self.all_addresses();
         Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, orders, full_inventory, members })
     }
 
-    async fn take_reports(&self, beat: &Heartbeat) -> Result<(), MetadataError> {
+    async fn take_reports(&self, leader: &Leader, beat: &Heartbeat) -> Result<(), MetadataError> {
         let server = beat.server;
-        let meaning = self.office.orders.lock().report(server, &beat.done);
+        let meaning = leader.orders.lock().report(server, &beat.done);
         let mut ops = Vec::new();
         let (mut batch, mut ranges) = (Vec::new(), 0);
         for done in meaning.done {
@@ -143,14 +144,14 @@ impl Node {
             ops.push(Op::OrdersDone { server, done: batch });
         }
         for (chunk, generation) in meaning.copied {
-            ops.extend(self.with_replica(chunk, generation, server)?);
+            ops.extend(self.with_replica(leader, chunk, generation, server)?);
         }
         for chunk in meaning.missing {
-            ops.extend(self.without_replica(chunk, server)?);
+            ops.extend(self.without_replica(leader, chunk, server)?);
         }
         self.metrics.work("orders_done", ops.len() as u64);
         if !ops.is_empty() {
-            self.propose_all(ops).await?;
+            leader.propose_all(ops).await?;
         }
         Ok(())
     }
@@ -158,6 +159,7 @@ impl Node {
     /// A copy is finished: the server holds the chunk from now on, unless the chunk has changed meanwhile.
     fn with_replica(
         &self,
+        leader: &Leader,
         chunk: ChunkId,
         generation: atoll_core::ids::Generation,
         server: ServerId,
@@ -167,8 +169,8 @@ impl Node {
             Some(record) if record.generation == generation && !record.replicas.contains(&server) => {
                 // Should one of the others come back, it is told to delete.
                 let now = clock::since_boot();
-                let replicas = repair::kept(&record, server, &self.office.servers.lock(), now);
-                self.office.repair.lock().copied(record.committed, now);
+                let replicas = repair::kept(&record, server, &leader.servers.lock(), now);
+                leader.repair.lock().copied(record.committed, now);
                 self.metrics.work("copied_bytes", record.committed);
                 tracing::info!(%chunk, %server, "a chunk has a new replica");
                 Some(Op::SetReplicas { chunk, generation, replicas })
@@ -178,7 +180,12 @@ impl Node {
     }
 
     /// A replica is missing: it is taken out, if another is left, and made anew by the repair.
-    fn without_replica(&self, chunk: ChunkId, server: ServerId) -> Result<Option<Op>, MetadataError> {
+    fn without_replica(
+        &self,
+        leader: &Leader,
+        chunk: ChunkId,
+        server: ServerId,
+    ) -> Result<Option<Op>, MetadataError> {
         let record = query::chunk(&*self.machine.store(), chunk).map_err(|error| store_error(&error))?;
         let Some(record) = record else { return Ok(None) };
         if !record.sealed || !record.replicas.contains(&server) {
@@ -187,7 +194,7 @@ impl Node {
         let left: Vec<ServerId> = record.replicas.iter().copied().filter(|other| *other != server).collect();
         let now = clock::since_boot();
         let alive = {
-            let servers = self.office.servers.lock();
+            let servers = leader.servers.lock();
             left.iter().filter(|other| servers.health(**other, now) == Some(Health::Alive)).count()
         };
         if alive == 0 {
@@ -200,11 +207,12 @@ impl Node {
 
     async fn take_inventory(
         &self,
+        leader: &Leader,
         server: ServerId,
         changes: &InventoryChanges,
         removed: Vec<ChunkId>,
     ) -> Result<(), MetadataError> {
-        let strays = self.strays(server, changes).map_err(|error| store_error(&error))?;
+        let strays = self.strays(leader, server, changes).map_err(|error| store_error(&error))?;
         let missing = self.missing(server, changes).map_err(|error| store_error(&error))?;
         let mut ops = Vec::new();
         if !strays.is_empty() {
@@ -213,27 +221,32 @@ impl Node {
             ops.push(Op::DeleteStray { server, chunks: strays });
         }
         for chunk in missing.into_iter().chain(removed) {
-            ops.extend(self.without_replica(chunk, server)?);
+            ops.extend(self.without_replica(leader, chunk, server)?);
         }
         // What is good in them may be all that is left of it. A new leader hears of them with the whole inventory.
         let known_bad = changes.present.iter().filter(|replica| replica.bad).map(|replica| replica.chunk);
         let short = self.short(changes).map_err(|error| store_error(&error))?;
         let bad = changes.bad.iter().map(|bad| bad.chunk).chain(known_bad).chain(short);
-        self.office.suspects.add(bad.map(|chunk| (chunk, server)));
+        leader.suspects.add(bad.map(|chunk| (chunk, server)));
         if !ops.is_empty() {
-            self.propose_all(ops).await?;
+            leader.propose_all(ops).await?;
         }
         Ok(())
     }
 
     /// Replicas that no record places on the server.
-    fn strays(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
+    fn strays(
+        &self,
+        leader: &Leader,
+        server: ServerId,
+        changes: &InventoryChanges,
+    ) -> Result<Vec<ChunkId>, StoreError> {
         let store = self.machine.store();
         let mut strays = Vec::new();
         for replica in &changes.present {
             let chunk = replica.chunk;
             if query::chunk(&*store, chunk)?.is_some_and(|record| record.replicas.contains(&server))
-                || self.office.orders.lock().is_copying(server, chunk)
+                || leader.orders.lock().is_copying(server, chunk)
             {
                 continue;
             }
@@ -321,8 +334,12 @@ impl Node {
     }
 
     /// What the server is to do now, and chunks of which it has nothing to trim though it was told so.
-    fn orders_for(&self, server: ServerId) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), StoreError> {
-        let room = self.office.orders.lock().room(server).min(TASKS_MAX);
+    fn orders_for(
+        &self,
+        leader: &Leader,
+        server: ServerId,
+    ) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), StoreError> {
+        let room = leader.orders.lock().room(server).min(TASKS_MAX);
         let store = self.machine.store();
         let records = store.snapshot();
         let mut tasks = Vec::new();
@@ -356,7 +373,7 @@ impl Node {
                 }
             }
         }
-        Ok((self.office.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
+        Ok((leader.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
     }
 }
 
