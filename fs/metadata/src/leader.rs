@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
+use crate::changes::Changes;
 use crate::clock;
 use crate::node::{Consensus, Node, collect};
 use crate::orders::OrderBook;
@@ -52,6 +53,8 @@ pub(crate) struct Leader {
     member: MemberId,
     consensus: Arc<dyn Consensus>,
     proposer: Proposer,
+    /// What there is to do for the workers.
+    pub(crate) changes: Arc<Changes>,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) servers: Mutex<Servers>,
     pub(crate) orders: Mutex<OrderBook>,
@@ -98,6 +101,7 @@ impl Leader {
             member: node.member,
             consensus: node.consensus.clone(),
             proposer: node.proposer.clone(),
+            changes: Arc::default(),
             sessions: Mutex::new(Sessions::begin(term, node.session_lifetime, now, sessions)),
             servers: Mutex::new(Servers::begin(term, now, node.repair_after, servers)),
             orders: Mutex::new(OrderBook::begin(term)),
@@ -198,3 +202,6 @@ pub(crate) fn not_leader(member: MemberId, leadership: Leadership) -> MetadataEr
 fn internal(op: Op) -> Command {
     Command { session: INTERNAL, slot: SlotId(0), sequence: 0, time: clock::now(), expect: None, op }
 }
+
+#[cfg(test)]
+mod tests;

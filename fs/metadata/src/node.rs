@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 
-use crate::changes::Changes;
+use crate::changes::ChangeFeed;
 use crate::clock;
 use crate::leader::{Leader, not_leader};
 use crate::making::Making;
@@ -84,7 +84,8 @@ pub struct Node {
     pub(crate) machine: Arc<Machine>,
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) proposer: Proposer,
-    pub(crate) changes: Arc<Changes>,
+    /// Where the leader is told what apply has written.
+    pub(crate) changes: Arc<ChangeFeed>,
     pub(crate) members: Arc<Members>,
     pub(crate) place: LeadersPlace,
     /// Files that are being made and not yet known to be held open by who makes them. Not the leader's: a command that waits
@@ -148,7 +149,7 @@ impl Node {
         }
         let leader = Leader::from_records(self, term, clock::since_boot());
         let leader = Arc::new(leader.map_err(|error| store_error(&error))?);
-        self.changes.begin();
+        self.changes.begin(leader.changes.clone());
         let earlier = self.place.leader.lock().replace(leader.clone());
         if let Some(earlier) = earlier {
             earlier.retire();

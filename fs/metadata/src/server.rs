@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::changes::Changes;
+use crate::changes::ChangeFeed;
 use crate::making::Making;
 use crate::metrics::Metrics;
 use crate::node::{Consensus, LeadersPlace, Node};
@@ -201,7 +201,7 @@ impl MetadataServer {
     }
 
     async fn open(config: MetadataConfig, metrics: Metrics) -> Result<RunningMetadata, StartError> {
-        let changes = Arc::new(Changes::default());
+        let changes = Arc::new(ChangeFeed::default());
         let (folder, machine, ballast) = {
             let (config, changes, metrics) = (config.clone(), changes.clone(), metrics.clone());
             atoll_blocking::spawn(move || open(&config, changes, metrics))
@@ -322,7 +322,7 @@ async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, Start
 
 fn open(
     config: &MetadataConfig,
-    changes: Arc<Changes>,
+    changes: Arc<ChangeFeed>,
     metrics: Metrics,
 ) -> Result<(Arc<Folder>, Arc<Machine>, Ballast), StartError> {
     let folder = Arc::new(Folder::open(&config.dir, config.cluster, MemberId(rand::random()))?);

@@ -65,13 +65,13 @@ async fn leader(node: &Node) -> Arc<Leader> {
 async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<Leader>, Taken) {
     loop {
         let leader = leader(node).await;
-        let woken = node.changes.woken();
-        if node.changes.has(work) {
+        let woken = leader.changes.woken();
+        if leader.changes.has(work) {
             tokio::time::sleep(gather).await;
             if leader.confirm().is_ok() {
-                match node.changes.take(work, limit, &*node.machine.store()) {
+                match leader.changes.take(work, limit, &*node.machine.store()) {
                     Ok(taken) if taken.is_empty() => continue,
-                    Ok(taken) => return (leader, taken),
+                    Ok(taken) => return (leader.clone(), taken),
                     Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
                 }
             }

@@ -1,6 +1,7 @@
 //! Questions, answered from the records. Whether this member still led is asked after the answer was built.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::error::FsError;
@@ -56,7 +57,8 @@ impl Node {
     /// volume's use has it as of now.
     async fn deleted_is_freed(&self) {
         let give_up = clock::since_boot() + FREEING_PATIENCE;
-        while self.changes.is_pending(Work::Orphans) && clock::since_boot() < give_up {
+        let is_pending = |leader: Arc<Leader>| leader.changes.is_pending(Work::Orphans);
+        while self.leading().is_some_and(is_pending) && clock::since_boot() < give_up {
             tokio::time::sleep(FREEING_LOOK_EVERY).await;
         }
     }

@@ -58,14 +58,14 @@ pub(super) async fn repair(
     }
     let all: Vec<InodeId> = found.iter().filter_map(|finding| finding.subject.inode()).collect();
     for ino in &all {
-        node.changes.again(Work::Orphans, &keys::orphan(*ino));
+        leader.changes.again(Work::Orphans, &keys::orphan(*ino));
     }
     let give_up = clock::since_boot() + FREED_WITHIN;
     let mut left = all.clone();
     while !left.is_empty() && clock::since_boot() < give_up {
         tokio::time::sleep(FREED_LOOK_EVERY).await;
         leader.confirm()?;
-        left = still(node, leader, left, |_, _, records, ino| is_unlinked(records, ino))?;
+        left = still(node, leader, left, |_, records, ino| is_unlinked(records, ino))?;
     }
     let subject = |ino| (Kind::OrphanForgotten, Subject::Orphan(ino));
     Ok(all.into_iter().filter(|ino| !left.contains(ino)).map(subject).collect())
@@ -79,7 +79,7 @@ fn suspects(node: &Node, leader: &Leader) -> Result<Vec<InodeId>, StoreError> {
     let prefix = keys::orphans();
     snapshot.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, _| {
         let Some(ino) = keys::first_number(key).map(InodeId) else { return ControlFlow::Continue(()) };
-        match is_forgotten(node, leader, &snapshot, ino) {
+        match is_forgotten(leader, &snapshot, ino) {
             Ok(true) => found.push(ino),
             Ok(false) => {}
             Err(error) => {
@@ -97,20 +97,20 @@ fn still(
     node: &Node,
     leader: &Leader,
     inodes: Vec<InodeId>,
-    is: fn(&Node, &Leader, &dyn Read, InodeId) -> Result<bool, StoreError>,
+    is: fn(&Leader, &dyn Read, InodeId) -> Result<bool, StoreError>,
 ) -> Result<Vec<InodeId>, MetadataError> {
     let store = node.machine.store();
     let mut left = Vec::with_capacity(inodes.len());
     for ino in inodes {
-        if is(node, leader, &*store, ino).map_err(|error| store_error(&error))? {
+        if is(leader, &*store, ino).map_err(|error| store_error(&error))? {
             left.push(ino);
         }
     }
     Ok(left)
 }
 
-fn is_forgotten(node: &Node, leader: &Leader, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
-    let is_known = node.changes.knows(Work::Orphans, &keys::orphan(ino));
+fn is_forgotten(leader: &Leader, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
+    let is_known = leader.changes.knows(Work::Orphans, &keys::orphan(ino));
     Ok(!is_known && leader.sessions.lock().is_left(ino) && is_unlinked(records, ino)?)
 }
 

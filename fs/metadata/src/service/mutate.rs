@@ -253,11 +253,14 @@ impl Node {
         // What others have promised data for becomes used, not free.
         let others = volume.bytes_reserved.saturating_sub(own_reservation(&*store, session)?);
         let may_come = others > 0 && (disks_full || bytes_min <= volume.volume_use().bytes_free() + others);
-        if may_come || self.changes.is_pending(Work::Orphans) || self.changes.is_pending(Work::Truncations) {
+        if may_come
+            || leader.changes.is_pending(Work::Orphans)
+            || leader.changes.is_pending(Work::Truncations)
+        {
             return Ok(false);
         }
         // On the disks, what is deleted is gone only when the servers have done it.
-        Ok(!disks_full || !self.changes.is_pending(Work::Sweeps) && !has_orders(&*store, &alive)?)
+        Ok(!disks_full || !leader.changes.is_pending(Work::Sweeps) && !has_orders(&*store, &alive)?)
     }
 }
 

@@ -61,7 +61,7 @@ impl Node {
             sessions.all_reclaimed()
         };
         if all {
-            self.changes.look_again(Work::Orphans);
+            leader.changes.look_again(Work::Orphans);
         }
         leader.confirm()
     }
@@ -80,7 +80,7 @@ impl Node {
             inodes.iter().copied().filter(|ino| sessions.release(session, *ino)).collect()
         };
         for ino in let_go {
-            self.changes.again(Work::Orphans, &keys::orphan(ino));
+            leader.changes.again(Work::Orphans, &keys::orphan(ino));
         }
     }
 
@@ -89,11 +89,11 @@ impl Node {
         let Some(leader) = self.leading() else { return };
         let let_go = leader.sessions.lock().ended(session);
         for ino in let_go {
-            self.changes.again(Work::Orphans, &keys::orphan(ino));
+            leader.changes.again(Work::Orphans, &keys::orphan(ino));
         }
         self.waits_ended(&leader, session);
         // It may have been the last one that had not said what it holds.
-        self.changes.look_again(Work::Orphans);
+        leader.changes.look_again(Work::Orphans);
     }
 }
 

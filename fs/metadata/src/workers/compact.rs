@@ -49,7 +49,7 @@ async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
             continue;
         }
         let limit = CHUNKS_WAITING_MAX.saturating_sub(waiting.len());
-        match node.changes.take(Work::Compactions, limit, &*node.machine.store()) {
+        match leader.changes.take(Work::Compactions, limit, &*node.machine.store()) {
             Ok(taken) => {
                 let keys = taken.done();
                 let chunks = keys.iter().filter_map(|key| keys::first_number(key)).map(ChunkId);

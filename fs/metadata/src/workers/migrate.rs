@@ -52,7 +52,7 @@ async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
         if leader.confirm().is_err() {
             continue;
         }
-        collect(node, &mut waiting);
+        collect(node, leader, &mut waiting);
         mover.lock().await.seal_if_idle(leader).await;
         let hurry = inline_is_scarce(node);
         let now = Instant::now();
@@ -80,11 +80,11 @@ fn is_ripe((first, last): Seen, now: Instant) -> bool {
     now.duration_since(last) >= REST || now.duration_since(first) >= WAIT_MAX
 }
 
-fn collect(node: &Node, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
+fn collect(node: &Node, leader: &Leader, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
     let now = Instant::now();
     while waiting.len() < SEGMENTS_WAITING_MAX {
         let limit = SEGMENTS_WAITING_MAX - waiting.len();
-        match node.changes.take(Work::Migrations, limit, &*node.machine.store()) {
+        match leader.changes.take(Work::Migrations, limit, &*node.machine.store()) {
             Ok(taken) if taken.is_empty() => return,
             Ok(taken) => {
                 for key in taken.done() {

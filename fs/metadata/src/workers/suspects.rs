@@ -61,6 +61,11 @@ impl Suspects {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.lock().is_empty() && self.later.lock().is_empty() && self.merges.lock().is_empty()
+    }
+
     /// Those of one chunk; those that were put off come again when there are no others.
     async fn next(&self) -> (ChunkId, BTreeSet<ServerId>) {
         loop {

@@ -44,9 +44,9 @@ async fn held(node: &Arc<Node>) -> (SessionId, InodeId) {
     let make = Op::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true };
     let Outcome::Inode(made) = run(node, session, 1, make).await else { panic!("no file") };
     leader.sessions.lock().hold(session, made.ino).unwrap();
-    assert!(node.changes.knows(Work::Orphans, &keys::orphan(made.ino)), "it waits while it is being made");
+    assert!(leader.changes.knows(Work::Orphans, &keys::orphan(made.ino)), "it waits while it is being made");
     drop(making);
-    until("the worker has left it alone", || !node.changes.knows(Work::Orphans, &keys::orphan(made.ino)))
+    until("the worker has left it alone", || !leader.changes.knows(Work::Orphans, &keys::orphan(made.ino)))
         .await;
     (session, made.ino)
 }
