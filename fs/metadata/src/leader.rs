@@ -45,8 +45,9 @@ pub(crate) type AllInFlight = HashMap<(SessionId, SlotId, u64), InFlight>;
 /// before it answers: only then this was the leader's memory and those were the newest records at that moment.
 ///
 /// Lock order, of those that are ever held together: `servers`, `orders`, `repair`, then what [`Suspects`] has in it. Each
-/// of the others is taken alone. No lock is held across an `await`; `sessions` and `lock_waits` are held for point lookups
-/// in the records.
+/// of the others is taken alone. None but `membership` is held across an `await`; `sessions` is held while one record is
+/// looked up, and `lock_waits` while the locks of one inode are. [`reads`](crate::reads) says which reads of the records may
+/// be done on a thread that tasks run on.
 pub(crate) struct Leader {
     /// The term in which this member leads.
     pub(crate) term: u64,

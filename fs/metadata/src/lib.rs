@@ -17,6 +17,7 @@ pub mod orders;
 mod peers;
 pub mod placement;
 pub mod proposer;
+mod reads;
 mod rejoin;
 pub mod repair;
 pub mod server;

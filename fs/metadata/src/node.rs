@@ -29,7 +29,9 @@ use crate::making::Making;
 use crate::metrics::Metrics;
 use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
+use crate::reads::{Lane, Reads};
 use crate::state_machine::Machine;
+use crate::store::records::Records;
 
 /// What this crate needs of replication.
 pub trait Consensus: Log {
@@ -86,6 +88,7 @@ pub struct Node {
     pub(crate) proposer: Proposer,
     /// Where the leader is told what apply has written.
     pub(crate) changes: Arc<ChangeFeed>,
+    pub(crate) reads: Reads,
     pub(crate) members: Arc<Members>,
     pub(crate) place: LeadersPlace,
     /// Files that are being made and not yet known to be held open by who makes them. Not the leader's: a command that waits
@@ -139,15 +142,31 @@ impl Node {
         self.place.taken.notified()
     }
 
+    /// Reads the records where it may take long; see [`Reads`].
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        read: impl FnOnce(&Records) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, MetadataError> {
+        let store = self.machine.store();
+        self.reads.run(lane, move || read(&store)).await?.map_err(|error| store_error(&error))
+    }
+
     fn become_leader(&self, term: u64) -> Result<Arc<Leader>, MetadataError> {
-        let _one = self.place.changing.lock();
+        // Who comes meanwhile isn't kept on its thread: to a client it is as if the election were not over.
+        let Some(_one) = self.place.changing.try_lock() else {
+            return Err(MetadataError::NotLeader { leader: None });
+        };
         match self.leading() {
             Some(leader) if leader.term == term => return Ok(leader),
             // Who asked had looked before the latest election.
             Some(leader) if leader.term > term => return Err(MetadataError::NotLeader { leader: None }),
             _ => {}
         }
-        let leader = Leader::from_records(self, term, clock::since_boot());
+        let leader = atoll_blocking::in_place(|| Leader::from_records(self, term, clock::since_boot()));
         let leader = Arc::new(leader.map_err(|error| store_error(&error))?);
         self.changes.begin(leader.changes.clone());
         let earlier = self.place.leader.lock().replace(leader.clone());
@@ -164,7 +183,8 @@ impl Node {
         if !leader.is_over() {
             return;
         }
-        let _one = self.place.changing.lock();
+        // Looked at again soon.
+        let Some(_one) = self.place.changing.try_lock() else { return };
         let is_this = self.leading().is_some_and(|now| Arc::ptr_eq(&now, &leader));
         // Where it leads again the next one takes the place of this one.
         if !is_this || self.consensus.leadership().is_leader {

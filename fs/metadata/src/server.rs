@@ -27,6 +27,7 @@ use crate::metrics::Metrics;
 use crate::node::{Consensus, LeadersPlace, Node};
 use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
+use crate::reads::Reads;
 use crate::rejoin::{self, Others};
 use crate::servers::DEAD_AFTER;
 use crate::service::Service;
@@ -251,6 +252,7 @@ impl MetadataServer {
             consensus,
             proposer,
             changes,
+            reads: Reads::default(),
             members,
             place: LeadersPlace::default(),
             making: Making::default(),

@@ -26,6 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::node::Node;
+use crate::reads::Lane;
 use crate::rejoin::asks_for_itself;
 
 /// Answers requests.
@@ -54,7 +55,11 @@ impl Service {
                 allow(matches!(role, Role::Admin), role)?;
                 reply(node.bootstrap(decode(&request)?).await)
             }
-            kind::STATUS => reply(node.status()),
+            kind::STATUS => {
+                let asked = node.clone();
+                let status = node.reads.run(Lane::Background, move || asked.status()).await;
+                reply(status.and_then(|status| status))
+            }
             WhoRequest::KIND => reply(Ok(node.who())),
             ChangeMembers::KIND => {
                 let change: ChangeMembers = decode(&request)?;

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::changes::{Taken, Work};
 use crate::leader::Leader;
 use crate::node::Node;
+use crate::reads::Lane;
 use crate::store::ballast::Ballast;
 
 /// How long a worker that failed, or whose member doesn't lead, waits before it looks again.
@@ -69,7 +70,7 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<L
         if leader.changes.has(work) {
             tokio::time::sleep(gather).await;
             if leader.confirm().is_ok() {
-                match leader.changes.take(work, limit, &*node.machine.store()) {
+                match take(node, &leader, work, limit).await {
                     Ok(taken) if taken.is_empty() => continue,
                     Ok(taken) => return (leader.clone(), taken),
                     Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
@@ -80,6 +81,12 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<L
         }
         let _ = tokio::time::timeout(LOOK_EVERY, woken).await;
     }
+}
+
+/// Up to `limit` keys of work; the records may be scanned for them.
+async fn take(node: &Node, leader: &Leader, work: Work, limit: usize) -> Result<Taken, MetadataError> {
+    let changes = leader.changes.clone();
+    node.read(Lane::Background, move |records| changes.take(work, limit, records)).await
 }
 
 /// Logs why background work stopped for a moment, and waits that moment.

@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::node::LeadersPlace;
 use crate::peers::Members;
 use crate::proposer::Log;
+use crate::reads::Reads;
 use crate::state_machine::{self, Machine};
 use crate::store::folder::Folder;
 use crate::store::records::Backend;
@@ -135,6 +136,7 @@ fn start(dir: &Path) -> (Arc<Node>, Arc<Group>) {
         consensus,
         proposer,
         changes,
+        reads: Reads::default(),
         members: Arc::new(Members::new(identity.clone())),
         place: LeadersPlace::default(),
         making: Making::default(),

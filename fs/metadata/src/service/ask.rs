@@ -18,6 +18,7 @@ use crate::changes::Work;
 use crate::clock;
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
 use crate::servers::Health;
 use crate::sessions::OpenError;
 
@@ -36,20 +37,23 @@ const CHUNKS_MAX: usize = 8192;
 const FREEING_PATIENCE: Duration = Duration::from_millis(300);
 /// How often it looks.
 const FREEING_LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Segments, and chunks, that are looked up without going to another thread for it.
+const SEGMENTS_HERE_MAX: u32 = 8;
+const CHUNKS_HERE_MAX: usize = 64;
 /// About what an entry costs besides its name (bytes), and what attributes cost.
 const ENTRY_BYTES: u32 = 24;
 const ATTRIBUTES_BYTES: u32 = 100;
 
 impl Node {
     /// Answers a question.
-    pub(crate) async fn ask(&self, request: AskRequest) -> Result<Answer, MetadataError> {
+    pub(crate) async fn ask(self: &Arc<Self>, request: AskRequest) -> Result<Answer, MetadataError> {
         match request.query {
             Query::AwaitLocks { waits } => self.await_locks(request.session, &waits).await,
             Query::Volume => {
                 self.deleted_is_freed().await;
-                self.ask_now(request)
+                self.ask_now(request).await
             }
-            _ => self.ask_now(request),
+            _ => self.ask_now(request).await,
         }
     }
 
@@ -63,14 +67,20 @@ impl Node {
         }
     }
 
-    fn ask_now(&self, request: AskRequest) -> Result<Answer, MetadataError> {
+    async fn ask_now(self: &Arc<Self>, request: AskRequest) -> Result<Answer, MetadataError> {
         let leader = self.lead()?;
         let anybody = matches!(request.query, Query::Volume | Query::Servers | Query::Chunks { .. });
         if !(anybody && request.session == SessionId(0)) {
             let heard = leader.sessions.lock().heard(request.session, clock::since_boot());
             heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
         }
-        let answer = self.answer(&leader, request.session, request.query)?;
+        let AskRequest { session, query } = request;
+        let answer = if may_take_long(&query) {
+            let (node, leader) = (self.clone(), leader.clone());
+            self.reads.run(Lane::Request, move || node.answer(&leader, session, query)).await??
+        } else {
+            self.answer(&leader, session, query)?
+        };
         leader.confirm()?;
         Ok(answer)
     }
@@ -139,6 +149,24 @@ impl Node {
                 OpenError::Going => FsError::Stale,
             })
         })
+    }
+}
+
+/// Whether answering this goes through more than a few records.
+fn may_take_long(query: &Query) -> bool {
+    match query {
+        Query::ReadDirectory { .. } | Query::Seek { .. } => true,
+        Query::Open { segments, .. } | Query::Extents { segments, .. } => *segments > SEGMENTS_HERE_MAX,
+        Query::Chunks { chunks } => chunks.len() > CHUNKS_HERE_MAX,
+        Query::Lookup { .. }
+        | Query::Inode { .. }
+        | Query::ReadLink { .. }
+        | Query::GetXattr { .. }
+        | Query::ListXattr { .. }
+        | Query::Volume
+        | Query::Servers
+        | Query::TestLock(_)
+        | Query::AwaitLocks { .. } => false,
     }
 }
 

@@ -87,7 +87,7 @@ impl Fsck {
 /// Goes through the volume and repairs, until there is nothing more to do.
 async fn rounds(
     node: &Arc<Node>,
-    leader: &Leader,
+    leader: &Arc<Leader>,
     state: &Arc<Mutex<FsckReply>>,
     asked: BTreeSet<Kind>,
     data: bool,

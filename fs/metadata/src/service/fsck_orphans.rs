@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::check::{Finding, Kind, Subject};
@@ -16,7 +17,9 @@ use atoll_proto::metadata::MetadataError;
 use crate::changes::Work;
 use crate::clock;
 use crate::leader::Leader;
-use crate::node::{Node, store_error};
+use crate::node::Node;
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// What looks forgotten must still do so after this time, and again after it.
 const LOOK_AGAIN: Duration = Duration::from_millis(1500);
@@ -28,16 +31,17 @@ const FREED_WITHIN: Duration = Duration::from_secs(30);
 const FREED_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Finds those that nobody will free.
-pub(super) async fn look(node: &Node, leader: &Leader) -> Result<Vec<Finding>, MetadataError> {
+pub(super) async fn look(node: &Node, leader: &Arc<Leader>) -> Result<Vec<Finding>, MetadataError> {
     leader.confirm()?;
-    let mut suspects = suspects(node, leader).map_err(|error| store_error(&error))?;
+    let asked = leader.clone();
+    let mut suspects = node.read(Lane::Background, move |records| suspects(records, &asked)).await?;
     for _ in 0..LOOKS_AGAIN {
         if suspects.is_empty() {
             break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
         leader.confirm()?;
-        suspects = still(node, leader, suspects, is_forgotten)?;
+        suspects = still(node, leader, suspects, is_forgotten).await?;
     }
     let finding = |ino| {
         let words = format!("unlinked file {ino} is held by nobody and not freed");
@@ -49,7 +53,7 @@ pub(super) async fn look(node: &Node, leader: &Leader) -> Result<Vec<Finding>, M
 /// Has them looked at again, if that was asked for, and waits until they are freed. Returns what was done.
 pub(super) async fn repair(
     node: &Node,
-    leader: &Leader,
+    leader: &Arc<Leader>,
     found: &[Finding],
     asked: &BTreeSet<Kind>,
 ) -> Result<BTreeSet<(Kind, Subject)>, MetadataError> {
@@ -65,15 +69,14 @@ pub(super) async fn repair(
     while !left.is_empty() && clock::since_boot() < give_up {
         tokio::time::sleep(FREED_LOOK_EVERY).await;
         leader.confirm()?;
-        left = still(node, leader, left, |_, records, ino| is_unlinked(records, ino))?;
+        left = still(node, leader, left, |_, records, ino| is_unlinked(records, ino)).await?;
     }
     let subject = |ino| (Kind::OrphanForgotten, Subject::Orphan(ino));
     Ok(all.into_iter().filter(|ino| !left.contains(ino)).map(subject).collect())
 }
 
-fn suspects(node: &Node, leader: &Leader) -> Result<Vec<InodeId>, StoreError> {
-    let store = node.machine.store();
-    let snapshot = store.snapshot();
+fn suspects(records: &Records, leader: &Leader) -> Result<Vec<InodeId>, StoreError> {
+    let snapshot = records.snapshot();
     let mut found = Vec::new();
     let mut failed = None;
     let prefix = keys::orphans();
@@ -93,20 +96,23 @@ fn suspects(node: &Node, leader: &Leader) -> Result<Vec<InodeId>, StoreError> {
 }
 
 /// Those of which that is still true.
-fn still(
+async fn still(
     node: &Node,
-    leader: &Leader,
+    leader: &Arc<Leader>,
     inodes: Vec<InodeId>,
     is: fn(&Leader, &dyn Read, InodeId) -> Result<bool, StoreError>,
 ) -> Result<Vec<InodeId>, MetadataError> {
-    let store = node.machine.store();
-    let mut left = Vec::with_capacity(inodes.len());
-    for ino in inodes {
-        if is(leader, &*store, ino).map_err(|error| store_error(&error))? {
-            left.push(ino);
+    let leader = leader.clone();
+    let look = move |records: &Records| -> Result<_, StoreError> {
+        let mut left = Vec::with_capacity(inodes.len());
+        for ino in inodes {
+            if is(&leader, records, ino)? {
+                left.push(ino);
+            }
         }
-    }
-    Ok(left)
+        Ok(left)
+    };
+    node.read(Lane::Background, look).await
 }
 
 fn is_forgotten(leader: &Leader, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {

@@ -14,6 +14,7 @@ use atoll_proto::metadata::MetadataError;
 
 use crate::clock;
 use crate::node::{Node, store_error};
+use crate::reads::Lane;
 use crate::servers::Health;
 
 impl Node {
@@ -29,7 +30,7 @@ impl Node {
                     "storage server {server} still runs: evacuate it, stop it, then forget it"
                 )));
             }
-            let chunks = self.chunks_on(server).map_err(|error| store_error(&error))?;
+            let chunks = self.read(Lane::Background, move |records| chunks_on(records, server)).await?;
             if chunks > 0 {
                 return Err(MetadataError::Refused(format!(
                     "{chunks} chunks still name storage server {server}: evacuate it, and wait until it has none"
@@ -60,21 +61,21 @@ impl Node {
         }
         Ok(())
     }
+}
 
-    /// How many chunks name a server.
-    fn chunks_on(&self, server: ServerId) -> Result<u64, StoreError> {
-        let (mut chunks, mut failed) = (0, None);
-        let prefix = keys::chunks();
-        self.machine.store().scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
-            match ChunkRecord::decode(value) {
-                Ok(record) => chunks += u64::from(record.replicas.contains(&server)),
-                Err(error) => {
-                    failed = Some(error);
-                    return ControlFlow::Break(());
-                }
+/// How many chunks name a server.
+fn chunks_on(records: &dyn Read, server: ServerId) -> Result<u64, StoreError> {
+    let (mut chunks, mut failed) = (0, None);
+    let prefix = keys::chunks();
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
+        match ChunkRecord::decode(value) {
+            Ok(record) => chunks += u64::from(record.replicas.contains(&server)),
+            Err(error) => {
+                failed = Some(error);
+                return ControlFlow::Break(());
             }
-            ControlFlow::Continue(())
-        })?;
-        failed.map_or(Ok(chunks), Err)
-    }
+        }
+        ControlFlow::Continue(())
+    })?;
+    failed.map_or(Ok(chunks), Err)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use atoll_core::commands::{Op, OrderDone, Outcome};
 use atoll_core::ids::{ChunkId, ServerId};
@@ -21,8 +22,10 @@ use crate::clock;
 use crate::leader::Leader;
 use crate::node::{Node, store_error};
 use crate::orders::Task;
+use crate::reads::Lane;
 use crate::repair;
 use crate::servers::{HEARTBEAT_INTERVAL, Health, Refused, Report};
+use crate::store::records::Records;
 
 /// The newest format of a storage server's disk that this program understands.
 const STORAGE_FORMAT_MAX: u32 = 1;
@@ -110,11 +113,11 @@ impl Node {
             .heartbeat(server, beat.incarnation, report, complete, clock::since_boot())
             .map_err(refused)?;
         // Before what it has copied since is taken in: that may be the same chunks.
-        let removed = self.removed(server, &beat.changes).map_err(|error| refusal(store_error(&error)))?;
+        let beat = Arc::new(beat);
+        let removed = self.removed(&beat).await.map_err(refusal)?;
         self.take_reports(&leader, &beat).await.map_err(refusal)?;
-        self.take_inventory(&leader, server, &beat.changes, removed).await.map_err(refusal)?;
-        let (orders, idle) =
-            self.orders_for(&leader, server).map_err(|error| refusal(store_error(&error)))?;
+        self.take_inventory(&leader, &beat, removed).await.map_err(refusal)?;
+        let (orders, idle) = self.orders_for(&leader, server).await.map_err(refusal)?;
         if !idle.is_empty() {
             // A sweep can leave an order to trim for which nothing is left: done.
             let done = idle.into_iter().map(|chunk| OrderDone::Trimmed(chunk, Vec::new())).collect();
@@ -207,13 +210,18 @@ impl Node {
 
     async fn take_inventory(
         &self,
-        leader: &Leader,
-        server: ServerId,
-        changes: &InventoryChanges,
+        leader: &Arc<Leader>,
+        beat: &Arc<Heartbeat>,
         removed: Vec<ChunkId>,
     ) -> Result<(), MetadataError> {
-        let strays = self.strays(leader, server, changes).map_err(|error| store_error(&error))?;
-        let missing = self.missing(server, changes).map_err(|error| store_error(&error))?;
+        let (server, changes) = (beat.server, &beat.changes);
+        let Inspected { strays, missing, short } = match says_what_is_there(changes) {
+            false => Inspected::default(),
+            true => {
+                let (leader, beat) = (leader.clone(), beat.clone());
+                self.read(Lane::Request, move |records| inspect(records, &leader, &beat)).await?
+            }
+        };
         let mut ops = Vec::new();
         if !strays.is_empty() {
             tracing::info!(%server, count = strays.len(), "replicas that no record knows are to be deleted");
@@ -225,7 +233,6 @@ impl Node {
         }
         // What is good in them may be all that is left of it. A new leader hears of them with the whole inventory.
         let known_bad = changes.present.iter().filter(|replica| replica.bad).map(|replica| replica.chunk);
-        let short = self.short(changes).map_err(|error| store_error(&error))?;
         let bad = changes.bad.iter().map(|bad| bad.chunk).chain(known_bad).chain(short);
         leader.suspects.add(bad.map(|chunk| (chunk, server)));
         if !ops.is_empty() {
@@ -234,147 +241,186 @@ impl Node {
         Ok(())
     }
 
-    /// Replicas that no record places on the server.
-    fn strays(
-        &self,
-        leader: &Leader,
-        server: ServerId,
-        changes: &InventoryChanges,
-    ) -> Result<Vec<ChunkId>, StoreError> {
-        let store = self.machine.store();
-        let mut strays = Vec::new();
-        for replica in &changes.present {
-            let chunk = replica.chunk;
-            if query::chunk(&*store, chunk)?.is_some_and(|record| record.replicas.contains(&server))
-                || leader.orders.lock().is_copying(server, chunk)
-            {
-                continue;
-            }
-            let order: Option<OrderRecord> =
-                query::load(&*store, Family::System, &keys::order(server, chunk))?;
-            if !order.is_some_and(|order| order.delete) {
-                strays.push(chunk);
-            }
-        }
-        Ok(strays)
-    }
-
-    /// Chunks of whose blocks in use not all are there, though none is bad: what was zeroed looks to its server as if it had
-    /// never been written.
-    fn short(&self, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        let store = self.machine.store();
-        let mut short = Vec::new();
-        for scrubbed in &changes.scrubbed {
-            let record = query::chunk(&*store, scrubbed.chunk)?;
-            // Blocks are only ever trimmed after they are no longer in use.
-            if record.is_some_and(|record| {
-                record.sealed
-                    && record.generation == scrubbed.generation
-                    && scrubbed.blocks < record.live_blocks
-            }) {
-                short.push(scrubbed.chunk);
-            }
-        }
-        Ok(short)
-    }
-
     /// Chunks whose replicas are gone from the server though nobody ordered that.
-    fn removed(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        let store = self.machine.store();
-        let mut removed = Vec::new();
-        for chunk in &changes.removed {
-            let order: Option<OrderRecord> =
-                query::load(&*store, Family::System, &keys::order(server, *chunk))?;
-            if !order.is_some_and(|order| order.delete)
-                && query::chunk(&*store, *chunk)?.is_some_and(|record| record.replicas.contains(&server))
-            {
-                removed.push(*chunk);
-            }
+    async fn removed(&self, beat: &Arc<Heartbeat>) -> Result<Vec<ChunkId>, MetadataError> {
+        if beat.changes.removed.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(removed)
-    }
-
-    /// Sealed chunks that should be on the server and are not in its (page of the) full inventory. Open ones are
-    /// their writers' business.
-    fn missing(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        // The last page ends behind the last chunk there is, and may be empty: then the server has lost everything.
-        let to = match changes.through {
-            _ if changes.complete => prefix_end(&keys::chunks()),
-            Some(through) => keys::chunk(ChunkId(through.0.saturating_add(1))),
-            None => return Ok(Vec::new()),
-        };
-        let present: HashSet<ChunkId> = changes.present.iter().map(|replica| replica.chunk).collect();
-        let from = keys::chunk(ChunkId(changes.from.map_or(0, |from| from.0.saturating_add(1))));
-        let mut missing = Vec::new();
-        self.machine.store().scan(Family::System, &from, &to, &mut |key, value| {
-            if let (Some(number), Ok(record)) = (keys::first_number(key), ChunkRecord::decode(value)) {
-                let chunk = ChunkId(number);
-                if record.sealed
-                    && record.committed > 0
-                    && record.replicas.contains(&server)
-                    && !present.contains(&chunk)
-                {
-                    missing.push(chunk);
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
-        // What was sealed or copied while the page was on its way may be there already: a server that lacks it
-        // says so when it is told to seal it. Here only what has no such order is taken as lost.
-        let store = self.machine.store();
-        let mut lost = Vec::new();
-        for chunk in missing {
-            let order: Option<OrderRecord> =
-                query::load(&*store, Family::System, &keys::order(server, chunk))?;
-            if order.is_none_or(|order| order.seal.is_none()) {
-                lost.push(chunk);
-            }
-        }
-        Ok(lost)
+        let beat = beat.clone();
+        self.read(Lane::Request, move |records| removed(records, beat.server, &beat.changes)).await
     }
 
     /// What the server is to do now, and chunks of which it has nothing to trim though it was told so.
-    fn orders_for(
+    async fn orders_for(
         &self,
-        leader: &Leader,
+        leader: &Arc<Leader>,
         server: ServerId,
-    ) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), StoreError> {
-        let room = leader.orders.lock().room(server).min(TASKS_MAX);
-        let store = self.machine.store();
-        let records = store.snapshot();
-        let mut tasks = Vec::new();
-        let mut failed = None;
-        let prefix = keys::orders(server);
-        records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
-            if tasks.len() >= room {
+    ) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), MetadataError> {
+        let leader = leader.clone();
+        let give_out = move |records: &Records| -> Result<_, StoreError> {
+            let room = leader.orders.lock().room(server).min(TASKS_MAX);
+            let (tasks, idle) = tasks(&records.snapshot(), server, room)?;
+            Ok((leader.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
+        };
+        self.read(Lane::Request, give_out).await
+    }
+}
+
+/// What an inventory says, held against the records.
+#[derive(Default)]
+struct Inspected {
+    strays: Vec<ChunkId>,
+    missing: Vec<ChunkId>,
+    short: Vec<ChunkId>,
+}
+
+/// Whether there is something to [`inspect`].
+fn says_what_is_there(changes: &InventoryChanges) -> bool {
+    changes.complete
+        || changes.through.is_some()
+        || !changes.present.is_empty()
+        || !changes.scrubbed.is_empty()
+}
+
+fn inspect(records: &dyn Read, leader: &Leader, beat: &Heartbeat) -> Result<Inspected, StoreError> {
+    Ok(Inspected {
+        strays: strays(records, leader, beat.server, &beat.changes)?,
+        missing: missing(records, beat.server, &beat.changes)?,
+        short: short(records, &beat.changes)?,
+    })
+}
+
+/// Replicas that no record places on the server.
+fn strays(
+    records: &dyn Read,
+    leader: &Leader,
+    server: ServerId,
+    changes: &InventoryChanges,
+) -> Result<Vec<ChunkId>, StoreError> {
+    let mut strays = Vec::new();
+    for replica in &changes.present {
+        let chunk = replica.chunk;
+        if query::chunk(records, chunk)?.is_some_and(|record| record.replicas.contains(&server))
+            || leader.orders.lock().is_copying(server, chunk)
+        {
+            continue;
+        }
+        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, chunk))?;
+        if !order.is_some_and(|order| order.delete) {
+            strays.push(chunk);
+        }
+    }
+    Ok(strays)
+}
+
+/// Chunks of whose blocks in use not all are there, though none is bad: what was zeroed looks to its server as if it had
+/// never been written.
+fn short(records: &dyn Read, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
+    let mut short = Vec::new();
+    for scrubbed in &changes.scrubbed {
+        let record = query::chunk(records, scrubbed.chunk)?;
+        // Blocks are only ever trimmed after they are no longer in use.
+        if record.is_some_and(|record| {
+            record.sealed && record.generation == scrubbed.generation && scrubbed.blocks < record.live_blocks
+        }) {
+            short.push(scrubbed.chunk);
+        }
+    }
+    Ok(short)
+}
+
+/// Chunks whose replicas are gone from the server though nobody ordered that.
+fn removed(
+    records: &dyn Read,
+    server: ServerId,
+    changes: &InventoryChanges,
+) -> Result<Vec<ChunkId>, StoreError> {
+    let mut removed = Vec::new();
+    for chunk in &changes.removed {
+        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, *chunk))?;
+        if !order.is_some_and(|order| order.delete)
+            && query::chunk(records, *chunk)?.is_some_and(|record| record.replicas.contains(&server))
+        {
+            removed.push(*chunk);
+        }
+    }
+    Ok(removed)
+}
+
+/// Sealed chunks that should be on the server and are not in its (page of the) full inventory. Open ones are
+/// their writers' business.
+fn missing(
+    records: &dyn Read,
+    server: ServerId,
+    changes: &InventoryChanges,
+) -> Result<Vec<ChunkId>, StoreError> {
+    // The last page ends behind the last chunk there is, and may be empty: then the server has lost everything.
+    let to = match changes.through {
+        _ if changes.complete => prefix_end(&keys::chunks()),
+        Some(through) => keys::chunk(ChunkId(through.0.saturating_add(1))),
+        None => return Ok(Vec::new()),
+    };
+    let present: HashSet<ChunkId> = changes.present.iter().map(|replica| replica.chunk).collect();
+    let from = keys::chunk(ChunkId(changes.from.map_or(0, |from| from.0.saturating_add(1))));
+    let mut missing = Vec::new();
+    records.scan(Family::System, &from, &to, &mut |key, value| {
+        if let (Some(number), Ok(record)) = (keys::first_number(key), ChunkRecord::decode(value)) {
+            let chunk = ChunkId(number);
+            if record.sealed
+                && record.committed > 0
+                && record.replicas.contains(&server)
+                && !present.contains(&chunk)
+            {
+                missing.push(chunk);
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    // What was sealed or copied while the page was on its way may be there already: a server that lacks it
+    // says so when it is told to seal it. Here only what has no such order is taken as lost.
+    let mut lost = Vec::new();
+    for chunk in missing {
+        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, chunk))?;
+        if order.is_none_or(|order| order.seal.is_none()) {
+            lost.push(chunk);
+        }
+    }
+    Ok(lost)
+}
+
+/// What the records say a server has to do, as far as there is room for it, and chunks of which it has nothing to trim though
+/// it was told so.
+fn tasks(records: &dyn Read, server: ServerId, room: usize) -> Result<(Vec<Task>, Vec<ChunkId>), StoreError> {
+    let mut tasks = Vec::new();
+    let mut failed = None;
+    let prefix = keys::orders(server);
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
+        if tasks.len() >= room {
+            return ControlFlow::Break(());
+        }
+        match (keys::second_number(key), OrderRecord::decode(value)) {
+            (Some(chunk), Ok(order)) => tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() }),
+            (None, _) => {}
+            (_, Err(error)) => {
+                failed = Some(error);
                 return ControlFlow::Break(());
             }
-            match (keys::second_number(key), OrderRecord::decode(value)) {
-                (Some(chunk), Ok(order)) => {
-                    tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() })
-                }
-                (None, _) => {}
-                (_, Err(error)) => {
-                    failed = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
         }
-        let mut idle = Vec::new();
-        for task in &mut tasks {
-            if task.order.trim && !task.order.delete {
-                task.dead = dead_ranges(&records, task.chunk, server)?;
-                if task.dead.is_empty() {
-                    idle.push(task.chunk);
-                }
-            }
-        }
-        Ok((leader.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
+        ControlFlow::Continue(())
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
     }
+    let mut idle = Vec::new();
+    for task in &mut tasks {
+        if task.order.trim && !task.order.delete {
+            task.dead = dead_ranges(records, task.chunk, server)?;
+            if task.dead.is_empty() {
+                idle.push(task.chunk);
+            }
+        }
+    }
+    Ok((tasks, idle))
 }
 
 /// Dead ranges of a chunk that the server hasn't trimmed, as many as go into one order.

@@ -13,10 +13,12 @@ use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use tokio::sync::Mutex;
 
 use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
-use super::{LOOK_EVERY, leader};
+use super::{LOOK_EVERY, leader, take};
 use crate::changes::{Work, is_mostly_dead};
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// A chunk that lost blocks within this time is left alone: perhaps it is about to lose all of them.
 const REST: Duration = Duration::from_secs(10);
@@ -49,7 +51,7 @@ async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
             continue;
         }
         let limit = CHUNKS_WAITING_MAX.saturating_sub(waiting.len());
-        match leader.changes.take(Work::Compactions, limit, &*node.machine.store()) {
+        match take(node, leader, Work::Compactions, limit).await {
             Ok(taken) => {
                 let keys = taken.done();
                 let chunks = keys.iter().filter_map(|key| keys::first_number(key)).map(ChunkId);
@@ -82,8 +84,10 @@ async fn compact(
     }
     let mut batch: Vec<Run> = Vec::new();
     let mut bytes = 0;
-    for (ino, segment) in references(&*store, chunk).map_err(|error| store_error(&error))? {
-        for run in find(node, chunk, ino, segment)? {
+    for (ino, segment) in node.read(Lane::Background, move |records| references(records, chunk)).await? {
+        let records = store.clone();
+        let found = node.reads.run(Lane::Background, move || find(&records, chunk, ino, segment)).await?;
+        for run in found? {
             if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
                 relocate(node, leader, mover, std::mem::take(&mut batch)).await?;
                 bytes = 0;
@@ -125,8 +129,7 @@ fn references(records: &dyn Read, chunk: ChunkId) -> Result<Vec<(InodeId, Segmen
 }
 
 /// The runs of a segment that are in the chunk.
-fn find(node: &Node, chunk: ChunkId, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
-    let store = node.machine.store();
+fn find(store: &Records, chunk: ChunkId, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
     let records = store.snapshot();
     let record = match query::inode(&records, ino) {
         Ok(record) => record,

@@ -13,6 +13,7 @@ use super::{failed, next};
 use crate::changes::Work;
 use crate::leader::Leader;
 use crate::node::Node;
+use crate::reads::Lane;
 
 /// Inodes that one step is about.
 const INODES_PER_STEP: usize = 256;
@@ -28,7 +29,9 @@ const GATHER_SWEEPS: Duration = Duration::from_millis(200);
 pub(super) async fn orphans(node: Arc<Node>) {
     loop {
         let (leader, taken) = next(&node, Work::Orphans, INODES_PER_STEP, GATHER).await;
-        let Decided { inodes, later } = decide(&node, &leader, taken.keys());
+        let (deciding, led, keys) = (node.clone(), leader.clone(), taken.keys().to_vec());
+        let decided = node.reads.run(Lane::Background, move || decide(&deciding, &led, &keys)).await;
+        let Ok(Decided { inodes, later }) = decided else { continue };
         if inodes.is_empty() {
             taken.done_but(|key| later.contains(key));
             continue;
@@ -73,7 +76,6 @@ fn decide(node: &Node, leader: &Leader, taken: &[Vec<u8>]) -> Decided {
     let mut decided = Decided { inodes: Vec::new(), later: BTreeSet::new() };
     // Before the sessions are asked: who makes a file is among them when it is no more among these.
     let being_made = node.making.from();
-    let mut sessions = leader.sessions.lock();
     let store = node.machine.store();
     // Since it was noted it may have got a name (`O_TMPFILE`, then linkat). Nobody who opens it by that name
     // may be refused, not even for a moment.
@@ -81,6 +83,7 @@ fn decide(node: &Node, leader: &Leader, taken: &[Vec<u8>]) -> Decided {
         |ino| store.get(Family::System, &keys::orphan(ino)).map_or(true, |record| record.is_some());
     for key in taken {
         let Some(ino) = keys::first_number(key).map(InodeId) else { continue };
+        let mut sessions = leader.sessions.lock();
         if being_made.is_some_and(|from| ino >= from) {
             if !atoll_mutants::makes("orphan-forgotten") {
                 decided.later.insert(key.clone());

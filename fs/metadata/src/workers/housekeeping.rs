@@ -13,7 +13,9 @@ use tokio::time::MissedTickBehavior;
 use super::failed;
 use crate::clock;
 use crate::leader::Leader;
-use crate::node::{Node, collect, store_error};
+use crate::node::{Node, collect};
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// How often this looks.
 const TICK: Duration = Duration::from_millis(200);
@@ -85,8 +87,8 @@ async fn expire(node: &Node, leader: &Leader) -> Result<(), MetadataError> {
 
 /// Forgets sessions that ended long ago and that nobody has superseded.
 async fn forget(node: &Node, leader: &Leader) -> Result<(), MetadataError> {
-    let sessions = collect::<SessionRecord>(&*node.machine.store(), &keys::sessions())
-        .map_err(|error| store_error(&error))?;
+    let all = |records: &Records| collect::<SessionRecord>(records, &keys::sessions());
+    let sessions = node.read(Lane::Background, all).await?;
     let old = clock::now().seconds - FORGET_AFTER_S;
     let ops: Vec<Op> = sessions
         .into_iter()

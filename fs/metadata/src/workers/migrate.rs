@@ -13,10 +13,12 @@ use atoll_core::{error::FsError, keys};
 use tokio::sync::Mutex;
 
 use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
-use super::{LOOK_EVERY, PAUSE, leader};
+use super::{LOOK_EVERY, PAUSE, leader, take};
 use crate::changes::Work;
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// A segment that was left alone for so long is moved: what is overwritten again and again (a database's log)
 /// would be moved in vain.
@@ -52,7 +54,7 @@ async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
         if leader.confirm().is_err() {
             continue;
         }
-        collect(node, leader, &mut waiting);
+        collect(node, leader, &mut waiting).await;
         mover.lock().await.seal_if_idle(leader).await;
         let hurry = inline_is_scarce(node);
         let now = Instant::now();
@@ -80,11 +82,11 @@ fn is_ripe((first, last): Seen, now: Instant) -> bool {
     now.duration_since(last) >= REST || now.duration_since(first) >= WAIT_MAX
 }
 
-fn collect(node: &Node, leader: &Leader, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
+async fn collect(node: &Node, leader: &Leader, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
     let now = Instant::now();
     while waiting.len() < SEGMENTS_WAITING_MAX {
         let limit = SEGMENTS_WAITING_MAX - waiting.len();
-        match leader.changes.take(Work::Migrations, limit, &*node.machine.store()) {
+        match take(node, leader, Work::Migrations, limit).await {
             Ok(taken) if taken.is_empty() => return,
             Ok(taken) => {
                 for key in taken.done() {
@@ -111,7 +113,9 @@ async fn step(node: &Node, leader: &Leader, mover: &Mutex<Mover>, keys: &[Vec<u8
         let (Some(ino), Some(segment)) = (keys::first_number(key), keys::second_number(key)) else {
             continue;
         };
-        for run in find(node, InodeId(ino), SegmentIndex(segment))? {
+        let (records, ino, segment) = (node.machine.store(), InodeId(ino), SegmentIndex(segment));
+        let found = node.reads.run(Lane::Background, move || find(&records, ino, segment)).await?;
+        for run in found? {
             if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
                 relocate(node, leader, mover, std::mem::take(&mut batch)).await?;
                 bytes = 0;
@@ -138,8 +142,7 @@ async fn relocate(
 }
 
 /// What of a segment is to be moved.
-fn find(node: &Node, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
-    let store = node.machine.store();
+fn find(store: &Records, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
     let records = store.snapshot();
     let record = match query::inode(&records, ino) {
         Ok(record) => record,

@@ -20,6 +20,7 @@ use super::{failed, leader};
 use crate::clock;
 use crate::leader::Leader;
 use crate::node::Node;
+use crate::reads::Lane;
 use crate::repair::{self, Budget};
 
 /// Chunk records that one step looks at.
@@ -64,9 +65,11 @@ async fn passes(node: &Node, leader: &Leader) {
             (pass.sound, pass.may_balance) = (true, false);
             continue;
         }
-        match step(node, leader, &from, &mut pass) {
-            Ok((next, to_seal)) => {
+        let start = from.clone();
+        match node.read(Lane::Background, move |records| page(records, &start)).await {
+            Ok((page, next)) => {
                 from = next;
+                let to_seal = step(node, leader, page, &mut pass);
                 let seals = to_seal.into_iter().map(|chunk| Op::SealChunk { chunk }).collect();
                 if let Err(error) = leader.propose_all(seals).await {
                     failed("sealing chunks on servers that are given up or evacuated", &error).await;
@@ -81,16 +84,11 @@ async fn passes(node: &Node, leader: &Leader) {
     }
 }
 
-/// Looks at a page of chunks; where the next page begins, and which open chunks are to be sealed.
-fn step(
-    node: &Node,
-    leader: &Leader,
-    from: &[u8],
-    pass: &mut Pass,
-) -> Result<(Vec<u8>, Vec<ChunkId>), StoreError> {
+/// A page of chunks, and where the next one begins.
+fn page(records: &dyn Read, from: &[u8]) -> Result<(Vec<(ChunkId, ChunkRecord)>, Vec<u8>), StoreError> {
     let mut page = Vec::new();
     let mut next = keys::chunks();
-    node.machine.store().scan(Family::System, from, &prefix_end(&keys::chunks()), &mut |key, value| {
+    records.scan(Family::System, from, &prefix_end(&keys::chunks()), &mut |key, value| {
         if page.len() == CHUNKS_PER_STEP {
             next = key.to_vec();
             return ControlFlow::Break(());
@@ -100,6 +98,11 @@ fn step(
         }
         ControlFlow::Continue(())
     })?;
+    Ok((page, next))
+}
+
+/// Looks at a page of chunks; which open ones are to be sealed.
+fn step(node: &Node, leader: &Leader, page: Vec<(ChunkId, ChunkRecord)>, pass: &mut Pass) -> Vec<ChunkId> {
     let now = clock::since_boot();
     let servers = leader.servers.lock();
     let mut orders = leader.orders.lock();
@@ -138,5 +141,5 @@ fn step(
         }
     }
     node.metrics.work("repairs", begun as u64);
-    Ok((next, to_seal))
+    to_seal
 }

@@ -1,7 +1,6 @@
 //! With a real server, whose memory of who holds what is tampered with.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::ids::{ClusterId, ROOT, SessionId, SlotId};
