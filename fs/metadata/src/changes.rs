@@ -99,31 +99,48 @@ impl Queue {
     }
 }
 
-/// The keys that wait, by kind of work. Collects nothing while this member doesn't lead.
+/// The way from apply to the leader that this member is, if it is one: nobody collects anything otherwise.
 #[derive(Default)]
-pub struct Changes {
-    queues: Mutex<Option<[Queue; Work::ALL.len()]>>,
-    wake: Notify,
-}
+pub struct ChangeFeed(Mutex<Option<Arc<Changes>>>);
 
-impl Changes {
-    /// This member leads from now on: all work there is has to be found.
-    pub fn begin(&self) {
-        let queues = Work::ALL.map(|work| Queue { scan_after: Some(work.range()), ..Queue::default() });
-        *self.queues.lock() = Some(queues);
-        self.wake.notify_waiters();
+impl ChangeFeed {
+    /// What is written from now on is told to these, and to no earlier leader's. What was written before they scan for.
+    pub fn begin(&self, changes: Arc<Changes>) {
+        *self.0.lock() = Some(changes);
     }
 
     /// This member doesn't lead any more.
     pub fn end(&self) {
-        *self.queues.lock() = None;
+        *self.0.lock() = None;
     }
 
     /// Told by apply what it has written. Not what it is about to write: who looks at a key whose record isn't there
     /// yet takes it for done with, and nobody comes back to it.
     pub fn note(&self, written: &Written<'_>) {
+        let changes = self.0.lock().clone();
+        if let Some(changes) = changes {
+            changes.note(written);
+        }
+    }
+}
+
+/// The keys that wait, by kind of work, of the leader of one term.
+pub struct Changes {
+    queues: Mutex<[Queue; Work::ALL.len()]>,
+    wake: Notify,
+}
+
+impl Default for Changes {
+    /// Of a leader that has only just begun: all work there is has to be found.
+    fn default() -> Changes {
+        let queues = Work::ALL.map(|work| Queue { scan_after: Some(work.range()), ..Queue::default() });
+        Changes { queues: Mutex::new(queues), wake: Notify::new() }
+    }
+}
+
+impl Changes {
+    fn note(&self, written: &Written<'_>) {
         let mut queues = self.queues.lock();
-        let Some(queues) = queues.as_mut() else { return };
         let mut woke = false;
         for (family, key, value) in written.writes() {
             let (Family::System, Some(value)) = (family, value) else { continue };
@@ -148,17 +165,13 @@ impl Changes {
 
     /// Puts a key back that has to be looked at again.
     pub fn again(&self, work: Work, key: &[u8]) {
-        if let Some(queues) = self.queues.lock().as_mut() {
-            insert(&mut queues[work as usize], work, key);
-        }
+        insert(&mut self.queues.lock()[work as usize], work, key);
         self.wake.notify_waiters();
     }
 
     /// Has the records scanned again for such work: some was put aside that may be done now.
     pub fn look_again(&self, work: Work) {
-        if let Some(queues) = self.queues.lock().as_mut() {
-            queues[work as usize].scan_after = Some(work.range());
-        }
+        self.queues.lock()[work as usize].scan_after = Some(work.range());
         self.wake.notify_waiters();
     }
 
@@ -169,9 +182,7 @@ impl Changes {
     pub fn take(self: &Arc<Self>, work: Work, limit: usize, from: &dyn Read) -> Result<Taken, StoreError> {
         let mut taken = Taken { changes: Arc::clone(self), work, keys: Vec::new() };
         let start = {
-            let mut queues = self.queues.lock();
-            let Some(queues) = queues.as_mut() else { return Ok(taken) };
-            let queue = &mut queues[work as usize];
+            let queue = &mut self.queues.lock()[work as usize];
             if queue.keys.is_empty() && queue.scanning.is_none() {
                 queue.scanning = queue.scan_after.take();
                 queue.scanning.clone()
@@ -182,16 +193,14 @@ impl Changes {
         if let Some(start) = start
             && let Err(error) = self.scan(work, &start, from)
         {
-            if let Some(queues) = self.queues.lock().as_mut() {
-                let queue = &mut queues[work as usize];
+            {
+                let queue = &mut self.queues.lock()[work as usize];
                 (queue.scan_after, queue.scanning) = (Some(work.range()), None);
             }
             self.wake.notify_waiters();
             return Err(error);
         }
-        let mut queues = self.queues.lock();
-        let Some(queues) = queues.as_mut() else { return Ok(taken) };
-        let queue = &mut queues[work as usize];
+        let queue = &mut self.queues.lock()[work as usize];
         while taken.keys.len() < limit
             && let Some(key) = queue.keys.pop_first()
         {
@@ -216,58 +225,48 @@ impl Changes {
             }
             ControlFlow::Continue(())
         })?;
-        let mut queues = self.queues.lock();
-        if let Some(queues) = queues.as_mut() {
-            let queue = &mut queues[work as usize];
-            queue.scanning = None;
-            queue.keys.extend(found);
-            // A note that found no room meanwhile wants a scan from the start, which covers this one's rest.
-            if queue.scan_after.is_none() {
-                queue.scan_after = next;
-            }
+        let queue = &mut self.queues.lock()[work as usize];
+        queue.scanning = None;
+        queue.keys.extend(found);
+        // A note that found no room meanwhile wants a scan from the start, which covers this one's rest.
+        if queue.scan_after.is_none() {
+            queue.scan_after = next;
         }
         Ok(())
     }
 
     fn settle(&self, work: Work, keys: &[Vec<u8>]) {
-        if let Some(queues) = self.queues.lock().as_mut() {
-            for key in keys {
-                queues[work as usize].taken.remove(key);
-            }
+        let queue = &mut self.queues.lock()[work as usize];
+        for key in keys {
+            queue.taken.remove(key);
         }
     }
 
     /// Whether there is, or may be, such work that nobody is at.
     #[must_use]
     pub fn has(&self, work: Work) -> bool {
-        self.queues.lock().as_ref().is_some_and(|queues| {
-            let queue = &queues[work as usize];
-            !queue.keys.is_empty() || queue.may_find_more()
-        })
+        let queue = &self.queues.lock()[work as usize];
+        !queue.keys.is_empty() || queue.may_find_more()
     }
 
     /// Whether there is, or may be, such work, or a worker is at some.
     #[must_use]
     pub fn is_pending(&self, work: Work) -> bool {
-        self.queues.lock().as_ref().is_some_and(|queues| {
-            let queue = &queues[work as usize];
-            !queue.keys.is_empty() || !queue.taken.is_empty() || queue.may_find_more()
-        })
+        let queue = &self.queues.lock()[work as usize];
+        !queue.keys.is_empty() || !queue.taken.is_empty() || queue.may_find_more()
     }
 
     /// Whether this key waits, may be found by a scan that is due, or is one that a worker is at.
     #[must_use]
     pub fn knows(&self, work: Work, key: &[u8]) -> bool {
-        self.queues.lock().as_ref().is_some_and(|queues| {
-            let queue = &queues[work as usize];
-            queue.may_find(key) || queue.keys.contains(key) || queue.taken.contains(key)
-        })
+        let queue = &self.queues.lock()[work as usize];
+        queue.may_find(key) || queue.keys.contains(key) || queue.taken.contains(key)
     }
 
     /// Keys that wait in memory.
     #[must_use]
     pub fn waiting(&self, work: Work) -> usize {
-        self.queues.lock().as_ref().map_or(0, |queues| queues[work as usize].keys.len())
+        self.queues.lock()[work as usize].keys.len()
     }
 
     /// Is done when there may be new work since it was asked for.
@@ -317,8 +316,8 @@ impl Drop for Taken {
         if self.keys.is_empty() {
             return;
         }
-        if let Some(queues) = self.changes.queues.lock().as_mut() {
-            let queue = &mut queues[self.work as usize];
+        {
+            let queue = &mut self.changes.queues.lock()[self.work as usize];
             for key in &self.keys {
                 queue.taken.remove(key);
                 insert(queue, self.work, key);
@@ -358,7 +357,6 @@ mod tests {
     /// Of a member that leads, once all that was there has been looked at.
     fn leading(store: &MemStore) -> Arc<Changes> {
         let changes = Arc::new(Changes::default());
-        changes.begin();
         while changes.has(Work::Orphans) {
             changes.take(Work::Orphans, 1, store).unwrap().done();
         }
@@ -370,9 +368,6 @@ mod tests {
         let mut store = MemStore::default();
         store.write((0..5000).map(orphan));
         let changes = Arc::new(Changes::default());
-        note(&changes, &[orphan(1)]);
-        assert!(!changes.has(Work::Orphans), "a follower collects nothing");
-        changes.begin();
         assert!(changes.knows(Work::Orphans, &key(4999)), "it is scanned for");
         let mut found = BTreeSet::new();
         while changes.has(Work::Orphans) {
@@ -418,16 +413,27 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_gave_up_is_found_by_the_next_leader_too() {
-        let store = MemStore::default();
-        let changes = leading(&store);
-        note(&changes, &[orphan(1)]);
-        let taken = changes.take(Work::Orphans, 10, &store).unwrap();
-        changes.end();
+    fn a_leader_is_told_what_is_written_in_its_term_and_what_it_leaves_the_next_one_finds() {
+        let mut store = MemStore::default();
+        let feed = ChangeFeed::default();
+        let write = |orphan: Write| feed.note(&Written::for_tests(&[orphan]));
+        write(orphan(1));
+        let first = leading(&store);
+        feed.begin(first.clone());
+        store.write([orphan(2)]);
+        write(orphan(2));
+        let taken = first.take(Work::Orphans, 10, &store).unwrap();
+        assert_eq!(taken.keys(), [key(2)]);
+        feed.end();
+        write(orphan(3));
+        let second = leading(&MemStore::default());
+        feed.begin(second.clone());
+        write(orphan(4));
+        // What is left of the earlier term goes where it came from.
         drop(taken);
-        assert!(!changes.has(Work::Orphans), "a follower collects nothing");
-        changes.begin();
-        assert!(changes.has(Work::Orphans));
+        assert_eq!(first.take(Work::Orphans, 10, &store).unwrap().done(), [key(2)]);
+        assert_eq!(second.take(Work::Orphans, 10, &store).unwrap().done(), [key(4)]);
+        assert_eq!(Arc::new(Changes::default()).take(Work::Orphans, 10, &store).unwrap().done(), [key(2)]);
     }
 
     /// A store in which somebody asks for the work while it is scanned.
@@ -460,7 +466,6 @@ mod tests {
         let mut store = MemStore::default();
         store.write([orphan(1)]);
         let changes = Arc::new(Changes::default());
-        changes.begin();
         let store = Watched { store, changes: &changes };
         let found = changes.take(Work::Orphans, 10, &store).unwrap();
         assert_eq!(found.done(), [key(1)]);
@@ -490,7 +495,6 @@ mod tests {
     #[test]
     fn a_scan_that_failed_is_made_again() {
         let changes = Arc::new(Changes::default());
-        changes.begin();
         assert!(changes.take(Work::Orphans, 10, &Failing).is_err());
         assert!(changes.has(Work::Orphans));
     }

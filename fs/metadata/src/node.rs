@@ -1,40 +1,37 @@
 //! One metadata server as its parts see it: the records, the way into the log, and, while it leads, the
 //! leader's memory.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
-use atoll_core::ids::{ClusterId, MemberId, ServerId, SessionId, SlotId};
+use atoll_core::ids::{ClusterId, MemberId};
 use atoll_core::keys;
-use atoll_core::lock_waits::LockWaits;
 use atoll_core::query::OpError;
-use atoll_core::records::{Record, ServerRecord, SessionRecord};
+use atoll_core::records::Record;
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::Identity;
 use atoll_proto::metadata::MetadataError;
 use atoll_raft::{Leadership, PeerError, RaftError, RaftStatus};
 use bytes::Bytes;
-use futures::future::{BoxFuture, Shared};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 
-use crate::changes::Changes;
+use crate::changes::ChangeFeed;
 use crate::clock;
+use crate::leader::{Leader, not_leader};
 use crate::making::Making;
 use crate::metrics::Metrics;
-use crate::orders::OrderBook;
 use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
-use crate::repair::Progress;
-use crate::servers::Servers;
-use crate::sessions::Sessions;
+use crate::reads::{Lane, Reads};
 use crate::state_machine::Machine;
-use crate::workers::suspects::Suspects;
+use crate::store::records::Records;
 
 /// What this crate needs of replication.
 pub trait Consensus: Log {
@@ -66,35 +63,14 @@ pub trait Consensus: Log {
     fn flush(&self) -> BoxFuture<'_, Result<(), RaftError>>;
 }
 
-/// A mutation that is being carried out, for those who send it again meanwhile.
-pub(crate) type InFlight = Shared<BoxFuture<'static, Result<Outcome, MetadataError>>>;
-
-/// The leader's memory. Empty while this member doesn't lead.
+/// Where the leader's memory is while this member leads. Only [`Node`] puts it there and takes it away.
 #[derive(Default)]
-pub(crate) struct Office {
-    /// The term for which the rest was made.
-    term: AtomicU64,
-    /// Held while it is made.
-    beginning: Mutex<()>,
-    pub(crate) sessions: Mutex<Sessions>,
-    pub(crate) servers: Mutex<Servers>,
-    pub(crate) orders: Mutex<OrderBook>,
-    pub(crate) repair: Mutex<Progress>,
-    /// Replicas that are said to be bad, to be taken out once another one was found to be whole.
-    pub(crate) suspects: Suspects,
-    pub(crate) in_flight: Mutex<HashMap<(SessionId, SlotId, u64), InFlight>>,
-    /// Who waits for which lock.
-    pub(crate) lock_waits: Mutex<LockWaits>,
-    /// The newest question of each session about its waits; older ones are over.
-    pub(crate) lock_questions: Mutex<HashMap<SessionId, u64>>,
-    /// Other members whose disks are full, as they said a moment ago.
-    pub(crate) full: Mutex<BTreeSet<MemberId>>,
-    /// Held by who changes the group: one at a time.
-    pub(crate) membership: tokio::sync::Mutex<()>,
-    /// Fires when a lock was let go of.
-    pub(crate) locks_changed: Notify,
-    /// Files that are being made and not yet known to be held open by who makes them.
-    pub(crate) making: Making,
+pub(crate) struct LeadersPlace {
+    leader: Mutex<Option<Arc<Leader>>>,
+    /// Held by who puts one there, or takes it away.
+    changing: Mutex<()>,
+    /// Fires when one was put there.
+    taken: Notify,
 }
 
 /// A metadata server.
@@ -110,13 +86,16 @@ pub struct Node {
     pub(crate) machine: Arc<Machine>,
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) proposer: Proposer,
-    pub(crate) changes: Arc<Changes>,
+    /// Where the leader is told what apply has written.
+    pub(crate) changes: Arc<ChangeFeed>,
+    pub(crate) reads: Reads,
     pub(crate) members: Arc<Members>,
-    pub(crate) office: Office,
+    pub(crate) place: LeadersPlace,
+    /// Files that are being made and not yet known to be held open by who makes them. Not the leader's: a command that waits
+    /// to be proposed when one term ends is proposed in the next one, if this member leads again.
+    pub(crate) making: Making,
     /// The metadata disk has little room.
     pub(crate) disk_low: AtomicBool,
-    /// So many of the group's disks have little room that what grows could not be committed; only the leader knows.
-    pub(crate) group_low: AtomicBool,
     pub(crate) metrics: Metrics,
     /// How this server introduces itself to others.
     pub(crate) identity: Identity,
@@ -137,119 +116,96 @@ pub(crate) fn store_error(error: &StoreError) -> MetadataError {
 }
 
 impl Node {
-    /// The term in which this member leads now.
+    /// The leader's memory, if this member leads now.
     ///
     /// # Errors
     /// If it doesn't lead.
-    pub(crate) fn lead(&self) -> Result<u64, MetadataError> {
+    pub(crate) fn lead(&self) -> Result<Arc<Leader>, MetadataError> {
         let leadership = self.consensus.leadership();
         if !leadership.is_leader {
-            return Err(self.not_leader(leadership));
+            return Err(not_leader(self.member, leadership));
         }
-        if self.office.term.load(Ordering::Acquire) != leadership.term {
-            self.take_office(leadership.term).map_err(|error| store_error(&error))?;
+        match self.leading() {
+            Some(leader) if leader.term == leadership.term => Ok(leader),
+            _ => self.become_leader(leadership.term),
         }
-        Ok(leadership.term)
     }
 
-    /// Checked after a reply was built from the records: they were the truth then only if this still holds.
+    /// The leader's memory while this member leads, even while its lease has lapsed for a moment: for what is known to be so
+    /// whoever leads (a session has ended, a connection was lost), and for those who only look.
+    pub(crate) fn leading(&self) -> Option<Arc<Leader>> {
+        self.place.leader.lock().clone()
+    }
+
+    /// Is done when this member has become the leader since this was asked for.
+    pub(crate) fn became_leader(&self) -> Notified<'_> {
+        self.place.taken.notified()
+    }
+
+    /// Reads the records where it may take long; see [`Reads`].
     ///
     /// # Errors
-    /// If this member doesn't lead in `term` any more.
-    pub(crate) fn still_leads(&self, term: u64) -> Result<(), MetadataError> {
-        let leadership = self.consensus.leadership();
-        if leadership.is_leader && leadership.term == term {
-            Ok(())
-        } else {
-            Err(self.not_leader(leadership))
-        }
-    }
-
-    fn not_leader(&self, leadership: Leadership) -> MetadataError {
-        // A leader that has only just been elected, or whose lease has lapsed, is no one to send a client to.
-        let other = leadership.leader.filter(|(member, _)| *member != self.member.0);
-        MetadataError::NotLeader { leader: other.map(|(member, address)| (MemberId(member), address)) }
-    }
-
-    /// Makes the leader's memory from the records: sessions and storage servers, not files.
-    fn take_office(&self, term: u64) -> Result<(), StoreError> {
-        let _one = self.office.beginning.lock();
-        if self.office.term.load(Ordering::Acquire) == term {
-            return Ok(());
-        }
+    /// If they can't be read.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        read: impl FnOnce(&Records) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, MetadataError> {
         let store = self.machine.store();
-        let snapshot = store.snapshot();
-        let now = clock::since_boot();
-        let sessions: Vec<SessionId> = collect::<SessionRecord>(&snapshot, &keys::sessions())?
-            .into_iter()
-            .filter(|(_, record)| record.ended.is_none())
-            .map(|(id, _)| SessionId(id))
-            .collect();
-        let servers: Vec<(ServerId, ServerRecord)> = collect::<ServerRecord>(&snapshot, &keys::servers())?
-            .into_iter()
-            .map(|(id, record)| (ServerId(id), record))
-            .collect();
-        tracing::info!(term, sessions = sessions.len(), storage_servers = servers.len(), "this member leads");
-        *self.office.sessions.lock() = Sessions::begin(term, self.session_lifetime, now, sessions);
-        *self.office.servers.lock() = Servers::begin(term, now, self.repair_after, servers);
-        *self.office.orders.lock() = OrderBook::begin(term);
-        *self.office.repair.lock() = Progress::default();
-        self.office.suspects.clear();
-        self.office.full.lock().clear();
-        self.group_low.store(false, Ordering::Relaxed);
-        self.office.in_flight.lock().clear();
-        *self.office.lock_waits.lock() = LockWaits::default();
-        self.changes.begin();
-        self.office.term.store(term, Ordering::Release);
-        Ok(())
+        self.reads.run(lane, move || read(&store)).await?.map_err(|error| store_error(&error))
     }
 
-    /// Whether what makes the records grow is to be refused.
-    pub(crate) fn is_full(&self) -> bool {
-        self.disk_low.load(Ordering::Relaxed) || self.group_low.load(Ordering::Relaxed)
+    fn become_leader(&self, term: u64) -> Result<Arc<Leader>, MetadataError> {
+        // Who comes meanwhile isn't kept on its thread: to a client it is as if the election were not over.
+        let Some(_one) = self.place.changing.try_lock() else {
+            return Err(MetadataError::NotLeader { leader: None });
+        };
+        match self.leading() {
+            Some(leader) if leader.term == term => return Ok(leader),
+            // Who asked had looked before the latest election.
+            Some(leader) if leader.term > term => return Err(MetadataError::NotLeader { leader: None }),
+            _ => {}
+        }
+        let leader = atoll_blocking::in_place(|| Leader::from_records(self, term, clock::since_boot()));
+        let leader = Arc::new(leader.map_err(|error| store_error(&error))?);
+        self.changes.begin(leader.changes.clone());
+        let earlier = self.place.leader.lock().replace(leader.clone());
+        if let Some(earlier) = earlier {
+            earlier.retire();
+        }
+        self.place.taken.notify_waiters();
+        Ok(leader)
     }
 
     /// Called now and then: a member that leads no more lets go of the leader's memory.
-    pub(crate) fn leave_office_if_over(&self) {
-        let term = self.office.term.load(Ordering::Acquire);
-        let leadership = self.consensus.leadership();
-        // A lease that lapsed for a moment is no change of leader.
-        let led_by_other = leadership.leader.as_ref().is_some_and(|(member, _)| *member != self.member.0);
-        if term == 0 || (leadership.term == term && !led_by_other) {
+    pub(crate) fn step_down_if_over(&self) {
+        let Some(leader) = self.leading() else { return };
+        if !leader.is_over() {
             return;
         }
-        let _one = self.office.beginning.lock();
-        if self.office.term.load(Ordering::Acquire) != term || leadership.is_leader {
+        // Looked at again soon.
+        let Some(_one) = self.place.changing.try_lock() else { return };
+        let is_this = self.leading().is_some_and(|now| Arc::ptr_eq(&now, &leader));
+        // Where it leads again the next one takes the place of this one.
+        if !is_this || self.consensus.leadership().is_leader {
             return;
         }
-        tracing::info!(term, "this member leads no more");
-        self.office.term.store(0, Ordering::Release);
+        tracing::info!(term = leader.term, "this member leads no more");
+        self.step_down();
+    }
+
+    /// Lets go of the leader's memory, if there is one.
+    pub(crate) fn step_down(&self) {
+        let leader = self.place.leader.lock().take();
         self.changes.end();
-        *self.office.sessions.lock() = Sessions::default();
-        *self.office.servers.lock() = Servers::default();
-        *self.office.orders.lock() = OrderBook::default();
-        self.office.suspects.clear();
-        self.office.full.lock().clear();
-        self.office.in_flight.lock().clear();
-        *self.office.lock_waits.lock() = LockWaits::default();
-        self.office.lock_questions.lock().clear();
+        if let Some(leader) = leader {
+            leader.retire();
+        }
     }
 
-    /// Proposes something of the service's own.
-    ///
-    /// # Errors
-    /// If it isn't known to have been carried out.
-    pub(crate) async fn propose(&self, op: Op) -> Result<Outcome, MetadataError> {
-        self.proposer.propose(&internal(op)).await
-    }
-
-    /// Proposes several things of the service's own, in order.
-    ///
-    /// # Errors
-    /// If one isn't known to have been carried out.
-    pub(crate) async fn propose_all(&self, ops: Vec<Op>) -> Result<Vec<Outcome>, MetadataError> {
-        let commands: Vec<Command> = ops.into_iter().map(internal).collect();
-        self.proposer.propose_all(&commands).await
+    /// Whether what makes the records grow is to be refused.
+    pub(crate) fn is_full(&self, leader: &Leader) -> bool {
+        self.disk_low.load(Ordering::Relaxed) || leader.group_low.load(Ordering::Relaxed)
     }
 
     /// Bytes of RocksDB in memory and on disk, to the metrics.
@@ -265,17 +221,14 @@ impl Node {
         self.metrics.size("raft_log_bytes", raft.log_file_bytes);
         self.metrics.size("raft_unflushed_bytes", raft.unflushed_log_bytes);
         self.metrics.size("leads", u64::from(self.consensus.leadership().is_leader));
-        let copying = self.office.orders.lock().copies() as u64;
-        let repair = self.office.repair.lock().status(copying, clock::since_boot());
+        let leader = self.leading();
+        let repair = leader.as_ref().map(|leader| leader.repair_status()).unwrap_or_default();
         self.metrics.size("repair_chunks_left", repair.chunks_left);
         self.metrics.size("repair_bytes_left", repair.bytes_left);
         self.metrics.size("repair_copying", repair.copying);
-        self.metrics.size("sessions", self.office.sessions.lock().len() as u64);
+        let sessions = leader.map_or(0, |leader| leader.sessions.lock().len());
+        self.metrics.size("sessions", sessions as u64);
     }
-}
-
-fn internal(op: Op) -> Command {
-    Command { session: INTERNAL, slot: SlotId(0), sequence: 0, time: clock::now(), expect: None, op }
 }
 
 /// All records of a range of the system family, by the number in their key.

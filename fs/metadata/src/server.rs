@@ -21,11 +21,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::changes::Changes;
+use crate::changes::ChangeFeed;
+use crate::making::Making;
 use crate::metrics::Metrics;
-use crate::node::{Consensus, Node, Office};
+use crate::node::{Consensus, LeadersPlace, Node};
 use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
+use crate::reads::Reads;
 use crate::rejoin::{self, Others};
 use crate::servers::DEAD_AFTER;
 use crate::service::Service;
@@ -200,7 +202,7 @@ impl MetadataServer {
     }
 
     async fn open(config: MetadataConfig, metrics: Metrics) -> Result<RunningMetadata, StartError> {
-        let changes = Arc::new(Changes::default());
+        let changes = Arc::new(ChangeFeed::default());
         let (folder, machine, ballast) = {
             let (config, changes, metrics) = (config.clone(), changes.clone(), metrics.clone());
             atoll_blocking::spawn(move || open(&config, changes, metrics))
@@ -250,10 +252,11 @@ impl MetadataServer {
             consensus,
             proposer,
             changes,
+            reads: Reads::default(),
             members,
-            office: Office::default(),
+            place: LeadersPlace::default(),
+            making: Making::default(),
             disk_low: AtomicBool::new(false),
-            group_low: AtomicBool::new(false),
             metrics: metrics.clone(),
             identity: identity.clone(),
             stopping: stopping.clone(),
@@ -321,7 +324,7 @@ async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, Start
 
 fn open(
     config: &MetadataConfig,
-    changes: Arc<Changes>,
+    changes: Arc<ChangeFeed>,
     metrics: Metrics,
 ) -> Result<(Arc<Folder>, Arc<Machine>, Ballast), StartError> {
     let folder = Arc::new(Folder::open(&config.dir, config.cluster, MemberId(rand::random()))?);
@@ -468,8 +471,8 @@ impl RunningMetadata {
         raft.stop_waiting();
         tasks.wait().await;
         raft.shutdown().await;
-        // What was given up halfway holds the node, which holds it.
-        node.office.in_flight.lock().clear();
+        // What was given up halfway holds the leader's memory, which holds it.
+        node.step_down();
         let machine = Arc::downgrade(&node.machine);
         drop((node, raft, folder));
         let _ = proposing.await;

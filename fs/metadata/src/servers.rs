@@ -74,7 +74,7 @@ impl Entry {
 }
 
 /// The table.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Servers {
     entries: BTreeMap<ServerId, Entry>,
     version: u64,

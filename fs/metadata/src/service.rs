@@ -16,6 +16,7 @@ mod storage;
 use std::sync::Arc;
 use std::time::Instant;
 
+use atoll_core::ids::ServerId;
 use atoll_proto::admin::{ChangeMembers, ChangeServer, TransferLeader, WhoRequest};
 use atoll_proto::fsck::FsckRequest;
 use atoll_proto::metadata::{MetadataError, kind};
@@ -25,6 +26,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::node::Node;
+use crate::reads::Lane;
 use crate::rejoin::asks_for_itself;
 
 /// Answers requests.
@@ -53,7 +55,11 @@ impl Service {
                 allow(matches!(role, Role::Admin), role)?;
                 reply(node.bootstrap(decode(&request)?).await)
             }
-            kind::STATUS => reply(node.status()),
+            kind::STATUS => {
+                let asked = node.clone();
+                let status = node.reads.run(Lane::Background, move || asked.status()).await;
+                reply(status.and_then(|status| status))
+            }
             WhoRequest::KIND => reply(Ok(node.who())),
             ChangeMembers::KIND => {
                 let change: ChangeMembers = decode(&request)?;
@@ -85,7 +91,7 @@ impl Service {
                 allow(role == Role::Storage(register.server), role)?;
                 let server = register.server;
                 let answer = node.register(register).await?;
-                node.office.servers.lock().came_over(server, peer.connection);
+                self.came_over(server, peer);
                 Response::to::<Register>(&answer, ())
             }
             Heartbeat::KIND => {
@@ -93,10 +99,17 @@ impl Service {
                 allow(role == Role::Storage(heartbeat.server), role)?;
                 let server = heartbeat.server;
                 let answer = node.storage_heartbeat(heartbeat).await?;
-                node.office.servers.lock().came_over(server, peer.connection);
+                self.came_over(server, peer);
                 Response::to::<Heartbeat>(&answer, ())
             }
             other => Err(Status::unknown_kind(other)),
+        }
+    }
+
+    /// What a storage server said came over this connection.
+    fn came_over(&self, server: ServerId, peer: &PeerInfo) {
+        if let Some(leader) = self.node.leading() {
+            leader.servers.lock().came_over(server, peer.connection);
         }
     }
 }
@@ -111,8 +124,10 @@ impl Handler for Service {
     }
 
     fn disconnected(&self, peer: &PeerInfo) {
-        if let Role::Storage(server) = peer.remote.role {
-            self.node.office.servers.lock().parted(server, peer.connection);
+        if let Role::Storage(server) = peer.remote.role
+            && let Some(leader) = self.node.leading()
+        {
+            leader.servers.lock().parted(server, peer.connection);
         }
     }
 }

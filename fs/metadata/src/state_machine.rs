@@ -19,7 +19,7 @@ use atoll_raft::{
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use crate::changes::Changes;
+use crate::changes::ChangeFeed;
 use crate::metrics::Metrics;
 use crate::store::folder::{self, Folder, FolderError};
 use crate::store::records::{Backend, Records};
@@ -171,7 +171,7 @@ pub struct Machine {
     /// One flush at a time: the position is read before it and is durable after it.
     flushing: Mutex<()>,
     room: WaitForRoom,
-    changes: Arc<Changes>,
+    changes: Arc<ChangeFeed>,
     metrics: Metrics,
 }
 
@@ -183,7 +183,7 @@ impl Machine {
     pub fn open(
         folder: Arc<Folder>,
         backend: &Backend,
-        changes: Arc<Changes>,
+        changes: Arc<ChangeFeed>,
         metrics: Metrics,
     ) -> Result<Machine, MachineError> {
         let state = folder.current_state()?;

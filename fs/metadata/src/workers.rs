@@ -17,7 +17,9 @@ use atoll_proto::metadata::MetadataError;
 use tokio_util::task::TaskTracker;
 
 use crate::changes::{Taken, Work};
+use crate::leader::Leader;
 use crate::node::Node;
+use crate::reads::Lane;
 use crate::store::ballast::Ballast;
 
 /// How long a worker that failed, or whose member doesn't lead, waits before it looks again.
@@ -48,17 +50,29 @@ async fn until_stopped(node: Arc<Node>, work: impl Future<Output = ()>) {
     }
 }
 
+/// The leader's memory, once this member leads.
+async fn leader(node: &Node) -> Arc<Leader> {
+    loop {
+        let became_leader = node.became_leader();
+        if let Ok(leader) = node.lead() {
+            return leader;
+        }
+        let _ = tokio::time::timeout(LOOK_EVERY, became_leader).await;
+    }
+}
+
 /// Up to `limit` keys of work, when this member leads and there is some; `gather`: how long to wait for more,
 /// so that a burst becomes few entries.
-async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Taken {
+async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<Leader>, Taken) {
     loop {
-        let woken = node.changes.woken();
-        if node.changes.has(work) {
+        let leader = leader(node).await;
+        let woken = leader.changes.woken();
+        if leader.changes.has(work) {
             tokio::time::sleep(gather).await;
-            if node.lead().is_ok() {
-                match node.changes.take(work, limit, &*node.machine.store()) {
+            if leader.confirm().is_ok() {
+                match take(node, &leader, work, limit).await {
                     Ok(taken) if taken.is_empty() => continue,
-                    Ok(taken) => return taken,
+                    Ok(taken) => return (leader.clone(), taken),
                     Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
                 }
             }
@@ -67,6 +81,12 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Taken 
         }
         let _ = tokio::time::timeout(LOOK_EVERY, woken).await;
     }
+}
+
+/// Up to `limit` keys of work; the records may be scanned for them.
+async fn take(node: &Node, leader: &Leader, work: Work, limit: usize) -> Result<Taken, MetadataError> {
+    let changes = leader.changes.clone();
+    node.read(Lane::Background, move |records| changes.take(work, limit, records)).await
 }
 
 /// Logs why background work stopped for a moment, and waits that moment.

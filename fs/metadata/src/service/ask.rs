@@ -1,6 +1,7 @@
 //! Questions, answered from the records. Whether this member still led is asked after the answer was built.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::error::FsError;
@@ -15,7 +16,9 @@ use atoll_proto::metadata::{
 
 use crate::changes::Work;
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
 use crate::servers::Health;
 use crate::sessions::OpenError;
 
@@ -34,20 +37,23 @@ const CHUNKS_MAX: usize = 8192;
 const FREEING_PATIENCE: Duration = Duration::from_millis(300);
 /// How often it looks.
 const FREEING_LOOK_EVERY: Duration = Duration::from_millis(2);
+/// Segments, and chunks, that are looked up without going to another thread for it.
+const SEGMENTS_HERE_MAX: u32 = 8;
+const CHUNKS_HERE_MAX: usize = 64;
 /// About what an entry costs besides its name (bytes), and what attributes cost.
 const ENTRY_BYTES: u32 = 24;
 const ATTRIBUTES_BYTES: u32 = 100;
 
 impl Node {
     /// Answers a question.
-    pub(crate) async fn ask(&self, request: AskRequest) -> Result<Answer, MetadataError> {
+    pub(crate) async fn ask(self: &Arc<Self>, request: AskRequest) -> Result<Answer, MetadataError> {
         match request.query {
             Query::AwaitLocks { waits } => self.await_locks(request.session, &waits).await,
             Query::Volume => {
                 self.deleted_is_freed().await;
-                self.ask_now(request)
+                self.ask_now(request).await
             }
-            _ => self.ask_now(request),
+            _ => self.ask_now(request).await,
         }
     }
 
@@ -55,24 +61,31 @@ impl Node {
     /// volume's use has it as of now.
     async fn deleted_is_freed(&self) {
         let give_up = clock::since_boot() + FREEING_PATIENCE;
-        while self.changes.is_pending(Work::Orphans) && clock::since_boot() < give_up {
+        let is_pending = |leader: Arc<Leader>| leader.changes.is_pending(Work::Orphans);
+        while self.leading().is_some_and(is_pending) && clock::since_boot() < give_up {
             tokio::time::sleep(FREEING_LOOK_EVERY).await;
         }
     }
 
-    fn ask_now(&self, request: AskRequest) -> Result<Answer, MetadataError> {
-        let term = self.lead()?;
+    async fn ask_now(self: &Arc<Self>, request: AskRequest) -> Result<Answer, MetadataError> {
+        let leader = self.lead()?;
         let anybody = matches!(request.query, Query::Volume | Query::Servers | Query::Chunks { .. });
         if !(anybody && request.session == SessionId(0)) {
-            let heard = self.office.sessions.lock().heard(request.session, clock::since_boot());
+            let heard = leader.sessions.lock().heard(request.session, clock::since_boot());
             heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
         }
-        let answer = self.answer(request.session, request.query)?;
-        self.still_leads(term)?;
+        let AskRequest { session, query } = request;
+        let answer = if may_take_long(&query) {
+            let (node, leader) = (self.clone(), leader.clone());
+            self.reads.run(Lane::Request, move || node.answer(&leader, session, query)).await??
+        } else {
+            self.answer(&leader, session, query)?
+        };
+        leader.confirm()?;
         Ok(answer)
     }
 
-    fn answer(&self, session: SessionId, query: Query) -> Result<Answer, MetadataError> {
+    fn answer(&self, leader: &Leader, session: SessionId, query: Query) -> Result<Answer, MetadataError> {
         let store = self.machine.store();
         let records = store.snapshot();
         let answer = match query {
@@ -87,14 +100,14 @@ impl Node {
                 read_directory(&records, ino, cookie, bytes_max, plus)
             }
             Query::Open { ino, segments } => {
-                let is_new = self.hold(&records, session, ino)?;
+                let is_new = self.hold(leader, &records, session, ino)?;
                 // Read after it was registered: what is unlinked from now on is kept.
                 let records = store.snapshot();
                 let found = query::inode(&records, ino)
                     .and_then(|record| extents(&records, ino, &record, SegmentIndex(0), segments));
                 // What the session has opened before it goes on holding.
                 if found.is_err() && is_new {
-                    self.let_go_of(session, &[ino]);
+                    self.let_go_of(leader, session, &[ino]);
                 }
                 found
             }
@@ -106,7 +119,7 @@ impl Node {
             Query::Chunks { chunks } => chunk_infos(&records, chunks.into_iter().take(CHUNKS_MAX).collect())
                 .map(Answer::Chunks)
                 .map_err(OpError::Store),
-            Query::Servers => Ok(Answer::Servers(self.server_infos())),
+            Query::Servers => Ok(Answer::Servers(server_infos(leader))),
             Query::Seek { ino, offset, kind } => query::inode(&records, ino).and_then(|record| {
                 Ok(Answer::Sought(atoll_core::seek::seek(&records, ino, &record, offset, kind)?))
             }),
@@ -120,6 +133,7 @@ impl Node {
     /// Whether the session didn't hold it before.
     pub(super) fn hold(
         &self,
+        leader: &Leader,
         records: &dyn Read,
         session: SessionId,
         ino: InodeId,
@@ -128,7 +142,7 @@ impl Node {
         if purging {
             return Err(MetadataError::Fs(FsError::Stale));
         }
-        self.office.sessions.lock().hold(session, ino).map_err(|error| {
+        leader.sessions.lock().hold(session, ino).map_err(|error| {
             MetadataError::Fs(match error {
                 OpenError::Unknown => FsError::SessionExpired,
                 OpenError::TooMany => FsError::TryAgain,
@@ -136,19 +150,37 @@ impl Node {
             })
         })
     }
+}
 
-    fn server_infos(&self) -> Vec<ServerInfo> {
-        let servers = self.office.servers.lock();
-        servers
-            .all(clock::since_boot())
-            .map(|(server, record, health, _, _)| ServerInfo {
-                server,
-                address: record.address.clone(),
-                labels: record.labels.clone(),
-                alive: health == Health::Alive,
-            })
-            .collect()
+/// Whether answering this goes through more than a few records.
+fn may_take_long(query: &Query) -> bool {
+    match query {
+        Query::ReadDirectory { .. } | Query::Seek { .. } => true,
+        Query::Open { segments, .. } | Query::Extents { segments, .. } => *segments > SEGMENTS_HERE_MAX,
+        Query::Chunks { chunks } => chunks.len() > CHUNKS_HERE_MAX,
+        Query::Lookup { .. }
+        | Query::Inode { .. }
+        | Query::ReadLink { .. }
+        | Query::GetXattr { .. }
+        | Query::ListXattr { .. }
+        | Query::Volume
+        | Query::Servers
+        | Query::TestLock(_)
+        | Query::AwaitLocks { .. } => false,
     }
+}
+
+fn server_infos(leader: &Leader) -> Vec<ServerInfo> {
+    let servers = leader.servers.lock();
+    servers
+        .all(clock::since_boot())
+        .map(|(server, record, health, _, _)| ServerInfo {
+            server,
+            address: record.address.clone(),
+            labels: record.labels.clone(),
+            alive: health == Health::Alive,
+        })
+        .collect()
 }
 
 fn test_lock(records: &dyn Read, session: SessionId, request: &LockRequest) -> Result<Answer, StoreError> {

@@ -40,21 +40,21 @@ impl Node {
             self.consensus.bootstrap(members).await.map_err(raft_error)?;
         }
         let give_up = clock::since_boot() + LEADER_WAIT_MAX;
-        loop {
+        let leader = loop {
             match self.lead() {
-                Ok(_) => break,
+                Ok(leader) => break leader,
                 Err(MetadataError::NotLeader { leader: None }) if clock::since_boot() < give_up => {
                     tokio::time::sleep(LEADER_LOOK_EVERY).await;
                 }
                 Err(error) => return Err(error),
             }
-        }
+        };
         let op = Op::Bootstrap {
             cluster: request.cluster,
             hash_key: (rand::random(), rand::random()),
             config: request.config,
         };
-        match self.propose(op).await? {
+        match leader.propose(op).await? {
             Outcome::Refused(error) => Err(MetadataError::Fs(error)),
             _ => query::superblock(&*self.machine.store()).map(|_| ()).map_err(query_error),
         }

@@ -16,6 +16,7 @@ use atoll_proto::metadata::MetadataError;
 use parking_lot::Mutex;
 
 use super::{fsck_orphans, fsck_replicas};
+use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
 
 /// Findings that a round keeps; further ones are counted, and found again in the next round.
@@ -41,7 +42,7 @@ pub(super) struct Fsck {
 impl Fsck {
     /// Starts a check, or says how one is.
     pub(super) fn answer(&self, node: &Arc<Node>, request: FsckRequest) -> Result<FsckReply, MetadataError> {
-        node.lead()?;
+        let leader = node.lead()?;
         let mut state = self.state.lock();
         match request {
             FsckRequest::Look { run } if run == state.run => Ok(state.clone()),
@@ -56,7 +57,7 @@ impl Fsck {
                 let (node, state) = (node.clone(), self.state.clone());
                 tokio::spawn(async move {
                     let result = tokio::select! {
-                        result = rounds(&node, &state, repair.into_iter().collect(), data) => result,
+                        result = rounds(&node, &leader, &state, repair.into_iter().collect(), data) => result,
                         () = node.stopping.cancelled() => Err(MetadataError::LeadershipLost),
                     };
                     let mut state = state.lock();
@@ -86,6 +87,7 @@ impl Fsck {
 /// Goes through the volume and repairs, until there is nothing more to do.
 async fn rounds(
     node: &Arc<Node>,
+    leader: &Arc<Leader>,
     state: &Arc<Mutex<FsckReply>>,
     asked: BTreeSet<Kind>,
     data: bool,
@@ -94,7 +96,7 @@ async fn rounds(
     let mut repaired: Vec<ShownFinding> = Vec::new();
     let mut count = 0;
     for round in 1..=ROUNDS_MAX {
-        node.lead()?;
+        leader.confirm()?;
         {
             let mut state = state.lock();
             (state.round, state.looked, state.found) = (round, 0, 0);
@@ -114,11 +116,11 @@ async fn rounds(
         };
         if todo.is_empty() {
             state.lock().stage = "orphans".to_owned();
-            let mut others = fsck_orphans::look(node).await?;
-            let mut mended = fsck_orphans::repair(node, &others, &asked).await?;
+            let mut others = fsck_orphans::look(node, leader).await?;
+            let mut mended = fsck_orphans::repair(node, leader, &others, &asked).await?;
             state.lock().stage = "replicas".to_owned();
             let replicas = fsck_replicas::look(node, data).await?;
-            mended.extend(fsck_replicas::repair(node, &replicas, &asked).await?);
+            mended.extend(fsck_replicas::repair(node, leader, &replicas, &asked).await?);
             others.extend(replicas);
             let mut state = state.lock();
             state.found += (others.len() - mended.len()) as u64;
@@ -140,7 +142,7 @@ async fn rounds(
         }
         for part in todo.iter().collect::<Vec<_>>().chunks(REPAIRS_PER_STEP) {
             let ops = part.iter().map(|(kind, subject)| repair(*kind, subject, corrections)).collect();
-            let outcomes = node.propose_all(ops).await?;
+            let outcomes = leader.propose_all(ops).await?;
             for (item, outcome) in part.iter().zip(outcomes) {
                 if outcome == Outcome::More(true) {
                     count += 1;

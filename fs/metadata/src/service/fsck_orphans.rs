@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::check::{Finding, Kind, Subject};
@@ -15,7 +16,10 @@ use atoll_proto::metadata::MetadataError;
 
 use crate::changes::Work;
 use crate::clock;
-use crate::node::{Node, store_error};
+use crate::leader::Leader;
+use crate::node::Node;
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// What looks forgotten must still do so after this time, and again after it.
 const LOOK_AGAIN: Duration = Duration::from_millis(1500);
@@ -27,16 +31,17 @@ const FREED_WITHIN: Duration = Duration::from_secs(30);
 const FREED_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Finds those that nobody will free.
-pub(super) async fn look(node: &Node) -> Result<Vec<Finding>, MetadataError> {
-    node.lead()?;
-    let mut suspects = suspects(node).map_err(|error| store_error(&error))?;
+pub(super) async fn look(node: &Node, leader: &Arc<Leader>) -> Result<Vec<Finding>, MetadataError> {
+    leader.confirm()?;
+    let asked = leader.clone();
+    let mut suspects = node.read(Lane::Background, move |records| suspects(records, &asked)).await?;
     for _ in 0..LOOKS_AGAIN {
         if suspects.is_empty() {
             break;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
-        node.lead()?;
-        suspects = still(node, suspects, is_forgotten)?;
+        leader.confirm()?;
+        suspects = still(node, leader, suspects, is_forgotten).await?;
     }
     let finding = |ino| {
         let words = format!("unlinked file {ino} is held by nobody and not freed");
@@ -48,6 +53,7 @@ pub(super) async fn look(node: &Node) -> Result<Vec<Finding>, MetadataError> {
 /// Has them looked at again, if that was asked for, and waits until they are freed. Returns what was done.
 pub(super) async fn repair(
     node: &Node,
+    leader: &Arc<Leader>,
     found: &[Finding],
     asked: &BTreeSet<Kind>,
 ) -> Result<BTreeSet<(Kind, Subject)>, MetadataError> {
@@ -56,28 +62,27 @@ pub(super) async fn repair(
     }
     let all: Vec<InodeId> = found.iter().filter_map(|finding| finding.subject.inode()).collect();
     for ino in &all {
-        node.changes.again(Work::Orphans, &keys::orphan(*ino));
+        leader.changes.again(Work::Orphans, &keys::orphan(*ino));
     }
     let give_up = clock::since_boot() + FREED_WITHIN;
     let mut left = all.clone();
     while !left.is_empty() && clock::since_boot() < give_up {
         tokio::time::sleep(FREED_LOOK_EVERY).await;
-        node.lead()?;
-        left = still(node, left, is_unlinked)?;
+        leader.confirm()?;
+        left = still(node, leader, left, |_, records, ino| is_unlinked(records, ino)).await?;
     }
     let subject = |ino| (Kind::OrphanForgotten, Subject::Orphan(ino));
     Ok(all.into_iter().filter(|ino| !left.contains(ino)).map(subject).collect())
 }
 
-fn suspects(node: &Node) -> Result<Vec<InodeId>, StoreError> {
-    let store = node.machine.store();
-    let snapshot = store.snapshot();
+fn suspects(records: &Records, leader: &Leader) -> Result<Vec<InodeId>, StoreError> {
+    let snapshot = records.snapshot();
     let mut found = Vec::new();
     let mut failed = None;
     let prefix = keys::orphans();
     snapshot.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, _| {
         let Some(ino) = keys::first_number(key).map(InodeId) else { return ControlFlow::Continue(()) };
-        match is_forgotten(node, &snapshot, ino) {
+        match is_forgotten(leader, &snapshot, ino) {
             Ok(true) => found.push(ino),
             Ok(false) => {}
             Err(error) => {
@@ -91,28 +96,32 @@ fn suspects(node: &Node) -> Result<Vec<InodeId>, StoreError> {
 }
 
 /// Those of which that is still true.
-fn still(
+async fn still(
     node: &Node,
+    leader: &Arc<Leader>,
     inodes: Vec<InodeId>,
-    is: fn(&Node, &dyn Read, InodeId) -> Result<bool, StoreError>,
+    is: fn(&Leader, &dyn Read, InodeId) -> Result<bool, StoreError>,
 ) -> Result<Vec<InodeId>, MetadataError> {
-    let store = node.machine.store();
-    let mut left = Vec::with_capacity(inodes.len());
-    for ino in inodes {
-        if is(node, &*store, ino).map_err(|error| store_error(&error))? {
-            left.push(ino);
+    let leader = leader.clone();
+    let look = move |records: &Records| -> Result<_, StoreError> {
+        let mut left = Vec::with_capacity(inodes.len());
+        for ino in inodes {
+            if is(&leader, records, ino)? {
+                left.push(ino);
+            }
         }
-    }
-    Ok(left)
+        Ok(left)
+    };
+    node.read(Lane::Background, look).await
 }
 
-fn is_forgotten(node: &Node, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
-    let is_known = node.changes.knows(Work::Orphans, &keys::orphan(ino));
-    Ok(!is_known && node.office.sessions.lock().is_left(ino) && is_unlinked(node, records, ino)?)
+fn is_forgotten(leader: &Leader, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
+    let is_known = leader.changes.knows(Work::Orphans, &keys::orphan(ino));
+    Ok(!is_known && leader.sessions.lock().is_left(ino) && is_unlinked(records, ino)?)
 }
 
 /// Marks that contradict their inodes are findings of the walk.
-fn is_unlinked(_: &Node, records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
+fn is_unlinked(records: &dyn Read, ino: InodeId) -> Result<bool, StoreError> {
     match query::load::<OrphanRecord>(records, Family::System, &keys::orphan(ino)) {
         Ok(Some(_)) => {}
         Ok(None) | Err(StoreError::Damaged(_) | StoreError::NewerFormat { .. }) => return Ok(false),

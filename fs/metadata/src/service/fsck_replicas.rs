@@ -15,7 +15,9 @@ use atoll_proto::Connection;
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::storage::{INVENTORY_PAGE_MAX, Inventory, ReplicaInfo, Scrub};
 
+use crate::leader::Leader;
 use crate::node::{Node, collect, store_error};
+use crate::reads::Lane;
 use crate::workers::suspects::{SCRUB_DEADLINE, TakenOut, connect, take_out};
 
 /// What looks wrong must still do so after this time.
@@ -65,7 +67,7 @@ async fn look_at(
         let last = if page.1 { page.0.last().map(|replica| replica.chunk) } else { None };
         let held: BTreeMap<ChunkId, Held> = page.0.iter().map(held_of).collect();
         for (chunk, record, order) in
-            placed(node, server, after, last).map_err(|error| store_error(&error))?
+            node.read(Lane::Background, move |records| placed(records, server, after, last)).await?
         {
             if judge(&record, &order, held.get(&chunk)).is_some() && suspects.len() < SUSPECTS_MAX {
                 suspects.push(chunk);
@@ -117,6 +119,7 @@ async fn look_at(
 /// place. One is only taken out if another one was read from end to end and is whole. Returns what was done.
 pub(super) async fn repair(
     node: &Node,
+    leader: &Leader,
     found: &[Finding],
     asked: &BTreeSet<Kind>,
 ) -> Result<BTreeSet<(Kind, Subject)>, MetadataError> {
@@ -141,7 +144,7 @@ pub(super) async fn repair(
                 _ => None,
             })
             .collect();
-        if take_out(node, chunk, &out, &wrong).await? == TakenOut::Done {
+        if take_out(node, leader, chunk, &out, &wrong).await? == TakenOut::Done {
             done.extend(asked.iter().map(|finding| (finding.kind, finding.subject.clone())));
         }
     }
@@ -181,24 +184,23 @@ fn held_of(replica: &ReplicaInfo) -> (ChunkId, Held) {
 
 /// The chunks after `after`, up to `last`, that the records place on a server, and its orders.
 fn placed(
-    node: &Node,
+    records: &dyn Read,
     server: ServerId,
     after: Option<ChunkId>,
     last: Option<ChunkId>,
 ) -> Result<Vec<(ChunkId, ChunkRecord, OrderRecord)>, StoreError> {
-    let store = node.machine.store();
     let from = after.map_or_else(keys::chunks, |after| keys::chunk(ChunkId(after.0 + 1)));
     let to = last.map_or_else(|| prefix_end(&keys::chunks()), |last| keys::chunk(ChunkId(last.0 + 1)));
     let mut found = Vec::new();
     let mut failed = None;
-    store.scan(Family::System, &from, &to, &mut |key, value| {
+    records.scan(Family::System, &from, &to, &mut |key, value| {
         let one = || -> Result<_, StoreError> {
             let record = ChunkRecord::decode(value)?;
             let Some(chunk) = keys::first_number(key).map(ChunkId) else { return Ok(None) };
             if !record.replicas.contains(&server) {
                 return Ok(None);
             }
-            let order: Option<OrderRecord> = load(&*store, Family::System, &keys::order(server, chunk))?;
+            let order: Option<OrderRecord> = load(records, Family::System, &keys::order(server, chunk))?;
             Ok(Some((chunk, record, order.unwrap_or_default())))
         };
         match one() {
@@ -224,7 +226,7 @@ async fn again(
 ) -> Result<Result<Option<(Kind, String)>, String>, MetadataError> {
     let before = |chunk: ChunkId| {
         let after = ChunkId(chunk.0.saturating_sub(1));
-        placed(node, server, Some(after), Some(chunk)).map_err(|error| store_error(&error))
+        placed(&*node.machine.store(), server, Some(after), Some(chunk)).map_err(|error| store_error(&error))
     };
     let records = before(chunk)?;
     let held = match page(connection, Some(ChunkId(chunk.0.saturating_sub(1))), 1).await {

@@ -10,6 +10,7 @@ use atoll_core::locks::{self, Holder};
 use atoll_proto::metadata::{Answer, MetadataError};
 
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, store_error};
 
 /// How long a question about waits is left unanswered when there is nothing to tell. The client asks again; it
@@ -27,41 +28,43 @@ impl Node {
         session: SessionId,
         waits: &[Wait],
     ) -> Result<Answer, MetadataError> {
-        let term = self.lead()?;
+        let leader = self.lead()?;
         let began = clock::since_boot();
-        let heard = self.office.sessions.lock().heard(session, began);
+        let heard = leader.sessions.lock().heard(session, began);
         heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
         if waits.len() > WAITS_MAX {
             return Err(MetadataError::Fs(FsError::NoLocks));
         }
         let number = {
-            let mut questions = self.office.lock_questions.lock();
+            let mut questions = leader.lock_questions.lock();
             let number = questions.entry(session).or_default();
             *number += 1;
             *number
         };
         {
-            let mut known = self.office.lock_waits.lock();
+            let mut known = leader.lock_waits.lock();
             known.expire(began);
             known.tell(session, waits, began);
         }
         loop {
-            let changed = self.office.locks_changed.notified();
+            // The next leader is told of the waits anew.
+            leader.not_over()?;
+            let changed = leader.locks_changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             let now = clock::since_boot();
-            let newest = self.office.lock_questions.lock().get(&session) == Some(&number);
+            let newest = leader.lock_questions.lock().get(&session) == Some(&number);
             let verdicts = match newest {
                 true => {
                     let store = self.machine.store();
-                    let mut known = self.office.lock_waits.lock();
+                    let mut known = leader.lock_waits.lock();
                     known.verdicts(session, &*store, now).map_err(|error| store_error(&error))?
                 }
                 false => Vec::new(),
             };
             let waited = now.saturating_sub(began);
             if !verdicts.is_empty() || waits.is_empty() || !newest || waited >= PATIENCE {
-                self.still_leads(term)?;
+                leader.confirm()?;
                 return Ok(Answer::Locks(verdicts));
             }
             let _ = tokio::time::timeout(LOOK_EVERY.min(PATIENCE - waited), changed).await;
@@ -89,15 +92,15 @@ impl Node {
             Op::CloseSession | Op::OpenSession { .. } | Op::ExpireSession { .. } => true,
             _ => false,
         };
-        if lets_go {
-            self.office.locks_changed.notify_waiters();
+        if lets_go && let Some(leader) = self.leading() {
+            leader.locks_changed.notify_waiters();
         }
     }
 
     /// A session has ended: it waits for nothing.
-    pub(crate) fn waits_ended(&self, session: SessionId) {
-        self.office.lock_waits.lock().ended(session);
-        self.office.lock_questions.lock().remove(&session);
-        self.office.locks_changed.notify_waiters();
+    pub(crate) fn waits_ended(&self, leader: &Leader, session: SessionId) {
+        leader.lock_waits.lock().ended(session);
+        leader.lock_questions.lock().remove(&session);
+        leader.locks_changed.notify_waiters();
     }
 }

@@ -38,8 +38,8 @@ impl Node {
 
     /// Changes the group. Whoever asks again goes on where it stopped.
     pub(crate) async fn change_members(&self, request: ChangeMembers) -> Result<(), MetadataError> {
-        self.lead()?;
-        let Ok(_one) = self.office.membership.try_lock() else {
+        let leader = self.lead()?;
+        let Ok(_one) = leader.membership.try_lock() else {
             return Err(MetadataError::Refused(
                 "another change of the members is under way: wait for it, then ask again".into(),
             ));
@@ -47,6 +47,7 @@ impl Node {
         let steps = self.steps(&request.change).await?;
         tracing::info!(change = ?request.change, ?steps, "changing the group");
         for step in steps {
+            leader.not_over()?;
             self.step(step).await?;
         }
         Ok(())

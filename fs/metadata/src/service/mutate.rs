@@ -18,6 +18,7 @@ use futures::FutureExt;
 use crate::admission::{self, Facts};
 use crate::changes::Work;
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
 
 /// How long a reservation waits for others to give back what they don't use.
@@ -37,22 +38,28 @@ impl Node {
         {
             return Err(MetadataError::Fs(FsError::NotPermitted));
         }
-        let term = self.lead()?;
+        let leader = self.lead()?;
         if matches!(command.op, Op::OpenSession { .. }) {
             return Ok(MutateReply { outcome: self.open_session(command).await? });
         }
-        self.note_heard(command.session)?;
+        self.note_heard(&leader, command.session)?;
         let identity = (command.session, command.slot, command.sequence);
         let running = {
-            let mut in_flight = self.office.in_flight.lock();
+            let mut in_flight = leader.in_flight.lock();
+            // Over since it was asked for: nobody would let go of what began here now.
+            let Some(in_flight) = in_flight.as_mut() else {
+                return Err(MetadataError::NotLeader { leader: None });
+            };
             match in_flight.get(&identity) {
                 // Sent again while it is carried out: what the leader decided about it stands.
                 Some(running) => running.clone(),
                 None => {
-                    let node = self.clone();
+                    let (node, leader) = (self.clone(), leader.clone());
                     let running = async move {
-                        let outcome = node.carry_out(term, command, opens).await;
-                        node.office.in_flight.lock().remove(&identity);
+                        let outcome = node.carry_out(&leader, command, opens).await;
+                        if let Some(in_flight) = leader.in_flight.lock().as_mut() {
+                            in_flight.remove(&identity);
+                        }
                         outcome
                     }
                     .boxed()
@@ -67,16 +74,16 @@ impl Node {
 
     /// A session that the leader's table doesn't have may still be alive: its making was committed by an entry
     /// whose proposer never heard of it.
-    fn note_heard(&self, session: SessionId) -> Result<(), MetadataError> {
+    fn note_heard(&self, leader: &Leader, session: SessionId) -> Result<(), MetadataError> {
         let now = clock::since_boot();
-        if self.office.sessions.lock().heard(session, now).is_ok() {
+        if leader.sessions.lock().heard(session, now).is_ok() {
             return Ok(());
         }
         let record: Option<SessionRecord> =
             load(&*self.machine.store(), Family::System, &keys::session(session))
                 .map_err(|e| store_error(&e))?;
         if record.is_some_and(|record| record.ended.is_none()) {
-            self.office.sessions.lock().opened(session, now);
+            leader.sessions.lock().opened(session, now);
         }
         // Else the command tells: an ended session's slots still answer for what it did.
         Ok(())
@@ -84,7 +91,7 @@ impl Node {
 
     async fn carry_out(
         &self,
-        term: u64,
+        leader: &Leader,
         mut command: Command,
         opens: bool,
     ) -> Result<Outcome, MetadataError> {
@@ -96,27 +103,28 @@ impl Node {
             && !atoll_mutants::makes("slots-dropped")
         {
             // Answered before what only the leader knows is asked again: it may have changed.
-            self.still_leads(term)?;
-            return self.hold_made(&command, opens, last.outcome);
+            leader.confirm()?;
+            let Some(ino) = made_to_be_held(&command, opens, &last.outcome) else { return Ok(last.outcome) };
+            return self.hold_made(leader, command.session, ino, last.outcome);
         }
         if let Op::Reserve { bytes_min, .. } = command.op {
-            self.wait_for_room(command.session, bytes_min).await?;
+            self.wait_for_room(leader, command.session, bytes_min).await?;
         }
         self.refuse_locked(&command)?;
         // Read before the command is on its way: its file gets this number or a higher one.
         let _making = match opens || matches!(command.op, Op::CreateUnnamed { .. }) {
             true => {
                 let volume = query::superblock(&*store).map_err(query_error)?;
-                Some(self.office.making.begin(InodeId(volume.next_inode)))
+                Some(self.making.begin(InodeId(volume.next_inode)))
             }
             false => None,
         };
-        let disk_low = self.is_full();
+        let disk_low = self.is_full(leader);
         if disk_low || admission::needs_facts(&command.op) {
             let volume = query::superblock(&*store).map_err(query_error)?;
             let now = clock::since_boot();
             let facts = {
-                let servers = self.office.servers.lock();
+                let servers = leader.servers.lock();
                 Facts {
                     candidates: servers.candidates(usize::from(volume.config.copies_min), now),
                     room: servers.room(volume.config.copies, volume.config.chunk_bytes, now),
@@ -128,7 +136,7 @@ impl Node {
         }
         let extent_bytes = admission::extent_bytes(&command.op);
         if extent_bytes > 0 {
-            self.office.servers.lock().committed(extent_bytes);
+            leader.servers.lock().committed(extent_bytes);
         }
         if atoll_mutants::makes("reply-before-commit")
             && let Op::SetXattr { ino, .. } = command.op
@@ -143,29 +151,37 @@ impl Node {
             self.session_ended(command.session);
         }
         self.note_locks(&command.op, &outcome);
-        self.hold_made(&command, opens, outcome)
+        let Some(ino) = made_to_be_held(&command, opens, &outcome) else { return Ok(outcome) };
+        // In the memory of the leader of now: the term may be another one than when the command was sent on its way.
+        let leader = self.leading().ok_or(MetadataError::NotLeader { leader: None })?;
+        self.hold_made(&leader, command.session, ino, outcome)
     }
 
     /// A file that is made to be opened, or has no name, is held open by its maker from the start. If that can't be any
     /// more the outcome is `Stale`: another leader has made it, and freed it before its maker could tell.
-    fn hold_made(&self, command: &Command, opens: bool, outcome: Outcome) -> Result<Outcome, MetadataError> {
-        let ino = match (&command.op, &outcome) {
-            (Op::CreateUnnamed { .. }, Outcome::Inode(made)) => made.ino,
-            (Op::Create { .. }, Outcome::Inode(made)) if opens && made.kind() == FileKind::File => made.ino,
-            _ => return Ok(outcome),
-        };
+    fn hold_made(
+        &self,
+        leader: &Leader,
+        session: SessionId,
+        ino: InodeId,
+        outcome: Outcome,
+    ) -> Result<Outcome, MetadataError> {
         if atoll_mutants::makes("create-unheld") {
             return Ok(outcome);
         }
         let store = self.machine.store();
         let held = self
-            .hold(&*store, command.session, ino)
+            .hold(leader, &*store, session, ino)
             // Read after it was registered: what is unlinked from now on is kept.
             .and_then(|_| query::inode(&*store, ino).map_err(query_error));
         match held {
-            Ok(_) => Ok(outcome),
+            Ok(_) => {
+                // Held in the memory of a leader that is none any more, it would be held by nobody.
+                leader.confirm()?;
+                Ok(outcome)
+            }
             Err(MetadataError::Fs(FsError::Stale)) => {
-                self.let_go_of(command.session, &[ino]);
+                self.let_go_of(leader, session, &[ino]);
                 Ok(Outcome::Refused(FsError::Stale))
             }
             // What the session did is told to its successor, which then opens the file.
@@ -181,7 +197,10 @@ impl Node {
     async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
         let outcome = self.proposer.propose(&command).await?;
         if let Outcome::Session(session, _) = &outcome {
-            self.office.sessions.lock().opened(*session, clock::since_boot());
+            let leader = self.leading();
+            if let Some(leader) = &leader {
+                leader.sessions.lock().opened(*session, clock::since_boot());
+            }
             let mut over = Vec::new();
             if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
                 over.push(old);
@@ -189,7 +208,7 @@ impl Node {
             let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
             if volume.config.exclusive {
                 // There is one at a time, and this is it.
-                over.extend(self.office.sessions.lock().others(*session));
+                over.extend(leader.iter().flat_map(|leader| leader.sessions.lock().others(*session)));
             }
             for old in over {
                 self.session_ended(old);
@@ -200,24 +219,30 @@ impl Node {
 
     /// Before a reservation is refused, others are asked to give back what they don't use, and what was deleted
     /// is waited for.
-    async fn wait_for_room(&self, session: SessionId, bytes_min: u64) -> Result<(), MetadataError> {
+    async fn wait_for_room(
+        &self,
+        leader: &Leader,
+        session: SessionId,
+        bytes_min: u64,
+    ) -> Result<(), MetadataError> {
         let give_up = clock::since_boot() + RESERVATION_WAIT_MAX;
         loop {
-            if self.may_be_granted(session, bytes_min).map_err(query_error)? || clock::since_boot() > give_up
+            if self.may_be_granted(leader, session, bytes_min).map_err(query_error)?
+                || clock::since_boot() > give_up
             {
                 return Ok(());
             }
-            self.office.sessions.lock().recall_reservations(session);
+            leader.sessions.lock().recall_reservations(session);
             tokio::time::sleep(RESERVATION_LOOK_EVERY).await;
         }
     }
 
     /// There is room, or waiting won't make any.
-    fn may_be_granted(&self, session: SessionId, bytes_min: u64) -> query::OpResult<bool> {
+    fn may_be_granted(&self, leader: &Leader, session: SessionId, bytes_min: u64) -> query::OpResult<bool> {
         let store = self.machine.store();
         let volume = query::superblock(&*store)?;
         let (room, alive) = {
-            let servers = self.office.servers.lock();
+            let servers = leader.servers.lock();
             let now = clock::since_boot();
             (servers.room(volume.config.copies, volume.config.chunk_bytes, now), servers.alive(now))
         };
@@ -228,11 +253,23 @@ impl Node {
         // What others have promised data for becomes used, not free.
         let others = volume.bytes_reserved.saturating_sub(own_reservation(&*store, session)?);
         let may_come = others > 0 && (disks_full || bytes_min <= volume.volume_use().bytes_free() + others);
-        if may_come || self.changes.is_pending(Work::Orphans) || self.changes.is_pending(Work::Truncations) {
+        if may_come
+            || leader.changes.is_pending(Work::Orphans)
+            || leader.changes.is_pending(Work::Truncations)
+        {
             return Ok(false);
         }
         // On the disks, what is deleted is gone only when the servers have done it.
-        Ok(!disks_full || !self.changes.is_pending(Work::Sweeps) && !has_orders(&*store, &alive)?)
+        Ok(!disks_full || !leader.changes.is_pending(Work::Sweeps) && !has_orders(&*store, &alive)?)
+    }
+}
+
+/// The file that a command has made to be held open by its maker from the start, if that is what it has done.
+fn made_to_be_held(command: &Command, opens: bool, outcome: &Outcome) -> Option<InodeId> {
+    match (&command.op, outcome) {
+        (Op::CreateUnnamed { .. }, Outcome::Inode(made)) => Some(made.ino),
+        (Op::Create { .. }, Outcome::Inode(made)) if opens && made.kind() == FileKind::File => Some(made.ino),
+        _ => None,
     }
 }
 

@@ -14,29 +14,30 @@ use atoll_proto::metadata::MetadataError;
 
 use crate::clock;
 use crate::node::{Node, store_error};
+use crate::reads::Lane;
 use crate::servers::Health;
 
 impl Node {
     /// Evacuates a storage server, keeps it, or forgets it.
     pub(crate) async fn change_server(&self, request: ChangeServer) -> Result<(), MetadataError> {
-        self.lead()?;
+        let leader = self.lead()?;
         let ChangeServer { server, change } = request;
         if change == ServerChange::Forget {
-            let health = self.office.servers.lock().health(server, clock::since_boot());
+            let health = leader.servers.lock().health(server, clock::since_boot());
             if health == Some(Health::Alive) {
                 // It would register again within a second.
                 return Err(MetadataError::Refused(format!(
                     "storage server {server} still runs: evacuate it, stop it, then forget it"
                 )));
             }
-            let chunks = self.chunks_on(server).map_err(|error| store_error(&error))?;
+            let chunks = self.read(Lane::Background, move |records| chunks_on(records, server)).await?;
             if chunks > 0 {
                 return Err(MetadataError::Refused(format!(
                     "{chunks} chunks still name storage server {server}: evacuate it, and wait until it has none"
                 )));
             }
         }
-        match self.propose(Op::ChangeServer { server, change }).await? {
+        match leader.propose(Op::ChangeServer { server, change }).await? {
             Outcome::Refused(FsError::NotFound) => {
                 Err(MetadataError::Refused(format!("there is no storage server {server}")))
             }
@@ -52,28 +53,29 @@ impl Node {
     fn look_at_server(&self, server: ServerId) -> Result<(), StoreError> {
         let record: Option<ServerRecord> =
             query::load(&*self.machine.store(), Family::System, &keys::server(server))?;
-        let mut servers = self.office.servers.lock();
+        let Some(leader) = self.leading() else { return Ok(()) };
+        let mut servers = leader.servers.lock();
         match record {
             Some(record) => servers.set_record(server, record),
             None => servers.forget(server),
         }
         Ok(())
     }
+}
 
-    /// How many chunks name a server.
-    fn chunks_on(&self, server: ServerId) -> Result<u64, StoreError> {
-        let (mut chunks, mut failed) = (0, None);
-        let prefix = keys::chunks();
-        self.machine.store().scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
-            match ChunkRecord::decode(value) {
-                Ok(record) => chunks += u64::from(record.replicas.contains(&server)),
-                Err(error) => {
-                    failed = Some(error);
-                    return ControlFlow::Break(());
-                }
+/// How many chunks name a server.
+fn chunks_on(records: &dyn Read, server: ServerId) -> Result<u64, StoreError> {
+    let (mut chunks, mut failed) = (0, None);
+    let prefix = keys::chunks();
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
+        match ChunkRecord::decode(value) {
+            Ok(record) => chunks += u64::from(record.replicas.contains(&server)),
+            Err(error) => {
+                failed = Some(error);
+                return ControlFlow::Break(());
             }
-            ControlFlow::Continue(())
-        })?;
-        failed.map_or(Ok(chunks), Err)
-    }
+        }
+        ControlFlow::Continue(())
+    })?;
+    failed.map_or(Ok(chunks), Err)
 }

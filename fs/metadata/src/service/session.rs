@@ -10,6 +10,7 @@ use atoll_proto::metadata::{
 
 use crate::changes::Work;
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, query_error};
 use crate::sessions::OpenError;
 
@@ -21,37 +22,37 @@ impl Node {
         &self,
         request: &SessionHeartbeat,
     ) -> Result<SessionHeartbeatReply, MetadataError> {
-        let term = self.lead()?;
+        let leader = self.lead()?;
         let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
         let now = clock::since_boot();
         let members = self.all_addresses();
-        let servers_version = self.office.servers.lock().version(now);
+        let servers_version = leader.servers.lock().version(now);
         let reply = {
-            let mut sessions = self.office.sessions.lock();
+            let mut sessions = leader.sessions.lock();
             sessions.heard(request.session, now).map_err(|_| EXPIRED)?;
             SessionHeartbeatReply {
                 now: clock::now(),
                 lifetime_ms: sessions.lifetime().as_millis() as u32,
-                term,
+                term: leader.term,
                 reclaim: sessions.must_reclaim(request.session),
                 return_reservation: sessions.take_recall(request.session),
                 inline_allowed: inline_allowed(volume.inline_bytes, volume.config.inline_budget_bytes)
-                    && !self.is_full(),
+                    && !self.is_full(&leader),
                 volume: volume.volume_use(),
                 servers_version,
                 members,
                 config: volume.config,
             }
         };
-        self.still_leads(term)?;
+        leader.confirm()?;
         Ok(reply)
     }
 
     /// A session tells what it holds open.
     pub(crate) fn reclaim(&self, request: &ReclaimRequest) -> Result<(), MetadataError> {
-        let term = self.lead()?;
+        let leader = self.lead()?;
         let all = {
-            let mut sessions = self.office.sessions.lock();
+            let mut sessions = leader.sessions.lock();
             sessions.heard(request.session, clock::since_boot()).map_err(|_| EXPIRED)?;
             sessions.reclaim(request.session, &request.open, request.more).map_err(|error| match error {
                 OpenError::Unknown => EXPIRED,
@@ -60,38 +61,39 @@ impl Node {
             sessions.all_reclaimed()
         };
         if all {
-            self.changes.look_again(Work::Orphans);
+            leader.changes.look_again(Work::Orphans);
         }
-        self.still_leads(term)
+        leader.confirm()
     }
 
     /// A session holds files no more.
     pub(crate) fn close(&self, notice: &CloseNotice) -> Result<(), MetadataError> {
-        self.lead()?;
-        self.let_go_of(notice.session, &notice.closed);
+        let leader = self.lead()?;
+        self.let_go_of(&leader, notice.session, &notice.closed);
         Ok(())
     }
 
     /// A session holds these no more.
-    pub(crate) fn let_go_of(&self, session: SessionId, inodes: &[InodeId]) {
+    pub(crate) fn let_go_of(&self, leader: &Leader, session: SessionId, inodes: &[InodeId]) {
         let let_go: Vec<InodeId> = {
-            let mut sessions = self.office.sessions.lock();
+            let mut sessions = leader.sessions.lock();
             inodes.iter().copied().filter(|ino| sessions.release(session, *ino)).collect()
         };
         for ino in let_go {
-            self.changes.again(Work::Orphans, &keys::orphan(ino));
+            leader.changes.again(Work::Orphans, &keys::orphan(ino));
         }
     }
 
     /// A session has ended: it is taken out of the leader's memory, and what it held may be freed now.
     pub(crate) fn session_ended(&self, session: SessionId) {
-        let let_go = self.office.sessions.lock().ended(session);
+        let Some(leader) = self.leading() else { return };
+        let let_go = leader.sessions.lock().ended(session);
         for ino in let_go {
-            self.changes.again(Work::Orphans, &keys::orphan(ino));
+            leader.changes.again(Work::Orphans, &keys::orphan(ino));
         }
-        self.waits_ended(session);
+        self.waits_ended(&leader, session);
         // It may have been the last one that had not said what it holds.
-        self.changes.look_again(Work::Orphans);
+        leader.changes.look_again(Work::Orphans);
     }
 }
 

@@ -14,6 +14,7 @@ use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError, ServerSt
 use atoll_raft::RaftStatus;
 
 use crate::clock;
+use crate::leader::Leader;
 use crate::membership::HEARD_WITHIN;
 use crate::node::{Node, collect, store_error};
 use crate::repair;
@@ -26,6 +27,7 @@ impl Node {
     /// How the cluster is, as this member knows it; sessions and storage servers only the leader knows.
     pub(crate) fn status(&self) -> Result<ClusterStatus, MetadataError> {
         let leads = self.lead().is_ok();
+        let leader = self.leading();
         let raft = self.consensus.status();
         let leadership = self.consensus.leadership();
         let store = self.machine.store();
@@ -47,14 +49,14 @@ impl Node {
             status.inline_bytes = volume.inline_bytes;
         }
         if leads {
-            let copying = self.office.orders.lock().copies() as u64;
-            status.repair = self.office.repair.lock().status(copying, clock::since_boot());
+            status.repair = leader.as_ref().map(|leader| leader.repair_status()).unwrap_or_default();
             Self::group_problems(&mut status);
         }
-        self.servers_and_problems(&mut status, leads, &raft);
-        self.count(&records, &mut status).map_err(|error| store_error(&error))?;
+        self.servers_and_problems(&mut status, leader.as_deref(), leads, &raft);
+        count(&records, leader.as_deref(), &mut status).map_err(|error| store_error(&error))?;
         if leads {
-            status.sessions = self.sessions_of(&records).map_err(|error| store_error(&error))?;
+            let sessions = leader.map(|leader| sessions_of(&records, &leader)).transpose();
+            status.sessions = sessions.map_err(|error| store_error(&error))?.unwrap_or_default();
         }
         if status.chunks_short > 0 && leads {
             status.problems.push(format!(
@@ -89,9 +91,16 @@ impl Node {
         }
     }
 
-    fn servers_and_problems(&self, status: &mut ClusterStatus, leads: bool, raft: &RaftStatus) {
+    fn servers_and_problems(
+        &self,
+        status: &mut ClusterStatus,
+        leader: Option<&Leader>,
+        leads: bool,
+        raft: &RaftStatus,
+    ) {
         let now = clock::since_boot();
-        for (server, record, health, report, silent) in self.office.servers.lock().all(now) {
+        let servers = leader.map(|leader| leader.servers.lock().clone()).unwrap_or_default();
+        for (server, record, health, report, silent) in servers.all(now) {
             status.servers.push(ServerStatus {
                 server,
                 address: record.address.clone(),
@@ -128,7 +137,7 @@ impl Node {
                 usize::from(status.copies) - status.servers.len()
             ));
         }
-        let mut full = self.office.full.lock().clone();
+        let mut full = leader.map(|leader| leader.full.lock().clone()).unwrap_or_default();
         if self.disk_low.load(Ordering::Relaxed) {
             full.insert(self.member);
         }
@@ -156,57 +165,56 @@ impl Node {
             status.problems.push(format!("metadata server {} has stopped: {failure}", self.member));
         }
     }
+}
 
-    fn count(&self, records: &dyn Read, status: &mut ClusterStatus) -> Result<(), StoreError> {
-        let now = clock::since_boot();
-        let servers = self.office.servers.lock();
-        let (mut chunks, mut short) = (0, 0);
-        let mut stored = HashMap::new();
-        let prefix = keys::chunks();
-        records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
-            chunks += 1;
-            if let Ok(chunk) = ChunkRecord::decode(value) {
-                short += u64::from(chunk.sealed && repair::lacks(&chunk, &servers, now) > 0);
-                for server in &chunk.replicas {
-                    *stored.entry(*server).or_insert(0) += chunk.live_blocks * BLOCK_BYTES;
-                }
+fn count(records: &dyn Read, leader: Option<&Leader>, status: &mut ClusterStatus) -> Result<(), StoreError> {
+    let now = clock::since_boot();
+    let servers = leader.map(|leader| leader.servers.lock().clone()).unwrap_or_default();
+    let (mut chunks, mut short) = (0, 0);
+    let mut stored = HashMap::new();
+    let prefix = keys::chunks();
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
+        chunks += 1;
+        if let Ok(chunk) = ChunkRecord::decode(value) {
+            short += u64::from(chunk.sealed && repair::lacks(&chunk, &servers, now) > 0);
+            for server in &chunk.replicas {
+                *stored.entry(*server).or_insert(0) += chunk.live_blocks * BLOCK_BYTES;
             }
-            if chunks >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        drop(servers);
-        let mut orphans = 0;
-        let prefix = keys::orphans();
-        records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, _| {
-            orphans += 1;
-            if orphans >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
-        for server in &mut status.servers {
-            server.stored = stored.get(&server.server).copied().unwrap_or(0);
         }
-        status.chunks = chunks;
-        status.chunks_short = short;
-        status.orphans = orphans;
-        Ok(())
+        if chunks >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let mut orphans = 0;
+    let prefix = keys::orphans();
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, _| {
+        orphans += 1;
+        if orphans >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    for server in &mut status.servers {
+        server.stored = stored.get(&server.server).copied().unwrap_or(0);
     }
+    status.chunks = chunks;
+    status.chunks_short = short;
+    status.orphans = orphans;
+    Ok(())
+}
 
-    fn sessions_of(&self, records: &dyn Read) -> Result<Vec<SessionStatus>, StoreError> {
-        let recorded = collect::<SessionRecord>(records, &keys::sessions())?;
-        let sessions = self.office.sessions.lock();
-        Ok(recorded
-            .into_iter()
-            .filter_map(|(id, record)| {
-                let session = SessionId(id);
-                let open_files = sessions.open_files(session)? as u64;
-                Some(SessionStatus {
-                    session,
-                    client: record.client,
-                    opened: record.opened,
-                    open_files,
-                    bytes_reserved: record.bytes_reserved,
-                })
+fn sessions_of(records: &dyn Read, leader: &Leader) -> Result<Vec<SessionStatus>, StoreError> {
+    let recorded = collect::<SessionRecord>(records, &keys::sessions())?;
+    let sessions = leader.sessions.lock();
+    Ok(recorded
+        .into_iter()
+        .filter_map(|(id, record)| {
+            let session = SessionId(id);
+            let open_files = sessions.open_files(session)? as u64;
+            Some(SessionStatus {
+                session,
+                client: record.client,
+                opened: record.opened,
+                open_files,
+                bytes_reserved: record.bytes_reserved,
             })
-            .collect())
-    }
+        })
+        .collect())
 }
 
 /// The members; how far they are only their leader knows.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use atoll_core::commands::{Op, OrderDone, Outcome};
 use atoll_core::ids::{ChunkId, ServerId};
@@ -18,10 +19,13 @@ use atoll_proto::registration::{
 use atoll_proto::storage::TRIM_RANGES_MAX;
 
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, store_error};
 use crate::orders::Task;
+use crate::reads::Lane;
 use crate::repair;
 use crate::servers::{HEARTBEAT_INTERVAL, Health, Refused, Report};
+use crate::store::records::Records;
 
 /// The newest format of a storage server's disk that this program understands.
 const STORAGE_FORMAT_MAX: u32 = 1;
@@ -51,7 +55,7 @@ fn refused(refused: Refused) -> Status {
 impl Node {
     /// A storage server says that it is there.
     pub(crate) async fn register(&self, request: Register) -> Result<RegisterReply, Status> {
-        self.lead().map_err(refusal)?;
+        let leader = self.lead().map_err(refusal)?;
         if request.cluster != self.cluster {
             let (here, there) = (self.cluster, request.cluster);
             return Err(RegistrationError::WrongCluster { here, there }.into());
@@ -64,7 +68,7 @@ impl Node {
             return Err(Status::bad_request(format!("more than {LABELS_MAX} labels")));
         }
         let op = Op::PutServer { server: request.server, address: request.address, labels: request.labels };
-        match self.propose(op).await.map_err(refusal)? {
+        let leader = match leader.propose(op).await.map_err(refusal)? {
             Outcome::Refused(error) => {
                 return Err(Status::unavailable(format!("the server can't join now: {error}")));
             }
@@ -75,7 +79,7 @@ impl Node {
                 .map_err(|error| refusal(store_error(&error)))?
                 .ok_or_else(|| Status::unavailable("the server's record is missing"))?;
         let address = record.address.clone();
-        self.office
+        leader
             .servers
             .lock()
             .registered(
@@ -86,14 +90,14 @@ impl Node {
                 clock::since_boot(),
             )
             .map_err(refused)?;
-        self.office.orders.lock().restarted(request.server);
+        leader.orders.lock().restarted(request.server);
         tracing::info!(server = %request.server, address, "a storage server registered");
         Ok(RegisterReply { heartbeat_interval_ms: INTERVAL_MS, full_inventory: true })
     }
 
     /// A storage server is alive: takes in what it tells, and tells it what to do.
     pub(crate) async fn storage_heartbeat(&self, beat: Heartbeat) -> Result<HeartbeatReply, Status> {
-        let term = self.lead().map_err(refusal)?;
+        let leader = self.lead().map_err(refusal)?;
         let server = beat.server;
         let report = Report {
             capacity: 0,
@@ -103,30 +107,30 @@ impl Node {
             disk_errors: beat.disk_errors,
         };
         let complete = beat.changes.complete;
-        let full_inventory = self
-            .office
+        let full_inventory = leader
             .servers
             .lock()
             .heartbeat(server, beat.incarnation, report, complete, clock::since_boot())
             .map_err(refused)?;
         // Before what it has copied since is taken in: that may be the same chunks.
-        let removed = self.removed(server, &beat.changes).map_err(|error| refusal(store_error(&error)))?;
-        self.take_reports(&beat).await.map_err(refusal)?;
-        self.take_inventory(server, &beat.changes, removed).await.map_err(refusal)?;
-        let (orders, idle) = self.orders_for(server).map_err(|error| refusal(store_error(&error)))?;
+        let beat = Arc::new(beat);
+        let removed = self.removed(&beat).await.map_err(refusal)?;
+        self.take_reports(&leader, &beat).await.map_err(refusal)?;
+        self.take_inventory(&leader, &beat, removed).await.map_err(refusal)?;
+        let (orders, idle) = self.orders_for(&leader, server).await.map_err(refusal)?;
         if !idle.is_empty() {
             // A sweep can leave an order to trim for which nothing is left: done.
             let done = idle.into_iter().map(|chunk| OrderDone::Trimmed(chunk, Vec::new())).collect();
-            self.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
+            leader.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
         }
-        self.still_leads(term).map_err(refusal)?;
+        leader.confirm().map_err(refusal)?;
         let members = self.all_addresses();
         Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, orders, full_inventory, members })
     }
 
-    async fn take_reports(&self, beat: &Heartbeat) -> Result<(), MetadataError> {
+    async fn take_reports(&self, leader: &Leader, beat: &Heartbeat) -> Result<(), MetadataError> {
         let server = beat.server;
-        let meaning = self.office.orders.lock().report(server, &beat.done);
+        let meaning = leader.orders.lock().report(server, &beat.done);
         let mut ops = Vec::new();
         let (mut batch, mut ranges) = (Vec::new(), 0);
         for done in meaning.done {
@@ -143,14 +147,14 @@ impl Node {
             ops.push(Op::OrdersDone { server, done: batch });
         }
         for (chunk, generation) in meaning.copied {
-            ops.extend(self.with_replica(chunk, generation, server)?);
+            ops.extend(self.with_replica(leader, chunk, generation, server)?);
         }
         for chunk in meaning.missing {
-            ops.extend(self.without_replica(chunk, server)?);
+            ops.extend(self.without_replica(leader, chunk, server)?);
         }
         self.metrics.work("orders_done", ops.len() as u64);
         if !ops.is_empty() {
-            self.propose_all(ops).await?;
+            leader.propose_all(ops).await?;
         }
         Ok(())
     }
@@ -158,6 +162,7 @@ impl Node {
     /// A copy is finished: the server holds the chunk from now on, unless the chunk has changed meanwhile.
     fn with_replica(
         &self,
+        leader: &Leader,
         chunk: ChunkId,
         generation: atoll_core::ids::Generation,
         server: ServerId,
@@ -167,8 +172,8 @@ impl Node {
             Some(record) if record.generation == generation && !record.replicas.contains(&server) => {
                 // Should one of the others come back, it is told to delete.
                 let now = clock::since_boot();
-                let replicas = repair::kept(&record, server, &self.office.servers.lock(), now);
-                self.office.repair.lock().copied(record.committed, now);
+                let replicas = repair::kept(&record, server, &leader.servers.lock(), now);
+                leader.repair.lock().copied(record.committed, now);
                 self.metrics.work("copied_bytes", record.committed);
                 tracing::info!(%chunk, %server, "a chunk has a new replica");
                 Some(Op::SetReplicas { chunk, generation, replicas })
@@ -178,7 +183,12 @@ impl Node {
     }
 
     /// A replica is missing: it is taken out, if another is left, and made anew by the repair.
-    fn without_replica(&self, chunk: ChunkId, server: ServerId) -> Result<Option<Op>, MetadataError> {
+    fn without_replica(
+        &self,
+        leader: &Leader,
+        chunk: ChunkId,
+        server: ServerId,
+    ) -> Result<Option<Op>, MetadataError> {
         let record = query::chunk(&*self.machine.store(), chunk).map_err(|error| store_error(&error))?;
         let Some(record) = record else { return Ok(None) };
         if !record.sealed || !record.replicas.contains(&server) {
@@ -187,7 +197,7 @@ impl Node {
         let left: Vec<ServerId> = record.replicas.iter().copied().filter(|other| *other != server).collect();
         let now = clock::since_boot();
         let alive = {
-            let servers = self.office.servers.lock();
+            let servers = leader.servers.lock();
             left.iter().filter(|other| servers.health(**other, now) == Some(Health::Alive)).count()
         };
         if alive == 0 {
@@ -200,12 +210,18 @@ impl Node {
 
     async fn take_inventory(
         &self,
-        server: ServerId,
-        changes: &InventoryChanges,
+        leader: &Arc<Leader>,
+        beat: &Arc<Heartbeat>,
         removed: Vec<ChunkId>,
     ) -> Result<(), MetadataError> {
-        let strays = self.strays(server, changes).map_err(|error| store_error(&error))?;
-        let missing = self.missing(server, changes).map_err(|error| store_error(&error))?;
+        let (server, changes) = (beat.server, &beat.changes);
+        let Inspected { strays, missing, short } = match says_what_is_there(changes) {
+            false => Inspected::default(),
+            true => {
+                let (leader, beat) = (leader.clone(), beat.clone());
+                self.read(Lane::Request, move |records| inspect(records, &leader, &beat)).await?
+            }
+        };
         let mut ops = Vec::new();
         if !strays.is_empty() {
             tracing::info!(%server, count = strays.len(), "replicas that no record knows are to be deleted");
@@ -213,151 +229,198 @@ impl Node {
             ops.push(Op::DeleteStray { server, chunks: strays });
         }
         for chunk in missing.into_iter().chain(removed) {
-            ops.extend(self.without_replica(chunk, server)?);
+            ops.extend(self.without_replica(leader, chunk, server)?);
         }
         // What is good in them may be all that is left of it. A new leader hears of them with the whole inventory.
         let known_bad = changes.present.iter().filter(|replica| replica.bad).map(|replica| replica.chunk);
-        let short = self.short(changes).map_err(|error| store_error(&error))?;
         let bad = changes.bad.iter().map(|bad| bad.chunk).chain(known_bad).chain(short);
-        self.office.suspects.add(bad.map(|chunk| (chunk, server)));
+        leader.suspects.add(bad.map(|chunk| (chunk, server)));
         if !ops.is_empty() {
-            self.propose_all(ops).await?;
+            leader.propose_all(ops).await?;
         }
         Ok(())
     }
 
-    /// Replicas that no record places on the server.
-    fn strays(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        let store = self.machine.store();
-        let mut strays = Vec::new();
-        for replica in &changes.present {
-            let chunk = replica.chunk;
-            if query::chunk(&*store, chunk)?.is_some_and(|record| record.replicas.contains(&server))
-                || self.office.orders.lock().is_copying(server, chunk)
-            {
-                continue;
-            }
-            let order: Option<OrderRecord> =
-                query::load(&*store, Family::System, &keys::order(server, chunk))?;
-            if !order.is_some_and(|order| order.delete) {
-                strays.push(chunk);
-            }
-        }
-        Ok(strays)
-    }
-
-    /// Chunks of whose blocks in use not all are there, though none is bad: what was zeroed looks to its server as if it had
-    /// never been written.
-    fn short(&self, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        let store = self.machine.store();
-        let mut short = Vec::new();
-        for scrubbed in &changes.scrubbed {
-            let record = query::chunk(&*store, scrubbed.chunk)?;
-            // Blocks are only ever trimmed after they are no longer in use.
-            if record.is_some_and(|record| {
-                record.sealed
-                    && record.generation == scrubbed.generation
-                    && scrubbed.blocks < record.live_blocks
-            }) {
-                short.push(scrubbed.chunk);
-            }
-        }
-        Ok(short)
-    }
-
     /// Chunks whose replicas are gone from the server though nobody ordered that.
-    fn removed(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        let store = self.machine.store();
-        let mut removed = Vec::new();
-        for chunk in &changes.removed {
-            let order: Option<OrderRecord> =
-                query::load(&*store, Family::System, &keys::order(server, *chunk))?;
-            if !order.is_some_and(|order| order.delete)
-                && query::chunk(&*store, *chunk)?.is_some_and(|record| record.replicas.contains(&server))
-            {
-                removed.push(*chunk);
-            }
+    async fn removed(&self, beat: &Arc<Heartbeat>) -> Result<Vec<ChunkId>, MetadataError> {
+        if beat.changes.removed.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(removed)
-    }
-
-    /// Sealed chunks that should be on the server and are not in its (page of the) full inventory. Open ones are
-    /// their writers' business.
-    fn missing(&self, server: ServerId, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
-        // The last page ends behind the last chunk there is, and may be empty: then the server has lost everything.
-        let to = match changes.through {
-            _ if changes.complete => prefix_end(&keys::chunks()),
-            Some(through) => keys::chunk(ChunkId(through.0.saturating_add(1))),
-            None => return Ok(Vec::new()),
-        };
-        let present: HashSet<ChunkId> = changes.present.iter().map(|replica| replica.chunk).collect();
-        let from = keys::chunk(ChunkId(changes.from.map_or(0, |from| from.0.saturating_add(1))));
-        let mut missing = Vec::new();
-        self.machine.store().scan(Family::System, &from, &to, &mut |key, value| {
-            if let (Some(number), Ok(record)) = (keys::first_number(key), ChunkRecord::decode(value)) {
-                let chunk = ChunkId(number);
-                if record.sealed
-                    && record.committed > 0
-                    && record.replicas.contains(&server)
-                    && !present.contains(&chunk)
-                {
-                    missing.push(chunk);
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
-        // What was sealed or copied while the page was on its way may be there already: a server that lacks it
-        // says so when it is told to seal it. Here only what has no such order is taken as lost.
-        let store = self.machine.store();
-        let mut lost = Vec::new();
-        for chunk in missing {
-            let order: Option<OrderRecord> =
-                query::load(&*store, Family::System, &keys::order(server, chunk))?;
-            if order.is_none_or(|order| order.seal.is_none()) {
-                lost.push(chunk);
-            }
-        }
-        Ok(lost)
+        let beat = beat.clone();
+        self.read(Lane::Request, move |records| removed(records, beat.server, &beat.changes)).await
     }
 
     /// What the server is to do now, and chunks of which it has nothing to trim though it was told so.
-    fn orders_for(&self, server: ServerId) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), StoreError> {
-        let room = self.office.orders.lock().room(server).min(TASKS_MAX);
-        let store = self.machine.store();
-        let records = store.snapshot();
-        let mut tasks = Vec::new();
-        let mut failed = None;
-        let prefix = keys::orders(server);
-        records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
-            if tasks.len() >= room {
+    async fn orders_for(
+        &self,
+        leader: &Arc<Leader>,
+        server: ServerId,
+    ) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), MetadataError> {
+        let leader = leader.clone();
+        let give_out = move |records: &Records| -> Result<_, StoreError> {
+            let room = leader.orders.lock().room(server).min(TASKS_MAX);
+            let (tasks, idle) = tasks(&records.snapshot(), server, room)?;
+            Ok((leader.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
+        };
+        self.read(Lane::Request, give_out).await
+    }
+}
+
+/// What an inventory says, held against the records.
+#[derive(Default)]
+struct Inspected {
+    strays: Vec<ChunkId>,
+    missing: Vec<ChunkId>,
+    short: Vec<ChunkId>,
+}
+
+/// Whether there is something to [`inspect`].
+fn says_what_is_there(changes: &InventoryChanges) -> bool {
+    changes.complete
+        || changes.through.is_some()
+        || !changes.present.is_empty()
+        || !changes.scrubbed.is_empty()
+}
+
+fn inspect(records: &dyn Read, leader: &Leader, beat: &Heartbeat) -> Result<Inspected, StoreError> {
+    Ok(Inspected {
+        strays: strays(records, leader, beat.server, &beat.changes)?,
+        missing: missing(records, beat.server, &beat.changes)?,
+        short: short(records, &beat.changes)?,
+    })
+}
+
+/// Replicas that no record places on the server.
+fn strays(
+    records: &dyn Read,
+    leader: &Leader,
+    server: ServerId,
+    changes: &InventoryChanges,
+) -> Result<Vec<ChunkId>, StoreError> {
+    let mut strays = Vec::new();
+    for replica in &changes.present {
+        let chunk = replica.chunk;
+        if query::chunk(records, chunk)?.is_some_and(|record| record.replicas.contains(&server))
+            || leader.orders.lock().is_copying(server, chunk)
+        {
+            continue;
+        }
+        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, chunk))?;
+        if !order.is_some_and(|order| order.delete) {
+            strays.push(chunk);
+        }
+    }
+    Ok(strays)
+}
+
+/// Chunks of whose blocks in use not all are there, though none is bad: what was zeroed looks to its server as if it had
+/// never been written.
+fn short(records: &dyn Read, changes: &InventoryChanges) -> Result<Vec<ChunkId>, StoreError> {
+    let mut short = Vec::new();
+    for scrubbed in &changes.scrubbed {
+        let record = query::chunk(records, scrubbed.chunk)?;
+        // Blocks are only ever trimmed after they are no longer in use.
+        if record.is_some_and(|record| {
+            record.sealed && record.generation == scrubbed.generation && scrubbed.blocks < record.live_blocks
+        }) {
+            short.push(scrubbed.chunk);
+        }
+    }
+    Ok(short)
+}
+
+/// Chunks whose replicas are gone from the server though nobody ordered that.
+fn removed(
+    records: &dyn Read,
+    server: ServerId,
+    changes: &InventoryChanges,
+) -> Result<Vec<ChunkId>, StoreError> {
+    let mut removed = Vec::new();
+    for chunk in &changes.removed {
+        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, *chunk))?;
+        if !order.is_some_and(|order| order.delete)
+            && query::chunk(records, *chunk)?.is_some_and(|record| record.replicas.contains(&server))
+        {
+            removed.push(*chunk);
+        }
+    }
+    Ok(removed)
+}
+
+/// Sealed chunks that should be on the server and are not in its (page of the) full inventory. Open ones are
+/// their writers' business.
+fn missing(
+    records: &dyn Read,
+    server: ServerId,
+    changes: &InventoryChanges,
+) -> Result<Vec<ChunkId>, StoreError> {
+    // The last page ends behind the last chunk there is, and may be empty: then the server has lost everything.
+    let to = match changes.through {
+        _ if changes.complete => prefix_end(&keys::chunks()),
+        Some(through) => keys::chunk(ChunkId(through.0.saturating_add(1))),
+        None => return Ok(Vec::new()),
+    };
+    let present: HashSet<ChunkId> = changes.present.iter().map(|replica| replica.chunk).collect();
+    let from = keys::chunk(ChunkId(changes.from.map_or(0, |from| from.0.saturating_add(1))));
+    let mut missing = Vec::new();
+    records.scan(Family::System, &from, &to, &mut |key, value| {
+        if let (Some(number), Ok(record)) = (keys::first_number(key), ChunkRecord::decode(value)) {
+            let chunk = ChunkId(number);
+            if record.sealed
+                && record.committed > 0
+                && record.replicas.contains(&server)
+                && !present.contains(&chunk)
+            {
+                missing.push(chunk);
+            }
+        }
+        ControlFlow::Continue(())
+    })?;
+    // What was sealed or copied while the page was on its way may be there already: a server that lacks it
+    // says so when it is told to seal it. Here only what has no such order is taken as lost.
+    let mut lost = Vec::new();
+    for chunk in missing {
+        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, chunk))?;
+        if order.is_none_or(|order| order.seal.is_none()) {
+            lost.push(chunk);
+        }
+    }
+    Ok(lost)
+}
+
+/// What the records say a server has to do, as far as there is room for it, and chunks of which it has nothing to trim though
+/// it was told so.
+fn tasks(records: &dyn Read, server: ServerId, room: usize) -> Result<(Vec<Task>, Vec<ChunkId>), StoreError> {
+    let mut tasks = Vec::new();
+    let mut failed = None;
+    let prefix = keys::orders(server);
+    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
+        if tasks.len() >= room {
+            return ControlFlow::Break(());
+        }
+        match (keys::second_number(key), OrderRecord::decode(value)) {
+            (Some(chunk), Ok(order)) => tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() }),
+            (None, _) => {}
+            (_, Err(error)) => {
+                failed = Some(error);
                 return ControlFlow::Break(());
             }
-            match (keys::second_number(key), OrderRecord::decode(value)) {
-                (Some(chunk), Ok(order)) => {
-                    tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() })
-                }
-                (None, _) => {}
-                (_, Err(error)) => {
-                    failed = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            ControlFlow::Continue(())
-        })?;
-        if let Some(error) = failed {
-            return Err(error);
         }
-        let mut idle = Vec::new();
-        for task in &mut tasks {
-            if task.order.trim && !task.order.delete {
-                task.dead = dead_ranges(&records, task.chunk, server)?;
-                if task.dead.is_empty() {
-                    idle.push(task.chunk);
-                }
-            }
-        }
-        Ok((self.office.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
+        ControlFlow::Continue(())
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
     }
+    let mut idle = Vec::new();
+    for task in &mut tasks {
+        if task.order.trim && !task.order.delete {
+            task.dead = dead_ranges(records, task.chunk, server)?;
+            if task.dead.is_empty() {
+                idle.push(task.chunk);
+            }
+        }
+    }
+    Ok((tasks, idle))
 }
 
 /// Dead ranges of a chunk that the server hasn't trimmed, as many as go into one order.

@@ -13,13 +13,13 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::changes::Work;
+use crate::changes::{Changes, Work};
 
 const CLUSTER: ClusterId = ClusterId(7);
 
 fn machine(dir: &Path) -> Machine {
     let folder = Arc::new(Folder::open(dir, CLUSTER, MemberId(1)).unwrap());
-    Machine::open(folder, &Backend::default(), Arc::new(Changes::default()), Metrics::default()).unwrap()
+    Machine::open(folder, &Backend::default(), Arc::default(), Metrics::default()).unwrap()
 }
 
 /// All records but the server's own.
@@ -178,7 +178,7 @@ fn crash(dir: &Path) -> (tempfile::TempDir, Machine) {
         if copy_files(dir, copy.path()).is_ok() {
             let folder = Arc::new(Folder::open(copy.path(), CLUSTER, MemberId(1)).unwrap());
             if let Ok(machine) =
-                Machine::open(folder, &Backend::default(), Arc::new(Changes::default()), Metrics::default())
+                Machine::open(folder, &Backend::default(), Arc::default(), Metrics::default())
             {
                 return (copy, machine);
             }
@@ -293,11 +293,11 @@ fn what_can_not_be_understood_or_was_applied_already_stops_the_member() {
 fn whoever_is_told_of_a_change_finds_it_in_the_records() {
     let dir = tempfile::tempdir().unwrap();
     let folder = Arc::new(Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap());
-    let changes = Arc::new(Changes::default());
-    let machine =
-        Machine::open(folder, &Backend::default(), Arc::clone(&changes), Metrics::default()).unwrap();
+    let feed = Arc::new(ChangeFeed::default());
+    let machine = Machine::open(folder, &Backend::default(), Arc::clone(&feed), Metrics::default()).unwrap();
     machine.apply(random_entries(1, 1)).unwrap();
-    changes.begin();
+    let changes = Arc::new(Changes::default());
+    feed.begin(Arc::clone(&changes));
     while changes.has(Work::Orphans) {
         changes.take(Work::Orphans, 100, &*machine.store()).unwrap().done();
     }
@@ -337,9 +337,7 @@ fn a_store_of_a_newer_program_is_refused() {
     newer.flush().unwrap();
     drop(newer);
     let folder = Arc::new(Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap());
-    let error = Machine::open(folder, &Backend::default(), Arc::new(Changes::default()), Metrics::default())
-        .err()
-        .unwrap();
+    let error = Machine::open(folder, &Backend::default(), Arc::default(), Metrics::default()).err().unwrap();
     assert!(error.to_string().contains("format 9"), "{error}");
 }
 

@@ -12,10 +12,13 @@ use atoll_core::records::Place;
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use tokio::sync::Mutex;
 
-use super::LOOK_EVERY;
 use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
+use super::{LOOK_EVERY, leader, take};
 use crate::changes::{Work, is_mostly_dead};
+use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// A chunk that lost blocks within this time is left alone: perhaps it is about to lose all of them.
 const REST: Duration = Duration::from_secs(10);
@@ -30,19 +33,25 @@ const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs for as long as the server does.
 pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
+    loop {
+        let leader = leader(&node).await;
+        compact_all(&node, &leader, &mover).await;
+    }
+}
+
+/// Compacts what there is to compact until this leadership is over.
+async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
     let mut waiting: BTreeMap<ChunkId, Instant> = BTreeMap::new();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        if node.lead().is_err() {
-            if !waiting.is_empty() {
-                waiting.clear();
-                // A lease that lapsed for a moment is no change of leader, after which all is looked for.
-                node.changes.look_again(Work::Compactions);
-            }
+        if leader.is_over() {
+            return;
+        }
+        if leader.confirm().is_err() {
             continue;
         }
         let limit = CHUNKS_WAITING_MAX.saturating_sub(waiting.len());
-        match node.changes.take(Work::Compactions, limit, &*node.machine.store()) {
+        match take(node, leader, Work::Compactions, limit).await {
             Ok(taken) => {
                 let keys = taken.done();
                 let chunks = keys.iter().filter_map(|key| keys::first_number(key)).map(ChunkId);
@@ -50,11 +59,11 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
             }
             Err(error) => tracing::error!(%error, "looking for chunks to compact failed"),
         }
-        mover.lock().await.seal_if_idle().await;
+        mover.lock().await.seal_if_idle(leader).await;
         let ripe = waiting.iter().find(|(_, since)| since.elapsed() >= REST).map(|(chunk, _)| *chunk);
         let Some(chunk) = ripe else { continue };
         waiting.remove(&chunk);
-        if let Err(error) = compact(&node, &mover, chunk).await {
+        if let Err(error) = compact(node, leader, mover, chunk).await {
             tracing::debug!(%chunk, %error, "a chunk couldn't be compacted yet");
             waiting.insert(chunk, Instant::now());
             tokio::time::sleep(FAILED_PAUSE).await;
@@ -62,7 +71,12 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
     }
 }
 
-async fn compact(node: &Node, mover: &Mutex<Mover>, chunk: ChunkId) -> Result<(), MoveError> {
+async fn compact(
+    node: &Node,
+    leader: &Leader,
+    mover: &Mutex<Mover>,
+    chunk: ChunkId,
+) -> Result<(), MoveError> {
     let store = node.machine.store();
     let record = query::chunk(&*store, chunk).map_err(|error| store_error(&error))?;
     if !record.is_some_and(|record| is_mostly_dead(&record)) {
@@ -70,10 +84,12 @@ async fn compact(node: &Node, mover: &Mutex<Mover>, chunk: ChunkId) -> Result<()
     }
     let mut batch: Vec<Run> = Vec::new();
     let mut bytes = 0;
-    for (ino, segment) in references(&*store, chunk).map_err(|error| store_error(&error))? {
-        for run in find(node, chunk, ino, segment)? {
+    for (ino, segment) in node.read(Lane::Background, move |records| references(records, chunk)).await? {
+        let records = store.clone();
+        let found = node.reads.run(Lane::Background, move || find(&records, chunk, ino, segment)).await?;
+        for run in found? {
             if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
-                relocate(node, mover, std::mem::take(&mut batch)).await?;
+                relocate(node, leader, mover, std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
             bytes += run.stored_bytes();
@@ -81,14 +97,19 @@ async fn compact(node: &Node, mover: &Mutex<Mover>, chunk: ChunkId) -> Result<()
         }
     }
     if !batch.is_empty() {
-        relocate(node, mover, batch).await?;
+        relocate(node, leader, mover, batch).await?;
     }
     node.metrics.work("compacted_chunks", 1);
     Ok(())
 }
 
-async fn relocate(node: &Node, mover: &Mutex<Mover>, batch: Vec<Run>) -> Result<(), MoveError> {
-    let bytes = mover.lock().await.relocate(batch).await?;
+async fn relocate(
+    node: &Node,
+    leader: &Leader,
+    mover: &Mutex<Mover>,
+    batch: Vec<Run>,
+) -> Result<(), MoveError> {
+    let bytes = mover.lock().await.relocate(leader, batch).await?;
     node.metrics.work("compacted_bytes", bytes);
     tokio::time::sleep(Duration::from_micros(bytes * 1_000_000 / BYTES_PER_SECOND)).await;
     Ok(())
@@ -108,8 +129,7 @@ fn references(records: &dyn Read, chunk: ChunkId) -> Result<Vec<(InodeId, Segmen
 }
 
 /// The runs of a segment that are in the chunk.
-fn find(node: &Node, chunk: ChunkId, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
-    let store = node.machine.store();
+fn find(store: &Records, chunk: ChunkId, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
     let records = store.snapshot();
     let record = match query::inode(&records, ino) {
         Ok(record) => record,

@@ -11,7 +11,9 @@ use atoll_core::store::{Family, Read};
 
 use super::{failed, next};
 use crate::changes::Work;
+use crate::leader::Leader;
 use crate::node::Node;
+use crate::reads::Lane;
 
 /// Inodes that one step is about.
 const INODES_PER_STEP: usize = 256;
@@ -26,8 +28,10 @@ const GATHER_SWEEPS: Duration = Duration::from_millis(200);
 /// Frees inodes that have no name and that no session holds open.
 pub(super) async fn orphans(node: Arc<Node>) {
     loop {
-        let taken = next(&node, Work::Orphans, INODES_PER_STEP, GATHER).await;
-        let Decided { inodes, later } = decide(&node, taken.keys());
+        let (leader, taken) = next(&node, Work::Orphans, INODES_PER_STEP, GATHER).await;
+        let (deciding, led, keys) = (node.clone(), leader.clone(), taken.keys().to_vec());
+        let decided = node.reads.run(Lane::Background, move || decide(&deciding, &led, &keys)).await;
+        let Ok(Decided { inodes, later }) = decided else { continue };
         if inodes.is_empty() {
             taken.done_but(|key| later.contains(key));
             continue;
@@ -36,10 +40,10 @@ pub(super) async fn orphans(node: Arc<Node>) {
             .iter()
             .map(|ino| Op::PurgeOrphan { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })
             .collect();
-        let result = node.propose_all(ops).await;
+        let result = leader.propose_all(ops).await;
         {
             // From here on the records say what is being freed.
-            let mut sessions = node.office.sessions.lock();
+            let mut sessions = leader.sessions.lock();
             for ino in &inodes {
                 sessions.not_going(*ino);
             }
@@ -68,11 +72,10 @@ struct Decided {
 }
 
 /// The others have got a name, or are held: whoever lets go of them last has them looked at again.
-fn decide(node: &Node, taken: &[Vec<u8>]) -> Decided {
+fn decide(node: &Node, leader: &Leader, taken: &[Vec<u8>]) -> Decided {
     let mut decided = Decided { inodes: Vec::new(), later: BTreeSet::new() };
     // Before the sessions are asked: who makes a file is among them when it is no more among these.
-    let being_made = node.office.making.from();
-    let mut sessions = node.office.sessions.lock();
+    let being_made = node.making.from();
     let store = node.machine.store();
     // Since it was noted it may have got a name (`O_TMPFILE`, then linkat). Nobody who opens it by that name
     // may be refused, not even for a moment.
@@ -80,6 +83,7 @@ fn decide(node: &Node, taken: &[Vec<u8>]) -> Decided {
         |ino| store.get(Family::System, &keys::orphan(ino)).map_or(true, |record| record.is_some());
     for key in taken {
         let Some(ino) = keys::first_number(key).map(InodeId) else { continue };
+        let mut sessions = leader.sessions.lock();
         if being_made.is_some_and(|from| ino >= from) {
             if !atoll_mutants::makes("orphan-forgotten") {
                 decided.later.insert(key.clone());
@@ -99,14 +103,14 @@ fn decide(node: &Node, taken: &[Vec<u8>]) -> Decided {
 /// Frees what truncations cut off.
 pub(super) async fn truncations(node: Arc<Node>) {
     loop {
-        let taken = next(&node, Work::Truncations, INODES_PER_STEP, GATHER).await;
+        let (leader, taken) = next(&node, Work::Truncations, INODES_PER_STEP, GATHER).await;
         let inodes: Vec<InodeId> =
             taken.keys().iter().filter_map(|key| keys::first_number(key).map(InodeId)).collect();
         let ops = inodes
             .iter()
             .map(|ino| Op::PurgeTruncated { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })
             .collect();
-        match node.propose_all(ops).await {
+        match leader.propose_all(ops).await {
             Ok(outcomes) => {
                 node.metrics.work("truncations", inodes.len() as u64);
                 let more = inodes.iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::More(true));
@@ -124,7 +128,7 @@ pub(super) async fn truncations(node: Arc<Node>) {
 /// Finds what was written to sealed chunks and never committed.
 pub(super) async fn sweeps(node: Arc<Node>) {
     loop {
-        let taken = next(&node, Work::Sweeps, SWEEPS_PER_STEP, GATHER_SWEEPS).await;
+        let (leader, taken) = next(&node, Work::Sweeps, SWEEPS_PER_STEP, GATHER_SWEEPS).await;
         let ops: Vec<Op> = taken
             .keys()
             .iter()
@@ -132,7 +136,7 @@ pub(super) async fn sweeps(node: Arc<Node>) {
             .map(|chunk| Op::SweepChunk { chunk: ChunkId(chunk) })
             .collect();
         let count = ops.len() as u64;
-        match node.propose_all(ops).await {
+        match leader.propose_all(ops).await {
             Ok(_) => {
                 taken.done();
                 node.metrics.work("sweeps", count);

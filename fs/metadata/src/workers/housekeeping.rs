@@ -12,7 +12,10 @@ use tokio::time::MissedTickBehavior;
 
 use super::failed;
 use crate::clock;
-use crate::node::{Node, collect, store_error};
+use crate::leader::Leader;
+use crate::node::{Node, collect};
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// How often this looks.
 const TICK: Duration = Duration::from_millis(200);
@@ -43,13 +46,15 @@ pub(super) async fn run(node: Arc<Node>) {
         let gap = clock::since_boot().saturating_sub(last);
         if gap > STANDSTILL_MIN {
             tracing::warn!(gap_ms = gap.as_millis() as u64, "this process stood still");
-            node.office.sessions.lock().forgive(gap);
-            node.office.servers.lock().forgive(gap);
+            if let Some(leader) = node.leading() {
+                leader.sessions.lock().forgive(gap);
+                leader.servers.lock().forgive(gap);
+            }
         }
         last = clock::since_boot();
-        node.leave_office_if_over();
-        if node.lead().is_ok()
-            && let Err(error) = expire(&node).await
+        node.step_down_if_over();
+        if let Ok(leader) = node.lead()
+            && let Err(error) = expire(&node, &leader).await
         {
             failed("ending silent sessions", &error).await;
         }
@@ -60,8 +65,8 @@ pub(super) async fn run(node: Arc<Node>) {
             node.measure();
         }
         if tick % FORGET_TICKS == FORGET_TICKS - 1
-            && node.lead().is_ok()
-            && let Err(error) = forget(&node).await
+            && let Ok(leader) = node.lead()
+            && let Err(error) = forget(&node, &leader).await
         {
             failed("forgetting ended sessions", &error).await;
         }
@@ -69,11 +74,11 @@ pub(super) async fn run(node: Arc<Node>) {
 }
 
 /// Ends sessions that were silent for their lifetime.
-async fn expire(node: &Node) -> Result<(), MetadataError> {
-    let expired = node.office.sessions.lock().expired(clock::since_boot());
+async fn expire(node: &Node, leader: &Leader) -> Result<(), MetadataError> {
+    let expired = leader.sessions.lock().expired(clock::since_boot());
     for session in expired {
         tracing::warn!(%session, "a session was silent for its lifetime: it is ended");
-        node.propose(Op::ExpireSession { session }).await?;
+        leader.propose(Op::ExpireSession { session }).await?;
         node.metrics.work("expired_sessions", 1);
         node.session_ended(session);
     }
@@ -81,9 +86,9 @@ async fn expire(node: &Node) -> Result<(), MetadataError> {
 }
 
 /// Forgets sessions that ended long ago and that nobody has superseded.
-async fn forget(node: &Node) -> Result<(), MetadataError> {
-    let sessions = collect::<SessionRecord>(&*node.machine.store(), &keys::sessions())
-        .map_err(|error| store_error(&error))?;
+async fn forget(node: &Node, leader: &Leader) -> Result<(), MetadataError> {
+    let all = |records: &Records| collect::<SessionRecord>(records, &keys::sessions());
+    let sessions = node.read(Lane::Background, all).await?;
     let old = clock::now().seconds - FORGET_AFTER_S;
     let ops: Vec<Op> = sessions
         .into_iter()
@@ -91,7 +96,7 @@ async fn forget(node: &Node) -> Result<(), MetadataError> {
         .take(FORGET_PER_STEP)
         .map(|(session, _)| Op::ForgetSession { session: SessionId(session) })
         .collect();
-    node.propose_all(ops).await.map(|_| ())
+    leader.propose_all(ops).await.map(|_| ())
 }
 
 /// Notices when nothing is applied for a while.

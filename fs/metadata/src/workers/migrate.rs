@@ -13,9 +13,12 @@ use atoll_core::{error::FsError, keys};
 use tokio::sync::Mutex;
 
 use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
-use super::{LOOK_EVERY, PAUSE};
+use super::{LOOK_EVERY, PAUSE, leader, take};
 use crate::changes::Work;
+use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
+use crate::store::records::Records;
 
 /// A segment that was left alone for so long is moved: what is overwritten again and again (a database's log)
 /// would be moved in vain.
@@ -34,20 +37,26 @@ type Seen = (Instant, Instant);
 
 /// Runs for as long as the server does.
 pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
+    loop {
+        let leader = leader(&node).await;
+        migrate(&node, &leader, &mover).await;
+    }
+}
+
+/// Moves what is to be moved until this leadership is over.
+async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
     let mut waiting: BTreeMap<Vec<u8>, Seen> = BTreeMap::new();
     loop {
         tokio::time::sleep(if waiting.is_empty() { LOOK_EVERY } else { PAUSE }).await;
-        if node.lead().is_err() {
-            if !waiting.is_empty() {
-                waiting.clear();
-                // A lease that lapsed for a moment is no change of leader, after which all is looked for.
-                node.changes.look_again(Work::Migrations);
-            }
+        if leader.is_over() {
+            return;
+        }
+        if leader.confirm().is_err() {
             continue;
         }
-        collect(&node, &mut waiting);
-        mover.lock().await.seal_if_idle().await;
-        let hurry = inline_is_scarce(&node);
+        collect(node, leader, &mut waiting).await;
+        mover.lock().await.seal_if_idle(leader).await;
+        let hurry = inline_is_scarce(node);
         let now = Instant::now();
         let ripe: Vec<Vec<u8>> = waiting
             .iter()
@@ -58,7 +67,7 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
         if ripe.is_empty() {
             continue;
         }
-        if let Err(error) = step(&node, &mover, &ripe).await {
+        if let Err(error) = step(node, leader, mover, &ripe).await {
             tracing::debug!(%error, "inline data couldn't be moved yet");
             tokio::time::sleep(FAILED_PAUSE).await;
             continue;
@@ -73,11 +82,11 @@ fn is_ripe((first, last): Seen, now: Instant) -> bool {
     now.duration_since(last) >= REST || now.duration_since(first) >= WAIT_MAX
 }
 
-fn collect(node: &Node, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
+async fn collect(node: &Node, leader: &Leader, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
     let now = Instant::now();
     while waiting.len() < SEGMENTS_WAITING_MAX {
         let limit = SEGMENTS_WAITING_MAX - waiting.len();
-        match node.changes.take(Work::Migrations, limit, &*node.machine.store()) {
+        match take(node, leader, Work::Migrations, limit).await {
             Ok(taken) if taken.is_empty() => return,
             Ok(taken) => {
                 for key in taken.done() {
@@ -97,16 +106,18 @@ fn inline_is_scarce(node: &Node) -> bool {
         .is_ok_and(|volume| volume.inline_bytes > volume.config.inline_budget_bytes / 2)
 }
 
-async fn step(node: &Node, mover: &Mutex<Mover>, keys: &[Vec<u8>]) -> Result<(), MoveError> {
+async fn step(node: &Node, leader: &Leader, mover: &Mutex<Mover>, keys: &[Vec<u8>]) -> Result<(), MoveError> {
     let mut batch: Vec<Run> = Vec::new();
     let mut bytes = 0;
     for key in keys {
         let (Some(ino), Some(segment)) = (keys::first_number(key), keys::second_number(key)) else {
             continue;
         };
-        for run in find(node, InodeId(ino), SegmentIndex(segment))? {
+        let (records, ino, segment) = (node.machine.store(), InodeId(ino), SegmentIndex(segment));
+        let found = node.reads.run(Lane::Background, move || find(&records, ino, segment)).await?;
+        for run in found? {
             if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
-                relocate(node, mover, std::mem::take(&mut batch)).await?;
+                relocate(node, leader, mover, std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
             bytes += run.stored_bytes();
@@ -114,20 +125,24 @@ async fn step(node: &Node, mover: &Mutex<Mover>, keys: &[Vec<u8>]) -> Result<(),
         }
     }
     if !batch.is_empty() {
-        relocate(node, mover, batch).await?;
+        relocate(node, leader, mover, batch).await?;
     }
     Ok(())
 }
 
-async fn relocate(node: &Node, mover: &Mutex<Mover>, batch: Vec<Run>) -> Result<(), MoveError> {
-    let bytes = mover.lock().await.relocate(batch).await?;
+async fn relocate(
+    node: &Node,
+    leader: &Leader,
+    mover: &Mutex<Mover>,
+    batch: Vec<Run>,
+) -> Result<(), MoveError> {
+    let bytes = mover.lock().await.relocate(leader, batch).await?;
     node.metrics.work("migrated_bytes", bytes);
     Ok(())
 }
 
 /// What of a segment is to be moved.
-fn find(node: &Node, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
-    let store = node.machine.store();
+fn find(store: &Records, ino: InodeId, segment: SegmentIndex) -> Result<Vec<Run>, MoveError> {
     let records = store.snapshot();
     let record = match query::inode(&records, ino) {
         Ok(record) => record,

@@ -19,6 +19,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::admission::{self, Facts};
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
 
 /// Bytes of runs (in whole blocks) that are read, written and committed together; a run alone may have as many.
@@ -124,13 +125,13 @@ impl Mover {
 
     /// Moves runs, at most [`BATCH_BYTES_MAX`] together. Those whose segment has changed meanwhile stay where
     /// they are. Returns how many bytes moved.
-    pub(super) async fn relocate(&mut self, runs: Vec<Run>) -> Result<u64, MoveError> {
-        let term = self.node.lead()?;
-        self.seal_leftovers(term).await?;
+    pub(super) async fn relocate(&mut self, leader: &Leader, runs: Vec<Run>) -> Result<u64, MoveError> {
+        leader.confirm()?;
+        self.seal_leftovers(leader).await?;
         let mut parts = Vec::with_capacity(runs.len());
         let mut found = Vec::with_capacity(runs.len());
         for run in runs {
-            if let Some(part) = self.read_run(&run).await? {
+            if let Some(part) = self.read_run(leader, &run).await? {
                 parts.push(part);
                 found.push(run);
             }
@@ -139,7 +140,7 @@ impl Mover {
         if runs.is_empty() {
             return Ok(0);
         }
-        let places = self.write(&parts).await?;
+        let places = self.write(leader, &parts).await?;
         let moved = runs.iter().map(|run| run.bytes() as u64).collect::<Vec<_>>();
         let ops = runs
             .into_iter()
@@ -154,7 +155,7 @@ impl Mover {
             })
             .collect();
         let mut bytes = 0;
-        for (outcome, length) in self.node.propose_all(ops).await?.into_iter().zip(moved) {
+        for (outcome, length) in leader.propose_all(ops).await?.into_iter().zip(moved) {
             match outcome {
                 Outcome::Refused(FsError::StaleChunk) => self.open = None,
                 Outcome::Refused(_) => {}
@@ -165,7 +166,7 @@ impl Mover {
     }
 
     /// The bytes of a run; `None` if some of them are no longer where the segment said.
-    async fn read_run(&mut self, run: &Run) -> Result<Option<Bytes>, MoveError> {
+    async fn read_run(&mut self, leader: &Leader, run: &Run) -> Result<Option<Bytes>, MoveError> {
         let mut bytes = BytesMut::with_capacity(run.bytes());
         for piece in &run.pieces {
             match piece.place {
@@ -178,7 +179,7 @@ impl Mover {
                     }
                 }
                 Place::Chunk { chunk, offset } => {
-                    let part = self.read_chunk(chunk, offset, piece.length).await?;
+                    let part = self.read_chunk(leader, chunk, offset, piece.length).await?;
                     bytes.extend_from_slice(&part);
                 }
                 Place::Unwritten | Place::Lost => return Ok(None),
@@ -187,12 +188,18 @@ impl Mover {
         Ok(Some(bytes.freeze()))
     }
 
-    async fn read_chunk(&mut self, chunk: ChunkId, offset: u64, length: u32) -> Result<Bytes, MoveError> {
+    async fn read_chunk(
+        &mut self,
+        leader: &Leader,
+        chunk: ChunkId,
+        offset: u64,
+        length: u32,
+    ) -> Result<Bytes, MoveError> {
         let record = query::chunk(&*self.node.machine.store(), chunk).map_err(|error| store_error(&error))?;
         let mut reason = "it has no record".to_owned();
         let Some(record) = record else { return Err(MoveError::Read { chunk, reason }) };
         for server in record.replicas {
-            match self.read_replica(server, chunk, record.generation, offset, length).await {
+            match self.read_replica(leader, server, chunk, record.generation, offset, length).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => reason = error,
             }
@@ -202,13 +209,14 @@ impl Mover {
 
     async fn read_replica(
         &mut self,
+        leader: &Leader,
         server: ServerId,
         chunk: ChunkId,
         generation: Generation,
         offset: u64,
         length: u32,
     ) -> Result<Bytes, String> {
-        let peer = self.peer(server)?;
+        let peer = self.peer(leader, server)?;
         let connection = tokio::time::timeout(CALL_DEADLINE, peer.connection())
             .await
             .map_err(|_| "no connection in time".to_owned())?
@@ -229,11 +237,15 @@ impl Mover {
     }
 
     /// Writes the parts to the open chunk, each at a block's beginning, and returns where they are.
-    async fn write(&mut self, parts: &[Bytes]) -> Result<Vec<(ChunkId, Generation, u64)>, MoveError> {
+    async fn write(
+        &mut self,
+        leader: &Leader,
+        parts: &[Bytes],
+    ) -> Result<Vec<(ChunkId, Generation, u64)>, MoveError> {
         let total: u64 = parts.iter().map(|part| (part.len() as u64).next_multiple_of(BLOCK_BYTES)).sum();
         if self.open.as_ref().is_none_or(|open| open.offset + total > open.capacity) {
-            self.seal_open().await?;
-            self.open = Some(self.create_chunk().await?);
+            self.seal_open(leader).await?;
+            self.open = Some(self.create_chunk(leader).await?);
         }
         let Some(open) = &mut self.open else { return Err(MoveError::NoChunk(FsError::NoServers)) };
         let start = open.offset;
@@ -260,7 +272,7 @@ impl Mover {
         };
         let mut writes = Vec::new();
         for server in open.replicas.clone() {
-            writes.push((server, self.peer(server)));
+            writes.push((server, self.peer(leader, server)));
         }
         let all = writes.into_iter().map(|(server, peer)| {
             let (request, body) = (&request, body.clone());
@@ -277,19 +289,19 @@ impl Mover {
         });
         if let Err(reason) = futures::future::try_join_all(all).await {
             // The chunk ends here; the next attempt gets other servers.
-            self.seal_open().await?;
+            self.seal_open(leader).await?;
             return Err(MoveError::Write { chunk, reason });
         }
         Ok(places)
     }
 
-    async fn create_chunk(&self) -> Result<OpenChunk, MoveError> {
+    async fn create_chunk(&self, leader: &Leader) -> Result<OpenChunk, MoveError> {
         let volume: Superblock = query::superblock(&*self.node.machine.store()).map_err(query_error)?;
         let now = clock::since_boot();
         let facts = Facts {
             candidates: {
                 let needed = usize::from(volume.config.copies_min);
-                self.node.office.servers.lock().candidates(needed, now)
+                leader.servers.lock().candidates(needed, now)
             },
             room: None,
             disk_low: false,
@@ -301,7 +313,7 @@ impl Mover {
             incarnation,
             replicas: admission::choose(&volume, &facts, &[]),
         };
-        match self.node.propose(op).await? {
+        match leader.propose(op).await? {
             Outcome::Chunk(chunk, record) => Ok(OpenChunk {
                 chunk,
                 generation: record.generation,
@@ -316,9 +328,9 @@ impl Mover {
         }
     }
 
-    async fn seal_open(&mut self) -> Result<(), MoveError> {
+    async fn seal_open(&mut self, leader: &Leader) -> Result<(), MoveError> {
         if let Some(open) = self.open.take()
-            && let Err(error) = self.node.propose(Op::SealChunk { chunk: open.chunk }).await
+            && let Err(error) = leader.propose(Op::SealChunk { chunk: open.chunk }).await
         {
             // It is among what is left over then.
             self.term = 0;
@@ -328,22 +340,22 @@ impl Mover {
     }
 
     /// Seals the chunk if nothing was written to it for a while, and those of earlier leaders.
-    pub(super) async fn seal_if_idle(&mut self) {
-        if let Ok(term) = self.node.lead()
-            && let Err(error) = self.seal_leftovers(term).await
+    pub(super) async fn seal_if_idle(&mut self, leader: &Leader) {
+        if leader.confirm().is_ok()
+            && let Err(error) = self.seal_leftovers(leader).await
         {
             tracing::debug!(%error, "chunks of earlier leaders aren't sealed yet");
         }
         if self.open.as_ref().is_some_and(|open| open.used.elapsed() > IDLE_SEAL_AFTER)
-            && let Err(error) = self.seal_open().await
+            && let Err(error) = self.seal_open(leader).await
         {
             tracing::debug!(%error, "an idle chunk isn't sealed yet");
         }
     }
 
-    /// Chunks that an earlier leader (or this one, before it lost its office) was writing.
-    async fn seal_leftovers(&mut self, term: u64) -> Result<(), MoveError> {
-        if self.term == term {
+    /// Chunks that an earlier leader (or this member, when it led before) was writing.
+    async fn seal_leftovers(&mut self, leader: &Leader) -> Result<(), MoveError> {
+        if self.term == leader.term {
             return Ok(());
         }
         self.open = None;
@@ -361,15 +373,13 @@ impl Mover {
             },
         )
         .map_err(|error| store_error(&error))?;
-        self.node.propose_all(ops).await?;
-        self.term = term;
+        leader.propose_all(ops).await?;
+        self.term = leader.term;
         Ok(())
     }
 
-    fn peer(&mut self, server: ServerId) -> Result<Peer, String> {
-        let address = self
-            .node
-            .office
+    fn peer(&mut self, leader: &Leader, server: ServerId) -> Result<Peer, String> {
+        let address = leader
             .servers
             .lock()
             .record(server)

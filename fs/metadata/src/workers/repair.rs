@@ -16,9 +16,11 @@ use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::{ChunkRecord, Record};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 
-use super::failed;
+use super::{failed, leader};
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::Node;
+use crate::reads::Lane;
 use crate::repair::{self, Budget};
 
 /// Chunk records that one step looks at.
@@ -42,38 +44,51 @@ struct Pass {
 
 /// Runs for as long as the server does.
 pub(super) async fn run(node: Arc<Node>) {
+    loop {
+        let leader = leader(&node).await;
+        passes(&node, &leader).await;
+    }
+}
+
+/// Goes through the chunks, again and again, until this leadership is over.
+async fn passes(node: &Node, leader: &Leader) {
     let budget = Budget::new(node.repair_bytes_per_second);
     let mut pass = Pass { budget, sound: true, may_balance: false };
     let mut from = keys::chunks();
     loop {
         tokio::time::sleep(if from == keys::chunks() { PASS_PAUSE } else { STEP_PAUSE }).await;
-        if node.lead().is_err() {
+        if leader.is_over() {
+            return;
+        }
+        if leader.confirm().is_err() {
             from = keys::chunks();
             (pass.sound, pass.may_balance) = (true, false);
             continue;
         }
-        match step(&node, &from, &mut pass) {
-            Ok((next, to_seal)) => {
+        let start = from.clone();
+        match node.read(Lane::Background, move |records| page(records, &start)).await {
+            Ok((page, next)) => {
                 from = next;
+                let to_seal = step(node, leader, page, &mut pass);
                 let seals = to_seal.into_iter().map(|chunk| Op::SealChunk { chunk }).collect();
-                if let Err(error) = node.propose_all(seals).await {
+                if let Err(error) = leader.propose_all(seals).await {
                     failed("sealing chunks on servers that are given up or evacuated", &error).await;
                 }
             }
             Err(error) => tracing::error!(%error, "looking for chunks to repair failed"),
         }
         if from == keys::chunks() {
-            node.office.repair.lock().passed();
+            leader.repair.lock().passed();
             (pass.may_balance, pass.sound) = (pass.sound, true);
         }
     }
 }
 
-/// Looks at a page of chunks; where the next page begins, and which open chunks are to be sealed.
-fn step(node: &Node, from: &[u8], pass: &mut Pass) -> Result<(Vec<u8>, Vec<ChunkId>), StoreError> {
+/// A page of chunks, and where the next one begins.
+fn page(records: &dyn Read, from: &[u8]) -> Result<(Vec<(ChunkId, ChunkRecord)>, Vec<u8>), StoreError> {
     let mut page = Vec::new();
     let mut next = keys::chunks();
-    node.machine.store().scan(Family::System, from, &prefix_end(&keys::chunks()), &mut |key, value| {
+    records.scan(Family::System, from, &prefix_end(&keys::chunks()), &mut |key, value| {
         if page.len() == CHUNKS_PER_STEP {
             next = key.to_vec();
             return ControlFlow::Break(());
@@ -83,10 +98,15 @@ fn step(node: &Node, from: &[u8], pass: &mut Pass) -> Result<(Vec<u8>, Vec<Chunk
         }
         ControlFlow::Continue(())
     })?;
+    Ok((page, next))
+}
+
+/// Looks at a page of chunks; which open ones are to be sealed.
+fn step(node: &Node, leader: &Leader, page: Vec<(ChunkId, ChunkRecord)>, pass: &mut Pass) -> Vec<ChunkId> {
     let now = clock::since_boot();
-    let servers = node.office.servers.lock();
-    let mut orders = node.office.orders.lock();
-    let mut progress = node.office.repair.lock();
+    let servers = leader.servers.lock();
+    let mut orders = leader.orders.lock();
+    let mut progress = leader.repair.lock();
     let (mut begun, mut to_seal) = (0, Vec::new());
     for (chunk, record) in page {
         if !record.sealed {
@@ -121,5 +141,5 @@ fn step(node: &Node, from: &[u8], pass: &mut Pass) -> Result<(Vec<u8>, Vec<Chunk
         }
     }
     node.metrics.work("repairs", begun as u64);
-    Ok((next, to_seal))
+    to_seal
 }

@@ -78,10 +78,10 @@ async fn hand_over(node: &Node) {
 pub(super) async fn ask_others(node: Arc<Node>) {
     loop {
         tokio::time::sleep(ASK_EVERY).await;
-        if node.lead().is_ok() {
+        if let Ok(leader) = node.lead() {
             let answers = ask(&node).await;
             let low = {
-                let mut full = node.office.full.lock();
+                let mut full = leader.full.lock();
                 // Who doesn't answer just now has no more room than before.
                 full.retain(|member| answers.get(member) == Some(&None));
                 full.extend(
@@ -89,7 +89,7 @@ pub(super) async fn ask_others(node: Arc<Node>) {
                 );
                 !Group::of(&node.consensus.status()).has_room(&full)
             };
-            match (node.group_low.swap(low, Ordering::Relaxed), low) {
+            match (leader.group_low.swap(low, Ordering::Relaxed), low) {
                 (false, true) => {
                     tracing::error!(
                         "most metadata disks are nearly full: only deleting goes on; enlarge them"

@@ -18,8 +18,9 @@ use atoll_proto::{Address, ConnectOptions, Connection};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::failed;
+use super::{failed, leader};
 use crate::clock;
+use crate::leader::Leader;
 use crate::node::{Node, store_error};
 use crate::repair;
 use crate::servers::Health;
@@ -60,11 +61,9 @@ impl Suspects {
         }
     }
 
-    /// None any more.
-    pub(crate) fn clear(&self) {
-        self.all.lock().clear();
-        self.later.lock().clear();
-        self.merges.lock().clear();
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.lock().is_empty() && self.later.lock().is_empty() && self.merges.lock().is_empty()
     }
 
     /// Those of one chunk; those that were put off come again when there are no others.
@@ -113,6 +112,7 @@ pub(crate) enum TakenOut {
 /// whole.
 pub(crate) async fn take_out(
     node: &Node,
+    leader: &Leader,
     chunk: ChunkId,
     out: &BTreeSet<ServerId>,
     wrong: &BTreeSet<ServerId>,
@@ -126,11 +126,11 @@ pub(crate) async fn take_out(
     }
     let (mut away, mut not_whole) = (None, BTreeSet::new());
     for server in left.iter().copied().filter(|server| !wrong.contains(server)) {
-        match is_whole(node, server, chunk, &record).await {
+        match is_whole(node, leader, server, chunk, &record).await {
             Ok(true) => {
                 let copies_left = left.len();
                 let op = Op::SetReplicas { chunk, generation: record.generation, replicas: left };
-                return match node.propose(op).await?.into_result() {
+                return match leader.propose(op).await?.into_result() {
                     Ok(_) => {
                         tracing::warn!(%chunk, servers = shown(out), copies_left, "a wrong replica is taken out");
                         Ok(TakenOut::Done)
@@ -148,16 +148,16 @@ pub(crate) async fn take_out(
 
 /// Has a further replica made of a chunk none of whose replicas is whole. What became of it, for people, when there is something
 /// to say.
-fn merge(node: &Node, chunk: ChunkId) -> Result<Option<&'static str>, MetadataError> {
+fn merge(node: &Node, leader: &Leader, chunk: ChunkId) -> Result<Option<&'static str>, MetadataError> {
     let record = query::chunk(&*node.machine.store(), chunk).map_err(|error| store_error(&error))?;
     let Some(record) = record.filter(|record| record.sealed) else { return Ok(None) };
     let now = clock::since_boot();
-    let copy = repair::further(&record, &node.office.servers.lock(), now, chunk.0);
-    let mut orders = node.office.orders.lock();
+    let copy = repair::further(&record, &leader.servers.lock(), now, chunk.0);
+    let mut orders = leader.orders.lock();
     if orders.is_copied(chunk) {
         return Ok(None);
     }
-    let mut merges = node.office.suspects.merges.lock();
+    let mut merges = leader.suspects.merges.lock();
     if merges.len() >= SUSPECTS_MAX && !merges.contains_key(&chunk) {
         return Ok(None);
     }
@@ -182,12 +182,13 @@ fn merge(node: &Node, chunk: ChunkId) -> Result<Option<&'static str>, MetadataEr
 /// Reads a replica. The error: it can't be read now, and why.
 async fn is_whole(
     node: &Node,
+    leader: &Leader,
     server: ServerId,
     chunk: ChunkId,
     record: &ChunkRecord,
 ) -> Result<bool, String> {
     let address = {
-        let servers = node.office.servers.lock();
+        let servers = leader.servers.lock();
         if servers.health(server, clock::since_boot()) != Some(Health::Alive) {
             return Err("it is silent".into());
         }
@@ -214,21 +215,25 @@ fn shown(servers: &BTreeSet<ServerId>) -> String {
 /// Takes out what is bad, chunk by chunk.
 pub(super) async fn run(node: Arc<Node>) {
     loop {
-        let (chunk, bad) = node.office.suspects.next().await;
+        let leader = leader(&node).await;
+        let (chunk, bad) = tokio::select! {
+            next = leader.suspects.next() => next,
+            () = leader.ended() => continue,
+        };
         // A lease may lapse for a moment: with another leader, who hears of them from the inventories, they are forgotten.
-        let result = match node.lead() {
-            Ok(_) => take_out(&node, chunk, &bad, &bad).await,
+        let result = match leader.confirm() {
+            Ok(()) => take_out(&node, &leader, chunk, &bad, &bad).await,
             Err(error) => Err(error),
         };
         match result {
             Ok(TakenOut::Done | TakenOut::Nothing) => {
-                node.office.suspects.merges.lock().remove(&chunk);
+                leader.suspects.merges.lock().remove(&chunk);
             }
             Ok(TakenOut::NoneWhole(more)) => {
                 let bad: BTreeSet<ServerId> = bad.into_iter().chain(more).collect();
                 let servers = shown(&bad);
-                node.office.suspects.put_off(chunk, bad);
-                match merge(&node, chunk) {
+                leader.suspects.put_off(chunk, bad);
+                match merge(&node, &leader, chunk) {
                     Ok(Some(what)) => tracing::error!(%chunk, servers, what, "no replica is whole"),
                     Ok(None) => {}
                     Err(error) => failed("making a replica of several bad ones", &error).await,
@@ -236,10 +241,10 @@ pub(super) async fn run(node: Arc<Node>) {
             }
             Ok(TakenOut::NotNow(reason)) => {
                 tracing::info!(%chunk, servers = shown(&bad), reason, "a bad replica stays for now");
-                node.office.suspects.put_off(chunk, bad);
+                leader.suspects.put_off(chunk, bad);
             }
             Err(error) => {
-                node.office.suspects.put_off(chunk, bad);
+                leader.suspects.put_off(chunk, bad);
                 failed("taking out bad replicas", &error).await;
             }
         }

@@ -1,0 +1,208 @@
+//! What the leader of one term knows beside the records.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::ids::{MemberId, ServerId, SessionId, SlotId};
+use atoll_core::keys;
+use atoll_core::lock_waits::LockWaits;
+use atoll_core::records::{ServerRecord, SessionRecord};
+use atoll_core::store::StoreError;
+use atoll_proto::metadata::{MetadataError, RepairStatus};
+use atoll_raft::Leadership;
+use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
+
+use crate::changes::Changes;
+use crate::clock;
+use crate::node::{Consensus, Node, collect};
+use crate::orders::OrderBook;
+use crate::proposer::Proposer;
+use crate::repair::Progress;
+use crate::servers::Servers;
+use crate::sessions::Sessions;
+use crate::workers::suspects::Suspects;
+
+/// A mutation that is being carried out, for those who send it again meanwhile.
+pub(crate) type InFlight = Shared<BoxFuture<'static, Result<Outcome, MetadataError>>>;
+
+/// Mutations by what makes each of them one: session, slot and sequence.
+pub(crate) type AllInFlight = HashMap<(SessionId, SlotId, u64), InFlight>;
+
+/// The memory of the leader of one term, and its way to propose what it decides.
+///
+/// Built whole from the records when this member becomes the leader ([`Leader::from_records`]), and dropped whole when that
+/// leadership is over: nothing of it survives into a later term. Whoever reads or changes it got it from [`Node::lead`]. A
+/// task that is still at work when its term has ended keeps the value of that term, which nobody else looks at any more;
+/// the leader of the next term, here or elsewhere, doesn't see what is done to it.
+///
+/// Who has answered from the records, or has noted something here that an answer promises, calls [`Leader::confirm`]
+/// before it answers: only then this was the leader's memory and those were the newest records at that moment.
+///
+/// Lock order, of those that are ever held together: `servers`, `orders`, `repair`, then what [`Suspects`] has in it. Each
+/// of the others is taken alone. None but `membership` is held across an `await`; `sessions` is held while one record is
+/// looked up, and `lock_waits` while the locks of one inode are. [`reads`](crate::reads) says which reads of the records may
+/// be done on a thread that tasks run on.
+pub(crate) struct Leader {
+    /// The term in which this member leads.
+    pub(crate) term: u64,
+    member: MemberId,
+    consensus: Arc<dyn Consensus>,
+    proposer: Proposer,
+    /// What there is to do for the workers.
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) sessions: Mutex<Sessions>,
+    pub(crate) servers: Mutex<Servers>,
+    pub(crate) orders: Mutex<OrderBook>,
+    pub(crate) repair: Mutex<Progress>,
+    /// Replicas that are said to be bad, to be taken out once another one was found to be whole.
+    pub(crate) suspects: Suspects,
+    /// `None` once this leadership is over. Each of these holds this value, so it lives for as long as they are here.
+    pub(crate) in_flight: Mutex<Option<AllInFlight>>,
+    /// Who waits for which lock.
+    pub(crate) lock_waits: Mutex<LockWaits>,
+    /// The newest question of each session about its waits; older ones are over.
+    pub(crate) lock_questions: Mutex<HashMap<SessionId, u64>>,
+    /// Fires when a lock was let go of.
+    pub(crate) locks_changed: Notify,
+    /// Other members whose disks are full, as they said a moment ago.
+    pub(crate) full: Mutex<BTreeSet<MemberId>>,
+    /// So many of the group's disks have little room that what grows could not be committed.
+    pub(crate) group_low: AtomicBool,
+    /// Held by who changes the group: one at a time.
+    pub(crate) membership: tokio::sync::Mutex<()>,
+    over: CancellationToken,
+}
+
+impl Leader {
+    /// The leader of `term`, as the records of `node` make it at `now`: sessions and storage servers, not files.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub(crate) fn from_records(node: &Node, term: u64, now: Duration) -> Result<Leader, StoreError> {
+        let store = node.machine.store();
+        let snapshot = store.snapshot();
+        let sessions: Vec<SessionId> = collect::<SessionRecord>(&snapshot, &keys::sessions())?
+            .into_iter()
+            .filter(|(_, record)| record.ended.is_none())
+            .map(|(id, _)| SessionId(id))
+            .collect();
+        let servers: Vec<(ServerId, ServerRecord)> = collect::<ServerRecord>(&snapshot, &keys::servers())?
+            .into_iter()
+            .map(|(id, record)| (ServerId(id), record))
+            .collect();
+        tracing::info!(term, sessions = sessions.len(), storage_servers = servers.len(), "this member leads");
+        Ok(Leader {
+            term,
+            member: node.member,
+            consensus: node.consensus.clone(),
+            proposer: node.proposer.clone(),
+            changes: Arc::default(),
+            sessions: Mutex::new(Sessions::begin(term, node.session_lifetime, now, sessions)),
+            servers: Mutex::new(Servers::begin(term, now, node.repair_after, servers)),
+            orders: Mutex::new(OrderBook::begin(term)),
+            repair: Mutex::default(),
+            suspects: Suspects::default(),
+            in_flight: Mutex::new(Some(HashMap::new())),
+            lock_waits: Mutex::default(),
+            lock_questions: Mutex::default(),
+            locks_changed: Notify::new(),
+            full: Mutex::default(),
+            group_low: AtomicBool::new(false),
+            membership: tokio::sync::Mutex::default(),
+            over: CancellationToken::new(),
+        })
+    }
+
+    /// Checked after a reply was built from the records: they were the truth then only if this still holds.
+    ///
+    /// # Errors
+    /// If this member doesn't lead in this term any more, or its lease has lapsed.
+    pub(crate) fn confirm(&self) -> Result<(), MetadataError> {
+        let leadership = self.consensus.leadership();
+        if leadership.is_leader && leadership.term == self.term {
+            Ok(())
+        } else {
+            Err(not_leader(self.member, leadership))
+        }
+    }
+
+    /// Whether this leadership has ended, for good. A lease that lapsed for a moment is no change of leader.
+    pub(crate) fn is_over(&self) -> bool {
+        is_over(self.term, self.member, &self.consensus.leadership())
+    }
+
+    /// # Errors
+    /// If this leadership [is over](Self::is_over).
+    pub(crate) fn not_over(&self) -> Result<(), MetadataError> {
+        let leadership = self.consensus.leadership();
+        match is_over(self.term, self.member, &leadership) {
+            false => Ok(()),
+            true => Err(not_leader(self.member, leadership)),
+        }
+    }
+
+    /// Is done when this leadership has been noticed to be over.
+    pub(crate) fn ended(&self) -> WaitForCancellationFuture<'_> {
+        self.over.cancelled()
+    }
+
+    /// This leadership is over: whoever waits for something in it goes away, and mutations that were given up halfway, which
+    /// hold this value as it holds them, are let go of.
+    pub(crate) fn retire(&self) {
+        self.over.cancel();
+        let in_flight = self.in_flight.lock().take();
+        drop(in_flight);
+        self.locks_changed.notify_waiters();
+    }
+
+    /// How far repair is.
+    pub(crate) fn repair_status(&self) -> RepairStatus {
+        let copying = self.orders.lock().copies() as u64;
+        self.repair.lock().status(copying, clock::since_boot())
+    }
+
+    /// Proposes something of the service's own. What was decided from the memory of a term that is over isn't proposed.
+    ///
+    /// # Errors
+    /// If it isn't known to have been carried out.
+    pub(crate) async fn propose(&self, op: Op) -> Result<Outcome, MetadataError> {
+        self.not_over()?;
+        self.proposer.propose(&internal(op)).await
+    }
+
+    /// Proposes several things of the service's own, in order; as [`propose`](Self::propose).
+    ///
+    /// # Errors
+    /// If one isn't known to have been carried out.
+    pub(crate) async fn propose_all(&self, ops: Vec<Op>) -> Result<Vec<Outcome>, MetadataError> {
+        self.not_over()?;
+        let commands: Vec<Command> = ops.into_iter().map(internal).collect();
+        self.proposer.propose_all(&commands).await
+    }
+}
+
+/// Whether the leadership of `member` in `term` has ended.
+fn is_over(term: u64, member: MemberId, now: &Leadership) -> bool {
+    let led_by_other = now.leader.as_ref().is_some_and(|(leader, _)| *leader != member.0);
+    now.term != term || led_by_other
+}
+
+/// Where a client of `member`, which doesn't lead, is sent.
+pub(crate) fn not_leader(member: MemberId, leadership: Leadership) -> MetadataError {
+    // A leader that has only just been elected, or whose lease has lapsed, is no one to send a client to.
+    let other = leadership.leader.filter(|(leader, _)| *leader != member.0);
+    MetadataError::NotLeader { leader: other.map(|(leader, address)| (MemberId(leader), address)) }
+}
+
+fn internal(op: Op) -> Command {
+    Command { session: INTERNAL, slot: SlotId(0), sequence: 0, time: clock::now(), expect: None, op }
+}
+
+#[cfg(test)]
+mod tests;
