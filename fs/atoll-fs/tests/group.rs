@@ -209,7 +209,7 @@ fn members_come_go_and_are_replaced_under_load() {
     let address = cluster.metadata[third].1.clone();
     wait_until("the empty server answers", || {
         let output = cluster.admin(&["members", "add"], &[&address]);
-        !output.status.success() && common::text(&output).contains("take its place")
+        !output.status.success() && common::text(&output).contains("replace it by")
     });
     load.goes_on("a disk was lost");
     succeeds(&cluster.admin(&["members", "replace"], &[&old, &address]));
@@ -224,7 +224,7 @@ fn members_come_go_and_are_replaced_under_load() {
     load.goes_on("the leader was removed");
     wait_for_members(&cluster, 2);
     let gone = cluster.metadata[victim].1.clone();
-    refused(&cluster.admin(&["members", "add"], &[&gone]), "empty its folder");
+    refused(&cluster.admin(&["members", "add"], &[&gone]), "empty its data directory");
     Processes::kill(&mut cluster.metadata[victim].0);
 
     refused(&cluster.admin(&["members", "remove"], &["nonsense"]), "no member's id");

@@ -189,7 +189,12 @@ impl Node {
             .into_iter()
             .map(|(id, record)| (ServerId(id), record))
             .collect();
-        tracing::info!(term, sessions = sessions.len(), storage_servers = servers.len(), "this member leads");
+        tracing::info!(
+            term,
+            sessions = sessions.len(),
+            storage_servers = servers.len(),
+            "this metadata server became the leader"
+        );
         *self.office.sessions.lock() = Sessions::begin(term, self.session_lifetime, now, sessions);
         *self.office.servers.lock() = Servers::begin(term, now, self.repair_after, servers);
         *self.office.orders.lock() = OrderBook::begin(term);
@@ -222,7 +227,7 @@ impl Node {
         if self.office.term.load(Ordering::Acquire) != term || leadership.is_leader {
             return;
         }
-        tracing::info!(term, "this member leads no more");
+        tracing::info!(term, "this metadata server is no longer the leader");
         self.office.term.store(0, Ordering::Release);
         self.changes.end();
         *self.office.sessions.lock() = Sessions::default();

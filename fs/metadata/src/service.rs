@@ -139,7 +139,11 @@ fn name_of(kind: u16) -> &'static str {
 }
 
 fn allow(allowed: bool, role: Role) -> Result<(), Status> {
-    if allowed { Ok(()) } else { Err(Status::new(StatusCode::Forbidden, format!("{role} may not do this"))) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(Status::new(StatusCode::Forbidden, format!("{role} isn't allowed to send this request")))
+    }
 }
 
 fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, Status> {

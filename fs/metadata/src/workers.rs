@@ -59,7 +59,12 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Taken 
                 match node.changes.take(work, limit, &*node.machine.store()) {
                     Ok(taken) if taken.is_empty() => continue,
                     Ok(taken) => return taken,
-                    Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
+                    Err(error) => {
+                        tracing::error!(
+                            %error, ?work,
+                            "reading the queue of background work failed; retrying"
+                        );
+                    }
                 }
             }
             tokio::time::sleep(PAUSE).await;
@@ -73,7 +78,7 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> Taken 
 async fn failed(what: &'static str, error: &MetadataError) {
     match error {
         MetadataError::NotLeader { .. } | MetadataError::LeadershipLost => {}
-        error => tracing::warn!(%error, what, "background work failed and is tried again"),
+        error => tracing::warn!(%error, what, "background work failed; retrying"),
     }
     tokio::time::sleep(PAUSE).await;
 }

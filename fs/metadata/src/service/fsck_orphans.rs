@@ -39,7 +39,7 @@ pub(super) async fn look(node: &Node) -> Result<Vec<Finding>, MetadataError> {
         suspects = still(node, suspects, is_forgotten)?;
     }
     let finding = |ino| {
-        let words = format!("unlinked file {ino} is held by nobody and not freed");
+        let words = format!("unlinked file {ino} isn't open anywhere and isn't freed");
         Finding::new(Kind::OrphanForgotten, Subject::Orphan(ino), words)
     };
     Ok(suspects.into_iter().map(finding).collect())

@@ -42,7 +42,11 @@ pub(super) async fn run(node: Arc<Node>) {
         ticks.tick().await;
         let gap = clock::since_boot().saturating_sub(last);
         if gap > STANDSTILL_MIN {
-            tracing::warn!(gap_ms = gap.as_millis() as u64, "this process stood still");
+            tracing::warn!(
+                gap_ms = gap.as_millis() as u64,
+                "this process did not run for a while (paused, or out of CPU time); timeouts are extended by \
+                 that"
+            );
             node.office.sessions.lock().forgive(gap);
             node.office.servers.lock().forgive(gap);
         }
@@ -51,7 +55,7 @@ pub(super) async fn run(node: Arc<Node>) {
         if node.lead().is_ok()
             && let Err(error) = expire(&node).await
         {
-            failed("ending silent sessions", &error).await;
+            failed("expiring sessions", &error).await;
         }
         if idle.wants_flush(&node) {
             flush(&node).await;
@@ -63,7 +67,7 @@ pub(super) async fn run(node: Arc<Node>) {
             && node.lead().is_ok()
             && let Err(error) = forget(&node).await
         {
-            failed("forgetting ended sessions", &error).await;
+            failed("removing the records of ended sessions", &error).await;
         }
     }
 }
@@ -72,7 +76,7 @@ pub(super) async fn run(node: Arc<Node>) {
 async fn expire(node: &Node) -> Result<(), MetadataError> {
     let expired = node.office.sessions.lock().expired(clock::since_boot());
     for session in expired {
-        tracing::warn!(%session, "a session was silent for its lifetime: it is ended");
+        tracing::warn!(%session, "a session sent no heartbeat for its lifetime and expired");
         node.propose(Op::ExpireSession { session }).await?;
         node.metrics.work("expired_sessions", 1);
         node.session_ended(session);
@@ -118,6 +122,6 @@ impl Idle {
 
 async fn flush(node: &Node) {
     if let Err(error) = node.consensus.flush().await {
-        tracing::error!(%error, "the metadata store can't be flushed");
+        tracing::error!(%error, "the metadata store can't be flushed; retrying");
     }
 }

@@ -59,7 +59,7 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
             continue;
         }
         if let Err(error) = step(&node, &mover, &ripe).await {
-            tracing::debug!(%error, "inline data couldn't be moved yet");
+            tracing::debug!(%error, "inline data could not be moved to chunks yet; retrying");
             tokio::time::sleep(FAILED_PAUSE).await;
             continue;
         }
@@ -85,7 +85,7 @@ fn collect(node: &Node, waiting: &mut BTreeMap<Vec<u8>, Seen>) {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "looking for inline data failed");
+                tracing::error!(%error, "searching for inline data to move failed; retrying");
                 return;
             }
         }

@@ -57,10 +57,10 @@ pub(super) async fn run(node: Arc<Node>) {
                 from = next;
                 let seals = to_seal.into_iter().map(|chunk| Op::SealChunk { chunk }).collect();
                 if let Err(error) = node.propose_all(seals).await {
-                    failed("sealing chunks on servers that are given up or evacuated", &error).await;
+                    failed("sealing chunks on lost or draining storage servers", &error).await;
                 }
             }
-            Err(error) => tracing::error!(%error, "looking for chunks to repair failed"),
+            Err(error) => tracing::error!(%error, "searching for chunks to repair failed; retrying"),
         }
         if from == keys::chunks() {
             node.office.repair.lock().passed();
@@ -116,7 +116,7 @@ fn step(node: &Node, from: &[u8], pass: &mut Pass) -> Result<(Vec<u8>, Vec<Chunk
             continue;
         }
         if orders.copy(copy.target, chunk, record.generation, length, copy.from) {
-            tracing::info!(%chunk, server = %copy.target, "a chunk gets a further replica");
+            tracing::info!(%chunk, server = %copy.target, "a chunk gets an additional replica");
             begun += 1;
         }
     }
