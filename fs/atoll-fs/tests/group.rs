@@ -425,7 +425,7 @@ fn a_member_that_is_alone_refuses_a_damaged_disk_and_says_what_helps() {
     let before = (names(), fs::read(folder.join("identity")).unwrap());
     let mut command = cluster.command("metadata");
     command.arg("--data").arg(&folder).args(["--listen", &cluster.metadata[0].1, "--http", "127.0.0.1:0"]);
-    refused(&command.output().unwrap(), "go on alone");
+    refused(&command.output().unwrap(), "go-on-alone");
     assert_eq!((names(), fs::read(folder.join("identity")).unwrap()), before, "something was changed");
     let mut command = std::process::Command::new(common::atoll_fs());
     command.args(["admin", "go-on-alone", "--the-others-are-gone", "--cluster", &cluster.id]);

@@ -301,7 +301,7 @@ impl Folder {
             Ok(name) => {
                 let name = name.trim().to_owned();
                 if !name.starts_with(STATE_PREFIX) || name.contains('/') {
-                    let detail = format!("it names '{name}'");
+                    let detail = format!("it names the state directory '{name}'");
                     return Err(FolderError::Damaged { path: pointer, detail });
                 }
                 name
@@ -406,7 +406,7 @@ impl Identity {
             }
         };
         let damaged = |detail: &str| FolderError::Damaged { path: path.clone(), detail: detail.into() };
-        let format = format.ok_or_else(|| damaged("its format is no number"))?;
+        let format = format.ok_or_else(|| damaged("its format isn't a number"))?;
         if format > FORMAT {
             return Err(FolderError::Newer { path: folder.into(), found: format });
         }
@@ -418,11 +418,13 @@ impl Identity {
         let mut last = lines.next();
         let mut replaces = Vec::new();
         while let Some(id) = last.and_then(|line| line.strip_prefix("replaces ")) {
-            replaces.push(id.parse().map_err(|_| damaged("whose place it takes is no member id"))?);
+            replaces.push(
+                id.parse().map_err(|_| damaged("the id of the member that it replaces can't be read"))?,
+            );
             last = lines.next();
         }
         if last.is_none_or(|line| !line.starts_with("end")) {
-            return Err(damaged("it is cut off"));
+            return Err(damaged("it is truncated"));
         }
         Ok(Some(Identity { cluster, member, replaces }))
     }
