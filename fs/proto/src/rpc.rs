@@ -63,7 +63,7 @@ pub enum RpcError {
         reason: String,
     },
     /// The reply can't be decoded. The request was carried out.
-    #[error("the reply to message {kind:#06x} makes no sense: {reason}")]
+    #[error("the reply to message {kind:#06x} is invalid: {reason}")]
     BadReply {
         /// The message's kind.
         kind: u16,
