@@ -97,7 +97,7 @@ impl Parameters {
                 _ if name.starts_with(SIDECAR_PREFIX) => {}
                 _ => {
                     return Err(CsiError::Invalid(format!(
-                        "StorageClass parameter '{name}' is not known; there are {KNOWN}"
+                        "StorageClass parameter '{name}' is unknown; choose among {KNOWN}"
                     )));
                 }
             }
