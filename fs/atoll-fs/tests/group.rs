@@ -227,7 +227,7 @@ fn members_come_go_and_are_replaced_under_load() {
     refused(&cluster.admin(&["members", "add"], &[&gone]), "empty its data directory");
     Processes::kill(&mut cluster.metadata[victim].0);
 
-    refused(&cluster.admin(&["members", "remove"], &["nonsense"]), "no member's id");
+    refused(&cluster.admin(&["members", "remove"], &["nonsense"]), "not a member id");
     let other = (0..3).find(|number| *number != victim && *number != leader(&cluster)).unwrap();
     let leading = member_at(&cluster, leader(&cluster));
     // A server that is started while a file is open would wait for itself (see `common::processes`).
