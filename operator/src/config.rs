@@ -86,7 +86,7 @@ pub struct Images {
 
 /// A flag makes no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("--images '{0}': write VERSION=IMAGE, such as 0.1.0=registry.example/atoll:0.1.0")]
+#[error("invalid --images '{0}': write VERSION=IMAGE, such as 0.1.0=registry.example/atoll:0.1.0")]
 pub struct ImagesError(String);
 
 impl Images {
