@@ -108,8 +108,8 @@ impl Parameters {
             && servers < copies
         {
             return Err(CsiError::Invalid(format!(
-                "StorageClass parameter 'storageServers' is {servers} and 'copies' is {copies}: each copy needs a \
-                 server of its own"
+                "StorageClass parameter 'storageServers' is {servers} and 'copies' is {copies}: each copy \
+                 needs a different server"
             )));
         }
         Ok(parsed)

@@ -84,7 +84,7 @@ pub struct Images {
     pub pull_policy: PullPolicy,
 }
 
-/// A flag makes no sense.
+/// A flag is invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("invalid --images '{0}': write VERSION=IMAGE, such as 0.1.0=registry.example/atoll:0.1.0")]
 pub struct ImagesError(String);

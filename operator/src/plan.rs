@@ -369,8 +369,8 @@ fn label_members(
             Some(recorded) if recorded == member.member => {}
             Some(recorded) if alone => {
                 let message = format!(
-                    "the PVC {pvc_name} was the disk of metadata server {recorded}, and {} answers from it: restore the \
-                     disk",
+                    "the PVC {pvc_name} was the disk of metadata server {recorded}, and now has metadata \
+                     server {}: restore the disk",
                     member.member
                 );
                 return Err(Problem::new(Reason::ForeignData, message));

@@ -135,7 +135,7 @@ fn table(status: &ClusterStatus) -> String {
         line(
             "repair",
             format!(
-                "{} chunks with {} left   {} copies under way   {}/s   done in {eta}",
+                "{} chunks with {} left   {} copies in progress   {}/s   done in {eta}",
                 repair.chunks_left,
                 Size(repair.bytes_left),
                 repair.copying,

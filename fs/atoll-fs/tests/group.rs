@@ -191,7 +191,7 @@ fn members_come_go_and_are_replaced_under_load() {
         wait_until("the new server answers", || {
             let added = cluster.admin(&["members", "add"], &[&address]);
             added.status.success() || {
-                assert!(common::text(&added).contains("answer"), "{}", common::text(&added));
+                assert!(common::text(&added).contains("respond"), "{}", common::text(&added));
                 false
             }
         });

@@ -155,6 +155,6 @@ fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, Status> {
 fn reply<T: Serialize>(result: Result<T, MetadataError>) -> Result<Response, Status> {
     let value = result.map_err(|error| Status::service(&error))?;
     let meta = postcard::to_stdvec(&value)
-        .map_err(|error| Status::internal(format!("the answer can't be encoded: {error}")))?;
+        .map_err(|error| Status::internal(format!("the reply can't be encoded: {error}")))?;
     Ok(Response { meta: meta.into(), body: Body::Empty })
 }

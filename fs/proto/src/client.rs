@@ -120,7 +120,7 @@ pub enum ConnectError {
         source: std::io::Error,
     },
     /// Nobody answered in time.
-    #[error("can't reach {address}: no answer within {} s", DIAL_DEADLINE.as_secs())]
+    #[error("can't reach {address}: no response within {} s", DIAL_DEADLINE.as_secs())]
     DialDeadline {
         /// The address.
         address: String,

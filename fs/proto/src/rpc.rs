@@ -104,11 +104,11 @@ impl RpcError {
     }
 
     pub(crate) fn deadline(after: Duration, sent: bool) -> RpcError {
-        let reason = format!("no answer within {} ms", after.as_millis());
+        let reason = format!("no reply within {} ms", after.as_millis());
         if sent { RpcError::OutcomeUnknown { reason } } else { RpcError::NotSent { reason } }
     }
 
     pub(crate) fn unsendable(error: FrameError) -> RpcError {
-        RpcError::Unsendable { reason: format!("{error} (a frame holds at most {FRAME_BYTES_MAX} bytes)") }
+        RpcError::Unsendable { reason: format!("{error} (a frame has at most {FRAME_BYTES_MAX} bytes)") }
     }
 }

@@ -439,7 +439,7 @@ impl Incoming {
             if received != chunks {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
-                    format!("of file {i} of the snapshot there are {received} chunks of {chunks}"),
+                    format!("file {i} of the snapshot has only {received} of {chunks} chunks"),
                 ));
             }
             file.file.sync_all()?;
@@ -492,7 +492,7 @@ mod tests {
         assert!(incoming.write(0, 5, b"x").is_err());
         assert!(incoming.write(1, 0, b"bb").is_err());
         assert!(incoming.write(3, 0, b"x").is_err());
-        assert!(incoming.finish().unwrap_err().to_string().contains("1 chunks of 2"));
+        assert!(incoming.finish().unwrap_err().to_string().contains("1 of 2 chunks"));
         Incoming::remove_left(parent.path()).unwrap();
 
         let (incoming, _) = begin(2);

@@ -64,7 +64,9 @@ impl StorageService {
     async fn write(&self, request: WriteChunk, body: Bytes) -> Result<Response, Status> {
         if body.len() != request.length as usize || request.length > IO_BYTES_MAX || body.is_empty() {
             let (said, came) = (request.length, body.len());
-            return Err(StorageError::Invalid(format!("a write of {said} bytes came with {came}")).into());
+            return Err(
+                StorageError::Invalid(format!("a write of {said} bytes has {came} bytes of data")).into()
+            );
         }
         if !request.offset.is_multiple_of(BLOCK) {
             return Err(StorageError::NotAligned(request.offset).into());

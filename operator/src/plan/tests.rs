@@ -259,7 +259,7 @@ fn a_volume_is_made_once() {
     let mut seen = testing::running();
     testing::answer(&mut seen).members.truncate(1);
     testing::mark_member(&mut seen, 0, MemberId(0xd));
-    refuses(&seen, Reason::ForeignData, "answers from it");
+    refuses(&seen, Reason::ForeignData, "now has metadata server");
     let mut seen = testing::running();
     testing::answer(&mut seen).cluster = Some(ClusterId(9));
     refuses(&seen, Reason::ForeignData, "has data of cluster");

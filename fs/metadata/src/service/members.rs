@@ -110,7 +110,7 @@ impl Node {
         let connecting = tokio::time::timeout(JOINER_PATIENCE, Connection::connect(&parsed, &options));
         let connection = connecting
             .await
-            .map_err(|_| format!("{address} doesn't answer: start the metadata server there"))?
+            .map_err(|_| format!("{address} doesn't respond: start the metadata server there"))?
             .map_err(|error| format!("{member} can't be reached: {error}"))?;
         let (who, _) = connection
             .call_within::<WhoRequest>(&WhoRequest, (), JOINER_PATIENCE)
