@@ -194,7 +194,7 @@ for target in ${targets//,/ }; do
       add "$target" "$programs/atoll-fs"
       [ -z "$against" ] || add "$target@$against" "$against_program"
       ;;
-    *) fail "unknown target '$target': see the top of hack/bench.sh; others by --target NAME=FOLDER" ;;
+    *) fail "unknown target '$target': see the top of hack/bench.sh; others by --target NAME=DIRECTORY" ;;
   esac
 done
 # Starting what is there already, in turn.

@@ -45,18 +45,18 @@ refused 'a negative capacity' 'between 16Mi and 1Ei' a '{capacity: -1Gi}'
 refused 'a capacity that is none' 'spec.capacity' a '{capacity: much}'
 accepted 'a name of 40 characters' "$(printf 'a%.0s' {1..40})" '{capacity: 1Gi}'
 refused 'a name of 41 characters' 'at most 40 characters' "$(printf 'a%.0s' {1..41})" '{capacity: 1Gi}'
-refused 'a name that begins with a digit' 'begins with a letter' 1a '{capacity: 1Gi}'
-refused 'a name with a dot' 'begins with a letter' a.b '{capacity: 1Gi}'
+refused 'a name that begins with a digit' 'begin with a letter' 1a '{capacity: 1Gi}'
+refused 'a name with a dot' 'begin with a letter' a.b '{capacity: 1Gi}'
 accepted 'one copy' a '{capacity: 1Gi, copies: 1}'
 accepted 'five copies' a '{capacity: 1Gi, copies: 5}'
 refused 'no copy' 'spec.copies' a '{capacity: 1Gi, copies: 0}'
 refused 'six copies' 'spec.copies' a '{capacity: 1Gi, copies: 6}'
 accepted 'more servers than copies' a '{capacity: 1Gi, copies: 2, storage: {replicas: 3}}'
-refused 'fewer servers than copies' 'storage.replicas has to be at least copies' a '{capacity: 1Gi, copies: 3, storage: {replicas: 2}}'
-refused 'fewer servers than the default copies' 'storage.replicas has to be at least copies' a '{capacity: 1Gi, storage: {replicas: 2}}'
+refused 'fewer servers than copies' 'storage.replicas must be at least copies' a '{capacity: 1Gi, copies: 3, storage: {replicas: 2}}'
+refused 'fewer servers than the default copies' 'storage.replicas must be at least copies' a '{capacity: 1Gi, storage: {replicas: 2}}'
 accepted 'one metadata server' a '{capacity: 1Gi, metadata: {replicas: 1}}'
 accepted 'five metadata servers' a '{capacity: 1Gi, metadata: {replicas: 5}}'
-refused 'two metadata servers' 'has to be 1, 3 or 5' a '{capacity: 1Gi, metadata: {replicas: 2}}'
+refused 'two metadata servers' 'must be 1, 3 or 5' a '{capacity: 1Gi, metadata: {replicas: 2}}'
 accepted 'exclusive' a '{capacity: 1Gi, access: Exclusive}'
 refused 'an unknown access' 'spec.access' a '{capacity: 1Gi, access: Often}'
 accepted 'encrypted' a '{capacity: 1Gi, encryption: Required}'
@@ -68,7 +68,7 @@ accepted 'a version' a '{capacity: 1Gi, version: 1.2.3-rc.1}'
 refused 'a version that is none' 'spec.version' a '{capacity: 1Gi, version: "a b"}'
 accepted 'a Secret' a '{capacity: 1Gi, clientSecretName: pvc-1}'
 refused 'a Secret that is none' 'spec.clientSecretName' a '{capacity: 1Gi, clientSecretName: A_b}'
-refused 'a confirmation before there is anything' "has to be this cluster's status.clusterId" a \
+refused 'a confirmation before there is anything' "must be this cluster's status.clusterId" a \
   '{capacity: 1Gi, deletionConfirmation: "00000000000000000000000000000007"}'
 refused 'an unknown field' 'unknown field' a '{capacity: 1Gi, size: 3}'
 
@@ -77,17 +77,17 @@ full='{capacity: 1Gi, copies: 2, clientSecretName: key, metadata: {storage: {siz
 existing b "$full"
 accepted 'no change' b "$full"
 accepted 'the same capacity, written otherwise' b "${full/capacity: 1Gi/capacity: 1024Mi}"
-refused 'a smaller capacity' 'may only grow' b "${full/capacity: 1Gi/capacity: 512Mi}"
-refused 'a larger capacity' "can't be raised yet" b "${full/capacity: 1Gi/capacity: 2Gi}"
-refused 'other copies' "copies can't be changed yet" b "${full/copies: 2/copies: 1}"
+refused 'a smaller capacity' 'can only grow' b "${full/capacity: 1Gi/capacity: 512Mi}"
+refused 'a larger capacity' "can't be increased in this version yet" b "${full/capacity: 1Gi/capacity: 2Gi}"
+refused 'other copies' "copies can't be changed in this version yet" b "${full/copies: 2/copies: 1}"
 accepted 'more servers' b "${full/replicas: 3/replicas: 4}"
-refused 'fewer servers' "can't be lowered yet" b "${full/replicas: 3/replicas: 2}"
-refused 'fewer servers, by leaving the number out' "can't be lowered yet" b "${full/replicas: 3, /}"
+refused 'fewer servers' "can't be lowered in this version yet" b "${full/replicas: 3/replicas: 2}"
+refused 'fewer servers, by leaving the number out' "can't be lowered in this version yet" b "${full/replicas: 3, /}"
 accepted 'more metadata servers' b "${full/metadata: \{/metadata: {replicas: 5, }"
-refused 'fewer metadata servers' "metadata.replicas can't be lowered yet" b "${full/metadata: \{/metadata: {replicas: 1, }"
+refused 'fewer metadata servers' "metadata.replicas can't be lowered in this version yet" b "${full/metadata: \{/metadata: {replicas: 1, }"
 refused 'another access' "access can't be changed" b "${full/copies: 2/copies: 2, access: Exclusive}"
 refused 'another encryption' "encryption can't be changed" b "${full/copies: 2/copies: 2, encryption: Required}"
-refused 'another root folder' 'only when the volume is made' b "${full/copies: 2/copies: 2, root: {uid: 7\}}"
+refused 'another root folder' 'only when the volume is created' b "${full/copies: 2/copies: 2, root: {uid: 7\}}"
 refused 'another Secret' "clientSecretName can't be changed" b "${full/clientSecretName: key/clientSecretName: other}"
 refused 'no Secret' "clientSecretName can't be changed" b "${full/clientSecretName: key, /}"
 refused "another disk of the metadata servers" "metadata servers' disks can't be changed" b "${full/size: 4Gi, storageClassName: x\}\}/size: 5Gi, storageClassName: x\}\}}"
@@ -104,7 +104,7 @@ id=00000000000000000000000000000007 other=00000000000000000000000000000008
 status() { kubectl -n "$namespace" patch fsc b --subresource=status --type=merge -p "{\"status\":{\"clusterId\":$1}}" 2>&1; }
 status "\"$id\"" >/dev/null
 accepted 'the right confirmation' b "${full/copies: 2/copies: 2, deletionConfirmation: \"$id\"}"
-refused 'a wrong confirmation' "has to be this cluster's status.clusterId" b "${full/copies: 2/copies: 2, deletionConfirmation: \"$other\"}"
+refused 'a wrong confirmation' "must be this cluster's status.clusterId" b "${full/copies: 2/copies: 2, deletionConfirmation: \"$other\"}"
 cases=$((cases + 2))
 if answer=$(status "\"$other\""); then fail 'another id: accepted'; fi
 grep -qF "never changes" <<<"$answer" || fail "another id: refused without a reason: $answer"

@@ -268,7 +268,7 @@ pub struct VolumeHandle {
 
 /// A text is no volume handle of ours.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no volume handle of Atoll: expected v1/<namespace>/<name of the FileSystemCluster>")]
+#[error("'{0}' is not an Atoll volume handle: expected v1/<namespace>/<name of the FileSystemCluster>")]
 pub struct VolumeHandleError(String);
 
 impl VolumeHandle {

@@ -13,7 +13,9 @@ pub struct Quantity(String);
 
 /// A text is no number of bytes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no size: write a whole number of bytes, or one with a unit, such as 500M, 10Gi or 1.5Ti")]
+#[error(
+    "'{0}' is not a size: write a whole number of bytes, or one with a unit, such as 500M, 10Gi or 1.5Ti"
+)]
 pub struct QuantityError(String);
 
 /// Suffixes and what they stand for, the longer ones first. `m` is a thousandth and no use for bytes.

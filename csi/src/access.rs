@@ -40,7 +40,7 @@ impl Capability {
             Some(AccessType::Mount(mount)) => mount,
             Some(AccessType::Block(_)) => {
                 return Err(CsiError::Invalid(
-                    "block volumes are not offered: use volumeMode Filesystem".to_owned(),
+                    "block volumes are not supported: use volumeMode Filesystem".to_owned(),
                 ));
             }
             None => return Err(CsiError::Missing("volume_capability.access_type")),
@@ -52,7 +52,7 @@ impl Capability {
             )));
         }
         if !volume_mount_group.is_empty() {
-            return Err(CsiError::Invalid("volume_mount_group is not offered: use fsGroup".to_owned()));
+            return Err(CsiError::Invalid("volume_mount_group is not supported: use fsGroup".to_owned()));
         }
         let mode = capability.access_mode.ok_or(CsiError::Missing("volume_capability.access_mode"))?.mode;
         let mode = Mode::try_from(mode)

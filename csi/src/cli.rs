@@ -10,13 +10,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 #[derive(Parser, Debug)]
 #[command(name = "atoll-csi", version, propagate_version = true)]
 pub struct Cli {
-    /// How logs are written to standard error.
+    /// Format of the logs on standard error.
     #[arg(long, global = true, env = "ATOLL_LOG_FORMAT", default_value = "text", hide_short_help = true)]
     pub log_format: LogFormat,
-    /// What is logged: a level (error, warn, info, debug, trace) or filters by module.
+    /// What to log: a level (error, warn, info, debug, trace) or filters by module.
     #[arg(long, global = true, env = "ATOLL_LOG", default_value = "info", hide_short_help = true)]
     pub log: String,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -24,9 +24,9 @@ pub struct Cli {
 /// How logs look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Human-readable lines.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -43,12 +43,12 @@ impl LogFormat {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Serves the controller service: volumes become FileSystemClusters.
+    /// Serves the controller service: creates a FileSystemCluster for each volume.
     Controller(ControllerArgs),
-    /// Serves the node service: mounts and binds. Needs the right to mount.
+    /// Serves the node service: mounts and binds. Needs the privilege to mount.
     Node(NodeArgs),
-    /// Runs the clients of this node's volumes, each a process of its own. Needs the rights to start processes under
-    /// other user ids and to end them (SETUID, SETGID, KILL), and nothing else.
+    /// Runs the clients of this node's volumes, one process each. Needs the capabilities to start and stop processes
+    /// of other users (SETUID, SETGID, KILL), and nothing else.
     MountHost(MountHostArgs),
 }
 
@@ -58,7 +58,7 @@ pub struct ControllerArgs {
     /// Socket to serve at.
     #[arg(long, env = "CSI_ENDPOINT", default_value = "unix:///csi/csi.sock", value_name = "ENDPOINT")]
     pub endpoint: String,
-    /// Namespace of the clusters that are made for volumes.
+    /// Namespace of the clusters that are created for volumes.
     #[arg(long, env = "ATOLL_VOLUMES_NAMESPACE", default_value = NAMESPACE_VOLUMES, value_name = "NAME")]
     pub namespace: String,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
@@ -80,7 +80,7 @@ pub struct NodeArgs {
         value_name = "PATH"
     )]
     pub kubelet_endpoint: PathBuf,
-    /// Kubelet's folder.
+    /// Kubelet's directory.
     #[arg(long, env = "ATOLL_KUBELET", default_value = "/var/lib/kubelet", value_name = "DIR")]
     pub kubelet: PathBuf,
     /// This node's name.
@@ -89,7 +89,7 @@ pub struct NodeArgs {
     /// Namespace of the mount hosts.
     #[arg(long, env = "POD_NAMESPACE", default_value = NAMESPACE_SYSTEM, value_name = "NAME")]
     pub namespace: String,
-    /// Volumes that this node takes.
+    /// Maximum number of volumes on this node.
     #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub volumes_max: u32,
@@ -101,19 +101,19 @@ pub struct NodeArgs {
 /// `atoll-csi mount-host`
 #[derive(Args, Debug)]
 pub struct MountHostArgs {
-    /// Folder for the socket that the node plugin calls.
+    /// Directory for the socket of the mount host.
     #[arg(long, env = "ATOLL_SOCKET_FOLDER", default_value = "/run/atoll", value_name = "DIR")]
     pub folder: PathBuf,
-    /// The client's program.
+    /// The client program.
     #[arg(long, env = "ATOLL_CLIENT", default_value = "/usr/bin/atoll-fs", value_name = "FILE")]
     pub program: PathBuf,
-    /// Clients at most.
+    /// Maximum number of clients.
     #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N")]
     pub volumes_max: usize,
-    /// What clients log.
+    /// What clients log, as --log.
     #[arg(long, env = "ATOLL_CLIENT_LOG", default_value = "info", value_name = "FILTER")]
     pub client_log: String,
-    /// Seconds that mounts may go on after SIGTERM, for the pods that use them to end first.
+    /// Seconds that mounts continue after SIGTERM, so that the pods that use them can end first.
     #[arg(long, env = "ATOLL_GRACE", default_value_t = 600, value_name = "SECONDS")]
     pub grace: u32,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).

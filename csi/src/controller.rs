@@ -60,13 +60,13 @@ impl Wanted {
         let parameters = Parameters::parse(&request.parameters)?;
         if request.volume_content_source.is_some() {
             return Err(CsiError::Invalid(
-                "volumes from snapshots or other volumes are not offered yet: leave dataSource out"
+                "volumes from snapshots or other volumes are not supported yet: leave dataSource out"
                     .to_owned(),
             ));
         }
         if let Some(name) = request.mutable_parameters.keys().next() {
             return Err(CsiError::Invalid(format!(
-                "VolumeAttributesClass parameter '{name}': nothing of a volume can be changed by a class yet"
+                "VolumeAttributesClass parameter '{name}': a class can't change volumes yet"
             )));
         }
         let name = volume_id::cluster_name(volume_name);
@@ -115,7 +115,7 @@ pub fn judge(found: Option<&FileSystemCluster>, wanted: &Wanted, now: Timestamp)
     let mark = |name: &str| marks.get(name).map_or("", String::as_str);
     if mark(annotations::VOLUME_NAME) != wanted.volume_name {
         return Err(CsiError::Exists(format!(
-            "FileSystemCluster {} exists and wasn't made for volume '{}'",
+            "FileSystemCluster {} exists and was not created for volume '{}'",
             found.name_str(),
             wanted.volume_name
         )));
@@ -128,7 +128,7 @@ pub fn judge(found: Option<&FileSystemCluster>, wanted: &Wanted, now: Timestamp)
     }
     if found.is_terminating() {
         return Ok(Step::Wait(Pending::NotYet(format!(
-            "an earlier volume of the name '{}' is being deleted: {}",
+            "an earlier volume named '{}' is being deleted: {}",
             wanted.volume_name,
             state(found)
         ))));
@@ -138,7 +138,7 @@ pub fn judge(found: Option<&FileSystemCluster>, wanted: &Wanted, now: Timestamp)
     }
     let bootstrapped = found.status.as_ref().is_some_and(|status| status.bootstrapped);
     if !bootstrapped && is_hopeless(found, now) {
-        return Ok(Step::GiveUp(format!("the volume can't be made: {}", state(found))));
+        return Ok(Step::GiveUp(format!("the volume can't be created: {}", state(found))));
     }
     Ok(Step::Wait(Pending::NotYet(format!("the volume's cluster is not ready yet: {}", state(found)))))
 }
@@ -189,7 +189,8 @@ fn state(found: &FileSystemCluster) -> String {
     match found.condition(ConditionType::Ready) {
         Some(ready) if !ready.message.is_empty() => format!("{} ({})", ready.message, ready.reason),
         Some(ready) if !ready.reason.is_empty() => ready.reason.clone(),
-        _ => "the operator has not reported on it (does atoll-operator run in atoll-system?)".to_owned(),
+        _ => "the operator has not reported its status yet (does atoll-operator run in atoll-system?)"
+            .to_owned(),
     }
 }
 
@@ -197,7 +198,7 @@ fn state(found: &FileSystemCluster) -> String {
 #[must_use]
 pub fn unfit(found: &FileSystemCluster, capabilities: &[Capability]) -> Option<String> {
     (found.spec.access == Access::Exclusive && !access::exclusive(capabilities)).then(|| {
-        "the volume was made for one node at a time (access: Exclusive) and can't be used by several"
+        "the volume was created for one node at a time (access: Exclusive) and can't be used by several"
             .to_owned()
     })
 }
@@ -214,15 +215,17 @@ fn capacity(range: Option<&CapacityRange>) -> Result<u64, CsiError> {
         limit => limit,
     };
     if limit < required {
-        return Err(CsiError::Invalid("capacity_range: the limit is below what is required".to_owned()));
+        return Err(CsiError::Invalid("capacity_range: the limit is below the required size".to_owned()));
     }
     if limit < CAPACITY_BYTES_MIN {
         return Err(CsiError::OutOfRange(format!(
-            "a volume of at most {limit} bytes is too small: ask for 16Mi at least"
+            "a volume of at most {limit} bytes is too small: the minimum is 16Mi"
         )));
     }
     if required > CAPACITY_BYTES_MAX {
-        return Err(CsiError::OutOfRange(format!("a volume of {required} bytes is too large: 1Ei at most")));
+        return Err(CsiError::OutOfRange(format!(
+            "a volume of {required} bytes is too large: the maximum is 1Ei"
+        )));
     }
     let wanted = if required == 0 { CAPACITY_BYTES_DEFAULT.min(limit) } else { required };
     Ok(wanted.max(CAPACITY_BYTES_MIN))

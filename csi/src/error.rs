@@ -39,7 +39,7 @@ pub enum CsiError {
     #[error("{0}")]
     Internal(String),
     /// Nobody should call this: the capabilities say so.
-    #[error("{0} is not offered by this driver")]
+    #[error("this driver doesn't support {0}")]
     Unimplemented(&'static str),
 }
 
@@ -47,7 +47,7 @@ pub enum CsiError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Pending {
     /// An earlier call for the same volume is still at work.
-    #[error("an operation on volume {0} is under way")]
+    #[error("an operation on volume {0} is in progress")]
     Busy(String),
     /// It was begun and isn't finished; the text says what it waits for.
     #[error("{0}")]

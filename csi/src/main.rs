@@ -99,7 +99,7 @@ async fn controller(args: &ControllerArgs, stop: CancellationToken) -> Outcome {
     let router = Server::builder()
         .add_service(IdentityServer::new(IdentityService::new(Arc::clone(&rpcs))))
         .add_service(ControllerServer::new(service));
-    tracing::info!(endpoint = args.endpoint, namespace = args.namespace, "controller");
+    tracing::info!(endpoint = args.endpoint, namespace = args.namespace, "starting the CSI controller");
     Ok(server::serve(router, &socket, stop).await?)
 }
 
@@ -125,7 +125,7 @@ async fn node(args: &NodeArgs, stop: CancellationToken) -> Outcome {
     let registry_folder = args.kubelet.join("plugins_registry");
     let registering =
         registration::serve(&registry_folder, &args.kubelet_endpoint, Arc::clone(&state), stop.clone());
-    tracing::info!(endpoint = args.endpoint, node = args.node, "node plugin");
+    tracing::info!(endpoint = args.endpoint, node = args.node, "starting the CSI node plugin");
     let refused = async {
         let mut state = state.subscribe();
         match state.wait_for(|state| matches!(state, State::Refused(_))).await.as_deref() {
@@ -178,7 +178,7 @@ async fn mount_host(cli: &Cli, args: &MountHostArgs, stop: CancellationToken) ->
         Box::pin(async move { finder.problem().await })
     });
     server::serve_http(&args.http, registry, Arc::clone(&health), health).await?;
-    tracing::info!(folder = %args.folder.display(), "mount host");
+    tracing::info!(folder = %args.folder.display(), "starting the mount host");
     stop.cancelled().await;
     let grace = Duration::from_secs(args.grace.into());
     tokio::task::spawn_blocking(move || supervisor.stop(grace)).await?;

@@ -65,20 +65,26 @@ impl MountFlags {
                         .bytes()
                         .map_err(|error| CsiError::Invalid(format!("mount flag {flag}: {error}")))?;
                     if !(BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&bytes) {
-                        return Err(CsiError::Invalid(format!("mount flag {flag}: between 4Mi and 4Gi")));
+                        return Err(CsiError::Invalid(format!(
+                            "mount flag {flag}: expected a size between 4Mi and 4Gi"
+                        )));
                     }
                     parsed.buffer_bytes = Some(bytes);
                 }
                 Some(("timeout", seconds)) => {
                     let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0);
                     parsed.timeout_seconds = Some(seconds.ok_or_else(|| {
-                        CsiError::Invalid(format!("mount flag {flag}: a number of seconds, 1 at least"))
+                        CsiError::Invalid(format!(
+                            "mount flag {flag}: expected a number of seconds, at least 1"
+                        ))
                     })?);
                 }
                 Some(("readers", number)) => {
                     let number = number.parse().ok().filter(|number| (1..=READERS_MAX).contains(number));
                     parsed.readers = Some(number.ok_or_else(|| {
-                        CsiError::Invalid(format!("mount flag {flag}: a number from 1 to {READERS_MAX}"))
+                        CsiError::Invalid(format!(
+                            "mount flag {flag}: expected a number from 1 to {READERS_MAX}"
+                        ))
                     })?);
                 }
                 Some(_) => drop(unknown.insert(flag)),
@@ -87,7 +93,7 @@ impl MountFlags {
         match unknown.first() {
             None => Ok(parsed),
             Some(flag) => {
-                Err(CsiError::Invalid(format!("mount flag '{flag}' is not known; there are {KNOWN}")))
+                Err(CsiError::Invalid(format!("mount flag '{flag}' is unknown; choose among {KNOWN}")))
             }
         }
     }

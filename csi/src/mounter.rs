@@ -44,7 +44,7 @@ async fn in_time<T: Send + 'static>(limit: Duration, call: impl FnOnce() -> T + 
 }
 
 fn late(what: &str, path: &Path) -> CsiError {
-    Pending::NotYet(format!("{what} {} hangs", path.display())).into()
+    Pending::NotYet(format!("{what} {}: no response within the timeout", path.display())).into()
 }
 
 fn failed(what: &str, path: &Path, error: &dyn std::fmt::Display) -> CsiError {
@@ -98,17 +98,17 @@ pub fn prepare_folder(path: &Path) -> Result<(), CsiError> {
     match fs::DirBuilder::new().mode(BARE_FOLDER_MODE).create(path) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failed("making folder", path, &error)),
+        Err(error) => return Err(failed("creating directory", path, &error)),
     }
     let found = fs::symlink_metadata(path).map_err(|error| failed("stat", path, &error))?;
     if !found.is_dir() {
-        return Err(CsiError::Precondition(format!("{} is no folder: move it away", path.display())));
+        return Err(CsiError::Precondition(format!("{} isn't a directory: move it away", path.display())));
     }
-    let mut entries = fs::read_dir(path).map_err(|error| failed("reading folder", path, &error))?;
+    let mut entries = fs::read_dir(path).map_err(|error| failed("reading directory", path, &error))?;
     match entries.next() {
         None => Ok(()),
         Some(_) => Err(CsiError::Precondition(format!(
-            "folder {} isn't empty, and a mount would hide what is in it: move that away",
+            "directory {} isn't empty, and a mount would hide its content: move the content away",
             path.display()
         ))),
     }
@@ -124,11 +124,12 @@ pub fn remove_folder(path: &Path) -> Result<(), CsiError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
             Err(CsiError::Precondition(format!(
-                "folder {} isn't empty though nothing is mounted there: nobody but you should remove what is in it",
+                "directory {} isn't empty though nothing is mounted there: check its content and remove it \
+                 yourself",
                 path.display()
             )))
         }
-        Err(error) => Err(failed("removing folder", path, &error)),
+        Err(error) => Err(failed("removing directory", path, &error)),
     }
 }
 
@@ -144,7 +145,7 @@ pub async fn mount_device(path: &Path, options: MountOptions, readers: usize) ->
         let layout = atoll_fuse::Layout::default();
         Bundle::new(device, readers, layout, &options).map_err(|error| {
             if let Err(error) = device::unmount(&place, true) {
-                tracing::warn!(%error, "taking back");
+                tracing::warn!(%error, "a failed mount could not be undone");
             }
             failed("preparing", &place, &error)
         })
@@ -167,7 +168,7 @@ pub async fn bind(from: &Path, to: &Path, read_only: bool) -> Result<(), CsiErro
             let flags = kept_flags(&source)? | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
             change(flags).map_err(|error| {
                 if let Err(error) = device::unmount(&target, true) {
-                    tracing::warn!(%error, "taking back");
+                    tracing::warn!(%error, "a failed mount could not be undone");
                 }
                 failed("making read-only", &target, &error)
             })?;

@@ -100,17 +100,17 @@ impl Credentials {
         let entry = |name: &str| {
             secrets.get(name).map(|value| value.trim()).filter(|value| !value.is_empty()).ok_or_else(|| {
                 CsiError::Invalid(format!(
-                    "the secret has no entry '{name}': the StorageClass or PersistentVolume has to name the Secret with \
-                     the cluster's key as node-stage and node-publish secret"
+                    "the secret has no entry '{name}': the StorageClass or PersistentVolume must name the \
+                     Secret with the cluster's key as node-stage and node-publish secret"
                 ))
             })
         };
         let cluster = entry(secret::CLUSTER)?.parse().map_err(|_| {
-            CsiError::Invalid(format!("the secret's entry '{}' is no cluster id", secret::CLUSTER))
+            CsiError::Invalid(format!("the secret's entry '{}' is not a cluster id", secret::CLUSTER))
         })?;
         let key = entry(secret::KEY)?;
         ClusterKey::parse(key.as_bytes())
-            .map_err(|_| CsiError::Invalid(format!("the secret's entry '{}' is no key", secret::KEY)))?;
+            .map_err(|_| CsiError::Invalid(format!("the secret's entry '{}' is not a key", secret::KEY)))?;
         let encrypt = match secrets.get(secret::ENCRYPTION).map(String::as_str) {
             None | Some("" | secret::ENCRYPTION_DISABLED) => false,
             Some(secret::ENCRYPTION_REQUIRED) => true,
@@ -170,7 +170,7 @@ impl Node {
         match usable {
             Ok(Liveness::Alive) => Ok(()),
             Ok(Liveness::Silent) => {
-                Err(Pending::NotYet(format!("the mount at {} doesn't answer", request.staging)).into())
+                Err(Pending::NotYet(format!("the mount at {} doesn't respond", request.staging)).into())
             }
             Ok(Liveness::Dead) => Err(self.take_back(staging, died(&request.staging)).await),
             Err(error) => Err(self.take_back(staging, error).await),
@@ -184,7 +184,7 @@ impl Node {
         loop {
             match self.finder.start(self.client(request, volume)).await {
                 Err(CsiError::Pending(Pending::Elsewhere(why))) if Instant::now() < deadline => {
-                    tracing::info!(volume, why, "waiting");
+                    tracing::info!(volume, why, "the volume can't be staged yet");
                     tokio::time::sleep(ELSEWHERE_POLL).await;
                 }
                 Err(CsiError::Pending(Pending::Elsewhere(why))) => {
@@ -213,7 +213,7 @@ impl Node {
     /// Takes a mount away that nobody will serve.
     async fn take_back(&self, staging: &Path, error: CsiError) -> CsiError {
         if let Err(second) = mounter::unmount(staging, true).await {
-            tracing::warn!(error = %second, "taking back");
+            tracing::warn!(error = %second, "a failed stage could not be undone");
         }
         error
     }
@@ -237,7 +237,7 @@ impl Node {
                 Unstage::Detach => mounter::unmount(path, true).await?,
             }
         }
-        Err(CsiError::Internal(format!("mounts at {staging} don't come to an end")))
+        Err(CsiError::Internal(format!("there are too many mounts at {staging}")))
     }
 
     /// Binds a staged volume to a target path. A dead mount is replaced first, since kubelet won't ask for Stage again.
@@ -257,7 +257,7 @@ impl Node {
         match plan_publish(&table, staged, target, &volume, request.access, read_only)? {
             Publish::Done => return Ok(()),
             Publish::Rebind => {
-                tracing::warn!(volume, path = %request.target, "detaching what is left of a dead mount");
+                tracing::warn!(volume, path = %request.target, "detaching a dead mount");
                 mounter::unmount(target, true).await?;
                 return Box::pin(self.publish(request)).await;
             }
@@ -269,7 +269,7 @@ impl Node {
         let table = mounter::table()?;
         match uppermost(&table, target).map(|bound| bound.device) {
             Some(device) if device == staged.device => Ok(()),
-            _ => Err(CsiError::Internal(format!("{} is not what was bound there", request.target))),
+            _ => Err(CsiError::Internal(format!("the mount at {} isn't this volume's", request.target))),
         }
     }
 
@@ -284,7 +284,7 @@ impl Node {
                 Liveness::Dead => "dead",
                 Liveness::Silent => {
                     return Err(
-                        Pending::NotYet(format!("the mount at {} doesn't answer", request.staging)).into()
+                        Pending::NotYet(format!("the mount at {} doesn't respond", request.staging)).into()
                     );
                 }
             },
@@ -297,7 +297,10 @@ impl Node {
                 request.staging
             )));
         };
-        tracing::warn!(volume, path = %request.staging, "{missing}: mounting again");
+        tracing::warn!(
+            volume, path = %request.staging,
+            "the staged volume is {missing}; mounting the volume again"
+        );
         let again = StageRequest {
             handle: request.handle.clone(),
             staging: request.staging.clone(),
@@ -330,7 +333,7 @@ impl Node {
                 },
             }
         }
-        Err(CsiError::Internal(format!("mounts at {target} don't come to an end")))
+        Err(CsiError::Internal(format!("there are too many mounts at {target}")))
     }
 
     /// Use of a volume that is published or staged at a path.

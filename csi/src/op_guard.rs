@@ -61,7 +61,7 @@ impl Operations {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(CsiError::Internal(format!("{what} of {key}: {error}"))),
             Err(_) => Err(Pending::NotYet(format!(
-                "{what} of {key} takes longer than {} s and goes on",
+                "{what} of {key} takes longer than {} s and continues",
                 limit.as_secs()
             ))
             .into()),

@@ -97,7 +97,7 @@ impl Parameters {
                 _ if name.starts_with(SIDECAR_PREFIX) => {}
                 _ => {
                     return Err(CsiError::Invalid(format!(
-                        "StorageClass parameter '{name}' is not known; there are {KNOWN}"
+                        "StorageClass parameter '{name}' is unknown; choose among {KNOWN}"
                     )));
                 }
             }
@@ -108,8 +108,8 @@ impl Parameters {
             && servers < copies
         {
             return Err(CsiError::Invalid(format!(
-                "StorageClass parameter 'storageServers' is {servers} and 'copies' is {copies}: each copy needs a \
-                 server of its own"
+                "StorageClass parameter 'storageServers' is {servers} and 'copies' is {copies}: each copy \
+                 needs a different server"
             )));
         }
         Ok(parsed)

@@ -54,10 +54,10 @@ impl Registration for Service {
     ) -> Result<Response<RegistrationStatusResponse>, Status> {
         let status = request.into_inner();
         if status.plugin_registered {
-            tracing::info!("registered with kubelet");
+            tracing::info!("the driver is registered with kubelet");
             self.state.send_replace(State::Registered);
         } else {
-            tracing::error!(error = status.error, "kubelet refused the registration");
+            tracing::error!(error = status.error, "kubelet refused to register the driver");
             self.state.send_replace(State::Refused(status.error));
         }
         Ok(Response::new(RegistrationStatusResponse {}))
@@ -100,7 +100,7 @@ async fn watch_socket(path: &Path, round: CancellationToken) {
             () = tokio::time::sleep(LOOK_PERIOD) => {}
         }
         if std::fs::symlink_metadata(path).is_err() {
-            tracing::warn!(path = %path.display(), "the registration socket is gone: making it again");
+            tracing::warn!(path = %path.display(), "the registration socket was removed; creating it again");
             round.cancel();
         }
     }

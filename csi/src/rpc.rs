@@ -51,7 +51,7 @@ impl Collector for UnderWay {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let count = self.0.iter().map(Operations::under_way).sum::<usize>();
         let gauge = ConstGauge::new(count as f64);
-        let help = "Operations under way, those whose callers gave up waiting among them";
+        let help = "Operations in progress, including those whose callers stopped waiting";
         gauge.encode(encoder.encode_descriptor("csi_operations", help, None, gauge.metric_type())?)
     }
 }
@@ -97,11 +97,14 @@ impl Rpcs {
         }
         match result {
             Ok(response) => {
-                tracing::debug!(method, volume = subject, seconds, "done");
+                tracing::debug!(method, volume = subject, seconds, "call succeeded");
                 Ok(Response::new(response))
             }
             Err(error) => {
-                tracing::warn!(method, volume = subject, seconds, code = code_name(code), %error, "refused");
+                tracing::warn!(
+                    method, volume = subject, seconds, code = code_name(code), %error,
+                    "call failed"
+                );
                 Err(error.into())
             }
         }

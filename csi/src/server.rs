@@ -33,7 +33,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Error)]
 pub enum ServeError {
     /// `--endpoint` isn't what it has to be.
-    #[error("endpoint '{0}' is none: write unix:///path/to/name.sock")]
+    #[error("invalid endpoint '{0}': write unix:///path/to/name.sock")]
     Endpoint(String),
     /// The socket can't be made.
     #[error("socket {path}: {error}")]
@@ -78,7 +78,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, ServeError> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path).map_err(failed)?,
         Ok(_) => {
-            let error = io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket");
+            let error = io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that isn't a socket");
             return Err(failed(error));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -103,7 +103,7 @@ pub async fn serve(router: GrpcRouter, path: &Path, stop: CancellationToken) -> 
     let result = tokio::select! {
         result = serving => result.map_err(ServeError::from),
         () = overdue => {
-            tracing::warn!("calls are still under way: going all the same");
+            tracing::warn!("stopping though calls are still in progress");
             Ok(())
         }
     };
@@ -133,7 +133,7 @@ pub async fn serve_http(
         .route("/readyz", get(move || answer(ready())));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the HTTP endpoint ended");
+            tracing::error!(%error, "the HTTP endpoint failed");
         }
     });
     Ok(())
@@ -165,7 +165,7 @@ pub fn probe(socket: PathBuf) -> Readiness {
             match tokio::time::timeout(PROBE_PATIENCE, probe_once(&socket)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(problem)) => Some(problem),
-                Err(_) => Some(format!("no answer in {} s", PROBE_PATIENCE.as_secs())),
+                Err(_) => Some(format!("no reply within {} s", PROBE_PATIENCE.as_secs())),
             }
         })
     })

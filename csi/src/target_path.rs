@@ -36,7 +36,7 @@ impl NodePath {
         }
         let plain = text.split('/').skip(1).all(|part| part != "." && part != "..");
         if !text.starts_with('/') || !plain || text.len() > PATH_BYTES_MAX || text.contains('\0') {
-            return Err(CsiError::Invalid(format!("{field} is no absolute path: '{text}'")));
+            return Err(CsiError::Invalid(format!("{field} isn't an absolute path: '{text}'")));
         }
         // Doubled and closing slashes go.
         Ok(NodePath(Path::new(text).components().collect()))
@@ -121,9 +121,9 @@ pub fn plan_stage(
         Liveness::Dead => Ok(Stage::Replace),
         Liveness::Silent => Err(silent(found)),
         Liveness::Alive if found.read_only != read_only => Err(CsiError::Exists(format!(
-            "{} is staged already, {}",
+            "{} is already staged, {}",
             found.path.display(),
-            if read_only { "and can be written" } else { "and is read-only" }
+            if read_only { "read-write" } else { "read-only" }
         ))),
         Liveness::Alive => Ok(Stage::Done),
     }
@@ -195,9 +195,9 @@ pub fn plan_publish(
     if let Some(found) = found.filter(|found| found.device == staged.device) {
         if found.read_only != read_only {
             return Err(CsiError::Exists(format!(
-                "{} is published already, {}",
+                "{} is already published, {}",
                 target.display(),
-                if read_only { "and can be written" } else { "and is read-only" }
+                if read_only { "read-write" } else { "read-only" }
             )));
         }
         return Ok(Publish::Done);
@@ -206,7 +206,7 @@ pub fn plan_publish(
         && access == Access::SingleWriter
     {
         return Err(CsiError::Precondition(format!(
-            "volume {volume} may be used in one place only and is published at {}",
+            "volume {volume} can be published only once and is published at {}",
             other.path.display()
         )));
     }
@@ -256,7 +256,7 @@ fn occupied(found: &Mount) -> CsiError {
 
 fn silent(found: &Mount) -> CsiError {
     Pending::NotYet(format!(
-        "the mount at {} doesn't answer; is the volume's cluster reachable from this node?",
+        "the mount at {} doesn't respond; is the volume's cluster reachable from this node?",
         found.path.display()
     ))
     .into()

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Shows how Atoll's volumes are, and deletes them.
+/// Shows the state of Atoll volumes, and deletes them.
 ///
-/// Exit codes: 0 done, and healthy; 1 failed; 2 wrong flags; 3 not there; 4 refused so that nothing is lost; 5 the
-/// Kubernetes cluster can't be reached; 6 something is wrong with a volume (it was shown).
+/// Exit codes: 0 done, and healthy; 1 failed; 2 wrong flags; 3 not found; 4 refused so that nothing is lost; 5 the
+/// Kubernetes cluster can't be reached; 6 a volume has a problem (it was shown).
 #[derive(Parser, Debug)]
 #[command(name = "kubectl-atoll", bin_name = "kubectl atoll", version, propagate_version = true)]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -19,12 +19,12 @@ pub struct Cli {
 /// The verbs.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Shows how a volume is: health, space, pods, mounts, what is wrong and what to do.
+    /// Shows the state of a volume: health, space, pods, mounts, problems and what to do about them.
     Status(StatusArgs),
     /// Lists volumes.
     #[command(visible_alias = "ls")]
     List(ListArgs),
-    /// Deletes a FileSystemCluster with all its data, or without (--keep-data).
+    /// Deletes a FileSystemCluster with all its data, or keeps the data (--keep-data).
     Delete(DeleteArgs),
 }
 
@@ -37,7 +37,7 @@ pub struct Connection {
     /// Context of the kubeconfig file.
     #[arg(long, value_name = "CONTEXT")]
     pub context: Option<String>,
-    /// The kubeconfig file. Default: as kubectl.
+    /// The kubeconfig file. Default: the one that kubectl uses.
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 }
@@ -45,15 +45,15 @@ pub struct Connection {
 /// `kubectl atoll status`
 #[derive(Args, Debug)]
 pub struct StatusArgs {
-    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME. Default: all of the namespace.
+    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME. Default: all in the namespace.
     #[arg(value_name = "PVC|FSC")]
     pub target: Option<String>,
     #[command(flatten)]
     pub connection: Connection,
-    /// Those of all namespaces.
+    /// Volumes of all namespaces.
     #[arg(short = 'A', long, conflicts_with = "target")]
     pub all_namespaces: bool,
-    /// How to print it.
+    /// Output format.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
 }
@@ -63,10 +63,10 @@ pub struct StatusArgs {
 pub struct ListArgs {
     #[command(flatten)]
     pub connection: Connection,
-    /// Those of all namespaces.
+    /// Volumes of all namespaces.
     #[arg(short = 'A', long)]
     pub all_namespaces: bool,
-    /// How to print it.
+    /// Output format.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
 }
@@ -74,33 +74,33 @@ pub struct ListArgs {
 /// `kubectl atoll delete`
 #[derive(Args, Debug)]
 pub struct DeleteArgs {
-    /// The FileSystemCluster: NAME or fsc/NAME. One that was made for a PersistentVolumeClaim goes with the claim.
+    /// The FileSystemCluster: NAME or fsc/NAME. One that was created for a PersistentVolumeClaim is deleted with it.
     #[arg(value_name = "FSC")]
     pub target: String,
     #[command(flatten)]
     pub connection: Connection,
-    /// Don't ask.
+    /// Don't ask for confirmation.
     #[arg(short, long)]
     pub yes: bool,
-    /// Keep the disks and the key: a FileSystemCluster of the same name takes them over again.
+    /// Keep the disks and the key: a FileSystemCluster of the same name adopts them.
     #[arg(long)]
     pub keep_data: bool,
-    /// Return at once and don't wait until it is gone.
+    /// Return at once; don't wait until it is deleted.
     #[arg(long)]
     pub no_wait: bool,
-    /// Seconds to wait until it is gone.
+    /// Seconds to wait until it is deleted.
     #[arg(long, default_value_t = 180, value_name = "SECONDS")]
     pub timeout: u64,
 }
 
-/// How something is printed.
+/// Output formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// For people.
+    /// Human-readable.
     Table,
-    /// For programs.
+    /// JSON.
     Json,
-    /// For both.
+    /// YAML.
     Yaml,
 }
 

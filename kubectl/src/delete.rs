@@ -56,7 +56,7 @@ pub async fn run(client: Client, namespace: &str, args: &DeleteArgs) -> Result<(
 fn refusal(cluster: &FileSystemCluster) -> Option<String> {
     let claim = claim_of(cluster)?;
     Some(format!(
-        "{} was made for the PersistentVolumeClaim {}: delete that (kubectl -n {} delete pvc {})",
+        "{} was created for the PersistentVolumeClaim {}: delete that (kubectl -n {} delete pvc {})",
         cluster.name_str(),
         claim.name,
         claim.namespace,
@@ -73,9 +73,9 @@ fn warning(cluster: &FileSystemCluster, keep_data: bool) -> String {
         count => format!(" It is mounted {count} times."),
     };
     if keep_data {
-        format!("The servers of {} end; its disks and its key stay.{mounts}", cluster.name_str())
+        format!("The servers of {} are stopped; its disks and its key are kept.{mounts}", cluster.name_str())
     } else {
-        format!("All data of {} ({used} in use) is deleted for good.{mounts}", cluster.name_str())
+        format!("All data of {} ({used} in use) is deleted permanently.{mounts}", cluster.name_str())
     }
 }
 
@@ -83,9 +83,9 @@ fn ask(cluster: &FileSystemCluster, keep_data: bool) -> Result<(), Failure> {
     let refused = |message: &str| Err(Failure::new(Code::Refused, message));
     eprintln!("{}", warning(cluster, keep_data));
     if !std::io::stdin().is_terminal() {
-        return refused("nobody can be asked: say --yes");
+        return refused("standard input isn't a terminal: use --yes");
     }
-    eprint!("Type the name of the FileSystemCluster to go on: ");
+    eprint!("Type the name of the FileSystemCluster to continue: ");
     let _ = std::io::stderr().flush();
     let mut answer = String::new();
     match std::io::stdin().read_line(&mut answer) {
@@ -118,7 +118,7 @@ async fn wait(
     let (name, started) = (cluster.name_str(), Instant::now());
     let mut told = String::new();
     loop {
-        let found = api.get_opt(name).await.map_err(Failure::api("look whether it is gone"))?;
+        let found = api.get_opt(name).await.map_err(Failure::api("check whether it is deleted"))?;
         let Some(found) = found.filter(|found| found.uid() == cluster.uid()) else {
             return output::text(&format!("{name} is deleted\n"));
         };
@@ -130,7 +130,7 @@ async fn wait(
             told.clone_from(&why);
         }
         if started.elapsed() >= patience {
-            let message = format!("{name} isn't gone after {} s: {why}", patience.as_secs());
+            let message = format!("{name} isn't deleted after {} s: {why}", patience.as_secs());
             return Err(Failure::new(Code::Failed, message));
         }
         tokio::time::sleep(LOOK_EVERY).await;
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn it_is_said_what_dies_and_what_stays() {
         let cluster = FileSystemCluster::new("db", FileSystemClusterSpec::with_capacity("1Gi".into()));
-        assert!(warning(&cluster, false).contains("for good"));
-        assert!(warning(&cluster, true).contains("stay"));
+        assert!(warning(&cluster, false).contains("permanently"));
+        assert!(warning(&cluster, true).contains("are kept"));
     }
 }

@@ -47,14 +47,14 @@ impl Failure {
             {
                 Failure::new(
                     Code::NotFound,
-                    "this Kubernetes cluster doesn't know FileSystemClusters: install Atoll first",
+                    "this Kubernetes cluster has no FileSystemClusters: install Atoll first",
                 )
             }
             kube::Error::Api(status) if status.code == 404 => {
                 Failure::new(Code::NotFound, format_args!("can't {doing}: {}", status.message))
             }
             kube::Error::Api(status) if status.code == 403 => {
-                Failure::new(Code::Failed, format_args!("you may not {doing}: {}", status.message))
+                Failure::new(Code::Failed, format_args!("you aren't allowed to {doing}: {}", status.message))
             }
             kube::Error::Api(status) => {
                 Failure::new(Code::Failed, format_args!("can't {doing}: {}", status.message))

@@ -52,7 +52,7 @@ pub async fn one(client: &Client, namespace: &str, target: &Target) -> Result<Fi
         Target::Cluster(name) => match cluster(client, namespace, name).await? {
             Some(found) => Ok(found),
             None => Err(not_found(format_args!(
-                "there is no FileSystemCluster '{name}' in namespace {namespace}"
+                "FileSystemCluster '{name}' doesn't exist in namespace {namespace}"
             ))),
         },
         Target::Pvc(name) => {
@@ -61,7 +61,7 @@ pub async fn one(client: &Client, namespace: &str, target: &Target) -> Result<Fi
             match claim {
                 Some(claim) => of_claim(client, namespace, &claim).await,
                 None => Err(not_found(format_args!(
-                    "there is no PersistentVolumeClaim '{name}' in namespace {namespace}"
+                    "PersistentVolumeClaim '{name}' doesn't exist in namespace {namespace}"
                 ))),
             }
         }
@@ -76,8 +76,8 @@ pub async fn one(client: &Client, namespace: &str, target: &Target) -> Result<Fi
                 }
             }
             Err(not_found(format_args!(
-                "there is neither a PersistentVolumeClaim nor a FileSystemCluster '{name}' in namespace {namespace}; \
-                 kubectl atoll list -A shows all"
+                "neither a PersistentVolumeClaim nor a FileSystemCluster '{name}' exists in namespace \
+                 {namespace}; kubectl atoll list -A shows all"
             )))
         }
     }
@@ -103,8 +103,8 @@ pub async fn all(client: &Client, namespace: Option<&str>) -> Result<Vec<FileSys
                 match made.list(&ListParams::default().labels(&selector)).await {
                     Ok(more) => found.extend(more.items),
                     Err(error) => eprintln!(
-                        "note: what was made for PersistentVolumeClaims is not shown: can't list FileSystemClusters in \
-                         {NAMESPACE_VOLUMES}: {error}"
+                        "note: volumes of PersistentVolumeClaims are not shown: can't list \
+                         FileSystemClusters in {NAMESPACE_VOLUMES}: {error}"
                     ),
                 }
             }
@@ -135,7 +135,7 @@ async fn of_claim(
         let Some(source) = source else {
             return Err(Failure::new(
                 Code::NotFound,
-                format_args!("the volume of PersistentVolumeClaim '{name}' is none of Atoll's"),
+                format_args!("the volume of PersistentVolumeClaim '{name}' isn't an Atoll volume"),
             ));
         };
         let handle: VolumeHandle =
@@ -143,7 +143,7 @@ async fn of_claim(
         return match cluster(client, handle.namespace(), handle.name()).await? {
             Some(found) => Ok(found),
             None => Err(not_found(format_args!(
-                "the FileSystemCluster {}/{} of PersistentVolumeClaim '{name}' is gone",
+                "the FileSystemCluster {}/{} of PersistentVolumeClaim '{name}' doesn't exist any more",
                 handle.namespace(),
                 handle.name()
             ))),
@@ -173,9 +173,9 @@ async fn waiting(client: &Client, namespace: &str, claim: &PersistentVolumeClaim
         Ok(found) => found.items.into_iter().filter_map(|event| event.message).next_back(),
         Err(_) => None,
     };
-    let said = said.unwrap_or_else(|| "nothing was said of it yet".to_owned());
+    let said = said.unwrap_or_else(|| "it has no events yet".to_owned());
     not_found(format_args!(
-        "PersistentVolumeClaim '{}' has no volume yet, and no FileSystemCluster was made for it: {said}",
+        "PersistentVolumeClaim '{}' has no volume yet, and no FileSystemCluster was created for it: {said}",
         claim.name_any()
     ))
 }

@@ -20,7 +20,7 @@ pub async fn run(client: Client, namespace: &str, args: &ListArgs) -> Result<(),
         Format::Table if views.is_empty() => {
             let place =
                 if args.all_namespaces { String::new() } else { format!(" in namespace {namespace}") };
-            output::text(&format!("no volumes of Atoll{place}\n"))?;
+            output::text(&format!("no Atoll volumes{place}\n"))?;
         }
         Format::Table => output::text(&(lines(&views) + "\n"))?,
         Format::Json => output::json(&views)?,

@@ -27,7 +27,7 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: no runtime: {error}");
+            eprintln!("error: the async runtime can't be started: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -62,7 +62,8 @@ async fn connect(connection: &Connection) -> Result<(Client, String), Failure> {
         Failure::new(
             Code::Unreachable,
             format_args!(
-                "no way to a Kubernetes cluster: {error}; name a file with --kubeconfig, or a context with --context"
+                "no access to a Kubernetes cluster: {error}; name a file with --kubeconfig, or a context \
+                 with --context"
             ),
         )
     };

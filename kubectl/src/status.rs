@@ -25,8 +25,7 @@ pub async fn run(client: Client, namespace: &str, args: &StatusArgs) -> Result<(
     };
     if clusters.is_empty() && args.output == Format::Table {
         return output::text(&format!(
-            "no volumes of Atoll in namespace {namespace}; kubectl atoll list -A shows those of all namespaces
-"
+            "no Atoll volumes in namespace {namespace}; kubectl atoll list -A shows those of all namespaces\n"
         ));
     }
     let mut views = Vec::new();

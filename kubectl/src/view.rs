@@ -173,19 +173,25 @@ pub fn claim_of(cluster: &FileSystemCluster) -> Option<Claim> {
 
 fn health(cluster: &FileSystemCluster, phase: Option<Phase>) -> String {
     let text = match phase {
-        None => "nobody has looked at it yet: does the operator run? (kubectl -n atoll-system get pods)",
+        None => {
+            "the operator has not reported its status yet: does it run? (kubectl -n atoll-system get pods)"
+        }
         Some(Phase::Ready) => "healthy",
-        Some(Phase::Creating) => "is being made",
-        Some(Phase::Degraded) => "usable, and worse than it should be",
-        Some(Phase::Unavailable) => "can't be used now; programs that use it wait",
-        Some(Phase::Blocked) => "can't go on until somebody does something",
-        Some(Phase::Paused) => "the operator was told to do nothing",
+        Some(Phase::Creating) => "is being created",
+        Some(Phase::Degraded) => "usable, but degraded",
+        Some(Phase::Unavailable) => "not usable now; programs that use it wait",
+        Some(Phase::Blocked) => "blocked until the problem below is fixed",
+        Some(Phase::Paused) => "the operator is paused for this volume (spec.paused)",
         Some(Phase::Deleting) => "is being deleted",
     };
     let behind = cluster.status.as_ref().is_some_and(|status| {
         status.observed_generation.is_some() && status.observed_generation < cluster.metadata.generation
     });
-    if behind { format!("{text} (a change of the spec hasn't been seen yet)") } else { text.to_owned() }
+    if behind {
+        format!("{text} (the operator has not observed the latest change of the spec yet)")
+    } else {
+        text.to_owned()
+    }
 }
 
 /// What is wrong, each only once.
@@ -205,7 +211,7 @@ fn problems(cluster: &FileSystemCluster, usage: Option<&Usage>) -> Vec<String> {
     if let Some(usage) = usage {
         let percent = percent(usage.inodes_used, usage.inodes_total);
         if percent >= FULL_PERCENT {
-            found.push(format!("Full: {percent} % of all files that there may be exist: delete files"));
+            found.push(format!("Full: {percent} % of the possible number of files exist: delete files"));
         }
     }
     found
@@ -277,10 +283,10 @@ pub fn screen(view: &View) -> String {
             );
             line("Files", format!("{} of {}", usage.inodes_used, usage.inodes_total));
         }
-        None => line("Space", format!("{} asked for", view.capacity)),
+        None => line("Space", format!("{} requested", view.capacity)),
     }
     let short = if view.chunks_short_of_copies > 0 {
-        format!("   {} chunks have fewer", view.chunks_short_of_copies)
+        format!("   {} chunks have fewer copies", view.chunks_short_of_copies)
     } else {
         String::new()
     };
@@ -325,7 +331,7 @@ pub fn screen(view: &View) -> String {
         }
     }
     if !view.problems.is_empty() {
-        text += "\nWrong:\n";
+        text += "\nProblems:\n";
         for problem in &view.problems {
             text += &format!("  * {problem}\n");
         }

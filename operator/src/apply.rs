@@ -51,7 +51,10 @@ pub async fn carry_out(
         changed.anything = true;
         changed.resource |=
             matches!(action, Action::AddFinalizer | Action::RemoveFinalizer | Action::SetClusterId(_));
-        tracing::info!(namespace = doing.namespace, cluster = doing.name, action = %brief(action), "done");
+        tracing::info!(
+            namespace = doing.namespace, cluster = doing.name, action = %brief(action),
+            "changed the cluster's objects"
+        );
     }
     Ok(changed)
 }
@@ -60,7 +63,7 @@ pub async fn carry_out(
 fn brief(action: &Action) -> String {
     match action {
         Action::Apply(object) => format!("apply {}", object.brief()),
-        Action::Disown(object) => format!("disown {}", object.brief()),
+        Action::Disown(object) => format!("orphan {}", object.brief()),
         other => format!("{other:?}"),
     }
 }
@@ -105,7 +108,7 @@ impl Doing<'_> {
                     .create(&by_operator(), &secret)
                     .await
                     .map(|_| ())
-                    .map_err(Error::api(format!("make the Secret {}", wanted.secret)))
+                    .map_err(Error::api(format!("create the Secret {}", wanted.secret)))
             }
             Action::Apply(Owned::Service(object)) => {
                 self.apply(&**object, self.seen.services.values().any(|found| same(found, &**object))).await
@@ -253,7 +256,7 @@ impl Doing<'_> {
 
     /// Data is about to die: the word is asked for once more, of the API server itself.
     async fn still_deleting(&self) -> Result<(), Error> {
-        let doing = "look at the resource again before its data is deleted";
+        let doing = "read the resource again before its data is deleted";
         let now = self.api::<FileSystemCluster>().get(self.name).await.map_err(Error::api(doing))?;
         let same = now.uid() == self.seen.cluster.uid()
             && now.metadata.deletion_timestamp.is_some()
@@ -262,8 +265,11 @@ impl Doing<'_> {
         if same {
             return Ok(());
         }
-        let status =
-            kube::core::Status { code: 409, message: "it has changed".to_owned(), ..Default::default() };
+        let status = kube::core::Status {
+            code: 409,
+            message: "the resource has changed meanwhile".to_owned(),
+            ..Default::default()
+        };
         Err(Error::api(doing)(kube::Error::Api(Box::new(status))))
     }
 

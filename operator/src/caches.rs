@@ -119,7 +119,7 @@ impl Watch<'_> {
                     Err(error) => tracing::warn!(
                         kind = %K::kind(&K::DynamicType::default()),
                         %error,
-                        "a watch was interrupted; it is begun again"
+                        "a watch was interrupted; it starts again"
                     ),
                 }
             }

@@ -7,39 +7,39 @@ use clap::{Parser, ValueEnum};
 /// The version of this program, which is that of the pods unless a cluster asks for another one.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Raises and keeps the pods of every FileSystemCluster.
+/// The operator of Atoll: reconciles every FileSystemCluster.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "atoll-operator", version)]
 pub struct Config {
-    /// The image that pods run; it holds `/usr/bin/atoll-fs`. Default: this version's.
+    /// The image that pods run; it contains `/usr/bin/atoll-fs`. Default: this version's.
     #[arg(long, env = "ATOLL_IMAGE", value_name = "IMAGE")]
     pub image: Option<String>,
-    /// Images of other versions that clusters may ask for: VERSION=IMAGE, separated by commas.
+    /// Images of other versions that a cluster can select: VERSION=IMAGE, separated by commas.
     #[arg(long, env = "ATOLL_IMAGES", value_name = "VERSION=IMAGE", value_delimiter = ',')]
     pub images: Vec<String>,
-    /// When kubelet pulls the image: Always, IfNotPresent or Never.
+    /// Image pull policy: Always, IfNotPresent or Never.
     #[arg(long, env = "ATOLL_IMAGE_PULL_POLICY", default_value = "IfNotPresent", value_name = "POLICY")]
     pub image_pull_policy: PullPolicy,
-    /// Namespace of the lease by which one of several operators is chosen.
+    /// Namespace of the leader election lease.
     #[arg(long, env = "POD_NAMESPACE", default_value = atoll_crds::names::NAMESPACE_SYSTEM, value_name = "NAMESPACE")]
     pub namespace: String,
-    /// This operator's name among several. Default: the host's name and a random number.
+    /// Identity in the leader election. Default: the host name and a random number.
     #[arg(long, env = "POD_NAME", value_name = "NAME")]
     pub identity: Option<String>,
-    /// Reconcile without being chosen first. Only for a single operator.
+    /// Reconcile without leader election. Only for a single operator.
     #[arg(long, env = "ATOLL_NO_LEADER_ELECTION")]
     pub no_leader_election: bool,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
     #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
     pub http: String,
-    /// Clusters that are worked on at the same time.
+    /// Number of clusters that are reconciled at the same time.
     #[arg(long, env = "ATOLL_CONCURRENCY", default_value_t = 8, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=256))]
     pub concurrency: u16,
-    /// How logs are written to standard error.
+    /// Format of the logs on standard error.
     #[arg(long, env = "ATOLL_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-    /// What is logged: a level or filters by module.
+    /// What to log: a level or filters by module.
     #[arg(long, env = "ATOLL_LOG", default_value = "info")]
     pub log: String,
 }
@@ -50,7 +50,7 @@ pub struct Config {
 pub enum PullPolicy {
     /// For every start.
     Always,
-    /// If the node doesn't have it.
+    /// If the node doesn't have the image.
     IfNotPresent,
     /// Never.
     Never,
@@ -70,9 +70,9 @@ impl PullPolicy {
 /// How logs look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Human-readable lines.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -84,9 +84,9 @@ pub struct Images {
     pub pull_policy: PullPolicy,
 }
 
-/// A flag makes no sense.
+/// A flag is invalid.
 #[derive(Debug, thiserror::Error)]
-#[error("--images '{0}': write VERSION=IMAGE, such as 0.1.0=registry.example/atoll:0.1.0")]
+#[error("invalid --images '{0}': write VERSION=IMAGE, such as 0.1.0=registry.example/atoll:0.1.0")]
 pub struct ImagesError(String);
 
 impl Images {

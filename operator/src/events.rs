@@ -14,7 +14,11 @@ pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterSt
     }
     if after.bootstrapped && !before.bootstrapped {
         let id = after.cluster_id.as_deref().unwrap_or_default();
-        events.push(event(EventType::Normal, "VolumeMade", format!("the volume of cluster {id} was made")));
+        events.push(event(
+            EventType::Normal,
+            "VolumeMade",
+            format!("the volume of cluster {id} was created"),
+        ));
     }
     let of = |status: &FileSystemClusterStatus, kind: ConditionType| {
         status.conditions.iter().find(|found| found.type_ == kind.as_str()).cloned()

@@ -117,12 +117,16 @@ async fn joiners(seen: &Observed, access: &Access) -> BTreeMap<u32, MemberIdenti
             Ok(who) if Some(who.member) != member.map(|member| member.member) => {
                 if who.in_group {
                     let member = who.member;
-                    tracing::warn!(pod, %member, "it has belonged to the group: delete its PVC and its pod to let it in again");
+                    tracing::warn!(
+                        pod, %member,
+                        "a metadata server that was removed from the group still runs: delete its PVC and \
+                         its pod, so that it joins again as a new member"
+                    );
                 }
                 joiners.insert(ordinal, who);
             }
             Ok(_) => {}
-            Err(reason) => tracing::debug!(pod, reason, "a metadata server doesn't say who it is"),
+            Err(reason) => tracing::debug!(pod, reason, "a metadata server doesn't report its identity"),
         }
     }
     joiners
@@ -204,12 +208,10 @@ async fn unmarked_disks(
 
 async fn terminating(context: &Context, namespace: &str) -> Result<(bool, bool), Error> {
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
-    let found = namespaces.get_opt(namespace).await.map_err(Error::api("look at the namespace"))?;
+    let found = namespaces.get_opt(namespace).await.map_err(Error::api("read the namespace"))?;
     let definitions: Api<CustomResourceDefinition> = Api::all(context.client.clone());
-    let definition = definitions
-        .get_opt(DEFINITION)
-        .await
-        .map_err(Error::api("look at the definition of the resource"))?;
+    let definition =
+        definitions.get_opt(DEFINITION).await.map_err(Error::api("read the CustomResourceDefinition"))?;
     let going =
         |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| meta.deletion_timestamp.is_some();
     Ok((

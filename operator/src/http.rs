@@ -39,7 +39,7 @@ pub async fn serve(listen: &str, told: Arc<Told>) -> std::io::Result<()> {
         .route("/readyz", get(move || readiness(Arc::clone(&ready))));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the metrics endpoint ended");
+            tracing::error!(%error, "the HTTP endpoint failed");
         }
     });
     Ok(())
@@ -62,6 +62,6 @@ async fn metrics(told: Arc<Told>) -> Response {
 async fn readiness(told: Arc<Told>) -> Response {
     match told.reached.get() {
         Some(()) => (StatusCode::OK, "ok\n").into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not answered yet\n").into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not responded yet\n").into_response(),
     }
 }

@@ -78,17 +78,17 @@ impl Candidate {
 
     /// Waits until the lease is ours.
     pub async fn acquire(&mut self) {
-        tracing::info!(me = self.me, "waiting for the lease");
+        tracing::info!(me = self.me, "waiting for the leader election lease");
         loop {
             match self.attempt().await {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) if error.kind() == Kind::Stale => {}
-                Err(error) => tracing::warn!(%error, "the lease can't be looked at"),
+                Err(error) => tracing::warn!(%error, "the leader election lease can't be read"),
             }
             tokio::time::sleep(PERIOD).await;
         }
-        tracing::info!(me = self.me, "holds the lease");
+        tracing::info!(me = self.me, "this operator holds the leader election lease and starts to work");
     }
 
     /// Renews the lease; returns when it is lost.
@@ -99,14 +99,14 @@ impl Candidate {
             match tokio::time::timeout(CALL_DEADLINE, self.attempt()).await {
                 Ok(Ok(true)) => renewed = Instant::now(),
                 Ok(Ok(false)) => {
-                    tracing::error!(me = self.me, "somebody else holds the lease");
+                    tracing::error!(me = self.me, "another operator took the leader election lease");
                     return;
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "the lease couldn't be renewed"),
-                Err(_) => tracing::warn!("the lease couldn't be renewed in time"),
+                Ok(Err(error)) => tracing::warn!(%error, "the leader election lease could not be renewed"),
+                Err(_) => tracing::warn!("the leader election lease could not be renewed in time"),
             }
         }
-        tracing::error!(me = self.me, "the lease is lost: it couldn't be renewed");
+        tracing::error!(me = self.me, "the leader election lease is lost, because it could not be renewed");
     }
 
     /// Lets the next one begin at once.
@@ -123,10 +123,10 @@ impl Candidate {
                 .replace(NAME, &PostParams::default(), &lease)
                 .await
                 .map(|_| ())
-                .map_err(Error::api("give the lease back"))
+                .map_err(Error::api("release the lease"))
         };
         if let Err(error) = free.await {
-            tracing::warn!(%error, "the lease stays until it runs out");
+            tracing::warn!(%error, "the leader election lease could not be released; it expires by itself");
         }
     }
 
@@ -145,7 +145,7 @@ impl Candidate {
             None => {
                 let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
                 let lease = Lease { metadata, spec: Some(after) };
-                self.api.create(&params, &lease).await.map_err(Error::api("make the lease"))?;
+                self.api.create(&params, &lease).await.map_err(Error::api("create the lease"))?;
             }
             Some(mut lease) => {
                 lease.spec = Some(after);

@@ -63,14 +63,14 @@ enum Fatal {
     #[error(transparent)]
     Images(#[from] config::ImagesError),
     #[error(
-        "there is no way to the API server: {0}; in a pod it needs a service account, elsewhere a kubeconfig"
+        "no access to the API server: {0}; a pod needs a service account, other environments a kubeconfig"
     )]
     Client(#[from] kube::Error),
     #[error("can't listen on {address} for metrics: {source}; choose another address with --http")]
     Http { address: String, source: std::io::Error },
     #[error("can't listen for signals: {0}")]
     Signals(std::io::Error),
-    #[error("the lease is lost: another operator may work already, so this one ends")]
+    #[error("the leader election lease is lost: another operator may be active, so this one stops")]
     LeaseLost,
     #[error("a watch has ended")]
     WatchEnded,
@@ -90,14 +90,14 @@ fn main() -> ExitCode {
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(config)),
         Err(error) => {
-            tracing::error!(%error, "no runtime");
+            tracing::error!(%error, "the async runtime can't be started");
             return ExitCode::FAILURE;
         }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "the operator ends");
+            tracing::error!(%error, "the operator stops because of an error");
             ExitCode::FAILURE
         }
     }
@@ -118,7 +118,7 @@ async fn run(config: Config) -> Result<(), Fatal> {
         .await
         .map_err(|source| Fatal::Http { address: config.http.clone(), source })?;
     let client = Client::try_default().await?;
-    tracing::info!(version = config::VERSION, versions = ?images.versions(), "the operator starts");
+    tracing::info!(version = config::VERSION, versions = ?images.versions(), "the operator is starting");
     reach(&client, &told, &stopping).await;
 
     let me =
@@ -146,11 +146,11 @@ async fn reach(client: &Client, told: &Told, stopping: &CancellationToken) {
     loop {
         match client.apiserver_version().await {
             Ok(version) => {
-                tracing::info!(version = version.git_version, "the API server answers");
+                tracing::info!(version = version.git_version, "the API server responds");
                 let _ = told.reached.set(());
                 return;
             }
-            Err(error) => tracing::warn!(%error, "the API server doesn't answer"),
+            Err(error) => tracing::warn!(%error, "the API server doesn't respond; retrying"),
         }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(2)) => {}
@@ -204,10 +204,10 @@ async fn work(
                 // Failures are logged where the pause after them is chosen.
                 Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
                 Err(ControllerError::ObjectNotFound(gone)) => {
-                    tracing::debug!(cluster = %gone, "gone");
+                    tracing::debug!(cluster = %gone, "the cluster was deleted");
                     memory.memory.lock().await.retain(|key, _| key.clone().erase() != *gone);
                 }
-                Err(error) => tracing::warn!(%error, "the queue of clusters"),
+                Err(error) => tracing::warn!(%error, "a cluster can't be reconciled"),
             }
         }
     });
@@ -217,10 +217,10 @@ async fn work(
     };
     tokio::select! {
         () = running => {}
-        () = ended => tracing::warn!("reconciles that are under way are left as they are"),
+        () = ended => tracing::warn!("reconciliations in progress are cancelled"),
         _ = watches.join_next() => return Err(Fatal::WatchEnded),
     }
-    tracing::info!("the operator stops");
+    tracing::info!("the operator is stopping");
     Ok(())
 }
 

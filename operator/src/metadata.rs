@@ -66,7 +66,7 @@ pub async fn bootstrap(access: &Access, address: &str, config: &VolumeConfig) ->
     let request = BootstrapRequest { cluster: access.cluster, config: config.clone(), members: Vec::new() };
     ask::<BootstrapRequest>(access, address, &request, BOOTSTRAP_DEADLINE)
         .await
-        .map_err(|why| Error::Metadata { doing: "make the volume", reason: why.to_string() })
+        .map_err(|why| Error::Metadata { doing: "bootstrap the volume", reason: why.to_string() })
 }
 
 /// Who the server at an address is.
@@ -95,7 +95,8 @@ pub async fn change_members(
             Err(why) => reasons.push(why.to_string()),
         }
     }
-    let reason = if reasons.is_empty() { "none of them leads".to_owned() } else { reasons.join("; ") };
+    let reason =
+        if reasons.is_empty() { "none of them is the leader".to_owned() } else { reasons.join("; ") };
     Err(Error::Metadata { doing: "change the group of metadata servers", reason })
 }
 

@@ -49,16 +49,20 @@ impl Metrics {
             clusters: Family::default(),
             leader: Gauge::default(),
         };
-        registry.register("reconciles", "Looks at a cluster, by result", metrics.reconciles.clone());
+        registry.register("reconciles", "Reconciliations, by result", metrics.reconciles.clone());
         registry.register_with_unit(
             "reconcile_duration",
-            "How long a look at a cluster took",
+            "Duration of a reconciliation",
             Unit::Seconds,
             metrics.durations.clone(),
         );
-        registry.register("actions", "Changes that were carried out, by kind", metrics.actions.clone());
+        registry.register("actions", "Changes applied, by kind", metrics.actions.clone());
         registry.register("clusters", "FileSystemClusters, by phase", metrics.clusters.clone());
-        registry.register("leader", "1 if this operator holds the lease", metrics.leader.clone());
+        registry.register(
+            "leader",
+            "1 if this operator holds the leader election lease",
+            metrics.leader.clone(),
+        );
         metrics
     }
 

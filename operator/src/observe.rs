@@ -121,7 +121,7 @@ impl Observed {
             {
                 Ownership::Orphan
             }
-            None => Ownership::Foreign("somebody else".to_owned()),
+            None => Ownership::Foreign("another owner".to_owned()),
         }
     }
 

@@ -110,7 +110,7 @@ pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId)
         return deletion::plan(seen);
     }
     if seen.cluster.spec.paused {
-        let message = "spec.paused is true: the operator changes nothing; set it to false to go on";
+        let message = "spec.paused is true: the operator changes nothing; set it to false to resume";
         return Plan::blocked(Problem::new(Reason::Paused, message));
     }
     let wanted = match wanted {
@@ -118,8 +118,8 @@ pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId)
         Err(problem) => return Plan::blocked(problem.clone()),
     };
     if seen.namespace_terminating || seen.crd_terminating {
-        let message =
-            "the namespace or the definition of the resource is being deleted: nothing is changed any more";
+        let message = "the namespace or the CustomResourceDefinition is being deleted: the operator changes \
+             nothing any more";
         return Plan::blocked(Problem::new(Reason::Deleting, message));
     }
     if !has_finalizer(seen) {
@@ -171,7 +171,8 @@ fn refuse_others_objects(seen: &Observed) -> Result<(), Problem> {
             Ownership::Ours | Ownership::Orphan => {}
             Ownership::Former => {
                 let message = format!(
-                    "the {kind} {name} belongs to an earlier FileSystemCluster of this name and is about to go"
+                    "the {kind} {name} belongs to an earlier FileSystemCluster of this name and is being \
+                     deleted"
                 );
                 return Err(Problem::new(Reason::Applying, message));
             }
@@ -201,7 +202,7 @@ fn adopted_id(seen: &Observed) -> Result<Option<ClusterId>, Problem> {
     if ids.len() > 1 {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let message = format!(
-            "there are PVCs of several clusters under this name ({}): delete those that aren't needed any more, or give \
+            "PVCs of several clusters have this name ({}): delete those that aren't needed any more, or give \
              this FileSystemCluster another name",
             ids.join(", ")
         );
@@ -218,15 +219,15 @@ fn refuse_others_disks(seen: &Observed, id: ClusterId) -> Result<(), Problem> {
             Some(found) if found.parse() == Ok(id) => {}
             Some(found) => {
                 let message = format!(
-                    "the PVC {name} holds data of cluster {found}, this one is {id}: delete the PVC if that data isn't \
-                     needed any more, or give this FileSystemCluster another name"
+                    "the PVC {name} has data of cluster {found}, and this one is {id}: delete the PVC if \
+                     that data isn't needed any more, or give this FileSystemCluster another name"
                 );
                 return Err(Problem::new(Reason::ForeignData, message));
             }
             None => {
                 let message = format!(
-                    "the PVC {name} is there and isn't marked as this cluster's: delete it, or, if it is this \
-                     cluster's disk, label it {}={id}",
+                    "the PVC {name} exists and isn't labelled as this cluster's: delete it, or, if it is \
+                     this cluster's disk, label it {}={id}",
                     labels::CLUSTER_ID
                 );
                 return Err(Problem::new(Reason::NameConflict, message));
@@ -249,8 +250,8 @@ fn key_is_there(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<bool,
             return Ok(false);
         }
         let message = format!(
-            "the Secret {name} with the cluster's key is gone, and without it the disks can't be used: restore it (its \
-             '{}' is {id})",
+            "the Secret {name} with the cluster's key is missing, and without it the disks can't be used: \
+             restore it (its '{}' is {id})",
             names::secret::CLUSTER
         );
         return Err(Problem::new(Reason::KeyMissing, message));
@@ -259,15 +260,15 @@ fn key_is_there(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<bool,
         Ok(read) if read.cluster == id => Ok(true),
         Ok(read) => {
             let message = format!(
-                "the Secret {name} holds the key of cluster {}, this one is {id}: restore the right Secret, or name \
-                 another one in spec.clientSecretName of a new FileSystemCluster",
+                "the Secret {name} has the key of cluster {}, and this one is {id}: restore the right \
+                 Secret, or name another one in spec.clientSecretName of a new FileSystemCluster",
                 read.cluster
             );
             Err(Problem::new(Reason::KeyMissing, message))
         }
         Err(what) => {
             let message = format!(
-                "the Secret {name} isn't a key of Atoll ({what}): delete or rename it, or name another one in \
+                "the Secret {name} isn't a cluster key ({what}): delete or rename it, or name another one in \
                  spec.clientSecretName of a new FileSystemCluster"
             );
             Err(Problem::new(Reason::NameConflict, message))
@@ -326,7 +327,8 @@ fn founding(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Ac
     match answer.cluster {
         Some(found) if found != id => {
             let message = format!(
-                "the metadata server's disk holds cluster {found}, this one is {id}: restore its disk"
+                "the metadata server's disk has data of cluster {found}, and this one is {id}: restore its \
+                 disk"
             );
             Err(Problem::new(Reason::ForeignData, message))
         }
@@ -336,8 +338,8 @@ fn founding(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Ac
         },
         None if member_is_known(seen) || seen.is_bootstrapped() => {
             let message = format!(
-                "the volume was made, but the disk of its metadata server (PVC {pvc_name}) is empty: restore the disk \
-                 from a backup; nothing is made anew, since that would hide the loss"
+                "the volume was created, but the disk of its metadata server (PVC {pvc_name}) is empty: \
+                 restore the disk from a backup; it isn't bootstrapped again, since that would hide the loss"
             );
             Err(Problem::new(Reason::ForeignData, message))
         }
@@ -367,8 +369,8 @@ fn label_members(
             Some(recorded) if recorded == member.member => {}
             Some(recorded) if alone => {
                 let message = format!(
-                    "the PVC {pvc_name} was the disk of metadata server {recorded}, and {} answers from it: restore the \
-                     disk",
+                    "the PVC {pvc_name} was the disk of metadata server {recorded}, and now has metadata \
+                     server {}: restore the disk",
                     member.member
                 );
                 return Err(Problem::new(Reason::ForeignData, message));

@@ -67,7 +67,8 @@ async fn look_and_act(
     if let Err(error) = &outcome
         && error.kind() == Kind::Refused
     {
-        let message = format!("{error}: see to the operator's rights, quotas and admission policies");
+        let message =
+            format!("{error}: check the operator's RBAC rights, resource quotas and admission policies");
         plan.problem = Some(Problem::new(Reason::ApiRefused, message));
     }
     let assessment = assess(&seen, &wanted, &plan);
@@ -124,15 +125,15 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
     }
     let id = seen.cluster.cluster_id().unwrap_or_default();
     let note = if seen.namespace_terminating {
-        "the namespace is being deleted, and takes the PVCs along".to_owned()
+        "the namespace is being deleted, and the PVCs with it".to_owned()
     } else if seen.crd_terminating {
-        "the definition of the resource is being deleted: pods, disks and key stay as they are".to_owned()
+        "the CustomResourceDefinition is being deleted: pods, disks and key are kept".to_owned()
     } else {
         match fate(seen) {
-            Fate::Delete => "all of it is gone".to_owned(),
+            Fate::Delete => "all objects and all data of the cluster are deleted".to_owned(),
             Fate::Keep => format!(
-                "the PVCs and the Secret of cluster {id} stay, since spec.deletionConfirmation wasn't its id; a \
-                 FileSystemCluster of the same name takes them over"
+                "the PVCs and the Secret of cluster {id} are kept, since spec.deletionConfirmation was not \
+                 its id; a FileSystemCluster of the same name adopts them"
             ),
         }
     };
@@ -143,7 +144,7 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
 async fn publish(context: &Context, seen: &Observed, event: &Event) {
     let reference = seen.cluster.object_ref(&());
     if let Err(error) = context.recorder.publish(event, &reference).await {
-        tracing::warn!(%error, reason = event.reason, "an Event couldn't be written");
+        tracing::warn!(%error, reason = event.reason, "an Event could not be written");
     }
 }
 
@@ -155,9 +156,12 @@ pub fn after_failure(cluster: Arc<FileSystemCluster>, error: &Error, context: Ar
         context.memory.try_lock().ok().and_then(|memory| memory.get(&key).map(|found| found.failures));
     let pause = error.pause(failures.unwrap_or(1));
     if error.kind() == Kind::Stale {
-        tracing::debug!(cluster = %key, %error, "what was seen is out of date");
+        tracing::debug!(cluster = %key, %error, "the observed state is outdated; reconciling again");
     } else {
-        tracing::warn!(cluster = %key, %error, pause_ms = pause.as_millis() as u64, "reconcile failed");
+        tracing::warn!(
+            cluster = %key, %error, retry_in_ms = pause.as_millis() as u64,
+            "reconciling a cluster failed; retrying"
+        );
     }
     Next::requeue(pause.mul_f64(rand::rng().random_range(0.8..1.2)))
 }

@@ -106,7 +106,7 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
         let alive = answer.servers.iter().filter(|server| server.alive).count();
         if alive < needed {
             let why = cause(seen, wanted).map(|found| format!(": {}", found.message)).unwrap_or_default();
-            let message = format!("{alive} storage servers are there, and {needed} are needed{why}");
+            let message = format!("{alive} storage servers are available, and {needed} are required{why}");
             return Verdict::new(false, Reason::StorageUnavailable, message);
         }
         if answer.leader.is_none() {
@@ -129,11 +129,11 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
     }
     match &seen.metadata {
         MetadataFact::Unreachable(why) => {
-            let message = format!("the metadata service doesn't answer: {why}");
+            let message = format!("the metadata servers don't respond: {why}");
             Verdict::new(false, Reason::MetadataUnreachable, message)
         }
-        MetadataFact::Answers(_) => Verdict::new(false, Reason::Bootstrapping, "the volume is being made"),
-        MetadataFact::NotAsked => Verdict::new(false, Reason::Applying, "objects are being made"),
+        MetadataFact::Answers(_) => Verdict::new(false, Reason::Bootstrapping, "the volume is being created"),
+        MetadataFact::NotAsked => Verdict::new(false, Reason::Applying, "objects are being created"),
     }
 }
 
@@ -141,7 +141,7 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
 fn lacks_members(seen: &Observed, wanted: &Wanted) -> Option<String> {
     let wanted = usize::from(wanted.workload(Component::Metadata).replicas);
     let there = seen.answer()?.members.iter().filter(|member| member.voter).count();
-    (there < wanted).then(|| format!("{there} of {wanted} metadata servers belong to the group"))
+    (there < wanted).then(|| format!("{there} of {wanted} metadata servers are members of the group"))
 }
 
 /// What keeps pods from working, the most telling first.
@@ -158,7 +158,7 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
         let stuck = cause(seen, wanted).filter(|problem| problem.reason.needs_somebody());
         return match stuck {
             Some(problem) => Verdict::of(true, &problem),
-            None => Verdict::new(false, Reason::AsSpecified, "the cluster is being made"),
+            None => Verdict::new(false, Reason::AsSpecified, "the cluster is being created"),
         };
     }
     let mut problems: Vec<Problem> = wanted.as_ref().map(|wanted| troubles(seen, wanted)).unwrap_or_default();
@@ -173,7 +173,7 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
         problems.push(Problem::new(ready.reason, ready.message.clone()));
     }
     match problems.first() {
-        None => Verdict::new(false, Reason::AsSpecified, "all servers are there"),
+        None => Verdict::new(false, Reason::AsSpecified, "all servers are available"),
         Some(first) => {
             let named: Vec<&str> =
                 problems.iter().take(NAMED_MAX).map(|problem| problem.message.as_str()).collect();
@@ -189,15 +189,15 @@ fn progressing(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, r
         return Verdict::of(!problem.reason.needs_somebody(), problem);
     }
     let Ok(wanted) = wanted else {
-        return Verdict::new(false, Reason::InvalidSpec, "the spec can't be carried out");
+        return Verdict::new(false, Reason::InvalidSpec, "the spec is invalid");
     };
     if !plan.actions.is_empty() {
-        return Verdict::new(true, Reason::Applying, "objects are being made or changed");
+        return Verdict::new(true, Reason::Applying, "objects are being created or changed");
     }
     let old: usize = Component::ALL.into_iter().map(|component| outdated(seen, component).len()).sum();
     if old > 0 {
         let message =
-            format!("{old} pods are still to be made anew, one at a time, while all others are well");
+            format!("{old} pods are still to be re-created, one at a time, while all others are ready");
         return Verdict::new(true, Reason::Applying, message);
     }
     for component in Component::ALL {

@@ -191,7 +191,7 @@ pub fn started() -> Observed {
     }
     let answer = ClusterStatus {
         member: MEMBER,
-        problems: vec!["the cluster is not bootstrapped: bootstrap it".into()],
+        problems: vec!["the cluster isn't bootstrapped: run atoll-fs bootstrap".into()],
         ..ClusterStatus::default()
     };
     seen.metadata = MetadataFact::Answers(Box::new(answer));

@@ -24,7 +24,7 @@ pub fn troubles(seen: &Observed, wanted: &Wanted) -> Vec<Problem> {
             let of_disk = pvc.and_then(|pvc| disk_trouble(&pvc_name, pvc, warning));
             let of_pod = match seen.pods.get(&pod_name) {
                 Some(pod) => pod_trouble(&pod_name, pod),
-                None => Some(Problem::new(Reason::PodsStarting, format!("pod {pod_name} isn't there yet"))),
+                None => Some(Problem::new(Reason::PodsStarting, format!("pod {pod_name} doesn't exist yet"))),
             };
             // A disk that waits for its pod to be placed, and a pod that can't be placed: the pod knows why.
             match (of_disk, of_pod) {
@@ -44,7 +44,7 @@ fn disk_trouble(name: &str, pvc: &PersistentVolumeClaim, warning: Option<&str>) 
     match phase {
         Some("Bound") => None,
         Some("Lost") => {
-            let message = format!("the volume of PVC {name} is gone: restore it, or replace the disk");
+            let message = format!("the volume of PVC {name} is lost: restore it, or replace the disk");
             Some(Problem::new(Reason::PodsFailing, message))
         }
         _ => {
@@ -63,7 +63,7 @@ fn pod_trouble(name: &str, pod: &Pod) -> Option<Problem> {
         return None;
     }
     if pod.metadata.deletion_timestamp.is_some() {
-        return Some(Problem::new(Reason::PodsStarting, format!("pod {name} is ending")));
+        return Some(Problem::new(Reason::PodsStarting, format!("pod {name} is terminating")));
     }
     let status = pod.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();

@@ -111,8 +111,8 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
     let name = cluster.name_str();
     if !names::is_cluster_name(name) {
         return Err(invalid(format!(
-            "'{name}' can't be a cluster's name: make one with at most {} lower-case letters, digits and '-' that \
-             begins with a letter",
+            "'{name}' isn't a valid cluster name: use at most {} lower-case letters, digits and '-', \
+             beginning with a letter",
             names::CLUSTER_NAME_CHARS_MAX
         )));
     }
@@ -122,7 +122,7 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
     let capacity = size("capacity", &spec.capacity)?;
     if !METADATA_REPLICAS.contains(&spec.metadata_replicas()) {
         return Err(invalid(format!(
-            "spec.metadata.replicas: {} can't be; choose 1, 3 or 5",
+            "spec.metadata.replicas: {} is invalid; choose 1, 3 or 5",
             spec.metadata_replicas()
         )));
     }
@@ -136,8 +136,8 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
     let version = spec.version.as_deref().unwrap_or(VERSION);
     let image = images.of(version).ok_or_else(|| {
         let message = format!(
-            "spec.version: this operator has no image of {version}, but of {}; choose one of them, or upgrade the \
-             operator",
+            "spec.version: this operator has no image of {version}, only of {}; choose one of them, or \
+             upgrade the operator",
             images.versions().join(", ")
         );
         Problem::new(Reason::UnknownVersion, message)
@@ -174,11 +174,11 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
     };
     let mode =
         u32::from_str_radix(&spec.root.mode, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
-            invalid(format!("spec.root.mode: '{}' is no octal mode such as 0755", spec.root.mode))
+            invalid(format!("spec.root.mode: '{}' isn't an octal mode such as 0755", spec.root.mode))
         })?;
     let id = |field: &str, number: i64| {
         u32::try_from(number)
-            .map_err(|_| invalid(format!("spec.root.{field}: {number} is no user or group id")))
+            .map_err(|_| invalid(format!("spec.root.{field}: {number} isn't a user or group id")))
     };
     let volume = VolumeConfig {
         bytes_total: capacity / BLOCK_BYTES * BLOCK_BYTES,
@@ -267,8 +267,8 @@ pub fn check_surroundings(wanted: &Wanted, seen: &Observed) -> Result<(), Proble
     let copies = wanted.copies();
     if copies > seen.nodes_usable {
         let message = format!(
-            "{copies} copies need {copies} nodes, and pods may run on {} here: lower copies (for a PVC: a StorageClass \
-             with fewer copies, such as atoll-single), or add nodes",
+            "{copies} copies need {copies} nodes, and pods can run on {}: lower copies (for a PVC: use a \
+             StorageClass with fewer copies, such as atoll-single), or add nodes",
             seen.nodes_usable
         );
         return Err(Problem::new(Reason::TooFewNodes, message));
@@ -284,18 +284,18 @@ fn check_class(component: Component, class: Option<&str>, classes: &[ClassFact])
     let found = match class {
         Some(name) => classes.iter().find(|class| class.name == name).ok_or_else(|| {
             let known: Vec<&str> = usable(classes).collect();
-            format!("{field}: there is no StorageClass '{name}'; there are: {}", listed(&known))
+            format!("{field}: StorageClass '{name}' doesn't exist; choose among: {}", listed(&known))
         }),
         None => classes.iter().find(|class| class.is_default).ok_or_else(|| {
             let known: Vec<&str> = usable(classes).collect();
-            format!("there is no default StorageClass: name one in {field}; there are: {}", listed(&known))
+            format!("there is no default StorageClass: name one in {field}; choose among: {}", listed(&known))
         }),
     }
     .map_err(|message| Problem::new(Reason::StorageClassMissing, message))?;
     if found.provisioner == names::DRIVER_NAME {
         let message = format!(
-            "{field}: the StorageClass '{}' is one of Atoll's own, and clusters would be made of clusters without \
-             end; name a class of disks",
+            "{field}: the StorageClass '{}' is Atoll's own, so the cluster's disks would need a cluster \
+             themselves; name a class of disks",
             found.name
         );
         return Err(Problem::new(Reason::StorageClassRefused, message));
@@ -389,7 +389,7 @@ mod tests {
         seen.classes[0].is_default = false;
         let found = check_surroundings(&wanted, &seen).expect_err("no default");
         assert_eq!(found.reason, Reason::StorageClassMissing);
-        assert!(found.message.contains("there are: disks"), "{}", found.message);
+        assert!(found.message.contains("choose among: disks"), "{}", found.message);
 
         let named = |name: &str| {
             let mut cluster = testing::cluster("1Gi");

@@ -23,7 +23,7 @@ pub const CAPACITY_BYTES_MIN: u64 = 16 << 20;
 /// The largest volume (bytes); also in a rule below.
 pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
 
-/// What a filesystem cluster shall be. `capacity` alone is enough.
+/// The desired state of a filesystem cluster. Only `capacity` is required.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "atoll.dev",
@@ -35,9 +35,9 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     namespaced,
     status = "FileSystemClusterStatus",
     derive = "PartialEq",
-    doc = "A distributed filesystem of its own for one volume: metadata servers, storage servers and their disks. Mount \
+    doc = "A distributed filesystem for one volume: metadata servers, storage servers and their disks. Mount \
            it by a PersistentVolume with the volume handle v1/<namespace>/<name>, or let a PersistentVolumeClaim of \
-           an Atoll StorageClass make it.",
+           an Atoll StorageClass create it.",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(name = "Capacity", type_ = "string", json_path = ".spec.capacity"),
     printcolumn(name = "Used", type_ = "string", json_path = ".status.usage.used"),
@@ -54,13 +54,13 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
         priority = 1
     ),
     validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
-        .message("the name may have at most 40 characters, lower-case letters, digits and '-', and begins with a \
-                  letter: the names of its pods and Services are made of it"),
+        .message("the name must have at most 40 characters (lower-case letters, digits and '-') and begin with a \
+                  letter: the names of its pods and Services contain it"),
     validation = Rule::new(
         "!has(self.spec.deletionConfirmation) || (has(self.status) && has(self.status.clusterId) \
          && self.status.clusterId == self.spec.deletionConfirmation)"
     )
-    .message("deletionConfirmation has to be this cluster's status.clusterId: with it, deleting this resource deletes \
+    .message("deletionConfirmation must be this cluster's status.clusterId: with it, deleting this resource deletes \
               all its data (without it the data is kept)")
     .field_path(".spec.deletionConfirmation")
 )]
@@ -68,61 +68,61 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
 #[x_kube(
     validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity('16Mi')) >= 0 \
                             && quantity(string(self.capacity)).compareTo(quantity('1Ei')) <= 0")
-        .message("capacity has to be between 16Mi and 1Ei")
+        .message("capacity must be between 16Mi and 1Ei")
         .field_path(".capacity"),
     validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity(string(oldSelf.capacity))) >= 0")
-        .message("capacity may only grow: to make a volume smaller, copy its files into a new one")
+        .message("capacity can only grow: to shrink a volume, copy its files into a new one")
         .field_path(".capacity"),
     validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity(string(oldSelf.capacity))) <= 0")
-        .message("capacity can't be raised yet in this version: copy the files into a larger volume")
+        .message("capacity can't be increased in this version yet: copy the files into a larger volume")
         .field_path(".capacity"),
     validation = Rule::new("self.copies == oldSelf.copies")
-        .message("copies can't be changed yet in this version: copy the files into a volume with the copies you want")
+        .message("copies can't be changed in this version yet: copy the files into a volume with the desired copies")
         .field_path(".copies"),
     validation = Rule::new("!has(self.storage.replicas) || self.storage.replicas >= self.copies")
-        .message("storage.replicas has to be at least copies: each copy of a byte is on a storage server of its own")
+        .message("storage.replicas must be at least copies: each copy of a byte is on a different storage server")
         .field_path(".storage"),
     validation = Rule::new(
         "(has(self.storage.replicas) ? self.storage.replicas : self.copies) \
          >= (has(oldSelf.storage.replicas) ? oldSelf.storage.replicas : oldSelf.copies)"
     )
-    .message("storage.replicas can't be lowered yet in this version: data would have to be moved off the servers first")
+    .message("storage.replicas can't be lowered in this version yet: the servers would have to be drained first")
     .field_path(".storage"),
     validation = Rule::new("!has(self.metadata.replicas) || self.metadata.replicas in [1, 3, 5]")
-        .message("metadata.replicas has to be 1, 3 or 5: an even number survives no more losses than one server fewer")
+        .message("metadata.replicas must be 1, 3 or 5: an even number tolerates no more failures than one server fewer")
         .field_path(".metadata"),
     validation = Rule::new(
         "(has(self.metadata.replicas) ? self.metadata.replicas : (self.copies >= 2 ? 3 : 1)) \
          >= (has(oldSelf.metadata.replicas) ? oldSelf.metadata.replicas : (oldSelf.copies >= 2 ? 3 : 1))"
     )
-    .message("metadata.replicas can't be lowered yet in this version")
+    .message("metadata.replicas can't be lowered in this version yet")
     .field_path(".metadata"),
     validation = Rule::new("self.access == oldSelf.access")
-        .message("access can't be changed: make another volume")
+        .message("access can't be changed: create another volume")
         .field_path(".access"),
     validation = Rule::new("self.encryption == oldSelf.encryption")
-        .message("encryption can't be changed: mounts that are there would lose their servers")
+        .message("encryption can't be changed: existing mounts would lose their connections")
         .field_path(".encryption"),
     validation = Rule::new("self.root == oldSelf.root")
-        .message("root is used only when the volume is made: use chown and chmod on the mounted volume")
+        .message("root is used only when the volume is created: use chown and chmod on the mounted volume")
         .field_path(".root"),
     validation = Rule::new(
         "has(self.clientSecretName) == has(oldSelf.clientSecretName) \
          && (!has(self.clientSecretName) || self.clientSecretName == oldSelf.clientSecretName)"
     )
-    .message("clientSecretName can't be changed: mounts look for the key under the name that the volume began with")
+    .message("clientSecretName can't be changed: mounts read the key under the name that the volume was created with")
     .field_path(".clientSecretName"),
     validation = Rule::new(
         "has(self.metadata.storage) == has(oldSelf.metadata.storage) \
          && (!has(self.metadata.storage) || self.metadata.storage == oldSelf.metadata.storage)"
     )
-    .message("the size and the class of the metadata servers' disks can't be changed yet in this version")
+    .message("the size and the class of the metadata servers' disks can't be changed in this version yet")
     .field_path(".metadata"),
     validation = Rule::new(
         "has(self.storage.size) == has(oldSelf.storage.size) \
          && (!has(self.storage.size) || self.storage.size == oldSelf.storage.size)"
     )
-    .message("the size of the storage servers' disks can't be changed yet in this version: add storage servers with \
+    .message("the size of the storage servers' disks can't be changed in this version yet: add storage servers with \
               storage.replicas")
     .field_path(".storage"),
     validation = Rule::new(
@@ -133,50 +133,50 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     .field_path(".storage")
 )]
 pub struct FileSystemClusterSpec {
-    /// Size of the volume: what `df` shows on its mounts. Files, after copies and overhead are accounted for
-    /// elsewhere, can take this much. Between 16Mi and 1Ei; it can't be lowered.
+    /// Size of the volume, as `df` shows it on its mounts. Files can use all of it: copies and overhead don't count.
+    /// Between 16Mi and 1Ei; it can't be lowered.
     pub capacity: Quantity,
-    /// Copies of every byte, each on a storage server of its own. With 3 copies any one disk may be lost at any
-    /// time; with 1 copy the loss of a disk is the loss of data.
+    /// Number of copies of every byte, each on a different storage server. With 3 copies any one disk can be lost at
+    /// any time; with 1 copy the loss of a disk is a loss of data.
     #[serde(default = "copies_default")]
     #[schemars(range(min = 1, max = 5))]
     pub copies: u8,
-    /// Who mounts the volume. `Shared`: any number of nodes at once (ReadWriteMany). `Exclusive`: one node at a time
-    /// (ReadWriteOnce, ReadWriteOncePod); the node that came first has it until it unmounts or is gone.
+    /// Who can mount the volume. `Shared`: any number of nodes at once (ReadWriteMany). `Exclusive`: one node at a time
+    /// (ReadWriteOnce, ReadWriteOncePod); the first node has it until it unmounts it or is lost.
     #[serde(default)]
     pub access: Access,
-    /// Whether connections between servers and mounts are encrypted. In both cases each end proves that it
-    /// knows the cluster's key.
+    /// Whether connections between servers and mounts are encrypted. In both cases both ends authenticate with the
+    /// cluster's key.
     #[serde(default)]
     pub encryption: Encryption,
-    /// Owner and permissions of the volume's root folder when it is made.
+    /// Owner and permissions of the volume's root directory when it is created.
     #[serde(default)]
     pub root: RootSpec,
-    /// The metadata servers, which keep names, attributes, extents and small files.
+    /// The metadata servers, which store names, attributes, extents and small files.
     #[serde(default)]
     pub metadata: MetadataSpec,
-    /// The storage servers, which keep the files' data.
+    /// The storage servers, which store the files' data.
     #[serde(default)]
     pub storage: StorageSpec,
-    /// Name of the Secret with the cluster's id and key, in this namespace, which mounts need. The operator makes
-    /// it, and never overwrites one that is there. Default: the cluster's name and `-key`. The CSI driver sets it to
+    /// Name of the Secret with the cluster's id and key, in this namespace, which mounts need. The operator creates
+    /// it, and never overwrites an existing one. Default: the cluster's name and `-key`. The CSI driver sets it to
     /// the name of the PersistentVolume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"), length(min = 1, max = 253))]
     pub client_secret_name: Option<String>,
-    /// Set this to `status.clusterId` and then delete this resource to delete all data of the volume for good.
+    /// Set this to `status.clusterId` and then delete this resource to delete all data of the volume permanently.
     /// Without it, deleting this resource (or uninstalling Atoll) keeps the PersistentVolumeClaims and the Secret
-    /// with the key, and a resource of the same name takes them over again.
+    /// with the key, and a resource of the same name adopts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9a-f]{32}$"), length(max = 32))]
     pub deletion_confirmation: Option<String>,
-    /// Version of Atoll that the pods run. Default: the operator's own. The operator knows which image belongs to
-    /// a version; one that it doesn't know is refused with the list of those it does.
+    /// Version of Atoll that the pods run. Default: the operator's own. The operator has a list of images by version;
+    /// a version without an image is refused, with the list of those that have one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9A-Za-z][-+._0-9A-Za-z]*$"), length(min = 1, max = 64))]
     pub version: Option<String>,
-    /// While this is true the operator changes nothing of this cluster and only reports how it is. The pods and the
-    /// mounts go on.
+    /// While this is true, the operator changes nothing in this cluster and only reports its state. The pods and the
+    /// mounts keep running.
     #[serde(default)]
     pub paused: bool,
 }
@@ -185,7 +185,7 @@ fn copies_default() -> u8 {
     COPIES_DEFAULT
 }
 
-/// Who mounts a volume.
+/// Who can mount a volume.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Access {
     /// Any number of nodes at once.
@@ -198,14 +198,14 @@ pub enum Access {
 /// Whether connections are encrypted.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Encryption {
-    /// They aren't. The key is proven all the same. (Not `Off`, which YAML takes for `false`.)
+    /// They aren't. Both ends authenticate with the key all the same. (Not `Off`, which YAML reads as `false`.)
     #[default]
     Disabled,
-    /// All are; servers refuse others.
+    /// All are; servers refuse unencrypted ones.
     Required,
 }
 
-/// The root folder when the volume is made.
+/// The root directory when the volume is created.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct RootSpec {
@@ -237,14 +237,14 @@ impl Default for RootSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MetadataSpec {
-    /// How many: 1, 3 or 5. Default: 3 with two or more `copies`, otherwise 1. It can be raised.
+    /// Their number: 1, 3 or 5. Default: 3 with two or more `copies`, otherwise 1. It can be increased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5))]
     pub replicas: Option<u8>,
-    /// The disk of each.
+    /// Each server's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Backing>,
-    /// What each one's container asks for and is limited to.
+    /// Compute resources of each server's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
 }
@@ -253,12 +253,12 @@ pub struct MetadataSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
-    /// How many; at least `copies`. Default: as many as `copies`. It can be raised.
+    /// Their number; at least `copies`. Default: as many as `copies`. It can be increased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub replicas: Option<u8>,
-    /// Size of the disk of each. Default: enough for all of them together to keep `copies` times `capacity` and
-    /// some room to work in.
+    /// Size of each server's disk. Default: enough for all of them together to store `copies` times `capacity`, with
+    /// some free space to work in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
     /// StorageClass of the disks. Default: the default class of the Kubernetes cluster. A class of Atoll itself
@@ -266,7 +266,7 @@ pub struct StorageSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub storage_class_name: Option<String>,
-    /// What each one's container asks for and is limited to.
+    /// Compute resources of each server's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
 }
@@ -288,10 +288,10 @@ pub struct Backing {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
-    /// What the container is sure to get, such as `cpu: 100m` and `memory: 256Mi`.
+    /// What is reserved for the container, such as `cpu: 100m` and `memory: 256Mi`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub requests: BTreeMap<String, Quantity>,
-    /// What it gets at most.
+    /// What the container can use at most.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub limits: BTreeMap<String, Quantity>,
 }

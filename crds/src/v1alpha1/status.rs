@@ -8,18 +8,18 @@ use serde::{Deserialize, Serialize};
 /// Mounted clients that a status lists; there may be more (see `clientCount`).
 pub const CLIENTS_LISTED_MAX: usize = 100;
 
-/// How a filesystem cluster is.
+/// The observed state of a filesystem cluster.
 #[derive(Serialize, Deserialize, KubeSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct FileSystemClusterStatus {
-    /// The generation of the spec that this status knows.
+    /// The generation of the spec that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// The conditions in one word.
+    /// A summary of the conditions in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// How it is, with reasons: `Ready` (can be mounted and used), `Progressing` (the operator is on its way),
-    /// `Degraded` (worse than it should be). Each message says what to do, if somebody has to.
+    /// The state with reasons: `Ready` (can be mounted and used), `Progressing` (the operator is making changes),
+    /// `Degraded` (something is wrong). Each message says what an administrator has to do, if anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -29,13 +29,13 @@ pub struct FileSystemClusterStatus {
     #[schemars(regex(pattern = r"^[0-9a-f]{32}$"), length(max = 32))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("a cluster's id never changes"))]
     pub cluster_id: Option<String>,
-    /// The volume has been made. It never is a second time.
+    /// The volume has been created. It is never created a second time.
     #[serde(default)]
     pub bootstrapped: bool,
     /// Version that the pods run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Use of the volume. Follows with up to a minute's delay.
+    /// Usage of the volume, delayed by up to a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageStatus>,
     /// The metadata servers.
@@ -44,7 +44,7 @@ pub struct FileSystemClusterStatus {
     /// The storage servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageStatus>,
-    /// How many mounts there are.
+    /// The number of mounts.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub client_count: i64,
@@ -54,20 +54,20 @@ pub struct FileSystemClusterStatus {
     pub clients: Vec<ClientStatus>,
 }
 
-/// The conditions in one word.
+/// A summary of the conditions in one word.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
-    /// Being made, for the first time.
+    /// Being created for the first time.
     Creating,
-    /// Usable, and as specified.
+    /// Usable and as specified.
     Ready,
-    /// Usable, and worse than it should be.
+    /// Usable, but something is wrong.
     Degraded,
-    /// It was made and can't be used now.
+    /// It was created and can't be used now.
     Unavailable,
-    /// It can't be made, or not changed, until somebody does something.
+    /// It can't be created or changed until an administrator acts.
     Blocked,
-    /// The operator was told to do nothing.
+    /// The operator is paused for this cluster.
     Paused,
     /// Being deleted.
     Deleting,
@@ -89,23 +89,23 @@ impl Phase {
     }
 }
 
-/// Use of the volume.
+/// Usage of the volume.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct UsageStatus {
-    /// Bytes that files may take.
+    /// Bytes that files can use.
     #[schemars(range(min = 0))]
     pub bytes_total: i64,
-    /// Bytes that files take.
+    /// Bytes that files use.
     #[schemars(range(min = 0))]
     pub bytes_used: i64,
-    /// Files, folders and other inodes that there may be.
+    /// Maximum number of files, directories and other inodes.
     #[schemars(range(min = 0))]
     pub inodes_total: i64,
-    /// Those that there are.
+    /// Number of existing inodes.
     #[schemars(range(min = 0))]
     pub inodes_used: i64,
-    /// `bytesUsed` for people.
+    /// `bytesUsed`, human-readable.
     pub used: String,
 }
 
@@ -113,9 +113,9 @@ pub struct UsageStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct MetadataStatus {
-    /// How many there shall be.
+    /// The desired number.
     pub replicas: i32,
-    /// How many pods are ready.
+    /// The number of ready pods.
     pub ready: i32,
     /// `ready/replicas`.
     pub summary: String,
@@ -132,9 +132,9 @@ pub struct MetadataStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStatus {
-    /// Its id, as on its disk.
+    /// Its id, which is stored on its disk.
     pub id: String,
-    /// Where it is reached.
+    /// Its address.
     pub address: String,
 }
 
@@ -142,9 +142,9 @@ pub struct MemberStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageStatus {
-    /// How many there shall be.
+    /// The desired number.
     pub replicas: i32,
-    /// How many pods are ready.
+    /// The number of ready pods.
     pub ready: i32,
     /// `ready/replicas`.
     pub summary: String,
@@ -152,7 +152,7 @@ pub struct StorageStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub chunks: i64,
-    /// Chunks with fewer copies on live servers than wanted.
+    /// Chunks with fewer copies on live servers than desired.
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub chunks_short_of_copies: i64,
@@ -166,19 +166,19 @@ pub struct StorageStatus {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ServerStatus {
-    /// Its id, as on its disk.
+    /// Its id, which is stored on its disk.
     pub id: String,
-    /// Where it is reached.
+    /// Its address.
     pub address: String,
-    /// It is heard of.
+    /// Its heartbeats arrive.
     pub alive: bool,
-    /// Bytes its disk holds.
+    /// Size of its disk in bytes.
     #[schemars(range(min = 0))]
     pub bytes_total: i64,
     /// Bytes in use on it.
     #[schemars(range(min = 0))]
     pub bytes_used: i64,
-    /// Copies of chunks on it.
+    /// Replicas of chunks on it.
     #[schemars(range(min = 0))]
     pub chunks: i64,
 }
@@ -189,9 +189,9 @@ pub struct ServerStatus {
 pub struct ClientStatus {
     /// Its session.
     pub session: String,
-    /// What the client calls itself: its node.
+    /// The client's name: its node.
     pub name: String,
-    /// Files it holds open.
+    /// Files that it has open.
     #[schemars(range(min = 0))]
     pub open_files: i64,
 }

@@ -71,7 +71,8 @@ impl<C: Clusters> ControllerService<C> {
         };
         if handle.namespace() != self.clusters.namespace() {
             return Err(CsiError::Precondition(format!(
-                "volume {handle} was not made for a claim: delete FileSystemCluster {} in namespace {} yourself",
+                "volume {handle} was not created for a claim: delete FileSystemCluster {} in namespace {} \
+                 yourself",
                 handle.name(),
                 handle.namespace()
             )));
@@ -97,7 +98,7 @@ impl<C: Clusters> ControllerService<C> {
             return Err(CsiError::Missing("volume_capabilities"));
         }
         let handle = volume_id::parse(&request.volume_id)?;
-        let unknown = || CsiError::NotFound(format!("there is no volume {handle}"));
+        let unknown = || CsiError::NotFound(format!("volume {handle} doesn't exist"));
         if handle.namespace() != self.clusters.namespace() {
             return Err(unknown());
         }

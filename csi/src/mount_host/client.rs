@@ -63,9 +63,14 @@ impl Pods {
             Err(error) => {
                 let known = self.known.lock().clone();
                 if known.is_empty() {
-                    return Err(Pending::Unavailable(format!("looking for this node's mount host: {error}")));
+                    return Err(Pending::Unavailable(format!(
+                        "searching for this node's mount host: {error}"
+                    )));
                 }
-                tracing::warn!(%error, "looking for this node's mount host; going on with the last one");
+                tracing::warn!(
+                    %error,
+                    "searching for this node's mount host failed; using the last known one"
+                );
                 return Ok(known);
             }
         };
@@ -133,8 +138,8 @@ impl Finder {
                 Reply::Ended => {}
                 Reply::Running { state } => {
                     return Err(Pending::NotYet(format!(
-                        "the client is still {state}: it writes out what was written, or the volume is still in use \
-                         in some mount namespace of this node"
+                        "the client is still {state}: it writes buffered data, or the volume is still in use \
+                         in a mount namespace of this node"
                     ))
                     .into());
                 }
@@ -213,13 +218,16 @@ fn connect(folder: &Path) -> io::Result<PacketSocket> {
     // Clients could put a socket of their own there.
     let uid = host.peer_uid()?;
     if uid != nix::unistd::getuid().as_raw() {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} listens there")));
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("user {uid} listens on that socket"),
+        ));
     }
     Ok(host)
 }
 
 fn away(error: io::Error) -> Pending {
-    Pending::Unavailable(format!("the mount host doesn't answer: {error}"))
+    Pending::Unavailable(format!("the mount host doesn't respond: {error}"))
 }
 
 fn refused(volume: &str, reply: Reply) -> CsiError {
@@ -232,12 +240,12 @@ fn refused(volume: &str, reply: Reply) -> CsiError {
             Pending::NotYet(format!("an earlier client of volume {volume} is still {state}")).into()
         }
         Reply::Full { clients } => CsiError::Exhausted(format!(
-            "the mount host of this node takes no more than the {clients} volumes that it has, or is ending"
+            "the mount host of this node has {clients} volumes and accepts no more, or is stopping"
         )),
         other => nonsense(&other),
     }
 }
 
 fn nonsense(reply: &Reply) -> CsiError {
-    CsiError::Internal(format!("the mount host answered {reply:?}"))
+    CsiError::Internal(format!("unexpected reply of the mount host: {reply:?}"))
 }

@@ -117,7 +117,7 @@ impl PacketSocket {
             received => received?,
         };
         if received.flags.contains(MsgFlags::MSG_TRUNC) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet that is too long"));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a packet is too long"));
         }
         let length = received.bytes;
         bytes.truncate(length);
@@ -136,7 +136,7 @@ impl PacketSocket {
         }
         // What doesn't parse isn't shown: a key may be in it.
         serde_json::from_slice(&bytes)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a message of another version"))
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a message has another version"))
     }
 
     /// Sends a bundle.

@@ -61,7 +61,7 @@ pub enum SupervisorError {
         error: io::Error,
     },
     /// The client's program isn't there.
-    #[error("the client's program {0} is not there: name it with --program")]
+    #[error("the client's program {0} doesn't exist: name it with --program")]
     Program(PathBuf),
 }
 
@@ -121,7 +121,7 @@ impl Supervisor {
     /// Makes the figures part of a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("mount_host_started", "Client processes started", self.0.started.clone());
-        let help = "Client processes that ended otherwise than by an unmount with everything written out";
+        let help = "Client processes that ended before they had unmounted and written everything";
         registry.register("mount_host_failed", help, self.0.failed.clone());
         registry.register_collector(Box::new(Clients(self.clone())));
     }
@@ -140,14 +140,14 @@ impl Supervisor {
         let deadline = Instant::now() + grace;
         while !table.clients.is_empty() && !self.0.changed.wait_until(&mut table, deadline).timed_out() {}
         for (volume, entry) in &mut table.clients {
-            tracing::warn!(volume, pid = entry.pid, "still mounted: telling the client to end");
+            tracing::warn!(volume, pid = entry.pid, "the volume is still mounted; stopping its client");
             entry.state = ClientState::Ending;
             entry.control = None;
         }
         let deadline = Instant::now() + END_PATIENCE;
         while !table.clients.is_empty() && !self.0.changed.wait_until(&mut table, deadline).timed_out() {}
         for (volume, entry) in &table.clients {
-            tracing::error!(volume, pid = entry.pid, "the client has not ended");
+            tracing::error!(volume, pid = entry.pid, "a client did not stop within its timeout");
         }
         drop(table);
         let _ = std::fs::remove_file(&self.0.config.socket);
@@ -175,7 +175,7 @@ fn listen(path: &Path) -> io::Result<PacketListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
         Ok(_) => {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that isn't a socket"));
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -192,15 +192,15 @@ fn accept(shared: &Arc<Shared>, listener: &PacketListener) {
                 let serving = Arc::clone(shared);
                 let thread = std::thread::Builder::new().name("call".to_owned()).spawn(move || {
                     if let Err(error) = serving.serve(&peer) {
-                        tracing::warn!(%error, "a call failed");
+                        tracing::warn!(%error, "a call of the node plugin failed");
                     }
                 });
                 if let Err(error) = thread {
-                    tracing::error!(%error, "a call can't be served");
+                    tracing::error!(%error, "a call of the node plugin can't be served");
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "accepting");
+                tracing::error!(%error, "accepting a connection failed");
                 // Out of descriptors, most likely: not to be made worse by turning round.
                 std::thread::sleep(Duration::from_millis(100));
             }
@@ -213,7 +213,10 @@ impl Shared {
         // Clients run in the same pod under other ids, and have nothing to ask for.
         let uid = peer.peer_uid()?;
         if uid != nix::unistd::getuid().as_raw() {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {uid} may not call")));
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                format!("user {uid} isn't allowed to call"),
+            ));
         }
         match peer.receive(Instant::now() + REQUEST_PATIENCE)? {
             Request::Start(start) => self.start(peer, &start),
@@ -269,7 +272,7 @@ impl Shared {
                     let entry = table.clients.get_mut(&start.volume);
                     entry.map(|entry| entry.state = ClientState::Serving)
                 };
-                tracing::info!(volume = start.volume, alive = serving.is_some(), "serving");
+                tracing::info!(volume = start.volume, alive = serving.is_some(), "a client serves its mount");
                 peer.send(&Reply::Serving)
             }
             Err(problem) => {
@@ -282,7 +285,11 @@ impl Shared {
                 self.await_end(&start.volume, Instant::now() + FAILED_PATIENCE);
                 match problem {
                     Problem::Client(failure, message) => {
-                        tracing::warn!(volume = start.volume, message, "the client won't serve");
+                        tracing::warn!(
+                            volume = start.volume,
+                            message,
+                            "the client refused to serve the volume"
+                        );
                         peer.send(&Reply::Failed { failure, message })
                     }
                     Problem::Peer(error) => Err(error),
@@ -332,12 +339,18 @@ impl Shared {
         drop(table);
         self.changed.notify_all();
         match status {
-            Ok(status) if status.success() => tracing::info!(volume, pid, "the client has ended"),
+            Ok(status) if status.success() => tracing::info!(volume, pid, "the client ended"),
             Ok(status) => {
                 self.failed.inc();
-                tracing::error!(volume, pid, ?state, status = words(status), "the client failed");
+                tracing::error!(
+                    volume,
+                    pid,
+                    ?state,
+                    status = words(status),
+                    "the client failed; pods that use the volume must be restarted"
+                );
             }
-            Err(error) => tracing::error!(volume, pid, %error, "waiting for the client"),
+            Err(error) => tracing::error!(volume, pid, %error, "waiting for a client process failed"),
         }
     }
 }
@@ -404,7 +417,10 @@ fn hand_over(peer: &PacketSocket, control: &PacketSocket, start: &Start) -> Resu
     match expect(peer, control, "serving", deadline) {
         // The mount is the client's, whatever becomes of who made it: the next Stage finds it alive.
         Err(Problem::Peer(error)) => {
-            tracing::info!(volume = start.volume, %error, "the node plugin went away");
+            tracing::info!(
+                volume = start.volume, %error,
+                "the node plugin disconnected while a client was starting"
+            );
             Ok(())
         }
         result => result,
@@ -413,14 +429,18 @@ fn hand_over(peer: &PacketSocket, control: &PacketSocket, start: &Start) -> Resu
 
 /// Waits for one word of the client, while the node plugin is still there.
 fn expect(peer: &PacketSocket, control: &PacketSocket, word: &str, deadline: Instant) -> Result<(), Problem> {
-    let lost = |error: io::Error| Problem::Client(Failure::Other, format!("no word of the client: {error}"));
+    let lost =
+        |error: io::Error| Problem::Client(Failure::Other, format!("no message from the client: {error}"));
     match control.readable_before(peer, deadline) {
         Ok(true) => {}
         Ok(false) => {
-            return Err(Problem::Peer(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up")));
+            return Err(Problem::Peer(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "it closed the connection",
+            )));
         }
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            let message = format!("the client did not get so far as '{word}' in time");
+            let message = format!("the client did not report '{word}' within its timeout");
             return Err(Problem::Client(Failure::Unreachable, message));
         }
         Err(error) => return Err(lost(error)),
@@ -435,9 +455,11 @@ fn expect(peer: &PacketSocket, control: &PacketSocket, word: &str, deadline: Ins
         Some((code, message)) => Err(Problem::Client(Failure::from_exit_code(code), message.to_owned())),
         None if said.is_empty() => Err(Problem::Client(
             Failure::Other,
-            "the client died at its start; see the mount host's log".to_owned(),
+            "the client ended during its start; see the mount host's log".to_owned(),
         )),
-        None => Err(Problem::Client(Failure::Other, format!("the client said '{said}' instead of '{word}'"))),
+        None => {
+            Err(Problem::Client(Failure::Other, format!("the client reported '{said}' instead of '{word}'")))
+        }
     }
 }
 

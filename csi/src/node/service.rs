@@ -81,7 +81,7 @@ impl NodeService {
         let capability = Capability::parse(request.volume_capability.as_ref())?;
         if request.staging_target_path.is_empty() {
             return Err(CsiError::Precondition(
-                "staging_target_path is missing: a volume is staged before it is published".to_owned(),
+                "staging_target_path is missing: a volume must be staged before it is published".to_owned(),
             ));
         }
         let staging = NodePath::parse("staging_target_path", &request.staging_target_path)?;

@@ -29,31 +29,34 @@ pub fn run(command: &AdminCommand) -> Outcome {
             let new = who(&args.cluster, &args.address)?;
             let change = MembersChange::Add { member: new.member, address: new.address.clone() };
             change_members(&args.cluster, &args.metadata, change)?;
-            println!("{} at {} is a member", new.member, new.address);
+            println!("metadata server {} at {} is now a member", new.member, new.address);
         }
         AdminCommand::Members(MembersCommand::Replace(args)) => {
             let old = member(&args.member)?;
             let new = who(&args.cluster, &args.address)?;
             let change = MembersChange::Replace { old, new: new.member, address: new.address.clone() };
             change_members(&args.cluster, &args.metadata, change)?;
-            println!("{} at {} has taken the place of {old}", new.member, new.address);
+            println!("metadata server {} at {} has replaced {old}", new.member, new.address);
         }
         AdminCommand::Members(MembersCommand::Remove(args)) => {
             let member = member(&args.member)?;
             change_members(&args.cluster, &args.metadata, MembersChange::Remove { member })?;
-            println!("{member} is no member any more: its server may be stopped and its folder removed");
+            println!("{member} was removed from the group: stop its server and delete its data directory");
         }
         AdminCommand::Evacuate(args) => {
             change_server(args, ServerChange::Evacuate)?;
-            println!("its replicas go elsewhere: 'atoll-fs status' shows how many are left");
+            println!(
+                "the storage server is draining: its replicas move to other servers; 'atoll-fs status' shows \
+                 how many are left"
+            );
         }
         AdminCommand::Keep(args) => {
             change_server(args, ServerChange::Keep)?;
-            println!("it is used as any other");
+            println!("the storage server is in use again");
         }
         AdminCommand::Forget(args) => {
             change_server(args, ServerChange::Forget)?;
-            println!("it is none of this cluster's any more: remove its folder");
+            println!("the storage server was removed from the cluster: delete its data directory");
         }
         #[cfg(feature = "servers")]
         AdminCommand::GoOnAlone(args) => go_on_alone(args)?,
@@ -63,7 +66,7 @@ pub fn run(command: &AdminCommand) -> Outcome {
             let request = TransferLeader { to };
             let metadata = &args.metadata.metadata;
             let asked = cluster::ask_within::<TransferLeader>(identity, metadata, &request, PATIENCE);
-            println!("{} leads", cluster::runtime(1)?.block_on(asked)?);
+            println!("{} is the leader", cluster::runtime(1)?.block_on(asked)?);
         }
     }
     Ok(())
@@ -74,8 +77,9 @@ fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
     let cluster = cluster::id(&args.cluster)?;
     if !args.the_others_are_gone {
         return Err(Failure::refused(
-            "this loses what only the other members had, and makes two filesystems of one if they come back. If a \
-             majority can be started again, start it instead; otherwise say --the-others-are-gone",
+            "this is an unsafe recovery: it loses what only the other members had, and splits the filesystem \
+             in two if they ever run again. If a majority of the members can be started, start them instead; \
+             otherwise add --the-others-are-gone",
         ));
     }
     // What is written into the log is where everybody will look for it.
@@ -83,15 +87,15 @@ fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
     // An empty folder would become one of a new member.
     if !args.data.join("raft").is_dir() {
         return Err(Failure::refused(format_args!(
-            "{} is no folder of a metadata server that has belonged to a group",
+            "{} is not the data directory of a metadata server that has belonged to a group",
             args.data.display()
         )));
     }
     let (member, position) = atoll_metadata::go_on_alone(&args.data, cluster, address.to_string())
         .map_err(|error| Failure::refused(format_args!("{}: {error}", args.data.display())))?;
     println!(
-        "{member} is the only member now; its log goes up to {position}. Start it, look at 'atoll-fs status', and add \
-         members with empty folders"
+        "{member} is now the only member; its log ends at {position}. Start it, check 'atoll-fs status' and \
+         'atoll-fs fsck', and add members with empty directories"
     );
     Ok(())
 }
@@ -99,7 +103,7 @@ fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
 fn member(text: &str) -> Result<MemberId, Failure> {
     text.parse().map_err(|_| {
         Failure::failed(format_args!(
-            "'{text}' is no member's id: it has 16 hexadecimal digits, as 'atoll-fs status' shows"
+            "'{text}' is not a member id: it has 16 hexadecimal digits, as 'atoll-fs status' shows"
         ))
     })
 }
@@ -107,7 +111,7 @@ fn member(text: &str) -> Result<MemberId, Failure> {
 fn change_server(args: &ServerArgs, change: ServerChange) -> Outcome {
     let server: ServerId = args.server.parse().map_err(|_| {
         Failure::failed(format_args!(
-            "'{}' is no storage server's id: it has 16 hexadecimal digits, as 'atoll-fs status' shows",
+            "'{}' is not a storage server id: it has 16 hexadecimal digits, as 'atoll-fs status' shows",
             args.server
         ))
     })?;

@@ -19,7 +19,7 @@ pub fn run(args: &BootstrapArgs) -> Outcome {
     let identity = cluster::identity(&args.cluster)?;
     let mode =
         u32::from_str_radix(&args.root_mode, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
-            Failure::failed(format_args!("--root-mode '{}' is no octal mode such as 755", args.root_mode))
+            Failure::failed(format_args!("--root-mode '{}' is not an octal mode such as 755", args.root_mode))
         })?;
     let mut config = config(args.capacity.0, args.inodes, args.copies, args.inline_budget.0);
     if let Some(copies_min) = args.copies_min {
@@ -37,7 +37,7 @@ pub fn run(args: &BootstrapArgs) -> Outcome {
     let (addresses, members) = runtime.block_on(founders(&identity, &args.metadata.metadata))?;
     let request = BootstrapRequest { cluster: identity.0, config, members };
     runtime.block_on(cluster::ask::<BootstrapRequest>(identity, &addresses, &request))?;
-    println!("the volume is made");
+    println!("the volume is created");
     Ok(())
 }
 
@@ -69,8 +69,8 @@ async fn founders(
             Failure::new(
                 Code::Unreachable,
                 format_args!(
-                    "{reason}: all metadata servers that are named found the group, so all have to run; start it, or \
-                     leave {address} out and add it later"
+                    "{reason}: all named metadata servers form the group, so all of them must run; start it, \
+                     or leave {address} out and add it later"
                 ),
             )
         })?;
@@ -79,7 +79,7 @@ async fn founders(
     let count = members.len();
     if count % 2 == 0 {
         return Err(Failure::failed(format_args!(
-            "{count} metadata servers survive no more failures than {}: name an odd number",
+            "{count} metadata servers tolerate no more failures than {}: name an odd number",
             count - 1
         )));
     }

@@ -8,19 +8,19 @@ use crate::size::Size;
 
 /// A distributed filesystem for one volume: metadata servers, storage servers and mounts.
 ///
-/// To try it: `atoll-fs local up /mnt/atoll` mounts a filesystem whose data is kept three times on this
-/// machine; `atoll-fs local down /mnt/atoll` takes it down again and keeps the data.
+/// To try it: `atoll-fs local up /mnt/atoll` mounts a filesystem with three copies of all data on this
+/// machine; `atoll-fs local down /mnt/atoll` stops it and keeps the data.
 ///
-/// Exit codes: 0 done; 1 failed; 2 wrong flags; 3 not there or not running; 4 refused so that nothing is
-/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy; 7 another machine has
+/// Exit codes: 0 done; 1 failed; 2 wrong flags; 3 not found or not running; 4 refused so that nothing is
+/// lost; 5 cluster not reachable; 6 cluster reachable and not healthy; 7 another machine uses
 /// the volume, which is for one at a time.
 #[derive(Parser, Debug)]
 #[command(name = "atoll-fs", version, propagate_version = true)]
 pub struct Cli {
-    /// How logs are written to standard error.
+    /// Format of the logs on standard error.
     #[arg(long, global = true, env = "ATOLL_LOG_FORMAT", default_value = "text", hide_short_help = true)]
     pub log_format: LogFormat,
-    /// What is logged: a level (error, warn, info, debug, trace) or filters by module.
+    /// What to log: a level (error, warn, info, debug, trace) or filters by module.
     #[arg(
         long,
         global = true,
@@ -29,7 +29,7 @@ pub struct Cli {
         hide_short_help = true
     )]
     pub log: String,
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -37,9 +37,9 @@ pub struct Cli {
 /// How logs look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// A line for people.
+    /// Human-readable lines.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -54,29 +54,29 @@ pub enum Command {
     Storage(StorageArgs),
     /// Mounts a filesystem and serves the mount until it is unmounted.
     Mount(MountArgs),
-    /// A whole cluster in one process, mounted: for trying, developing and small machines.
+    /// Runs a whole cluster in one process, mounted: for tests, development and small machines.
     #[cfg(feature = "servers")]
     #[command(subcommand)]
     Local(LocalCommand),
-    /// Makes the volume of a cluster whose metadata servers have just been started for the first time.
+    /// Creates the volume of a cluster whose metadata servers have just been started for the first time.
     ///
-    /// All metadata servers that are named found the group together, so all of them have to run: one, three or five.
+    /// All named metadata servers form the group together, so all of them must run: one, three or five.
     Bootstrap(BootstrapArgs),
-    /// Changes the group of metadata servers, and takes storage servers out of the cluster.
+    /// Changes the members of the group of metadata servers; drains and removes storage servers.
     #[command(subcommand)]
     Admin(AdminCommand),
-    /// Shows how a cluster is.
+    /// Shows the state of a cluster: health, space, servers, mounts and problems.
     Status(StatusArgs),
-    /// Checks the whole volume while it is used, says what is wrong, and repairs what it is asked to.
+    /// Checks the whole volume while it is in use, reports damage, and repairs the kinds that --repair names.
     ///
-    /// Exit codes, as those of fsck(8): 0 nothing is wrong; 1 what was wrong is repaired; 4 something wrong is left;
+    /// Exit codes, as those of fsck(8): 0 no damage; 1 all damage is repaired; 4 some damage is left;
     /// 8 the check failed; 16 wrong flags.
     Fsck(FsckArgs),
-    /// Makes a new cluster id and key, for `--cluster` and `--key-file`.
+    /// Creates a new cluster id and key, for `--cluster` and `--key-file`.
     Keygen(KeygenArgs),
 }
 
-/// What every process of a cluster is told.
+/// Flags of every process of a cluster.
 #[derive(Args, Clone, Debug)]
 pub struct ClusterArgs {
     /// The cluster's id: 32 hexadecimal digits.
@@ -85,12 +85,12 @@ pub struct ClusterArgs {
     /// File with the cluster's key, as `atoll-fs keygen` writes it.
     #[arg(long, env = "ATOLL_KEY_FILE", value_name = "FILE")]
     pub key_file: PathBuf,
-    /// Encrypt all connections (every process of the cluster has to be told). The key is proven in any case.
+    /// Encrypt all connections (set it for every process of the cluster). The key authenticates both ends in any case.
     #[arg(long, env = "ATOLL_ENCRYPT")]
     pub encrypt: bool,
 }
 
-/// Where the metadata servers are.
+/// Addresses of the metadata servers.
 #[derive(Args, Clone, Debug)]
 pub struct MetadataAddresses {
     /// Addresses of the metadata servers, separated by commas: host:port or unix:/path.
@@ -104,36 +104,36 @@ pub struct MetadataAddresses {
 pub struct MetadataArgs {
     #[command(flatten)]
     pub cluster: ClusterArgs,
-    /// Folder for the metadata. Empty or absent at the first start; never formatted if it holds anything else.
+    /// Directory for the metadata. Empty or absent at the first start; never formatted if it has other content.
     #[arg(long, env = "ATOLL_DATA", value_name = "DIR")]
     pub data: PathBuf,
     /// Address to listen on.
     #[arg(long, env = "ATOLL_LISTEN", default_value = "0.0.0.0:7400", value_name = "ADDRESS")]
     pub listen: String,
-    /// Address under which others reach this server, if it isn't the one it listens on.
+    /// Address under which others reach this server. Default: the one it listens on.
     #[arg(long, env = "ATOLL_ADVERTISE", value_name = "ADDRESS")]
     pub advertise: Option<String>,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
     #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:7480", value_name = "ADDRESS")]
     pub http: String,
-    /// Seconds without a sign of life after which a client's session ends.
+    /// Seconds without a heartbeat after which a client's session expires.
     #[arg(long, env = "ATOLL_SESSION_LIFETIME", default_value_t = 15, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(2..=3600))]
     pub session_lifetime: u32,
-    /// Seconds without a sign of life after which a storage server is given up: its replicas are made anew elsewhere.
+    /// Seconds without a heartbeat after which a storage server counts as lost and its replicas are re-replicated.
     #[arg(long, env = "ATOLL_REPAIR_AFTER", default_value_t = 300, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(10..=86400 * 30))]
     pub repair_after: u32,
-    /// Bytes copied a second for repair and balance; 0: no limit.
+    /// Bytes per second copied for repair and balancing; 0: no limit.
     #[arg(long, env = "ATOLL_REPAIR_RATE", default_value = "100Mi", value_name = "SIZE")]
     pub repair_rate: Size,
-    /// Bytes of snapshots sent a second to metadata servers that lag behind the log or are new; 0: no limit.
+    /// Bytes per second of snapshots sent to metadata servers that lag behind the log or are new; 0: no limit.
     #[arg(long, env = "ATOLL_SNAPSHOT_RATE", default_value = "100Mi", value_name = "SIZE")]
     pub snapshot_rate: Size,
-    /// Bytes kept aside so that deleting works on a full disk.
+    /// Bytes reserved by a file (the ballast) that is released when the disk is full, so that deletions still work.
     #[arg(long, env = "ATOLL_BALLAST", default_value = "64Mi", value_name = "SIZE")]
     pub ballast: Size,
-    /// Leave out every sync to disk. Loses data when the machine does; only there to prove that tests notice.
+    /// Leave out every sync to disk: a power failure loses acknowledged data. Only for tests of the tests.
     #[arg(long, hide = true)]
     pub unsafe_no_sync: bool,
 }
@@ -146,58 +146,58 @@ pub struct StorageArgs {
     pub cluster: ClusterArgs,
     #[command(flatten)]
     pub metadata: MetadataAddresses,
-    /// Folder for the chunks. Empty or absent at the first start; never formatted if it holds anything else.
+    /// Directory for the chunks. Empty or absent at the first start; never formatted if it has other content.
     #[arg(long, env = "ATOLL_DATA", value_name = "DIR")]
     pub data: PathBuf,
     /// Address to listen on.
     #[arg(long, env = "ATOLL_LISTEN", default_value = "0.0.0.0:7500", value_name = "ADDRESS")]
     pub listen: String,
-    /// Address under which clients reach this server, if it isn't the one it listens on.
+    /// Address under which clients reach this server. Default: the one it listens on.
     #[arg(long, env = "ATOLL_ADVERTISE", value_name = "ADDRESS")]
     pub advertise: Option<String>,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
     #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:7580", value_name = "ADDRESS")]
     pub http: String,
-    /// Labels for placement, such as zone=a,host=node-1: copies go to servers that differ in them.
+    /// Labels for placement, such as zone=a,host=node-1: the copies of a chunk go to servers with different labels.
     #[arg(long, env = "ATOLL_LABELS", value_name = "KEY=VALUE", value_delimiter = ',')]
     pub labels: Vec<String>,
-    /// Bytes kept aside so that deleting works on a full disk.
+    /// Bytes reserved by a file (the ballast) that is released when the disk is full, so that deletions still work.
     #[arg(long, env = "ATOLL_BALLAST", default_value = "64Mi", value_name = "SIZE")]
     pub ballast: Size,
-    /// How much is read a second to look for damage; 0: nothing is.
+    /// Bytes per second that the scrub reads to find corrupt blocks; 0: no scrub.
     #[arg(long, env = "ATOLL_SCRUB_RATE", default_value = "4Mi", value_name = "SIZE")]
     pub scrub_rate: Size,
-    /// Seconds of pause after all was looked at, before it is looked at again.
+    /// Seconds between the end of a scrub of all chunks and the next one.
     #[arg(long, env = "ATOLL_SCRUB_PAUSE", default_value_t = 600, value_name = "SECONDS")]
     pub scrub_pause: u64,
-    /// Leave out every sync to disk. Loses data when the machine does; only there to prove that tests notice.
+    /// Leave out every sync to disk: a power failure loses acknowledged data. Only for tests of the tests.
     #[arg(long, hide = true)]
     pub unsafe_no_sync: bool,
 }
 
-/// Which program talks to the kernel.
+/// The FUSE implementation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Transport {
     /// Atoll's own FUSE session.
     Atoll,
-    /// The `fuser` library: a second opinion; see SEMANTICS.md for what it can't do.
+    /// The `fuser` library, for comparison; SEMANTICS.md lists what it can't do.
     Fuser,
 }
 
-/// How a mount behaves.
+/// Flags of a mount.
 #[derive(Args, Clone, Debug)]
 pub struct MountBehaviour {
-    /// Which program talks to the kernel.
+    /// The FUSE implementation.
     #[arg(long, env = "ATOLL_TRANSPORT", default_value = "atoll")]
     pub transport: Transport,
     /// Threads that read requests from the kernel.
     #[arg(long, env = "ATOLL_READERS", default_value_t = 2, value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub readers: u16,
-    /// Bytes that may be buffered before they are written out.
+    /// Bytes that may be buffered before they are written to the cluster.
     #[arg(long, env = "ATOLL_BUFFER", default_value = "64Mi", value_name = "SIZE")]
     pub buffer: Size,
-    /// Seconds after which operations fail while the cluster can't be reached. Default: they wait.
+    /// Seconds after which operations fail when the cluster can't be reached. Default: they wait.
     #[arg(long, env = "ATOLL_TIMEOUT", value_name = "SECONDS")]
     pub timeout: Option<u32>,
 }
@@ -211,7 +211,7 @@ pub struct MountArgs {
     /// File with the cluster's key, as `atoll-fs keygen` writes it.
     #[arg(long, env = "ATOLL_KEY_FILE", value_name = "FILE", required_unless_present = "control_fd")]
     pub key_file: Option<PathBuf>,
-    /// Encrypt all connections (every process of the cluster has to be told). The key is proven in any case.
+    /// Encrypt all connections (set it for every process of the cluster). The key authenticates both ends in any case.
     #[arg(long, env = "ATOLL_ENCRYPT")]
     pub encrypt: bool,
     #[command(flatten)]
@@ -221,19 +221,19 @@ pub struct MountArgs {
     /// Address for metrics and health. Default: none.
     #[arg(long, env = "ATOLL_HTTP", value_name = "ADDRESS")]
     pub http: Option<String>,
-    /// Name of this machine: it is part of the session's name, and storage servers with the label host=NAME are read
-    /// from first. Default: the host name.
+    /// Name of this machine: it is part of the session's name, and reads prefer storage servers with the label
+    /// host=NAME. Default: the host name.
     #[arg(long, env = "ATOLL_HOST", value_name = "NAME")]
     pub host: Option<String>,
-    /// What the session is called, after the machine's name. Default: the mount point.
+    /// Name of the session, after the machine's name. Default: the mount point.
     #[arg(long, env = "ATOLL_NAME", value_name = "TEXT")]
     pub name: Option<String>,
-    /// Serve a mount that another process makes. The descriptor is a socket of packets (SOCK_SEQPACKET) to that process,
+    /// Serve a mount that another process creates. The descriptor is a socket of packets (SOCK_SEQPACKET) to that process,
     /// which sends the key, reads `connected`, mounts, sends the mount's descriptors and reads `serving`. Needs no
     /// privilege and no /dev/fuse.
     #[arg(long, value_name = "FD", conflicts_with = "mountpoint", requires = "name")]
     pub control_fd: Option<i32>,
-    /// Where to mount: an empty folder.
+    /// Where to mount: an empty directory.
     #[arg(required_unless_present = "control_fd")]
     pub mountpoint: Option<PathBuf>,
 }
@@ -242,12 +242,12 @@ pub struct MountArgs {
 #[cfg(feature = "servers")]
 #[derive(Subcommand, Debug)]
 pub enum LocalCommand {
-    /// Starts the cluster and mounts it; returns when the mount is usable. Does nothing if it is up already;
-    /// after a crash it finds and detaches its own dead mount and goes on where the disk is.
+    /// Starts the cluster and mounts it; returns when the mount is usable. Does nothing if it is already up;
+    /// after a crash it detaches its own dead mount and continues with the data on the disk.
     Up(LocalUpArgs),
-    /// Writes everything out, unmounts and stops. The data stays.
+    /// Writes all buffered data, unmounts and stops. The data is kept.
     Down(LocalDownArgs),
-    /// Shows how the cluster is.
+    /// Shows the state of the cluster.
     Status(LocalStatusArgs),
 }
 
@@ -255,9 +255,9 @@ pub enum LocalCommand {
 #[cfg(feature = "servers")]
 #[derive(Args, Clone, Debug)]
 pub struct LocalUpArgs {
-    /// Where to mount: an empty folder (made if it doesn't exist).
+    /// Where to mount: an empty directory (created if it doesn't exist).
     pub mountpoint: PathBuf,
-    /// Folder for the data. Default: one under /var/lib/atoll/local, named after the mount point.
+    /// Directory for the data. Default: one under /var/lib/atoll/local, named after the mount point.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Copies of every byte, on as many storage servers. Default for a new cluster: 3.
@@ -271,7 +271,7 @@ pub struct LocalUpArgs {
     /// Stay in the foreground and log to standard error.
     #[arg(long)]
     pub foreground: bool,
-    /// Leave out every sync to disk. Loses data when the machine does; only there to prove that tests notice.
+    /// Leave out every sync to disk: a power failure loses acknowledged data. Only for tests of the tests.
     #[arg(long, hide = true)]
     pub unsafe_no_sync: bool,
     /// File descriptor to write to when the mount is usable (used by `up` itself).
@@ -285,7 +285,7 @@ pub struct LocalUpArgs {
 pub struct LocalDownArgs {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
-    /// Its data folder, if it isn't the default one.
+    /// Its data directory, if it isn't the default one.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
 }
@@ -296,20 +296,20 @@ pub struct LocalDownArgs {
 pub struct LocalStatusArgs {
     /// Where it is mounted.
     pub mountpoint: PathBuf,
-    /// Its data folder, if it isn't the default one.
+    /// Its data directory, if it isn't the default one.
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// How to print it.
+    /// Output format.
     #[arg(short, long, default_value = "table")]
     pub output: Output,
 }
 
-/// How something is printed.
+/// Output formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Human-readable.
     Table,
-    /// For programs.
+    /// JSON.
     Json,
 }
 
@@ -323,29 +323,29 @@ pub struct BootstrapArgs {
     /// Size of the volume.
     #[arg(long, env = "ATOLL_CAPACITY", value_name = "SIZE")]
     pub capacity: Size,
-    /// Files, folders and other inodes that the volume may have. Default: one for each 4 KiB of capacity.
+    /// Maximum number of files, directories and other inodes. Default: one for each 4 KiB of capacity.
     #[arg(long, env = "ATOLL_INODES", value_name = "N")]
     pub inodes: Option<u64>,
-    /// Copies of every byte.
+    /// Number of copies of every byte.
     #[arg(long, env = "ATOLL_COPIES", default_value_t = 3, value_name = "N",
           value_parser = clap::value_parser!(u8).range(1..=5))]
     pub copies: u8,
-    /// Copies without which nothing is written. Default: one fewer than --copies, at least one.
+    /// Minimum number of copies for a write to succeed. Default: one fewer than --copies, at least one.
     #[arg(long, env = "ATOLL_COPIES_MIN", value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     pub copies_min: Option<u8>,
-    /// Bytes that small files may take in the metadata servers.
+    /// Bytes of small files that the metadata servers may store.
     #[arg(long, env = "ATOLL_INLINE_BUDGET", default_value = "1Gi", value_name = "SIZE")]
     pub inline_budget: Size,
     /// The volume is for one machine at a time: a second one can't mount it while the first has a session.
     #[arg(long, env = "ATOLL_EXCLUSIVE")]
     pub exclusive: bool,
-    /// Owner of the root folder.
+    /// Owner of the root directory.
     #[arg(long, default_value_t = 0, value_name = "UID")]
     pub root_uid: u32,
-    /// Group of the root folder.
+    /// Group of the root directory.
     #[arg(long, default_value_t = 0, value_name = "GID")]
     pub root_gid: u32,
-    /// Permissions of the root folder, octal.
+    /// Permissions of the root directory, octal.
     #[arg(long, default_value = "755", value_name = "MODE")]
     pub root_mode: String,
 }
@@ -357,7 +357,7 @@ pub struct StatusArgs {
     pub cluster: ClusterArgs,
     #[command(flatten)]
     pub metadata: MetadataAddresses,
-    /// How to print it.
+    /// Output format.
     #[arg(short, long, default_value = "table")]
     pub output: Output,
 }
@@ -369,13 +369,13 @@ pub struct FsckArgs {
     pub cluster: ClusterArgs,
     #[command(flatten)]
     pub metadata: MetadataAddresses,
-    /// Names of what is to be repaired (docs/fsck.md), or `all`. Without it nothing is written.
+    /// Names of the kinds of damage to repair (docs/fsck.md), or `all`. Default: nothing is changed.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub repair: Vec<String>,
-    /// Also read every block of what is stored and verify its checksum: takes as long as reading all of it.
+    /// Also read every stored block and verify its checksum: takes as long as reading all data.
     #[arg(long)]
     pub data: bool,
-    /// One JSON object a line: progress, findings, the end.
+    /// Print one JSON object per line: progress, findings, the end.
     #[arg(long)]
     pub json: bool,
 }
@@ -386,18 +386,18 @@ pub enum AdminCommand {
     /// Adds a metadata server, replaces one whose disk is gone, or removes one. 'atoll-fs status' shows them.
     #[command(subcommand)]
     Members(MembersCommand),
-    /// Has all replicas of a storage server go elsewhere; 'atoll-fs status' shows how far that is.
+    /// Drains a storage server: moves all its replicas to other servers; 'atoll-fs status' shows the progress.
     Evacuate(ServerArgs),
-    /// Uses a storage server again that was to be evacuated.
+    /// Ends the drain of a storage server: it is used again.
     Keep(ServerArgs),
-    /// Takes a stopped storage server that was evacuated out of the cluster. Of one that is gone for good, evacuation makes
-    /// the replicas anew from the other copies.
+    /// Removes a stopped and drained storage server from the cluster. A lost one can be drained as well: its replicas are
+    /// re-replicated from the other copies.
     Forget(ServerArgs),
-    /// The way out when most metadata servers are lost for good: a stopped one goes on alone. What only the others had
-    /// is lost; they must never be started again with their old folders.
+    /// Unsafe recovery when most metadata servers are lost for good: makes a stopped one the only member. What only the
+    /// others had is lost; they must never be started again with their old data directories.
     #[cfg(feature = "servers")]
     GoOnAlone(GoOnAloneArgs),
-    /// Has another metadata server lead, before this one's machine is taken down.
+    /// Transfers leadership to another metadata server, for example before the leader's machine is stopped.
     TransferLeader(TransferLeaderArgs),
 }
 
@@ -419,13 +419,13 @@ pub struct GoOnAloneArgs {
     /// The cluster's id: 32 hexadecimal digits.
     #[arg(long, env = "ATOLL_CLUSTER", value_name = "ID")]
     pub cluster: String,
-    /// Folder of the stopped metadata server.
+    /// Data directory of the stopped metadata server.
     #[arg(long, env = "ATOLL_DATA", value_name = "DIR")]
     pub data: PathBuf,
-    /// Address under which it will be reached.
+    /// Address under which others will reach it.
     #[arg(long, value_name = "ADDRESS")]
     pub address: String,
-    /// That the other members are gone for good, and their folders will never be used again.
+    /// Confirms that the other members are lost for good and their data directories will never be used again.
     #[arg(long)]
     pub the_others_are_gone: bool,
 }
@@ -433,11 +433,11 @@ pub struct GoOnAloneArgs {
 /// `atoll-fs admin members`
 #[derive(Subcommand, Debug)]
 pub enum MembersCommand {
-    /// Adds the new metadata server at an address; returns when it has everything and votes.
+    /// Adds the new metadata server at an address; returns when it has all data and a vote.
     Add(AddMemberArgs),
-    /// Has the new metadata server at an address take the place of a member whose disk is gone.
+    /// Replaces a member whose disk is lost by the new metadata server at an address.
     Replace(ReplaceMemberArgs),
-    /// Takes a member out, for good.
+    /// Removes a member permanently.
     Remove(RemoveMemberArgs),
 }
 
@@ -448,7 +448,7 @@ pub struct AddMemberArgs {
     pub cluster: ClusterArgs,
     #[command(flatten)]
     pub metadata: MetadataAddresses,
-    /// Where the new server listens.
+    /// Address of the new server.
     pub address: String,
 }
 
@@ -459,9 +459,9 @@ pub struct ReplaceMemberArgs {
     pub cluster: ClusterArgs,
     #[command(flatten)]
     pub metadata: MetadataAddresses,
-    /// The id of the member that is gone, as 'atoll-fs status' shows it.
+    /// The id of the lost member, as 'atoll-fs status' shows it.
     pub member: String,
-    /// Where the new server listens; it may be the old one's address.
+    /// Address of the new server; it may be the old one's.
     pub address: String,
 }
 
@@ -483,7 +483,7 @@ pub struct TransferLeaderArgs {
     pub cluster: ClusterArgs,
     #[command(flatten)]
     pub metadata: MetadataAddresses,
-    /// The id of the one that is to lead. Default: the one with most of the log.
+    /// The id of the new leader. Default: the member with the longest log.
     pub member: Option<String>,
 }
 

@@ -40,7 +40,8 @@ pub fn identity(args: &ClusterArgs) -> Result<(ClusterId, ClusterKey, Encryption
 pub fn id(text: &str) -> Result<ClusterId, Failure> {
     text.parse().map_err(|_| {
         Failure::failed(format_args!(
-            "--cluster '{text}' is no cluster id: it has 32 hexadecimal digits, as 'atoll-fs keygen' prints"
+            "--cluster '{text}' is not a cluster id: it has 32 hexadecimal digits, as 'atoll-fs keygen' \
+             prints"
         ))
     })
 }
@@ -79,7 +80,7 @@ pub fn keygen(args: &KeygenArgs) -> Outcome {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             return Err(Failure::refused(format_args!(
-                "{} exists: a key that is overwritten locks its cluster for good; name a new file",
+                "{} exists: without its key a cluster is lost, so nothing is overwritten; name a new file",
                 args.key_file.display()
             )));
         }
@@ -128,7 +129,7 @@ pub async fn ask_within<R: Rpc>(
         };
         return Err(Failure::new(
             Code::Unreachable,
-            format_args!("no metadata server answered: {}", reasons.join("; ")),
+            format_args!("no metadata server responded: {}", reasons.join("; ")),
         ));
     }
 }
@@ -180,7 +181,7 @@ async fn ask_round<R: Rpc>(
             }
             Some(MetadataError::NotLeader { leader: None } | MetadataError::LeadershipLost) => {
                 electing = true;
-                reasons.push(format!("{address}: no leader is elected yet"));
+                reasons.push(format!("{address}: no leader is elected"));
             }
             Some(error) => return Round::Failed(Failure::failed(format_args!("{address}: {error}"))),
             None if matches!(error, RpcError::Refused(_)) => {

@@ -64,11 +64,13 @@ fn kinds(names: &[String]) -> Result<Vec<Kind>, String> {
             Some(kind) if kind.phase() > 0 => {
                 kinds.insert(kind);
             }
-            Some(_) => return Err(format!("--repair {name}: such damage can't be repaired, only shown")),
+            Some(_) => {
+                return Err(format!("--repair {name}: this kind of damage can't be repaired, only reported"));
+            }
             None => {
                 let known: Vec<_> =
                     Kind::ALL.iter().filter(|kind| kind.phase() > 0).map(|kind| kind.name()).collect();
-                return Err(format!("--repair {name}: no such name; there are all, {}", known.join(", ")));
+                return Err(format!("--repair {name}: unknown; choose among all, {}", known.join(", ")));
             }
         }
     }
@@ -89,10 +91,10 @@ fn check(args: &FsckArgs, repair: Vec<Kind>) -> Result<FsckReply, Failure> {
                 // What was repaired is: it isn't found again.
                 if starts == STARTS_MAX {
                     return Err(Failure::failed(
-                        "the leader changed again and again: try again when it stays",
+                        "the leader changed several times: try again once it is stable",
                     ));
                 }
-                eprintln!("the leader has changed: the check begins again");
+                eprintln!("the leader has changed: the check starts again");
                 reply = cluster::ask::<FsckRequest>(who.clone(), addresses, &request).await?;
                 (run, starts) = (reply.run, starts + 1);
                 continue;
@@ -101,7 +103,7 @@ fn check(args: &FsckArgs, repair: Vec<Kind>) -> Result<FsckReply, Failure> {
             progress(&reply, args.json, looks);
         }
         match &reply.failed {
-            Some(reason) => Err(Failure::failed(format_args!("the check did not come to its end: {reason}"))),
+            Some(reason) => Err(Failure::failed(format_args!("the check did not finish: {reason}"))),
             None => Ok(reply),
         }
     })
@@ -117,7 +119,7 @@ fn progress(reply: &FsckReply, json: bool, looks: u32) {
         println!("{line}");
     } else if std::io::stderr().is_terminal() || looks.is_multiple_of(LOOKS_PER_LINE) {
         eprintln!(
-            "round {}: {} records, at the {}, {} things wrong",
+            "round {}: {} records checked, now the {}, {} findings",
             reply.round, reply.looked, reply.stage, reply.found
         );
     }
@@ -162,10 +164,11 @@ fn print(reply: &FsckReply, json: bool) {
         return;
     }
     match code(reply) {
-        CLEAN => println!("clean: {} records looked at, nothing wrong", reply.looked),
-        REPAIRED => println!("repaired: {} things, nothing is left", reply.repaired),
+        CLEAN => println!("clean: {} records checked, no findings", reply.looked),
+        REPAIRED => println!("repaired: {} findings, none is left", reply.repaired),
         _ => println!(
-            "NOT CLEAN: {} things are wrong, {} repaired; --repair NAME[,NAME] or --repair all repairs what can be",
+            "NOT CLEAN: {} findings are left, {} repaired; use --repair NAME[,NAME] or --repair all to \
+             repair what can be repaired",
             reply.left, reply.repaired
         ),
     }
@@ -188,7 +191,7 @@ mod tests {
     fn names_to_repair_are_known_or_refused() {
         assert_eq!(kinds(&["link-count".into()]), Ok(vec![Kind::LinkCount]));
         assert!(kinds(&["all".into()]).unwrap().len() >= 12);
-        assert!(kinds(&["no-superblock".into()]).unwrap_err().contains("only shown"));
+        assert!(kinds(&["no-superblock".into()]).unwrap_err().contains("only reported"));
         assert!(kinds(&["link".into()]).unwrap_err().contains("link-count"));
     }
 }

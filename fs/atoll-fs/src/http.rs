@@ -33,7 +33,7 @@ pub async fn serve(listen: &str, registry: Arc<Registry>, ready: Readiness) -> R
         .route("/readyz", get(move || readiness(Arc::clone(&ready))));
     tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the metrics endpoint ended");
+            tracing::error!(%error, "the HTTP endpoint failed");
         }
     });
     Ok(address)

@@ -42,7 +42,9 @@ pub fn give_back_when_resting() {
         }
     });
     if let Err(error) = started {
-        tracing::warn!("memory that is freed is kept: no thread: {error}");
+        tracing::warn!(
+            "freed memory isn't returned to the system, since a thread could not be started: {error}"
+        );
     }
 }
 

@@ -24,17 +24,12 @@ impl Collector for MountCollector {
         let data = self.0.data().counters();
         let status = self.0.metadata().status();
         let gauges: [(&str, &str, Option<&Unit>, u64); 4] = [
-            ("mount_dirty", "Written data that waits for its commit", Some(&Unit::Bytes), data.dirty_bytes),
-            (
-                "mount_reserved",
-                "Quota held for what will be written",
-                Some(&Unit::Bytes),
-                data.reserved_bytes,
-            ),
-            ("mount_connected", "1 while the metadata service answers", None, u64::from(status.connected)),
+            ("mount_dirty", "Bytes written and not yet committed", Some(&Unit::Bytes), data.dirty_bytes),
+            ("mount_reserved", "Bytes of quota reserved for writes", Some(&Unit::Bytes), data.reserved_bytes),
+            ("mount_connected", "1 while the metadata servers respond", None, u64::from(status.connected)),
             (
                 "mount_waiting",
-                "How long the metadata service hasn't answered",
+                "Time since the metadata servers last responded",
                 Some(&Unit::Seconds),
                 status.waiting.map_or(0, |waiting| waiting.as_secs()),
             ),
@@ -46,15 +41,15 @@ impl Collector for MountCollector {
         let counters: [(&str, &str, Option<&Unit>, u64); 7] = [
             (
                 "mount_chunk_written",
-                "Written to chunks, each replica counted once",
+                "Bytes written to chunks, each replica counted",
                 Some(&Unit::Bytes),
                 data.chunk_bytes_written,
             ),
-            ("mount_chunk_read", "Read from chunks", Some(&Unit::Bytes), data.chunk_bytes_read),
+            ("mount_chunk_read", "Bytes read from chunks", Some(&Unit::Bytes), data.chunk_bytes_read),
             ("mount_chunks_opened", "Chunks opened for writing", None, data.chunks_opened),
-            ("mount_chunks_failed", "Chunks given up because of a replica", None, data.chunks_failed),
-            ("mount_bad_replicas", "Replicas that answered with damaged bytes", None, data.bad_replicas),
-            ("mount_failovers", "Reads that another replica had to serve", None, data.failovers),
+            ("mount_chunks_failed", "Chunks closed early because a replica failed", None, data.chunks_failed),
+            ("mount_bad_replicas", "Replicas that returned corrupt blocks", None, data.bad_replicas),
+            ("mount_failovers", "Reads that had to be served by another replica", None, data.failovers),
             ("mount_sessions_lost", "Sessions that were lost", None, status.sessions_lost),
         ];
         for (name, help, unit, value) in counters {

@@ -113,7 +113,7 @@ impl ConnectedClient {
         let bytes = config.behaviour.buffer.0;
         if bytes < BUFFER_BYTES_MIN {
             return Err(Failure::failed(format_args!(
-                "--buffer {} is too small: 4Mi at least",
+                "--buffer {} is too small: the minimum is 4Mi",
                 config.behaviour.buffer
             )));
         }
@@ -169,7 +169,7 @@ impl Mounted {
     pub fn problem(&self) -> Option<String> {
         let status = self.client.metadata().status();
         status.waiting.map(|waiting| {
-            let reason = status.problem.unwrap_or_else(|| "no answer".to_owned());
+            let reason = status.problem.unwrap_or_else(|| "no reply".to_owned());
             format!("waiting for the cluster for {} s: {reason}", waiting.as_secs())
         })
     }
@@ -200,7 +200,7 @@ impl Mounted {
             if let Some(mut session) = session {
                 let left = session.drain(DRAIN_PATIENCE).await;
                 if left > 0 {
-                    tracing::warn!(left, "requests were not answered before the end");
+                    tracing::warn!(left, "requests were still unanswered at the stop");
                 }
             }
         }
@@ -209,7 +209,8 @@ impl Mounted {
             result = stopped;
         }
         self.client.metadata().close().await;
-        result.map_err(|error| Failure::failed(format_args!("not everything could be written out: {error}")))
+        result
+            .map_err(|error| Failure::failed(format_args!("not all buffered data could be written: {error}")))
     }
 }
 
@@ -221,7 +222,7 @@ fn take_away(mountpoint: &std::path::Path, source: &str) -> Result<(), Failure> 
     if device::unmount(mountpoint, false).is_ok() {
         return Ok(());
     }
-    tracing::warn!(mountpoint = %mountpoint.display(), "in use: detaching the mount from under its users");
+    tracing::warn!(mountpoint = %mountpoint.display(), "the mount is in use; it is detached from its users");
     device::unmount(mountpoint, true).map_err(Failure::failed)
 }
 
@@ -287,7 +288,7 @@ async fn taken(config: &MountConfig) -> Failure {
     Failure::new(
         Code::Taken,
         format_args!(
-            "the volume is for one machine at a time, and {holder} has it until it is unmounted there"
+            "the volume is for one machine at a time, and {holder} uses it until it is unmounted there"
         ),
     )
 }
@@ -325,7 +326,7 @@ async fn serve(
         let watched = session.watch();
         tokio::spawn(async move {
             if let Err(error) = watched.await {
-                tracing::warn!(%error, "the session with the kernel ended");
+                tracing::warn!(%error, "the FUSE session ended with an error");
             }
             ended.notify_one();
         });
@@ -344,7 +345,7 @@ async fn serve_bundle(
     let session =
         Session::start(bundle, init_options(), Adapter::new(Arc::clone(client)), &Handle::current())
             .context("/dev/fuse")?;
-    session.ready().await.context("the kernel did not begin")?;
+    session.ready().await.context("the kernel did not initialize the mount")?;
     client.set_notifier(Arc::new(Invalidate(session.notifier().clone())));
     let watched = session.watch();
     tokio::spawn(async move {
@@ -367,7 +368,7 @@ pub fn run(args: MountArgs) -> Outcome {
     let (mountpoint, found) = mountpoint::prepare(mountpoint, id, false)?;
     if found == Found::OursAlive {
         return Err(Failure::refused(format_args!(
-            "{} is a mount of this cluster already: unmount it first",
+            "{} is already a mount of this cluster: unmount it first",
             mountpoint.display()
         )));
     }

@@ -35,7 +35,7 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
     if let Some(mount) = device::find_mount(&path).context("mount table")? {
         if mount.source != source {
             return Err(Failure::refused(format_args!(
-                "{} is mounted already ({} from {}): unmount it first, or choose another mount point",
+                "{} is already mounted ({} from {}): unmount it first, or choose another mount point",
                 path.display(),
                 mount.filesystem,
                 mount.source
@@ -46,15 +46,16 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
         }
     }
     match fs::metadata(&path) {
-        Ok(found) if !found.is_dir() => {
-            Err(Failure::refused(format_args!("{} is no folder: name an empty folder", path.display())))
-        }
+        Ok(found) if !found.is_dir() => Err(Failure::refused(format_args!(
+            "{} isn't a directory: name an empty directory",
+            path.display()
+        ))),
         Ok(_) => {
             let mut entries = fs::read_dir(&path)
                 .map_err(|error| Failure::failed(format_args!("{}: {error}", path.display())))?;
             if entries.next().is_some() {
                 return Err(Failure::refused(format_args!(
-                    "{} isn't empty, and a mount would hide what is in it: name an empty folder",
+                    "{} isn't empty, and a mount would hide its content: name an empty directory",
                     path.display()
                 )));
             }
@@ -62,12 +63,12 @@ pub fn prepare(path: &Path, cluster: ClusterId, create: bool) -> Result<(PathBuf
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && create => {
             fs::create_dir_all(&path)
-                .map_err(|error| Failure::failed(format_args!("can't make {}: {error}", path.display())))?;
+                .map_err(|error| Failure::failed(format_args!("can't create {}: {error}", path.display())))?;
             Ok((path, Found::Free))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::new(
             Code::NotFound,
-            format_args!("{} doesn't exist: make the folder first", path.display()),
+            format_args!("{} doesn't exist: create the directory first", path.display()),
         )),
         Err(error) => Err(Failure::failed(format_args!("{}: {error}", path.display()))),
     }
@@ -84,7 +85,7 @@ pub fn detach_dead(path: &Path, source: &str) -> Result<bool, Failure> {
     loop {
         match device::detach_dead(path, source) {
             Ok(true) => {
-                tracing::warn!(path = %path.display(), "detached the dead mount that an earlier process left behind");
+                tracing::warn!(path = %path.display(), "detached a dead mount of an earlier process");
             }
             Ok(false) => return Ok(true),
             Err(MountError::Alive { .. }) if began.elapsed() < ENDING_PATIENCE => {

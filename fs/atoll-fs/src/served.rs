@@ -43,7 +43,7 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(600);
 /// With a message that says what to do; the controller was told.
 pub fn run(args: &MountArgs) -> Outcome {
     let Some(number) = args.control_fd else {
-        return Err(Failure::failed("name a mount point, or a --control-fd"));
+        return Err(Failure::failed("name a mount point or --control-fd"));
     };
     let mut control = control(number)?;
     let result = serve(args, &mut control);
@@ -58,20 +58,20 @@ pub fn run(args: &MountArgs) -> Outcome {
 /// The socket, which is checked to be one: everything later would fail in less obvious ways.
 fn control(number: i32) -> Result<UnixStream, Failure> {
     if number < 0 {
-        return Err(Failure::failed(format_args!("--control-fd {number}: no descriptor")));
+        return Err(Failure::failed(format_args!("--control-fd {number}: not an open descriptor")));
     }
     // SAFETY: who started us made this descriptor for us, and nobody else here knows of it. One that isn't open gives
     // an error at the first call.
     let descriptor: OwnedFd = unsafe { device::inherited(number) };
     let socket = UnixStream::from(descriptor);
-    socket.local_addr().context("--control-fd is no socket")?;
+    socket.local_addr().context("--control-fd isn't a socket")?;
     Ok(socket)
 }
 
 fn serve(args: &MountArgs, control: &mut UnixStream) -> Outcome {
     if args.behaviour.transport != Transport::Atoll {
         return Err(Failure::failed(
-            "--control-fd needs --transport atoll: fuser can't serve another's mount",
+            "--control-fd needs --transport atoll: fuser can't serve a mount of another process",
         ));
     }
     let id = cluster::id(&args.cluster)?;
@@ -91,7 +91,8 @@ async fn run_mount(args: &MountArgs, config: crate::mount::MountConfig, control:
     tokio::pin!(asked_to_end);
     let name = config.name.clone();
     let connected = tokio::select! {
-        signal = &mut asked_to_end => return Err(Failure::failed(format_args!("{signal} before the session began"))),
+        signal = &mut asked_to_end => return Err(Failure::failed(format_args!(
+            "{signal} before the session was opened"))),
         connected = ConnectedClient::connect(config) => connected?,
     };
     let bundle = match exchange(control, &mut asked_to_end).await {
@@ -109,7 +110,7 @@ async fn run_mount(args: &MountArgs, config: crate::mount::MountConfig, control:
     tokio::select! {
         signal = &mut asked_to_end => tracing::info!(signal, "stopping"),
         () = mounted.ended() => tracing::info!("the filesystem was unmounted, stopping"),
-        () = controller => tracing::warn!("the controlling process is gone, stopping"),
+        () = controller => tracing::warn!("the controlling process has ended, stopping"),
     }
     // The thread that watches the socket ends with it.
     let _ = control.shutdown(Shutdown::Read);
@@ -127,9 +128,9 @@ async fn exchange(
     tokio::select! {
         signal = asked_to_end => {
             let _ = control.shutdown(Shutdown::Read);
-            Err(Failure::failed(format_args!("{signal} before there was a mount")))
+            Err(Failure::failed(format_args!("{signal} before the mount existed")))
         }
-        received = received => received.context("control socket")?.context("no mount came"),
+        received = received => received.context("control socket")?.context("no mount was received"),
     }
 }
 
@@ -150,8 +151,8 @@ async fn end(mounted: &Mounted) -> Outcome {
         Err(_) => Err(Failure::new(
             Code::Unreachable,
             format_args!(
-                "what was written and not synced is lost: {} in {} s of trying to write it out",
-                mounted.problem().unwrap_or_else(|| "the cluster did not take it".to_owned()),
+                "buffered data that was not synced is lost: {} within {} s of writing it out",
+                mounted.problem().unwrap_or_else(|| "the cluster did not accept it".to_owned()),
                 FLUSH_PATIENCE.as_secs()
             ),
         )),

@@ -48,7 +48,7 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
         let mut server = tokio::select! {
             started = MetadataServer::start(config, &mut registry) => started.map_err(metadata_failure)?,
             signal = &mut asked_to_end => {
-                tracing::info!(signal, "stopping before it has started");
+                tracing::info!(signal, "stopping during the start");
                 return Ok(());
             }
         };
@@ -64,7 +64,7 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
                     tracing::info!(signal, "stopping");
                     let handing_over = tokio::time::timeout(HAND_OVER_MAX, server.hand_over());
                     if handing_over.await.is_err() {
-                        tracing::info!("nobody has taken over in time");
+                        tracing::info!("no other metadata server became the leader within the timeout");
                     }
                     server.shutdown().await;
                     return Ok(());
@@ -73,7 +73,7 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
                     server = tokio::select! {
                         rebuilt = server.rebuild(&damage) => rebuilt.map_err(metadata_failure)?,
                         signal = &mut asked_to_end => {
-                            tracing::info!(signal, "stopping while it is made anew");
+                            tracing::info!(signal, "stopping while this metadata server is being rebuilt");
                             return Ok(());
                         }
                     };
@@ -110,7 +110,7 @@ pub fn storage(args: StorageArgs) -> Outcome {
         let registered = server.registration();
         let ready: http::Readiness = Arc::new(move || {
             (!registered())
-                .then(|| "not registered: the metadata service has not been reached lately".to_owned())
+                .then(|| "not registered: the metadata servers could not be reached lately".to_owned())
         });
         http::serve(&args.http, Arc::new(registry), ready).await?;
         let signal = asked_to_end.await;

@@ -9,7 +9,7 @@ pub struct Size(pub u64);
 
 /// A text is no size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no size: write a number of bytes, or one with a unit, such as 500M, 10G or 1.5Ti")]
+#[error("'{0}' is not a size: write a number of bytes, or one with a unit, such as 500M, 10G or 1.5Ti")]
 pub struct SizeError(String);
 
 /// Units by suffix. As with Kubernetes' quantities `G` is 10^9 and `Gi` 2^30.

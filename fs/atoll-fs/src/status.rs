@@ -42,7 +42,10 @@ pub fn show(id: ClusterId, key: ClusterKey, encrypt: bool, addresses: &[String],
     if status.problems.is_empty() {
         Ok(())
     } else {
-        Err(Failure::new(Code::Unhealthy, format_args!("{} problem(s), see above", status.problems.len())))
+        Err(Failure::new(
+            Code::Unhealthy,
+            format_args!("the cluster has {} problem(s), listed above", status.problems.len()),
+        ))
     }
 }
 
@@ -79,7 +82,7 @@ fn table(status: &ClusterStatus) -> String {
     line(
         "chunks",
         format!(
-            "{}   copies wanted {}   short of copies {}",
+            "{}   copies desired {}   with fewer copies {}",
             status.chunks, status.copies, status.chunks_short
         ),
     );
@@ -93,11 +96,11 @@ fn table(status: &ClusterStatus) -> String {
         let state = match (leads, member.silent_ms, member.snapshot, member.lag) {
             (true, ..) => format!("term {}   applied {}", status.term, status.applied),
             (false, Some(ms), Some((done, total)), _) if ms < SILENT_MS => {
-                format!("alive   gets a snapshot: {} of {}", Size(done), Size(total))
+                format!("alive   receives a snapshot: {} of {}", Size(done), Size(total))
             }
             (false, Some(ms), None, Some(lag)) if ms < SILENT_MS => format!("alive   {lag} entries behind"),
-            (false, Some(ms), ..) => format!("SILENT for {} s", ms / 1000),
-            (false, None, _, Some(_)) => "SILENT".to_owned(),
+            (false, Some(ms), ..) => format!("NO HEARTBEAT for {} s", ms / 1000),
+            (false, None, _, Some(_)) => "NO HEARTBEAT".to_owned(),
             (false, None, _, None) => String::new(),
         };
         line(
@@ -107,11 +110,11 @@ fn table(status: &ClusterStatus) -> String {
     }
     for server in &status.servers {
         let state = if server.alive && server.evacuated {
-            "EVACUATED".to_owned()
+            "DRAINING".to_owned()
         } else if server.alive {
             "alive".to_owned()
         } else {
-            format!("SILENT for {} s", server.silent_ms / 1000)
+            format!("NO HEARTBEAT for {} s", server.silent_ms / 1000)
         };
         line(
             "storage",
@@ -132,7 +135,7 @@ fn table(status: &ClusterStatus) -> String {
         line(
             "repair",
             format!(
-                "{} chunks with {} left   {} copies under way   {}/s   done in {eta}",
+                "{} chunks with {} left   {} copies in progress   {}/s   done in {eta}",
                 repair.chunks_left,
                 Size(repair.bytes_left),
                 repair.copying,
@@ -228,7 +231,7 @@ mod tests {
         let status = ClusterStatus {
             cluster: Some(ClusterId(7)),
             volume: VolumeUse { bytes_total: 100 << 20, bytes_used: 50 << 20, ..VolumeUse::default() },
-            problems: vec!["storage server 1 is silent: start it".into()],
+            problems: vec!["storage server 1 has not sent a heartbeat for 9 s: start it".into()],
             orphans: 31,
             ..ClusterStatus::default()
         };

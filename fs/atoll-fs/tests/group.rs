@@ -191,7 +191,7 @@ fn members_come_go_and_are_replaced_under_load() {
         wait_until("the new server answers", || {
             let added = cluster.admin(&["members", "add"], &[&address]);
             added.status.success() || {
-                assert!(common::text(&added).contains("answer"), "{}", common::text(&added));
+                assert!(common::text(&added).contains("respond"), "{}", common::text(&added));
                 false
             }
         });
@@ -209,7 +209,7 @@ fn members_come_go_and_are_replaced_under_load() {
     let address = cluster.metadata[third].1.clone();
     wait_until("the empty server answers", || {
         let output = cluster.admin(&["members", "add"], &[&address]);
-        !output.status.success() && common::text(&output).contains("take its place")
+        !output.status.success() && common::text(&output).contains("replace it by")
     });
     load.goes_on("a disk was lost");
     succeeds(&cluster.admin(&["members", "replace"], &[&old, &address]));
@@ -224,10 +224,10 @@ fn members_come_go_and_are_replaced_under_load() {
     load.goes_on("the leader was removed");
     wait_for_members(&cluster, 2);
     let gone = cluster.metadata[victim].1.clone();
-    refused(&cluster.admin(&["members", "add"], &[&gone]), "empty its folder");
+    refused(&cluster.admin(&["members", "add"], &[&gone]), "empty its data directory");
     Processes::kill(&mut cluster.metadata[victim].0);
 
-    refused(&cluster.admin(&["members", "remove"], &["nonsense"]), "no member's id");
+    refused(&cluster.admin(&["members", "remove"], &["nonsense"]), "not a member id");
     let other = (0..3).find(|number| *number != victim && *number != leader(&cluster)).unwrap();
     let leading = member_at(&cluster, leader(&cluster));
     // A server that is started while a file is open would wait for itself (see `common::processes`).
@@ -425,7 +425,7 @@ fn a_member_that_is_alone_refuses_a_damaged_disk_and_says_what_helps() {
     let before = (names(), fs::read(folder.join("identity")).unwrap());
     let mut command = cluster.command("metadata");
     command.arg("--data").arg(&folder).args(["--listen", &cluster.metadata[0].1, "--http", "127.0.0.1:0"]);
-    refused(&command.output().unwrap(), "go on alone");
+    refused(&command.output().unwrap(), "go-on-alone");
     assert_eq!((names(), fs::read(folder.join("identity")).unwrap()), before, "something was changed");
     let mut command = std::process::Command::new(common::atoll_fs());
     command.args(["admin", "go-on-alone", "--the-others-are-gone", "--cluster", &cluster.id]);

@@ -30,7 +30,7 @@ fn a_bad_mount_point_is_refused_and_left_alone() {
     let data = path("data");
 
     fs::write(path("file"), "content").unwrap();
-    refused(&atoll(&["local", "up", &path("file"), "--data", &data]), 4, &["no folder"]);
+    refused(&atoll(&["local", "up", &path("file"), "--data", &data]), 4, &["isn't a directory"]);
 
     fs::create_dir(path("full")).unwrap();
     fs::write(path("full/precious"), "content").unwrap();
@@ -41,7 +41,7 @@ fn a_bad_mount_point_is_refused_and_left_alone() {
     common::run("mount", &["-t", "tmpfs", "none", &path("taken")], folder.path());
     let output = atoll(&["local", "up", &path("taken"), "--data", &data]);
     common::detach_all(folder.path());
-    refused(&output, 4, &["mounted already", "tmpfs"]);
+    refused(&output, 4, &["already mounted", "tmpfs"]);
 }
 
 #[test]

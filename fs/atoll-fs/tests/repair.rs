@@ -287,7 +287,11 @@ fn an_evacuated_server_is_emptied_while_it_serves_and_may_be_forgotten() {
     let early = cluster.admin(&["forget"], &[&id]);
     assert!(!early.status.success() && common::text(&early).contains("evacuate"), "{}", common::text(&early));
     let unknown = cluster.admin(&["evacuate"], &["00000000000000ff"]);
-    assert!(common::text(&unknown).contains("there is no storage server"), "{}", common::text(&unknown));
+    assert!(
+        common::text(&unknown).contains("storage server 00000000000000ff doesn't exist"),
+        "{}",
+        common::text(&unknown)
+    );
     let evacuated = cluster.admin(&["evacuate"], &[&id]);
     assert!(evacuated.status.success(), "{}", common::text(&evacuated));
     let began = Instant::now();

@@ -64,13 +64,13 @@ pub enum ArenaError {
     #[error("can't adopt the arena: {0}")]
     Foreign(String),
     /// A size out of bounds.
-    #[error("the size of the arena: {0}")]
+    #[error("invalid arena size: {0}")]
     Size(String),
 }
 
 /// There is no room now; some comes with the next blocks that are committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no room for buffered data")]
+#[error("no free space for buffered data")]
 pub struct ArenaFull;
 
 /// An operation in a slot, as an adopter finds it.
@@ -184,7 +184,7 @@ impl Arena {
     pub fn adopt(fd: OwnedFd) -> Result<Adopted, ArenaError> {
         let memory = Memory::adopt(fd)?;
         if memory.size() < PAGE_BYTES {
-            return Err(ArenaError::Foreign("this is no arena".into()));
+            return Err(ArenaError::Foreign("the descriptor isn't an arena".into()));
         }
         let mut header = [0; 36];
         header.copy_from_slice(&memory.read(0, 36)?);

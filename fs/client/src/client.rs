@@ -379,7 +379,7 @@ impl<M: Metadata> Client<M> {
 
 /// The service answered something else than was asked.
 fn unexpected() -> ClientError {
-    tracing::error!("the metadata service answered something else than was asked");
+    tracing::error!("unexpected reply of the metadata server: this is a bug, please report it");
     FsError::Io.into()
 }
 

@@ -326,7 +326,7 @@ impl<M: Metadata> DataPath<M> {
         let Some(file) = self.shared.table.find(ino) else { return };
         let mut inner = file.inner.lock();
         if inner.dirty.truncate(attributes.size) {
-            tracing::debug!(%ino, "writes beyond a truncation are dropped");
+            tracing::debug!(%ino, "buffered writes beyond a truncation are dropped");
         }
         inner.map.truncate(attributes);
         inner.readahead.clear();
@@ -379,7 +379,7 @@ impl<M: Metadata> DataPath<M> {
     /// Gives back quota that is reserved and not used: another session needs it.
     pub async fn return_reservation(&self) {
         if let Err(error) = self.shared.reservation.return_unused().await {
-            tracing::debug!(%error, "unused reservations can't be given back now");
+            tracing::debug!(%error, "unused quota reservations can't be released now");
         }
     }
 
@@ -391,7 +391,7 @@ impl<M: Metadata> DataPath<M> {
     /// When the service can't be asked. That there is no room is none: less may do.
     pub async fn make_room(&self, bytes: u64) -> Result<(), ClientError> {
         if let Err(error) = self.flush_all().await {
-            tracing::debug!(%error, "flushing to find space");
+            tracing::debug!(%error, "flushing to free quota failed");
         }
         self.return_reservation().await;
         let reservation = &self.shared.reservation;

@@ -22,13 +22,13 @@ pub enum ClientError {
     #[error("{0}")]
     Fs(#[from] FsError),
     /// The session that this belonged to is lost: what it had not committed is gone.
-    #[error("session lost")]
+    #[error("the session is lost")]
     SessionLost,
     /// The cluster was away for longer than the mount's timeout.
-    #[error("the cluster did not answer in time")]
+    #[error("the cluster did not respond within the timeout")]
     TimedOut,
     /// The client is stopping.
-    #[error("client stopped")]
+    #[error("the client has stopped")]
     Stopped,
 }
 
@@ -102,7 +102,10 @@ pub trait Metadata: Send + Sync + 'static {
             match self.mutate(op).await? {
                 Outcome::Inode(attributes) => Ok(Made::new(*attributes, |_| {})),
                 other => {
-                    tracing::error!(?other, "making a file was answered with something else");
+                    tracing::error!(
+                        ?other,
+                        "unexpected reply to the creation of a file: this is a bug, please report it"
+                    );
                     Err(FsError::Io.into())
                 }
             }

@@ -90,10 +90,10 @@ impl SessionOptions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
     /// No address was given.
-    #[error("no address of a metadata server was given")]
+    #[error("no address of a metadata server is configured")]
     NoAddress,
     /// Nobody answered in time.
-    #[error("the cluster did not answer within {} s: {problem}", .after.as_secs())]
+    #[error("the cluster did not respond within {} s: {problem}", .after.as_secs())]
     Away {
         /// How long it was tried.
         after: Duration,
@@ -257,9 +257,7 @@ impl MetadataClient {
     pub async fn close(&self) {
         let goodbye = self.mutate(Op::CloseSession);
         if !matches!(tokio::time::timeout(CLOSE_DEADLINE, goodbye).await, Ok(Ok(_))) {
-            tracing::info!(
-                "the session could not be ended; the cluster will do so when its lifetime is over"
-            );
+            tracing::info!("the session could not be ended; it expires at the end of its lifetime");
         }
         self.inner.state.send_replace(State::Stopped);
         self.inner.slots.close();
@@ -379,7 +377,10 @@ impl Inner {
         let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
         let (outcome, session) = self.carry_out(slot, op, true).await?;
         let Outcome::Inode(attributes) = outcome else {
-            tracing::error!(?outcome, "making a file was answered with something else");
+            tracing::error!(
+                ?outcome,
+                "unexpected reply to the creation of a file: this is a bug, please report it"
+            );
             return Err(FsError::Io.into());
         };
         let ino = attributes.ino;
@@ -444,7 +445,7 @@ impl Inner {
                 Ok(reply) => match postcard::from_bytes::<MutateReply>(&reply) {
                     Ok(reply) => reply.outcome,
                     Err(error) => {
-                        tracing::error!(%error, "the outcome of a mutation can't be read");
+                        tracing::error!(%error, "the outcome of a mutation can't be decoded");
                         Outcome::Refused(FsError::Io)
                     }
                 },
@@ -488,7 +489,7 @@ impl Inner {
             match self.service.call(kind::ASK, &message.into()).await {
                 Ok(reply) => {
                     return postcard::from_bytes(&reply).map_err(|error| {
-                        tracing::error!(%error, "an answer can't be read");
+                        tracing::error!(%error, "a reply can't be decoded");
                         FsError::Io.into()
                     });
                 }
@@ -497,7 +498,7 @@ impl Inner {
                 }
                 Err(Refusal::Fs(error)) => return Err(error.into()),
                 Err(refusal) => {
-                    tracing::error!(%refusal, "a question can't be asked");
+                    tracing::error!(%refusal, "a query was refused: this is a bug, please report it");
                     return Err(FsError::Io.into());
                 }
             }
@@ -549,12 +550,15 @@ fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
             error.into()
         }
         Refusal::Impossible(reason) => {
-            tracing::error!(reason, "the metadata service can't make sense of a mutation");
+            tracing::error!(
+                reason,
+                "the metadata server can't decode a mutation: this is a bug, please report it"
+            );
             slot.take_back(epoch);
             FsError::Io.into()
         }
         Refusal::Garbled(reason) => {
-            tracing::error!(reason, "the outcome of a mutation can't be read");
+            tracing::error!(reason, "the outcome of a mutation can't be decoded");
             FsError::Io.into()
         }
     }

@@ -192,10 +192,12 @@ impl<M: Metadata> StoragePool<M> {
             return Ok(peer);
         }
         if tokio::time::timeout(REFRESH_DEADLINE, self.inner.refresh(server)).await.is_err() {
-            return Err(StorageFailure::Unreachable("the metadata service doesn't name the servers".into()));
+            return Err(StorageFailure::Unreachable(
+                "the metadata servers don't report the storage servers".into(),
+            ));
         }
         let (known, _) = self.inner.known_peer(server)?;
-        known.ok_or_else(|| StorageFailure::Unreachable(format!("no server {server} is known")))
+        known.ok_or_else(|| StorageFailure::Unreachable(format!("storage server {server} is unknown")))
     }
 }
 
@@ -210,14 +212,13 @@ impl<M: Metadata> Inner<M> {
         if let Some((_, peer)) = found.peer.as_ref().filter(|(connected_as, _)| *connected_as == session) {
             return Ok((Some(peer.clone()), current));
         }
-        let address = match self.config.local.get(&server) {
-            Some(local) => local.clone(),
-            None => found
-                .info
-                .address
-                .parse()
-                .map_err(|error| StorageFailure::Unreachable(format!("server {server}: {error}")))?,
-        };
+        let address =
+            match self.config.local.get(&server) {
+                Some(local) => local.clone(),
+                None => found.info.address.parse().map_err(|error| {
+                    StorageFailure::Unreachable(format!("storage server {server}: {error}"))
+                })?,
+            };
         let identity = Identity { role: Role::Client(session), ..self.config.identity.clone() };
         let options = ConnectOptions::new(identity).expecting(Role::Storage(server));
         let peer = Peer::new(address, options.with_pauses_up_to(2 * CONNECT_AGAIN));
@@ -243,8 +244,13 @@ impl<M: Metadata> Inner<M> {
         }
         match self.metadata.ask(Query::Servers).await {
             Ok(Answer::Servers(list)) => self.take_in(list, version),
-            Ok(other) => tracing::error!(?other, "a question for servers was answered with something else"),
-            Err(error) => tracing::warn!(%error, "can't ask for the storage servers"),
+            Ok(other) => {
+                tracing::error!(
+                    ?other,
+                    "unexpected reply to a request for storage servers: this is a bug, please report it"
+                );
+            }
+            Err(error) => tracing::warn!(%error, "the list of storage servers can't be fetched; retrying"),
         }
     }
 
@@ -336,7 +342,7 @@ impl<M: Metadata> Storage for StoragePool<M> {
             let (reply, _) =
                 self.inner.note(server, peer.call_within::<WriteChunk>(request, body, deadline).await)?;
             if request.sync && !reply.durable {
-                return Err(StorageFailure::Broken(format!("storage server {server} did not sync")));
+                return Err(StorageFailure::Broken(format!("storage server {server} did not sync a write")));
             }
             Ok(())
         }

@@ -56,10 +56,10 @@ pub enum FsError {
     Io,
     /// The command names a chunk generation that is no longer the chunk's, or a chunk that is sealed or
     /// not the session's: the writer takes another chunk.
-    #[error("stale chunk")]
+    #[error("the chunk has changed")]
     StaleChunk,
     /// The expected place of a range has changed since it was read: the mover gives up.
-    #[error("range changed")]
+    #[error("the range has changed")]
     Changed,
     /// The session isn't known (it expired or was evicted).
     #[error("session expired")]
@@ -77,13 +77,13 @@ pub enum FsError {
     #[error("too many sessions")]
     TooManySessions,
     /// The volume is for one machine at a time, and another one has a session.
-    #[error("another machine has the volume")]
+    #[error("another machine uses the volume")]
     Taken,
     /// The cluster isn't bootstrapped, or is bootstrapped already under another id.
     #[error("wrong cluster")]
     WrongCluster,
     /// The inline budget is used up: the data goes to a chunk.
-    #[error("inline budget used up")]
+    #[error("the inline budget is exhausted")]
     InlineBudget,
     /// Fewer storage servers than needed can take a new chunk; try again later.
     #[error("not enough storage servers")]

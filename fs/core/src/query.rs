@@ -170,7 +170,9 @@ pub fn inline_bytes(
     let (start, end) = (skip as usize, skip as usize + piece.length as usize);
     match value {
         Some(value) if value.len() >= end => Ok(Some(value.slice(start..end))),
-        _ => Err(StoreError::Damaged(format!("inline bytes of inode {ino}, segment {segment} are missing"))),
+        _ => Err(StoreError::Damaged(format!(
+            "inline bytes of inode {ino}, extent page {segment} are missing"
+        ))),
     }
 }
 

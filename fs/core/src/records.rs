@@ -389,7 +389,7 @@ pub struct SegmentRecord {
 }
 
 impl Record for SegmentRecord {
-    const NAME: &'static str = "extent segment";
+    const NAME: &'static str = "extent page";
 }
 
 /// What a chunk is for.

@@ -60,7 +60,8 @@ pub enum StoreError {
     Damaged(String),
     /// A record of a newer format than this program knows.
     #[error(
-        "metadata record {record} has format {found}, this program knows formats up to {known}: use the newer program"
+        "metadata record {record} has format {found}, this program reads formats up to {known}: use the \
+         newer program"
     )]
     NewerFormat {
         /// Which kind of record.

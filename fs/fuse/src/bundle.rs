@@ -30,7 +30,7 @@ pub enum BundleError {
     #[error("bundle: {0}")]
     Io(#[from] io::Error),
     /// The message isn't a bundle, or one of another version.
-    #[error("not a bundle of a version that is understood")]
+    #[error("unknown bundle version")]
     Foreign,
 }
 
@@ -60,7 +60,7 @@ impl Bundle {
 
     /// Puts a bundle together from its parts: the device and its clones in the order in which they were made.
     pub fn from_parts(devices: Vec<OwnedFd>, memory: OwnedFd, default_permissions: bool) -> Bundle {
-        assert!(!devices.is_empty(), "a bundle without a device");
+        assert!(!devices.is_empty(), "the bundle has no device");
         Bundle { devices, memory, default_permissions }
     }
 

@@ -109,7 +109,7 @@ pub enum MountError {
         error: io::Error,
     },
     /// Something that isn't a dead mount of this cluster is mounted there.
-    #[error("{path} is a mount of {source_name} ({filesystem}) already")]
+    #[error("{path} is already a mount of {source_name} ({filesystem})")]
     Occupied {
         /// Where.
         path: PathBuf,
@@ -119,7 +119,7 @@ pub enum MountError {
         filesystem: String,
     },
     /// This cluster's volume is mounted there and somebody serves it.
-    #[error("{path} is a living mount of this volume already")]
+    #[error("{path} is already a working mount of this volume")]
     Alive {
         /// Where.
         path: PathBuf,

@@ -64,13 +64,13 @@ pub trait Handler: Send + Sync + 'static {
 #[derive(Debug, Error)]
 pub enum SessionError {
     /// The request memory of a predecessor can't be used.
-    #[error("predecessor's request memory: {0}")]
+    #[error("request memory of the previous process: {0}")]
     Adopt(#[from] AdoptError),
     /// A thread can't be started, or a descriptor not be had.
     #[error("session: {0}")]
     Io(#[from] io::Error),
     /// There is nothing to resume: INIT was never negotiated on this mount.
-    #[error("nothing to resume: the mount's first session never began")]
+    #[error("nothing to resume: the mount never had a session")]
     NothingToResume,
     /// The session was over before it began.
     #[error("session ended: {0:?}")]
@@ -192,7 +192,7 @@ impl Session {
                 std::thread::sleep(STOP_SIGNAL_INTERVAL);
             }
             if reader.join().is_err() {
-                tracing::error!("a reader panicked");
+                tracing::error!("a thread that reads requests panicked: this is a bug, please report it");
             }
         }
     }

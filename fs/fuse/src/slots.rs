@@ -41,7 +41,7 @@ pub enum AdoptError {
     #[error("request memory can't be mapped")]
     Io(#[from] io::Error),
     /// It isn't a request memory, or one of another version.
-    #[error("not a request memory of a version that is understood")]
+    #[error("unknown version of the request memory")]
     Foreign,
     /// Its size isn't what its header says, or it can still be resized (and so could kill who uses it).
     #[error("request memory is damaged or not sealed")]
@@ -238,7 +238,7 @@ impl RequestMemory {
             Some(buffer) => (self.prefix_ptr(buffer), PREFIX_BYTES + PAYLOAD_BYTES_MAX),
             None => (self.request_ptr(slot), SLOT_REQUEST_BYTES_MAX),
         };
-        assert!(len <= max, "request longer than its place");
+        assert!(len <= max, "request longer than its slot");
         // SAFETY: the range is inside the mapping, initialised (a memfd begins as zeroes), and held by the caller.
         unsafe { std::slice::from_raw_parts(start, len) }
     }
@@ -305,7 +305,7 @@ impl RequestMemory {
                 }
                 found.push(Unfinished { slot, device, len, buffer });
             } else {
-                tracing::error!(slot, len, device, "a slot of the predecessor makes no sense");
+                tracing::error!(slot, len, device, "a request slot of the previous process is invalid");
                 self.unanswered(slot).store(0, Ordering::Release);
             }
         }
@@ -342,7 +342,7 @@ impl RequestMemory {
         if populated.is_err() {
             // Kernels before 5.14 can't populate; the pages then come one by one as they are filled, which is as
             // good but for the rare kill named above.
-            tracing::debug!(buffer, "request buffer could not be populated");
+            tracing::debug!(buffer, "the pages of a request buffer could not be populated");
         }
     }
 
@@ -369,7 +369,7 @@ impl RequestMemory {
     fn punch(&self, offset: usize, bytes: usize) {
         let mode = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         if let Err(error) = fallocate(&self.file, mode, offset as i64, bytes as i64) {
-            tracing::debug!(%error, "pages of the request memory could not be given back");
+            tracing::debug!(%error, "pages of the request memory could not be freed");
         }
     }
 
@@ -441,7 +441,7 @@ impl Drop for RequestMemory {
     fn drop(&mut self) {
         // SAFETY: mapped by `map` with this length, and nobody borrows from it any more.
         if let Err(error) = unsafe { munmap(self.base.cast(), self.layout.total_bytes()) } {
-            tracing::warn!(%error, "request memory could not be unmapped");
+            tracing::warn!(%error, "the request memory could not be unmapped");
         }
     }
 }

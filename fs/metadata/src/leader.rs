@@ -96,7 +96,12 @@ impl Leader {
             .into_iter()
             .map(|(id, record)| (ServerId(id), record))
             .collect();
-        tracing::info!(term, sessions = sessions.len(), storage_servers = servers.len(), "this member leads");
+        tracing::info!(
+            term,
+            sessions = sessions.len(),
+            storage_servers = servers.len(),
+            "this metadata server became the leader"
+        );
         Ok(Leader {
             term,
             member: node.member,

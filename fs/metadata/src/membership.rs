@@ -98,13 +98,15 @@ impl Group {
     /// If it can't be made, in words.
     pub fn steps(&self, change: &MembersChange) -> Result<Vec<Step>, String> {
         if self.changing {
-            return Err("another change of the members is under way: wait for it, then ask again".into());
+            return Err(
+                "another membership change is in progress: wait until it is done, then try again".into()
+            );
         }
         match change {
             MembersChange::Add { member, address } => self.add(*member, address, None),
             MembersChange::Replace { old, new, address } => {
                 if old == new {
-                    return Err(format!("{old} can't take its own place"));
+                    return Err(format!("{old} can't replace itself"));
                 }
                 match (self.members.contains_key(old), self.voters().contains(new)) {
                     (true, _) => self.add(*new, address, Some(*old)),
@@ -134,7 +136,7 @@ impl Group {
         };
         if let Some(other) = self.members.iter().find_map(same_address) {
             return Err(format!(
-                "{other} is a member at {address} too: if its disk is gone, let {member} take its place"
+                "{other} is also a member at {address}: if its disk is gone, replace it by {member}"
             ));
         }
         if let Some(old) = old {
@@ -143,7 +145,7 @@ impl Group {
         voters.insert(member);
         if voters.len() > MEMBERS_MAX {
             return Err(format!(
-                "a group has {MEMBERS_MAX} members at most: let the new one take another's place"
+                "a group has at most {MEMBERS_MAX} members: replace a member instead of adding one"
             ));
         }
         self.can_go_on(&voters, Some(member))?;
@@ -165,7 +167,7 @@ impl Group {
             return Ok(vec![Step::Forget(member)]);
         }
         if voters.is_empty() {
-            return Err(format!("{member} is the last member: without it there is no group"));
+            return Err(format!("{member} is the last member and can't be removed"));
         }
         self.can_go_on(&voters, None)?;
         Ok(vec![if member == self.me { self.hand_over(&voters)? } else { Step::Vote(voters) }])
@@ -174,7 +176,10 @@ impl Group {
     fn hand_over(&self, voters: &BTreeSet<MemberId>) -> Result<Step, String> {
         match self.successor(Some(self.me)).filter(|successor| voters.contains(successor)) {
             Some(successor) => Ok(Step::Transfer(successor)),
-            None => Err(format!("{} leads and nobody else is there who could: add a member first", self.me)),
+            None => Err(format!(
+                "{} is the leader and no other member could become the leader: add a member first",
+                self.me
+            )),
         }
     }
 
@@ -187,7 +192,8 @@ impl Group {
             return Ok(());
         }
         Err(format!(
-            "the group could not go on: of its {} members then, {} are silent ({}); start or remove those first",
+            "the group would lose its majority: of its {} members then, {} don't respond ({}); start or \
+             remove those first",
             voters.len(),
             silent.len(),
             silent.join(", ")
@@ -197,7 +203,7 @@ impl Group {
     fn unknown(&self, member: MemberId) -> String {
         let known: Vec<String> =
             self.members.iter().map(|(id, peer)| format!("{id} at {}", peer.addr)).collect();
-        format!("there is no member {member}; the members are {}", known.join(", "))
+        format!("{member} isn't a member; the members are {}", known.join(", "))
     }
 }
 
@@ -255,10 +261,10 @@ mod tests {
         let moved = MembersChange::Add { member: B, address: "elsewhere:1".into() };
         assert!(three.steps(&moved).unwrap_err().contains("remove it before"));
         let same = MembersChange::Add { member: D, address: "m3:1".into() };
-        assert!(three.steps(&same).unwrap_err().contains("take its place"));
+        assert!(three.steps(&same).unwrap_err().contains("replace it by"));
         let mut changing = three;
         changing.changing = true;
-        assert!(changing.steps(&add(D)).unwrap_err().contains("under way"));
+        assert!(changing.steps(&add(D)).unwrap_err().contains("in progress"));
     }
 
     #[test]
@@ -269,13 +275,13 @@ mod tests {
         assert_eq!(three.steps(&at_its_address), Ok(vec![learn, Step::Vote(set(&[A, B, D]))]));
         let done = group(&[(B, true), (D, true)]);
         assert_eq!(done.steps(&replace(C, D)), Ok(Vec::new()));
-        assert!(three.steps(&replace(MemberId(9), MemberId(10))).unwrap_err().contains("there is no member"));
+        assert!(three.steps(&replace(MemberId(9), MemberId(10))).unwrap_err().contains("isn't a member"));
     }
 
     #[test]
     fn what_is_left_has_to_be_able_to_go_on() {
         let degraded = group(&[(B, true), (C, false)]);
-        assert!(degraded.steps(&MembersChange::Remove { member: B }).unwrap_err().contains("silent"));
+        assert!(degraded.steps(&MembersChange::Remove { member: B }).unwrap_err().contains("don't respond"));
         assert_eq!(degraded.steps(&MembersChange::Remove { member: C }), Ok(vec![Step::Vote(set(&[A, B]))]));
         assert!(group(&[]).steps(&MembersChange::Remove { member: A }).unwrap_err().contains("last"));
         assert_eq!(degraded.steps(&MembersChange::Remove { member: D }), Ok(Vec::new()));
@@ -288,7 +294,7 @@ mod tests {
         let three = group(&[(B, true), (C, false)]);
         assert_eq!(
             three.steps(&MembersChange::Remove { member: A }),
-            Err("the group could not go on: of its 2 members then, 1 are silent (".to_owned()
+            Err("the group would lose its majority: of its 2 members then, 1 don't respond (".to_owned()
                 + &C.to_string()
                 + "); start or remove those first")
         );

@@ -64,8 +64,12 @@ impl Metrics {
         };
         let registry = registry.sub_registry_with_prefix("atoll_metadata");
         registry.register_with_unit("request", "Requests by kind", Unit::Seconds, inner.requests.clone());
-        registry.register("refused", "Requests that were not carried out, by kind", inner.refused.clone());
-        registry.register("commands_applied", "Commands applied to the records", inner.commands.clone());
+        registry.register("refused", "Requests that were refused, by kind", inner.refused.clone());
+        registry.register(
+            "commands_applied",
+            "Commands applied to the metadata store",
+            inner.commands.clone(),
+        );
         registry.register_with_unit(
             "apply",
             "Applying committed entries, by call",
@@ -73,8 +77,8 @@ impl Metrics {
             inner.apply_seconds.clone(),
         );
         registry.register("batch_commands", "Commands in one entry of the log", inner.batch_commands.clone());
-        registry.register("work_done", "Background work done, by kind", inner.work.clone());
-        registry.register("size", "Sizes and numbers of things, by name", inner.sizes.clone());
+        registry.register("work_done", "Items of background work done, by kind", inner.work.clone());
+        registry.register("size", "Sizes and counts, by name", inner.sizes.clone());
         Metrics { inner: Arc::new(inner) }
     }
 

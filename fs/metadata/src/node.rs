@@ -190,7 +190,7 @@ impl Node {
         if !is_this || self.consensus.leadership().is_leader {
             return;
         }
-        tracing::info!(term = leader.term, "this member leads no more");
+        tracing::info!(term = leader.term, "this metadata server is no longer the leader");
         self.step_down();
     }
 

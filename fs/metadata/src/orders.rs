@@ -211,12 +211,12 @@ fn interpret(issued: &Issued, result: &Result<(), StorageError>, meaning: &mut M
         }
         (Order::Copy { generation, .. }, Ok(())) => meaning.copied.push((chunk, *generation)),
         (Order::Copy { .. }, Err(error)) => {
-            tracing::warn!(%chunk, %error, "a replica couldn't be copied");
+            tracing::warn!(%chunk, %error, "copying a replica failed; it is retried");
             meaning.not_copied.push(chunk);
         }
         // The record still asks for it, so it is given again.
         (order, Err(error)) => {
-            tracing::warn!(%chunk, ?order, %error, "a storage server couldn't carry out an order")
+            tracing::warn!(%chunk, task = ?order, %error, "a storage server failed a task; it is retried")
         }
         (_, Ok(())) => {}
     }

@@ -109,7 +109,7 @@ pub(crate) async fn rejoin(node: Arc<Node>, folder: Arc<Folder>) {
         if let Err(reason) = ask_for_place(&node, &folder).await
             && reason != last_reason
         {
-            tracing::warn!(reason, "this metadata server is not in the group yet; it goes on trying");
+            tracing::warn!(reason, "this metadata server has not joined the group yet; retrying");
             last_reason = reason;
         }
         tokio::time::sleep(pause).await;
@@ -117,8 +117,19 @@ pub(crate) async fn rejoin(node: Arc<Node>, folder: Arc<Folder>) {
     }
     let done = atoll_blocking::spawn(move || folder.rejoined()).await;
     match done {
-        Ok(Ok(())) => tracing::info!(member = %node.member, "made anew from the other members"),
-        Ok(Err(error)) => tracing::warn!(%error, "made anew; what was damaged is removed at the next start"),
+        Ok(Ok(())) => {
+            tracing::info!(
+                member = %node.member,
+                "this metadata server was rebuilt from the other members"
+            );
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(
+                %error,
+                "this metadata server was rebuilt from the other members, but the damaged data could not be \
+                 removed; the next start removes it"
+            );
+        }
         Err(_) => {}
     }
 }
@@ -126,7 +137,7 @@ pub(crate) async fn rejoin(node: Arc<Node>, folder: Arc<Folder>) {
 async fn ask_for_place(node: &Node, folder: &Folder) -> Result<(), String> {
     let others = Others::of(folder, node.identity.clone());
     let Some(leader) = others.leader().await else {
-        return Err(format!("none of the other members leads ({})", others.shown()));
+        return Err(format!("none of the other members is the leader ({})", others.shown()));
     };
     let Some(connection) = others.connect(&leader.address).await else {
         return Err(format!("the leader at {} can't be reached", leader.address));
@@ -159,7 +170,12 @@ pub(crate) async fn note_members(node: Arc<Node>, folder: Arc<Folder>) {
             let (folder, new) = (folder.clone(), members.clone());
             match atoll_blocking::spawn(move || folder.write_members(&new)).await {
                 Ok(Ok(())) => known = members,
-                Ok(Err(error)) => tracing::warn!(%error, "where the members are can't be written down"),
+                Ok(Err(error)) => {
+                    tracing::warn!(
+                        %error,
+                        "the list of members can't be written to the data directory"
+                    );
+                }
                 Err(_) => return,
             }
         }

@@ -151,8 +151,8 @@ pub enum StartError {
     Advertise(#[from] AddressError),
     /// Its disk has damaged what it had, and the group can't help now.
     #[error(
-        "{damage}. This member can be made anew from the others, but none of them leads now ({others}): nothing was \
-         changed; start them, then this one"
+        "{damage}. This member can be rebuilt from the others, but none of them is the leader now \
+         ({others}): nothing was changed; start them, then this one"
     )]
     NobodyLeads {
         /// What is damaged.
@@ -307,7 +307,10 @@ async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, Start
     if others.is_empty() {
         return Ok(false);
     }
-    tracing::error!(member = %folder.member(), damage, "this metadata server's disk is damaged; looking for the leader");
+    tracing::error!(
+        member = %folder.member(), damage,
+        "this metadata server's data is damaged; it is rebuilt from the others once one of them leads"
+    );
     let Some(leader) = others.wait_for_leader().await else {
         return Err(StartError::NobodyLeads { damage: damage.to_owned(), others: others.shown() });
     };
@@ -316,7 +319,7 @@ async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, Start
         member = %folder.member(),
         %new,
         leader = %leader.member,
-        "stepping aside: a new member is made from the others in this one's place"
+        "a new member, rebuilt from the others, replaces this one"
     );
     atoll_blocking::spawn(move || folder.step_aside(new)).await.map_err(|_| StartError::Stopped)??;
     Ok(true)
@@ -331,7 +334,7 @@ fn open(
     let machine = Arc::new(Machine::open(folder.clone(), &config.records, changes, metrics)?);
     let mut ballast = Ballast::new(folder.path(), config.ballast_bytes);
     if let Err(error) = ballast.check() {
-        tracing::warn!(%error, "the metadata disk can't be looked at");
+        tracing::warn!(%error, "the data directory can't be checked");
     }
     Ok((folder, machine, ballast))
 }
@@ -432,7 +435,11 @@ impl RunningMetadata {
                 && let Err(error) = self.node.hand_over(TransferLeader { to: None }).await
                 && !std::mem::replace(&mut told, true)
             {
-                tracing::warn!(%error, "the leader's records are damaged, and nobody else can lead");
+                tracing::warn!(
+                    %error,
+                    "this leader's records are damaged, and no other member can become the leader: start the \
+                     other metadata servers"
+                );
             }
             if others.leader().await.is_some() {
                 return damage;
@@ -448,7 +455,7 @@ impl RunningMetadata {
         let (config, metrics) = (self.config.clone(), self.metrics.clone());
         self.shutdown().await;
         if let Err(error) = step_aside(&config, damage).await {
-            tracing::warn!(%error, "going on with what is left");
+            tracing::warn!(%error, "the damaged data could not be set aside; starting with what is there");
         }
         MetadataServer::open(config, metrics).await
     }
@@ -460,7 +467,11 @@ impl RunningMetadata {
             && self.node.consensus.status().members.len() > 1
             && let Err(error) = self.node.hand_over(TransferLeader { to: None }).await
         {
-            tracing::info!(%error, "nobody takes over");
+            tracing::info!(
+                %error,
+                "leadership could not be transferred before the stop; the other members elect a leader after \
+                 a timeout"
+            );
         }
     }
 

@@ -154,7 +154,11 @@ fn name_of(kind: u16) -> &'static str {
 }
 
 fn allow(allowed: bool, role: Role) -> Result<(), Status> {
-    if allowed { Ok(()) } else { Err(Status::new(StatusCode::Forbidden, format!("{role} may not do this"))) }
+    if allowed {
+        Ok(())
+    } else {
+        Err(Status::new(StatusCode::Forbidden, format!("{role} isn't allowed to send this request")))
+    }
 }
 
 fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, Status> {
@@ -166,6 +170,6 @@ fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, Status> {
 fn reply<T: Serialize>(result: Result<T, MetadataError>) -> Result<Response, Status> {
     let value = result.map_err(|error| Status::service(&error))?;
     let meta = postcard::to_stdvec(&value)
-        .map_err(|error| Status::internal(format!("the answer can't be encoded: {error}")))?;
+        .map_err(|error| Status::internal(format!("the reply can't be encoded: {error}")))?;
     Ok(Response { meta: meta.into(), body: Body::Empty })
 }

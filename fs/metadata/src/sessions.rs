@@ -43,17 +43,17 @@ pub struct Sessions {
 
 /// The session isn't known to the leader: it has expired, or never was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("session not known")]
+#[error("unknown session")]
 pub struct Unknown;
 
 /// A limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// See [`Unknown`].
-    #[error("session not known")]
+    #[error("unknown session")]
     Unknown,
     /// See [`OPEN_FILES_MAX`].
-    #[error("the session holds {OPEN_FILES_MAX} files open")]
+    #[error("the session has {OPEN_FILES_MAX} files open, which is the limit")]
     TooMany,
     /// The inode has no name and is being freed.
     #[error("the inode is being freed")]

@@ -47,18 +47,20 @@ pub enum MachineError {
     Folder(#[from] FolderError),
     /// A batch of a newer version.
     #[error(
-        "the log holds entries of format {found}, this program knows up to {ENTRY_VERSION}: use the newer program"
+        "the log has entries of format {found}, this program reads formats up to {ENTRY_VERSION}: use the \
+         newer program"
     )]
     NewerEntry {
         /// Its format.
         found: u8,
     },
     /// A batch that can't be read.
-    #[error("an entry of the log can't be read: {0}")]
+    #[error("a log entry can't be decoded: {0}")]
     BadEntry(String),
     /// The store of a newer version.
     #[error(
-        "the metadata store has format {found}, this program knows up to {STORE_VERSION}: use the version that wrote it, or a newer one"
+        "the metadata store has format {found}, this program reads formats up to {STORE_VERSION}: use the \
+         version that wrote it, or a newer one"
     )]
     NewerStore {
         /// Its format.

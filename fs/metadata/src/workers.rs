@@ -73,7 +73,12 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<L
                 match take(node, &leader, work, limit).await {
                     Ok(taken) if taken.is_empty() => continue,
                     Ok(taken) => return (leader.clone(), taken),
-                    Err(error) => tracing::error!(%error, ?work, "looking for background work failed"),
+                    Err(error) => {
+                        tracing::error!(
+                            %error, ?work,
+                            "reading the queue of background work failed; retrying"
+                        );
+                    }
                 }
             }
             tokio::time::sleep(PAUSE).await;
@@ -93,7 +98,7 @@ async fn take(node: &Node, leader: &Leader, work: Work, limit: usize) -> Result<
 async fn failed(what: &'static str, error: &MetadataError) {
     match error {
         MetadataError::NotLeader { .. } | MetadataError::LeadershipLost => {}
-        error => tracing::warn!(%error, what, "background work failed and is tried again"),
+        error => tracing::warn!(%error, what, "background work failed; retrying"),
     }
     tokio::time::sleep(PAUSE).await;
 }

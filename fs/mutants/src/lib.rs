@@ -6,32 +6,35 @@
 /// The mistakes, each with what it is.
 pub const ALL: &[(&str, &str)] = &[
     ("log-sync-skipped", "the Raft log says that a batch is durable without syncing it"),
-    ("vote-not-saved", "a vote is given and not written down"),
-    ("flush-skipped", "the records count as flushed without being so, and the log before them is dropped"),
-    ("stale-leader-serves", "a leader whose lease has run out goes on answering"),
-    ("reply-before-commit", "an attribute is answered as set before its entry is committed"),
-    ("slots-dropped", "a mutation that is sent again is done again"),
-    ("log-tail-dropped", "the last record of the log is taken for torn when it is read back"),
-    ("quota-not-released", "freed bytes stay charged"),
+    ("vote-not-saved", "a vote is given and not saved"),
+    (
+        "flush-skipped",
+        "the records are taken as flushed though they are not, and the log before them is removed",
+    ),
+    ("stale-leader-serves", "a leader whose lease has expired still answers requests"),
+    ("reply-before-commit", "a change of an attribute is acknowledged before its entry is committed"),
+    ("slots-dropped", "a mutation that is sent again is applied again"),
+    ("log-tail-dropped", "the last record of the log is taken as torn when it is read back"),
+    ("quota-not-released", "freed bytes are not returned to the quota"),
     ("storage-sync-skipped", "a storage server says that a replica is durable without syncing it"),
-    ("trim-too-much", "a storage server gives back one block more than it is told to"),
+    ("trim-too-much", "a storage server trims one block more than its task says"),
     ("commit-before-durable", "a client commits bytes that the replicas have not synced"),
-    ("replica-missing-ignored", "a client takes a write for done though a replica has failed"),
-    ("settles-too-much", "a client takes for committed what was written while the commit was under way"),
-    ("read-unverified", "nobody looks at the checksums of what is read"),
-    ("fsync-returns-early", "fsync returns before what was written is committed"),
+    ("replica-missing-ignored", "a client takes a write as done though a replica has failed"),
+    ("settles-too-much", "a client takes data as committed that was written during the commit"),
+    ("read-unverified", "the checksums of reads are not verified"),
+    ("fsync-returns-early", "fsync returns before the written data is committed"),
     (
         "seal-ignored",
-        "what is written to a chunk and not yet committed is given back, though its writer is still at work",
+        "written and not yet committed blocks of a chunk are trimmed, though its writer is still active",
     ),
-    ("move-unchecked", "data is moved elsewhere though it was written anew or cut off meanwhile"),
-    ("append-guessed", "an append goes where the client believes the end to be"),
-    ("pages-right-early", "the kernel's pages count as right before those that aren't are gone"),
-    ("growth-over-old-pages", "the kernel hears of a larger size while it has the page at the old end"),
-    ("cut-late", "the kernel hears of a larger size while it may yet cut pages off at a smaller one"),
-    ("lock-not-revalidated", "who gets a lock reads what the kernel held before"),
-    ("create-unheld", "a file that is made to be opened isn't held by its maker from the start"),
-    ("orphan-forgotten", "an unlinked file that may be held by who makes it counts as looked after"),
+    ("move-unchecked", "data is moved though it was overwritten or truncated meanwhile"),
+    ("append-guessed", "an append is written at the end that the client knows"),
+    ("pages-right-early", "the kernel's pages count as valid before the invalid ones are dropped"),
+    ("growth-over-old-pages", "the kernel receives a larger size while it has the page at the old end"),
+    ("cut-late", "the kernel receives a larger size while it may still truncate pages at a smaller one"),
+    ("lock-not-revalidated", "the holder of a new lock reads pages that the kernel had before"),
+    ("create-unheld", "a file that is created to be opened does not count as open from the start"),
+    ("orphan-forgotten", "an unlinked file that may be open by its creator is taken as handled"),
 ];
 
 /// Whether this mistake is to be made now.
@@ -63,7 +66,7 @@ pub fn makes(mistake: &str) -> bool {
 #[cfg(feature = "mutants")]
 pub fn choose(mistake: &str) -> Result<(), String> {
     if !ALL.iter().any(|(name, _)| *name == mistake) {
-        return Err(format!("there is no mistake '{mistake}'"));
+        return Err(format!("there is no planted fault '{mistake}'"));
     }
-    CHOSEN.set(mistake.to_owned()).map_err(|_| "one process makes one mistake".to_owned())
+    CHOSEN.set(mistake.to_owned()).map_err(|_| "a process plants one fault only".to_owned())
 }

@@ -28,7 +28,7 @@ pub async fn who(
         let answer = connection.call_within::<WhoRequest>(&WhoRequest, (), patience).await;
         answer.map(|(who, _)| who).map_err(|error| format!("{address}: {error}"))
     };
-    tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(format!("{address} doesn't answer")))
+    tokio::time::timeout(patience, asked).await.unwrap_or_else(|_| Err(format!("{address} doesn't respond")))
 }
 
 /// Asks a server who it is. Any server answers, whether it leads or belongs to a group or not.

@@ -61,7 +61,7 @@ fn seeded(chunk: ChunkId, block: u64) -> Digest {
 /// # Panics
 /// If `data` is longer than a block: that is a mistake of the caller, never of a peer.
 pub fn block_checksum(chunk: ChunkId, block: u64, data: &[u8]) -> u32 {
-    assert!(data.len() <= BLOCK_BYTES, "a block holds {BLOCK_BYTES} bytes, got {}", data.len());
+    assert!(data.len() <= BLOCK_BYTES, "a block has {BLOCK_BYTES} bytes, got {}", data.len());
     let mut digest = seeded(chunk, block);
     digest.update(data);
     digest.update(&ZEROES[data.len()..]);
@@ -131,7 +131,7 @@ pub enum ChecksumError {
         checksums: u64,
     },
     /// These blocks (numbers within the chunk, ascending) don't have the checksum they should have.
-    #[error("{} of chunk {chunk:?} don't have their checksums", crate::storage::some_blocks(blocks))]
+    #[error("{} of chunk {chunk:?} have wrong checksums", crate::storage::some_blocks(blocks))]
     Corrupt {
         /// The chunk.
         chunk: ChunkId,

@@ -120,7 +120,7 @@ pub enum ConnectError {
         source: std::io::Error,
     },
     /// Nobody answered in time.
-    #[error("can't reach {address}: no answer within {} s", DIAL_DEADLINE.as_secs())]
+    #[error("can't reach {address}: no response within {} s", DIAL_DEADLINE.as_secs())]
     DialDeadline {
         /// The address.
         address: String,
@@ -299,7 +299,7 @@ impl Connection {
         let frame =
             OutFrame::encode(FrameType::OneWay, kind, 0, message, body).map_err(RpcError::unsendable)?;
         if shared.outbox.queued_bytes() + frame.bytes() > CALL_BYTES_IN_FLIGHT_MAX {
-            return Err(RpcError::not_sent("the server doesn't take what is queued already"));
+            return Err(RpcError::not_sent("the server doesn't read what is queued already"));
         }
         shared.outbox.queue(frame, None).map_err(|_| shared.not_sent())?;
         shared.outbox.wake();
@@ -390,7 +390,7 @@ impl Shared {
             reason = self.read(&mut reader, pushes) => reason,
             reason = writer => (reason, true),
             reason = self.keep_alive() => (reason, true),
-            () = self.token.cancelled() => ("it was closed by this process".to_string(), true),
+            () = self.token.cancelled() => ("this process closed it".to_string(), true),
         };
         self.close(&reason, !carried_out);
     }
@@ -426,7 +426,7 @@ impl Shared {
                     if let Some(pushes) = &pushes
                         && let Err(mpsc::error::TrySendError::Full(_)) = pushes.try_send(push)
                     {
-                        return ("this client doesn't take the server's messages".into(), true);
+                        return ("this client reads the server's messages too slowly".into(), true);
                     }
                 }
                 FrameType::Ping => self.control(FrameType::Pong),
@@ -470,7 +470,7 @@ impl Shared {
             }
             silent += 1;
             if silent > KEEPALIVE_SILENT_PERIODS_MAX {
-                return format!("the server said nothing for {} s", (KEEPALIVE_PERIOD * silent).as_secs());
+                return format!("the server did not respond for {} s", (KEEPALIVE_PERIOD * silent).as_secs());
             }
             self.control(FrameType::Ping);
         }

@@ -91,7 +91,7 @@ pub enum FrameError {
         have: usize,
     },
     /// A length is beyond its limit.
-    #[error("a frame's {what} of {bytes} bytes is beyond the limit of {limit}")]
+    #[error("a frame's {what} of {bytes} bytes exceeds the limit of {limit}")]
     TooLong {
         /// Which length.
         what: &'static str,
@@ -101,7 +101,7 @@ pub enum FrameError {
         limit: usize,
     },
     /// The lengths in the header contradict each other.
-    #[error("a frame of {total} bytes can't hold {meta} bytes of meta")]
+    #[error("a frame of {total} bytes can't have {meta} bytes of metadata")]
     Lengths {
         /// The whole frame.
         total: usize,
@@ -109,7 +109,7 @@ pub enum FrameError {
         meta: usize,
     },
     /// The checksum over header and meta is wrong.
-    #[error("a frame's header and meta don't have their checksum ({found:08x}, not {expected:08x})")]
+    #[error("a frame's header and metadata have a wrong checksum ({found:08x}, expected {expected:08x})")]
     Checksum {
         /// As computed here.
         found: u32,
@@ -120,10 +120,10 @@ pub enum FrameError {
     #[error("a frame has the unknown type {0}")]
     UnknownType(u16),
     /// The frame's type makes no sense in this direction.
-    #[error("a {0:?} frame makes no sense here")]
+    #[error("a {0:?} frame isn't allowed here")]
     Unexpected(FrameType),
     /// The message inside can't be encoded or decoded.
-    #[error("the message of kind {kind:#06x}: {reason}")]
+    #[error("message of kind {kind:#06x}: {reason}")]
     Message {
         /// The message's kind.
         kind: u16,

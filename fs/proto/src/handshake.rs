@@ -50,7 +50,7 @@ const CONFIRM: &[u8] = b"atoll confirm";
 const KEY_PROVEN: u8 = 0;
 /// Sent instead of the server's Noise message when the caller's could not be opened.
 const KEY_REFUSED: u8 = 1;
-const NO_PROOF: HandshakeError = HandshakeError::Malformed("a message of the proof can't be made");
+const NO_PROOF: HandshakeError = HandshakeError::Malformed("a message of the key proof can't be built");
 
 /// The cluster's key: 32 bytes that all its members and clients know and nobody else.
 #[derive(Clone, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl fmt::Debug for ClusterKey {
 
 /// A key can't be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a cluster key is 32 bytes or 64 hexadecimal digits, this is neither ({bytes} bytes)")]
+#[error("a cluster key has 32 bytes or 64 hexadecimal digits, this has neither ({bytes} bytes)")]
 pub struct KeyError {
     /// The length of what was given.
     pub bytes: usize,
@@ -218,7 +218,7 @@ pub enum HandshakeError {
     #[error("the connection failed during the handshake: {0}")]
     Io(#[from] io::Error),
     /// It took longer than [`HANDSHAKE_DEADLINE`].
-    #[error("the peer didn't finish the handshake within {} s", .0.as_secs())]
+    #[error("the peer did not finish the handshake within {} s", .0.as_secs())]
     Deadline(Duration),
     /// Something else answers or calls there.
     #[error("the peer doesn't speak Atoll's protocol (it began with {began:02x?}): is this the right port?")]
@@ -227,7 +227,7 @@ pub enum HandshakeError {
         began: Vec<u8>,
     },
     /// A hello has contents that make no sense.
-    #[error("the peer's handshake makes no sense: {0}")]
+    #[error("the peer's handshake is invalid: {0}")]
     Malformed(&'static str),
     /// The peer is too old or too new.
     #[error(
@@ -242,7 +242,7 @@ pub enum HandshakeError {
         theirs_level: u32,
     },
     /// The peer belongs to another cluster.
-    #[error("this is cluster {there}, you asked for {asked}: the address belongs to another volume now")]
+    #[error("cluster {there} answers here, not {asked}: the address belongs to another volume now")]
     WrongCluster {
         /// The caller's.
         asked: ClusterId,
@@ -250,7 +250,7 @@ pub enum HandshakeError {
         there: ClusterId,
     },
     /// The peer is another member than the one that was asked for.
-    #[error("this is {there}, not {asked}: the address belongs to another member now")]
+    #[error("{there} answers here, not {asked}: the address belongs to another member now")]
     WrongPeer {
         /// Who was wanted.
         asked: Role,
@@ -259,8 +259,8 @@ pub enum HandshakeError {
     },
     /// The two have different keys.
     #[error(
-        "the cluster keys differ: this process and its peer both say that they belong to cluster {cluster}, but were \
-         given different keys; compare the Secret that each of them has mounted with the cluster's own"
+        "the cluster keys differ: this process and its peer both claim to belong to cluster {cluster}, but \
+         have different keys; compare the key file or Secret of each with the cluster's own"
     )]
     WrongKey {
         /// The cluster.
@@ -275,7 +275,7 @@ pub enum HandshakeError {
         theirs: Encryption,
     },
     /// The server has as many connections as it takes.
-    #[error("the server has as many connections as it takes: try later")]
+    #[error("the server has reached its limit of connections: try again later")]
     Busy,
 }
 
@@ -410,7 +410,7 @@ async fn write_noise(write: &mut BoxWrite, before: &[u8], message: &[u8]) -> io:
 async fn read_noise(read: &mut BoxRead) -> Result<Vec<u8>, HandshakeError> {
     let length = usize::from(read.read_u16_le().await?);
     if length > NOISE_BYTES_MAX {
-        return Err(HandshakeError::Malformed("a message of its proof is too long"));
+        return Err(HandshakeError::Malformed("a message of its key proof is too long"));
     }
     let mut message = vec![0; length];
     read.read_exact(&mut message).await?;
@@ -423,7 +423,7 @@ fn noise(identity: &Identity, hellos: [&[u8]; 2], initiator: bool) -> Result<Han
         let builder = Builder::new(NOISE_PATTERN.parse()?).prologue(&prologue)?.psk(0, &identity.key.0)?;
         if initiator { builder.build_initiator() } else { builder.build_responder() }
     };
-    build().map_err(|_| HandshakeError::Malformed("the proof of the key can't be set up"))
+    build().map_err(|_| HandshakeError::Malformed("the key proof can't be set up"))
 }
 
 /// Turns the stream into the two halves of a connection. `records` are the numbers of the first record to
@@ -439,7 +439,7 @@ fn finish(
     let remote = Remote {
         role: theirs.role,
         address: stream.remote,
-        protocol: protocol.ok_or(HandshakeError::Malformed("no protocol version is common"))?,
+        protocol: protocol.ok_or(HandshakeError::Malformed("no common protocol version"))?,
         feature_level: theirs.feature_level,
         encrypted,
     };
@@ -518,7 +518,7 @@ fn judge_server(identity: &Identity, expect: Option<Role>, theirs: &Hello) -> Re
         Verdict::Busy => Err(HandshakeError::Busy),
         Verdict::Encryption => Err(disagree),
         Verdict::WrongCluster | Verdict::Protocol => {
-            Err(HandshakeError::Malformed("it refuses us, but for no reason that its hello shows"))
+            Err(HandshakeError::Malformed("it refuses this process without a reason that its hello shows"))
         }
     }
 }
@@ -566,7 +566,7 @@ async fn accept_inner(
     let confirm = read_noise(&mut stream.read).await?;
     let length = cipher.read_message(0, &confirm, &mut message).map_err(|_| wrong_key())?;
     if &message[..length] != CONFIRM {
-        return Err(HandshakeError::Malformed("its proof ends with the wrong words"));
+        return Err(HandshakeError::Malformed("its key proof ends with the wrong message"));
     }
     finish(stream, cipher, &theirs, encrypted, (1, 0))
 }

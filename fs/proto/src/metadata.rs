@@ -34,7 +34,7 @@ pub enum MetadataError {
     #[error("leadership lost")]
     LeadershipLost,
     /// The cluster isn't bootstrapped yet.
-    #[error("the cluster is not bootstrapped")]
+    #[error("the cluster isn't bootstrapped")]
     NotBootstrapped,
     /// The query was refused.
     #[error("{0}")]

@@ -111,7 +111,7 @@ impl Peer {
     }
 
     fn ended(&self) -> Arc<ConnectError> {
-        let source = std::io::Error::other("the attempt to connect ended with its runtime");
+        let source = std::io::Error::other("the connection attempt was cancelled: this process is stopping");
         Arc::new(ConnectError::Dial { address: self.inner.address.to_string(), source })
     }
 

@@ -198,7 +198,7 @@ pub enum RegistrationError {
         leader: Option<String>,
     },
     /// The disk belongs to another cluster.
-    #[error("this is cluster {here}, the disk belongs to {there}")]
+    #[error("this is cluster {here}, and the disk belongs to cluster {there}")]
     WrongCluster {
         /// Ours.
         here: ClusterId,
@@ -212,7 +212,7 @@ pub enum RegistrationError {
     #[error("this server was removed from the cluster")]
     Removed,
     /// Another process with the same disk registered later.
-    #[error("a later process of this server has registered (incarnation {have})")]
+    #[error("a later process of this server has registered (incarnation {have}): stop one of the two")]
     StaleIncarnation {
         /// The later one's.
         have: u64,

@@ -63,7 +63,7 @@ pub enum RpcError {
         reason: String,
     },
     /// The reply can't be decoded. The request was carried out.
-    #[error("the reply to message {kind:#06x} makes no sense: {reason}")]
+    #[error("the reply to message {kind:#06x} is invalid: {reason}")]
     BadReply {
         /// The message's kind.
         kind: u16,
@@ -104,11 +104,11 @@ impl RpcError {
     }
 
     pub(crate) fn deadline(after: Duration, sent: bool) -> RpcError {
-        let reason = format!("no answer within {} ms", after.as_millis());
+        let reason = format!("no reply within {} ms", after.as_millis());
         if sent { RpcError::OutcomeUnknown { reason } } else { RpcError::NotSent { reason } }
     }
 
     pub(crate) fn unsendable(error: FrameError) -> RpcError {
-        RpcError::Unsendable { reason: format!("{error} (a frame holds at most {FRAME_BYTES_MAX} bytes)") }
+        RpcError::Unsendable { reason: format!("{error} (a frame has at most {FRAME_BYTES_MAX} bytes)") }
     }
 }

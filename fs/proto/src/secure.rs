@@ -283,7 +283,7 @@ impl SealedSink {
         record[..2].copy_from_slice(&(sealed_bytes as u16).to_le_bytes());
         self.cipher
             .write_message(self.nonce, plain, &mut record[2..])
-            .map_err(|_| broken("a record couldn't be encrypted"))?;
+            .map_err(|_| broken("a record could not be encrypted"))?;
         self.nonce += 1;
         Ok(record.into())
     }

@@ -175,7 +175,7 @@ pub enum PushError {
     #[error("the connection is closed")]
     Closed,
     /// The client doesn't read; its connection was closed for that.
-    #[error("the client doesn't take its messages ({bytes} bytes wait): its connection is closed")]
+    #[error("the client reads its messages too slowly ({bytes} bytes wait): its connection is closed")]
     Stuck {
         /// Bytes that wait.
         bytes: usize,
@@ -257,7 +257,10 @@ pub async fn serve_within<H: Handler>(
                 connections.spawn(server.clone().serve_stream(stream, busy, place));
             }
             Err(error) => {
-                tracing::warn!(listener = %listener.local_address(), %error, "a connection couldn't be accepted");
+                tracing::warn!(
+                    listener = %listener.local_address(), %error,
+                    "a connection could not be accepted"
+                );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -270,7 +273,7 @@ pub async fn serve_within<H: Handler>(
     if tokio::time::timeout(SHUTDOWN_DEADLINE, server.work.wait()).await.is_err() {
         tracing::warn!(
             requests = server.work.len(),
-            "requests without a connection were unfinished at the shutdown"
+            "requests whose connections had ended were unfinished at the shutdown"
         );
     }
 }
@@ -295,7 +298,7 @@ impl<H: Handler> Server<H> {
             Ok(established) => self.serve_connection(established).await,
             // A probe that only looks whether the port is open.
             Err(HandshakeError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                tracing::debug!(address, "a connection was closed before it said anything");
+                tracing::debug!(address, "a connection was closed before the handshake");
             }
             Err(error) => tracing::warn!(address, %error, "a connection was refused"),
         }
@@ -330,8 +333,8 @@ impl<H: Handler> Server<H> {
             Ok(()) => tokio::select! {
                 end = connection.read(&mut reader) => end,
                 ended = &mut writer => End::Lost(format!("writing failed: {:?}", ended.err())),
-                () = connection.watch_silence() => End::Lost("the peer is silent".into()),
-                () = token.cancelled() => End::Lost("it was closed by this process".into()),
+                () = connection.watch_silence() => End::Lost("the peer doesn't respond".into()),
+                () = token.cancelled() => End::Lost("this process closed it".into()),
                 () = self.shutdown.cancelled() => End::Shutdown,
             },
         };
@@ -438,8 +441,11 @@ impl<H: Handler> Conn<H> {
             // A panic is a bug in the handler. It costs this request, not the connection with all its others.
             let handled = AssertUnwindSafe(handler.handle(&peer, request)).catch_unwind().await;
             let result = handled.unwrap_or_else(|_| {
-                tracing::error!(kind, peer = %peer.remote.role, "the handler of a message panicked");
-                Err(Status::internal("the server has a bug: its log has the place"))
+                tracing::error!(
+                    kind, peer = %peer.remote.role,
+                    "the handler of a request panicked: this is a bug, please report it"
+                );
+                Err(Status::internal("the server has a bug: its log has the details"))
             });
             match (frame_type, result) {
                 (FrameType::OneWay, Ok(_)) => {}
@@ -450,7 +456,7 @@ impl<H: Handler> Conn<H> {
                     match answer(kind, request_id, result) {
                         // When the connection is gone nobody wants the answer.
                         Ok(frame) => drop(outbox.queue(frame, Some(permit))),
-                        Err(error) => tracing::error!(kind, %error, "an error's own message can't be sent"),
+                        Err(error) => tracing::error!(kind, %error, "an error reply can't be sent"),
                     }
                 }
             }
@@ -468,7 +474,7 @@ impl<H: Handler> Conn<H> {
             if !alone {
                 outbox.wake();
             } else if let Err(error) = outbox.flush() {
-                tracing::debug!(peer = %peer.remote.role, %error, "an answer couldn't be written");
+                tracing::debug!(peer = %peer.remote.role, %error, "a reply could not be sent");
                 peer.pusher.close();
             }
         });
@@ -538,7 +544,10 @@ impl<H: Handler> Conn<H> {
             }
         };
         if tokio::time::timeout(FAREWELL_DEADLINE, heard).await.is_err() {
-            tracing::debug!(peer = %self.peer.remote.role, "the peer didn't close after its last message");
+            tracing::debug!(
+                peer = %self.peer.remote.role,
+                "the peer did not close the connection after its last message"
+            );
         }
     }
 
@@ -561,6 +570,6 @@ fn answer(kind: u16, request_id: u64, result: Result<Response, Status>) -> Resul
         Err(status) => error_frame(kind, request_id, &status),
     };
     frame.or_else(|error| {
-        error_frame(kind, request_id, &Status::internal(format!("the answer can't be sent: {error}")))
+        error_frame(kind, request_id, &Status::internal(format!("the reply can't be sent: {error}")))
     })
 }

@@ -78,7 +78,7 @@ impl Status {
 
     /// [`StatusCode::UnknownKind`].
     pub fn unknown_kind(kind: u16) -> Status {
-        Status::new(StatusCode::UnknownKind, format!("message kind {kind:#06x} is not known here"))
+        Status::new(StatusCode::UnknownKind, format!("unknown message kind {kind:#06x}"))
     }
 
     /// [`StatusCode::Unavailable`].

@@ -299,7 +299,7 @@ impl StorageRequest {
 #[non_exhaustive]
 pub enum StorageError {
     /// There is no replica of this chunk here.
-    #[error("there is no replica of this chunk here")]
+    #[error("this server has no replica of the chunk")]
     NoSuchChunk,
     /// The caller names an older generation than the replica knows.
     #[error("the chunk is at generation {have} here")]
@@ -314,19 +314,19 @@ pub enum StorageError {
         have: Generation,
     },
     /// The chunk belongs to another writer, or to a later process of the same session.
-    #[error("the chunk belongs to session {} in its incarnation {}", .have.session, .have.incarnation)]
+    #[error("the chunk belongs to session {}, incarnation {}", .have.session, .have.incarnation)]
     StaleWriter {
         /// The chunk's writer.
         have: Writer,
     },
     /// The range was written before with other bytes.
-    #[error("the range was written before with other bytes; the chunk goes on at {high_water}")]
+    #[error("the range was already written with other bytes; the chunk continues at {high_water}")]
     BelowHighWater {
         /// The end of what was written, in bytes.
         high_water: u64,
     },
     /// The range ends beyond the seal (or, for a read, the end of what was written).
-    #[error("the range ends beyond {length}, where the chunk ends")]
+    #[error("the range ends beyond the end of the chunk at {length}")]
     PastSeal {
         /// The chunk's length.
         length: u64,
@@ -341,7 +341,7 @@ pub enum StorageError {
         length: u64,
     },
     /// Blocks don't have their checksums: on receipt the body's, else the disk's.
-    #[error("{} don't have their checksums", some_blocks(blocks))]
+    #[error("{} have wrong checksums", some_blocks(blocks))]
     Corrupt {
         /// Block numbers within the chunk, ascending.
         blocks: Vec<u64>,
@@ -356,13 +356,13 @@ pub enum StorageError {
     #[error("the disk failed: {0}")]
     DiskFailed(String),
     /// Offset, length or a range isn't a multiple of the block size.
-    #[error("{0} bytes is no multiple of the block size")]
+    #[error("{0} bytes is not a multiple of the block size")]
     NotAligned(u64),
     /// A field contradicts another, or is beyond a limit.
-    #[error("the request makes no sense: {0}")]
+    #[error("the request is invalid: {0}")]
     Invalid(String),
     /// The chunk couldn't be copied from any of the sources.
-    #[error("no source has a good replica: {0}")]
+    #[error("no source has an intact replica: {0}")]
     NoGoodSource(String),
 }
 

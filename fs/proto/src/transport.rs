@@ -72,7 +72,7 @@ impl fmt::Display for Address {
 
 /// A text is no address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no address: expected host:port or unix:/path")]
+#[error("'{0}' is not an address: expected host:port or unix:/path")]
 pub struct AddressError(String);
 
 impl FromStr for Address {
@@ -279,10 +279,10 @@ impl Listener {
             Listener::Tcp(listener) => Stream::tcp(listener.accept().await?.0),
             Listener::Unix(listener, file) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Stream::unix(stream, format!("a peer at unix:{}", file.0.display())))
+                Ok(Stream::unix(stream, format!("peer at unix:{}", file.0.display())))
             }
             Listener::Memory(memory) => match memory.streams.recv().await {
-                Some(stream) => Ok(Stream::memory(stream, format!("a peer at {}", memory.address))),
+                Some(stream) => Ok(Stream::memory(stream, format!("peer at {}", memory.address))),
                 // Every address is gone, so nobody can come any more.
                 None => std::future::pending().await,
             },

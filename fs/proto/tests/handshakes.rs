@@ -64,7 +64,7 @@ async fn another_cluster_is_named() {
         "{error}"
     );
     let text = error.to_string();
-    assert!(text.contains("000000c1, you asked for 0000"), "{text}");
+    assert!(text.contains("000000c1 answers here, not 0000"), "{text}");
     running.stop().await;
 }
 

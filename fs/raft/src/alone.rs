@@ -27,7 +27,9 @@ pub fn go_on_alone(config: &RaftConfig, addr: String) -> Result<LogPosition, Raf
     let (_lock, store) = open_log(config)?;
     let (base, last) = store.ends();
     let Some(last) = last.or(base) else {
-        return Err(RaftError::Membership("this member has no log: it belongs to no group".into()));
+        return Err(RaftError::Membership(
+            "this member has no log: it has not belonged to a group yet".into(),
+        ));
     };
     let term = store.vote().map_or(0, |vote| vote.term).max(last.term) + 1;
     let voters = vec![BTreeSet::from([config.member])];

@@ -21,7 +21,7 @@ pub enum LogError {
         source: Arc<io::Error>,
     },
     /// A file that isn't ours where ours belongs.
-    #[error("{path} is no Atoll {what}: it was not touched; move it away, or use another folder")]
+    #[error("{path} is not an Atoll {what}: it was left unchanged; move it away, or use another directory")]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -30,7 +30,8 @@ pub enum LogError {
     },
     /// Written by a newer version.
     #[error(
-        "{path} has format version {found}, this program knows up to {known}: use the version that wrote it, or a newer one"
+        "{path} has format version {found}, this program reads versions up to {known}: use the version that \
+         wrote it, or a newer one"
     )]
     NewerFormat {
         /// The file.
@@ -41,7 +42,7 @@ pub enum LogError {
         known: u32,
     },
     /// The log of another member.
-    #[error("{path} belongs to member {found}, this is member {expected}: this is another member's disk")]
+    #[error("{path} belongs to member {found}, and this is member {expected}: attach the right disk")]
     OtherMember {
         /// The file.
         path: PathBuf,
@@ -141,8 +142,8 @@ pub enum RaftError {
     },
     /// This member has taken part in its group, and what it voted is gone.
     #[error(
-        "{dir} holds no vote, though this member has belonged to a group: it could vote a second time; replace this \
-         member or, if it is the only one there is, let it go on alone, which votes anew"
+        "{dir} has no vote file, though this member has belonged to a group: it could vote twice; replace \
+         this member or, if it is the only one, run atoll-fs admin go-on-alone"
     )]
     VoteMissing {
         /// The folder.
@@ -164,13 +165,13 @@ pub enum RaftError {
     #[error("the membership can't be changed so: {0}")]
     Membership(String),
     /// The group exists, and this node isn't in the list to found it with.
-    #[error("member {member} isn't in the list of members to found the group with")]
+    #[error("member {member} isn't in the list of members to bootstrap the group with")]
     NotAMember {
         /// This node.
         member: MemberId,
     },
     /// Waited in vain.
-    #[error("{what} didn't happen within {seconds} s")]
+    #[error("{what} did not happen within {seconds} s")]
     TimedOut {
         /// What was waited for.
         what: &'static str,
@@ -178,7 +179,7 @@ pub enum RaftError {
         seconds: u64,
     },
     /// The node has stopped.
-    #[error("this node has stopped: {0}")]
+    #[error("this metadata server has stopped: {0}")]
     Stopped(String),
 }
 
@@ -212,7 +213,7 @@ pub enum ProposeError {
     },
     /// Leadership was lost while the command was under way: it may or may not be carried out.
     /// Send it again to the new leader under the same session, slot and sequence.
-    #[error("leadership was lost while the command was under way; its outcome is unknown")]
+    #[error("leadership was lost while the command was in progress; its outcome is unknown")]
     OutcomeUnknown {
         /// Where to ask, if known.
         leader: Option<(MemberId, String)>,
@@ -226,10 +227,10 @@ pub enum ProposeError {
         max: u32,
     },
     /// Nothing was done: the disk is full (or failing in a way that may pass). Try again later.
-    #[error("the log takes no commands: {0}")]
+    #[error("the log refuses commands: {0}")]
     Storage(String),
     /// The node has stopped; whether the command was carried out is unknown.
-    #[error("this node has stopped: {0}")]
+    #[error("this metadata server has stopped: {0}")]
     Stopped(String),
 }
 

@@ -199,7 +199,7 @@ impl Files {
             && let Some(thread) = thread.lock().take()
             && thread.join().is_err()
         {
-            tracing::error!("the thread for log files had panicked");
+            tracing::error!("the thread that prepares log files panicked");
         }
     }
 }
@@ -257,14 +257,14 @@ impl Worker {
         match made {
             Ok(next) => {
                 if ready.error.take().is_some() {
-                    tracing::info!("log segment {sequence} is ready now");
+                    tracing::info!("log segment {sequence} is prepared; the earlier error is over");
                 }
                 ready.next = Some(next);
                 self.wanted = None;
             }
             Err(error) => {
                 if ready.error.is_none() {
-                    tracing::error!("can't make log segment {sequence} ready: {error}");
+                    tracing::error!("can't prepare log segment {sequence}: {error}; retrying");
                 }
                 ready.error = Some(error);
             }
@@ -287,7 +287,7 @@ impl Worker {
         let done = done.and_then(|()| disk.sync_dir(&self.maker.dir));
         if let Err(error) = done {
             // It stays, and is found again (and dropped again) after a restart.
-            tracing::warn!("can't drop the old log segment {}: {error}", path.display());
+            tracing::warn!("can't remove the old log segment {}: {error}", path.display());
         }
     }
 }

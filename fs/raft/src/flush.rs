@@ -130,7 +130,7 @@ impl Flushing {
                     return Ok(());
                 }
                 if let Some(failure) = &now.failure {
-                    return Err(format!("the state can't be flushed: {failure}"));
+                    return Err(format!("the metadata store can't be flushed: {failure}"));
                 }
             }
             self.wake.notify_one();
@@ -178,7 +178,7 @@ impl Flushing {
                     Ok(Ok(Some(_))) => {}
                     Ok(Ok(None)) => break,
                     Ok(Err(error)) => {
-                        tracing::error!("can't flush the state: {error}");
+                        tracing::error!("can't flush the metadata store: {error}");
                         tokio::time::sleep(RETRY).await;
                     }
                     // The runtime is going down.
@@ -226,7 +226,7 @@ impl Flushing {
             *last = Some(droppable);
         }
         if let Err(error) = raft.trigger().snapshot().await {
-            tracing::debug!("the log isn't dropped: {error}");
+            tracing::debug!("old log segments can't be removed: {error}");
         }
     }
 }

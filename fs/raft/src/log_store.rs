@@ -280,7 +280,7 @@ impl LogStore {
         if let Some(writer) = self.writer.lock().take()
             && writer.join().is_err()
         {
-            tracing::error!("the thread that writes the log had panicked");
+            tracing::error!("the thread that writes the log panicked");
         }
     }
 

@@ -151,7 +151,7 @@ fn check(config: &RaftConfig) -> Result<(), RaftError> {
     }
     if config.flush_log_bytes < u64::from(config.segment_bytes) {
         return bad(format!(
-            "flushing at {} bytes of log: must be at least a segment ({} bytes)",
+            "a flush after {} bytes of log: must be at least a segment ({} bytes)",
             config.flush_log_bytes, config.segment_bytes
         ));
     }
@@ -201,7 +201,9 @@ pub(crate) fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), Raf
     let log =
         LogConfig { dir: config.dir.clone(), member: config.member, segment_bytes: config.segment_bytes };
     if !config.sync {
-        tracing::warn!("the log is never synced: for a test that must fail");
+        tracing::warn!(
+            "the log is never synced (--unsafe-no-sync): a power failure loses acknowledged changes"
+        );
     }
     Ok((lock, Arc::new(LogStore::open(&log, config.disk())?)))
 }
@@ -541,7 +543,7 @@ impl RaftNode {
         {
             let metrics = self.view.metrics.borrow_watched();
             if !metrics.membership_config.voter_ids().any(|id| id == to) {
-                return Err(RaftError::Membership(format!("member {to} doesn't vote")));
+                return Err(RaftError::Membership(format!("member {to} has no vote")));
             }
         }
         // First this, then the transfer: in between nobody else can be elected.
@@ -592,7 +594,7 @@ impl RaftNode {
         self.under_way.close();
         self.stop_waiting();
         if let Err(error) = self.raft.shutdown().await {
-            tracing::error!("Raft didn't stop in order: {error}");
+            tracing::error!("Raft did not stop cleanly: {error}");
         }
         self.flushing.stop();
         self.snapshots.stop();
@@ -603,12 +605,15 @@ impl RaftNode {
                 receiving.close();
             }
             if let Err(error) = flushing.flush() {
-                tracing::error!("the state wasn't flushed, its log will be replayed: {error}");
+                tracing::error!(
+                    "the metadata store could not be flushed at the stop; the next start replays the log: \
+                     {error}"
+                );
             }
             store.close();
         });
         if let Err(error) = closed.await {
-            tracing::error!("the log wasn't closed in order: {error}");
+            tracing::error!("the log was not closed cleanly: {error}");
         }
         self.lock.lock().take();
     }
@@ -631,7 +636,7 @@ fn start_elections(raft: &Raft, quiet_until: BootInstant, alone: bool) {
     let start = async move {
         raft.runtime_config().elect(true);
         if alone && let Err(error) = raft.trigger().elect(false).await {
-            tracing::debug!("no election: {error}");
+            tracing::debug!("an election could not be started: {error}");
         }
     };
     tokio::spawn(async move {

@@ -80,11 +80,14 @@ impl Receiving {
                     if !Incoming::is_left(&dir) {
                         return Ok(());
                     }
-                    tracing::info!("nobody goes on sending a snapshot: what came of it is removed");
+                    tracing::info!(
+                        "an unfinished snapshot was not continued by its sender; the received part is \
+                         removed"
+                    );
                     Incoming::remove_left(&dir)
                 });
                 if let Ok(Err(error)) = removed.await {
-                    tracing::warn!("can't remove what came of a snapshot: {error}");
+                    tracing::warn!("can't remove the received part of an unfinished snapshot: {error}");
                 }
             }
         });
@@ -132,7 +135,9 @@ impl PeerService {
 
     async fn vote(&self, request_kind: u16, request: wire::VoteRequest) -> Result<Bytes, Refused> {
         if BootInstant::now() < self.quiet_until {
-            return Err(Refused::Because("restarted a moment ago, and takes part in no election yet".into()));
+            return Err(Refused::Because(
+                "restarted a moment ago; doesn't take part in elections yet".into(),
+            ));
         }
         let request = VoteRequest::<Group> {
             vote: request.vote.into(),
@@ -163,7 +168,8 @@ impl PeerService {
         if let Some(giant) = request.entries.iter().find(|e| e.payload.len() > max) {
             // Appending it would stop this member; refusing leaves it lagging, and says why.
             return Err(Refused::Because(format!(
-                "entry {} has {} bytes, this member's log takes {max}: its segments are too small",
+                "entry {} has {} bytes, and this member's log takes at most {max}: its segments are too \
+                 small",
                 giant.position,
                 giant.payload.len()
             )));

@@ -38,7 +38,10 @@ impl WaitForRoom {
                     && !self.given_up.load(Ordering::Acquire)
                     && !atoll_blocking::is_simulated() =>
             {
-                tracing::error!(%error, "the metadata disk is full: waiting for room; enlarge it");
+                tracing::error!(
+                    %error,
+                    "the metadata disk is full: this metadata server waits for free space; enlarge the disk"
+                );
             }
             result => return result,
         }
@@ -54,7 +57,7 @@ impl WaitForRoom {
         });
         self.waiting.fetch_sub(1, Ordering::AcqRel);
         if result.is_ok() {
-            tracing::info!("the metadata disk has room again: going on");
+            tracing::info!("the metadata disk has free space again: this metadata server continues");
         }
         result
     }

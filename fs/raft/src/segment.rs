@@ -242,7 +242,8 @@ impl Replay {
                     (self.base, self.last) = (position, position);
                 } else if position != self.last {
                     return damaged(format!(
-                        "the log goes on after {}, but was found to end after {}: entries in between, or segments before, are lost",
+                        "the log continues after {}, but ends after {} before that: entries or segments in \
+                         between are lost",
                         shown(position),
                         shown(self.last)
                     ));
@@ -515,7 +516,10 @@ mod tests {
         let mut newer = b.bytes.clone();
         newer[8] = 2;
         let error = read(&newer, 1).unwrap_err();
-        assert!(error.to_string().contains("format version 2, this program knows up to 1"), "{error}");
+        assert!(
+            error.to_string().contains("format version 2, this program reads versions up to 1"),
+            "{error}"
+        );
         let mut damaged = b.bytes.clone();
         damaged[25] ^= 1;
         assert!(matches!(read(&damaged, 1), Err(LogError::Damaged { offset: 0, .. })));

@@ -92,7 +92,7 @@ impl Checkpoint {
                 let goes_on = || !this.abandoned.load(Ordering::Acquire);
                 this.machine.verify(this.dir.path(), &mut |bytes| match pace.block(bytes, goes_on) {
                     true => Ok(()),
-                    false => Err(StateMachineError::new("the node stops")),
+                    false => Err(StateMachineError::new("this metadata server is stopping")),
                 })
             });
             verified.await.map_err(io::Error::other)?.map_err(io::Error::other)
@@ -350,7 +350,10 @@ impl Incoming {
             if error.kind() == io::ErrorKind::InvalidInput || !Self::is_left(parent) {
                 return Err(error);
             }
-            tracing::warn!("what is there of a snapshot can't be gone on with, it is sent anew: {error}");
+            tracing::warn!(
+                "the received part of a snapshot can't be continued; the snapshot is sent again from the \
+                 start: {error}"
+            );
             Self::remove_left(parent)?;
             Self::go_on(parent, id, term, files)
         })
@@ -364,7 +367,10 @@ impl Incoming {
     ) -> io::Result<(Self, Vec<Vec<u64>>)> {
         let bad = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
         if files.len() > FILES_MAX {
-            return Err(bad(format!("a snapshot of {} files, at most {FILES_MAX} can be", files.len())));
+            return Err(bad(format!(
+                "a snapshot of {} files: at most {FILES_MAX} are possible",
+                files.len()
+            )));
         }
         for (name, _) in files {
             let plain = |c: Component<'_>| matches!(c, Component::Normal(_));
@@ -401,11 +407,11 @@ impl Incoming {
         let target = self.files.get(file).ok_or_else(|| bad(format!("no file {file} in this snapshot")))?;
         let expected = (target.bytes.saturating_sub(offset)).min(CHUNK_BYTES as u64);
         if !offset.is_multiple_of(CHUNK_BYTES as u64) || bytes.is_empty() || bytes.len() as u64 != expected {
-            return Err(bad(format!("{} bytes at {offset} are no chunk of file {file}", bytes.len())));
+            return Err(bad(format!("{} bytes at {offset} are not a chunk of file {file}", bytes.len())));
         }
         let closed = self.closed.read();
         if *closed {
-            return Err(bad("this transfer has ended".into()));
+            return Err(bad("this transfer already ended".into()));
         }
         target.file.write_all_at(bytes, offset)?;
         let completes = {
@@ -433,7 +439,7 @@ impl Incoming {
             if received != chunks {
                 return Err(io::Error::new(
                     io::ErrorKind::UnexpectedEof,
-                    format!("of file {i} of the snapshot there are {received} chunks of {chunks}"),
+                    format!("file {i} of the snapshot has only {received} of {chunks} chunks"),
                 ));
             }
             file.file.sync_all()?;
@@ -486,7 +492,7 @@ mod tests {
         assert!(incoming.write(0, 5, b"x").is_err());
         assert!(incoming.write(1, 0, b"bb").is_err());
         assert!(incoming.write(3, 0, b"x").is_err());
-        assert!(incoming.finish().unwrap_err().to_string().contains("1 chunks of 2"));
+        assert!(incoming.finish().unwrap_err().to_string().contains("1 of 2 chunks"));
         Incoming::remove_left(parent.path()).unwrap();
 
         let (incoming, _) = begin(2);

@@ -159,9 +159,9 @@ pub(crate) fn refusal(reason: &str) -> Bytes {
 /// Reads an answer; a refusal's reason as an error.
 pub(crate) fn open_answer<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     match bytes.split_first() {
-        Some((&ANSWER, rest)) => body(rest).map_err(|_| "a malformed answer".into()),
+        Some((&ANSWER, rest)) => body(rest).map_err(|_| "a malformed reply".into()),
         Some((&REFUSAL, reason)) => Err(String::from_utf8_lossy(reason).into_owned()),
-        _ => Err("a malformed answer".into()),
+        _ => Err("a malformed reply".into()),
     }
 }
 

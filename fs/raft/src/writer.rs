@@ -227,7 +227,7 @@ impl Writer {
         if let Err(error) = &result
             && self.failed.is_none()
         {
-            tracing::error!("the log can't be written any more: {error}");
+            tracing::error!("the Raft log can't be written any more: {error}");
             self.failed = Some(error.clone());
         }
         for job in jobs {

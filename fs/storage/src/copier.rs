@@ -127,7 +127,7 @@ impl Copier {
                     }
                     Err(ChunkError::BadChecksums(blocks)) => {
                         refusals.failed =
-                            Some(format!("{} sent damaged blocks {blocks:?}", source.place.server));
+                            Some(format!("{} sent corrupt blocks {blocks:?}", source.place.server));
                     }
                     Err(error) => return Err(wire_error(error, None)),
                 }
@@ -136,7 +136,7 @@ impl Copier {
                 continue;
             }
             if sources.iter().all(|source| source.given_up) {
-                let reason = refusals.failed.unwrap_or_else(|| "none can be asked".to_owned());
+                let reason = refusals.failed.unwrap_or_else(|| "none can be reached".to_owned());
                 return Err(StorageError::NoGoodSource(reason));
             }
             if range.end - range.start > 1 {
@@ -149,7 +149,9 @@ impl Copier {
                 return Err(StorageError::NoGoodSource(format!("block {}: {reason}", range.start)));
             } else if let Some(source) = sources.iter().find(|source| source.unreachable) {
                 let (block, server) = (range.start, source.place.server);
-                return Err(StorageError::NoGoodSource(format!("block {block}: only {server} can have it")));
+                return Err(StorageError::NoGoodSource(format!(
+                    "block {block}: only storage server {server} may have it"
+                )));
             }
             // Else every source says that it was never written.
         }

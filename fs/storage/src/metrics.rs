@@ -114,18 +114,22 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("atoll_storage");
         registry.register("requests", "Requests answered", self.requests.clone());
         registry.register_with_unit("data", "Chunk data moved", Unit::Bytes, self.bytes.clone());
-        registry.register("syncs_asked", "Syncs that writers asked for", self.syncs_asked.clone());
-        registry.register("syncs_made", "Syncs of the disk", self.syncs_made.clone());
-        registry.register("scrubbed_blocks", "Blocks that scrubs verified", self.scrubbed_blocks.clone());
+        registry.register("syncs_asked", "Syncs requested by writers", self.syncs_asked.clone());
+        registry.register(
+            "syncs_made",
+            "Syncs of the disk (several requests share one)",
+            self.syncs_made.clone(),
+        );
+        registry.register("scrubbed_blocks", "Blocks verified by scrubs", self.scrubbed_blocks.clone());
         registry.register_with_unit(
             "trimmed",
-            "Dead ranges given back",
+            "Bytes of dead ranges trimmed",
             Unit::Bytes,
             self.trimmed_bytes.clone(),
         );
         registry.register_with_unit(
             "copied",
-            "Copied from other servers",
+            "Bytes copied from other servers",
             Unit::Bytes,
             self.copied_bytes.clone(),
         );
@@ -135,13 +139,18 @@ impl Metrics {
         registry.register_with_unit("free", "Free space on the disk", Unit::Bytes, self.free_bytes.clone());
         registry.register_with_unit(
             "ballast",
-            "Space kept for deleting on a full disk; 0 when it was given up",
+            "Size of the ballast file, which keeps space for deletions on a full disk; 0 when it was \
+             released",
             Unit::Bytes,
             self.ballast_bytes.clone(),
         );
-        registry.register("disk_errors", "Failures of the disk since the start", self.disk_errors.clone());
-        registry.register("bad_blocks", "Blocks found damaged since the start", self.bad_blocks.clone());
-        registry.register("registered", "1 while the metadata service hears us", self.registered.clone());
+        registry.register("disk_errors", "Disk errors since the start", self.disk_errors.clone());
+        registry.register("bad_blocks", "Corrupt blocks found since the start", self.bad_blocks.clone());
+        registry.register(
+            "registered",
+            "1 while heartbeats reach the metadata servers",
+            self.registered.clone(),
+        );
     }
 
     /// Counts a request.

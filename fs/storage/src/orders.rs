@@ -125,7 +125,10 @@ impl Worker {
                 result = self.carry_out(order.clone()) => result,
             };
             if let Err(error) = &result {
-                tracing::warn!(?order, %error, "an order couldn't be carried out");
+                tracing::warn!(
+                    task = ?order, %error,
+                    "a task failed; the metadata servers issue it again if it is still needed"
+                );
             }
             let mut state = self.state.lock();
             state.taken.remove(&number);
@@ -146,7 +149,7 @@ impl Worker {
             }
             // What it finds is reported with the news.
             Order::Scrub { chunk } => self.service.scrub(chunk).await.map(drop),
-            other => Err(StorageError::Invalid(format!("this release doesn't know the order {other:?}"))),
+            other => Err(StorageError::Invalid(format!("this program doesn't know the task {other:?}"))),
         }
     }
 }

@@ -104,7 +104,9 @@ impl Registrar {
 
     async fn keep_registered(&self) {
         if self.announcement.metadata.is_empty() {
-            tracing::warn!("no metadata server was named: nobody will learn of this storage server");
+            tracing::warn!(
+                "no metadata server is configured, so this storage server can't register: set --metadata"
+            );
             std::future::pending::<()>().await;
         }
         let (mut hints, mut pause) = (0, RETRY_MIN);
@@ -121,7 +123,7 @@ impl Registrar {
                 Ok(address) => address,
                 Err(reasons) => {
                     if reasons != last_reasons {
-                        tracing::info!(reasons, "no metadata server leads that can be reached");
+                        tracing::info!(reasons, "no reachable metadata server is the leader; retrying");
                         last_reasons = reasons;
                     }
                     tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
@@ -146,9 +148,14 @@ impl Registrar {
                     (hint, hints) = (None, 0);
                 }
                 Ended::Forgotten => hint = Some(address),
-                Ended::Lost(reason) => tracing::info!(%address, reason, "the metadata service isn't reached"),
+                Ended::Lost(reason) => {
+                    tracing::info!(
+                        %address, reason,
+                        "the metadata servers can't be reached; retrying"
+                    );
+                }
                 Ended::Unwanted(error) => {
-                    tracing::error!(%address, %error, "the metadata service refuses this server");
+                    tracing::error!(%address, %error, "the metadata servers refuse this storage server");
                     pause = UNWANTED_PAUSE;
                 }
             }
@@ -180,7 +187,7 @@ impl Registrar {
         };
         *heard = true;
         self.set_registered(true);
-        tracing::info!(%address, server = %register.server, "registered with the metadata service");
+        tracing::info!(%address, server = %register.server, "registered with the metadata servers");
         let mut scan = reply.full_inventory.then_some(Scan { after: None });
         for sequence in 1.. {
             let (heartbeat, news) = match self.heartbeat(sequence, &mut scan).await {
@@ -246,7 +253,7 @@ impl Registrar {
                     return who.address.parse().map_err(|e| format!("{}: {e}", who.address));
                 }
                 Ok(who) => {
-                    reasons.push(format!("{} doesn't lead", who.address));
+                    reasons.push(format!("{} isn't the leader", who.address));
                     answers.push(who);
                 }
                 Err(reason) => reasons.push(reason),

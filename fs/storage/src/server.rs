@@ -95,7 +95,7 @@ impl StorageConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The folder can't be used.
-    #[error("can't use the folder {folder}: {source}")]
+    #[error("can't use the directory {folder}: {source}")]
     Folder {
         /// The folder.
         folder: String,
@@ -109,9 +109,7 @@ pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// Nobody could reach what would be announced.
-    #[error(
-        "{listen} is every address of this machine, and others need one: say which with an advertised address"
-    )]
+    #[error("{listen} means every address of this machine, and others need one: name it with --advertise")]
     NoAddress {
         /// Where it listens.
         listen: String,
@@ -139,7 +137,9 @@ impl StorageServer {
     /// service as soon as that can be reached.
     pub async fn start(config: StorageConfig) -> Result<StorageHandle, StartError> {
         if !config.sync {
-            tracing::warn!("syncs of the disk are left out: a power failure will lose acknowledged data");
+            tracing::warn!(
+                "nothing is synced to disk (--unsafe-no-sync): a power failure loses acknowledged data"
+            );
         }
         let folder = config.data_dir.display().to_string();
         let disk = RealDisk::new(&config.data_dir, config.sync)
@@ -169,7 +169,7 @@ impl StorageServer {
         };
         let opened = atoll_blocking::spawn(move || Store::open(disk, &options)).await;
         let store = Arc::new(opened.map_err(|error| StoreError::Io {
-            doing: "open the folder",
+            doing: "open the directory",
             source: io::Error::other(error),
         })??);
         let identity = Identity {
@@ -262,7 +262,7 @@ impl StorageHandle {
         while self.tasks.join_next().await.is_some() {}
         let store = self.store.clone();
         if atoll_blocking::spawn(move || store.sync_all()).await.is_err() {
-            tracing::warn!("the last sync was cut short");
+            tracing::warn!("the last sync did not finish");
         }
         tracing::info!(server = %self.server, "storage server stopped");
     }

@@ -64,7 +64,9 @@ impl StorageService {
     async fn write(&self, request: WriteChunk, body: Bytes) -> Result<Response, Status> {
         if body.len() != request.length as usize || request.length > IO_BYTES_MAX || body.is_empty() {
             let (said, came) = (request.length, body.len());
-            return Err(StorageError::Invalid(format!("a write of {said} bytes came with {came}")).into());
+            return Err(
+                StorageError::Invalid(format!("a write of {said} bytes has {came} bytes of data")).into()
+            );
         }
         if !request.offset.is_multiple_of(BLOCK) {
             return Err(StorageError::NotAligned(request.offset).into());
@@ -165,7 +167,10 @@ impl StorageService {
             .await
             .map_err(|error| StorageError::DiskFailed(error.to_string()))??;
         if !missing.is_empty() {
-            tracing::debug!(%chunk, length, missing = missing.len(), "sealed with blocks that were never written");
+            tracing::debug!(
+                %chunk, length, missing = missing.len(),
+                "a chunk was sealed with blocks that were never written here"
+            );
         }
         Ok(())
     }
@@ -181,7 +186,7 @@ impl StorageService {
         ranges: Vec<wire::ChunkRange>,
     ) -> Result<(), StorageError> {
         if ranges.len() > TRIM_RANGES_MAX {
-            return Err(StorageError::Invalid(format!("{} ranges in one trim", ranges.len())));
+            return Err(StorageError::Invalid(format!("a trim of {} ranges", ranges.len())));
         }
         let ranges: Vec<Range<u64>> =
             ranges.iter().map(|range| range.offset..range.offset.saturating_add(range.length)).collect();
@@ -289,7 +294,7 @@ impl Handler for StorageService {
         let result = match decoded {
             Ok(_) if !may(peer.remote.role, verb) => Err(Status::new(
                 StatusCode::Forbidden,
-                format!("{} may not ask a storage server for this", peer.remote.role),
+                format!("{} isn't allowed to send this request to a storage server", peer.remote.role),
             )),
             Ok(decoded) => self.answer(decoded, request.body, peer.remote.role).await,
             Err(status) => Err(status),

@@ -140,19 +140,22 @@ impl Store {
         })?;
         let lock = disk.lock(identity::LOCK_FILE).map_err(|source| match source.kind() {
             io::ErrorKind::WouldBlock => StoreError::Locked { folder: disk.describe() },
-            _ => StoreError::Io { doing: "lock the folder", source },
+            _ => StoreError::Io { doing: "lock the directory", source },
         })?;
         let identity = identity::claim(&*disk, options.cluster)?;
-        disk.create_dir(TEMPORARY).map_err(io("make the folder for temporary files"))?;
-        disk.create_dir(CHUNKS).map_err(io("make the folder for chunks"))?;
-        disk.sync_dir("").map_err(io("sync the folder"))?;
+        disk.create_dir(TEMPORARY).map_err(io("create the directory for temporary files"))?;
+        disk.create_dir(CHUNKS).map_err(io("create the directory for chunks"))?;
+        disk.sync_dir("").map_err(io("sync the directory"))?;
         for entry in disk.list(TEMPORARY).map_err(io("list the temporary files"))? {
             let path = format!("{TEMPORARY}/{}", entry.name);
             disk.unlink(&path).map_err(io("remove a temporary file"))?;
         }
         let index = read_index(&*disk).map_err(io("list the chunks"))?;
         let ballast = Ballast::new(&*disk, options.ballast_bytes).unwrap_or_else(|error| {
-            tracing::warn!(%error, "no ballast: deleting may fail on a full disk");
+            tracing::warn!(
+                %error,
+                "the ballast file can't be created: deletions may fail once the disk is full"
+            );
             Ballast::none()
         });
         Ok(Self {
@@ -227,7 +230,7 @@ impl Store {
     /// What is to be done now and then: takes the ballast again when there is room.
     pub fn tidy(&self) {
         if let Err(error) = self.ballast.restore(&*self.disk) {
-            tracing::warn!(%error, "could not restore the ballast");
+            tracing::warn!(%error, "the ballast file could not be created again");
         }
     }
 
@@ -311,7 +314,10 @@ impl Store {
             && let Err(error) = self.disk.unlink(&temporary)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::debug!(%error, temporary, "a failed replica's file stays until the next start");
+            tracing::debug!(
+                %error, temporary,
+                "the file of a failed replica could not be removed; the next start removes it"
+            );
         }
         file
     }
@@ -441,7 +447,10 @@ impl Store {
             None => return,
         };
         if first_time {
-            tracing::warn!(chunk = %id, blocks = some_blocks(blocks), "a replica is damaged");
+            tracing::warn!(
+                chunk = %id, blocks = some_blocks(blocks),
+                "a replica has corrupt blocks; it is repaired from the other replicas"
+            );
         }
         self.changes.bad(id, blocks);
     }
@@ -457,7 +466,7 @@ impl Store {
             Err(ChunkError::NoSpace) => *self.full.lock() = Some(Instant::now()),
             Err(ChunkError::Io(error)) => {
                 self.disk_errors.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(chunk = %id, %error, "the disk failed");
+                tracing::warn!(chunk = %id, %error, "an operation on the disk failed: check the disk");
             }
             _ => {}
         }
@@ -480,7 +489,10 @@ impl Store {
                 if !self.ballast.release(&*self.disk)? {
                     return Err(ChunkError::NoSpace);
                 }
-                tracing::warn!("the disk is full: the ballast was given up so that space can be freed");
+                tracing::warn!(
+                    "the disk is full: the ballast file was released so that data can still be deleted; \
+                     enlarge the disk"
+                );
                 run()
             }
             other => other,
@@ -506,7 +518,10 @@ fn read_index(disk: &dyn Disk) -> io::Result<BTreeMap<ChunkId, Known>> {
     for folder in disk.list(CHUNKS)? {
         let shard = format!("{CHUNKS}/{}", folder.name);
         if !folder.is_dir {
-            tracing::warn!(name = shard, "a file that isn't ours is among the chunks, it is left alone");
+            tracing::warn!(
+                name = shard,
+                "the chunk directory has a file that is not Atoll's; it is left unchanged"
+            );
             continue;
         }
         for entry in disk.list(&shard)? {
@@ -517,7 +532,10 @@ fn read_index(disk: &dyn Disk) -> io::Result<BTreeMap<ChunkId, Known>> {
                 }
                 None => {
                     let name = format!("{shard}/{}", entry.name);
-                    tracing::warn!(name, "a file that isn't ours is among the chunks, it is left alone");
+                    tracing::warn!(
+                        name,
+                        "the chunk directory has a file that is not Atoll's; it is left unchanged"
+                    );
                 }
             }
         }

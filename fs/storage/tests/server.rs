@@ -399,7 +399,10 @@ async fn errors_at_the_start_say_what_to_do() {
     std::fs::write(folder.path().join("precious"), "data").unwrap();
     let here = StorageConfig { data_dir: folder.path().to_owned(), ..config(Vec::new()) };
     let error = StorageServer::start(here.clone()).await.err().unwrap();
-    assert!(error.to_string().contains("precious") && error.to_string().contains("empty folder"), "{error}");
+    assert!(
+        error.to_string().contains("precious") && error.to_string().contains("empty directory"),
+        "{error}"
+    );
     std::fs::remove_file(folder.path().join("precious")).unwrap();
 
     let everywhere = StorageConfig { listen: Address::Tcp("0.0.0.0:0".to_owned()), ..here.clone() };

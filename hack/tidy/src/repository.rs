@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::source::{self, Mention, Source};
+use crate::source::{self, Mention, Source, Text};
 use crate::workspace::{self, Graph};
 
 /// Files that rules read, by the end of their name.
@@ -86,6 +86,17 @@ impl Repository {
                 .iter()
                 .filter(|mention| !mention.in_test)
                 .map(move |mention| (path.as_str(), mention))
+        })
+    }
+
+    /// The strings of code that is no test's, and the documentation that programs show to their users, with the file of
+    /// each.
+    pub fn shown_texts(&self) -> impl Iterator<Item = (&str, &Text)> {
+        let files = self.sources.iter().filter(|(path, _)| !self.is_test(path));
+        files.flat_map(|(path, source)| {
+            let docs: &[Text] = if source.docs_are_shown() { &source.docs } else { &[] };
+            let texts = source.strings.iter().chain(docs).filter(|text| !text.in_test);
+            texts.map(move |text| (path.as_str(), text))
         })
     }
 

@@ -6,3 +6,4 @@ pub mod promises;
 pub mod seams;
 pub mod size;
 pub mod unfinished;
+pub mod words;

@@ -1,11 +1,11 @@
-//! A Rust file as rules see it: the paths, macros and attributes that its tokens spell, each with its line, comments and
-//! strings left out.
+//! A Rust file as rules see it: the paths, macros, attributes and strings that its tokens spell, each with its line, comments
+//! left out but for documentation.
 //!
 //! Tokens instead of text, so that neither a comment nor the way a `use` is folded changes an answer:
 //! `use std::{fs, io}` has the paths `std::fs` and `std::io`. Tokens instead of a syntax tree, so that what stands in a
 //! macro counts as well.
 
-use proc_macro2::{Delimiter, Group, Ident, Spacing, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Group, Ident, Literal, Spacing, TokenStream, TokenTree};
 
 /// A path, macro or attribute in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,17 @@ impl Mention {
     }
 }
 
+/// A string, or the lines of documentation of one item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Text {
+    /// As it stands in the file, without quotes: a line of it is a line of the file.
+    pub text: String,
+    /// Its first line.
+    pub line: usize,
+    /// Whether only tests see it.
+    pub in_test: bool,
+}
+
 /// What a file's tokens say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Source {
@@ -46,7 +57,25 @@ pub struct Source {
     pub tests: Vec<String>,
     /// The modules in files of their own that only tests see: `#[cfg(test)] mod tests;`.
     pub test_modules: Vec<String>,
+    /// Every string but those of bytes, and those of attributes about the code itself, such as `reason = "…"`.
+    pub strings: Vec<Text>,
+    /// The documentation of every item.
+    pub docs: Vec<Text>,
 }
+
+impl Source {
+    /// Whether documentation in this file becomes a program's `--help` or the description of a resource's field.
+    #[must_use]
+    pub fn docs_are_shown(&self) -> bool {
+        let has_flags =
+            self.attributes.iter().any(|found| found.parts == ["arg"] || found.parts == ["command"]);
+        has_flags || self.mentions.iter().any(|mention| mention.matches("JsonSchema"))
+    }
+}
+
+/// Attributes whose strings are for readers of the code.
+const ABOUT_CODE: &[&str] =
+    &["allow", "cfg", "cfg_attr", "deny", "doc", "expect", "ignore", "must_use", "warn"];
 
 /// Reads a file.
 ///
@@ -83,6 +112,7 @@ fn scan(tokens: TokenStream, in_test: bool, source: &mut Source) {
                 };
                 if group.delimiter() == Delimiter::Bracket {
                     let attribute = Attribute::read(group);
+                    attribute_texts(group, &attribute.path, seen_by_tests_alone, source);
                     whole |= inner && attribute.only_in_tests;
                     pending.only_in_tests |= !inner && attribute.only_in_tests;
                     pending.is_test |= attribute.is_test;
@@ -123,9 +153,46 @@ fn scan(tokens: TokenStream, in_test: bool, source: &mut Source) {
                 }
                 at += 1;
             }
-            TokenTree::Literal(_) => at += 1,
+            TokenTree::Literal(literal) => {
+                source.strings.extend(text(literal, seen_by_tests_alone));
+                at += 1;
+            }
         }
     }
+}
+
+/// The documentation or the strings of an attribute.
+fn attribute_texts(group: &Group, path: &Mention, in_test: bool, source: &mut Source) {
+    if path.parts == ["doc"] {
+        let lines = literals(group.stream(), in_test);
+        match (lines.as_slice(), source.docs.last_mut()) {
+            ([next], Some(last)) if last.line + last.text.matches('\n').count() + 1 == next.line => {
+                last.text.push('\n');
+                last.text.push_str(&next.text);
+            }
+            _ => source.docs.extend(lines),
+        }
+    } else if !path.parts.iter().any(|part| ABOUT_CODE.contains(&part.as_str())) {
+        source.strings.extend(literals(group.stream(), in_test));
+    }
+}
+
+fn literals(tokens: TokenStream, in_test: bool) -> Vec<Text> {
+    let found = tokens.into_iter().map(|token| match token {
+        TokenTree::Literal(literal) => text(&literal, in_test).into_iter().collect(),
+        TokenTree::Group(group) => literals(group.stream(), in_test),
+        _ => Vec::new(),
+    });
+    found.flatten().collect()
+}
+
+/// A literal, if it is a string: ends of lines that are written `\n` or left out with `\` are spaces.
+fn text(literal: &Literal, in_test: bool) -> Option<Text> {
+    let written = literal.to_string();
+    let raw = written.strip_prefix('r');
+    let text = raw.unwrap_or(&written).trim_matches('#').strip_prefix('"')?.strip_suffix('"')?;
+    let text = if raw.is_some() { text.to_owned() } else { text.replace("\\\n", " \n").replace("\\n", "  ") };
+    Some(Text { text, line: literal.span().start().line, in_test })
 }
 
 struct Attribute {
@@ -258,6 +325,28 @@ mod tests {
     #[test]
     fn comments_and_strings_have_none() {
         assert_eq!(paths("// std::fs\n/* a::b */ /// c::d\nlet x = \"e::f\";"), ["let", "x"]);
+    }
+
+    #[test]
+    fn strings_are_those_for_users_and_documentation_is_apart() {
+        let text = concat!(
+            "/// One\n/// two.\n#[error(\"three {0}\")]\nstruct A;\n",
+            "#[expect(x, reason = \"no\")]\nconst B: &str = \"four \\\n five\\nsix\";\n",
+            "#[arg(help = \"seven\")] fn b() { warn!(%x, r#\"eight \"9\"\"#, b\"no\", 'n'); }\n",
+            "#[cfg(test)] mod tests { const C: &str = \"ten\"; }",
+        );
+        let source = read(text).expect("tokens");
+        let strings: Vec<(&str, usize, bool)> =
+            source.strings.iter().map(|found| (found.text.as_str(), found.line, found.in_test)).collect();
+        let expected = [
+            ("three {0}", 3, false),
+            ("four  \n five  six", 6, false),
+            ("seven", 8, false),
+            ("eight \"9\"", 8, false),
+            ("ten", 9, true),
+        ];
+        assert_eq!(strings, expected);
+        assert_eq!(source.docs, [Text { text: " One\n two.".into(), line: 1, in_test: false }]);
     }
 
     #[test]

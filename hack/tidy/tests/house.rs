@@ -47,6 +47,11 @@ fn nothing_is_unfinished() {
     holds(rules::unfinished::verdicts);
 }
 
+#[test]
+fn words_are_those_of_the_glossary() {
+    holds(rules::words::verdicts);
+}
+
 /// Reading something else than the repository would find nothing, too.
 #[test]
 fn the_whole_repository_is_read() {

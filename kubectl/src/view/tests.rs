@@ -88,7 +88,7 @@ fn a_healthy_volume_fits_on_a_screen() {
     ] {
         assert!(screen.contains(part), "{part}\n{screen}");
     }
-    assert!(!screen.contains("Wrong"), "{screen}");
+    assert!(!screen.contains("Problems"), "{screen}");
     assert!(screen.lines().count() < 24, "{screen}");
 }
 
@@ -107,14 +107,14 @@ fn what_is_wrong_is_said_once_with_what_to_do() {
     assert!(view.problems[0].contains("start them"));
     assert!(view.problems[1].contains("100 %"));
     let screen = screen(&view);
-    assert!(screen.contains("Wrong:") && screen.contains("no      Running"), "{screen}");
+    assert!(screen.contains("Problems:") && screen.contains("no      Running"), "{screen}");
 }
 
 #[test]
 fn a_volume_that_nobody_has_looked_at_says_where_to_look() {
     let view = view(&cluster(json!({})), &[], 20);
-    assert!(!view.healthy && view.health.contains("does the operator run"), "{view:?}");
-    assert!(screen(&view).contains("1Gi asked for"));
+    assert!(!view.healthy && view.health.contains("does it run"), "{view:?}");
+    assert!(screen(&view).contains("1Gi requested"));
 }
 
 #[test]

@@ -52,9 +52,9 @@ pub fn read(found: &Secret) -> Result<Credentials, String> {
         data.ok_or_else(|| format!("it has no '{key}'"))
     };
     let text = std::str::from_utf8(value(secret::CLUSTER)?).unwrap_or_default().trim();
-    let cluster = text.parse().map_err(|_| format!("its '{}' is no cluster id", secret::CLUSTER))?;
+    let cluster = text.parse().map_err(|_| format!("its '{}' isn't a cluster id", secret::CLUSTER))?;
     let key =
-        ClusterKey::parse(value(secret::KEY)?).map_err(|error| format!("its key can't be read: {error}"))?;
+        ClusterKey::parse(value(secret::KEY)?).map_err(|error| format!("its key is invalid: {error}"))?;
     Ok(Credentials { cluster, key })
 }
 
@@ -88,6 +88,6 @@ mod tests {
         assert!(read(&Secret::default()).expect_err("empty").contains("no 'cluster'"));
         let mut found = stored(secret(&testing::wanted("1Gi"), ClusterId(7), &ClusterKey::random()));
         found.data.as_mut().expect("data").insert("key".into(), ByteString(b"short".to_vec()));
-        assert!(read(&found).expect_err("short").contains("can't be read"));
+        assert!(read(&found).expect_err("short").contains("is invalid"));
     }
 }

@@ -89,7 +89,8 @@ fn delete(seen: &Observed) -> Plan {
     }
     if let Some(pvc) = ours.first() {
         let name = pvc.metadata.name.as_deref().unwrap_or_default();
-        let message = format!("waits until the PVC {name} is gone: kubectl describe says what it is kept by");
+        let message =
+            format!("waits until the PVC {name} is deleted: kubectl describe pvc shows what keeps it");
         return Plan::blocked(Problem::new(Reason::Deleting, message));
     }
     let key = seen.secret.as_ref().filter(|secret| {
@@ -111,8 +112,8 @@ fn mounts(seen: &Observed) -> Option<Problem> {
     let named: Vec<&str> = sessions.iter().take(NAMED_MAX).map(|session| session.client.as_str()).collect();
     let more = if sessions.len() > NAMED_MAX { ", …" } else { "" };
     let message = format!(
-        "the volume is still mounted by {} ({}{more}): delete the pods that use it; a node that is gone is forgotten \
-         after a while",
+        "the volume is still mounted by {} ({}{more}): delete the pods that use it; the session of a lost \
+         node expires by itself",
         sessions.len(),
         named.join(", ")
     );

@@ -198,7 +198,7 @@ fn nothing_is_forced_onto_what_belongs_to_somebody_else() {
     refuses(&seen, Reason::NameConflict, "Deployment web");
     let meta = &mut seen.services.get_mut(&Component::Metadata).expect("service").metadata;
     (meta.owner_references, meta.labels) = (None, None);
-    refuses(&seen, Reason::NameConflict, "somebody else");
+    refuses(&seen, Reason::NameConflict, "another owner");
     // Left over from before the resource was made anew: ours again.
     let mut seen = testing::running();
     for set in seen.statefulsets.values_mut() {
@@ -227,7 +227,7 @@ fn a_resource_of_the_same_name_takes_over_the_disks_and_the_key_that_were_kept()
     seen.secret = Some(testing::stored_secret(ClusterId(8)));
     refuses(&seen, Reason::KeyMissing, "of cluster 0000");
     seen.secret = Some(Default::default());
-    refuses(&seen, Reason::NameConflict, "isn't a key");
+    refuses(&seen, Reason::NameConflict, "isn't a cluster key");
 }
 
 #[test]
@@ -259,10 +259,10 @@ fn a_volume_is_made_once() {
     let mut seen = testing::running();
     testing::answer(&mut seen).members.truncate(1);
     testing::mark_member(&mut seen, 0, MemberId(0xd));
-    refuses(&seen, Reason::ForeignData, "answers from it");
+    refuses(&seen, Reason::ForeignData, "now has metadata server");
     let mut seen = testing::running();
     testing::answer(&mut seen).cluster = Some(ClusterId(9));
-    refuses(&seen, Reason::ForeignData, "holds cluster");
+    refuses(&seen, Reason::ForeignData, "has data of cluster");
     // Nobody answers: nothing is known, nothing is done.
     let mut seen = testing::started();
     seen.metadata = MetadataFact::Unreachable("no route".into());
@@ -362,7 +362,7 @@ fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
     does(&seen, &["remove finalizer"]);
     let mut seen = testing::running();
     seen.crd_terminating = true;
-    refuses(&seen, Reason::Deleting, "definition");
+    refuses(&seen, Reason::Deleting, "CustomResourceDefinition");
 }
 
 #[test]

@@ -126,8 +126,8 @@ async fn what_a_client_says_is_what_the_caller_hears() {
         (unreachable, CsiError::Pending(Pending::Unavailable("nobody answers".into()))),
         (taken, CsiError::Pending(Pending::Elsewhere("'node-2' has it".into()))),
         (refused, CsiError::Precondition("another key".into())),
-        (dies, CsiError::Internal("the client died at its start; see the mount host's log".into())),
-        (garbage, CsiError::Internal("the client said 'hello' instead of 'connected'".into())),
+        (dies, CsiError::Internal("the client ended during its start; see the mount host's log".into())),
+        (garbage, CsiError::Internal("the client reported 'hello' instead of 'connected'".into())),
     ] {
         let rig = Rig::new(&script, 1);
         let heard = rig.finder.start(start(VOLUME)).await.err();

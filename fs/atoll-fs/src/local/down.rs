@@ -26,7 +26,7 @@ pub fn down(args: &LocalDownArgs) -> Outcome {
         return Ok(());
     };
     let pid = Pid::from_raw(running.pid as i32);
-    kill(pid, Signal::SIGTERM).context("can't end the process")?;
+    kill(pid, Signal::SIGTERM).context("can't stop the process")?;
     let began = Instant::now();
     let mut told = false;
     while state::start_of(running.pid) == Some(running.started) {
@@ -55,10 +55,11 @@ pub fn down(args: &LocalDownArgs) -> Outcome {
         && mount.source == atoll_fuse::device::source_name(folder.id)
     {
         return Err(Failure::failed(format_args!(
-            "stopped, but {} is still mounted, because something uses it; it goes when that ends",
+            "stopped, but {} is still mounted, because a process uses it; it is unmounted when that process \
+             ends",
             path.display()
         )));
     }
-    println!("down: {} (the data stays in {})", path.display(), folder.path.display());
+    println!("down: {} (the data is kept in {})", path.display(), folder.path.display());
     Ok(())
 }

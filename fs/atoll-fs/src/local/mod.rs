@@ -48,8 +48,8 @@ fn find(mountpoint: &Path, named: Option<&Path>) -> Result<(state::Folder, Optio
         Failure::new(
             Code::NotFound,
             format_args!(
-                "there is no local cluster for {} (looked in {}): start one with 'atoll-fs local up', or name \
-                 its folder with --data",
+                "there is no local cluster for {} (looked in {}): start one with 'atoll-fs local up', or \
+                 name its directory with --data",
                 mountpoint.display(),
                 path.display()
             ),

@@ -132,7 +132,7 @@ async fn make_volume(servers: &Servers, folder: &Folder) -> Outcome {
     let config =
         bootstrap::config(capacity, None, folder.cluster.copies, (capacity / INLINE_SHARE).max(1 << 20));
     let began = Instant::now();
-    let mut last = String::from("no answer");
+    let mut last = String::from("no reply");
     while began.elapsed() < START_PATIENCE {
         match servers.metadata.bootstrap(config.clone()).await {
             Ok(()) if servers.storage.iter().all(StorageHandle::is_registered) => return Ok(()),
@@ -143,6 +143,6 @@ async fn make_volume(servers: &Servers, folder: &Folder) -> Outcome {
     }
     Err(Failure::new(
         Code::Unreachable,
-        format_args!("the servers did not get ready within {} s: {last}", START_PATIENCE.as_secs()),
+        format_args!("the servers were not ready within {} s: {last}", START_PATIENCE.as_secs()),
     ))
 }

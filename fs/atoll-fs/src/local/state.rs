@@ -93,8 +93,8 @@ pub fn open_or_create(
             && copies != folder.cluster.copies
         {
             return Err(Failure::refused(format_args!(
-                "{} holds a cluster of {} copies, not {copies}: leave --copies out to use it, or name another \
-                 folder with --data",
+                "{} has a cluster of {} copies, not {copies}: leave --copies out to use it, or name another \
+                 directory with --data",
                 path.display(),
                 folder.cluster.copies
             )));
@@ -103,7 +103,7 @@ pub fn open_or_create(
             && capacity != folder.cluster.capacity
         {
             return Err(Failure::refused(format_args!(
-                "{} holds a cluster of {} bytes, not {capacity}: leave --capacity out to use it",
+                "{} has a cluster of {} bytes, not {capacity}: leave --capacity out to use it",
                 path.display(),
                 folder.cluster.capacity
             )));
@@ -137,7 +137,8 @@ pub fn open(path: &Path) -> Result<Option<Folder>, Failure> {
                 return Ok(None);
             }
             return Err(Failure::refused(format_args!(
-                "{} isn't empty and holds no Atoll cluster: name an empty or new folder with --data; nothing was changed",
+                "{} isn't empty and has no Atoll cluster: nothing was changed; name an empty or new \
+                 directory with --data",
                 path.display()
             )));
         }
@@ -153,7 +154,7 @@ pub fn open(path: &Path) -> Result<Option<Folder>, Failure> {
     let found: Format = serde_json::from_str(&text).map_err(|error| damaged(&error))?;
     if found.format > FORMAT {
         return Err(Failure::refused(format_args!(
-            "{} was written by a newer atoll-fs (format {}, this one knows {FORMAT}): use the newer program",
+            "{} was written by a newer atoll-fs (format {}, this one reads {FORMAT}): use the newer program",
             path.display(),
             found.format
         )));
@@ -163,7 +164,7 @@ pub fn open(path: &Path) -> Result<Option<Folder>, Failure> {
     let key_file = path.join("key");
     let key = fs::read(&key_file).map_err(|error| {
         Failure::refused(format_args!(
-            "{}: {error}; without its key the cluster can't be opened",
+            "{}: {error}; without its key the cluster can't be used",
             key_file.display()
         ))
     })?;
@@ -176,7 +177,7 @@ fn create(path: &Path, copies: u8, capacity: u64) -> Result<Folder, Failure> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|error| Failure::failed(format_args!("can't make {}: {error}", path.display())))?;
+        .map_err(|error| Failure::failed(format_args!("can't create {}: {error}", path.display())))?;
     let id = ClusterId(rand::random());
     let cluster = Cluster { format: FORMAT, cluster: id.to_string(), copies, capacity };
     let key = ClusterKey::random();

@@ -11,7 +11,7 @@ pub fn status(args: &LocalStatusArgs) -> Outcome {
         return Err(Failure::new(
             Code::NotFound,
             format_args!(
-                "not running: the cluster in {} is down; 'atoll-fs local up {}' starts it",
+                "not running: the cluster in {} is down; start it with 'atoll-fs local up {}'",
                 folder.path.display(),
                 args.mountpoint.display()
             ),

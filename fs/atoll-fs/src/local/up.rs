@@ -27,7 +27,7 @@ pub fn up(args: LocalUpArgs) -> Outcome {
     {
         return Err(Failure::new(
             Code::Failed,
-            format_args!("--capacity {} is too small for a volume: 1Mi at least", Size(bytes)),
+            format_args!("--capacity {} is too small for a volume: the minimum is 1Mi", Size(bytes)),
         ));
     }
     let (folder, new) = state::open_or_create(&data, args.copies, capacity)?;
@@ -37,7 +37,8 @@ pub fn up(args: LocalUpArgs) -> Outcome {
             return Ok(());
         }
         return Err(Failure::refused(format_args!(
-            "the cluster in {} is in use by process {} and mounted at {}: 'atoll-fs local down {}' ends it",
+            "the cluster in {} is in use by process {} and mounted at {}: stop it with 'atoll-fs local down \
+             {}'",
             data.display(),
             running.pid,
             running.mountpoint.display(),
@@ -54,8 +55,8 @@ pub fn up(args: LocalUpArgs) -> Outcome {
     if args.foreground || args.ready_fd.is_some() {
         return serve::serve(&args, folder, mount_path);
     }
-    let what = if new { "made a new cluster" } else { "found the cluster" };
-    eprintln!("{what} in {}: starting it …", data.display());
+    let what = if new { "created a cluster" } else { "using the cluster" };
+    eprintln!("{what} in {}; starting it …", data.display());
     in_background(&args, &folder, &mount_path)?;
     println!(
         "up: {} ({} copies, {}, data in {})",

@@ -97,16 +97,16 @@ impl Layout {
     pub fn decode(header: &[u8; 36]) -> Result<Self, String> {
         let number = |at: usize| u32_at(header, 8 + at * 4);
         if header[..8] != MAGIC {
-            return Err("this is no arena".into());
+            return Err("the descriptor isn't an arena".into());
         }
         if number(0) != VERSION {
-            return Err(format!("the arena has format {}, this program knows {VERSION}", number(0)));
+            return Err(format!("the arena has format {}, this program reads format {VERSION}", number(0)));
         }
         if crc(&header[..32]) != u32_at(header, 32) {
             return Err("the arena's header is damaged".into());
         }
         if number(4) != UNIT_BYTES as u32 || number(5) != RECORD_BYTES as u32 {
-            return Err("the arena has other units than this program".into());
+            return Err("the arena has other block sizes than this program".into());
         }
         Ok(Layout { op_slots: number(1), op_bytes_max: number(2), units: number(3) })
     }

@@ -124,7 +124,7 @@ impl Memory {
         }
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         if let Err(error) = fallocate(&self.fd, flags, at as libc::off_t, length as libc::off_t) {
-            tracing::debug!(fd = self.fd.as_raw_fd(), %error, "can't give memory of the arena back");
+            tracing::debug!(fd = self.fd.as_raw_fd(), %error, "memory of the arena can't be freed");
         }
     }
 }
@@ -133,7 +133,7 @@ impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and nothing refers to it any more.
         if let Err(error) = unsafe { munmap(self.base, self.bytes) } {
-            tracing::debug!(%error, "can't unmap the arena");
+            tracing::debug!(%error, "the arena can't be unmapped");
         }
     }
 }

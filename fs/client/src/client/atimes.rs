@@ -114,7 +114,7 @@ pub async fn tell<M: Metadata>(atimes: &Atimes, metadata: &M) -> bool {
         return false;
     }
     if let Err(error) = metadata.mutate(Op::Touch { times }).await {
-        tracing::debug!(%error, "access times can't be told");
+        tracing::debug!(%error, "access times can't be sent to the metadata server");
     }
     true
 }

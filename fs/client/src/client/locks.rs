@@ -224,7 +224,7 @@ async fn keep_asking<M: Metadata>(locks: Arc<Locks>, metadata: Arc<M>) {
             Ok(_) => locks.fail(&unexpected()),
             Err(error @ (ClientError::Stopped | ClientError::TimedOut)) => locks.fail(&error),
             Err(error) => {
-                tracing::debug!(%error, "waits for locks can't be told");
+                tracing::debug!(%error, "waiting locks can't be reported to the metadata server");
                 tokio::time::sleep(ASK_PAUSE).await;
             }
         }
@@ -490,7 +490,10 @@ impl<M: Metadata> Client<M> {
             result
         });
         if self.settle(ino).await == Err(ClientError::TimedOut) {
-            tracing::warn!(%ino, "a closed file isn't written out yet: its locks stay until the cluster answers again");
+            tracing::warn!(
+                %ino,
+                "a closed file isn't written out yet; its locks are released once the cluster responds again"
+            );
             return Ok(());
         }
         Ok(task.await.unwrap_or(Err(ClientError::Stopped))?)
@@ -530,7 +533,12 @@ async fn take_back<M: Metadata>(
     for step in steps {
         match metadata.mutate(Op::SetLock(step)).await {
             Ok(_) => done.push(step),
-            Err(error) => tracing::warn!(ino = %step.ino, %error, "a lock could not be set back"),
+            Err(error) => {
+                tracing::warn!(
+                    ino = %step.ino, %error,
+                    "a failed lock request could not be undone"
+                );
+            }
         }
     }
     done

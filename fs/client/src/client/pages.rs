@@ -130,7 +130,7 @@ struct Table {
 
 /// What is to be invalidated. The pages stay suspect until [`Pages::gone`] is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use = "pages stay suspect until it is told that they are gone"]
+#[must_use = "pages stay invalid until they are reported as dropped"]
 pub struct Stale {
     ino: InodeId,
     /// Bytes of the file; the end is `u64::MAX` for everything that follows.

@@ -84,7 +84,7 @@ impl<M: Metadata> Shared<M> {
                 Err(ReadError::Gone) if attempt < MAP_ATTEMPTS_MAX => attempt += 1,
                 Err(ReadError::Lost) if attempt == 0 => attempt = MAP_ATTEMPTS_MAX,
                 Err(error) => {
-                    tracing::error!(%ino, offset, size, %error, "bytes can't be read");
+                    tracing::error!(%ino, offset, size, %error, "a read failed");
                     return Err(FsError::Io.into());
                 }
             }
@@ -214,11 +214,17 @@ impl<M: Metadata> Shared<M> {
         let _held = if hold_commits { Some(file.commit_stage.lock().await) } else { None };
         let answer = self.metadata.ask(Query::Extents { ino: file.ino, first, segments }).await?;
         let Some(extents) = Extents::from_answer(first, answer) else {
-            tracing::error!(ino = %file.ino, "a question for extents was answered with something else");
+            tracing::error!(
+                ino = %file.ino,
+                "unexpected reply to a request for extents: this is a bug, please report it"
+            );
             return Err(FsError::Io.into());
         };
         if extents.covered == 0 {
-            tracing::error!(ino = %file.ino, "an answer with extents covers nothing");
+            tracing::error!(
+                ino = %file.ino,
+                "a reply with extents covers nothing: this is a bug, please report it"
+            );
             return Err(FsError::Io.into());
         }
         self.reader.learn(&extents.chunks);

@@ -176,7 +176,7 @@ impl<M: Metadata> Shared<M> {
                     return Ok(length as usize);
                 }
                 Ok(other) => {
-                    tracing::error!(?other, "a write was answered with something else");
+                    tracing::error!(?other, "unexpected reply to a write: this is a bug, please report it");
                     return Err(FsError::Io.into());
                 }
                 Err(ClientError::Fs(FsError::StaleChunk)) => {
@@ -251,7 +251,7 @@ impl<M: Metadata> Shared<M> {
     /// there is.
     async fn last_resort(self: &Arc<Self>, missing: u64) -> Result<u64, ClientError> {
         if let Err(error) = self.flush_all().await {
-            tracing::debug!(%error, "flushing to find space");
+            tracing::debug!(%error, "flushing to free quota failed");
         }
         match self.reservation.take_some(missing).await {
             Ok(granted) => Ok(granted),
@@ -351,7 +351,7 @@ impl<M: Metadata> Shared<M> {
                     return Ok((offset, *attributes));
                 }
                 Ok(other) => {
-                    tracing::error!(?other, "an append was answered with something else");
+                    tracing::error!(?other, "unexpected reply to an append: this is a bug, please report it");
                     return Err(FsError::Io.into());
                 }
                 Err(ClientError::Fs(FsError::InvalidArgument)) if placement.is_some() => {
@@ -481,7 +481,7 @@ impl<M: Metadata> Shared<M> {
             if self.reservation.is_idle(now)
                 && let Err(error) = self.reservation.return_unused().await
             {
-                tracing::debug!(%error, "unused reservations can't be given back now");
+                tracing::debug!(%error, "unused quota reservations can't be released now");
             }
         }
         busy | self.expire_readahead(now)

@@ -37,10 +37,10 @@ const SPREAD_BLOCKS: u64 = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
     /// The map that named them is old.
-    #[error("the bytes are elsewhere by now")]
+    #[error("the extent has moved")]
     Gone,
     /// No replica has them.
-    #[error("no replica has the bytes")]
+    #[error("no replica has the bytes intact")]
     Lost,
     /// The cluster.
     #[error("{0}")]
@@ -129,7 +129,10 @@ impl<M: Metadata> ChunkReader<M> {
                 Ok(info)
             }
             other => {
-                tracing::error!(?other, "a question for chunks was answered with something else");
+                tracing::error!(
+                    ?other,
+                    "unexpected reply to a request for chunks: this is a bug, please report it"
+                );
                 Err(ClientError::Fs(FsError::Io).into())
             }
         }
@@ -160,7 +163,10 @@ impl<M: Metadata> ChunkReader<M> {
                     if self.timeout.is_some_and(|timeout| started.elapsed() >= timeout) {
                         return Err(ClientError::TimedOut.into());
                     }
-                    tracing::warn!(%chunk, "no replica of a chunk can be reached, waiting");
+                    tracing::warn!(
+                        %chunk,
+                        "no replica of a chunk can be reached; reads wait until a storage server responds"
+                    );
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
@@ -237,7 +243,7 @@ impl<M: Metadata> ChunkReader<M> {
         };
         // The chunk's last block may come without its padding.
         if reply.offset != start || (body.len() as u64) < needed - start {
-            return self.bad(server, chunk, "it answered with another range");
+            return self.bad(server, chunk, "its reply has another range");
         }
         let body = body.slice(..body.len().min((end - start) as usize));
         let blocks = checksum::blocks_of(body.len() as u64) as usize;
@@ -251,7 +257,7 @@ impl<M: Metadata> ChunkReader<M> {
 
     fn bad(&self, server: ServerId, chunk: ChunkId, why: &str) -> Attempt {
         self.counters.bad_replicas.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(%server, %chunk, why, "a replica is bad, reading another one");
+        tracing::error!(%server, %chunk, why, "a replica is corrupt; reading another one");
         Attempt::Bad
     }
 
@@ -262,11 +268,11 @@ impl<M: Metadata> ChunkReader<M> {
                 self.bad(server, chunk, &failure.to_string())
             }
             StorageFailure::Refused(refusal) => {
-                tracing::warn!(%server, %chunk, %refusal, "a replica can't be read");
+                tracing::warn!(%server, %chunk, %refusal, "a replica can't be read; trying another one");
                 Attempt::Bad
             }
             StorageFailure::Unreachable(why) => {
-                tracing::debug!(%server, %chunk, why, "a replica can't be reached");
+                tracing::debug!(%server, %chunk, why, "a replica can't be reached; trying another one");
                 Attempt::Away
             }
             StorageFailure::Broken(why) => self.bad(server, chunk, why),

@@ -69,7 +69,7 @@ impl Inner {
         };
         let current = opened.map_err(|_| {
             let problem = self.service.connected().borrow().problem.clone();
-            SessionError::Away { after: limit, problem: problem.unwrap_or_else(|| "no answer".into()) }
+            SessionError::Away { after: limit, problem: problem.unwrap_or_else(|| "no reply".into()) }
         })??;
         self.state.send_replace(State::Open(current));
         Ok(())
@@ -99,7 +99,7 @@ impl Inner {
         let (id, outcomes) = match reply.outcome {
             Outcome::Session(id, outcomes) => (id, outcomes),
             Outcome::Refused(error) => return Err(SessionError::Refused(error)),
-            other => return Err(garbled(&format!("{other:?} is no session"))),
+            other => return Err(garbled(&format!("unexpected reply {other:?}"))),
         };
         if let Some(session) = supersedes {
             let mut lost = self.lost.lock();
@@ -140,7 +140,7 @@ impl Inner {
         let messages = self.open_files.lock().messages();
         let last = messages.len() - 1;
         for (number, open) in messages.into_iter().enumerate() {
-            tracing::debug!(%session, files = open.len(), "telling the leader the open files");
+            tracing::debug!(%session, files = open.len(), "reporting the open files to the new leader");
             let request = ReclaimRequest { session, open, more: number < last };
             self.service.call(kind::RECLAIM, &encode(&request)?).await?;
             self.open_files.lock().told_open(&request.open);
@@ -180,20 +180,23 @@ impl Inner {
     /// and this one gets nothing of it any more.
     async fn replace(&self, lost: Current) -> Option<Current> {
         self.state.send_replace(State::Opening);
-        tracing::warn!(session = %lost.id, "the session is lost; what was not committed is gone");
+        tracing::warn!(
+            session = %lost.id,
+            "the session is lost: what was not committed is lost, and affected open files return EIO"
+        );
         let current = loop {
             match self.open(Some(lost.id)).await {
                 Ok(current) => break Current { epoch: lost.epoch + 1, ..current },
                 Err(SessionError::Refused(FsError::Taken)) => {
                     tracing::error!(
-                        "another client has taken the volume over: this mount has to be made anew"
+                        "another client took the volume over: unmount this mount and mount it again"
                     );
                     self.sessions_lost.fetch_add(1, Ordering::Relaxed);
                     self.tell(Event::SessionLost);
                     return None;
                 }
                 Err(error) => {
-                    tracing::error!(%error, "no new session");
+                    tracing::error!(%error, "no new session could be opened; retrying");
                     tokio::time::sleep(REFUSED_PAUSE).await;
                 }
             }
@@ -203,7 +206,7 @@ impl Inner {
         self.tell(Event::SessionLost);
         // The new session holds nothing open yet, whatever the leader thinks it was told.
         if let Err(error) = self.reclaim(current.id).await {
-            tracing::warn!(%error, "the open files could not be told");
+            tracing::warn!(%error, "the open files could not be reported to the leader; retrying");
         }
         self.state.send_replace(State::Open(current));
         Some(current)
@@ -263,7 +266,7 @@ async fn beat(inner: &Inner) {
                 current = new;
                 inner.kick.notify_one();
             }
-            Err(refusal) => tracing::warn!(%refusal, "heartbeat refused"),
+            Err(refusal) => tracing::warn!(%refusal, "a heartbeat was refused"),
         }
     }
 }

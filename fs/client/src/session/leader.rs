@@ -291,7 +291,7 @@ impl Service {
             let attempt = async {
                 match peer {
                     Some(peer) => attempt(&peer, kind, message).await,
-                    None => Err(RpcError::NotSent { reason: format!("'{name}' is no address") }),
+                    None => Err(RpcError::NotSent { reason: format!("'{name}' is not an address") }),
                 }
             };
             let (error, next) = tokio::select! {
@@ -307,7 +307,7 @@ impl Service {
                     }
                 },
                 next = self.elsewhere(&name, choice) => {
-                    let reason = format!("{name} is silent, and another member leads");
+                    let reason = format!("{name} doesn't respond, and another member is the leader");
                     (RpcError::OutcomeUnknown { reason }, next)
                 }
             };
@@ -315,7 +315,7 @@ impl Service {
                 self.answered(&name, choice);
                 return Err(refusal);
             }
-            tracing::debug!(member = name, kind, %error, ?next, "metadata request failed");
+            tracing::debug!(member = name, kind, %error, ?next, "a request to a metadata server failed");
             self.away(started, &error);
             let pause = self.members.lock().failed(choice, &next, Instant::now(), rand::random());
             if !pause.is_zero() {

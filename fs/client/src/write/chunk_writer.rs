@@ -135,7 +135,10 @@ impl OpenChunk {
         if state.retired && state.users == 0 && !state.sealing {
             state.sealing = true;
             if self.seals.try_send(self.chunk).is_err() {
-                tracing::warn!(chunk = %self.chunk, "a chunk stays open until the session ends");
+                tracing::warn!(
+                    chunk = %self.chunk,
+                    "a chunk could not be released; it stays open until the session ends"
+                );
             }
         }
     }
@@ -326,7 +329,7 @@ impl<M: Metadata> ChunkWriters<M> {
             open.opening_ahead[at] = false;
             match opened {
                 Ok(chunk) => open.spare[at] = Some(chunk),
-                Err(error) => tracing::debug!(%error, "no chunk could be opened ahead"),
+                Err(error) => tracing::debug!(%error, "no chunk could be opened in advance"),
             }
         });
     }
@@ -346,12 +349,18 @@ impl<M: Metadata> ChunkWriters<M> {
                     return Ok(Arc::new(self.opened(chunk, &record, Writer { session, incarnation })));
                 }
                 Ok(other) => {
-                    tracing::error!(?other, "opening a chunk was answered with something else");
+                    tracing::error!(
+                        ?other,
+                        "unexpected reply to the opening of a chunk: this is a bug, please report it"
+                    );
                     return Err(FsError::Io.into());
                 }
                 Err(ClientError::Fs(FsError::NoServers | FsError::TryAgain)) => {
                     if pause == OPEN_PAUSE_MIN {
-                        tracing::warn!("too few storage servers for a new chunk, writes wait");
+                        tracing::warn!(
+                            "too few storage servers for a new chunk: writes wait; start or add storage \
+                             servers"
+                        );
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(OPEN_PAUSE_MAX);
@@ -375,7 +384,10 @@ impl<M: Metadata> ChunkWriters<M> {
         let since = match *full {
             Some(Full { since, seen }) if now.duration_since(seen) < FULL_WAIT_MAX => since,
             _ => {
-                tracing::warn!("the storage servers' disks are full, writes wait and will fail");
+                tracing::warn!(
+                    "the disks of the storage servers are full: writes wait and then fail with ENOSPC; add \
+                     storage servers, or delete files"
+                );
                 now
             }
         };
@@ -408,7 +420,10 @@ impl<M: Metadata> ChunkWriters<M> {
         if without.is_empty() {
             return Ok((chunk, record));
         }
-        tracing::warn!(%chunk, ?without, "a chunk goes on without servers that don't answer");
+        tracing::warn!(
+            %chunk, ?without,
+            "writes to a chunk continue without storage servers that don't respond"
+        );
         let shrink = Op::ShrinkChunk { chunk, generation: record.generation, without };
         match self.metadata.mutate(shrink).await {
             Ok(Outcome::Chunk(_, record)) => Ok((chunk, *record)),
@@ -423,7 +438,10 @@ impl<M: Metadata> ChunkWriters<M> {
         let failed = !chunk.state.lock().retired;
         if failed {
             self.counters.chunks_failed.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(chunk = %chunk.chunk, why, "going on in another chunk");
+            tracing::warn!(
+                chunk = %chunk.chunk, why,
+                "a chunk can't be written any further; writes continue in a new chunk"
+            );
         }
         chunk.retire();
         let mut open = self.open.lock();
@@ -551,7 +569,7 @@ impl<M: Metadata> ChunkWriters<M> {
                         self.storage.suspect(*server);
                     }
                     let server = silent.first().copied().unwrap_or_default();
-                    return Err(ChunkFailure { server, why: "no answer in time".into() });
+                    return Err(ChunkFailure { server, why: "no reply within the timeout".into() });
                 }
             }
         }
@@ -629,7 +647,10 @@ pub async fn seal_all<M: Metadata>(metadata: Arc<M>, mut chunks: mpsc::Receiver<
             match seal(&*metadata, session, chunk).await {
                 Ok(()) => break,
                 Err(error) if attempt + 1 == SEAL_ATTEMPTS_MAX => {
-                    tracing::warn!(%chunk, %error, "a chunk stays open until the session ends");
+                    tracing::warn!(
+                        %chunk, %error,
+                        "a chunk could not be released; it stays open until the session ends"
+                    );
                 }
                 Err(_) => tokio::time::sleep(OPEN_PAUSE_MIN * (1 << attempt)).await,
             }

@@ -226,7 +226,7 @@ impl<M: Metadata> Shared<M> {
             let target = state.inner.lock().dirty.last_sequence();
             loop {
                 if let Err(error) = shared.flush_batch(&state, why).await {
-                    tracing::warn!(ino = %state.ino, %error, "buffered data can't be written now");
+                    tracing::warn!(ino = %state.ino, %error, "buffered data can't be written now; retrying");
                     break;
                 }
                 let inner = state.inner.lock();
@@ -510,7 +510,7 @@ impl<M: Metadata> Shared<M> {
                     drop(blocks);
                 }
                 other => {
-                    tracing::error!(?other, "a commit was answered with something else");
+                    tracing::error!(?other, "unexpected reply to a commit: this is a bug, please report it");
                     return Err(FsError::Io.into());
                 }
             }
@@ -536,11 +536,20 @@ impl<M: Metadata> Shared<M> {
         };
         self.metadata.lost(file.ino);
         if !is_gone {
-            tracing::error!(ino = %file.ino, bytes = batch.bytes, %error, "written data is lost");
+            tracing::error!(
+                ino = %file.ino, bytes = batch.bytes, %error,
+                "buffered data is lost; the file's open handles return EIO"
+            );
         } else if is_open {
-            tracing::warn!(ino = %file.ino, bytes = batch.bytes, "written data is lost: the file is gone while it is open");
+            tracing::warn!(
+                ino = %file.ino, bytes = batch.bytes,
+                "buffered data is lost, because the file was removed while it was open"
+            );
         } else {
-            tracing::debug!(ino = %file.ino, bytes = batch.bytes, "data of a file that is gone");
+            tracing::debug!(
+                ino = %file.ino, bytes = batch.bytes,
+                "buffered data of a removed file is dropped"
+            );
         }
         batch.retire();
         drop(blocks);

@@ -84,7 +84,10 @@ impl<M: Metadata> Reservation<M> {
                     }
                 }
                 other => {
-                    tracing::error!(?other, "a reservation was answered with something else");
+                    tracing::error!(
+                        ?other,
+                        "unexpected reply to a quota reservation: this is a bug, please report it"
+                    );
                     return Err(FsError::Io.into());
                 }
             }

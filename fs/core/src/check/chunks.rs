@@ -81,7 +81,7 @@ pub(super) fn chunk(store: &dyn Read, chunk: ChunkId) -> Result<Found, StoreErro
     if live != record.live_blocks {
         wrong(
             Kind::LiveBlocks,
-            format!("chunk {chunk} counts {} live blocks, has {live}", record.live_blocks),
+            format!("chunk {chunk} records {} live blocks and has {live}", record.live_blocks),
         );
     }
     if uses.live.iter().any(|(_, end)| end > record.committed.div_ceil(BLOCK_BYTES)) {
@@ -100,7 +100,7 @@ pub(super) fn chunk(store: &dyn Read, chunk: ChunkId) -> Result<Found, StoreErro
         if blocks.without(&uses.live) != blocks {
             wrong(
                 Kind::DeadInUse,
-                format!("chunk {chunk}: blocks {first}+{} are dead and referred to", range.blocks),
+                format!("chunk {chunk}: blocks {first}+{} are marked as dead and referred to", range.blocks),
             );
         }
         waiting.extend(range.waiting.iter().copied());
@@ -110,7 +110,10 @@ pub(super) fn chunk(store: &dyn Read, chunk: ChunkId) -> Result<Found, StoreErro
         if waiting.contains(server) != order.is_some_and(|order| order.trim) {
             wrong(
                 Kind::TrimOrder,
-                format!("chunk {chunk}: server {server} waits for a trim and has no order, or the reverse"),
+                format!(
+                    "chunk {chunk}: server {server} has a trim pending without a task, or a task without a \
+                     trim"
+                ),
             );
         }
     }
@@ -122,7 +125,10 @@ pub(super) fn chunk(store: &dyn Read, chunk: ChunkId) -> Result<Found, StoreErro
         if unmarked {
             wrong(
                 Kind::SharedMark,
-                format!("inode {ino}: segment {segment} refers to bytes of another without being marked"),
+                format!(
+                    "inode {ino}: extent page {segment} shares bytes with another without being marked as \
+                     shared"
+                ),
             );
         }
     }
@@ -147,6 +153,9 @@ pub(super) fn reference(
     if used || store.get(Family::System, &keys::back_reference(chunk, ino, segment))?.is_none() {
         return Ok(Found::new());
     }
-    let words = format!("chunk {chunk} is told that segment {segment} of inode {ino} refers to it");
+    let words = format!(
+        "chunk {chunk} has a back reference from extent page {segment} of inode {ino}, which doesn't refer \
+         to it"
+    );
     Ok(vec![Finding::new(Kind::ReferenceStale, Subject::Reference(chunk, ino, segment), words)])
 }

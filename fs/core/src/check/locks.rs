@@ -22,12 +22,15 @@ pub(super) fn lock(
     let mut wrong = |kind, words: String| found.push(Finding::new(kind, subject.clone(), words));
     let holder: Option<SessionRecord> = load(store, Family::System, &keys::session(session))?;
     if holder.is_none_or(|holder| holder.ended.is_some()) {
-        wrong(Kind::LockStale, format!("session {session} has locks on {ino} and isn't alive"));
+        wrong(Kind::LockStale, format!("session {session} has locks on inode {ino} and has ended"));
     } else if store.get(Family::Inodes, &keys::inode(ino))?.is_none() {
-        wrong(Kind::LockStale, format!("locks on {ino}, which doesn't exist"));
+        wrong(Kind::LockStale, format!("locks on inode {ino}, which doesn't exist"));
     }
     if store.get(Family::System, &keys::locked(session, ino))?.is_none() {
-        wrong(Kind::LockList, format!("session {session} has locks on {ino} that its list doesn't show"));
+        wrong(
+            Kind::LockList,
+            format!("session {session} has locks on inode {ino} that its list of locks lacks"),
+        );
     }
     let ranges: Vec<_> = record.locks.iter().map(|lock| lock.range).collect();
     let unsound = ranges.is_empty()
@@ -48,7 +51,8 @@ pub(super) fn lock(
         wrong(
             Kind::LockConflict,
             format!(
-                "{class:?} locks of session {session} on {ino} are none, overlap or are in another's way"
+                "{class:?} locks of session {session} on inode {ino} are empty, overlap or conflict with \
+                 another session's"
             ),
         );
     }
@@ -66,6 +70,6 @@ pub(super) fn locked(store: &dyn Read, session: SessionId, ino: InodeId) -> Resu
     if held {
         return Ok(Found::new());
     }
-    let words = format!("session {session} is said to have locks on {ino} and has none");
+    let words = format!("session {session} lists locks on inode {ino} and has none");
     Ok(vec![Finding::new(Kind::LockList, Subject::Locked(session, ino), words)])
 }

@@ -103,7 +103,7 @@ pub fn walk(store: &dyn Read, watch: &mut Watch<'_>) -> Result<Option<Totals>, S
             let _ = watch(Seen::Found(Finding::new(
                 Kind::NoSuperblock,
                 Subject::Volume,
-                "there is no superblock",
+                "the superblock is missing",
             )));
             return Ok(None);
         }
@@ -158,7 +158,7 @@ pub fn walk(store: &dyn Read, watch: &mut Watch<'_>) -> Result<Option<Totals>, S
     }
     let said = Totals::said(&superblock);
     if said != totals {
-        let words = format!("the superblock says {said:?}, there is {totals:?}");
+        let words = format!("the superblock records {said:?}, the volume has {totals:?}");
         let _ = watch(Seen::Found(Finding::new(Kind::VolumeTotals, Subject::Volume, words)));
     }
     Ok(Some(totals))

@@ -66,10 +66,7 @@ pub(super) fn inode(store: &dyn Read, ino: InodeId) -> Result<Found, StoreError>
     if ino != ROOT && names == 0 && orphan.is_none() {
         wrong(
             Kind::InodeWithoutName,
-            format!(
-                "inode {ino} has no name, says it has {} links, and isn't marked as unlinked",
-                record.nlink
-            ),
+            format!("inode {ino} has no name, records {} links, and isn't marked as unlinked", record.nlink),
         );
     } else if orphan.is_some() && names > 0 {
         wrong(Kind::OrphanWithName, format!("inode {ino} has {names} names and is marked as unlinked"));
@@ -82,20 +79,20 @@ pub(super) fn inode(store: &dyn Read, ino: InodeId) -> Result<Found, StoreError>
             wrong(
                 Kind::DirectoryCounts,
                 format!(
-                    "directory {ino} counts {} entries and {} links, has {entries} and {links}",
+                    "directory {ino} records {} entries and {} links and has {entries} and {links}",
                     record.entries, record.nlink
                 ),
             );
         }
     } else if record.nlink != names && (names > 0 || orphan.is_some()) {
-        wrong(Kind::LinkCount, format!("inode {ino} has {} links, {names} names", record.nlink));
+        wrong(Kind::LinkCount, format!("inode {ino} records {} links and has {names} names", record.nlink));
     }
     let lists = lists_of(store, ino)?;
     if lists != (record.access_acl, record.default_acl) {
         wrong(
             Kind::AclFlag,
             format!(
-                "inode {ino} says {:?} of its access control lists (own, inherited), which are {lists:?}",
+                "inode {ino} records {:?} of its access control lists (own, inherited), which are {lists:?}",
                 (record.access_acl, record.default_acl)
             ),
         );
@@ -105,7 +102,7 @@ pub(super) fn inode(store: &dyn Read, ino: InodeId) -> Result<Found, StoreError>
         if mapped != record.mapped {
             wrong(
                 Kind::MappedBytes,
-                format!("inode {ino} says {} bytes are mapped, {mapped} are", record.mapped),
+                format!("inode {ino} records {} mapped bytes and has {mapped}", record.mapped),
             );
         }
     }
@@ -124,27 +121,36 @@ pub(super) fn entry(store: &dyn Read, directory: InodeId, cookie: u64) -> Result
     let shown = String::from_utf8_lossy(&name);
     let above: Option<InodeRecord> = load(store, Family::Inodes, &keys::inode(directory))?;
     if !above.as_ref().is_some_and(InodeRecord::is_directory) {
-        wrong(Kind::NamesWithoutDirectory, format!("{shown:?} is in {directory}, which is no directory"));
+        wrong(
+            Kind::NamesWithoutDirectory,
+            format!("{shown:?} is in inode {directory}, which isn't a directory"),
+        );
     }
     if store.get(Family::Names, &keys::parent(ino, directory, &name))?.is_none() {
-        wrong(Kind::ParentMissing, format!("{shown:?} in {directory} names {ino}, which doesn't know of it"));
+        wrong(
+            Kind::ParentMissing,
+            format!("{shown:?} in directory {directory} names inode {ino}, which lacks that name"),
+        );
     }
     match load::<InodeRecord>(store, Family::Inodes, &keys::inode(ino))? {
         None => wrong(
             Kind::EntryWithoutInode,
-            format!("{shown:?} in {directory} names {ino}, which doesn't exist"),
+            format!("{shown:?} in directory {directory} names inode {ino}, which doesn't exist"),
         ),
         Some(record) => {
             if record.kind() != kind {
                 wrong(
                     Kind::EntryKind,
-                    format!("{shown:?} in {directory}: kind is {kind:?}, inode says {:?}", record.kind()),
+                    format!(
+                        "{shown:?} in directory {directory}: the entry's type is {kind:?}, the inode's {:?}",
+                        record.kind()
+                    ),
                 );
             }
             if record.is_directory() && record.parent != directory {
                 wrong(
                     Kind::DirectoryParent,
-                    format!("directory {ino} is in {directory}, says it is in {}", record.parent),
+                    format!("directory {ino} is in {directory} and records {} as its parent", record.parent),
                 );
             }
         }
@@ -165,7 +171,8 @@ pub(super) fn parent(
         return Ok(Found::new());
     }
     let shown = String::from_utf8_lossy(name);
-    let words = format!("inode {ino} says it is {shown:?} in {directory}, which has no such name for it");
+    let words =
+        format!("inode {ino} records the name {shown:?} in directory {directory}, which doesn't have it");
     Ok(vec![Finding::new(Kind::NameMissing, Subject::Parent(ino, directory, name.to_vec()), words)])
 }
 

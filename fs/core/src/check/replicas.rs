@@ -28,10 +28,10 @@ pub fn judge(record: &ChunkRecord, order: &OrderRecord, held: Option<&Held>) -> 
         return Some((Kind::ReplicaMissing, "has no replica".into()));
     };
     if held.bad {
-        return Some((Kind::ReplicaBad, "has a replica with blocks that don't have their checksum".into()));
+        return Some((Kind::ReplicaBad, "has a replica with corrupt blocks".into()));
     }
     if held.length < record.committed {
-        let words = format!("has {} bytes of {}", held.length, record.committed);
+        let words = format!("has only {} bytes of {}", held.length, record.committed);
         return Some((Kind::ReplicaShort, words));
     }
     if !record.sealed || order.seal.is_some() {
@@ -39,9 +39,9 @@ pub fn judge(record: &ChunkRecord, order: &OrderRecord, held: Option<&Held>) -> 
     }
     if held.generation != record.generation || !held.sealed {
         let words = format!(
-            "has generation {}{}, the chunk is sealed at {}",
+            "has generation {}{}, and the chunk is sealed at {}",
             held.generation,
-            if held.sealed { "" } else { ", open" },
+            if held.sealed { "" } else { ", not sealed" },
             record.generation
         );
         return Some((Kind::ReplicaGeneration, words));

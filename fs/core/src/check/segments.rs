@@ -29,7 +29,10 @@ pub(super) fn segment(store: &dyn Read, ino: InodeId, segment: SegmentIndex) -> 
     let mut wrong =
         |kind, words: String| found.push(Finding::new(kind, Subject::Segment(ino, segment), words));
     if store.get(Family::Inodes, &keys::inode(ino))?.is_none() {
-        wrong(Kind::SegmentWithoutInode, format!("segment {segment} of inode {ino}, which doesn't exist"));
+        wrong(
+            Kind::SegmentWithoutInode,
+            format!("extent page {segment} of inode {ino}, which doesn't exist"),
+        );
     }
     let pieces = &record.pieces;
     if pieces.is_empty()
@@ -40,7 +43,7 @@ pub(super) fn segment(store: &dyn Read, ino: InodeId, segment: SegmentIndex) -> 
     {
         wrong(
             Kind::SegmentShape,
-            format!("inode {ino}: pieces of segment {segment} are none, overlap or stick out: {pieces:?}"),
+            format!("inode {ino}: the extents of page {segment} are empty, overlap or exceed it: {pieces:?}"),
         );
         return Ok(found);
     }
@@ -49,7 +52,8 @@ pub(super) fn segment(store: &dyn Read, ino: InodeId, segment: SegmentIndex) -> 
             wrong(
                 Kind::InlineMissing,
                 format!(
-                    "inode {ino}: the inline value of bytes {}+{} of segment {segment} is missing or short",
+                    "inode {ino}: the inline value of bytes {}+{} of extent page {segment} is missing or \
+                     short",
                     piece.start, piece.length
                 ),
             );
@@ -59,13 +63,15 @@ pub(super) fn segment(store: &dyn Read, ino: InodeId, segment: SegmentIndex) -> 
         if store.get(Family::System, &keys::chunk(*chunk))?.is_none() {
             wrong(
                 Kind::ChunkMissing,
-                format!("inode {ino}: segment {segment} refers to chunk {chunk}, which doesn't exist"),
+                format!("inode {ino}: extent page {segment} refers to chunk {chunk}, which doesn't exist"),
             );
         }
         if store.get(Family::System, &keys::back_reference(*chunk, ino, segment))?.is_none() {
             wrong(
                 Kind::ReferenceMissing,
-                format!("inode {ino}: segment {segment} refers to chunk {chunk}, which doesn't know of it"),
+                format!(
+                    "inode {ino}: extent page {segment} refers to chunk {chunk}, which has no back reference"
+                ),
             );
         }
     }
@@ -85,6 +91,6 @@ pub(super) fn inline(
     if used || store.get(Family::Inline, &keys::inline(ino, segment, id))?.is_none() {
         return Ok(Found::new());
     }
-    let words = format!("inode {ino}: no piece refers to inline value {id} of segment {segment}");
+    let words = format!("inode {ino}: no extent refers to inline value {id} of page {segment}");
     Ok(vec![Finding::new(Kind::InlineUnused, Subject::Inline(ino, segment, id), words)])
 }

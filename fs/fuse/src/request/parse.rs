@@ -15,10 +15,10 @@ use crate::abi::{Pod, opcode};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Malformed {
     /// The message ends before its arguments do.
-    #[error("request is too short")]
+    #[error("a request is too short")]
     Short,
     /// The header's length is not the message's.
-    #[error("request of {got} bytes says that it has {said}")]
+    #[error("a request of {got} bytes claims to have {said}")]
     Length {
         /// What the header says, in bytes.
         said: u32,
@@ -26,13 +26,13 @@ pub enum Malformed {
         got: usize,
     },
     /// A name without an end, or an empty one.
-    #[error("request has a bad name")]
+    #[error("a request has an invalid name")]
     Name,
     /// An argument that has no meaning.
-    #[error("request has a bad argument")]
+    #[error("a request has an invalid argument")]
     Argument,
     /// Extensions that overrun the message or one another.
-    #[error("request has bad extensions")]
+    #[error("a request has invalid extensions")]
     Extension,
 }
 

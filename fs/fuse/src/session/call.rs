@@ -229,7 +229,7 @@ impl Drop for Call {
     fn drop(&mut self) {
         if !self.answered {
             let (request, unique) = (opcode::name(self.header.opcode), self.header.unique);
-            tracing::error!(request, unique, "request was dropped without an answer");
+            tracing::error!(request, unique, "a request was dropped without a reply");
             let address = Address { device: self.device, unique };
             self.core.answer(self.slot, address, libc::EIO, &[]);
         }

@@ -100,7 +100,10 @@ impl Core {
                     Some(again) => {
                         drop(rebound);
                         if let Err(problem) = self.write(again, error, body) {
-                            tracing::debug!(unique = again.unique, %problem, "reply to a resent request refused");
+                            tracing::debug!(
+                                unique = again.unique, %problem,
+                                "the kernel refused the reply to a resent request"
+                            );
                         }
                     }
                     // Under the lock, so that a copy that comes now is either seen above or served as a new request.
@@ -110,9 +113,12 @@ impl Core {
             Err(problem) => {
                 let gone = matches!(problem.raw_os_error(), Some(libc::ENODEV | libc::ECONNABORTED));
                 if !gone {
-                    tracing::error!(unique = address.unique, %problem, "reply refused by the kernel");
+                    tracing::error!(unique = address.unique, %problem, "the kernel refused a reply");
                     if let Err(again) = self.write(address, libc::EIO, &[]) {
-                        tracing::debug!(unique = address.unique, problem = %again, "so was the error");
+                        tracing::debug!(
+                            unique = address.unique, problem = %again,
+                            "the kernel refused the error reply, too"
+                        );
                     }
                 }
             }

@@ -154,7 +154,7 @@ impl Negotiated {
 /// Why a kernel can't be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
-    "the kernel speaks FUSE {major}.{minor}; at least {KERNEL_VERSION}.{KERNEL_MINOR_VERSION_MIN} is needed"
+    "the kernel speaks FUSE {major}.{minor}; at least {KERNEL_VERSION}.{KERNEL_MINOR_VERSION_MIN} is required"
 )]
 pub struct KernelTooOld {
     /// Its major version.

@@ -54,7 +54,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
     pub fn run(self, unfinished: Vec<Unfinished>, resume: Option<Notifier>) {
         let begins = self.device == 0 || self.wait_for_init();
         let end = if begins { self.read_all(unfinished, resume) } else { End::Stopped };
-        tracing::debug!(device = self.device, ?end, "reader ended");
+        tracing::debug!(device = self.device, ?end, "a reader thread ended");
         self.core.reader_ended(end);
     }
 
@@ -144,7 +144,11 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         }
         match large {
             Large::Write | Large::Append => {
-                tracing::debug!(len, ?large, "too many WRITEs wait: this one is shortened");
+                tracing::debug!(
+                    len,
+                    ?large,
+                    "too many large WRITEs wait; this one is answered with a short write"
+                );
                 // SAFETY: this thread holds slot and buffer, the message is such a WRITE, and no slice of it is used
                 // from here on.
                 Some((unsafe { core.memory.shorten_write(slot, buffer) }, None))
@@ -190,7 +194,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
                 Some(libc::ENODEV) => return Err(End::Unmounted),
                 Some(libc::ECONNABORTED) => return Err(End::Aborted),
                 _ => {
-                    tracing::error!(%error, device = self.device, "reading requests failed");
+                    tracing::error!(%error, device = self.device, "reading a request from the kernel failed");
                     return Err(End::Failed(error.raw_os_error().unwrap_or(libc::EIO)));
                 }
             }
@@ -200,7 +204,10 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
     /// Serves what a predecessor read and did not answer. All of it was set aside before any reader began.
     fn redo(&self, unfinished: Vec<Unfinished>, place: &mut Place<F>) {
         if !unfinished.is_empty() {
-            tracing::info!(requests = unfinished.len(), "redoing what the predecessor left unanswered");
+            tracing::info!(
+                requests = unfinished.len(),
+                "handling requests that the previous process left unanswered"
+            );
         }
         for Unfinished { slot, device, len, buffer } in unfinished {
             let hold = buffer
@@ -224,7 +231,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         let header = match request::parse_header(message) {
             Ok(header) => header,
             Err(problem) => {
-                tracing::error!(%problem, "malformed request");
+                tracing::error!(%problem, "a request of the kernel is malformed");
                 // Its number stands where every request has it, if it is long enough for one.
                 match crate::abi::input::InHeader::read_from(message) {
                     Some(raw) => {
@@ -269,7 +276,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
             }
             Ok(_) => {}
             Err(problem) => {
-                tracing::error!(%problem, request = opcode::name(header.opcode), "ignored")
+                tracing::error!(%problem, request = opcode::name(header.opcode), "a malformed request is ignored")
             }
         }
     }
@@ -285,7 +292,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
                 self.runtime.spawn(future);
             }
             // The request was answered EIO when the future's call was dropped on the way.
-            Err(_) => tracing::error!("a request's handler panicked"),
+            Err(_) => tracing::error!("the handler of a request panicked: this is a bug, please report it"),
         }
     }
 
@@ -299,7 +306,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         };
         match negotiate(&kernel, &self.options) {
             Ok(Answer::Agreed(negotiated)) => {
-                tracing::info!(kernel = ?kernel, ?negotiated, "mount begins");
+                tracing::info!(kernel = ?kernel, ?negotiated, "the kernel initialized the mount");
                 // A predecessor may have got as far as here: what it recorded is what the kernel was told.
                 let negotiated = core.memory.negotiated().unwrap_or(negotiated);
                 core.memory.set_negotiated(&negotiated);
@@ -320,7 +327,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
                 call.init(&version);
             }
             Err(problem) => {
-                tracing::error!(%problem, "kernel can't be served");
+                tracing::error!(%problem, "this kernel isn't supported");
                 call.error(Errno(libc::EPROTO));
                 core.state.send_replace(State::Ended(End::Failed(libc::EPROTO)));
             }
@@ -337,7 +344,7 @@ async fn resend(core: Arc<Core>, notifier: Notifier) {
         tokio::time::sleep(RESEND_POLL).await;
     }
     if let Err(error) = notifier.resend().await {
-        tracing::warn!(%error, "the kernel can't send requests again");
+        tracing::warn!(%error, "the kernel can't resend unanswered requests");
     }
 }
 

@@ -273,7 +273,7 @@ impl Bitmap {
 
     fn free(&mut self, number: u32) {
         let (at, bit) = (number as usize / 64, 1u64 << (number % 64));
-        assert!(number < self.count && self.words[at] & bit == 0, "freed twice, or never taken");
+        assert!(number < self.count && self.words[at] & bit == 0, "freed twice, or never allocated");
         self.words[at] |= bit;
         self.hint = self.hint.min(at);
         self.free += 1;

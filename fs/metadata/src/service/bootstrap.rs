@@ -28,7 +28,7 @@ impl Node {
         if self.consensus.status().members.is_empty() {
             if request.members.len() > MEMBERS_MAX {
                 return Err(MetadataError::Refused(format!(
-                    "a group has {MEMBERS_MAX} members at most, and {} were named: name fewer",
+                    "a group has at most {MEMBERS_MAX} members, and {} were named: name fewer",
                     request.members.len()
                 )));
             }

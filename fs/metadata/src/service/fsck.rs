@@ -49,7 +49,7 @@ impl Fsck {
             // It was another leader's: who asks has to start anew.
             FsckRequest::Look { .. } => Ok(FsckReply::default()),
             FsckRequest::Start { .. } if state.run != 0 && !state.done => Err(MetadataError::Refused(
-                "a check of this volume runs already: wait until it has ended".into(),
+                "a check of this volume is already running: wait until it ends".into(),
             )),
             FsckRequest::Start { repair, data } => {
                 let run = rand::random::<u64>().max(1);
@@ -64,7 +64,10 @@ impl Fsck {
                     match result {
                         Ok(()) => {}
                         Err(MetadataError::LeadershipLost | MetadataError::NotLeader { .. }) => {
-                            tracing::info!("a check of the volume has ended with the leadership");
+                            tracing::info!(
+                                "a check of the volume stopped because this metadata server is no longer the \
+                                 leader"
+                            );
                             *state = FsckReply::default();
                             return;
                         }
@@ -75,7 +78,7 @@ impl Fsck {
                         left = state.left,
                         repaired = state.repaired,
                         failed = state.failed,
-                        "a check of the volume has ended"
+                        "a check of the volume ended"
                     );
                 });
                 Ok(FsckReply { run, ..FsckReply::default() })

@@ -44,7 +44,7 @@ pub(super) async fn look(node: &Node, leader: &Arc<Leader>) -> Result<Vec<Findin
         suspects = still(node, leader, suspects, is_forgotten).await?;
     }
     let finding = |ino| {
-        let words = format!("unlinked file {ino} is held by nobody and not freed");
+        let words = format!("unlinked file {ino} isn't open anywhere and isn't freed");
         Finding::new(Kind::OrphanForgotten, Subject::Orphan(ino), words)
     };
     Ok(suspects.into_iter().map(finding).collect())

@@ -37,7 +37,7 @@ pub(super) async fn look(node: &Node, data: bool) -> Result<Vec<Finding>, Metada
     for (server, record) in servers {
         let server = ServerId(server);
         if let Err(reason) = look_at(node, server, &record, data, &mut found).await? {
-            let words = format!("what storage server {server} holds could not be checked: {reason}");
+            let words = format!("the replicas on storage server {server} could not be checked: {reason}");
             found.push(Finding::new(Kind::ReplicasUnchecked, Subject::Replica(server, ChunkId(0)), words));
         }
     }

@@ -41,11 +41,11 @@ impl Node {
         let leader = self.lead()?;
         let Ok(_one) = leader.membership.try_lock() else {
             return Err(MetadataError::Refused(
-                "another change of the members is under way: wait for it, then ask again".into(),
+                "another membership change is in progress: wait until it is done, then try again".into(),
             ));
         };
         let steps = self.steps(&request.change).await?;
-        tracing::info!(change = ?request.change, ?steps, "changing the group");
+        tracing::info!(change = ?request.change, ?steps, "changing the members of the group");
         for step in steps {
             leader.not_over()?;
             self.step(step).await?;
@@ -96,7 +96,8 @@ impl Node {
             Err(_) => {
                 self.consensus.remove_learner(member.0).await.map_err(raft_error)?;
                 Err(MetadataError::Refused(format!(
-                    "{member} at {address} did not receive the log within {} s: look at its log, then ask again",
+                    "{member} at {address} did not receive the Raft log within {} s: check its log messages, \
+                     then try again",
                     LEARN_MAX.as_secs()
                 )))
             }
@@ -110,16 +111,16 @@ impl Node {
         let connecting = tokio::time::timeout(JOINER_PATIENCE, Connection::connect(&parsed, &options));
         let connection = connecting
             .await
-            .map_err(|_| format!("{address} doesn't answer: start the metadata server there"))?
+            .map_err(|_| format!("{address} doesn't respond: start the metadata server there"))?
             .map_err(|error| format!("{member} can't be reached: {error}"))?;
         let (who, _) = connection
             .call_within::<WhoRequest>(&WhoRequest, (), JOINER_PATIENCE)
             .await
-            .map_err(|error| format!("{member} at {address} doesn't say who it is: {error}"))?;
+            .map_err(|error| format!("{member} at {address} doesn't report its identity: {error}"))?;
         if who.in_group {
             return Err(format!(
-                "{member} at {address} has belonged to a group before and may not come back: empty its folder, so that \
-                 it becomes another member, then add that one"
+                "{member} at {address} belonged to a group before and can't join again: empty its data \
+                 directory and restart it, so that it becomes a new member, then add that one"
             ));
         }
         Ok(())
@@ -133,14 +134,12 @@ impl Node {
             Some(to) if to == self.member => return Ok(to),
             Some(to) if !group.is_heard(to) => {
                 return Err(MetadataError::Refused(format!(
-                    "{to} is silent, or no member: it could not lead"
+                    "{to} doesn't respond or isn't a member, so it can't become the leader"
                 )));
             }
             Some(to) => to,
             None => group.successor(None).ok_or_else(|| {
-                MetadataError::Refused(
-                    "no other member is there that could lead: add one, or start one".into(),
-                )
+                MetadataError::Refused("no other member can become the leader: start or add one".into())
             })?,
         };
         self.consensus.transfer_leader(to.0).await.map_err(raft_error)?;

@@ -187,7 +187,7 @@ impl Node {
             // What the session did is told to its successor, which then opens the file.
             Err(MetadataError::Fs(FsError::SessionExpired)) => Ok(Outcome::Refused(FsError::SessionExpired)),
             Err(MetadataError::Fs(error)) => {
-                tracing::warn!(%ino, %error, "a new file isn't held open by its maker");
+                tracing::warn!(%ino, %error, "a new file could not be recorded as open in its session");
                 Ok(outcome)
             }
             Err(error) => Err(error),

@@ -27,22 +27,24 @@ impl Node {
             if health == Some(Health::Alive) {
                 // It would register again within a second.
                 return Err(MetadataError::Refused(format!(
-                    "storage server {server} still runs: evacuate it, stop it, then forget it"
+                    "storage server {server} is still running: drain it (atoll-fs admin evacuate), stop it, \
+                     then forget it"
                 )));
             }
             let chunks = self.read(Lane::Background, move |records| chunks_on(records, server)).await?;
             if chunks > 0 {
                 return Err(MetadataError::Refused(format!(
-                    "{chunks} chunks still name storage server {server}: evacuate it, and wait until it has none"
+                    "storage server {server} still has replicas of {chunks} chunks: drain it (atoll-fs admin \
+                     evacuate) and wait until it has none"
                 )));
             }
         }
         match leader.propose(Op::ChangeServer { server, change }).await? {
             Outcome::Refused(FsError::NotFound) => {
-                Err(MetadataError::Refused(format!("there is no storage server {server}")))
+                Err(MetadataError::Refused(format!("storage server {server} doesn't exist")))
             }
             Outcome::Refused(FsError::TryAgain) => Err(MetadataError::Refused(format!(
-                "storage server {server} is in use: evacuate it before it is forgotten"
+                "storage server {server} is in use: drain it (atoll-fs admin evacuate) before you forget it"
             ))),
             Outcome::Refused(error) => Err(MetadataError::Fs(error)),
             _ => self.look_at_server(server).map_err(|error| store_error(&error)),

@@ -60,7 +60,7 @@ impl Node {
         }
         if status.chunks_short > 0 && leads {
             status.problems.push(format!(
-                "{} chunks have fewer replicas than wanted: bring back or add storage servers",
+                "{} chunks have fewer replicas than desired: start or add storage servers",
                 status.chunks_short
             ));
         }
@@ -76,8 +76,8 @@ impl Node {
             .filter(silent)
             .map(|member| {
                 format!(
-                    "metadata server {} at {} is silent: start it; if its disk is gone, let a new one take its place \
-                     (atoll-fs admin members replace)",
+                    "metadata server {} at {} doesn't respond: start it; if its disk is gone, replace it by \
+                     a new one (atoll-fs admin members replace)",
                     member.member, member.address
                 )
             })
@@ -85,7 +85,7 @@ impl Node {
         status.problems.extend(words);
         if let Some(member) = status.members.iter().find(|member| !member.voter) {
             status.problems.push(format!(
-                "metadata server {} at {} receives the log and doesn't vote: add it again, or remove it",
+                "metadata server {} at {} receives the Raft log but has no vote: add it again, or remove it",
                 member.member, member.address
             ));
         }
@@ -115,7 +115,8 @@ impl Node {
             });
             if health != Health::Alive {
                 status.problems.push(format!(
-                    "storage server {server} at {} is silent for {} s: start it, or replace it",
+                    "storage server {server} at {} has not sent a heartbeat for {} s: start it, or replace \
+                     it",
                     record.address,
                     silent.as_secs()
                 ));
@@ -128,7 +129,7 @@ impl Node {
             }
         }
         if status.cluster.is_none() {
-            status.problems.push("the cluster is not bootstrapped: bootstrap it".into());
+            status.problems.push("the cluster isn't bootstrapped: run atoll-fs bootstrap".into());
         } else if leads && status.servers.len() < usize::from(status.copies) {
             status.problems.push(format!(
                 "{} storage servers for {} copies: add {} more",
@@ -142,22 +143,24 @@ impl Node {
             full.insert(self.member);
         }
         for member in full {
-            status
-                .problems
-                .push(format!("the disk of metadata server {member} is full: enlarge it, or delete files"));
+            status.problems.push(format!(
+                "the disk of metadata server {member} is full: enlarge the disk, or delete files"
+            ));
         }
         if self.machine.waits_for_room() {
             status.problems.push(format!(
-                "metadata server {} waits for room on its disk, and goes on by itself once there is some",
+                "metadata server {} waits for free space on its disk and continues by itself once there is \
+                 some: enlarge the disk",
                 self.member
             ));
         }
         if let Some(reason) = &raft.refusing {
-            status.problems.push(format!("metadata server {} takes no changes: {reason}", self.member));
+            status.problems.push(format!("metadata server {} refuses changes: {reason}", self.member));
         }
         if let Some(damage) = self.machine.damage() {
             status.problems.push(format!(
-                "the disk of metadata server {} is damaged ({damage}): replace it, if it happens again",
+                "data on the disk of metadata server {} is damaged ({damage}): replace the disk if this \
+                 happens again",
                 self.member
             ));
         }

@@ -70,7 +70,7 @@ impl Node {
         let op = Op::PutServer { server: request.server, address: request.address, labels: request.labels };
         let leader = match leader.propose(op).await.map_err(refusal)? {
             Outcome::Refused(error) => {
-                return Err(Status::unavailable(format!("the server can't join now: {error}")));
+                return Err(Status::unavailable(format!("the server can't register now: {error}")));
             }
             _ => self.lead().map_err(refusal)?,
         };
@@ -175,7 +175,7 @@ impl Node {
                 let replicas = repair::kept(&record, server, &leader.servers.lock(), now);
                 leader.repair.lock().copied(record.committed, now);
                 self.metrics.work("copied_bytes", record.committed);
-                tracing::info!(%chunk, %server, "a chunk has a new replica");
+                tracing::info!(%chunk, %server, "a chunk got a new replica");
                 Some(Op::SetReplicas { chunk, generation, replicas })
             }
             _ => Some(Op::DeleteStray { server, chunks: vec![chunk] }),
@@ -201,10 +201,16 @@ impl Node {
             left.iter().filter(|other| servers.health(**other, now) == Some(Health::Alive)).count()
         };
         if alive == 0 {
-            tracing::error!(%chunk, %server, "the only replica that could be reached is missing");
+            tracing::error!(
+                %chunk, %server,
+                "the only reachable replica of a chunk is missing: start the servers that have the others"
+            );
             return Ok(None);
         }
-        tracing::warn!(%chunk, %server, left = left.len(), "a replica is missing: it is taken out");
+        tracing::warn!(
+            %chunk, %server, left = left.len(),
+            "a replica is missing; it is removed from the replica set and re-replicated"
+        );
         Ok(Some(Op::SetReplicas { chunk, generation: record.generation, replicas: left }))
     }
 
@@ -224,7 +230,10 @@ impl Node {
         };
         let mut ops = Vec::new();
         if !strays.is_empty() {
-            tracing::info!(%server, count = strays.len(), "replicas that no record knows are to be deleted");
+            tracing::info!(
+                %server, count = strays.len(),
+                "a storage server deletes replicas that no chunk record refers to"
+            );
             self.metrics.work("strays", strays.len() as u64);
             ops.push(Op::DeleteStray { server, chunks: strays });
         }

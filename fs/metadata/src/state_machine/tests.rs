@@ -280,7 +280,7 @@ fn what_can_not_be_understood_or_was_applied_already_stops_the_member() {
     assert!(error.to_string().contains("comes after"), "{error}");
     let position = LogPosition { term: 9, index: 50 };
     for (bytes, expected) in
-        [(vec![9, 0], "format 9"), (vec![1, 200, 200], "can't be read"), (vec![], "no format")]
+        [(vec![9, 0], "format 9"), (vec![1, 200, 200], "can't be decoded"), (vec![], "no format")]
     {
         let payload = AppliedPayload::Normal(bytes.into());
         let error = machine.apply(vec![AppliedEntry { position, payload }]).unwrap_err();

@@ -70,16 +70,17 @@ impl Ballast {
             Step::Keep => {}
             Step::GiveUp => {
                 tracing::error!(
-                    folder = %self.path.display(),
+                    file = %self.path.display(),
                     free_bytes = free,
-                    "the metadata disk is full: giving up the ballast so that deleting goes on; enlarge the disk"
+                    "the metadata disk is full: the ballast file is released so that files can still be \
+                     deleted; enlarge the disk"
                 );
                 self.give_up()?;
             }
             Step::TakeBack => match self.take() {
                 Ok(()) => self.held = true,
                 Err(error) => {
-                    tracing::debug!(%error, "no room for the ballast yet");
+                    tracing::debug!(%error, "not enough free space for the ballast file yet");
                     self.give_up()?;
                 }
             },

@@ -55,15 +55,15 @@ pub enum FolderError {
         source: io::Error,
     },
     /// Not a folder.
-    #[error("{path} is not a folder: give the metadata server a folder of its own")]
+    #[error("{path} is not a directory: give the metadata server a directory of its own")]
     NotFolder {
         /// What was given.
         path: PathBuf,
     },
     /// Somebody else's files.
     #[error(
-        "{path} holds files that are not a metadata server's ({example}): it was left as it is; give the metadata \
-         server an empty folder"
+        "{path} has files that are not a metadata server's ({example}): nothing was changed; give the \
+         metadata server an empty directory"
     )]
     Foreign {
         /// The folder.
@@ -73,8 +73,8 @@ pub enum FolderError {
     },
     /// Another volume's.
     #[error(
-        "{path} belongs to cluster {found}, this server was started for cluster {expected}: it was left as it is; \
-         use that cluster's id, or another folder"
+        "{path} belongs to cluster {found}, this server was started for cluster {expected}: nothing was \
+         changed; use that cluster's id, or another directory"
     )]
     OtherCluster {
         /// The folder.
@@ -86,7 +86,8 @@ pub enum FolderError {
     },
     /// Written by a newer program.
     #[error(
-        "{path} has format {found}, this program knows up to {FORMAT}: use the version that wrote it, or a newer one"
+        "{path} has format {found}, this program reads formats up to {FORMAT}: use the version that wrote \
+         it, or a newer one"
     )]
     Newer {
         /// The folder.
@@ -144,12 +145,12 @@ impl Folder {
             Ok(found) if !found.is_dir() => return Err(FolderError::NotFolder { path: path.into() }),
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(path).map_err(io_error("make the folder", path))?;
+                fs::create_dir_all(path).map_err(io_error("create the directory", path))?;
                 if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
                     sync_folder(parent)?;
                 }
             }
-            Err(error) => return Err(io_error("look at", path)(error)),
+            Err(error) => return Err(io_error("examine", path)(error)),
         }
         let before = Identity::read(path)?;
         match &before {
@@ -213,7 +214,7 @@ impl Folder {
         if aside.join(MOVED).exists() {
             return Ok(());
         }
-        fs::create_dir_all(&aside).map_err(io_error("make the folder", &aside))?;
+        fs::create_dir_all(&aside).map_err(io_error("create the directory", &aside))?;
         sync_folder(&self.path)?;
         for name in self.names()? {
             if name == RAFT || name == CURRENT || name.starts_with(STATE_PREFIX) {
@@ -300,7 +301,7 @@ impl Folder {
             Ok(name) => {
                 let name = name.trim().to_owned();
                 if !name.starts_with(STATE_PREFIX) || name.contains('/') {
-                    let detail = format!("it names '{name}'");
+                    let detail = format!("it names the state directory '{name}'");
                     return Err(FolderError::Damaged { path: pointer, detail });
                 }
                 name
@@ -338,7 +339,7 @@ impl Folder {
             }
             _ => {}
         }
-        fs::create_dir(&next).map_err(io_error("make the folder", &next))?;
+        fs::create_dir(&next).map_err(io_error("create the directory", &next))?;
         Ok(next)
     }
 
@@ -405,7 +406,7 @@ impl Identity {
             }
         };
         let damaged = |detail: &str| FolderError::Damaged { path: path.clone(), detail: detail.into() };
-        let format = format.ok_or_else(|| damaged("its format is no number"))?;
+        let format = format.ok_or_else(|| damaged("its format isn't a number"))?;
         if format > FORMAT {
             return Err(FolderError::Newer { path: folder.into(), found: format });
         }
@@ -417,11 +418,13 @@ impl Identity {
         let mut last = lines.next();
         let mut replaces = Vec::new();
         while let Some(id) = last.and_then(|line| line.strip_prefix("replaces ")) {
-            replaces.push(id.parse().map_err(|_| damaged("whose place it takes is no member id"))?);
+            replaces.push(
+                id.parse().map_err(|_| damaged("the id of the member that it replaces can't be read"))?,
+            );
             last = lines.next();
         }
         if last.is_none_or(|line| !line.starts_with("end")) {
-            return Err(damaged("it is cut off"));
+            return Err(damaged("it is truncated"));
         }
         Ok(Some(Identity { cluster, member, replaces }))
     }

@@ -214,7 +214,7 @@ impl Rocks {
 
     fn note(&self, error: &StoreError) {
         if matches!(error, StoreError::Corrupt(_)) && self.damage.set(error.to_string()).is_ok() {
-            tracing::error!(%error, "the records of this metadata server are damaged");
+            tracing::error!(%error, "the metadata store of this server is damaged");
         }
     }
 

@@ -57,14 +57,14 @@ async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
                 let chunks = keys.iter().filter_map(|key| keys::first_number(key)).map(ChunkId);
                 waiting.extend(chunks.map(|chunk| (chunk, Instant::now())));
             }
-            Err(error) => tracing::error!(%error, "looking for chunks to compact failed"),
+            Err(error) => tracing::error!(%error, "searching for chunks to compact failed; retrying"),
         }
         mover.lock().await.seal_if_idle(leader).await;
         let ripe = waiting.iter().find(|(_, since)| since.elapsed() >= REST).map(|(chunk, _)| *chunk);
         let Some(chunk) = ripe else { continue };
         waiting.remove(&chunk);
         if let Err(error) = compact(node, leader, mover, chunk).await {
-            tracing::debug!(%chunk, %error, "a chunk couldn't be compacted yet");
+            tracing::debug!(%chunk, %error, "a chunk could not be compacted yet; retrying");
             waiting.insert(chunk, Instant::now());
             tokio::time::sleep(FAILED_PAUSE).await;
         }

@@ -45,7 +45,11 @@ pub(super) async fn run(node: Arc<Node>) {
         ticks.tick().await;
         let gap = clock::since_boot().saturating_sub(last);
         if gap > STANDSTILL_MIN {
-            tracing::warn!(gap_ms = gap.as_millis() as u64, "this process stood still");
+            tracing::warn!(
+                gap_ms = gap.as_millis() as u64,
+                "this process did not run for a while (paused, or out of CPU time); timeouts are extended by \
+                 that"
+            );
             if let Some(leader) = node.leading() {
                 leader.sessions.lock().forgive(gap);
                 leader.servers.lock().forgive(gap);
@@ -56,7 +60,7 @@ pub(super) async fn run(node: Arc<Node>) {
         if let Ok(leader) = node.lead()
             && let Err(error) = expire(&node, &leader).await
         {
-            failed("ending silent sessions", &error).await;
+            failed("expiring sessions", &error).await;
         }
         if idle.wants_flush(&node) {
             flush(&node).await;
@@ -68,7 +72,7 @@ pub(super) async fn run(node: Arc<Node>) {
             && let Ok(leader) = node.lead()
             && let Err(error) = forget(&node, &leader).await
         {
-            failed("forgetting ended sessions", &error).await;
+            failed("removing the records of ended sessions", &error).await;
         }
     }
 }
@@ -77,7 +81,7 @@ pub(super) async fn run(node: Arc<Node>) {
 async fn expire(node: &Node, leader: &Leader) -> Result<(), MetadataError> {
     let expired = leader.sessions.lock().expired(clock::since_boot());
     for session in expired {
-        tracing::warn!(%session, "a session was silent for its lifetime: it is ended");
+        tracing::warn!(%session, "a session sent no heartbeat for its lifetime and expired");
         leader.propose(Op::ExpireSession { session }).await?;
         node.metrics.work("expired_sessions", 1);
         node.session_ended(session);
@@ -123,6 +127,6 @@ impl Idle {
 
 async fn flush(node: &Node) {
     if let Err(error) = node.consensus.flush().await {
-        tracing::error!(%error, "the metadata store can't be flushed");
+        tracing::error!(%error, "the metadata store can't be flushed; retrying");
     }
 }

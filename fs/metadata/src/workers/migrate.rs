@@ -68,7 +68,7 @@ async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
             continue;
         }
         if let Err(error) = step(node, leader, mover, &ripe).await {
-            tracing::debug!(%error, "inline data couldn't be moved yet");
+            tracing::debug!(%error, "inline data could not be moved to chunks yet; retrying");
             tokio::time::sleep(FAILED_PAUSE).await;
             continue;
         }
@@ -94,7 +94,7 @@ async fn collect(node: &Node, leader: &Leader, waiting: &mut BTreeMap<Vec<u8>, S
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "looking for inline data failed");
+                tracing::error!(%error, "searching for inline data to move failed; retrying");
                 return;
             }
         }

@@ -52,7 +52,7 @@ pub(super) enum MoveError {
         reason: String,
     },
     /// No chunk can be made.
-    #[error("no chunk to write to: {0}")]
+    #[error("no chunk can be written to: {0}")]
     NoChunk(FsError),
 }
 
@@ -228,10 +228,10 @@ impl Mover {
             .map_err(|error| error.to_string())?;
         checksum::verify(chunk, reply.offset / BLOCK_BYTES, &body, &reply.checksums)
             .map_err(|error| error.to_string())?;
-        let skip = offset.checked_sub(reply.offset).ok_or("the answer begins too late")? as usize;
+        let skip = offset.checked_sub(reply.offset).ok_or("the reply begins too late")? as usize;
         let end = skip + length as usize;
         if body.len() < end {
-            return Err("the answer is too short".into());
+            return Err("the reply is too short".into());
         }
         Ok(body.slice(skip..end))
     }
@@ -384,7 +384,7 @@ impl Mover {
             .lock()
             .record(server)
             .map(|record| record.address.clone())
-            .ok_or_else(|| format!("server {server} is not known"))?;
+            .ok_or_else(|| format!("server {server} is unknown"))?;
         if let Some((known, peer)) = self.peers.get(&server)
             && *known == address
         {

@@ -72,10 +72,10 @@ async fn passes(node: &Node, leader: &Leader) {
                 let to_seal = step(node, leader, page, &mut pass);
                 let seals = to_seal.into_iter().map(|chunk| Op::SealChunk { chunk }).collect();
                 if let Err(error) = leader.propose_all(seals).await {
-                    failed("sealing chunks on servers that are given up or evacuated", &error).await;
+                    failed("sealing chunks on lost or draining storage servers", &error).await;
                 }
             }
-            Err(error) => tracing::error!(%error, "looking for chunks to repair failed"),
+            Err(error) => tracing::error!(%error, "searching for chunks to repair failed; retrying"),
         }
         if from == keys::chunks() {
             leader.repair.lock().passed();
@@ -136,7 +136,7 @@ fn step(node: &Node, leader: &Leader, page: Vec<(ChunkId, ChunkRecord)>, pass: &
             continue;
         }
         if orders.copy(copy.target, chunk, record.generation, length, copy.from) {
-            tracing::info!(%chunk, server = %copy.target, "a chunk gets a further replica");
+            tracing::info!(%chunk, server = %copy.target, "a chunk gets an additional replica");
             begun += 1;
         }
     }

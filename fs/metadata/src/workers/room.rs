@@ -42,7 +42,7 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
         let low = match room {
             Ok(room) => room == Room::Low || node.machine.waits_for_room(),
             Err(error) => {
-                tracing::warn!(%error, "the metadata disk can't be looked at");
+                tracing::warn!(%error, "the free space of the metadata disk can't be read");
                 continue;
             }
         };
@@ -53,9 +53,9 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
         }
         match (node.disk_low.swap(low, Ordering::Relaxed), low) {
             (false, true) => {
-                tracing::error!("the metadata disk is nearly full: only deleting goes on here; enlarge it");
+                tracing::error!("the metadata disk is nearly full: enlarge it, or delete files");
             }
-            (true, false) => tracing::info!("the metadata disk has room again"),
+            (true, false) => tracing::info!("the metadata disk has enough free space again"),
             _ => {}
         }
     }
@@ -68,9 +68,16 @@ async fn hand_over(node: &Node) {
     let Some(to) = successors.into_iter().find(|member| full.get(member) == Some(&Some(false))) else {
         return;
     };
-    tracing::warn!(%to, "the metadata disk is nearly full: another member with more room is to lead");
+    tracing::warn!(
+        %to,
+        "the metadata disk is nearly full: transferring leadership to a member with more free space"
+    );
     if let Err(error) = node.hand_over(TransferLeader { to: Some(to) }).await {
-        tracing::warn!(%error, "the office stays here, with a disk that is nearly full");
+        tracing::warn!(
+            %error,
+            "leadership could not be transferred: this metadata server stays the leader, with a nearly full \
+             disk; enlarge the disk"
+        );
     }
 }
 
@@ -92,10 +99,13 @@ pub(super) async fn ask_others(node: Arc<Node>) {
             match (leader.group_low.swap(low, Ordering::Relaxed), low) {
                 (false, true) => {
                     tracing::error!(
-                        "most metadata disks are nearly full: only deleting goes on; enlarge them"
+                        "the disks of most metadata servers are nearly full: whatever needs more space fails \
+                         with ENOSPC; enlarge the disks, or delete files"
                     );
                 }
-                (true, false) => tracing::info!("most metadata disks have room again"),
+                (true, false) => {
+                    tracing::info!("the disks of most metadata servers have enough free space again");
+                }
                 _ => {}
             }
         }

@@ -53,7 +53,10 @@ impl Suspects {
         let mut all = self.all.lock();
         for replica in replicas {
             if all.len() == SUSPECTS_MAX {
-                tracing::warn!(at_most = SUSPECTS_MAX, "more replicas are bad than are looked at now");
+                tracing::warn!(
+                    at_most = SUSPECTS_MAX,
+                    "more replicas are corrupt than are handled at a time; the others follow later"
+                );
                 return;
             }
             all.insert(replica);
@@ -132,7 +135,10 @@ pub(crate) async fn take_out(
                 let op = Op::SetReplicas { chunk, generation: record.generation, replicas: left };
                 return match leader.propose(op).await?.into_result() {
                     Ok(_) => {
-                        tracing::warn!(%chunk, servers = shown(out), copies_left, "a wrong replica is taken out");
+                        tracing::warn!(
+                            %chunk, servers = shown(out), copies_left,
+                            "a corrupt replica was removed from the replica set; it is re-replicated"
+                        );
                         Ok(TakenOut::Done)
                     }
                     Err(FsError::StaleChunk) => Ok(TakenOut::NotNow("the chunk has changed".into())),
@@ -164,17 +170,19 @@ fn merge(node: &Node, leader: &Leader, chunk: ChunkId) -> Result<Option<&'static
     let tried = merges.get(&chunk).copied();
     let Some(copy) = copy else {
         merges.entry(chunk).or_default();
-        return Ok(tried.is_none().then_some("there is no other server that could have a replica: add one"));
+        return Ok(tried.is_none().then_some("no other storage server can take a replica: add one"));
     };
     let tries = merges.entry(chunk).or_default();
     if *tries >= MERGES_MAX {
         let told = std::mem::replace(tries, MERGES_MAX + 1) > MERGES_MAX;
-        return Ok((!told).then_some("some blocks are whole nowhere: fsck --data lists what is lost by path"));
+        return Ok((!told).then_some(
+            "some blocks are intact on no replica: atoll-fs fsck --data lists the files that lost data",
+        ));
     }
     let length = record.committed.next_multiple_of(BLOCK_BYTES);
     if orders.copy(copy.target, chunk, record.generation, length, copy.from) {
         *tries += 1;
-        return Ok(Some("a further one is made of what is good in all of them"));
+        return Ok(Some("an additional replica is salvaged from the intact blocks of all of them"));
     }
     Ok(None)
 }
@@ -190,9 +198,9 @@ async fn is_whole(
     let address = {
         let servers = leader.servers.lock();
         if servers.health(server, clock::since_boot()) != Some(Health::Alive) {
-            return Err("it is silent".into());
+            return Err("it doesn't respond".into());
         }
-        servers.record(server).map(|record| record.address.clone()).ok_or("it is not known")?
+        servers.record(server).map(|record| record.address.clone()).ok_or("it is unknown")?
     };
     let connection = connect(node, &address).await?;
     let scrub = connection.call_within::<Scrub>(&Scrub { chunk }, (), SCRUB_DEADLINE).await;
@@ -234,18 +242,26 @@ pub(super) async fn run(node: Arc<Node>) {
                 let servers = shown(&bad);
                 leader.suspects.put_off(chunk, bad);
                 match merge(&node, &leader, chunk) {
-                    Ok(Some(what)) => tracing::error!(%chunk, servers, what, "no replica is whole"),
+                    Ok(Some(what)) => {
+                        tracing::error!(
+                            %chunk, servers, what,
+                            "no replica of a chunk is intact"
+                        );
+                    }
                     Ok(None) => {}
-                    Err(error) => failed("making a replica of several bad ones", &error).await,
+                    Err(error) => failed("salvaging a replica", &error).await,
                 }
             }
             Ok(TakenOut::NotNow(reason)) => {
-                tracing::info!(%chunk, servers = shown(&bad), reason, "a bad replica stays for now");
+                tracing::info!(
+                    %chunk, servers = shown(&bad), reason,
+                    "a corrupt replica can't be removed yet"
+                );
                 leader.suspects.put_off(chunk, bad);
             }
             Err(error) => {
                 leader.suspects.put_off(chunk, bad);
-                failed("taking out bad replicas", &error).await;
+                failed("removing corrupt replicas", &error).await;
             }
         }
     }

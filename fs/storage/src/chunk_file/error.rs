@@ -11,10 +11,10 @@ use crate::disk::is_no_space;
 #[derive(Debug, thiserror::Error)]
 pub enum ChunkError {
     /// There is no such replica here.
-    #[error("there is no replica of this chunk here")]
+    #[error("this server has no replica of the chunk")]
     NotFound,
     /// The range is misaligned, empty or past the chunk's capacity.
-    #[error("offset {offset} and length {length} are no range of whole blocks within {capacity} bytes")]
+    #[error("offset {offset} and length {length} are not a range of whole blocks within {capacity} bytes")]
     BadRange {
         /// Offset in the chunk, bytes.
         offset: u64,
@@ -27,7 +27,7 @@ pub enum ChunkError {
     #[error("a chunk's capacity is a multiple of {BLOCK} up to {CAPACITY_BYTES_MAX} bytes, not {0}")]
     BadCapacity(u64),
     /// What arrived isn't what the sender summed up.
-    #[error("blocks {0:?} arrived with other checksums than they were sent with")]
+    #[error("the checksums of blocks {0:?} don't match the received bytes")]
     BadChecksums(Vec<u64>),
     /// The request was made for an older set of replicas.
     #[error("the chunk is at generation {current}")]
@@ -56,7 +56,7 @@ pub enum ChunkError {
         block: u64,
     },
     /// The replica doesn't have all that the writer takes for written; it was lost with a restart.
-    #[error("the replica is whole only up to {whole_bytes} bytes")]
+    #[error("the replica is complete only up to {whole_bytes} bytes")]
     Behind {
         /// Bytes from the chunk's start that are there without a gap.
         whole_bytes: u64,
@@ -74,7 +74,7 @@ pub enum ChunkError {
     #[error("the replica can't be used: {0}")]
     Damaged(String),
     /// A failed sync left unknown what is on the disk; the replica takes no more writes.
-    #[error("an earlier write to the disk failed, the replica is closed for writing")]
+    #[error("an earlier write to the disk failed; the replica is read-only")]
     Suspect,
     /// The disk is full.
     #[error("the disk is full")]

@@ -107,16 +107,16 @@ pub struct Header {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// The slot doesn't begin as a chunk header does.
-    #[error("it is not a chunk file")]
+    #[error("it isn't a chunk file")]
     Magic,
     /// A newer release wrote it.
-    #[error("it has format version {0}, this release reads {FORMAT_VERSION}")]
+    #[error("it has format version {0}, this program reads version {FORMAT_VERSION}")]
     Version(u32),
     /// The slot is torn or damaged.
     #[error("its header is damaged")]
     Checksum,
     /// The header is whole but makes no sense.
-    #[error("its header makes no sense: {0}")]
+    #[error("its header is invalid: {0}")]
     Value(&'static str),
 }
 

@@ -52,7 +52,10 @@ impl ChunkFile {
     fn punch(&self, blocks: Range<u32>) {
         let at = self.geometry.data_at(blocks.start);
         if let Err(error) = self.file.punch(at, blocks.len() as u64 * BLOCK) {
-            tracing::warn!(chunk = %self.chunk, ?blocks, %error, "could not give back trimmed blocks, the next scrub will");
+            tracing::warn!(
+                chunk = %self.chunk, ?blocks, %error,
+                "the space of trimmed blocks could not be freed; the next scrub retries"
+            );
         }
     }
 

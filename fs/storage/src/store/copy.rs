@@ -108,7 +108,10 @@ impl Drop for CopyTarget {
             && let Err(error) = self.store.disk.unlink(&self.temporary)
             && error.kind() != io::ErrorKind::NotFound
         {
-            tracing::debug!(%error, chunk = %self.id, "an unfinished copy stays until the next start");
+            tracing::debug!(
+                %error, chunk = %self.id,
+                "the file of an unfinished copy could not be removed; the next start removes it"
+            );
         }
     }
 }

@@ -11,7 +11,8 @@ use super::identity::FOLDER_FORMAT;
 pub enum StoreError {
     /// The folder holds something that isn't ours.
     #[error(
-        "{folder} holds '{found}' and is no Atoll storage folder: it is left alone; give an empty folder, or the right one"
+        "{folder} has '{found}' and is not a storage server's directory: nothing was changed; give an empty \
+         directory, or the right one"
     )]
     Foreign {
         /// The folder.
@@ -21,7 +22,8 @@ pub enum StoreError {
     },
     /// The folder belongs to another cluster.
     #[error(
-        "{folder} belongs to cluster {found}, this server to {ours}: it is left alone; start it with that cluster, or give another folder"
+        "{folder} belongs to cluster {found}, this server to {ours}: nothing was changed; use that cluster's \
+         id, or another directory"
     )]
     OtherCluster {
         /// The folder.
@@ -33,7 +35,8 @@ pub enum StoreError {
     },
     /// A newer release wrote it.
     #[error(
-        "{folder} has format {found}, this release knows {FOLDER_FORMAT}: start the release that wrote it, or a newer one"
+        "{folder} has format {found}, this program reads formats up to {FOLDER_FORMAT}: use the version that \
+         wrote it, or a newer one"
     )]
     Newer {
         /// The folder.
@@ -43,7 +46,8 @@ pub enum StoreError {
     },
     /// The identity file makes no sense.
     #[error(
-        "the identity file in {folder} is damaged ({reason}): it is left alone; restore the file, or replace this server"
+        "the identity file in {folder} is damaged ({reason}): nothing was changed; restore the file, or \
+         replace this server"
     )]
     BadIdentity {
         /// The folder.
@@ -52,7 +56,7 @@ pub enum StoreError {
         reason: String,
     },
     /// Another process serves it.
-    #[error("{folder} is in use by another process: stop that one first")]
+    #[error("{folder} is in use by another process: stop that process first")]
     Locked {
         /// The folder.
         folder: String,

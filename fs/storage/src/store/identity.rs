@@ -90,7 +90,7 @@ fn known(text: &[u8], cluster: ClusterId, disk: &dyn Disk) -> Result<StoreIdenti
 
 /// Foreign data is never touched: a folder that holds anything is only taken if it is ours.
 fn expect_empty(disk: &dyn Disk) -> Result<(), StoreError> {
-    let entries = disk.list("").map_err(|source| StoreError::Io { doing: "list the folder", source })?;
+    let entries = disk.list("").map_err(|source| StoreError::Io { doing: "list the directory", source })?;
     let foreign = entries.into_iter().find(|entry| {
         // `lost+found` is in every new ext4 filesystem.
         let ours = [LOCK_FILE, IDENTITY_TEMPORARY].contains(&entry.name.as_str());
