@@ -260,7 +260,7 @@ impl<M: Metadata> Client<M> {
                 if start == offset {
                     self.pages.grown(ino, range.end, Instant::now());
                 }
-                self.bypassed(ino, handle.as_deref(), range).await;
+                self.bypassed(ino, handle.as_deref(), range, false).await;
                 self.pages.own_change(&attributes);
             } else {
                 let range = offset..offset + u64::from(length);
@@ -295,7 +295,8 @@ impl<M: Metadata> Client<M> {
             None => {
                 let range = offset..offset + u64::from(written);
                 self.pages.grown(ino, range.end, Instant::now());
-                self.bypassed(ino, handle.as_deref(), range).await;
+                let drops_own = flags.direct && handle.as_ref().is_some_and(|handle| !handle.direct);
+                self.bypassed(ino, handle.as_deref(), range, drops_own).await;
             }
             // Nobody drops pages that are being written back.
             Some(_) if flags.from_cache => {}
@@ -315,12 +316,13 @@ impl<M: Metadata> Client<M> {
     /// Bytes were written past the kernel's pages. Whoever reads a page now gets them; a page that was read before goes
     /// before the kernel hears of them, or it would be served with what was there until now, or with zeroes behind the
     /// old end.
-    async fn bypassed(&self, ino: InodeId, handle: Option<&FileHandle>, range: Range<u64>) {
+    /// `drops_own`: as in [`Pages::bypassed`](super::pages::Pages::bypassed).
+    async fn bypassed(&self, ino: InodeId, handle: Option<&FileHandle>, range: Range<u64>, drops_own: bool) {
         while self.pages.may_be_cut_before(ino, range.end, Instant::now()) {
             tokio::time::sleep(CUT_POLL).await;
         }
         let is_watched = self.handles.is_watched(ino, handle);
-        if let Some(stale) = self.pages.bypassed(ino, range, is_watched) {
+        if let Some(stale) = self.pages.bypassed(ino, range, is_watched, drops_own) {
             self.drop_end(&stale).await;
         }
     }

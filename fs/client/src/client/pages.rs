@@ -439,8 +439,15 @@ impl Pages {
 
     /// These bytes were written past the kernel's pages, and whoever reads from now on gets them. What to drop before
     /// the kernel hears that it is done. `is_watched`: others have the file open, so a page may be read at any moment; and
-    /// then an answer of before that the kernel takes up late cuts it off, unless there was an invalidation.
-    pub fn bypassed(&self, ino: InodeId, range: Range<u64>, is_watched: bool) -> Option<Stale> {
+    /// then an answer of before that the kernel takes up late cuts it off, unless there was an invalidation. `drops_own`: the
+    /// kernel drops the pages of these bytes itself before its caller goes on (`generic_file_direct_write` in mm/filemap.c).
+    pub fn bypassed(
+        &self,
+        ino: InodeId,
+        range: Range<u64>,
+        is_watched: bool,
+        drops_own: bool,
+    ) -> Option<Stale> {
         if atoll_mutants::makes("growth-over-old-pages") {
             return None;
         }
@@ -448,12 +455,13 @@ impl Pages {
         let file = all.files.get_mut(&ino)?;
         file.size = file.size.max(range.end);
         let short = file.shortest().filter(|short| *short < range.end);
-        let late = is_watched && short.is_some();
-        let range = match short {
-            Some(short) => short.min(range.start)..EVERYTHING,
-            None => range,
+        let Some(short) = short else {
+            let is_left = !drops_own && file.has_from(range.start);
+            return is_left.then(|| all.stale(ino, range, None));
         };
-        (late || file.has_from(range.start)).then(|| all.stale(ino, range, None))
+        // It hears of the size before it drops them.
+        let range = short.min(range.start)..EVERYTHING;
+        (is_watched || file.has_from(range.start)).then(|| all.stale(ino, range, None))
     }
 
     /// The kernel wrote past its pages, and knows from that where the file ends.
@@ -515,7 +523,7 @@ impl Pages {
         let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
         match size {
             // No page is cut in two.
-            _ if size % PAGE_BYTES == 0 => Tell::Now,
+            _ if size.is_multiple_of(PAGE_BYTES) => Tell::Now,
             _ if size > file.own_end => {
                 file.cuts.told(size, thread, now);
                 Tell::Now

@@ -70,13 +70,13 @@ fn a_file_without_pages_has_none_to_drop() {
     let pages = opened(&file(1, 10));
     assert_eq!(pages.current(&file(7, 10)), None);
     assert_eq!(pages.told(FILE, 5000), None);
-    assert_eq!(pages.bypassed(FILE, 0..100, false), None);
+    assert_eq!(pages.bypassed(FILE, 0..100, false, false), None);
     pages.made(&file(1, 0));
-    assert_eq!(pages.bypassed(FILE, 0..100, false), None);
+    assert_eq!(pages.bypassed(FILE, 0..100, false, false), None);
     // The kernel may be about to take up that it is empty, when a page has been read since.
     assert_eq!(pages.told(FILE, 0), None);
-    assert_eq!(pages.bypassed(FILE, 0..100, false), None);
-    assert!(pages.bypassed(FILE, 100..200, true).is_some());
+    assert_eq!(pages.bypassed(FILE, 0..100, false, false), None);
+    assert!(pages.bypassed(FILE, 100..200, true, false).is_some());
 }
 
 #[test]
@@ -166,7 +166,7 @@ fn a_page_that_is_read_while_others_are_dropped_stays_suspect() {
 fn a_read_under_way_is_waited_for_before_a_larger_size_is_told() {
     let pages = opened(&file(1, 100));
     let fill = read(&pages, 100, 0..4096);
-    let stale = pages.bypassed(FILE, 100..200, false).unwrap();
+    let stale = pages.bypassed(FILE, 100..200, false, false).unwrap();
     assert_eq!(stale.range, 100..EVERYTHING);
     // The kernel waits for it, so it is answered before the pages are gone, and goes with them.
     fill.answered(100, now());
@@ -200,7 +200,11 @@ fn a_size_is_not_told_while_nobody_knows_of_which_size_a_read_will_be_answered()
 fn what_bypasses_the_pages_drops_what_it_replaces() {
     let pages = opened(&file(1, 10_000));
     read(&pages, 10_000, 0..8192).answered(8192, now());
-    assert_eq!(pages.bypassed(FILE, 100..200, false).unwrap().range, 100..200);
+    assert_eq!(pages.bypassed(FILE, 100..200, false, false).unwrap().range, 100..200);
+    assert_eq!(pages.bypassed(FILE, 100..200, true, true), None);
+    // But for the page at the end, if the file grows.
+    read(&pages, 10_000, 8192..12_288).answered(10_000, now());
+    assert_eq!(pages.bypassed(FILE, 10_000..10_001, true, true).unwrap().range, 10_000..EVERYTHING);
 }
 
 #[test]
