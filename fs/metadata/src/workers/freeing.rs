@@ -85,9 +85,7 @@ fn decide(node: &Node, leader: &Leader, taken: &[Vec<u8>]) -> Decided {
         let Some(ino) = keys::first_number(key).map(InodeId) else { continue };
         let mut sessions = leader.sessions.lock();
         if being_made.is_some_and(|from| ino >= from) {
-            if !atoll_mutants::makes("orphan-forgotten") {
-                decided.later.insert(key.clone());
-            }
+            decided.later.insert(key.clone());
         } else if sessions.begin_going(ino) {
             // Who holds it no more has linked it before, if at all: the records know.
             if nameless(ino) {

@@ -84,8 +84,11 @@ async fn passes(node: &Node, leader: &Leader) {
     }
 }
 
-/// A page of chunks, and where the next one begins.
-fn page(records: &dyn Read, from: &[u8]) -> Result<(Vec<(ChunkId, ChunkRecord)>, Vec<u8>), StoreError> {
+/// Some chunks, and where those after them begin.
+type Page = (Vec<(ChunkId, ChunkRecord)>, Vec<u8>);
+
+/// A page of chunks, from a key on.
+fn page(records: &dyn Read, from: &[u8]) -> Result<Page, StoreError> {
     let mut page = Vec::new();
     let mut next = keys::chunks();
     records.scan(Family::System, from, &prefix_end(&keys::chunks()), &mut |key, value| {
