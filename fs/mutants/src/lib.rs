@@ -34,7 +34,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("cut-late", "the kernel receives a larger size while it may still truncate pages at a smaller one"),
     ("lock-not-revalidated", "the holder of a new lock reads pages that the kernel had before"),
     ("create-unheld", "a file that is created to be opened does not count as open from the start"),
-    ("orphan-forgotten", "a file that is removed while others are being freed is never looked at"),
+    ("orphan-forgotten", "a file that is removed while others are being freed is never freed"),
 ];
 
 /// Whether this mistake is to be made now.
