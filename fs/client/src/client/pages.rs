@@ -211,7 +211,8 @@ impl Drop for Fill<'_> {
     fn drop(&mut self) {
         if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
             file.reading.retain(|reading| reading.id != self.reading.id);
-            file.cuts.released(self.reading.began);
+            let Reading { began, start, end, .. } = self.reading;
+            file.cuts.released(began, &(start..end));
         }
     }
 }
@@ -314,7 +315,8 @@ impl File {
         if atoll_mutants::makes("cut-late") {
             return false;
         }
-        self.cuts.are_before(size, self.reading.iter().map(|reading| reading.began), now)
+        let reading = self.reading.iter().map(|reading| (reading.began, reading.start..reading.end));
+        self.cuts.are_before(size, reading, now)
     }
 
     fn learn(&mut self, size: u64) {

@@ -6,9 +6,12 @@
 //! larger size has to wait until that thread is done: when it asks for something else, or else when it would have had the
 //! time on a machine that isn't starved. A page that is being read from us it waits for, and so do we.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use super::PAGE_BYTES;
 
 /// How long a thread takes at most from being told a size to having cut the pages off, on a machine that isn't starved.
 pub const CUT_WITHIN: Duration = Duration::from_millis(50);
@@ -20,9 +23,19 @@ struct Cut {
     size: u64,
     /// The thread, 0 if it isn't known.
     thread: u32,
+    /// It has begun to cut by then: a READ that begins later doesn't hold it up, or one reader after the other would for ever.
+    begun_by: Instant,
     until: Instant,
     /// It may have waited for a page that was being read, and goes on only now.
     was_held: bool,
+}
+
+impl Cut {
+    /// A READ of these bytes, which began then, may have had its page locked when it came.
+    fn is_held_by(&self, began: Instant, bytes: &Range<u64>) -> bool {
+        let page = self.size / PAGE_BYTES * PAGE_BYTES;
+        began < self.begun_by && bytes.start < page + PAGE_BYTES && page < bytes.end
+    }
 }
 
 /// Of one file.
@@ -37,11 +50,17 @@ impl Cuts {
             let first = self.0.remove(0);
             if let Some(next) = self.0.first_mut() {
                 // Whose it is isn't known any more.
-                let (size, until) = (first.size.min(next.size), first.until.max(next.until));
-                *next = Cut { size, thread: 0, until, was_held: first.was_held || next.was_held };
+                *next = Cut {
+                    size: first.size.min(next.size),
+                    thread: 0,
+                    begun_by: first.begun_by.max(next.begun_by),
+                    until: first.until.max(next.until),
+                    was_held: first.was_held || next.was_held,
+                };
             }
         }
-        self.0.push(Cut { size, thread, until: now + CUT_WITHIN, was_held: false });
+        let until = now + CUT_WITHIN;
+        self.0.push(Cut { size, thread, begun_by: until, until, was_held: false });
     }
 
     /// The thread has gone on since.
@@ -51,22 +70,25 @@ impl Cuts {
         }
     }
 
-    /// A READ that began then is over.
-    pub fn released(&mut self, began: Instant) {
-        for cut in self.0.iter_mut().filter(|cut| began < cut.until) {
+    /// A READ of these bytes, which began then, is over.
+    pub fn released(&mut self, began: Instant, bytes: &Range<u64>) {
+        for cut in self.0.iter_mut().filter(|cut| cut.is_held_by(began, bytes)) {
             cut.was_held = true;
         }
     }
 
-    /// True if pages may yet be cut off before `size`. `reading`: when the READs began that are under way.
+    /// True if pages may yet be cut off before `size`. `reading`: the READs that are under way, when they began and
+    /// of which bytes.
     pub fn are_before(
         &mut self,
         size: u64,
-        reading: impl Iterator<Item = Instant> + Clone,
+        reading: impl Iterator<Item = (Instant, Range<u64>)> + Clone,
         now: Instant,
     ) -> bool {
         for cut in &mut self.0 {
-            if std::mem::take(&mut cut.was_held) || reading.clone().any(|began| began < cut.until) {
+            if std::mem::take(&mut cut.was_held)
+                || reading.clone().any(|(began, bytes)| cut.is_held_by(began, &bytes))
+            {
                 cut.until = now + CUT_WITHIN;
             }
         }
@@ -101,16 +123,31 @@ mod tests {
     fn a_read_holds_a_thread_up() {
         let (mut cuts, now) = (Cuts::default(), Instant::now());
         cuts.told(100, 1, now);
-        let reading = [now + CUT_WITHIN / 2].into_iter();
+        let began = now + CUT_WITHIN / 2;
+        let reading = [(began, 0..4096)].into_iter();
         let late = now + CUT_WITHIN * 4;
         assert!(cuts.are_before(101, reading.clone(), late));
-        cuts.released(now + CUT_WITHIN / 2);
+        cuts.released(began, &(0..4096));
         assert!(cuts.are_before(101, [].into_iter(), late + CUT_WITHIN * 2));
         assert!(!cuts.are_before(101, [].into_iter(), late + CUT_WITHIN * 3));
         // One that began later doesn't.
         cuts.told(100, 1, now);
-        cuts.released(now + CUT_WITHIN);
-        assert!(!cuts.are_before(101, [now + CUT_WITHIN].into_iter(), now + CUT_WITHIN));
+        cuts.released(now + CUT_WITHIN, &(0..4096));
+        assert!(!cuts.are_before(101, [(now + CUT_WITHIN, 0..4096)].into_iter(), now + CUT_WITHIN));
+    }
+
+    #[test]
+    fn readers_of_other_pages_and_later_ones_hold_nobody_up() {
+        let (mut cuts, now) = (Cuts::default(), Instant::now());
+        cuts.told(100, 1, now);
+        assert!(!cuts.are_before(101, [(now, 4096..8192)].into_iter(), now + CUT_WITHIN));
+        // A READ held it up for a moment; that others follow it without a gap is no reason to wait for ever.
+        cuts.told(100, 1, now);
+        assert!(cuts.are_before(101, [(now, 0..4096)].into_iter(), now + CUT_WITHIN * 2));
+        cuts.released(now, &(0..4096));
+        let next = [(now + CUT_WITHIN * 2, 0..4096)].into_iter();
+        assert!(cuts.are_before(101, next.clone(), now + CUT_WITHIN * 2));
+        assert!(!cuts.are_before(101, next, now + CUT_WITHIN * 3));
     }
 
     #[test]
