@@ -45,7 +45,7 @@ pub struct Cuts(Vec<Cut>);
 impl Cuts {
     /// A thread is told this size, and nothing has made that void.
     pub fn told(&mut self, size: u64, thread: u32, now: Instant) {
-        self.0.retain(|cut| cut.was_held || now < cut.until);
+        // Which are over is found out when it matters: a READ that is under way may hold one up for long.
         if self.0.len() >= CUTS_MAX {
             let first = self.0.remove(0);
             if let Some(next) = self.0.first_mut() {
@@ -148,6 +148,17 @@ mod tests {
         let next = [(now + CUT_WITHIN * 2, 0..4096)].into_iter();
         assert!(cuts.are_before(101, next.clone(), now + CUT_WITHIN * 2));
         assert!(!cuts.are_before(101, next, now + CUT_WITHIN * 3));
+    }
+
+    #[test]
+    fn a_thread_that_a_read_holds_up_for_long_is_not_forgotten() {
+        let (mut cuts, now) = (Cuts::default(), Instant::now());
+        cuts.told(100, 1, now);
+        // Meanwhile its page is being read, and others are told the same.
+        cuts.told(100, 2, now + CUT_WITHIN * 2);
+        cuts.gone_on(2);
+        cuts.released(now, &(0..4096));
+        assert!(cuts.are_before(101, [].into_iter(), now + CUT_WITHIN * 3));
     }
 
     #[test]
