@@ -36,6 +36,7 @@ use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::arena::Arena;
@@ -277,23 +278,26 @@ impl<M: Metadata> Client<M> {
     }
 
     /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
-    /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there.
-    async fn told(&self, caller: &Caller, attributes: Attributes) -> Attributes {
+    /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there. `asked`: when it asked
+    /// ([`Pages::epoch`]).
+    async fn told(&self, caller: &Caller, attributes: Attributes, asked: u64) -> Attributes {
         let mut attributes = self.seen(attributes);
         while attributes.kind() == FileKind::File {
-            match self.pages.tell(attributes.ino, attributes.size, caller.pid, Instant::now()) {
+            match self.pages.tell(attributes.ino, attributes.size, (caller.pid, asked), Instant::now()) {
                 Tell::Now => break,
                 Tell::Later => tokio::time::sleep(CUT_POLL).await,
-                Tell::Void => {
+                Tell::Void(mut stale) => {
                     let notifier = self.notifier.read().clone();
                     if let Some(notifier) = notifier {
                         notifier.void(attributes.ino).await;
+                        self.pages.dropped(&mut stale);
                     }
                     break;
                 }
                 Tell::Without(stale) => {
-                    self.drop_end(&stale).await;
-                    break;
+                    if !self.drop_end(stale).await {
+                        break;
+                    }
                 }
             }
             attributes = self.seen(attributes);
@@ -316,42 +320,38 @@ impl<M: Metadata> Client<M> {
     }
 
     /// Has the kernel drop pages, and waits until they are gone. False if it can't be told: they stay suspect.
-    async fn drop_pages(&self, stale: &Stale) -> bool {
-        let dropped = self.invalidate(stale).await;
-        if dropped {
-            self.pages.dropped(stale);
-            let (pages, stale) = (Arc::clone(&self.pages), stale.clone());
-            tokio::spawn(async move {
-                tokio::time::sleep(READ_GRACE).await;
-                pages.gone(&stale);
-            });
-        }
-        dropped
+    async fn drop_pages(&self, stale: Stale) -> bool {
+        self.invalidate(stale).await.is_some()
     }
 
     /// The same before it hears that the file has grown.
-    async fn drop_end(&self, stale: &Stale) {
-        if !self.invalidate(stale).await {
-            return;
-        }
-        if stale.has_no_end() {
-            // A read that has found such a page looks at the size next. The kernel doesn't wait for it.
-            tokio::time::sleep(READ_GRACE).await;
-        }
-        self.pages.gone(stale);
-    }
-
-    async fn invalidate(&self, stale: &Stale) -> bool {
-        let notifier = self.notifier.read().clone();
-        let Some(notifier) = notifier else { return false };
-        let length = stale.range.end - stale.range.start;
-        notifier.invalidate(stale.ino(), stale.range.start, length).await;
+    async fn drop_end(&self, stale: Stale) -> bool {
+        let Some(gone) = self.invalidate(stale).await else { return false };
+        // It is waited for even if nobody waits here any more.
+        let _ = gone.await;
         true
     }
 
-    async fn entry(&self, caller: &Caller, attributes: Attributes) -> Entry {
+    /// Has the kernel drop pages; what is returned ends when nobody is served with one of them any more. `None`: it can't be
+    /// told.
+    async fn invalidate(&self, mut stale: Stale) -> Option<JoinHandle<()>> {
+        let notifier = self.notifier.read().clone()?;
+        let length = stale.range.end - stale.range.start;
+        notifier.invalidate(stale.ino(), stale.range.start, length).await;
+        self.pages.dropped(&mut stale);
+        let pages = Arc::clone(&self.pages);
+        Some(tokio::spawn(async move {
+            if stale.has_no_end() {
+                // A read that has found such a page looks at the size next. The kernel doesn't wait for it.
+                tokio::time::sleep(READ_GRACE).await;
+            }
+            pages.gone(&stale);
+        }))
+    }
+
+    async fn entry(&self, caller: &Caller, attributes: Attributes, asked: u64) -> Entry {
         Entry {
-            attributes: self.told(caller, attributes).await,
+            attributes: self.told(caller, attributes, asked).await,
             generation: 0,
             attribute_ttl: Duration::ZERO,
             entry_ttl: Duration::ZERO,
@@ -403,7 +403,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn getattr(&self, caller: &Caller, ino: InodeId, _handle: Option<u64>) -> Result<AttributeReply> {
-        self.serve(caller, Target::Inode(ino), self.attributes(caller, ino)).await
+        self.serve(caller, Target::Inode(ino), self.attributes(caller, ino, self.pages.epoch())).await
     }
 
     async fn setattr(

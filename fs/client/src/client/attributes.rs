@@ -12,6 +12,7 @@ use atoll_core::limits::NAME_BYTES_MAX;
 use atoll_proto::metadata::{Answer, Query};
 
 use super::identity::{CAP_FOWNER, CAP_FSETID, Identity, is_changing_owner, killed_by_group};
+use super::pages::NEVER_VOID;
 use super::{Client, ROOT_PATIENCE, inode_of};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{AttributeReply, Caller, Result, StatFs};
@@ -28,16 +29,22 @@ const RELEASE_MOMENT: Duration = Duration::from_millis(2);
 const USE_ATTEMPTS_MAX: u32 = 3;
 
 impl<M: Metadata> Client<M> {
-    pub(super) async fn attributes(&self, caller: &Caller, ino: InodeId) -> Result<AttributeReply> {
+    /// `asked`: [`Pages::epoch`](super::pages::Pages::epoch) of when that was.
+    pub(super) async fn attributes(
+        &self,
+        caller: &Caller,
+        ino: InodeId,
+        asked: u64,
+    ) -> Result<AttributeReply> {
         let attributes = match ino {
             ROOT => self.root_attributes().await?,
             _ => self.inode_or_last_seen(ino).await?,
         };
-        Ok(self.reply(caller, attributes).await)
+        Ok(self.reply(caller, attributes, asked).await)
     }
 
-    async fn reply(&self, caller: &Caller, attributes: Attributes) -> AttributeReply {
-        AttributeReply { attributes: self.told(caller, attributes).await, ttl: Duration::ZERO }
+    async fn reply(&self, caller: &Caller, attributes: Attributes, asked: u64) -> AttributeReply {
+        AttributeReply { attributes: self.told(caller, attributes, asked).await, ttl: Duration::ZERO }
     }
 
     /// The root must always be found: whoever looks at the mount point (and everything does that walks the tree
@@ -73,16 +80,16 @@ impl<M: Metadata> Client<M> {
         mut changes: AttributeChanges,
     ) -> Result<AttributeReply> {
         if let Some(attributes) = self.change_removed(ino, &changes).await {
-            return Ok(self.reply(caller, attributes).await);
+            return Ok(self.reply(caller, attributes, NEVER_VOID).await);
         }
         changes.kill_priv |= self.killed_by_change(caller, ino, &changes).await?;
         if self.changes_nothing(ino, &changes).await? {
-            return self.attributes(caller, ino).await;
+            return self.attributes(caller, ino, NEVER_VOID).await;
         }
         if changes.is_empty() {
             match self.chown_to_nobody(caller, ino).await? {
                 Some(kill_priv) => changes.kill_priv = kill_priv,
-                None => return self.attributes(caller, ino).await,
+                None => return self.attributes(caller, ino, NEVER_VOID).await,
             }
         }
         if let Some(handle) = handle {
@@ -102,7 +109,7 @@ impl<M: Metadata> Client<M> {
         let op = Op::SetAttributes { ino, changes };
         let attributes = inode_of(self.metadata.mutate(op).await?)?;
         self.changed(&attributes);
-        Ok(self.reply(caller, attributes).await)
+        Ok(self.reply(caller, attributes, NEVER_VOID).await)
     }
 
     /// Has the kernel write out what was stored through mappings: it does so whenever it likes, and a write says no
@@ -111,7 +118,7 @@ impl<M: Metadata> Client<M> {
         if self.handles.may_be_mapped(ino)
             && let Some(stale) = self.pages.all(ino)
         {
-            self.drop_pages(&stale).await;
+            self.drop_pages(stale).await;
         }
     }
 

@@ -81,6 +81,7 @@ impl<M: Metadata> Client<M> {
         bytes: u32,
         plus: bool,
     ) -> Result<Vec<DirEntry>> {
+        let asked = self.pages.epoch();
         let listing = match self.handles.find(handle) {
             Some(Handle::Directory(listing)) => listing,
             Some(Handle::File(_)) => return Err(FsError::NotDirectory.into()),
@@ -128,7 +129,7 @@ impl<M: Metadata> Client<M> {
             let Some(next) = listing.stock.pop_front() else { return Ok(entries) };
             after = next.cookie;
             listing.after = after;
-            entries.push(self.directory_entry(caller, next, plus).await);
+            entries.push(self.directory_entry((caller, asked), next, plus).await);
         }
     }
 
@@ -143,13 +144,20 @@ impl<M: Metadata> Client<M> {
         Ok(())
     }
 
-    async fn directory_entry(&self, caller: &Caller, listed: DirectoryEntry, plus: bool) -> DirEntry {
+    async fn directory_entry(
+        &self,
+        (caller, asked): (&Caller, u64),
+        listed: DirectoryEntry,
+        plus: bool,
+    ) -> DirEntry {
         let attributes = listed.attributes.filter(|attributes| {
-            // The kernel would have to drop a page first; it asks again if it wants to know.
-            plus && !self.pages.would_grow(attributes.ino, attributes.size, Instant::now())
+            // The kernel would have to drop a page first, or it is open and what the listing said of it may be older than
+            // what its users know: it asks again if it wants to know.
+            plus && self.handles.file(attributes.ino).is_none()
+                && !self.pages.would_grow(attributes.ino, attributes.size, Instant::now())
         });
         let entry = match attributes {
-            Some(attributes) => Some(self.entry(caller, attributes).await),
+            Some(attributes) => Some(self.entry(caller, attributes, asked).await),
             None => None,
         };
         DirEntry { name: listed.name, ino: listed.ino, kind: listed.kind, cookie: listed.cookie, entry }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity, killed_by_content};
-use super::pages::Stale;
+use super::pages::{NEVER_VOID, Stale, Tell};
 use super::{Append, CUT_POLL, Client, check_name, unexpected};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Made, Metadata};
@@ -129,7 +129,7 @@ impl<M: Metadata> Client<M> {
         }
         let keep_cache = match self.pages.current(&attributes) {
             None => true,
-            Some(stale) => self.drop_pages(&stale).await,
+            Some(stale) => self.drop_pages(stale).await,
         };
         Ok(opening.finish(flags, keep_cache))
     }
@@ -179,7 +179,7 @@ impl<M: Metadata> Client<M> {
         self.handles.learn(&attributes);
         self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
         self.pages.made(&attributes);
-        let entry = self.entry(caller, attributes).await;
+        let entry = self.entry(caller, attributes, NEVER_VOID).await;
         Ok(Some((entry, opening.finish(flags, true))))
     }
 
@@ -203,7 +203,7 @@ impl<M: Metadata> Client<M> {
         };
         let opened = self.open_file(found.attributes.ino, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
-        Ok(Some((self.entry(caller, attributes).await, opened)))
+        Ok(Some((self.entry(caller, attributes, NEVER_VOID).await, opened)))
     }
 
     pub(super) async fn read_file(
@@ -264,7 +264,7 @@ impl<M: Metadata> Client<M> {
                 self.pages.own_change(&attributes);
             } else {
                 let range = offset..offset + u64::from(length);
-                self.pages.written(ino, range.clone(), Instant::now()).joins(&range);
+                self.pages.written(ino, range.clone(), caller.pid, Instant::now()).joins(&range);
                 match start == offset {
                     true => self.pages.own_change(&attributes),
                     false => self.drop_pages_later(ino, offset.min(start)),
@@ -275,7 +275,7 @@ impl<M: Metadata> Client<M> {
         // Before anything is waited for: a READ that comes meanwhile is answered without this.
         let through = (!bypasses).then(|| {
             let end = offset.saturating_add(data.len() as u64);
-            self.pages.written(ino, offset..end, Instant::now())
+            self.pages.written(ino, offset..end, caller.pid, Instant::now())
         });
         let known = self.known(ino).await?;
         let offset = if guesses && flags.append { known.size } else { offset };
@@ -301,8 +301,11 @@ impl<M: Metadata> Client<M> {
             // Nobody drops pages that are being written back.
             Some(_) if flags.from_cache => {}
             Some(through) => {
+                while through.may_be_cut(Instant::now()) {
+                    tokio::time::sleep(CUT_POLL).await;
+                }
                 for stale in through.visible() {
-                    self.drop_unlocked(&stale).await;
+                    self.drop_unlocked(stale).await;
                 }
             }
         }
@@ -323,7 +326,7 @@ impl<M: Metadata> Client<M> {
         }
         let is_watched = self.handles.is_watched(ino, handle);
         if let Some(stale) = self.pages.bypassed(ino, range, is_watched, drops_own) {
-            self.drop_end(&stale).await;
+            self.drop_end(stale).await;
         }
     }
 
@@ -331,19 +334,21 @@ impl<M: Metadata> Client<M> {
     /// before that: the page at the old end would have zeroes in their place.
     async fn close_gap(&self, ino: InodeId, offset: u64) {
         if let Some(stale) = self.pages.gap(ino, offset) {
-            self.drop_unlocked(&stale).await;
+            self.drop_unlocked(stale).await;
         }
     }
 
     /// Drops pages before a WRITE is answered that goes through some of them. Those that the kernel has locked for that
     /// aren't filled: they aren't waited for.
-    async fn drop_unlocked(&self, stale: &Stale) {
+    async fn drop_unlocked(&self, mut stale: Stale) {
         let Some(notifier) = self.notifier.read().clone() else { return };
-        let (ino, start, length) = (stale.ino(), stale.range.start, stale.range.end - stale.range.start);
-        let gone = tokio::spawn(async move { notifier.invalidate(ino, start, length).await });
-        if tokio::time::timeout(UNLOCKED_WITHIN, gone).await.is_ok() {
-            self.pages.gone(stale);
-        }
+        let pages = Arc::clone(&self.pages);
+        let gone = tokio::spawn(async move {
+            notifier.invalidate(stale.ino(), stale.range.start, stale.range.end - stale.range.start).await;
+            pages.dropped(&mut stale);
+            pages.gone(&stale);
+        });
+        let _ = tokio::time::timeout(UNLOCKED_WITHIN, gone).await;
     }
 
     /// The kernel has put bytes into its pages that went elsewhere (a file that became `O_APPEND` after it was
@@ -376,13 +381,14 @@ impl<M: Metadata> Client<M> {
             self.handles.learn(&attributes);
             self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
             self.pages.made(&attributes);
-            let entry = self.entry(caller, attributes).await;
+            let entry = self.entry(caller, attributes, NEVER_VOID).await;
             return Ok((entry, opening.finish(flags, true)));
         }
         Err(FsError::Io.into())
     }
 
-    /// Brings what is known of a file, here and in the kernel, up to what the service says now.
+    /// Brings what is known of a file, here and in the kernel, up to what the service says now, and sees to it that the kernel
+    /// takes up the size that it is told next.
     pub(super) async fn revalidate(&self, ino: InodeId) -> Result<()> {
         let query = Query::Extents { ino, first: SegmentIndex(0), segments: OPEN_SEGMENTS };
         let answer = self.metadata.ask(query).await?;
@@ -390,8 +396,21 @@ impl<M: Metadata> Client<M> {
         let attributes = extents.attributes.clone();
         self.handles.learn(&attributes);
         self.data.install_map(ino, &extents);
+        let size = self.data.size(ino, &attributes);
         if let Some(stale) = self.pages.current(&attributes) {
-            self.drop_pages(&stale).await;
+            self.drop_pages(stale).await;
+        }
+        let epoch = self.pages.epoch();
+        while !atoll_mutants::makes("lock-unsettled") {
+            match self.pages.settle(ino, size, epoch, Instant::now()) {
+                Tell::Now | Tell::Void(_) => return Ok(()),
+                Tell::Later => tokio::time::sleep(CUT_POLL).await,
+                Tell::Without(stale) => {
+                    if !self.drop_pages(stale).await {
+                        return Ok(());
+                    }
+                }
+            }
         }
         Ok(())
     }
@@ -501,8 +520,11 @@ impl<M: Metadata> Client<M> {
     async fn changed_past_pages(&self, changes: Option<(u64, Box<Attributes>)>) {
         let Some((first, last)) = changes else { return };
         self.pages.own_changes(first, &last);
+        while self.pages.may_be_cut_before(last.ino, last.size, Instant::now()) {
+            tokio::time::sleep(CUT_POLL).await;
+        }
         if let Some(stale) = self.pages.told(last.ino, last.size) {
-            self.drop_end(&stale).await;
+            self.drop_end(stale).await;
         }
     }
 

@@ -7,6 +7,7 @@ use atoll_core::ids::InodeId;
 use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 
+use super::pages::NEVER_VOID;
 use super::{Client, check_name, inode_of, unexpected};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Entry, Result};
@@ -14,8 +15,9 @@ use crate::vfs::{Caller, Entry, Result};
 impl<M: Metadata> Client<M> {
     pub(super) async fn look_up(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
         check_name(&name)?;
+        let asked = self.pages.epoch();
         match self.metadata.ask(Query::Lookup { parent, name }).await? {
-            Answer::Inode(attributes) => Ok(self.entry(caller, attributes).await),
+            Answer::Inode(attributes) => Ok(self.entry(caller, attributes, asked).await),
             _ => Err(unexpected().into()),
         }
     }
@@ -46,7 +48,7 @@ impl<M: Metadata> Client<M> {
         let Caller { uid, gid, umask, .. } = *caller;
         let op = Op::Create { parent, name, ino: None, mode, uid, gid, rdev, target, umask };
         let attributes = inode_of(self.metadata.mutate(op).await?)?;
-        Ok(self.entry(caller, attributes).await)
+        Ok(self.entry(caller, attributes, NEVER_VOID).await)
     }
 
     pub(super) async fn remove(&self, parent: InodeId, name: Bytes, directory: bool) -> Result<()> {
@@ -116,6 +118,6 @@ impl<M: Metadata> Client<M> {
         self.settle(ino).await?;
         let attributes = inode_of(self.metadata.mutate(Op::Link { ino, parent, name }).await?)?;
         self.changed(&attributes);
-        Ok(self.entry(caller, attributes).await)
+        Ok(self.entry(caller, attributes, NEVER_VOID).await)
     }
 }

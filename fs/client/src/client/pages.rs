@@ -23,6 +23,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use atoll_core::attributes::Attributes;
@@ -31,8 +32,10 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use cuts::{CUT_WITHIN, Cuts};
+use under_way::{Fill, Reading, Writing, Written};
 
 mod cuts;
+mod under_way;
 
 /// Files that are remembered. Of others the pages are dropped when they are opened; those that are open are remembered
 /// whatever their number.
@@ -41,44 +44,16 @@ const FILES_MAX: usize = 1 << 16;
 const PAGE_BYTES: u64 = 4096;
 /// Epochs of one file whose ends are told apart.
 const EPOCHS_MAX: usize = 8;
+/// Sizes of files that aren't remembered, told lately.
+const STRANGERS_MAX: usize = 1 << 12;
 /// How much later a WRITE may be known here than a READ that the kernel sent after it, on a machine that isn't starved.
 const LATE_MAX: Duration = Duration::from_millis(100);
 /// READs of a file that are remembered for that.
 const REFILLS_MAX: usize = 64;
+/// When something was asked for (see [`Pages::epoch`]) whose answer the kernel takes up whatever was invalidated since.
+pub const NEVER_VOID: u64 = u64::MAX;
 /// Where a range ends that has no end.
 const EVERYTHING: u64 = u64::MAX;
-
-/// A READ that fills pages and isn't answered.
-#[derive(Clone, Copy, Debug)]
-struct Reading {
-    id: u64,
-    began: Instant,
-    epoch: u64,
-    /// The first byte that it asks for, …
-    start: u64,
-    /// … and the one after the last.
-    end: u64,
-    /// The size of the file as far as whoever answers it knows, at least; `None` until that is known.
-    size: Option<u64>,
-    /// The smallest size that was learnt since it began: it may be answered as of that, too.
-    learnt_min: u64,
-}
-
-impl Reading {
-    /// Where the file may end for whoever answers it.
-    fn size_min(&self) -> u64 {
-        self.size.map_or(0, |size| size.min(self.learnt_min))
-    }
-}
-
-/// A WRITE through the pages whose bytes no READ is answered with yet.
-#[derive(Debug)]
-struct Writing {
-    id: u64,
-    range: Range<u64>,
-    /// Pages that are being filled, or were, without its bytes.
-    overtaken: Vec<Range<u64>>,
-}
 
 #[derive(Debug, Default)]
 struct File {
@@ -100,6 +75,12 @@ struct File {
     grown: Option<Instant>,
     /// Pages may be cut off at these sizes yet.
     cuts: Cuts,
+    /// Invalidations that may be under way yet, by epoch.
+    under_way: Vec<(u64, Weak<()>)>,
+    /// The last one that is over: the kernel doesn't take up what it asked for before that.
+    voided: u64,
+    /// Those that are over, but for who has found a page before: epoch and first byte, up to the end of the file.
+    leaving: Vec<(u64, u64)>,
     /// Pages were dropped because somebody else changed the file.
     was_dropped: bool,
     /// READs that were answered since, the last one first; pages of theirs may be there.
@@ -124,6 +105,8 @@ struct Table {
     epoch: u64,
     /// There may be pages of files that aren't remembered: some were, until there were too many.
     may_have_others: bool,
+    /// Sizes that the kernel was told of files that aren't remembered: who opens one next may be cut off there.
+    strangers: VecDeque<(InodeId, u64, u32, Instant)>,
     /// Files that are remembered, if more than the usual number is open.
     files_max: usize,
 }
@@ -139,6 +122,8 @@ pub struct Stale {
     fill: u64,
     /// If these are all pages: the counter that they are right at afterwards.
     change: Option<u64>,
+    /// Held until it is over, or given up.
+    under_way: Option<Arc<()>>,
 }
 
 impl Stale {
@@ -163,106 +148,15 @@ pub enum Tell {
     /// Threads of the kernel have to go on first: to be asked again after a moment.
     Later,
     /// The kernel must not take the answer up: it may not have seen to the size yet that its own write left, and would cut
-    /// pages off.
-    Void,
-    /// This has to be dropped.
+    /// pages off. Without pages.
+    Void(Stale),
+    /// This has to be dropped. By the time that it is gone the answer is void, if it can be.
     Without(Stale),
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Pages(Mutex<Table>);
-
-/// A READ that fills pages: under way until this is dropped.
-pub struct Fill<'a> {
-    pages: &'a Pages,
-    ino: InodeId,
-    reading: Reading,
-}
-
-impl Fill<'_> {
-    /// It is answered as of a file of this size, or of a later one. Asked for after the READ was begun here: the kernel
-    /// hears of no other size in between without waiting for it.
-    pub fn knows(&self, size: u64) {
-        if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino)
-            && let Some(reading) = file.reading.iter_mut().find(|reading| reading.id == self.reading.id)
-        {
-            reading.size = Some(size);
-        }
-    }
-
-    /// The READ is about to be answered with the bytes up to `end`; the file ended there if that is less than was asked
-    /// for.
-    pub fn answered(self, end: u64, now: Instant) {
-        let mut all = self.pages.0.lock();
-        let Some(file) = all.files.get_mut(&self.ino) else { return };
-        if end < self.reading.end {
-            file.note_short(self.reading.epoch, end);
-        }
-        if file.was_dropped {
-            file.refills.truncate(REFILLS_MAX - 1);
-            let Reading { id, start, end, .. } = self.reading;
-            file.refills.push_front(Refill { id, range: start..end, answered: now });
-        }
-    }
-}
-
-impl Drop for Fill<'_> {
-    fn drop(&mut self) {
-        if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
-            file.reading.retain(|reading| reading.id != self.reading.id);
-            let Reading { began, start, end, .. } = self.reading;
-            file.cuts.released(began, &(start..end));
-        }
-    }
-}
-
-/// A WRITE through the pages: under way until this is dropped.
-pub struct Written<'a> {
-    pages: &'a Pages,
-    ino: InodeId,
-    id: u64,
-}
-
-impl Written<'_> {
-    /// Nothing lies between where the pages ended and these bytes, but what is right.
-    pub fn joins(&self, range: &Range<u64>) {
-        if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
-            for short in file.short.values_mut().filter(|short| range.start <= **short) {
-                // A page that goes on where it ended is whole up to there.
-                *short = range.end.max(*short);
-            }
-        }
-    }
-
-    /// READs are answered with its bytes from now on. What to drop before it is answered itself, if the kernel hasn't
-    /// locked it for this WRITE: then it isn't filled.
-    pub fn visible(self) -> Vec<Stale> {
-        let mut all = self.pages.0.lock();
-        let overtaken = all.files.get_mut(&self.ino).and_then(|file| {
-            let writing = file.writing.iter_mut().find(|writing| writing.id == self.id)?;
-            Some(std::mem::take(&mut writing.overtaken))
-        });
-        let mut overtaken = overtaken.unwrap_or_default();
-        overtaken.sort_unstable_by_key(|range| range.start);
-        overtaken.dedup_by(|range, before| {
-            let joins = range.start <= before.end;
-            if joins {
-                before.end = before.end.max(range.end);
-            }
-            joins
-        });
-        overtaken.into_iter().map(|range| all.stale(self.ino, range, None)).collect()
-    }
-}
-
-impl Drop for Written<'_> {
-    fn drop(&mut self) {
-        if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
-            file.writing.retain(|writing| writing.id != self.id);
-        }
-    }
-}
 
 /// The pages that both ranges have bytes in.
 fn common_pages(one: &Range<u64>, other: &Range<u64>) -> Option<Range<u64>> {
@@ -282,6 +176,22 @@ impl File {
     fn shortest(&self) -> Option<u64> {
         let reading = self.reading.iter().filter(|reading| reading.size_min() < reading.end);
         reading.map(Reading::size_min).chain(self.short.values().copied()).min()
+    }
+
+    /// Pages that were filled at a smaller size than this may be there, and no invalidation of them is over.
+    fn is_short_of(&self, size: u64) -> bool {
+        let is_leaving = |(epoch, short): (&u64, &u64)| {
+            self.leaving.iter().any(|(left, start)| epoch < left && start <= short)
+        };
+        let reading = self.reading.iter().filter(|reading| reading.size_min() < reading.end);
+        let ends = self.short.iter().filter(|end| !is_leaving(*end)).map(|(_, short)| *short);
+        let mut ends = reading.map(Reading::size_min).chain(ends);
+        ends.any(|short| short < size && self.has_from(short))
+    }
+
+    /// The same, and who has found one of them before may be about to look how large the file is.
+    fn is_leaving(&self, size: u64) -> bool {
+        !self.is_short_of(size) && self.shortest().is_some_and(|short| short < size && self.has_from(short))
     }
 
     /// The kernel may hold a page that has bytes behind this place.
@@ -311,12 +221,28 @@ impl File {
         }
     }
 
-    fn may_be_cut_before(&mut self, size: u64, now: Instant) -> bool {
+    fn may_be_cut_before(&mut self, size: u64, epoch: u64, now: Instant) -> bool {
         if atoll_mutants::makes("cut-late") {
             return false;
         }
         let reading = self.reading.iter().map(|reading| (reading.began, reading.start..reading.end));
-        self.cuts.are_before(size, reading, now)
+        let may_be = self.cuts.are_before(size, reading, now);
+        self.note_cuts(epoch);
+        may_be
+    }
+
+    /// What was read while a cut was pending may have been cut off.
+    fn note_cuts(&mut self, epoch: u64) {
+        if let Some(size) = self.cuts.over()
+            && !atoll_mutants::makes("cut-forgotten")
+        {
+            self.note_short(epoch, size);
+        }
+    }
+
+    /// Its own write made the file larger so lately that the kernel may not have seen to that yet.
+    fn grew_lately(&self, now: Instant) -> bool {
+        self.grown.is_some_and(|grown| now.duration_since(grown) < CUT_WITHIN)
     }
 
     fn learn(&mut self, size: u64) {
@@ -330,13 +256,52 @@ impl File {
 impl Table {
     fn stale(&mut self, ino: InodeId, range: Range<u64>, change: Option<u64>) -> Stale {
         self.epoch += 1;
-        Stale { ino, range, epoch: self.epoch, fill: self.fills, change }
+        let under_way = Arc::new(());
+        if let Some(file) = self.files.get_mut(&ino) {
+            file.under_way.retain(|(_, under_way)| under_way.strong_count() > 0);
+            file.under_way.push((self.epoch, Arc::downgrade(&under_way)));
+        }
+        Stale { ino, range, epoch: self.epoch, fill: self.fills, change, under_way: Some(under_way) }
+    }
+
+    /// See [`Pages::told`].
+    fn told(&mut self, ino: InodeId, size: u64) -> Option<Stale> {
+        if atoll_mutants::makes("growth-over-old-pages") {
+            return None;
+        }
+        let file = self.files.get_mut(&ino)?;
+        file.learn(size);
+        file.own_end = file.own_end.min(size);
+        let short = file.shortest().filter(|short| *short < size && file.has_from(*short));
+        let stale = short.map(|short| self.stale(ino, short..EVERYTHING, None));
+        let epoch = self.epoch;
+        if let Some(file) = self.files.get_mut(&ino) {
+            file.note_short(epoch, size);
+        }
+        stale
     }
 
     /// The file; if it isn't remembered it may have any pages, or has none.
     fn find(&mut self, ino: InodeId) -> &mut File {
         let make = if self.may_have_others { File::unknown } else { File::default };
-        self.files.entry(ino).or_insert_with(make)
+        let strangers = &self.strangers;
+        self.files.entry(ino).or_insert_with(|| {
+            let mut file = make();
+            for (_, size, thread, told) in strangers.iter().filter(|(stranger, ..)| *stranger == ino) {
+                file.cuts.told(*size, *thread, *told);
+            }
+            file
+        })
+    }
+
+    /// The kernel's thread is told this size of a file that isn't remembered.
+    fn told_of_stranger(&mut self, ino: InodeId, size: u64, thread: u32, now: Instant) {
+        let is_over =
+            |(_, _, _, told): &(InodeId, u64, u32, Instant)| now.duration_since(*told) >= CUT_WITHIN;
+        while self.strangers.len() >= STRANGERS_MAX || self.strangers.front().is_some_and(is_over) {
+            self.strangers.pop_front();
+        }
+        self.strangers.push_back((ino, size, thread, now));
     }
 
     /// Something is about to put bytes into pages of this file, up to `end`.
@@ -360,7 +325,8 @@ impl Pages {
         if file.clean_from == 0 {
             file.change = change;
         }
-        if file.change == change {
+        // An answer that was overtaken by a newer one is no reason to drop what that one brought.
+        if file.change >= change {
             return None;
         }
         if atoll_mutants::makes("pages-right-early") {
@@ -414,9 +380,11 @@ impl Pages {
     }
 
     /// The kernel writes these bytes through its pages.
-    pub fn written(&self, ino: InodeId, range: Range<u64>, now: Instant) -> Written<'_> {
+    pub fn written(&self, ino: InodeId, range: Range<u64>, thread: u32, now: Instant) -> Written<'_> {
         let mut all = self.0.lock();
+        let has_page = all.find(ino).has_from(range.start);
         let file = all.fill(ino, range.end);
+        file.cuts.gone_on(thread, now);
         let id = file.last_fill;
         // A READ that is under way has its pages locked: this WRITE went through others, which were dropped since. One that
         // is over may have been sent after it.
@@ -424,7 +392,7 @@ impl Pages {
         let over = file.refills.iter().take_while(|refill| now.duration_since(refill.answered) < LATE_MAX);
         let reads = under_way.chain(over.map(|refill| refill.range.clone()));
         let overtaken = reads.filter_map(|read| common_pages(&read, &range)).collect();
-        file.writing.push(Writing { id, range: range.clone(), overtaken });
+        file.writing.push(Writing { id, range: range.clone(), has_page, thread, began: now, overtaken });
         file.size = file.size.max(range.end);
         file.own_end = file.own_end.max(range.end);
         Written { pages: self, ino, id }
@@ -507,37 +475,68 @@ impl Pages {
         }
     }
 
-    /// The kernel's thread is about to be told this size.
-    pub fn tell(&self, ino: InodeId, size: u64, thread: u32, now: Instant) -> Tell {
-        {
-            let mut all = self.0.lock();
-            let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
-            file.cuts.gone_on(thread);
-            if size > file.own_end && file.may_be_cut_before(size, now) {
-                return Tell::Later;
-            }
+    /// What is asked from now on is asked after invalidations up to this one have begun.
+    pub fn epoch(&self) -> u64 {
+        self.0.lock().epoch
+    }
+
+    /// The kernel's thread is about to be told this size; it asked for it then (see [`Pages::epoch`]).
+    pub fn tell(&self, ino: InodeId, size: u64, (thread, asked): (u32, u64), now: Instant) -> Tell {
+        let mut all = self.0.lock();
+        let epoch = all.epoch;
+        let Some(file) = all.files.get_mut(&ino) else {
+            all.told_of_stranger(ino, size, thread, now);
+            return Tell::Now;
+        };
+        file.cuts.gone_on(thread, now);
+        file.note_cuts(epoch);
+        if asked < file.voided {
+            return Tell::Now;
         }
-        if let Some(stale) = self.told(ino, size) {
-            // By the time that they are gone the answer is void.
+        if size > file.own_end && file.may_be_cut_before(size, epoch, now) || file.is_leaving(size) {
+            return Tell::Later;
+        }
+        if let Some(stale) = all.told(ino, size) {
             return Tell::Without(stale);
         }
-        let mut all = self.0.lock();
         let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
-        match size {
-            // No page is cut in two.
-            _ if size.is_multiple_of(PAGE_BYTES) => Tell::Now,
-            _ if size > file.own_end => {
-                file.cuts.told(size, thread, now);
-                Tell::Now
-            }
-            _ if file.grown.is_some_and(|grown| now.duration_since(grown) < CUT_WITHIN) => Tell::Void,
-            _ => Tell::Now,
+        // No page is cut in two there.
+        if size.is_multiple_of(PAGE_BYTES) {
+            return Tell::Now;
         }
+        if size > file.own_end || asked == NEVER_VOID {
+            file.cuts.told(size, thread, now);
+        } else if file.grew_lately(now) {
+            return Tell::Void(all.stale(ino, EVERYTHING..EVERYTHING, None));
+        }
+        Tell::Now
+    }
+
+    /// Somebody is about to hear that a lock is theirs, of a file that has this size now, and asks for the size next: what
+    /// has to happen first, so that nothing makes that answer void, or cuts pages off afterwards. `epoch`: that of when it
+    /// had the lock; what others invalidate later is of what they find later.
+    pub fn settle(&self, ino: InodeId, size: u64, epoch: u64, now: Instant) -> Tell {
+        let mut all = self.0.lock();
+        let current = all.epoch;
+        let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
+        file.learn(size);
+        let is_under_way =
+            |(began, under_way): &(u64, Weak<()>)| *began <= epoch && under_way.strong_count() > 0;
+        if size > file.own_end && file.may_be_cut_before(size, current, now)
+            || size < file.own_end && file.grew_lately(now)
+            || file.under_way.iter().any(is_under_way)
+        {
+            return Tell::Later;
+        }
+        let short = file.shortest().filter(|_| file.is_short_of(size));
+        short.map_or(Tell::Now, |short| Tell::Without(all.stale(ino, short..EVERYTHING, None)))
     }
 
     /// True if the kernel may yet cut pages off before this place.
     pub fn may_be_cut_before(&self, ino: InodeId, place: u64, now: Instant) -> bool {
-        self.0.lock().files.get_mut(&ino).is_some_and(|file| file.may_be_cut_before(place, now))
+        let mut all = self.0.lock();
+        let epoch = all.epoch;
+        all.files.get_mut(&ino).is_some_and(|file| file.may_be_cut_before(place, epoch, now))
     }
 
     /// The kernel hears of this size. What to drop first.
@@ -546,35 +545,28 @@ impl Pages {
     /// after a later growth. So each size that it was told is one at which pages may end. An answer to what it asked
     /// before an invalidation it doesn't take up any more.
     pub fn told(&self, ino: InodeId, size: u64) -> Option<Stale> {
-        if atoll_mutants::makes("growth-over-old-pages") {
-            return None;
-        }
-        let mut all = self.0.lock();
-        let file = all.files.get_mut(&ino)?;
-        file.learn(size);
-        file.own_end = file.own_end.min(size);
-        let short = file.shortest().filter(|short| *short < size && file.has_from(*short));
-        let stale = short.map(|short| all.stale(ino, short..EVERYTHING, None));
-        let epoch = all.epoch;
-        if let Some(file) = all.files.get_mut(&ino) {
-            file.note_short(epoch, size);
-        }
-        stale
+        self.0.lock().told(ino, size)
     }
 
     /// True if something would have to happen before the kernel can be told this size.
     pub fn would_grow(&self, ino: InodeId, size: u64, now: Instant) -> bool {
         let mut all = self.0.lock();
+        let epoch = all.epoch;
         let Some(file) = all.files.get_mut(&ino) else { return false };
         let is_short = file.shortest().is_some_and(|short| short < size && file.has_from(short));
-        is_short || size > file.own_end && file.may_be_cut_before(size, now)
+        is_short || size > file.own_end && file.may_be_cut_before(size, epoch, now)
     }
 
     /// They are gone, as far as what comes next is concerned: who has found one of them before may still be served with it,
     /// up to the size that the kernel knows by then.
-    pub fn dropped(&self, stale: &Stale) {
+    pub fn dropped(&self, stale: &mut Stale) {
+        stale.under_way = None;
         if let Some(file) = self.0.lock().files.get_mut(&stale.ino) {
+            file.voided = file.voided.max(stale.epoch);
             file.dropped(stale.change);
+            if stale.range.end == EVERYTHING && stale.range.start < EVERYTHING {
+                file.leaving.push((stale.epoch, stale.range.start));
+            }
         }
     }
 
@@ -582,6 +574,7 @@ impl Pages {
     pub fn gone(&self, stale: &Stale) {
         let mut all = self.0.lock();
         let Some(file) = all.files.get_mut(&stale.ino) else { return };
+        file.leaving.retain(|(epoch, _)| *epoch != stale.epoch);
         if stale.range.end == EVERYTHING {
             // Later ones were read while it was under way, or since.
             file.short.retain(|epoch, short| *epoch >= stale.epoch || *short < stale.range.start);

@@ -6,6 +6,7 @@
 //! larger size has to wait until that thread is done: when it asks for something else, or else when it would have had the
 //! time on a machine that isn't starved. A page that is being read from us it waits for, and so do we.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use super::PAGE_BYTES;
 
 /// How long a thread takes at most from being told a size to having cut the pages off, on a machine that isn't starved.
 pub const CUT_WITHIN: Duration = Duration::from_millis(50);
-/// Those of one file that are told apart.
+/// Those of one file that are told apart, and those that are over.
 const CUTS_MAX: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,15 +41,21 @@ impl Cut {
 
 /// Of one file.
 #[derive(Debug, Default)]
-pub struct Cuts(Vec<Cut>);
+pub struct Cuts {
+    all: Vec<Cut>,
+    /// Those that are over, and when that was known, the last one last.
+    ended: VecDeque<(Cut, Instant)>,
+    /// The smallest of those that are over by now, if it wasn't asked for yet.
+    over: Option<u64>,
+}
 
 impl Cuts {
     /// A thread is told this size, and nothing has made that void.
     pub fn told(&mut self, size: u64, thread: u32, now: Instant) {
         // Which are over is found out when it matters: a READ that is under way may hold one up for long.
-        if self.0.len() >= CUTS_MAX {
-            let first = self.0.remove(0);
-            if let Some(next) = self.0.first_mut() {
+        if self.all.len() >= CUTS_MAX {
+            let first = self.all.remove(0);
+            if let Some(next) = self.all.first_mut() {
                 // Whose it is isn't known any more.
                 *next = Cut {
                     size: first.size.min(next.size),
@@ -60,19 +67,19 @@ impl Cuts {
             }
         }
         let until = now + CUT_WITHIN;
-        self.0.push(Cut { size, thread, begun_by: until, until, was_held: false });
+        self.all.push(Cut { size, thread, begun_by: until, until, was_held: false });
     }
 
     /// The thread has gone on since.
-    pub fn gone_on(&mut self, thread: u32) {
+    pub fn gone_on(&mut self, thread: u32, now: Instant) {
         if thread != 0 {
-            self.0.retain(|cut| cut.thread != thread);
+            self.end(|cut| cut.thread == thread, now);
         }
     }
 
     /// A READ of these bytes, which began then, is over.
     pub fn released(&mut self, began: Instant, bytes: &Range<u64>) {
-        for cut in self.0.iter_mut().filter(|cut| cut.is_held_by(began, bytes)) {
+        for cut in self.all.iter_mut().filter(|cut| cut.is_held_by(began, bytes)) {
             cut.was_held = true;
         }
     }
@@ -85,15 +92,41 @@ impl Cuts {
         reading: impl Iterator<Item = (Instant, Range<u64>)> + Clone,
         now: Instant,
     ) -> bool {
-        for cut in &mut self.0 {
+        for cut in &mut self.all {
             if std::mem::take(&mut cut.was_held)
                 || reading.clone().any(|(began, bytes)| cut.is_held_by(began, &bytes))
             {
                 cut.until = now + CUT_WITHIN;
             }
         }
-        self.0.retain(|cut| now < cut.until);
-        self.0.iter().any(|cut| cut.size < size)
+        self.end(|cut| cut.until <= now, now);
+        self.all.iter().any(|cut| cut.size < size)
+    }
+
+    fn end(&mut self, is_over: impl Fn(&Cut) -> bool, now: Instant) {
+        for cut in self.all.extract_if(.., |cut| is_over(cut)) {
+            self.over = Some(self.over.map_or(cut.size, |over| over.min(cut.size)));
+            self.ended.push_back((cut, now));
+        }
+        while self.ended.len() > CUTS_MAX
+            && let Some((first, _)) = self.ended.pop_front()
+            && let Some((next, _)) = self.ended.front_mut()
+        {
+            (next.size, next.thread) = (next.size.min(first.size), 0);
+        }
+    }
+
+    /// The smallest size below `end` at which another thread may have cut a page off since then.
+    pub fn since(&self, then: Instant, end: u64, thread: u32) -> Option<u64> {
+        let ended = self.ended.iter().filter(|(_, ended)| then <= *ended).map(|(cut, _)| cut);
+        let others = self.all.iter().chain(ended).filter(|cut| cut.thread == 0 || cut.thread != thread);
+        others.map(|cut| cut.size).filter(|size| *size < end).min()
+    }
+
+    /// Pages that were read until now may end here, also those that were read after other pages had been dropped: the
+    /// thread waits for whichever page has that place, and cuts that one off.
+    pub fn over(&mut self) -> Option<u64> {
+        self.over.take()
     }
 }
 
@@ -108,15 +141,16 @@ mod tests {
         cuts.told(100, 2, now);
         let are_before = |cuts: &mut Cuts, size, now| cuts.are_before(size, [].into_iter(), now);
         assert!(are_before(&mut cuts, 101, now) && !are_before(&mut cuts, 100, now));
-        cuts.gone_on(1);
+        cuts.gone_on(1, now);
         assert!(are_before(&mut cuts, 101, now));
-        cuts.gone_on(2);
+        cuts.gone_on(2, now);
         assert!(!are_before(&mut cuts, 101, now));
         cuts.told(100, 0, now);
-        cuts.gone_on(0);
+        cuts.gone_on(0, now);
         assert!(are_before(&mut cuts, 101, now), "nobody knows who it was");
         assert!(!are_before(&mut cuts, 101, now + CUT_WITHIN));
-        assert!(cuts.0.is_empty());
+        assert!(cuts.all.is_empty());
+        assert_eq!((cuts.over(), cuts.over()), (Some(100), None));
     }
 
     #[test]
@@ -156,9 +190,26 @@ mod tests {
         cuts.told(100, 1, now);
         // Meanwhile its page is being read, and others are told the same.
         cuts.told(100, 2, now + CUT_WITHIN * 2);
-        cuts.gone_on(2);
+        cuts.gone_on(2, now);
         cuts.released(now, &(0..4096));
         assert!(cuts.are_before(101, [].into_iter(), now + CUT_WITHIN * 3));
+    }
+
+    #[test]
+    fn a_write_may_have_been_cut_off_by_other_threads() {
+        let (mut cuts, now) = (Cuts::default(), Instant::now());
+        cuts.told(100, 1, now);
+        assert_eq!((cuts.since(now, 101, 1), cuts.since(now, 100, 2)), (None, None));
+        assert_eq!(cuts.since(now, 101, 2), Some(100));
+        cuts.gone_on(1, now);
+        assert_eq!(cuts.since(now, 101, 2), Some(100));
+        assert_eq!(cuts.since(now + CUT_WITHIN, 101, 2), None);
+        // Of many the first ones' threads aren't known any more.
+        for thread in 1..=CUTS_MAX as u32 {
+            cuts.told(200, thread, now);
+            cuts.gone_on(thread, now);
+        }
+        assert_eq!((cuts.since(now, 101, 1), cuts.ended.len()), (Some(100), CUTS_MAX));
     }
 
     #[test]
@@ -167,7 +218,7 @@ mod tests {
         for thread in 1..100 {
             cuts.told(u64::from(thread), thread, now);
         }
-        assert_eq!(cuts.0.len(), CUTS_MAX);
+        assert_eq!(cuts.all.len(), CUTS_MAX);
         assert!(cuts.are_before(2, [].into_iter(), now));
     }
 }

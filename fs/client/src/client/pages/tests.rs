@@ -23,6 +23,11 @@ fn opened(attributes: &Attributes) -> Pages {
     pages
 }
 
+/// Tells a size that is asked for now.
+fn tell(pages: &Pages, size: u64, thread: u32, now: Instant) -> Tell {
+    pages.tell(FILE, size, (thread, pages.epoch()), now)
+}
+
 #[test]
 fn pages_are_kept_if_only_this_client_changed_the_file() {
     let pages = opened(&file(1, 10));
@@ -119,36 +124,148 @@ fn a_larger_size_waits_for_those_that_may_cut_pages_off_yet() {
     let (pages, now) = (opened(&file(1, 100)), now());
     let late = now + Duration::from_secs(1);
     let later = late + Duration::from_secs(1);
-    assert_eq!(pages.tell(FILE, 100, 1, now), Tell::Now);
-    assert_eq!(pages.tell(FILE, 200, 2, now), Tell::Later);
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    assert_eq!(tell(&pages, 200, 2, now), Tell::Later);
     assert!(pages.would_grow(FILE, 200, now));
     // It has gone on.
-    assert_eq!(pages.tell(FILE, 200, 1, now), Tell::Now);
+    assert_eq!(tell(&pages, 200, 1, now), Tell::Now);
     // Its page is being read, so it waits.
     let fill = pages.read(FILE, 0..4096, now);
     fill.knows(200);
-    assert_eq!(pages.tell(FILE, 300, 3, late), Tell::Later);
+    assert_eq!(tell(&pages, 300, 3, late), Tell::Later);
     fill.answered(200, late);
-    assert_eq!(pages.tell(FILE, 300, 3, late), Tell::Later);
-    let Tell::Without(stale) = pages.tell(FILE, 300, 3, later) else { panic!("it ends at 200") };
+    assert_eq!(tell(&pages, 300, 3, late), Tell::Later);
+    let Tell::Without(stale) = tell(&pages, 300, 3, later) else { panic!("it ends at 200") };
     assert_eq!(stale.range, 100..EVERYTHING);
     // That makes its answer void: nobody cuts anything off at 300.
     pages.gone(&stale);
-    assert_eq!(pages.tell(FILE, 400, 4, later), Tell::Now);
+    assert_eq!(tell(&pages, 400, 4, later), Tell::Now);
+}
+
+#[test]
+fn what_is_read_while_a_cut_is_pending_may_be_cut_off() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    read(&pages, 100, 0..4096).answered(100, now);
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    // It waits for the page, which goes, and then for the one that is read next.
+    let mut stale = pages.current(&file(2, 200)).unwrap();
+    pages.dropped(&mut stale);
+    pages.gone(&stale);
+    read(&pages, 200, 0..4096).answered(200, now);
+    assert_eq!(tell(&pages, 200, 2, now), Tell::Later);
+    let Tell::Without(stale) = tell(&pages, 200, 1, now) else { panic!("it has gone on") };
+    assert_eq!(stale.range, 100..EVERYTHING);
+    pages.gone(&stale);
+    assert_eq!(tell(&pages, 200, 1, now), Tell::Now);
+}
+
+#[test]
+fn what_is_written_while_a_cut_is_pending_may_be_cut_off() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    read(&pages, 100, 0..4096).answered(100, now);
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    let written = pages.written(FILE, 100..200, 2, now);
+    assert!(written.may_be_cut(now));
+    // Over, and the page with it.
+    pages.written(FILE, 0..1, 1, now);
+    assert!(!written.may_be_cut(now));
+    let stale = written.visible();
+    assert_eq!(stale.iter().map(|stale| stale.range.clone()).collect::<Vec<_>>(), [0..4096]);
+    // What ends before that isn't cut off, nor what the same thread writes that was told.
+    assert!(pages.written(FILE, 50..100, 2, now).visible().is_empty());
+    assert!(pages.written(FILE, 100..200, 1, now).visible().is_empty());
+    assert!(!pages.written(FILE, 100..200, 2, now + LATE_MAX).visible().is_empty());
+    assert!(pages.written(FILE, 100..200, 2, now + LATE_MAX * 2).visible().is_empty());
+    // Without a page that was filled, the one that is written is locked until it is answered.
+    assert!(pages.written(FILE, 9000..9001, 2, now).visible().is_empty());
+}
+
+#[test]
+fn a_size_that_was_told_before_the_file_was_opened_is_remembered() {
+    let (pages, now) = (Pages::default(), now());
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    assert_eq!(pages.current(&file(2, 200)), None);
+    assert!(pages.may_be_cut_before(FILE, 200, now));
+    assert!(!pages.may_be_cut_before(FILE, 200, now + CUT_WITHIN));
+    // Not of any number of files, and not for long.
+    let pages = Pages::default();
+    for number in 0..=STRANGERS_MAX as u64 {
+        let _ = pages.tell(InodeId(1000 + number), 100, (1, 0), now);
+    }
+    assert_eq!(pages.0.lock().strangers.len(), STRANGERS_MAX);
+    let _ = tell(&pages, 100, 1, now + CUT_WITHIN);
+    assert_eq!(pages.0.lock().strangers.len(), 1);
+}
+
+#[test]
+fn one_invalidation_is_enough_for_all_that_ask_meanwhile() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    read(&pages, 100, 0..4096).answered(100, now);
+    let asked = pages.epoch();
+    let Tell::Without(mut stale) = tell(&pages, 200, 1, now) else { panic!("a page ends at 100") };
+    pages.dropped(&mut stale);
+    // The kernel takes up neither of these answers, so no other one has to wait for them.
+    for thread in [1, 2] {
+        assert_eq!(pages.tell(FILE, 100, (thread, asked), now), Tell::Now);
+    }
+    assert!(!pages.may_be_cut_before(FILE, 200, now));
+    // This one it takes up: when nobody is served with the old page any more.
+    assert_eq!(tell(&pages, 200, 3, now), Tell::Later);
+    pages.gone(&stale);
+    assert_eq!(tell(&pages, 200, 3, now), Tell::Now);
+    // An answer that can't be made void is waited for.
+    assert_eq!(pages.tell(FILE, 200, (4, NEVER_VOID), now), Tell::Now);
+    assert!(pages.may_be_cut_before(FILE, 201, now));
+}
+
+#[test]
+fn who_gets_a_lock_asks_for_the_size_when_nothing_makes_the_answer_void() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    read(&pages, 100, 0..4096).answered(100, now);
+    let settle = |epoch, now| pages.settle(FILE, 200, epoch, now);
+    // A thread may cut the page off yet.
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    assert_eq!(settle(pages.epoch(), now), Tell::Later);
+    // Another one has begun to invalidate; or has given it up.
+    let Tell::Without(stale) = tell(&pages, 200, 1, now) else { panic!("a page ends at 100") };
+    let epoch = pages.epoch();
+    assert_eq!(settle(epoch, now), Tell::Later);
+    assert!(matches!(settle(epoch - 1, now), Tell::Without(_)));
+    drop(stale);
+    let Tell::Without(mut stale) = settle(epoch, now) else { panic!("it is still there") };
+    pages.dropped(&mut stale);
+    // Who asks next waits for those who have found the page. The lock doesn't.
+    assert_eq!(settle(pages.epoch(), now), Tell::Now);
+    assert_eq!(tell(&pages, 200, 1, now), Tell::Later);
+    pages.gone(&stale);
+    assert_eq!(tell(&pages, 200, 1, now), Tell::Now);
+    // The kernel has made it longer, and somebody else shorter: it may not take up that it is.
+    pages.grown(FILE, 300, now);
+    assert_eq!(settle(pages.epoch(), now), Tell::Later);
+    assert_eq!(settle(pages.epoch(), now + CUT_WITHIN), Tell::Now);
+}
+
+#[test]
+fn an_answer_that_was_overtaken_drops_nothing() {
+    let pages = opened(&file(1, 10));
+    read(&pages, 10, 0..4096).answered(10, now());
+    pages.gone(&pages.current(&file(3, 10)).unwrap());
+    assert_eq!(pages.current(&file(2, 10)), None);
+    assert_eq!(pages.current(&file(3, 10)), None);
 }
 
 #[test]
 fn the_kernel_is_not_told_what_it_knows_from_its_own_writes() {
     let (pages, now) = (opened(&file(1, 100)), now());
-    assert_eq!(pages.tell(FILE, 50, 1, now), Tell::Now);
+    assert_eq!(tell(&pages, 50, 1, now), Tell::Now);
     assert!(pages.may_be_cut_before(FILE, 200, now));
     pages.grown(FILE, 200, now);
-    assert_eq!(pages.tell(FILE, 200, 2, now), Tell::Void);
-    assert_eq!(pages.tell(FILE, 200, 2, now + CUT_WITHIN), Tell::Now);
-    assert_eq!(pages.tell(FILE, 201, 3, now), Tell::Later);
+    assert!(matches!(tell(&pages, 200, 2, now), Tell::Void(_)));
+    assert_eq!(tell(&pages, 200, 2, now + CUT_WITHIN), Tell::Now);
+    assert_eq!(tell(&pages, 201, 3, now), Tell::Later);
     // Somebody else has made it shorter since.
-    assert_eq!(pages.tell(FILE, 150, 3, now), Tell::Void);
-    assert_eq!(pages.tell(FILE, 200, 3, now), Tell::Later);
+    assert!(matches!(tell(&pages, 150, 3, now), Tell::Void(_)));
+    assert_eq!(tell(&pages, 200, 3, now), Tell::Later);
 }
 
 #[test]
@@ -223,7 +340,7 @@ fn a_page_that_is_cut_off_ends_there() {
 #[test]
 fn writing_through_the_pages_makes_them_whole() {
     let pages = opened(&file(1, 100));
-    let write = |range: Range<u64>| pages.written(FILE, range.clone(), now()).joins(&range);
+    let write = |range: Range<u64>| pages.written(FILE, range.clone(), 0, now()).joins(&range);
     read(&pages, 100, 0..4096).answered(100, now());
     assert_eq!(pages.gap(FILE, 100), None);
     write(100..300);
@@ -261,7 +378,7 @@ fn remembers_a_bounded_number_of_files_and_all_that_are_open() {
 fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
     let pages = opened(&file(1, 10_000));
     read(&pages, 10_000, 0..8192).answered(8192, now());
-    let write = pages.written(FILE, 100..5000, now());
+    let write = pages.written(FILE, 100..5000, 0, now());
     let stale = pages.current(&file(2, 10_000)).unwrap();
     pages.gone(&stale);
     // Answered while the WRITE was under way, which went through the page that was there before.
@@ -272,15 +389,15 @@ fn a_page_that_comes_back_without_a_write_that_is_under_way_goes() {
     assert_eq!(ranges(write.visible()), [(4096, 8192)]);
     // The other way round: the READ was on its way when the WRITE came.
     let fill = read(&pages, 10_000, 0..4096);
-    let write = pages.written(FILE, 0..1, now());
-    let elsewhere = pages.written(FILE, 12_288..12_300, now());
+    let write = pages.written(FILE, 0..1, 0, now());
+    let elsewhere = pages.written(FILE, 12_288..12_300, 0, now());
     fill.answered(4096, now());
     assert_eq!(ranges(write.visible()), [(0, 4096)]);
     assert_eq!(ranges(elsewhere.visible()), []);
     // It was sent before a READ that was answered first, but came to be known after that.
     let answered = now();
     read(&pages, 10_000, 8192..12_288).answered(10_000, answered);
-    let late = |after| pages.written(FILE, 8192..8200, answered + after);
+    let late = |after| pages.written(FILE, 8192..8200, 0, answered + after);
     assert_eq!(ranges(late(Duration::ZERO).visible()), [(8192, 12_288)]);
     assert_eq!(ranges(late(LATE_MAX + Duration::from_secs(1)).visible()), []);
 }
@@ -294,28 +411,28 @@ fn a_page_is_dropped_once_however_often_it_came_back() {
     for _ in 0..3 {
         read(&pages, 10_000, 0..8192).answered(8192, answered);
     }
-    let first = pages.written(FILE, 0..10, answered).visible();
+    let first = pages.written(FILE, 0..10, 0, answered).visible();
     assert_eq!(first.iter().map(|stale| stale.range.end).collect::<Vec<_>>(), [4096]);
     read(&pages, 10_000, 0..4096).answered(4096, answered);
     pages.gone(&first[0]);
     // One that was read while it was dropped may be there still; the others aren't, but for the page that stayed.
-    assert_eq!(pages.written(FILE, 0..10, answered).visible().len(), 1);
+    assert_eq!(pages.written(FILE, 0..10, 0, answered).visible().len(), 1);
     pages.gone(&pages.all(FILE).unwrap());
-    assert_eq!(pages.written(FILE, 0..8192, answered).visible(), []);
+    assert_eq!(pages.written(FILE, 0..8192, 0, answered).visible(), []);
 }
 
 #[test]
 fn a_file_that_others_leave_alone_costs_no_drops() {
     let pages = opened(&file(1, 10_000));
     read(&pages, 10_000, 0..8192).answered(8192, now());
-    assert_eq!(pages.written(FILE, 0..100, now()).visible(), []);
+    assert_eq!(pages.written(FILE, 0..100, 0, now()).visible(), []);
 }
 
 #[test]
 fn pages_that_were_written_through_and_lost_are_wrong() {
     let pages = opened(&file(1, 100));
     read(&pages, 100, 0..4096).answered(100, now());
-    drop(pages.written(FILE, 0..100, now()));
+    drop(pages.written(FILE, 0..100, 0, now()));
     pages.lost(FILE);
     let stale = pages.current(&file(1, 100)).unwrap();
     pages.gone(&stale);
