@@ -139,11 +139,17 @@ impl Cache {
         preempted().await;
         let within = size as usize % PAGE_BYTES;
         if within > 0 {
-            for (_, page) in self.pages(ino, size / PAGE_BYTES as u64, size / PAGE_BYTES as u64) {
-                let _locked = page.gone.lock().await;
+            let number = size / PAGE_BYTES as u64;
+            while let Some((_, page)) = self.pages(ino, number, number).pop() {
+                let gone = page.gone.lock().await;
+                // While it was waited for it was dropped: another one may be in its place, and be waited for in turn.
+                if *gone {
+                    continue;
+                }
                 if let Some(bytes) = &mut *page.bytes.lock() {
                     bytes[within..].fill(0);
                 }
+                break;
             }
         }
         self.drop_pages(ino, size.div_ceil(PAGE_BYTES as u64), u64::MAX).await;

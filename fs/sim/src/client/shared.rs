@@ -21,6 +21,12 @@ const REGISTER: &[u8] = b"user.register";
 const REGISTER_BYTES_MAX: usize = 30_000;
 /// Numbers in the counters' file.
 const COUNTERS: usize = 2;
+/// The number that all count on by making a file longer, under a lock on all of it.
+const TALLY: usize = COUNTERS;
+/// What they make it longer by.
+const MARK: u8 = b'#';
+/// Bytes that are read of it at once: more than it ever has.
+const TALLY_BYTES_MAX: usize = 1 << 14;
 /// Bytes of one of them.
 const DIGITS: usize = 20;
 /// The lock owner of those who take no lock.
@@ -82,13 +88,15 @@ pub struct Shared {
     pub folder: InodeId,
     /// The file with the numbers that all count on, each under a lock of its own.
     pub counter: InodeId,
+    /// The file whose length is a number, see [`TALLY`].
+    tally: InodeId,
 }
 
 /// Makes the shared folder's files.
 pub async fn make_shared(files: &FileSystem) -> Checked<Shared> {
     let caller = Caller::default();
     let mut made = Vec::new();
-    for name in ["register", "log", "counter"] {
+    for name in ["register", "log", "counter", "tally"] {
         let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
         let bytes = Bytes::from_static(name.as_bytes());
         let (entry, opened) =
@@ -108,7 +116,7 @@ pub async fn make_shared(files: &FileSystem) -> Checked<Shared> {
     set.await.map_err(|e| errno("setxattr", e))?;
     let folder = files.mkdir(&caller, ROOT, Bytes::from_static(b"shared"), 0o777).await;
     let folder = folder.map_err(|e| errno("mkdir", e))?.attributes.ino;
-    Ok(Shared { register: made[0], log: made[1], counter: made[2], folder })
+    Ok(Shared { register: made[0], log: made[1], counter: made[2], tally: made[3], folder })
 }
 
 fn shared_name(number: usize) -> Bytes {
@@ -309,13 +317,16 @@ impl SimClient {
     /// Counts a few times on each number, under its lock, while others of this mount look at them without one.
     pub(super) async fn count(&mut self, random: &mut StdRng) -> Checked<()> {
         let mut others = StdRng::seed_from_u64(random.random());
-        let running = Cell::new(COUNTERS);
-        let counting = (0..COUNTERS).map(|counter| {
+        let running = Cell::new(TALLY + 1);
+        let counting = (0..=TALLY).map(|counter| {
             let mut random = StdRng::seed_from_u64(random.random());
             let (client, running) = (&*self, &running);
             async move {
                 let (lost, full) = (client.lost(), client.full.get());
-                let counted = client.count_on(counter, &mut random).await;
+                let counted = match counter {
+                    TALLY => client.make_longer(&mut random).await,
+                    _ => client.count_on(counter, &mut random).await,
+                };
                 running.set(running.get() - 1);
                 match counted {
                     Err(Errno(libc::ENOSPC)) if full || client.full.get() => Ok(()),
@@ -350,6 +361,37 @@ impl SimClient {
         counted.and(closed)
     }
 
+    /// The same with [`TALLY`], by a thread of its own.
+    async fn make_longer(&self, random: &mut StdRng) -> Result<(), Errno> {
+        let (kernel, caller, ino) = (&self.kernel, &self.thread(4), self.shared.tally);
+        let owner = (READER + 1) * (self.number as u64 + 1);
+        let range = 0..TALLY_BYTES_MAX as u64;
+        let file = (ino, kernel.open(caller, ino, libc::O_RDWR).await?.handle);
+        let counted = async {
+            for _ in 0..random.random_range(2..8) {
+                let began = seam::elapsed();
+                kernel.lock(caller, file, owner, range.clone(), LockKind::Write).await?;
+                let value = self.tally(caller, file).await?;
+                kernel.write(caller, file, value, &[MARK]).await?;
+                kernel.lock(caller, file, owner, range.clone(), LockKind::Unlock).await?;
+                self.note(began, What::Count(TALLY, value));
+                tokio::time::sleep(Duration::from_micros(random.random_range(0..20_000))).await;
+            }
+            Ok(())
+        };
+        let counted = counted.await;
+        let closed = kernel.close(caller, file, owner).await;
+        counted.and(closed)
+    }
+
+    async fn tally(&self, caller: &Caller, file: (InodeId, u64)) -> Result<u64, Errno> {
+        let found = self.kernel.read(caller, file, 0, TALLY_BYTES_MAX).await?;
+        match found.iter().all(|byte| *byte == MARK) {
+            true => Ok(found.len() as u64),
+            false => Err(Errno(libc::EBADMSG)),
+        }
+    }
+
     async fn peek(&self, random: &mut StdRng, running: &Cell<usize>) -> Checked<()> {
         let (kernel, caller, ino) = (&self.kernel, &self.caller, self.shared.counter);
         let lost = self.lost();
@@ -361,6 +403,11 @@ impl SimClient {
                 for (counter, digits) in found.chunks(DIGITS).enumerate() {
                     self.note(began, What::Peek(counter, number(digits)?));
                 }
+                kernel.close(caller, file, READER).await?;
+                let began = seam::elapsed();
+                let file =
+                    (self.shared.tally, kernel.open(caller, self.shared.tally, libc::O_RDONLY).await?.handle);
+                self.note(began, What::Peek(TALLY, self.tally(caller, file).await?));
                 kernel.close(caller, file, READER).await?;
                 tokio::time::sleep(Duration::from_micros(random.random_range(0..5000))).await;
             }
