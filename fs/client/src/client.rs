@@ -28,7 +28,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
-use atoll_core::commands::Outcome;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
@@ -41,7 +40,7 @@ use tokio::time::Instant;
 
 use crate::arena::Arena;
 use crate::data::{DataConfig, DataPath};
-use crate::metadata::{ClientError, Event, Metadata};
+use crate::metadata::{ClientError, Event, Metadata, unexpected};
 use crate::storage_pool::Storage;
 use crate::vfs::{
     AttributeReply, Caller, DirEntry, Entry, FileLock, Opened, Result, SeekKind, StatFs, Vfs, WriteFlags,
@@ -378,18 +377,6 @@ impl<M: Metadata> Client<M> {
 }
 
 /// The service answered something else than was asked.
-fn unexpected() -> ClientError {
-    tracing::error!("unexpected reply of the metadata server: this is a bug, please report it");
-    FsError::Io.into()
-}
-
-fn inode_of(outcome: Outcome) -> std::result::Result<Attributes, ClientError> {
-    match outcome {
-        Outcome::Inode(attributes) => Ok(*attributes),
-        _ => Err(unexpected()),
-    }
-}
-
 fn check_name(name: &[u8]) -> Result<()> {
     match name.len() > NAME_BYTES_MAX {
         true => Err(FsError::NameTooLong.into()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{ClientOp, Mutation, Outcome, Reply};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId};
 use atoll_core::records::VolumeConfig;
@@ -90,25 +90,33 @@ impl Drop for Made {
     }
 }
 
+/// A reply to something else than what was asked.
+pub(crate) fn unexpected() -> ClientError {
+    tracing::error!("unexpected reply of the metadata server: this is a bug, please report it");
+    FsError::Io.into()
+}
+
 /// Requests to the metadata service. Retries, finding the leader, slots and exactly-once are its business.
 pub trait Metadata: Send + Sync + 'static {
     /// Carries out one mutation, once. `Outcome::Refused` is returned as [`ClientError::Fs`].
-    fn mutate(&self, op: Op) -> impl Future<Output = Result<Outcome, ClientError>> + Send;
+    fn execute(&self, op: ClientOp) -> impl Future<Output = Result<Outcome, ClientError>> + Send;
+
+    /// The same, with the outcome that this operation has.
+    fn mutate<R>(&self, op: R) -> impl Future<Output = Result<R::Outcome, ClientError>> + Send
+    where
+        R: Mutation + Into<ClientOp> + Send,
+    {
+        let op = op.into();
+        async move { R::Outcome::from_outcome(self.execute(op).await?).ok_or_else(unexpected) }
+    }
 
     /// Carries out one mutation, which makes a file that counts as open from then on: before anybody else could remove it
     /// for good. `Stale`: it is made and gone already.
-    fn make(&self, op: Op) -> impl Future<Output = Result<Made, ClientError>> + Send {
+    fn make(&self, op: ClientOp) -> impl Future<Output = Result<Made, ClientError>> + Send {
         async move {
-            match self.mutate(op).await? {
-                Outcome::Inode(attributes) => Ok(Made::new(*attributes, |_| {})),
-                other => {
-                    tracing::error!(
-                        ?other,
-                        "unexpected reply to the creation of a file: this is a bug, please report it"
-                    );
-                    Err(FsError::Io.into())
-                }
-            }
+            let attributes =
+                Box::<Attributes>::from_outcome(self.execute(op).await?).ok_or_else(unexpected)?;
+            Ok(Made::new(*attributes, |_| {}))
         }
     }
 

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use atoll_core::attributes::{Timestamp, VolumeUse};
-use atoll_core::commands::{Command, NewPlace, Op, Outcome};
+use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
+use atoll_core::commands::{ClientOp, Command, NewPlace, Outcome, Reply, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::arena::Arena;
-use crate::metadata::{ClientError, Event, Hook, Made, Metadata};
+use crate::metadata::{ClientError, Event, Hook, Made, Metadata, unexpected};
 use clock::Clock;
 use leader::{Refusal, Service};
 use open_files::OpenFiles;
@@ -255,7 +255,7 @@ impl MetadataClient {
     /// Ends the session. What is still in flight ends with [`ClientError::Stopped`]. Data must have been
     /// flushed before.
     pub async fn close(&self) {
-        let goodbye = self.mutate(Op::CloseSession);
+        let goodbye = self.mutate(ops::CloseSession);
         if !matches!(tokio::time::timeout(CLOSE_DEADLINE, goodbye).await, Ok(Ok(_))) {
             tracing::info!("the session could not be ended; it expires at the end of its lifetime");
         }
@@ -327,17 +327,17 @@ enum Fate {
     Renew,
 }
 
-fn fate(op: &Op) -> Fate {
+fn fate(op: &ClientOp) -> Fate {
     match op {
-        Op::Append { data: NewPlace::Inline(_), reservation: 0, .. } => Fate::Repeat,
-        Op::Write { .. } | Op::Append { .. } => Fate::Keep,
-        Op::CreateChunk { .. }
-        | Op::SealChunk { .. }
-        | Op::ShrinkChunk { .. }
-        | Op::Reserve { .. }
-        | Op::Unreserve { .. }
-        | Op::CloseSession => Fate::Forget,
-        Op::SetLock(_) | Op::ReleaseLocks { .. } => Fate::Renew,
+        ClientOp::Append(ops::Append { data: NewPlace::Inline(_), reservation: 0, .. }) => Fate::Repeat,
+        ClientOp::Write(_) | ClientOp::Append(_) => Fate::Keep,
+        ClientOp::CreateChunk(_)
+        | ClientOp::SealChunk(_)
+        | ClientOp::ShrinkChunk(_)
+        | ClientOp::Reserve(_)
+        | ClientOp::Unreserve(_)
+        | ClientOp::CloseSession(_) => Fate::Forget,
+        ClientOp::SetLock(_) | ClientOp::ReleaseLocks(_) => Fate::Renew,
         _ => Fate::Repeat,
     }
 }
@@ -373,16 +373,10 @@ impl Inner {
     }
 
     /// Makes a file that is open from then on.
-    async fn make(self: &Arc<Self>, slot: Slot, op: Op) -> Result<Made, ClientError> {
+    async fn make(self: &Arc<Self>, slot: Slot, op: ClientOp) -> Result<Made, ClientError> {
         let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
         let (outcome, session) = self.carry_out(slot, op, true).await?;
-        let Outcome::Inode(attributes) = outcome else {
-            tracing::error!(
-                ?outcome,
-                "unexpected reply to the creation of a file: this is a bug, please report it"
-            );
-            return Err(FsError::Io.into());
-        };
+        let attributes = Box::<Attributes>::from_outcome(outcome).ok_or_else(unexpected)?;
         let ino = attributes.ino;
         self.open_files.lock().made(ino);
         let made = Made::new(*attributes, {
@@ -407,7 +401,7 @@ impl Inner {
     async fn carry_out(
         &self,
         slot: Slot,
-        op: Op,
+        op: ClientOp,
         opens: bool,
     ) -> Result<(Outcome, Option<SessionId>), ClientError> {
         let fate = fate(&op);
@@ -565,11 +559,11 @@ fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
 }
 
 impl Metadata for MetadataClient {
-    async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
+    async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
         self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false).await?.0) }).await
     }
 
-    async fn make(&self, op: Op) -> Result<Made, ClientError> {
+    async fn make(&self, op: ClientOp) -> Result<Made, ClientError> {
         self.in_slot(|inner, slot| async move { inner.make(slot, op).await }).await
     }
 

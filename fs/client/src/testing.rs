@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
-use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, INTERNAL, Op, Outcome, ServiceOp, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
 use atoll_core::lock_waits::LockWaits;
@@ -90,14 +90,19 @@ impl MemVolume {
             servers: Vec::new(),
             waits: LockWaits::default(),
         };
-        let outcome = volume.internal(Op::Bootstrap { cluster: CLUSTER, hash_key: (1, 2), config });
+        let outcome =
+            volume.internal(Op::from(ops::Bootstrap { cluster: CLUSTER, hash_key: (1, 2), config }));
         assert!(outcome.clone().into_result().is_ok(), "{outcome:?}");
         volume
     }
 
     /// A storage server joins; new chunks get replicas on it.
     pub fn add_server(&mut self, server: ServerId, address: &str) {
-        self.internal(Op::PutServer { server, address: address.into(), labels: Default::default() });
+        self.internal(Op::from(ops::PutServer {
+            server,
+            address: address.into(),
+            labels: Default::default(),
+        }));
         self.servers.push(server);
     }
 
@@ -112,7 +117,7 @@ impl MemVolume {
     /// # Panics
     /// If a record is damaged: a test wants to know.
     pub fn execute(&mut self, mut command: Command) -> Outcome {
-        if let Op::CreateChunk { replicas, .. } = &mut command.op {
+        if let Op::Client(ClientOp::CreateChunk(ops::CreateChunk { replicas, .. })) = &mut command.op {
             // What a leader does before it proposes the command.
             replicas.clone_from(&self.servers);
         }
@@ -121,13 +126,15 @@ impl MemVolume {
         let writes = txn.into_writes();
         self.store.write(writes);
         match &command.op {
-            Op::CloseSession => self.ended(command.session),
-            Op::ExpireSession { session } => self.ended(*session),
+            Op::Client(ClientOp::CloseSession(_)) => self.ended(command.session),
+            Op::Service(ServiceOp::ExpireSession(ops::ExpireSession { session })) => self.ended(*session),
             _ => {}
         }
         if let Outcome::Session(session, _) = outcome {
             self.open.insert(session, HashSet::new());
-            if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
+            if let Op::Client(ClientOp::OpenSession(ops::OpenSession { supersedes: Some(old), .. })) =
+                command.op
+            {
                 self.ended(old);
             }
         }
@@ -162,7 +169,7 @@ impl MemVolume {
 
     /// Ends a session as if it had been silent for its lifetime.
     pub fn expire(&mut self, session: SessionId) {
-        self.internal(Op::ExpireSession { session });
+        self.internal(Op::from(ops::ExpireSession { session }));
     }
 
     /// The session holds these open (or holds them no more).
@@ -188,12 +195,12 @@ impl MemVolume {
         let orphans = self.numbers(&keys::orphans());
         for ino in orphans {
             if !self.open.values().any(|held| held.contains(&InodeId(ino))) {
-                let op = Op::PurgeOrphan { ino: InodeId(ino), segments_max: PURGE_SEGMENTS };
+                let op = Op::from(ops::PurgeOrphan { ino: InodeId(ino), segments_max: PURGE_SEGMENTS });
                 while self.internal(op.clone()) == Outcome::More(true) {}
             }
         }
         for ino in self.numbers(&keys::truncations()) {
-            let op = Op::PurgeTruncated { ino: InodeId(ino), segments_max: PURGE_SEGMENTS };
+            let op = Op::from(ops::PurgeTruncated { ino: InodeId(ino), segments_max: PURGE_SEGMENTS });
             while self.internal(op.clone()) == Outcome::More(true) {}
         }
     }
@@ -494,7 +501,7 @@ impl LocalMetadata {
             sequence: 0,
             time: self.clock.now(),
             expect: None,
-            op: Op::OpenSession { client: "test".into(), incarnation: 1, supersedes },
+            op: Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes }),
         };
         if let Outcome::Session(session, _) = self.volume.lock().execute(command) {
             self.session.store(session.0, Ordering::Relaxed);
@@ -578,24 +585,24 @@ impl LocalMetadata {
 }
 
 impl Metadata for LocalMetadata {
-    async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
+    async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
         self.reach().await;
-        Ok(self.execute(op, false).into_result()?)
+        Ok(self.execute(op.into(), false).into_result()?)
     }
 
-    async fn make(&self, op: Op) -> Result<Made, ClientError> {
+    async fn make(&self, op: ClientOp) -> Result<Made, ClientError> {
         self.reach().await;
         let less_one = |files: u64| files.checked_sub(1);
-        if let Op::Create { parent, name, .. } = &op
+        if let ClientOp::Create(ops::Create { parent, name, .. }) = &op
             && self.removed_made.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less_one).is_ok()
         {
-            let removed = Op::Unlink { parent: *parent, name: name.clone(), directory: false };
-            self.execute(op, false).into_result()?;
+            let removed = Op::from(ops::Unlink { parent: *parent, name: name.clone(), directory: false });
+            self.execute(op.into(), false).into_result()?;
             self.execute(removed, false).into_result()?;
             self.volume.lock().purge();
             return Err(FsError::Stale.into());
         }
-        match self.execute(op, true).into_result()? {
+        match self.execute(op.into(), true).into_result()? {
             Outcome::Inode(attributes) => {
                 let (volume, session, ino) = (Arc::clone(&self.volume), self.session(), attributes.ino);
                 Ok(Made::new(*attributes, move |kept| {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::commands::{INTERNAL, OrderDone, Outcome};
+use serde::{Deserialize, Serialize};
+
+use crate::commands::{Context, CreatedChunk, INTERNAL, Mutation, OrderDone};
 use crate::error::FsError;
 use crate::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId, SessionId};
 use crate::intervals::Intervals;
@@ -143,46 +145,57 @@ fn finish(txn: &mut Txn<'_>, chunk: ChunkId, record: &ChunkRecord) -> OpResult<(
     Ok(())
 }
 
-/// A new chunk for `session` on the servers that the leader chose.
-pub(crate) fn create(
-    txn: &mut Txn<'_>,
-    session: SessionId,
-    kind: ChunkKind,
-    incarnation: u64,
-    replicas: &[ServerId],
-) -> OpResult<Outcome> {
-    let volume = txn.volume()?;
-    let distinct: std::collections::BTreeSet<_> = replicas.iter().collect();
-    if replicas.len() < usize::from(volume.config.copies_min)
-        || replicas.is_empty()
-        || replicas.len() > usize::from(COPIES_MAX)
-        || distinct.len() != replicas.len()
-    {
-        return Err(FsError::NoServers.into());
-    }
-    for server in replicas {
-        if txn.get(Family::System, &keys::server(*server))?.is_none() {
+/// Makes a chunk for the session to write. A client sends in `replicas` the servers that don't answer it; the leader
+/// replaces them by those that are to be written, and avoids the client's if there are enough others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateChunk {
+    /// What for.
+    pub kind: ChunkKind,
+    /// The writing process.
+    pub incarnation: u64,
+    /// Servers that get a replica.
+    pub replicas: Vec<ServerId>,
+}
+
+impl Mutation for CreateChunk {
+    type Outcome = CreatedChunk;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<CreatedChunk> {
+        let session = context.session;
+        let CreateChunk { kind, incarnation, ref replicas } = *self;
+        let volume = txn.volume()?;
+        let distinct: std::collections::BTreeSet<_> = replicas.iter().collect();
+        if replicas.len() < usize::from(volume.config.copies_min)
+            || replicas.is_empty()
+            || replicas.len() > usize::from(COPIES_MAX)
+            || distinct.len() != replicas.len()
+        {
             return Err(FsError::NoServers.into());
         }
+        for server in replicas {
+            if txn.get(Family::System, &keys::server(*server))?.is_none() {
+                return Err(FsError::NoServers.into());
+            }
+        }
+        let volume = txn.volume_mut()?;
+        let chunk = ChunkId(take_number(&mut volume.next_chunk)?);
+        let record = ChunkRecord {
+            generation: Generation(1),
+            writer: session,
+            incarnation,
+            replicas: replicas.to_vec(),
+            copies: volume.config.copies,
+            kind,
+            capacity: volume.config.chunk_bytes,
+            committed: 0,
+            sealed: false,
+            live_blocks: 0,
+            dead_blocks: 0,
+        };
+        txn.put_chunk(chunk, &record);
+        txn.mark(keys::written(session, chunk));
+        Ok(CreatedChunk { chunk, record: Box::new(record) })
     }
-    let volume = txn.volume_mut()?;
-    let chunk = ChunkId(take_number(&mut volume.next_chunk)?);
-    let record = ChunkRecord {
-        generation: Generation(1),
-        writer: session,
-        incarnation,
-        replicas: replicas.to_vec(),
-        copies: volume.config.copies,
-        kind,
-        capacity: volume.config.chunk_bytes,
-        committed: 0,
-        sealed: false,
-        live_blocks: 0,
-        dead_blocks: 0,
-    };
-    txn.put_chunk(chunk, &record);
-    txn.mark(keys::written(session, chunk));
-    Ok(Outcome::Chunk(chunk, Box::new(record)))
 }
 
 /// Checks that `session` may refer to `length` bytes at `offset` of a chunk that it writes, and counts them as
@@ -208,14 +221,28 @@ pub(crate) fn commit(
     Ok(())
 }
 
+/// No more writes to a chunk; its length is what was committed.
+///
 /// No more writes: the length is what was committed, without asking the replicas; what is beyond is cut there.
-pub(crate) fn seal(txn: &mut Txn<'_>, session: SessionId, chunk: ChunkId) -> OpResult<Outcome> {
-    let Some(record) = txn.chunk(chunk)? else { return Ok(Outcome::Done) };
-    if session != INTERNAL && record.writer != session {
-        return Err(FsError::StaleChunk.into());
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealChunk {
+    /// The chunk.
+    pub chunk: ChunkId,
+}
+
+impl Mutation for SealChunk {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
+        let session = context.session;
+        let chunk = self.chunk;
+        let Some(record) = txn.chunk(chunk)? else { return Ok(()) };
+        if session != INTERNAL && record.writer != session {
+            return Err(FsError::StaleChunk.into());
+        }
+        seal_record(txn, chunk, record)?;
+        Ok(())
     }
-    seal_record(txn, chunk, record)?;
-    Ok(Outcome::Done)
 }
 
 fn seal_record(txn: &mut Txn<'_>, chunk: ChunkId, mut record: ChunkRecord) -> OpResult<()> {
@@ -245,40 +272,60 @@ pub(crate) fn seal_all(txn: &mut Txn<'_>, session: SessionId) -> OpResult<()> {
     Ok(())
 }
 
-/// Goes on without servers that are gone: a new generation, which commits must name.
-pub(crate) fn shrink(
-    txn: &mut Txn<'_>,
-    session: SessionId,
-    chunk: ChunkId,
-    generation: Generation,
-    without: &[ServerId],
-) -> OpResult<Outcome> {
-    let record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
-    if record.sealed || record.writer != session || record.generation != generation {
-        return Err(FsError::StaleChunk.into());
-    }
-    let left: Vec<ServerId> = record.replicas.iter().copied().filter(|s| !without.contains(s)).collect();
-    if left.len() < usize::from(txn.volume()?.config.copies_min.max(1)) {
-        return Err(FsError::NoServers.into());
-    }
-    replace_replicas(txn, chunk, record, left)
+/// Takes servers that are gone out of an open chunk's replicas (generation + 1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShrinkChunk {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// Its generation as the session knows it.
+    pub generation: Generation,
+    /// Servers to take out.
+    pub without: Vec<ServerId>,
 }
 
-/// Gives a chunk another set of replicas.
-pub(crate) fn set_replicas(
-    txn: &mut Txn<'_>,
-    chunk: ChunkId,
-    generation: Generation,
-    replicas: &[ServerId],
-) -> OpResult<Outcome> {
-    let record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
-    if record.generation != generation || !record.sealed {
-        return Err(FsError::StaleChunk.into());
+impl Mutation for ShrinkChunk {
+    type Outcome = CreatedChunk;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<CreatedChunk> {
+        let session = context.session;
+        let ShrinkChunk { chunk, generation, ref without } = *self;
+        let record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
+        if record.sealed || record.writer != session || record.generation != generation {
+            return Err(FsError::StaleChunk.into());
+        }
+        let left: Vec<ServerId> = record.replicas.iter().copied().filter(|s| !without.contains(s)).collect();
+        if left.len() < usize::from(txn.volume()?.config.copies_min.max(1)) {
+            return Err(FsError::NoServers.into());
+        }
+        replace_replicas(txn, chunk, record, left)
     }
-    if replicas.is_empty() {
-        return Err(FsError::InvalidArgument.into());
+}
+
+/// The generation is raised and lost replicas are taken out of a sealed chunk, or new ones added.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetReplicas {
+    /// Which.
+    pub chunk: ChunkId,
+    /// Its generation as the leader read it.
+    pub generation: Generation,
+    /// The new set.
+    pub replicas: Vec<ServerId>,
+}
+
+impl Mutation for SetReplicas {
+    type Outcome = CreatedChunk;
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<CreatedChunk> {
+        let SetReplicas { chunk, generation, ref replicas } = *self;
+        let record = txn.chunk(chunk)?.ok_or(FsError::StaleChunk)?;
+        if record.generation != generation || !record.sealed {
+            return Err(FsError::StaleChunk.into());
+        }
+        if replicas.is_empty() {
+            return Err(FsError::InvalidArgument.into());
+        }
+        replace_replicas(txn, chunk, record, replicas.to_vec())
     }
-    replace_replicas(txn, chunk, record, replicas.to_vec())
 }
 
 fn replace_replicas(
@@ -286,7 +333,7 @@ fn replace_replicas(
     chunk: ChunkId,
     mut record: ChunkRecord,
     replicas: Vec<ServerId>,
-) -> OpResult<Outcome> {
+) -> OpResult<CreatedChunk> {
     let gone: Vec<ServerId> = record.replicas.iter().copied().filter(|s| !replicas.contains(s)).collect();
     let new: Vec<ServerId> = replicas.iter().copied().filter(|s| !record.replicas.contains(s)).collect();
     for server in &gone {
@@ -317,13 +364,30 @@ fn replace_replicas(
         }
     }
     txn.put_chunk(chunk, &record);
-    Ok(Outcome::Chunk(chunk, Box::new(record)))
+    Ok(CreatedChunk { chunk, record: Box::new(record) })
 }
 
+/// Records as dead what no extent of a sealed chunk refers to.
+///
 /// Records as dead what no extent of a sealed chunk refers to: bytes that were written and never committed.
 /// Ranges that were trimmed before are named again; to trim twice does no harm.
-pub(crate) fn sweep(txn: &mut Txn<'_>, chunk: ChunkId) -> OpResult<Outcome> {
-    let Some(mut record) = txn.chunk(chunk)? else { return Ok(Outcome::Done) };
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SweepChunk {
+    /// Which.
+    pub chunk: ChunkId,
+}
+
+impl Mutation for SweepChunk {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<()> {
+        sweep(txn, self.chunk)
+    }
+}
+
+/// See [`SweepChunk`].
+pub(crate) fn sweep(txn: &mut Txn<'_>, chunk: ChunkId) -> OpResult<()> {
+    let Some(mut record) = txn.chunk(chunk)? else { return Ok(()) };
     if !record.sealed && !atoll_mutants::makes("seal-ignored") {
         return Err(FsError::InvalidArgument.into());
     }
@@ -339,28 +403,41 @@ pub(crate) fn sweep(txn: &mut Txn<'_>, chunk: ChunkId) -> OpResult<Outcome> {
     record.dead_blocks = 0;
     bury(txn, chunk, &mut record, &garbage)?;
     finish(txn, chunk, &record)?;
-    Ok(Outcome::Done)
+    Ok(())
 }
 
-/// A server has done what it was ordered to.
-pub(crate) fn orders_done(txn: &mut Txn<'_>, server: ServerId, done: &[OrderDone]) -> OpResult<Outcome> {
-    for item in done {
-        match item {
-            OrderDone::Deleted(chunk) => {
-                let key = keys::order(server, *chunk);
-                if txn.load::<OrderRecord>(Family::System, &key)?.is_some_and(|order| order.delete) {
-                    txn.delete(Family::System, key);
+/// A server has carried out orders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OrdersDone {
+    /// Which server.
+    pub server: ServerId,
+    /// What it has done.
+    pub done: Vec<OrderDone>,
+}
+
+impl Mutation for OrdersDone {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<()> {
+        let OrdersDone { server, ref done } = *self;
+        for item in done {
+            match item {
+                OrderDone::Deleted(chunk) => {
+                    let key = keys::order(server, *chunk);
+                    if txn.load::<OrderRecord>(Family::System, &key)?.is_some_and(|order| order.delete) {
+                        txn.delete(Family::System, key);
+                    }
                 }
+                OrderDone::Sealed(chunk, generation) => txn.order(server, *chunk, |order| {
+                    if order.seal.is_some_and(|(wanted, _)| wanted == *generation) {
+                        order.seal = None;
+                    }
+                })?,
+                OrderDone::Trimmed(chunk, ranges) => trimmed(txn, server, *chunk, ranges)?,
             }
-            OrderDone::Sealed(chunk, generation) => txn.order(server, *chunk, |order| {
-                if order.seal.is_some_and(|(wanted, _)| wanted == *generation) {
-                    order.seal = None;
-                }
-            })?,
-            OrderDone::Trimmed(chunk, ranges) => trimmed(txn, server, *chunk, ranges)?,
         }
+        Ok(())
     }
-    Ok(Outcome::Done)
 }
 
 fn trimmed(txn: &mut Txn<'_>, server: ServerId, chunk: ChunkId, ranges: &[(u64, u64)]) -> OpResult<()> {
@@ -385,17 +462,32 @@ fn trimmed(txn: &mut Txn<'_>, server: ServerId, chunk: ChunkId, ranges: &[(u64, 
     txn.order(server, chunk, |order| order.trim = more)
 }
 
+/// A server holds a replica that no record knows: it is to delete it.
+///
 /// A server holds replicas that no record places there. Chunk ids are never used twice, so a chunk that has
 /// no record, or whose record names other servers, will not come back to it.
-pub(crate) fn delete_stray(txn: &mut Txn<'_>, server: ServerId, chunks: &[ChunkId]) -> OpResult<Outcome> {
-    for chunk in chunks {
-        let wanted = txn.chunk(*chunk)?.is_some_and(|record| record.replicas.contains(&server));
-        let known = chunk.0 < txn.volume()?.next_chunk;
-        if !wanted && known {
-            txn.order(server, *chunk, |order| {
-                *order = OrderRecord { delete: true, ..OrderRecord::default() }
-            })?;
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteStray {
+    /// Which server.
+    pub server: ServerId,
+    /// The chunks.
+    pub chunks: Vec<ChunkId>,
+}
+
+impl Mutation for DeleteStray {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<()> {
+        let DeleteStray { server, ref chunks } = *self;
+        for chunk in chunks {
+            let wanted = txn.chunk(*chunk)?.is_some_and(|record| record.replicas.contains(&server));
+            let known = chunk.0 < txn.volume()?.next_chunk;
+            if !wanted && known {
+                txn.order(server, *chunk, |order| {
+                    *order = OrderRecord { delete: true, ..OrderRecord::default() }
+                })?;
+            }
         }
+        Ok(())
     }
-    Ok(Outcome::Done)
 }

@@ -3,18 +3,14 @@
 //! A command is what a Raft entry holds; applying it depends on the entry and on the records alone. It is
 //! identified by `(session, slot, sequence)` and takes effect once, however often it is sent.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::attributes::{AttributeChanges, Attributes, KillPriv, Timestamp};
-use crate::check::{Kind, Subject};
+use crate::attributes::{Attributes, Timestamp};
 use crate::error::FsError;
-use crate::fsck::Corrections;
-use crate::ids::{ChunkId, ClusterId, Generation, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
-use crate::locks::{LockRequest, LockScope};
-use crate::records::{ChunkKind, ChunkRecord, Piece, VolumeConfig};
+use crate::ids::{ChunkId, Generation, SessionId, SlotId};
+use crate::records::ChunkRecord;
+use crate::txn::{OpResult, Txn};
 
 /// The session of the metadata service itself: its commands are idempotent by nature and use no slots.
 pub const INTERNAL: SessionId = SessionId(0);
@@ -28,7 +24,7 @@ pub const RENAME_WHITEOUT: u32 = 4;
 
 /// One mutation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Command {
+pub struct Command<O = Op> {
     /// Who asks.
     pub session: SessionId,
     /// In which of its slots; slot 0 is the journal.
@@ -40,7 +36,14 @@ pub struct Command {
     /// Hash of the outcome that the client told its application already (journal entries only).
     pub expect: Option<u64>,
     /// What to do.
-    pub op: Op,
+    pub op: O,
+}
+
+impl From<Command<ClientOp>> for Command {
+    fn from(asked: Command<ClientOp>) -> Command {
+        let Command { session, slot, sequence, time, expect, op } = asked;
+        Command { session, slot, sequence, time, expect, op: op.into() }
+    }
 }
 
 /// New bytes of a file: where they are.
@@ -93,349 +96,195 @@ pub enum AllocateMode {
     Zero,
 }
 
-/// The operations. Stored in logs: variants are only appended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Op {
-    /// Makes an inode of any kind and its name.
-    Create {
-        /// The directory.
-        parent: InodeId,
-        /// The name.
-        name: Bytes,
-        /// A number out of a range that the session was given; `None`: the next free one.
-        ino: Option<InodeId>,
-        /// Type and permission bits.
-        mode: u32,
-        /// Owner.
-        uid: u32,
-        /// Group, unless the directory passes on its own.
-        gid: u32,
-        /// Device number.
-        rdev: u32,
-        /// Target of a symbolic link.
-        target: Bytes,
-        /// Permission bits that are taken away, unless the directory has a list that is inherited instead.
-        umask: u32,
-    },
-    /// Makes a file without a name (`O_TMPFILE`): an orphan that may get one.
-    CreateUnnamed {
-        /// The directory that it would be in: what it inherits comes from there.
-        parent: InodeId,
-        /// Permission bits.
-        mode: u32,
-        /// Owner.
-        uid: u32,
-        /// Group, unless the directory passes on its own.
-        gid: u32,
-        /// As in [`Create`](Op::Create).
-        umask: u32,
-        /// It may get a name (no `O_EXCL`).
-        linkable: bool,
-    },
-    /// Makes a further name.
-    Link {
-        /// What to name.
-        ino: InodeId,
-        /// The directory.
-        parent: InodeId,
-        /// The name.
-        name: Bytes,
-    },
-    /// Removes a name: of a directory if `directory`, else of anything else.
-    Unlink {
-        /// The directory.
-        parent: InodeId,
-        /// The name.
-        name: Bytes,
-        /// `rmdir` rather than `unlink`.
-        directory: bool,
-    },
-    /// Renames.
-    Rename {
-        /// From this directory.
-        parent: InodeId,
-        /// This name.
-        name: Bytes,
-        /// To this directory.
-        new_parent: InodeId,
-        /// This name.
-        new_name: Bytes,
-        /// [`RENAME_NOREPLACE`], [`RENAME_EXCHANGE`], [`RENAME_WHITEOUT`].
-        flags: u32,
-        /// Owner and group of what is left behind with [`RENAME_WHITEOUT`].
-        whiteout: (u32, u32),
-    },
-    /// Changes attributes; with a size it truncates or extends.
-    SetAttributes {
-        /// The inode.
-        ino: InodeId,
-        /// The changes.
-        changes: AttributeChanges,
-    },
-    /// Commits written data.
-    Write {
-        /// The file.
-        ino: InodeId,
-        /// The data, by offset, without overlap.
-        pieces: Vec<NewPiece>,
-        /// When it was written.
-        mtime: Timestamp,
-        /// What the file loses by it.
-        kill_priv: KillPriv,
-        /// Bytes of the session's reservation that this uses up.
-        reservation: u64,
-    },
-    /// Appends at the end of the file as it is when this takes effect.
-    Append {
-        /// The file.
-        ino: InodeId,
-        /// The bytes.
-        data: NewPlace,
-        /// How many.
-        length: u64,
-        /// What the file loses by it.
-        kill_priv: KillPriv,
-        /// Bytes of the session's reservation that this uses up.
-        reservation: u64,
-    },
-    /// fallocate(2). A part of it is done if it is much.
-    Allocate {
-        /// The file.
-        ino: InodeId,
-        /// First byte.
-        offset: u64,
-        /// Bytes.
-        length: u64,
-        /// What to do.
-        mode: AllocateMode,
-        /// Don't change the size.
-        keep_size: bool,
-        /// What the file loses by it.
-        kill_priv: KillPriv,
-    },
-    /// Sets an extended attribute.
-    SetXattr {
-        /// The inode.
-        ino: InodeId,
-        /// Its name.
-        name: Bytes,
-        /// Its value.
-        value: Bytes,
-        /// Whether it must or may exist.
-        mode: XattrMode,
-    },
-    /// Removes an extended attribute.
-    RemoveXattr {
-        /// The inode.
-        ino: InodeId,
-        /// Its name.
-        name: Bytes,
-    },
-    /// Sets or removes an access control list. The permission bits follow.
-    SetAcl {
-        /// The inode.
-        ino: InodeId,
-        /// The list that is inherited, not the directory's own.
-        default: bool,
-        /// The attribute's value; `None` removes it.
-        value: Option<Bytes>,
-        /// The caller isn't in the inode's group: the set-gid bit goes.
-        kill_sgid: bool,
-    },
-    /// copy_file_range(2), within the map: both files refer to the same bytes from then on. Copies a part if it is
-    /// much.
-    CopyRange {
-        /// From this file,
-        from: InodeId,
-        /// from this byte on,
-        offset: u64,
-        /// to this file,
-        to: InodeId,
-        /// to this byte,
-        to_offset: u64,
-        /// so many.
-        length: u64,
-        /// What the second file loses by it.
-        kill_priv: KillPriv,
-    },
-    /// Takes or lets go of a lock. Waiting is done before this is proposed.
-    SetLock(LockRequest),
-    /// Lets go of the locks that a process or an open file has on an inode.
-    ReleaseLocks {
-        /// The inode.
-        ino: InodeId,
-        /// Which of the session's locks on it.
-        scope: LockScope,
-    },
-    /// Sets access times, which is no change: ctime and the change counter stay.
-    Touch {
-        /// Which, and when they were read; a time before the known one changes nothing.
-        times: Vec<(InodeId, Timestamp)>,
-    },
-    /// Makes a chunk for the session to write. A client sends in `replicas` the servers that don't answer it; the leader
-    /// replaces them by those that are to be written, and avoids the client's if there are enough others.
-    CreateChunk {
-        /// What for.
-        kind: ChunkKind,
-        /// The writing process.
-        incarnation: u64,
-        /// Servers that get a replica.
-        replicas: Vec<ServerId>,
-    },
-    /// No more writes to a chunk; its length is what was committed.
-    SealChunk {
-        /// The chunk.
-        chunk: ChunkId,
-    },
-    /// Takes servers that are gone out of an open chunk's replicas (generation + 1).
-    ShrinkChunk {
-        /// The chunk.
-        chunk: ChunkId,
-        /// Its generation as the session knows it.
-        generation: Generation,
-        /// Servers to take out.
-        without: Vec<ServerId>,
-    },
-    /// Asks for bytes of quota to buffer writes against.
-    Reserve {
-        /// Bytes, in whole blocks.
-        bytes: u64,
-        /// Fewer will do, down to this.
-        bytes_min: u64,
-    },
-    /// Gives bytes of quota back.
-    Unreserve {
-        /// Bytes.
-        bytes: u64,
-    },
-    /// Begins a session.
-    OpenSession {
-        /// What the client calls itself: its machine, a colon, and what the mount is called there.
-        client: String,
-        /// The process.
-        incarnation: u64,
-        /// The session that it takes the place of, to learn what became of its last operations.
-        supersedes: Option<SessionId>,
-    },
-    /// Ends the asking session.
-    CloseSession,
+/// The operations themselves: each is in the file that carries it out.
+pub mod ops {
+    pub use super::Refuse;
+    pub use crate::chunks::{
+        CreateChunk, DeleteStray, OrdersDone, SealChunk, SetReplicas, ShrinkChunk, SweepChunk,
+    };
+    pub use crate::fsck::{Fsck, FsckTotals};
+    pub use crate::locks::{ReleaseLocks, SetLock};
+    pub use crate::namespace::{
+        Allocate, Append, CopyRange, Create, CreateUnnamed, Link, Relocate, RemoveXattr, Rename, SetAcl,
+        SetAttributes, SetXattr, Touch, Unlink, Write,
+    };
+    pub use crate::purge::{PurgeOrphan, PurgeTruncated};
+    pub use crate::sessions::{CloseSession, ExpireSession, ForgetSession, OpenSession};
+    pub use crate::volume::{Bootstrap, ChangeServer, Configure, PutServer, Reserve, Unreserve};
+}
 
-    // From here on: the metadata service's own.
-    /// Makes the volume.
-    Bootstrap {
-        /// Its cluster.
-        cluster: ClusterId,
-        /// Key of the hash of names.
-        hash_key: (u64, u64),
-        /// Configuration.
-        config: VolumeConfig,
-    },
-    /// Changes the configuration.
-    Configure {
-        /// The new one.
-        config: VolumeConfig,
-    },
-    /// A storage server joins, or has a new address or labels.
-    PutServer {
-        /// Which.
-        server: ServerId,
-        /// Where it listens.
-        address: String,
-        /// Labels for placement.
-        labels: BTreeMap<String, String>,
-    },
-    /// Ends a session that was silent for its lifetime, or was evicted.
-    ExpireSession {
-        /// Which.
-        session: SessionId,
-    },
-    /// Forgets an ended session and its slots.
-    ForgetSession {
-        /// Which.
-        session: SessionId,
-    },
-    /// Frees some of an orphan that nobody holds open; the last call removes it.
-    PurgeOrphan {
-        /// Which.
-        ino: InodeId,
-        /// Segments to free at most.
-        segments_max: u32,
-    },
-    /// Frees some of what truncations of an inode cut off.
-    PurgeTruncated {
-        /// Which.
-        ino: InodeId,
-        /// Segments to free at most.
-        segments_max: u32,
-    },
-    /// Records as dead what no extent of a sealed chunk refers to.
-    SweepChunk {
-        /// Which.
-        chunk: ChunkId,
-    },
-    /// A server has carried out orders.
-    OrdersDone {
-        /// Which server.
-        server: ServerId,
-        /// What it has done.
-        done: Vec<OrderDone>,
-    },
-    /// A server holds a replica that no record knows: it is to delete it.
-    DeleteStray {
-        /// Which server.
-        server: ServerId,
-        /// The chunks.
-        chunks: Vec<ChunkId>,
-    },
-    /// Moves a range that is still where `expected` says to a new place; no times change.
-    Relocate {
-        /// The file.
-        ino: InodeId,
-        /// The segment.
-        segment: SegmentIndex,
-        /// The pieces as they were read.
-        expected: Vec<Piece>,
-        /// Where their bytes are now: one run from the start of the first to the end of the last.
-        chunk: ChunkId,
-        /// The generation of that chunk.
-        generation: Generation,
-        /// First byte in that chunk.
-        offset: u64,
-    },
-    /// The generation is raised and lost replicas are taken out of a sealed chunk, or new ones added.
-    SetReplicas {
-        /// Which.
-        chunk: ChunkId,
-        /// Its generation as the leader read it.
-        generation: Generation,
-        /// The new set.
-        replicas: Vec<ServerId>,
-    },
-    /// What the leader put in the place of a command that it can't let through for a reason that no record
-    /// shows (a server's disk is full). The slot keeps the refusal like any other outcome.
-    Refuse {
-        /// Why.
-        error: FsError,
-        /// [`request_hash`](crate::namespace::request_hash) of what the client asked for, so that a retry which
-        /// could be let through by now still meets the refusal that may have been answered already.
-        request: u64,
-    },
-    /// Repairs what a check found, if it is still so.
-    Fsck {
-        /// What was found.
-        kind: Kind,
-        /// About what.
-        subject: Subject,
-    },
-    /// Corrects the volume's sums.
-    FsckTotals(Corrections),
-    /// What an administrator wants of a storage server.
-    ChangeServer {
-        /// Which.
-        server: ServerId,
-        /// What.
-        change: ServerChange,
-    },
+/// What an operation depends on besides its own fields and the records.
+#[derive(Clone, Copy, Debug)]
+pub struct Context {
+    /// Who asks.
+    pub session: SessionId,
+    /// When.
+    pub now: Timestamp,
+}
+
+/// One operation. Checks everything that it can be refused for, and changes the records of the transaction.
+pub trait Mutation {
+    /// What comes of it.
+    type Outcome: Reply;
+
+    /// Carries it out.
+    ///
+    /// # Errors
+    /// What it is refused for, or the store's. The transaction is undone then.
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Self::Outcome>;
+}
+
+/// What comes of an operation, as slots and replies have it: [`Outcome`].
+pub trait Reply: Sized {
+    /// For the slot.
+    fn into_outcome(self) -> Outcome;
+    /// From a reply; `None` if it is one to another operation.
+    fn from_outcome(outcome: Outcome) -> Option<Self>;
+}
+
+/// What the leader put in the place of a command that it can't let through for a reason that no record
+/// shows (a server's disk is full). The slot keeps the refusal like any other outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refuse {
+    /// Why.
+    pub error: FsError,
+    /// [`request_hash`](crate::namespace::request_hash) of what the client asked for, so that a retry which
+    /// could be let through by now still meets the refusal that may have been answered already.
+    pub request: u64,
+}
+
+macro_rules! operations {
+    (client: $($client:ident),+; service: $($service:ident),+; then: $($later:ident),+) => {
+        /// What clients ask for. On the wire and in logs variants have numbers: they are only appended, and no others can be.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[expect(missing_docs, reason = "the operations have them")]
+        pub enum ClientOp {
+            $($client(ops::$client)),+
+        }
+
+        /// What only the metadata service asks for.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        #[expect(missing_docs, reason = "the operations have them")]
+        pub enum ServiceOp {
+            $($service(ops::$service),)+
+            $($later(ops::$later)),+
+        }
+
+        /// An operation as logs have it: one number for each of both kinds.
+        #[derive(Serialize)]
+        enum StoredRef<'a> {
+            $($client(&'a ops::$client),)+
+            $($service(&'a ops::$service),)+
+            Refuse(&'a Refuse),
+            $($later(&'a ops::$later)),+
+        }
+
+        /// The same when it is read.
+        #[derive(Deserialize)]
+        enum Stored {
+            $($client(ops::$client),)+
+            $($service(ops::$service),)+
+            Refuse(Refuse),
+            $($later(ops::$later)),+
+        }
+
+        impl Serialize for Op {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let stored = match self {
+                    $(Op::Client(ClientOp::$client(op)) => StoredRef::$client(op),)+
+                    $(Op::Service(ServiceOp::$service(op)) => StoredRef::$service(op),)+
+                    Op::Refuse(refusal) => StoredRef::Refuse(refusal),
+                    $(Op::Service(ServiceOp::$later(op)) => StoredRef::$later(op)),+
+                };
+                stored.serialize(serializer)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for Op {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Op, D::Error> {
+                Ok(match Stored::deserialize(deserializer)? {
+                    $(Stored::$client(op) => op.into(),)+
+                    $(Stored::$service(op) => op.into(),)+
+                    Stored::Refuse(refusal) => Op::Refuse(refusal),
+                    $(Stored::$later(op) => op.into()),+
+                })
+            }
+        }
+
+        impl ClientOp {
+            pub(crate) fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Outcome> {
+                match self {
+                    $(ClientOp::$client(op) => op.apply(txn, context).map(Reply::into_outcome)),+
+                }
+            }
+        }
+
+        impl ServiceOp {
+            pub(crate) fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Outcome> {
+                match self {
+                    $(ServiceOp::$service(op) => op.apply(txn, context).map(Reply::into_outcome),)+
+                    $(ServiceOp::$later(op) => op.apply(txn, context).map(Reply::into_outcome)),+
+                }
+            }
+        }
+
+        $(
+            impl From<ops::$client> for ClientOp {
+                fn from(op: ops::$client) -> ClientOp {
+                    ClientOp::$client(op)
+                }
+            }
+
+            impl From<ops::$client> for Op {
+                fn from(op: ops::$client) -> Op {
+                    Op::Client(ClientOp::$client(op))
+                }
+            }
+        )+
+        $(
+            impl From<ops::$service> for Op {
+                fn from(op: ops::$service) -> Op {
+                    Op::Service(ServiceOp::$service(op))
+                }
+            }
+        )+
+        $(
+            impl From<ops::$later> for Op {
+                fn from(op: ops::$later) -> Op {
+                    Op::Service(ServiceOp::$later(op))
+                }
+            }
+        )+
+    };
+}
+
+operations! {
+    client: Create, CreateUnnamed, Link, Unlink, Rename, SetAttributes, Write, Append, Allocate, SetXattr, RemoveXattr, SetAcl, CopyRange, SetLock, ReleaseLocks, Touch, CreateChunk, SealChunk, ShrinkChunk, Reserve, Unreserve, OpenSession, CloseSession;
+    service: Bootstrap, Configure, PutServer, ExpireSession, ForgetSession, PurgeOrphan, PurgeTruncated, SweepChunk, OrdersDone, DeleteStray, Relocate, SetReplicas;
+    then: Fsck, FsckTotals, ChangeServer
+}
+
+/// An operation in a log. Stored: numbers are only appended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// A client's, or the service's own of the same kind.
+    Client(ClientOp),
+    /// The service's own.
+    Service(ServiceOp),
+    /// What the leader let none of through.
+    Refuse(Refuse),
+}
+
+impl From<ClientOp> for Op {
+    fn from(op: ClientOp) -> Op {
+        Op::Client(op)
+    }
+}
+
+impl From<Refuse> for Op {
+    fn from(refusal: Refuse) -> Op {
+        Op::Refuse(refusal)
+    }
 }
 
 /// What becomes of a storage server.
@@ -498,5 +347,163 @@ impl Outcome {
             Outcome::Refused(error) => Err(error),
             other => Ok(other),
         }
+    }
+}
+
+/// An append's outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Where it went: first byte in the file.
+    pub offset: u64,
+    /// The file's attributes afterwards.
+    pub attributes: Box<Attributes>,
+}
+
+/// What came of fallocate(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Allocated {
+    /// Done up to this byte; the rest needs further commands.
+    pub until: u64,
+    /// The file's attributes afterwards.
+    pub attributes: Box<Attributes>,
+}
+
+/// What came of a copy within the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// How many bytes.
+    pub bytes: u64,
+    /// Attributes of the second file afterwards.
+    pub attributes: Box<Attributes>,
+}
+
+/// A rename's outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renamed {
+    /// Attributes of what was moved, afterwards.
+    pub moved: Box<Attributes>,
+    /// Of what it replaced.
+    pub replaced: Option<Box<Attributes>>,
+}
+
+/// A chunk that was made, or has other replicas now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreatedChunk {
+    /// Its id.
+    pub chunk: ChunkId,
+    /// Its record.
+    pub record: Box<ChunkRecord>,
+}
+
+/// A session that began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenedSession {
+    /// Its id.
+    pub session: SessionId,
+    /// The last outcomes of the one that it supersedes: slot, sequence, outcome.
+    pub previous: Vec<(SlotId, u64, Outcome)>,
+}
+
+macro_rules! replies {
+    ($($reply:ty: $value:pat => $outcome:expr, $found:pat => $made:expr;)+) => {
+        $(
+            impl Reply for $reply {
+                fn into_outcome(self) -> Outcome {
+                    let $value = self;
+                    $outcome
+                }
+
+                fn from_outcome(outcome: Outcome) -> Option<Self> {
+                    match outcome {
+                        $found => Some($made),
+                        _ => None,
+                    }
+                }
+            }
+        )+
+    };
+}
+
+replies! {
+    (): () => Outcome::Done, Outcome::Done => ();
+    Box<Attributes>: attributes => Outcome::Inode(attributes), Outcome::Inode(attributes) => attributes;
+    u64: bytes => Outcome::Reserved(bytes), Outcome::Reserved(bytes) => bytes;
+    bool: more => Outcome::More(more), Outcome::More(more) => more;
+    Appended: Appended { offset, attributes } => Outcome::Appended(offset, attributes),
+        Outcome::Appended(offset, attributes) => Appended { offset, attributes };
+    Allocated: Allocated { until, attributes } => Outcome::Allocated(until, attributes),
+        Outcome::Allocated(until, attributes) => Allocated { until, attributes };
+    Copied: Copied { bytes, attributes } => Outcome::Copied(bytes, attributes),
+        Outcome::Copied(bytes, attributes) => Copied { bytes, attributes };
+    CreatedChunk: CreatedChunk { chunk, record } => Outcome::Chunk(chunk, record),
+        Outcome::Chunk(chunk, record) => CreatedChunk { chunk, record };
+    OpenedSession: OpenedSession { session, previous } => Outcome::Session(session, previous),
+        Outcome::Session(session, previous) => OpenedSession { session, previous };
+}
+
+impl Reply for Renamed {
+    fn into_outcome(self) -> Outcome {
+        match self.replaced {
+            Some(replaced) => Outcome::Replaced(self.moved, replaced),
+            None => Outcome::Inode(self.moved),
+        }
+    }
+
+    fn from_outcome(outcome: Outcome) -> Option<Renamed> {
+        match outcome {
+            Outcome::Replaced(moved, replaced) => Some(Renamed { moved, replaced: Some(replaced) }),
+            Outcome::Inode(moved) => Some(Renamed { moved, replaced: None }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::FsError;
+    use crate::ids::{ChunkId, InodeId, ServerId};
+
+    fn stored(op: &Op) -> Vec<u8> {
+        postcard::to_allocvec(op).unwrap()
+    }
+
+    #[test]
+    fn operations_have_the_numbers_that_logs_have() {
+        let numbered: [(u8, Op); 8] = [
+            (2, ops::Link { ino: InodeId(5), parent: InodeId(1), name: "a".into() }.into()),
+            (17, ops::SealChunk { chunk: ChunkId(1) }.into()),
+            (22, ops::CloseSession.into()),
+            (26, ops::ExpireSession { session: SessionId(1) }.into()),
+            (
+                34,
+                ops::SetReplicas { chunk: ChunkId(1), generation: Generation(2), replicas: Vec::new() }
+                    .into(),
+            ),
+            (35, Refuse { error: FsError::NoSpace, request: 7 }.into()),
+            (37, ops::FsckTotals(Default::default()).into()),
+            (38, ops::ChangeServer { server: ServerId(1), change: ServerChange::Keep }.into()),
+        ];
+        for (number, op) in numbered {
+            let bytes = stored(&op);
+            assert_eq!(bytes[0], number, "{op:?}");
+            assert_eq!(postcard::from_bytes::<Op>(&bytes).unwrap(), op);
+        }
+    }
+
+    #[test]
+    fn what_a_client_asks_for_is_stored_as_it_came() {
+        let asked = ClientOp::from(ops::Reserve { bytes: 4096, bytes_min: 1 });
+        assert_eq!(postcard::to_allocvec(&asked).unwrap(), stored(&asked.clone().into()));
+        // No client asks for what is the service's own.
+        let own = stored(&ops::ExpireSession { session: SessionId(1) }.into());
+        assert!(postcard::from_bytes::<ClientOp>(&own).is_err());
+    }
+
+    #[test]
+    fn a_reply_to_something_else_is_none() {
+        assert_eq!(<()>::from_outcome(Outcome::Done), Some(()));
+        assert_eq!(u64::from_outcome(Outcome::Done), None);
+        assert_eq!(Box::<Attributes>::from_outcome(Outcome::Reserved(1)), None);
     }
 }

@@ -5,11 +5,12 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::attributes::{FileKind, Timestamp};
 use crate::check::{self, Finding, Kind, PHASE_CHUNKS, Subject};
 use crate::chunks;
-use crate::commands::Outcome;
+use crate::commands::{Context, Mutation};
 use crate::error::FsError;
 use crate::ids::{ChunkId, InodeId, ROOT, SegmentIndex};
 use crate::keys;
@@ -25,7 +26,7 @@ pub const LOST_AND_FOUND: &[u8] = b"lost+found";
 const NAMES_TRIED: u32 = 64;
 
 /// Corrections of the superblock's sums: what there is, less what it says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Corrections {
     /// Inodes.
     pub inodes: i64,
@@ -51,34 +52,60 @@ impl Corrections {
     }
 }
 
+/// Corrects the volume's sums.
+///
 /// Corrects the sums. They were compared in an older state; what changed them since has changed both sides alike.
-pub(crate) fn totals(txn: &mut Txn<'_>, by: &Corrections) -> OpResult<Outcome> {
-    let volume = txn.volume_mut()?;
-    volume.inodes_used = volume.inodes_used.saturating_add_signed(by.inodes);
-    volume.bytes_used = volume.bytes_used.saturating_add_signed(by.bytes_used);
-    volume.bytes_reserved = volume.bytes_reserved.saturating_add_signed(by.bytes_reserved);
-    volume.inline_bytes = volume.inline_bytes.saturating_add_signed(by.inline_bytes);
-    Ok(Outcome::More(true))
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FsckTotals(pub Corrections);
+
+impl Mutation for FsckTotals {
+    type Outcome = bool;
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<bool> {
+        let by = &self.0;
+        let volume = txn.volume_mut()?;
+        volume.inodes_used = volume.inodes_used.saturating_add_signed(by.inodes);
+        volume.bytes_used = volume.bytes_used.saturating_add_signed(by.bytes_used);
+        volume.bytes_reserved = volume.bytes_reserved.saturating_add_signed(by.bytes_reserved);
+        volume.inline_bytes = volume.inline_bytes.saturating_add_signed(by.inline_bytes);
+        Ok(true)
+    }
 }
 
-/// Repairs one thing, if it is still damaged: `More(true)` if it was.
-pub(crate) fn repair(txn: &mut Txn<'_>, now: Timestamp, kind: Kind, subject: &Subject) -> OpResult<Outcome> {
-    let superblock = txn.volume()?.clone();
-    let still = match check::again(txn, &superblock, subject) {
-        Ok(found) => found.iter().any(|finding| finding.kind == kind),
-        // A member whose apply fails stops; a record that can't be read is not worth that.
-        Err(StoreError::Damaged(_) | StoreError::NewerFormat { .. }) => return Err(FsError::Io.into()),
-        Err(error) => return Err(error.into()),
-    };
-    if !still {
-        return Ok(Outcome::More(false));
-    }
-    match mend(txn, now, kind, subject) {
-        Ok(()) => Ok(Outcome::More(true)),
-        Err(OpError::Store(StoreError::Damaged(_) | StoreError::NewerFormat { .. })) => {
-            Err(FsError::Io.into())
+/// Repairs what a check found, if it is still so.
+///
+/// Repairs one thing, if it is still damaged: true if it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fsck {
+    /// What was found.
+    pub kind: Kind,
+    /// About what.
+    pub subject: Subject,
+}
+
+impl Mutation for Fsck {
+    type Outcome = bool;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<bool> {
+        let now = context.now;
+        let Fsck { kind, ref subject } = *self;
+        let superblock = txn.volume()?.clone();
+        let still = match check::again(txn, &superblock, subject) {
+            Ok(found) => found.iter().any(|finding| finding.kind == kind),
+            // A member whose apply fails stops; a record that can't be read is not worth that.
+            Err(StoreError::Damaged(_) | StoreError::NewerFormat { .. }) => return Err(FsError::Io.into()),
+            Err(error) => return Err(error.into()),
+        };
+        if !still {
+            return Ok(false);
         }
-        Err(error) => Err(error),
+        match mend(txn, now, kind, subject) {
+            Ok(()) => Ok(true),
+            Err(OpError::Store(StoreError::Damaged(_) | StoreError::NewerFormat { .. })) => {
+                Err(FsError::Io.into())
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

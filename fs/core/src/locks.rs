@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::commands::Outcome;
+use crate::commands::{Context, Mutation};
 use crate::error::FsError;
 use crate::ids::{InodeId, SessionId};
 use crate::keys;
@@ -232,43 +232,53 @@ pub enum LockScope {
     Handle(u64),
 }
 
+/// Takes or lets go of a lock. Waiting is done before this is proposed.
+///
 /// Takes a lock, or is refused with `Locked`.
-pub(crate) fn set(txn: &mut Txn<'_>, session: SessionId, request: &LockRequest) -> OpResult<Outcome> {
-    let LockRequest { ino, class, owner, handle, pid, mode, range } = *request;
-    if !range.is_sound() {
-        return Err(FsError::InvalidArgument.into());
-    }
-    let key = keys::lock(class, ino, session, owner);
-    let known: Option<LockRecord> = txn.load(Family::System, &key)?;
-    if let Some(mode) = mode {
-        txn.inode(ino)?;
-        let asking = Holder { session, owner };
-        let mut blocked = false;
-        in_the_way(txn, ino, class, asking, &range, mode, &mut |_, _| {
-            blocked = true;
-            ControlFlow::Break(())
-        })?;
-        if blocked {
-            return Err(FsError::Locked.into());
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetLock(pub LockRequest);
+
+impl Mutation for SetLock {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
+        let session = context.session;
+        let LockRequest { ino, class, owner, handle, pid, mode, range } = self.0;
+        if !range.is_sound() {
+            return Err(FsError::InvalidArgument.into());
         }
-        if known.is_none() {
-            let owners = keys::locks_of_inode(class, ino);
-            if txn.collect_prefix(Family::System, &owners, LOCK_OWNERS_PER_INODE_MAX)?.len()
-                >= LOCK_OWNERS_PER_INODE_MAX
-            {
-                return Err(FsError::NoLocks.into());
+        let key = keys::lock(class, ino, session, owner);
+        let known: Option<LockRecord> = txn.load(Family::System, &key)?;
+        if let Some(mode) = mode {
+            txn.inode(ino)?;
+            let asking = Holder { session, owner };
+            let mut blocked = false;
+            in_the_way(txn, ino, class, asking, &range, mode, &mut |_, _| {
+                blocked = true;
+                ControlFlow::Break(())
+            })?;
+            if blocked {
+                return Err(FsError::Locked.into());
             }
+            if known.is_none() {
+                let owners = keys::locks_of_inode(class, ino);
+                if txn.collect_prefix(Family::System, &owners, LOCK_OWNERS_PER_INODE_MAX)?.len()
+                    >= LOCK_OWNERS_PER_INODE_MAX
+                {
+                    return Err(FsError::NoLocks.into());
+                }
+            }
+        } else if known.is_none() {
+            return Ok(());
         }
-    } else if known.is_none() {
-        return Ok(Outcome::Done);
+        let new = mode.map(|mode| HeldLock { range, mode, handle, pid });
+        let locks = with(&known.unwrap_or_default().locks, range, new);
+        if locks.len() > LOCKS_PER_OWNER_MAX {
+            return Err(FsError::NoLocks.into());
+        }
+        store(txn, class, ino, Holder { session, owner }, locks)?;
+        Ok(())
     }
-    let new = mode.map(|mode| HeldLock { range, mode, handle, pid });
-    let locks = with(&known.unwrap_or_default().locks, range, new);
-    if locks.len() > LOCKS_PER_OWNER_MAX {
-        return Err(FsError::NoLocks.into());
-    }
-    store(txn, class, ino, Holder { session, owner }, locks)?;
-    Ok(Outcome::Done)
 }
 
 /// Writes what an owner has left, and keeps the session's list of locked inodes right.
@@ -299,33 +309,44 @@ fn store(
     Ok(())
 }
 
-/// Lets go of some locks of a session on an inode.
-pub(crate) fn release(
-    txn: &mut Txn<'_>,
-    session: SessionId,
-    ino: InodeId,
-    scope: LockScope,
-) -> OpResult<Outcome> {
-    match scope {
-        LockScope::Owner(class, owner) => {
-            store(txn, class, ino, Holder { session, owner }, Vec::new())?;
-        }
-        LockScope::Handle(handle) => {
-            for class in LockClass::ALL {
-                let prefix = keys::locks_of_session(class, ino, session);
-                for (key, value) in txn.collect_prefix(Family::System, &prefix, LOCK_OWNERS_PER_INODE_MAX)? {
-                    let Some(owner) = keys::third_number(&key) else { continue };
-                    let before = LockRecord::decode(&value)?.locks;
-                    let left: Vec<HeldLock> =
-                        before.iter().filter(|lock| lock.handle != handle).copied().collect();
-                    if left.len() != before.len() {
-                        store(txn, class, ino, Holder { session, owner }, left)?;
+/// Lets go of the locks that a process or an open file has on an inode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseLocks {
+    /// The inode.
+    pub ino: InodeId,
+    /// Which of the session's locks on it.
+    pub scope: LockScope,
+}
+
+impl Mutation for ReleaseLocks {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
+        let session = context.session;
+        let ReleaseLocks { ino, scope } = *self;
+        match scope {
+            LockScope::Owner(class, owner) => {
+                store(txn, class, ino, Holder { session, owner }, Vec::new())?;
+            }
+            LockScope::Handle(handle) => {
+                for class in LockClass::ALL {
+                    let prefix = keys::locks_of_session(class, ino, session);
+                    for (key, value) in
+                        txn.collect_prefix(Family::System, &prefix, LOCK_OWNERS_PER_INODE_MAX)?
+                    {
+                        let Some(owner) = keys::third_number(&key) else { continue };
+                        let before = LockRecord::decode(&value)?.locks;
+                        let left: Vec<HeldLock> =
+                            before.iter().filter(|lock| lock.handle != handle).copied().collect();
+                        if left.len() != before.len() {
+                            store(txn, class, ino, Holder { session, owner }, left)?;
+                        }
                     }
                 }
             }
         }
+        Ok(())
     }
-    Ok(Outcome::Done)
 }
 
 /// A session has ended: all of its locks go.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::attributes::{S_IFMT, Timestamp};
-use crate::commands::{INTERNAL, Outcome, ServerChange};
+use serde::{Deserialize, Serialize};
+
+use crate::attributes::S_IFMT;
+use crate::commands::{Context, INTERNAL, Mutation, ServerChange};
 use crate::error::FsError;
 use crate::ids::{ClusterId, ROOT, ServerId, SessionId};
 use crate::keys;
@@ -34,101 +36,145 @@ fn check(config: &VolumeConfig) -> OpResult<()> {
     if sound { Ok(()) } else { Err(FsError::InvalidArgument.into()) }
 }
 
+/// Makes the volume.
+///
 /// Makes the volume: its record and its root directory. To do it again for the same cluster changes nothing.
-pub(crate) fn bootstrap(
-    txn: &mut Txn<'_>,
-    now: Timestamp,
-    cluster: ClusterId,
-    hash_key: (u64, u64),
-    config: &VolumeConfig,
-) -> OpResult<Outcome> {
-    if let Some(superblock) = txn.superblock() {
-        return if superblock.cluster == cluster {
-            Ok(Outcome::Done)
-        } else {
-            Err(FsError::WrongCluster.into())
-        };
-    }
-    check(config)?;
-    let (uid, gid, mode) = config.root;
-    txn.set_superblock(Superblock {
-        cluster,
-        feature_level: FEATURE_LEVEL,
-        hash_key,
-        config: config.clone(),
-        next_inode: FIRST_INODE,
-        next_chunk: 1,
-        next_session: 1,
-        next_inline: 1,
-        epoch: 1,
-        bytes_used: 0,
-        bytes_reserved: 0,
-        inodes_used: 1,
-        inline_bytes: 0,
-        created: now,
-    });
-    let root = InodeRecord::new((0o040_000 & S_IFMT) | (mode & 0o7777), (uid, gid), ROOT, 1, now);
-    txn.put_inode(ROOT, &root);
-    Ok(Outcome::Done)
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bootstrap {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Key of the hash of names.
+    pub hash_key: (u64, u64),
+    /// Configuration.
+    pub config: VolumeConfig,
 }
 
-/// Changes the configuration. A capacity below what is used is allowed: nothing more can be written then.
-pub(crate) fn configure(txn: &mut Txn<'_>, config: &VolumeConfig) -> OpResult<Outcome> {
-    check(config)?;
-    txn.volume_mut()?.config = config.clone();
-    Ok(Outcome::Done)
-}
+impl Mutation for Bootstrap {
+    type Outcome = ();
 
-/// A storage server joins or has moved.
-pub(crate) fn put_server(
-    txn: &mut Txn<'_>,
-    now: Timestamp,
-    server: ServerId,
-    address: &str,
-    labels: &BTreeMap<String, String>,
-) -> OpResult<Outcome> {
-    txn.volume()?;
-    let key = keys::server(server);
-    let known: Option<ServerRecord> = txn.load(Family::System, &key)?;
-    let record = ServerRecord {
-        address: address.to_owned(),
-        labels: labels.clone(),
-        joined: known.as_ref().map_or(now, |known| known.joined),
-        draining: known.as_ref().is_some_and(|known| known.draining),
-    };
-    if known.as_ref() != Some(&record) {
-        txn.put(Family::System, key, &record);
-    }
-    Ok(Outcome::Done)
-}
-
-/// A storage server is evacuated, kept, or forgotten.
-pub(crate) fn change_server(txn: &mut Txn<'_>, server: ServerId, change: ServerChange) -> OpResult<Outcome> {
-    let key = keys::server(server);
-    let Some(mut record) = txn.load::<ServerRecord>(Family::System, &key)? else {
-        // Forgotten already is as good.
-        return match change {
-            ServerChange::Forget => Ok(Outcome::Done),
-            ServerChange::Evacuate | ServerChange::Keep => Err(FsError::NotFound.into()),
-        };
-    };
-    match change {
-        ServerChange::Forget if !record.draining => return Err(FsError::TryAgain.into()),
-        ServerChange::Forget => {
-            for (order, _) in txn.collect_prefix(Family::System, &keys::orders(server), ORDERS_MAX)? {
-                txn.delete(Family::System, order);
-            }
-            txn.delete(Family::System, key);
-            return Ok(Outcome::Done);
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
+        let now = context.now;
+        let Bootstrap { cluster, hash_key, ref config } = *self;
+        if let Some(superblock) = txn.superblock() {
+            return if superblock.cluster == cluster { Ok(()) } else { Err(FsError::WrongCluster.into()) };
         }
-        ServerChange::Evacuate | ServerChange::Keep => {}
+        check(config)?;
+        let (uid, gid, mode) = config.root;
+        txn.set_superblock(Superblock {
+            cluster,
+            feature_level: FEATURE_LEVEL,
+            hash_key,
+            config: config.clone(),
+            next_inode: FIRST_INODE,
+            next_chunk: 1,
+            next_session: 1,
+            next_inline: 1,
+            epoch: 1,
+            bytes_used: 0,
+            bytes_reserved: 0,
+            inodes_used: 1,
+            inline_bytes: 0,
+            created: now,
+        });
+        let root = InodeRecord::new((0o040_000 & S_IFMT) | (mode & 0o7777), (uid, gid), ROOT, 1, now);
+        txn.put_inode(ROOT, &root);
+        Ok(())
     }
-    let draining = change == ServerChange::Evacuate;
-    if record.draining != draining {
-        record.draining = draining;
-        txn.put(Family::System, key, &record);
+}
+
+/// Changes the configuration.
+///
+/// Changes the configuration. A capacity below what is used is allowed: nothing more can be written then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configure {
+    /// The new one.
+    pub config: VolumeConfig,
+}
+
+impl Mutation for Configure {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<()> {
+        let config = &self.config;
+        check(config)?;
+        txn.volume_mut()?.config = config.clone();
+        Ok(())
     }
-    Ok(Outcome::Done)
+}
+
+/// A storage server joins, or has a new address or labels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutServer {
+    /// Which.
+    pub server: ServerId,
+    /// Where it listens.
+    pub address: String,
+    /// Labels for placement.
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Mutation for PutServer {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
+        let now = context.now;
+        let PutServer { server, ref address, ref labels } = *self;
+        txn.volume()?;
+        let key = keys::server(server);
+        let known: Option<ServerRecord> = txn.load(Family::System, &key)?;
+        let record = ServerRecord {
+            address: address.to_owned(),
+            labels: labels.clone(),
+            joined: known.as_ref().map_or(now, |known| known.joined),
+            draining: known.as_ref().is_some_and(|known| known.draining),
+        };
+        if known.as_ref() != Some(&record) {
+            txn.put(Family::System, key, &record);
+        }
+        Ok(())
+    }
+}
+
+/// What an administrator wants of a storage server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeServer {
+    /// Which.
+    pub server: ServerId,
+    /// What.
+    pub change: ServerChange,
+}
+
+impl Mutation for ChangeServer {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<()> {
+        let ChangeServer { server, change } = *self;
+        let key = keys::server(server);
+        let Some(mut record) = txn.load::<ServerRecord>(Family::System, &key)? else {
+            // Forgotten already is as good.
+            return match change {
+                ServerChange::Forget => Ok(()),
+                ServerChange::Evacuate | ServerChange::Keep => Err(FsError::NotFound.into()),
+            };
+        };
+        match change {
+            ServerChange::Forget if !record.draining => return Err(FsError::TryAgain.into()),
+            ServerChange::Forget => {
+                for (order, _) in txn.collect_prefix(Family::System, &keys::orders(server), ORDERS_MAX)? {
+                    txn.delete(Family::System, order);
+                }
+                txn.delete(Family::System, key);
+                return Ok(());
+            }
+            ServerChange::Evacuate | ServerChange::Keep => {}
+        }
+        let draining = change == ServerChange::Evacuate;
+        if record.draining != draining {
+            record.draining = draining;
+            txn.put(Family::System, key, &record);
+        }
+        Ok(())
+    }
 }
 
 /// Charges the difference between what a file was and is charged. `promise`: whose reservation it comes out
@@ -174,34 +220,56 @@ fn take_promise(txn: &mut Txn<'_>, session: SessionId, bytes: u64) -> OpResult<u
     Ok(taken)
 }
 
+/// Asks for bytes of quota to buffer writes against.
+///
 /// Promises a session bytes of quota, so that what it buffers can't fail late.
-pub(crate) fn reserve(
-    txn: &mut Txn<'_>,
-    session: SessionId,
-    bytes: u64,
-    bytes_min: u64,
-) -> OpResult<Outcome> {
-    if bytes_min > bytes || !bytes.is_multiple_of(BLOCK_BYTES) {
-        return Err(FsError::InvalidArgument.into());
-    }
-    let free = txn.volume()?.volume_use().bytes_free();
-    // Not all that is left to one session, unless it needs it: others ask too.
-    let fair = (free / 4) / BLOCK_BYTES * BLOCK_BYTES;
-    let granted = bytes.min(fair.max(bytes_min));
-    if granted > free {
-        return Err(FsError::NoSpace.into());
-    }
-    let key = keys::session(session);
-    let mut record: SessionRecord = txn.load(Family::System, &key)?.ok_or(FsError::SessionExpired)?;
-    record.bytes_reserved = record.bytes_reserved.saturating_add(granted);
-    txn.put(Family::System, key, &record);
-    let volume = txn.volume_mut()?;
-    volume.bytes_reserved = volume.bytes_reserved.saturating_add(granted);
-    Ok(Outcome::Reserved(granted))
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reserve {
+    /// Bytes, in whole blocks.
+    pub bytes: u64,
+    /// Fewer will do, down to this.
+    pub bytes_min: u64,
 }
 
-/// Takes back what a session doesn't need.
-pub(crate) fn unreserve(txn: &mut Txn<'_>, session: SessionId, bytes: u64) -> OpResult<Outcome> {
-    take_promise(txn, session, bytes)?;
-    Ok(Outcome::Done)
+impl Mutation for Reserve {
+    type Outcome = u64;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<u64> {
+        let session = context.session;
+        let Reserve { bytes, bytes_min } = *self;
+        if bytes_min > bytes || !bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(FsError::InvalidArgument.into());
+        }
+        let free = txn.volume()?.volume_use().bytes_free();
+        // Not all that is left to one session, unless it needs it: others ask too.
+        let fair = (free / 4) / BLOCK_BYTES * BLOCK_BYTES;
+        let granted = bytes.min(fair.max(bytes_min));
+        if granted > free {
+            return Err(FsError::NoSpace.into());
+        }
+        let key = keys::session(session);
+        let mut record: SessionRecord = txn.load(Family::System, &key)?.ok_or(FsError::SessionExpired)?;
+        record.bytes_reserved = record.bytes_reserved.saturating_add(granted);
+        txn.put(Family::System, key, &record);
+        let volume = txn.volume_mut()?;
+        volume.bytes_reserved = volume.bytes_reserved.saturating_add(granted);
+        Ok(granted)
+    }
+}
+
+/// Gives bytes of quota back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unreserve {
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Mutation for Unreserve {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
+        let (session, bytes) = (context.session, self.bytes);
+        take_promise(txn, session, bytes)?;
+        Ok(())
+    }
 }

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use atoll_core::attributes::Timestamp;
-use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::commands::{Command, INTERNAL, Op, Outcome, ops};
 use atoll_core::ids::{ClusterId, InodeId, ROOT, ServerId, SessionId, SlotId};
 use atoll_core::namespace::{Txn, execute};
 use atoll_core::query;
@@ -54,9 +54,13 @@ impl Volume {
     fn new() -> Self {
         let mut volume = Volume { store: MemStore::default(), session: INTERNAL, sequence: 0 };
         let config = VolumeConfig { inodes_total: 1 << 30, ..VolumeConfig::default() };
-        volume.run(Op::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config });
-        volume.run(Op::PutServer { server: ServerId(1), address: String::new(), labels: BTreeMap::new() });
-        let op = Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
+        volume.run(Op::from(ops::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config }));
+        volume.run(Op::from(ops::PutServer {
+            server: ServerId(1),
+            address: String::new(),
+            labels: BTreeMap::new(),
+        }));
+        let op = Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None });
         let (Outcome::Session(session, _), _) = volume.run(op) else { panic!("no session") };
         (volume.session, volume.sequence) = (session, 0);
         volume
@@ -114,15 +118,15 @@ impl Volume {
         let list = counting.touched.get();
 
         let name = |text: &'static str| Bytes::from_static(text.as_bytes());
-        let (_, rename) = self.run(Op::Rename {
+        let (_, rename) = self.run(Op::from(ops::Rename {
             parent,
             name: name("one more"),
             new_parent: parent,
             new_name: name("another"),
             flags: 0,
             whiteout: (0, 0),
-        });
-        let (_, unlink) = self.run(Op::Unlink { parent, name: name("another"), directory: false });
+        }));
+        let (_, unlink) = self.run(Op::from(ops::Unlink { parent, name: name("another"), directory: false }));
         [create, lookup, list, rename, unlink]
     }
 }

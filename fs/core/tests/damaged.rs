@@ -9,7 +9,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use atoll_core::attributes::{AttributeChanges, KillPriv, Timestamp};
 use atoll_core::check::{Kind, Subject, check};
-use atoll_core::commands::{AllocateMode, Command, INTERNAL, NewPiece, NewPlace, Op, OrderDone, XattrMode};
+use atoll_core::commands::{
+    AllocateMode, ClientOp, Command, INTERNAL, NewPiece, NewPlace, Op, OrderDone, XattrMode, ops,
+};
 use atoll_core::error::FsError;
 use atoll_core::ids::{
     ChunkId, ClusterId, Generation, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId,
@@ -61,13 +63,16 @@ impl Volume {
     fn new() -> Volume {
         let mut volume = Volume { store: MemStore::default(), sequence: 0, clock: 0 };
         let config = VolumeConfig { copies: 1, copies_min: 1, ..VolumeConfig::default() };
-        volume.run(INTERNAL, Op::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config });
+        volume.run(INTERNAL, Op::from(ops::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config }));
         for server in 1..=2 {
-            let op =
-                Op::PutServer { server: ServerId(server), address: String::new(), labels: BTreeMap::new() };
+            let op = Op::from(ops::PutServer {
+                server: ServerId(server),
+                address: String::new(),
+                labels: BTreeMap::new(),
+            });
             volume.run(INTERNAL, op);
         }
-        let op = Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
+        let op = Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None });
         volume.run(INTERNAL, op);
         volume
     }
@@ -236,7 +241,7 @@ fn subject(rng: &mut StdRng) -> Subject {
 fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
     let (one, other) = (ino(rng), ino(rng));
     match rng.random_range(0..24) {
-        0..4 => Op::Create {
+        0..4 => Op::from(ops::Create {
             parent: one,
             name: name(rng),
             ino: rng.random_bool(0.2).then_some(other),
@@ -246,21 +251,31 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             rdev: 0,
             target: Bytes::new(),
             umask: 0,
-        },
-        4 => Op::CreateUnnamed { parent: one, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true },
-        5 => Op::Link { ino: one, parent: other, name: name(rng) },
-        6 | 7 => Op::Unlink { parent: one, name: name(rng), directory: rng.random_bool(0.3) },
-        8 | 9 => Op::Rename {
+        }),
+        4 => Op::from(ops::CreateUnnamed {
+            parent: one,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            umask: 0,
+            linkable: true,
+        }),
+        5 => Op::from(ops::Link { ino: one, parent: other, name: name(rng) }),
+        6 | 7 => Op::from(ops::Unlink { parent: one, name: name(rng), directory: rng.random_bool(0.3) }),
+        8 | 9 => Op::from(ops::Rename {
             parent: one,
             name: name(rng),
             new_parent: other,
             new_name: name(rng),
             flags: [0, 0, 1, 2, 4][rng.random_range(0..5)],
             whiteout: (0, 0),
-        },
+        }),
         10 => {
             let size = Some(number(rng, 5 << 20));
-            Op::SetAttributes { ino: one, changes: AttributeChanges { size, ..AttributeChanges::default() } }
+            Op::from(ops::SetAttributes {
+                ino: one,
+                changes: AttributeChanges { size, ..AttributeChanges::default() },
+            })
         }
         11 | 12 => {
             let pieces = (0..rng.random_range(1..4)).map(|_| {
@@ -269,38 +284,43 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             });
             let (pieces, reservation) = (pieces.collect(), 0);
             let mtime = Timestamp::default();
-            Op::Write {
+            Op::from(ops::Write {
                 ino: one,
                 pieces,
                 mtime,
                 kill_priv: KillPriv::SETID | KillPriv::SGID | KillPriv::CAPABILITY,
                 reservation,
-            }
+            })
         }
         13 => {
             let length = number(rng, 8192);
             let (data, reservation) = (place(rng, store, length), number(rng, 8192));
-            Op::Append { ino: one, data, length, kill_priv: KillPriv::NONE, reservation }
+            Op::from(ops::Append { ino: one, data, length, kill_priv: KillPriv::NONE, reservation })
         }
-        14 => Op::Allocate {
+        14 => Op::from(ops::Allocate {
             ino: one,
             offset: number(rng, 3 << 20),
             length: rng.random_range(0..2 << 20),
             mode: [AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero][rng.random_range(0..3)],
             keep_size: rng.random_bool(0.5),
             kill_priv: KillPriv::NONE,
-        },
-        15 => Op::SetXattr { ino: one, name: "user.a".into(), value: "b".into(), mode: XattrMode::Set },
-        16 => Op::RemoveXattr { ino: one, name: "user.a".into() },
-        17 => Op::CopyRange {
+        }),
+        15 => Op::from(ops::SetXattr {
+            ino: one,
+            name: "user.a".into(),
+            value: "b".into(),
+            mode: XattrMode::Set,
+        }),
+        16 => Op::from(ops::RemoveXattr { ino: one, name: "user.a".into() }),
+        17 => Op::from(ops::CopyRange {
             from: one,
             offset: number(rng, 3 << 20),
             to: other,
             to_offset: number(rng, 3 << 20),
             length: number(rng, 3 << 20),
             kill_priv: KillPriv::NONE,
-        },
-        18 => Op::SetLock(LockRequest {
+        }),
+        18 => Op::from(ops::SetLock(LockRequest {
             ino: one,
             class: LockClass::Record,
             owner: rng.random_range(0..3),
@@ -308,15 +328,17 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             pid: 1,
             mode: [None, Some(LockMode::Shared), Some(LockMode::Exclusive)][rng.random_range(0..3)],
             range: LockRange { start: rng.random_range(0..50), end: rng.random_range(50..100) },
-        }),
-        19 => Op::ReleaseLocks { ino: one, scope: LockScope::Handle(1) },
-        20 => Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: vec![ServerId(1)] },
+        })),
+        19 => Op::from(ops::ReleaseLocks { ino: one, scope: LockScope::Handle(1) }),
+        20 => {
+            Op::from(ops::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: vec![ServerId(1)] })
+        }
         21 => {
             let (chunk, generation) = (ChunkId(rng.random_range(1..5)), Generation(rng.random_range(1..3)));
-            Op::ShrinkChunk { chunk, generation, without: vec![ServerId(2)] }
+            Op::from(ops::ShrinkChunk { chunk, generation, without: vec![ServerId(2)] })
         }
-        22 => Op::Reserve { bytes: number(rng, 4).saturating_mul(4096), bytes_min: 0 },
-        _ => Op::Unreserve { bytes: number(rng, 8192) },
+        22 => Op::from(ops::Reserve { bytes: number(rng, 4).saturating_mul(4096), bytes_min: 0 }),
+        _ => Op::from(ops::Unreserve { bytes: number(rng, 8192) }),
     }
 }
 
@@ -324,33 +346,33 @@ fn services(rng: &mut StdRng, store: &MemStore) -> Op {
     let ino = ino(rng);
     let chunk = ChunkId(rng.random_range(1..5));
     match rng.random_range(0..14) {
-        0..2 => Op::PurgeOrphan { ino, segments_max: 2 },
-        2 => Op::PurgeTruncated { ino, segments_max: 2 },
-        3 => Op::SweepChunk { chunk },
-        4 => Op::SealChunk { chunk },
+        0..2 => Op::from(ops::PurgeOrphan { ino, segments_max: 2 }),
+        2 => Op::from(ops::PurgeTruncated { ino, segments_max: 2 }),
+        3 => Op::from(ops::SweepChunk { chunk }),
+        4 => Op::from(ops::SealChunk { chunk }),
         5 => {
             let ranges = vec![(number(rng, 5), number(rng, 5))];
             let done = vec![OrderDone::Sealed(chunk, Generation(1)), OrderDone::Trimmed(chunk, ranges)];
-            Op::OrdersDone { server: ServerId(1), done }
+            Op::from(ops::OrdersDone { server: ServerId(1), done })
         }
-        6 => Op::DeleteStray { server: ServerId(2), chunks: vec![chunk] },
+        6 => Op::from(ops::DeleteStray { server: ServerId(2), chunks: vec![chunk] }),
         7 => {
             let segment = SegmentIndex(number(rng, 3));
             let found = query::load::<SegmentRecord>(store, Family::Extents, &keys::segment(ino, segment))
                 .ok()
                 .flatten();
             let expected = found.map_or_else(Vec::new, |found| found.pieces);
-            Op::Relocate { ino, segment, expected, chunk, generation: Generation(1), offset: 0 }
+            Op::from(ops::Relocate { ino, segment, expected, chunk, generation: Generation(1), offset: 0 })
         }
         8 => {
             let generation =
                 query::chunk(store, chunk).ok().flatten().map_or(Generation(1), |it| it.generation);
-            Op::SetReplicas { chunk, generation, replicas: vec![ServerId(rng.random_range(1..3))] }
+            Op::from(ops::SetReplicas { chunk, generation, replicas: vec![ServerId(rng.random_range(1..3))] })
         }
-        9 if rng.random_bool(0.1) => Op::ExpireSession { session: SESSION },
+        9 if rng.random_bool(0.1) => Op::from(ops::ExpireSession { session: SESSION }),
         _ => {
             let kind = Kind::ALL[rng.random_range(0..Kind::ALL.len())];
-            Op::Fsck { kind, subject: subject(rng) }
+            Op::from(ops::Fsck { kind, subject: subject(rng) })
         }
     }
 }
@@ -407,16 +429,18 @@ fn any_command_on_any_damaged_record_has_an_outcome() {
 #[test]
 fn a_chosen_number_must_have_been_handed_out_and_be_free_again() {
     let mut volume = Volume::new();
-    let create = |name: &str, ino: Option<u64>| Op::Create {
-        parent: ROOT,
-        name: Bytes::copy_from_slice(name.as_bytes()),
-        ino: ino.map(InodeId),
-        mode: 0o100_644,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        target: Bytes::new(),
-        umask: 0,
+    let create = |name: &str, ino: Option<u64>| {
+        Op::Client(ClientOp::Create(ops::Create {
+            parent: ROOT,
+            name: Bytes::copy_from_slice(name.as_bytes()),
+            ino: ino.map(InodeId),
+            mode: 0o100_644,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            target: Bytes::new(),
+            umask: 0,
+        }))
     };
     volume.run(SESSION, create("a", None));
     volume.run(SESSION, create("b", None));
@@ -438,10 +462,10 @@ fn a_chosen_number_must_have_been_handed_out_and_be_free_again() {
     }
     assert_eq!(volume.all(), before, "nothing was changed");
     // An orphan has its number until it is freed.
-    volume.run(SESSION, Op::Unlink { parent: ROOT, name: "a".into(), directory: false });
+    volume.run(SESSION, Op::from(ops::Unlink { parent: ROOT, name: "a".into(), directory: false }));
     volume.run(SESSION, create("c", Some(16)));
     assert_eq!(query::inode(&volume.store, InodeId(16)).unwrap().nlink, 0);
-    volume.run(INTERNAL, Op::PurgeOrphan { ino: InodeId(16), segments_max: 1 });
+    volume.run(INTERNAL, Op::from(ops::PurgeOrphan { ino: InodeId(16), segments_max: 1 }));
     volume.run(SESSION, create("c", Some(16)));
     assert_eq!(query::inode(&volume.store, InodeId(16)).unwrap().nlink, 1);
     assert_eq!(check(&volume.store).unwrap(), Vec::<String>::new());

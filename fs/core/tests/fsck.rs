@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use atoll_core::acl::ACCESS_NAME;
 use atoll_core::attributes::{FileKind, KillPriv, Timestamp};
 use atoll_core::check::{Finding, Kind, Subject, Totals, findings, walk};
-use atoll_core::commands::{Command, INTERNAL, NewPiece, NewPlace, Op, Outcome};
+use atoll_core::commands::{Command, INTERNAL, NewPiece, NewPlace, Op, Outcome, ServiceOp, ops};
 use atoll_core::fsck::{Corrections, plan};
 use atoll_core::ids::{
     ChunkId, ClusterId, Generation, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId,
@@ -55,39 +55,44 @@ impl Volume {
             chunk: ChunkId(0),
         };
         let config = VolumeConfig::default();
-        volume.run(Op::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config });
+        volume.run(Op::from(ops::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config }));
         for server in 1..=3 {
-            volume.run(Op::PutServer {
+            volume.run(Op::from(ops::PutServer {
                 server: ServerId(server),
                 address: String::new(),
                 labels: BTreeMap::new(),
-            });
+            }));
         }
-        let opened = volume.run(Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None });
+        let opened = volume.run(Op::from(ops::OpenSession {
+            client: "test".into(),
+            incarnation: 1,
+            supersedes: None,
+        }));
         let Outcome::Session(session, _) = opened else { panic!("{opened:?}") };
         volume.session = session;
         volume.folder = volume.create(ROOT, "folder", DIRECTORY);
         volume.inline = volume.create(volume.folder, "small", FILE);
         volume.write(volume.inline, 5, NewPlace::Inline(Bytes::from_static(b"hello")));
         let name = Bytes::from_static(b"second");
-        volume.run(Op::Link { ino: volume.inline, parent: ROOT, name });
+        volume.run(Op::from(ops::Link { ino: volume.inline, parent: ROOT, name }));
         let replicas = vec![ServerId(1), ServerId(2), ServerId(3)];
-        let made = volume.run(Op::CreateChunk { kind: ChunkKind::Stream, incarnation: 1, replicas });
+        let made =
+            volume.run(Op::from(ops::CreateChunk { kind: ChunkKind::Stream, incarnation: 1, replicas }));
         let Outcome::Chunk(chunk, _) = made else { panic!("{made:?}") };
         volume.chunk = chunk;
         volume.big = volume.create(volume.folder, "big", FILE);
         let place = NewPlace::Chunk { chunk, generation: Generation(1), offset: 0 };
         volume.write(volume.big, 64 << 10, place);
         volume.copy = volume.create(ROOT, "copy", FILE);
-        volume.run(Op::CopyRange {
+        volume.run(Op::from(ops::CopyRange {
             from: volume.big,
             offset: 0,
             to: volume.copy,
             to_offset: 0,
             length: 8 << 10,
             kill_priv: KillPriv::NONE,
-        });
-        volume.run(Op::SetLock(LockRequest {
+        }));
+        volume.run(Op::from(ops::SetLock(LockRequest {
             ino: volume.inline,
             class: LockClass::Record,
             owner: 1,
@@ -95,15 +100,15 @@ impl Volume {
             pid: 7,
             mode: Some(LockMode::Exclusive),
             range: LockRange { start: 0, end: 9 },
-        }));
-        volume.run(Op::Reserve { bytes: 8192, bytes_min: 8192 });
+        })));
+        volume.run(Op::from(ops::Reserve { bytes: 8192, bytes_min: 8192 }));
         assert_eq!(findings(&volume.store).unwrap(), Vec::new());
         volume
     }
 
     fn run(&mut self, op: Op) -> Outcome {
         self.sequence += 1;
-        let internal = matches!(op, Op::Fsck { .. } | Op::FsckTotals(_));
+        let internal = matches!(op, Op::Service(ServiceOp::Fsck(_)) | Op::Service(ServiceOp::FsckTotals(_)));
         let session = if internal { INTERNAL } else { self.session };
         let time = Timestamp { seconds: 1000 + self.sequence as i64, nanos: 0 };
         // The first three commands of the service itself use no slots; the session's begin with 1.
@@ -129,13 +134,13 @@ impl Volume {
     }
 
     fn write(&mut self, ino: InodeId, length: u64, place: NewPlace) {
-        self.run(Op::Write {
+        self.run(Op::from(ops::Write {
             ino,
             pieces: vec![NewPiece { offset: 0, length, place }],
             mtime: Timestamp::default(),
             kill_priv: KillPriv::NONE,
             reservation: 0,
-        });
+        }));
     }
 
     fn put(&mut self, family: Family, key: Vec<u8>, record: &impl Record) {
@@ -230,7 +235,7 @@ impl Volume {
             for Finding { kind, subject, .. } in todo {
                 let op = match kind {
                     Kind::VolumeTotals => FsckTotals::of(&self.store),
-                    kind => Op::Fsck { kind, subject },
+                    kind => Op::from(ops::Fsck { kind, subject }),
                 };
                 if self.run(op) == Outcome::More(true) {
                     repaired.insert(kind.name());
@@ -252,7 +257,7 @@ impl FsckTotals {
         let superblock: Superblock =
             query::load(store, Family::System, &keys::superblock()).unwrap().unwrap();
         let is = walk(store, &mut |_| std::ops::ControlFlow::Continue(())).unwrap().unwrap();
-        Op::FsckTotals(Corrections::between(&Totals::said(&superblock), &is))
+        Op::from(ops::FsckTotals(Corrections::between(&Totals::said(&superblock), &is)))
     }
 }
 
@@ -458,7 +463,7 @@ fn references_between_chunks_and_files_are_made_right() {
 #[test]
 fn a_chunk_is_never_taken_for_free_while_references_are_missing() {
     let mut volume = Volume::new();
-    volume.run(Op::SealChunk { chunk: volume.chunk });
+    volume.run(Op::from(ops::SealChunk { chunk: volume.chunk }));
     for ino in [volume.big, volume.copy] {
         volume.delete(Family::System, keys::back_reference(volume.chunk, ino, SegmentIndex(0)));
     }
@@ -537,7 +542,7 @@ fn a_repair_looks_again_and_leaves_alone_what_is_right() {
             Subject::Orphan(volume.big),
             Subject::Reference(volume.chunk, volume.big, SegmentIndex(0)),
         ] {
-            assert_eq!(volume.run(Op::Fsck { kind: *kind, subject }), Outcome::More(false));
+            assert_eq!(volume.run(Op::from(ops::Fsck { kind: *kind, subject })), Outcome::More(false));
         }
     }
     assert_eq!((volume.names(), volume.readable()), (BTreeSet::new(), before));

@@ -10,7 +10,8 @@ use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv, Timestamp};
 use atoll_core::check::check;
 use atoll_core::commands::{
-    AllocateMode, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT, ServerChange,
+    AllocateMode, ClientOp, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT, ServerChange,
+    ops,
 };
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, ServerId, SessionId, SlotId};
@@ -36,14 +37,15 @@ impl Volume {
     fn new() -> Self {
         let mut volume = Volume { store: MemStore::default(), sequences: BTreeMap::new(), clock: 1000 };
         let config = VolumeConfig::default();
-        volume.run(INTERNAL, Op::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config });
-        let op = Op::PutServer { server: ServerId(1), address: String::new(), labels: BTreeMap::new() };
+        volume.run(INTERNAL, Op::from(ops::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config }));
+        let op =
+            Op::from(ops::PutServer { server: ServerId(1), address: String::new(), labels: BTreeMap::new() });
         volume.run(INTERNAL, op);
         volume
     }
 
     fn session(&mut self) -> SessionId {
-        let op = Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
+        let op = Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None });
         match self.run(INTERNAL, op) {
             Outcome::Session(session, _) => session,
             other => panic!("{other:?}"),
@@ -94,7 +96,7 @@ fn locks_of_one_owner_keep_others_off_and_go_with_owner_handle_and_session() {
     let ino = volume.inode(a, create(ROOT, "file", FILE | 0o644, 0)).ino;
     let exclusive = Some(LockMode::Exclusive);
     let set = |volume: &mut Volume, session, owner, mode, start, end| {
-        volume.run(session, Op::SetLock(lock(ino, owner, mode, start, end)))
+        volume.run(session, Op::from(ops::SetLock(lock(ino, owner, mode, start, end))))
     };
     let locked = Outcome::Refused(FsError::Locked);
     assert_eq!(set(&mut volume, a, 1, exclusive, 0, 99), Outcome::Done);
@@ -111,19 +113,19 @@ fn locks_of_one_owner_keep_others_off_and_go_with_owner_handle_and_session() {
     // flock has nothing to do with these.
     let flock =
         LockRequest { class: LockClass::Flock, range: LockRange::ALL, ..lock(ino, 5, exclusive, 0, 0) };
-    assert_eq!(volume.run(b, Op::SetLock(flock)), Outcome::Done);
-    assert_eq!(volume.run(a, Op::SetLock(flock)), locked);
+    assert_eq!(volume.run(b, Op::from(ops::SetLock(flock))), Outcome::Done);
+    assert_eq!(volume.run(a, Op::from(ops::SetLock(flock))), locked);
 
-    let release = |scope| Op::ReleaseLocks { ino, scope };
+    let release = |scope| Op::from(ops::ReleaseLocks { ino, scope });
     assert_eq!(volume.run(a, release(LockScope::Owner(LockClass::Record, 1))), Outcome::Done);
     assert_eq!(set(&mut volume, b, 1, exclusive, 0, 49), Outcome::Done);
     assert_eq!(set(&mut volume, b, 1, exclusive, 50, 50), locked);
     assert_eq!(volume.run(a, release(LockScope::Handle(20))), Outcome::Done);
     assert_eq!(set(&mut volume, b, 1, exclusive, 50, 99), Outcome::Done);
-    assert_eq!(volume.run(INTERNAL, Op::ExpireSession { session: b }), Outcome::Done);
+    assert_eq!(volume.run(INTERNAL, Op::from(ops::ExpireSession { session: b })), Outcome::Done);
     assert_eq!(set(&mut volume, a, 1, exclusive, 0, TO_THE_END), Outcome::Done);
-    assert_eq!(volume.run(a, Op::SetLock(flock)), Outcome::Done);
-    assert_eq!(volume.run(a, Op::CloseSession), Outcome::Done);
+    assert_eq!(volume.run(a, Op::from(ops::SetLock(flock))), Outcome::Done);
+    assert_eq!(volume.run(a, Op::from(ops::CloseSession)), Outcome::Done);
     assert_eq!(volume.store.len(Family::System), {
         // Superblock, server, two ended sessions and a slot of each.
         6
@@ -137,11 +139,11 @@ fn locks_that_make_no_sense_are_refused_and_an_unlock_of_nothing_is_done() {
     let ino = volume.inode(a, create(ROOT, "file", FILE | 0o644, 0)).ino;
     let shared = Some(LockMode::Shared);
     let invalid = Outcome::Refused(FsError::InvalidArgument);
-    assert_eq!(volume.run(a, Op::SetLock(lock(ino, 1, shared, 5, 4))), invalid);
-    assert_eq!(volume.run(a, Op::SetLock(lock(ino, 1, shared, 0, u64::MAX))), invalid);
-    assert_eq!(volume.run(a, Op::SetLock(lock(ino, 1, None, 0, 4))), Outcome::Done);
+    assert_eq!(volume.run(a, Op::from(ops::SetLock(lock(ino, 1, shared, 5, 4)))), invalid);
+    assert_eq!(volume.run(a, Op::from(ops::SetLock(lock(ino, 1, shared, 0, u64::MAX)))), invalid);
+    assert_eq!(volume.run(a, Op::from(ops::SetLock(lock(ino, 1, None, 0, 4)))), Outcome::Done);
     let gone = Outcome::Refused(FsError::Stale);
-    assert_eq!(volume.run(a, Op::SetLock(lock(InodeId(999), 1, shared, 0, 4))), gone);
+    assert_eq!(volume.run(a, Op::from(ops::SetLock(lock(InodeId(999), 1, shared, 0, 4)))), gone);
 }
 
 #[test]
@@ -149,9 +151,12 @@ fn locks_go_with_the_inode() {
     let mut volume = Volume::new();
     let a = volume.session();
     let ino = volume.inode(a, create(ROOT, "file", FILE | 0o644, 0)).ino;
-    volume.run(a, Op::SetLock(lock(ino, 1, Some(LockMode::Exclusive), 0, 4)));
-    volume.run(a, Op::Unlink { parent: ROOT, name: "file".into(), directory: false });
-    assert_eq!(volume.run(INTERNAL, Op::PurgeOrphan { ino, segments_max: 10 }), Outcome::More(false));
+    volume.run(a, Op::from(ops::SetLock(lock(ino, 1, Some(LockMode::Exclusive), 0, 4))));
+    volume.run(a, Op::from(ops::Unlink { parent: ROOT, name: "file".into(), directory: false }));
+    assert_eq!(
+        volume.run(INTERNAL, Op::from(ops::PurgeOrphan { ino, segments_max: 10 })),
+        Outcome::More(false)
+    );
 }
 
 fn acl(entries: &[(u16, u16, u32)]) -> Bytes {
@@ -172,11 +177,11 @@ fn permission_bits_and_access_control_list_say_the_same() {
     let a = volume.session();
     let ino = volume.inode(a, create(ROOT, "file", FILE | 0o6640, 0)).ino;
     let full = acl(&[(1, 7, NO_ID), (2, 6, 1001), (4, 5, NO_ID), (0x10, 4, NO_ID), (0x20, 1, NO_ID)]);
-    let set = |default, value, kill_sgid| Op::SetAcl { ino, default, value, kill_sgid };
+    let set = |default, value, kill_sgid| Op::from(ops::SetAcl { ino, default, value, kill_sgid });
     let after = volume.inode(a, set(false, Some(full), true));
     assert_eq!((after.mode, after.acl), (FILE | 0o4741, true));
     let changes = AttributeChanges { mode: Some(0o620), ..AttributeChanges::default() };
-    volume.inode(a, Op::SetAttributes { ino, changes });
+    volume.inode(a, Op::from(ops::SetAttributes { ino, changes }));
     let value = query::xattr(&volume.store, ino, ACCESS_NAME).unwrap();
     let expected = acl(&[(1, 6, NO_ID), (2, 6, 1001), (4, 5, NO_ID), (0x10, 2, NO_ID), (0x20, 0, NO_ID)]);
     assert_eq!(value, expected);
@@ -187,12 +192,12 @@ fn permission_bits_and_access_control_list_say_the_same() {
     assert_eq!(volume.run(a, set(true, Some(minimal), false)), Outcome::Refused(FsError::Denied));
     let nonsense = set(false, Some(Bytes::from_static(b"nonsense")), false);
     assert_eq!(volume.run(a, nonsense), Outcome::Refused(FsError::InvalidArgument));
-    let plain = Op::SetXattr {
+    let plain = Op::from(ops::SetXattr {
         ino,
         name: Bytes::from_static(ACCESS_NAME),
         value: Bytes::new(),
         mode: atoll_core::commands::XattrMode::Set,
-    };
+    });
     assert_eq!(volume.run(a, plain), Outcome::Refused(FsError::InvalidArgument));
 }
 
@@ -203,7 +208,12 @@ fn what_is_made_inherits_the_default_list_instead_of_the_umask() {
     let directory = volume.inode(a, create(ROOT, "d", DIRECTORY | 0o777, 0o022));
     assert_eq!(directory.mode, DIRECTORY | 0o755, "the umask counts where nothing is inherited");
     let value = acl(&[(1, 7, NO_ID), (2, 7, 1001), (4, 7, NO_ID), (0x10, 7, NO_ID), (0x20, 0, NO_ID)]);
-    let op = Op::SetAcl { ino: directory.ino, default: true, value: Some(value.clone()), kill_sgid: false };
+    let op = Op::from(ops::SetAcl {
+        ino: directory.ino,
+        default: true,
+        value: Some(value.clone()),
+        kill_sgid: false,
+    });
     volume.inode(a, op);
     let file = volume.inode(a, create(directory.ino, "f", FILE | 0o664, 0o077));
     assert_eq!((file.mode, file.acl), (FILE | 0o660, true));
@@ -211,8 +221,14 @@ fn what_is_made_inherits_the_default_list_instead_of_the_umask() {
     assert_eq!(own, acl(&[(1, 6, NO_ID), (2, 7, 1001), (4, 7, NO_ID), (0x10, 6, NO_ID), (0x20, 0, NO_ID)]));
     let below = volume.inode(a, create(directory.ino, "e", DIRECTORY | 0o777, 0o077));
     assert_eq!(query::xattr(&volume.store, below.ino, DEFAULT_NAME).unwrap(), value);
-    let unnamed =
-        Op::CreateUnnamed { parent: below.ino, mode: 0o666, uid: 1, gid: 2, umask: 0o077, linkable: true };
+    let unnamed = Op::from(ops::CreateUnnamed {
+        parent: below.ino,
+        mode: 0o666,
+        uid: 1,
+        gid: 2,
+        umask: 0o077,
+        linkable: true,
+    });
     assert_eq!(volume.inode(a, unnamed).mode, FILE | 0o660);
 }
 
@@ -220,24 +236,27 @@ fn what_is_made_inherits_the_default_list_instead_of_the_umask() {
 fn a_file_without_a_name_may_get_one_and_is_an_orphan_until_then() {
     let mut volume = Volume::new();
     let a = volume.session();
-    let unnamed =
-        |linkable| Op::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 1, gid: 2, umask: 0, linkable };
-    let link = |ino, name: &'static str| Op::Link { ino, parent: ROOT, name: name.into() };
+    let unnamed = |linkable| {
+        Op::from(ops::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 1, gid: 2, umask: 0, linkable })
+    };
+    let link = |ino, name: &'static str| {
+        Op::Client(ClientOp::Link(ops::Link { ino, parent: ROOT, name: name.into() }))
+    };
     let file = volume.inode(a, unnamed(true));
     assert_eq!((file.nlink, file.kind()), (0, FileKind::File));
     assert_eq!(volume.inode(a, link(file.ino, "name")).nlink, 1);
     assert_eq!(
-        volume.run(INTERNAL, Op::PurgeOrphan { ino: file.ino, segments_max: 1 }),
+        volume.run(INTERNAL, Op::from(ops::PurgeOrphan { ino: file.ino, segments_max: 1 })),
         Outcome::More(false)
     );
     assert!(query::inode(&volume.store, file.ino).is_ok());
     // Its last name goes: it never gets one again.
-    volume.run(a, Op::Unlink { parent: ROOT, name: "name".into(), directory: false });
+    volume.run(a, Op::from(ops::Unlink { parent: ROOT, name: "name".into(), directory: false }));
     assert_eq!(volume.run(a, link(file.ino, "again")), Outcome::Refused(FsError::NotFound));
     let exclusive = volume.inode(a, unnamed(false));
     assert_eq!(volume.run(a, link(exclusive.ino, "never")), Outcome::Refused(FsError::NotFound));
     for ino in [file.ino, exclusive.ino] {
-        volume.run(INTERNAL, Op::PurgeOrphan { ino, segments_max: 1 });
+        volume.run(INTERNAL, Op::from(ops::PurgeOrphan { ino, segments_max: 1 }));
     }
     assert_eq!(query::superblock(&volume.store).unwrap().inodes_used, 1);
 }
@@ -247,13 +266,15 @@ fn a_whiteout_is_left_behind() {
     let mut volume = Volume::new();
     let a = volume.session();
     volume.inode(a, create(ROOT, "file", FILE | 0o644, 0));
-    let rename = |flags| Op::Rename {
-        parent: ROOT,
-        name: "file".into(),
-        new_parent: ROOT,
-        new_name: "moved".into(),
-        flags,
-        whiteout: (5, 6),
+    let rename = |flags| {
+        Op::from(ops::Rename {
+            parent: ROOT,
+            name: "file".into(),
+            new_parent: ROOT,
+            new_name: "moved".into(),
+            flags,
+            whiteout: (5, 6),
+        })
     };
     let invalid = Outcome::Refused(FsError::InvalidArgument);
     assert_eq!(volume.run(a, rename(RENAME_WHITEOUT | RENAME_EXCHANGE)), invalid);
@@ -274,14 +295,14 @@ fn much_is_allocated_and_punched_in_several_steps() {
         let (mut at, mut steps) = (1000, 0);
         while at < length {
             let keep_size = mode == AllocateMode::Punch;
-            let op = Op::Allocate {
+            let op = Op::from(ops::Allocate {
                 ino,
                 offset: at,
                 length: length - at,
                 mode,
                 keep_size,
                 kill_priv: KillPriv::NONE,
-            };
+            });
             let Outcome::Allocated(until, attributes) = volume.run(a, op) else { panic!("refused") };
             assert!(until > at);
             assert_eq!(attributes.size, if keep_size { length } else { until });
@@ -303,7 +324,7 @@ fn reading_is_no_change() {
     let time = Timestamp { seconds: 5000, nanos: 1 };
     let earlier = Timestamp { seconds: 4000, nanos: 1 };
     let times = vec![(before.ino, time), (before.ino, earlier), (InodeId(999), time)];
-    assert_eq!(volume.run(a, Op::Touch { times }), Outcome::Done);
+    assert_eq!(volume.run(a, Op::from(ops::Touch { times })), Outcome::Done);
     let after = query::inode(&volume.store, before.ino).unwrap().attributes(before.ino);
     assert_eq!(after, Attributes { atime: time, ..before });
 }
@@ -320,13 +341,13 @@ fn an_inode_has_65000_links_and_no_more() {
             .unwrap()
     };
     let config = VolumeConfig::default();
-    run(&mut txn, Op::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config });
+    run(&mut txn, Op::from(ops::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config }));
     let Outcome::Inode(file) = run(&mut txn, create(ROOT, "file", FILE, 0)) else { panic!("no file") };
     for number in 1..LINKS_MAX {
-        let op = Op::Link { ino: file.ino, parent: ROOT, name: number.to_string().into() };
+        let op = Op::from(ops::Link { ino: file.ino, parent: ROOT, name: number.to_string().into() });
         assert!(matches!(run(&mut txn, op), Outcome::Inode(_)));
     }
-    let op = Op::Link { ino: file.ino, parent: ROOT, name: "one more".into() };
+    let op = Op::from(ops::Link { ino: file.ino, parent: ROOT, name: "one more".into() });
     assert_eq!(run(&mut txn, op), Outcome::Refused(FsError::TooManyLinks));
     let writes = txn.into_writes();
     store.write(writes);
@@ -339,11 +360,11 @@ fn an_inode_has_65000_links_and_no_more() {
 fn a_storage_server_is_forgotten_only_after_it_was_evacuated() {
     let mut volume = Volume::new();
     let server = ServerId(1);
-    let change = |change| Op::ChangeServer { server, change };
+    let change = |change| Op::from(ops::ChangeServer { server, change });
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Refused(FsError::TryAgain));
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Evacuate)), Outcome::Done);
     // It registers anew: that doesn't change what is wanted of it.
-    let again = Op::PutServer { server, address: "elsewhere:1".into(), labels: BTreeMap::new() };
+    let again = Op::from(ops::PutServer { server, address: "elsewhere:1".into(), labels: BTreeMap::new() });
     volume.run(INTERNAL, again);
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Keep)), Outcome::Done);
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Refused(FsError::TryAgain));

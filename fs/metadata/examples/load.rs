@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use atoll_core::attributes::{KillPriv, Timestamp};
-use atoll_core::commands::{Command, NewPiece, NewPlace, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, NewPiece, NewPlace, Outcome, ops};
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::{MetadataConfig, MetadataServer};
@@ -106,14 +106,15 @@ impl Client {
         let connection =
             Connection::connect(&address, &ConnectOptions::new(identity)).await.expect("connects");
         let mut client = Client { connection, session: SessionId(0) };
-        let op = Op::OpenSession { client: "load".into(), incarnation: 1, supersedes: None };
+        let op = ops::OpenSession { client: "load".into(), incarnation: 1, supersedes: None };
         let Outcome::Session(session, _) = client.run(0, 0, op).await else { panic!("no session") };
         client.session = session;
         client
     }
 
-    async fn run(&self, slot: u32, sequence: u64, op: Op) -> Outcome {
+    async fn run(&self, slot: u32, sequence: u64, op: impl Into<ClientOp>) -> Outcome {
         let time = Timestamp { seconds: 1_700_000_000, nanos: 0 };
+        let op = op.into();
         let command = Command { session: self.session, slot: SlotId(slot), sequence, time, expect: None, op };
         let request = MutateRequest { command, opens: false };
         let call = self.connection.call_within::<MutateRequest>(&request, (), Duration::from_secs(100));
@@ -134,13 +135,13 @@ impl Client {
                 made(self.run(slot, sequence, create(parent, format!("file-{number}"), 0o100_644)).await);
             sequence += 1;
             let place = NewPlace::Inline(vec![7; CONTENT].into());
-            let op = Op::Write {
+            let op = ClientOp::from(ops::Write {
                 ino,
                 pieces: vec![NewPiece { offset: 0, length: CONTENT as u64, place }],
                 mtime: Timestamp { seconds: 1_700_000_000, nanos: 0 },
                 kill_priv: KillPriv::NONE,
                 reservation: 0,
-            };
+            });
             made(self.run(slot, sequence, op).await);
             if number % 5000 == 4999 {
                 // Stays alive.
@@ -152,8 +153,8 @@ impl Client {
     }
 }
 
-fn create(parent: InodeId, name: String, mode: u32) -> Op {
-    Op::Create {
+fn create(parent: InodeId, name: String, mode: u32) -> ClientOp {
+    ClientOp::from(ops::Create {
         parent,
         name: name.into(),
         ino: None,
@@ -163,7 +164,7 @@ fn create(parent: InodeId, name: String, mode: u32) -> Op {
         rdev: 0,
         target: Default::default(),
         umask: 0,
-    }
+    })
 }
 
 fn made(outcome: Outcome) -> InodeId {

@@ -3,7 +3,7 @@
 //! Pure: what servers have room and how full the disk is are arguments. A command that isn't let through is
 //! replaced by a refusal, which goes through the log like any other command, so that the session's slot has it.
 
-use atoll_core::commands::{Command, NewPlace, Op};
+use atoll_core::commands::{ClientOp, Command, NewPlace, Op, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::ServerId;
 use atoll_core::namespace::request_hash;
@@ -26,65 +26,25 @@ pub struct Facts {
     pub seed: u64,
 }
 
-/// Whether a client may send this; the rest is the metadata service's own.
+/// Whether a client may ask for this.
 #[must_use]
-pub fn is_for_clients(op: &Op) -> bool {
-    match op {
-        // A number is the service's to choose.
-        Op::Create { ino: Some(_), .. } => false,
-        Op::Create { ino: None, .. }
-        | Op::CreateUnnamed { .. }
-        | Op::SetAcl { .. }
-        | Op::CopyRange { .. }
-        | Op::SetLock(_)
-        | Op::ReleaseLocks { .. }
-        | Op::Touch { .. }
-        | Op::Link { .. }
-        | Op::Unlink { .. }
-        | Op::Rename { .. }
-        | Op::SetAttributes { .. }
-        | Op::Write { .. }
-        | Op::Append { .. }
-        | Op::Allocate { .. }
-        | Op::SetXattr { .. }
-        | Op::RemoveXattr { .. }
-        | Op::CreateChunk { .. }
-        | Op::SealChunk { .. }
-        | Op::ShrinkChunk { .. }
-        | Op::Reserve { .. }
-        | Op::Unreserve { .. }
-        | Op::OpenSession { .. }
-        | Op::CloseSession => true,
-        Op::Bootstrap { .. }
-        | Op::Configure { .. }
-        | Op::PutServer { .. }
-        | Op::ExpireSession { .. }
-        | Op::ForgetSession { .. }
-        | Op::PurgeOrphan { .. }
-        | Op::PurgeTruncated { .. }
-        | Op::SweepChunk { .. }
-        | Op::OrdersDone { .. }
-        | Op::DeleteStray { .. }
-        | Op::Relocate { .. }
-        | Op::SetReplicas { .. }
-        | Op::ChangeServer { .. }
-        | Op::Fsck { .. }
-        | Op::FsckTotals(_)
-        | Op::Refuse { .. } => false,
-    }
+pub fn is_allowed(op: &ClientOp) -> bool {
+    // A number is the service's to choose.
+    !matches!(op, ClientOp::Create(ops::Create { ino: Some(_), .. }))
 }
 
 /// Whether this can be decided without [`Facts`], so that nobody has to gather them.
 #[must_use]
 pub fn needs_facts(op: &Op) -> bool {
-    inline_bytes(op) > 0 || matches!(op, Op::CreateChunk { .. } | Op::Reserve { .. })
+    inline_bytes(op) > 0
+        || matches!(op, Op::Client(ClientOp::CreateChunk(_)) | Op::Client(ClientOp::Reserve(_)))
 }
 
 /// Fills in what the leader decides; a command that can't be let through becomes a refusal.
 pub fn admit(command: &mut Command, volume: &Superblock, facts: &Facts) {
     let request = request_hash(&command.op);
     if let Err(error) = check(&mut command.op, volume, facts) {
-        command.op = Op::Refuse { error, request };
+        command.op = Op::Refuse(ops::Refuse { error, request });
     }
 }
 
@@ -94,14 +54,14 @@ fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError>
     }
     // An append that would cross into the next segment has no other way.
     let budget = match op {
-        Op::Append { .. } => volume.config.inline_budget_bytes.saturating_mul(2),
+        Op::Client(ClientOp::Append(_)) => volume.config.inline_budget_bytes.saturating_mul(2),
         _ => volume.config.inline_budget_bytes,
     };
     if inline_bytes(op) > 0 && volume.inline_bytes >= budget {
         return Err(FsError::InlineBudget);
     }
     match op {
-        Op::CreateChunk { replicas, .. } => {
+        Op::Client(ClientOp::CreateChunk(ops::CreateChunk { replicas, .. })) => {
             *replicas = choose(volume, facts, replicas);
             let needed = usize::from(volume.config.copies_min);
             if replicas.len() < needed {
@@ -110,7 +70,7 @@ fn check(op: &mut Op, volume: &Superblock, facts: &Facts) -> Result<(), FsError>
                 return Err(if full { FsError::NoSpace } else { FsError::NoServers });
             }
         }
-        Op::Reserve { bytes, bytes_min } => {
+        Op::Client(ClientOp::Reserve(ops::Reserve { bytes, bytes_min })) => {
             let Some(room) = facts.room else { return Ok(()) };
             // What was promised before has to find room too.
             let free = room.saturating_sub(volume.bytes_reserved);
@@ -146,12 +106,12 @@ pub fn choose(volume: &Superblock, facts: &Facts, avoid: &[ServerId]) -> Vec<Ser
 /// Bytes that would be kept in the metadata service's own store.
 fn inline_bytes(op: &Op) -> u64 {
     match op {
-        Op::Write { pieces, .. } => pieces
+        Op::Client(ClientOp::Write(ops::Write { pieces, .. })) => pieces
             .iter()
             .filter(|piece| matches!(piece.place, NewPlace::Inline(_)))
             .map(|piece| piece.length)
             .sum(),
-        Op::Append { data: NewPlace::Inline(bytes), .. } => bytes.len() as u64,
+        Op::Client(ClientOp::Append(ops::Append { data: NewPlace::Inline(bytes), .. })) => bytes.len() as u64,
         _ => 0,
     }
 }
@@ -161,12 +121,14 @@ fn inline_bytes(op: &Op) -> u64 {
 pub fn extent_bytes(op: &Op) -> u64 {
     let bytes = |length: u64| length.next_multiple_of(atoll_core::limits::BLOCK_BYTES);
     match op {
-        Op::Write { pieces, .. } => pieces
+        Op::Client(ClientOp::Write(ops::Write { pieces, .. })) => pieces
             .iter()
             .filter(|piece| matches!(piece.place, NewPlace::Chunk { .. }))
             .map(|piece| bytes(piece.length))
             .sum(),
-        Op::Append { data: NewPlace::Chunk { .. }, length, .. } => bytes(*length),
+        Op::Client(ClientOp::Append(ops::Append { data: NewPlace::Chunk { .. }, length, .. })) => {
+            bytes(*length)
+        }
         _ => 0,
     }
 }
@@ -177,14 +139,14 @@ fn grows(op: &Op) -> bool {
     inline_bytes(op) > 0
         || matches!(
             op,
-            Op::Create { .. }
-                | Op::CreateUnnamed { .. }
-                | Op::Link { .. }
-                | Op::SetXattr { .. }
-                | Op::SetAcl { .. }
-                | Op::CopyRange { .. }
-                | Op::SetLock(_)
-                | Op::CreateChunk { .. }
+            Op::Client(ClientOp::Create(_))
+                | Op::Client(ClientOp::CreateUnnamed(_))
+                | Op::Client(ClientOp::Link(_))
+                | Op::Client(ClientOp::SetXattr(_))
+                | Op::Client(ClientOp::SetAcl(_))
+                | Op::Client(ClientOp::CopyRange(_))
+                | Op::Client(ClientOp::SetLock(_))
+                | Op::Client(ClientOp::CreateChunk(_))
         )
 }
 
@@ -239,28 +201,30 @@ mod tests {
     }
 
     fn refusal(asked: &Op, error: FsError) -> Op {
-        Op::Refuse { error, request: request_hash(asked) }
+        Op::Refuse(ops::Refuse { error, request: request_hash(asked) })
     }
 
     fn chunk() -> Op {
-        Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() }
+        Op::from(ops::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() })
     }
 
     fn inline_write() -> Op {
         let piece = NewPiece { offset: 0, length: 2, place: NewPlace::Inline(vec![1, 2].into()) };
-        Op::Write {
+        Op::from(ops::Write {
             ino: InodeId(16),
             pieces: vec![piece],
             mtime: Default::default(),
             kill_priv: KillPriv::NONE,
             reservation: 0,
-        }
+        })
     }
 
     #[test]
     fn a_chunk_gets_as_many_replicas_as_there_are_servers_down_to_the_least() {
         for (servers, expected) in [(5, 3), (3, 3), (2, 2)] {
-            let Op::CreateChunk { replicas, .. } = admitted(chunk(), &volume(), &facts(servers)) else {
+            let Op::Client(ClientOp::CreateChunk(ops::CreateChunk { replicas, .. })) =
+                admitted(chunk(), &volume(), &facts(servers))
+            else {
                 panic!()
             };
             assert_eq!(replicas.len(), expected);
@@ -273,9 +237,16 @@ mod tests {
         for (servers, avoided) in [(5, true), (4, true), (3, false)] {
             let facts = facts(servers);
             let avoid = facts.candidates[0].server;
-            let Op::CreateChunk { kind, incarnation, .. } = chunk() else { panic!() };
-            let asked = Op::CreateChunk { kind, incarnation, replicas: vec![avoid] };
-            let Op::CreateChunk { replicas, .. } = admitted(asked, &volume(), &facts) else { panic!() };
+            let Op::Client(ClientOp::CreateChunk(ops::CreateChunk { kind, incarnation, .. })) = chunk()
+            else {
+                panic!()
+            };
+            let asked = Op::from(ops::CreateChunk { kind, incarnation, replicas: vec![avoid] });
+            let Op::Client(ClientOp::CreateChunk(ops::CreateChunk { replicas, .. })) =
+                admitted(asked, &volume(), &facts)
+            else {
+                panic!()
+            };
             assert_eq!((replicas.len(), !replicas.contains(&avoid)), (3, avoided));
         }
     }
@@ -295,7 +266,7 @@ mod tests {
     fn a_reservation_that_the_disks_can_not_hold_is_refused_or_made_smaller() {
         let mut facts = facts(3);
         facts.room = Some(8192 + 5000);
-        let reserve = |bytes, bytes_min| Op::Reserve { bytes, bytes_min };
+        let reserve = |bytes, bytes_min| Op::from(ops::Reserve { bytes, bytes_min });
         let refused = refusal(&reserve(1 << 20, 8192), FsError::NoSpace);
         assert_eq!(admitted(reserve(1 << 20, 8192), &volume(), &facts), refused);
         assert_eq!(admitted(reserve(1 << 20, 4096), &volume(), &facts), reserve(4096, 4096));
@@ -316,24 +287,27 @@ mod tests {
 
     #[test]
     fn a_client_does_not_choose_the_number_of_what_it_makes() {
-        let create = |ino| Op::Create {
-            parent: InodeId(1),
-            name: b"a".as_slice().into(),
-            ino,
-            mode: 0o100_644,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            target: Default::default(),
-            umask: 0,
+        let create = |ino| {
+            ClientOp::from(ops::Create {
+                parent: InodeId(1),
+                name: b"a".as_slice().into(),
+                ino,
+                mode: 0o100_644,
+                uid: 0,
+                gid: 0,
+                rdev: 0,
+                target: Default::default(),
+                umask: 0,
+            })
         };
-        assert!(is_for_clients(&create(None)) && !is_for_clients(&create(Some(InodeId(20)))));
+        assert!(is_allowed(&create(None)) && !is_allowed(&create(Some(InodeId(20)))));
     }
 
     #[test]
     fn a_full_metadata_disk_lets_deletions_through() {
         let facts = Facts { disk_low: true, ..facts(3) };
-        let unlink = Op::Unlink { parent: InodeId(1), name: b"a".as_slice().into(), directory: false };
+        let unlink =
+            Op::from(ops::Unlink { parent: InodeId(1), name: b"a".as_slice().into(), directory: false });
         assert_eq!(admitted(unlink.clone(), &volume(), &facts), unlink);
         assert_eq!(admitted(inline_write(), &volume(), &facts), refusal(&inline_write(), FsError::NoSpace));
         assert_eq!(admitted(chunk(), &volume(), &facts), refusal(&chunk(), FsError::NoSpace));

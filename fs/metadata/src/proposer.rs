@@ -175,7 +175,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use atoll_core::attributes::Timestamp;
-    use atoll_core::commands::{INTERNAL, Op};
+    use atoll_core::commands::{INTERNAL, Op, ServiceOp, ops};
     use atoll_core::ids::{InodeId, SlotId};
     use parking_lot::Mutex;
 
@@ -199,7 +199,9 @@ mod tests {
             let outcomes: Vec<Outcome> = commands
                 .iter()
                 .map(|command| match command.op {
-                    Op::PurgeOrphan { ino, .. } => Outcome::Reserved(ino.0),
+                    Op::Service(ServiceOp::PurgeOrphan(ops::PurgeOrphan { ino, .. })) => {
+                        Outcome::Reserved(ino.0)
+                    }
                     _ => Outcome::Done,
                 })
                 .collect();
@@ -217,9 +219,9 @@ mod tests {
 
     fn command(number: u64, extra: usize) -> Command {
         let op = if extra == 0 {
-            Op::PurgeOrphan { ino: InodeId(number), segments_max: 1 }
+            Op::from(ops::PurgeOrphan { ino: InodeId(number), segments_max: 1 })
         } else {
-            Op::RemoveXattr { ino: InodeId(number), name: vec![0; extra].into() }
+            Op::from(ops::RemoveXattr { ino: InodeId(number), name: vec![0; extra].into() })
         };
         Command {
             session: INTERNAL,

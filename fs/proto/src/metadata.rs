@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
-use atoll_core::commands::{Command, Outcome};
+use atoll_core::commands::{ClientOp, Command, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId, MemberId, SegmentIndex, ServerId, SessionId};
 use atoll_core::lock_waits::{Verdict, Wait};
@@ -51,7 +51,7 @@ pub enum MetadataError {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MutateRequest {
     /// The mutation.
-    pub command: Command,
+    pub command: Command<ClientOp>,
     /// If it makes a file, the session holds that open from the start, as after [`Query::Open`]. What came before this
     /// field reads over it, and doesn't send it: then it is `false`.
     pub opens: bool,

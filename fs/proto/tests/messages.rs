@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 use atoll_core::attributes::Timestamp;
-use atoll_core::commands::{Command, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, Outcome, ops};
 use atoll_core::ids::{ChunkId, ClusterId, Generation, ServerId, SessionId, SlotId};
 use atoll_proto::registration::*;
 use atoll_proto::storage::*;
@@ -70,7 +70,7 @@ fn a_mutation_is_understood_with_and_without_what_came_later() {
         sequence: 9,
         time: Timestamp::default(),
         expect: None,
-        op: Op::Unreserve { bytes: 4096 },
+        op: ClientOp::from(ops::Unreserve { bytes: 4096 }),
     };
     let reply = metadata::MutateReply { outcome: Outcome::Done };
     for opens in [false, true] {
@@ -83,7 +83,7 @@ fn a_mutation_is_understood_with_and_without_what_came_later() {
     assert_eq!(read, metadata::MutateRequest { command: command.clone(), opens: false });
     let new =
         postcard::to_allocvec(&metadata::MutateRequest { command: command.clone(), opens: true }).unwrap();
-    assert_eq!(postcard::from_bytes::<Command>(&new).unwrap(), command);
+    assert_eq!(postcard::from_bytes::<Command<ClientOp>>(&new).unwrap(), command);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::attributes::{Attributes, Timestamp};
-use atoll_core::commands::Op;
+use atoll_core::commands::ops;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::TOUCHED_INODES_MAX;
 use parking_lot::Mutex;
@@ -113,7 +113,7 @@ pub async fn tell<M: Metadata>(atimes: &Atimes, metadata: &M) -> bool {
     if times.is_empty() {
         return false;
     }
-    if let Err(error) = metadata.mutate(Op::Touch { times }).await {
+    if let Err(error) = metadata.mutate(ops::Touch { times }).await {
         tracing::debug!(%error, "access times can't be sent to the metadata server");
     }
     true

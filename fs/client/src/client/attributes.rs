@@ -5,7 +5,7 @@ use std::time::Duration;
 use atoll_core::attributes::{
     AttributeChanges, Attributes, FileKind, KillPriv, TimeChange, VolumeUse, without_setid,
 };
-use atoll_core::commands::Op;
+use atoll_core::commands::ops;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
@@ -13,7 +13,7 @@ use atoll_proto::metadata::{Answer, Query};
 
 use super::identity::{CAP_FOWNER, CAP_FSETID, Identity, is_changing_owner, killed_by_group};
 use super::pages::NEVER_VOID;
-use super::{Client, ROOT_PATIENCE, inode_of};
+use super::{Client, ROOT_PATIENCE};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 
@@ -106,8 +106,8 @@ impl<M: Metadata> Client<M> {
         }
         // A commit of what was written before would set the old times and clear bits again.
         self.settle(ino).await?;
-        let op = Op::SetAttributes { ino, changes };
-        let attributes = inode_of(self.metadata.mutate(op).await?)?;
+        let op = ops::SetAttributes { ino, changes };
+        let attributes = *self.metadata.mutate(op).await?;
         self.changed(&attributes);
         Ok(self.reply(caller, attributes, NEVER_VOID).await)
     }
@@ -222,17 +222,16 @@ impl<M: Metadata> Client<M> {
     ) -> std::result::Result<Attributes, ClientError> {
         self.data.before_truncate(ino, size).await?;
         let mut pause = RESIZE_PAUSE_MIN;
-        let outcome = loop {
-            match self.metadata.mutate(Op::SetAttributes { ino, changes: changes.clone() }).await {
+        let attributes = loop {
+            match self.metadata.mutate(ops::SetAttributes { ino, changes: changes.clone() }).await {
                 // What earlier truncations cut off is still being freed.
                 Err(ClientError::Fs(FsError::TryAgain)) => {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RESIZE_PAUSE_MAX);
                 }
-                other => break other?,
+                other => break *other?,
             }
         };
-        let attributes = inode_of(outcome)?;
         if attributes.kind() == FileKind::File {
             self.data.after_truncate(ino, &attributes);
             self.pages.cut(ino, attributes.size);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
-use atoll_core::commands::{AllocateMode, Op, Outcome};
+use atoll_core::commands::{AllocateMode, Allocated, Copied, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SegmentIndex};
 use atoll_core::seek::{Seek, Sought};
@@ -145,7 +145,7 @@ impl<M: Metadata> Client<M> {
         flags: u32,
     ) -> Result<Option<(Entry, Opened)>> {
         check_name(&name)?;
-        let op = Op::Create {
+        let op = ops::Create {
             parent,
             name: name.clone(),
             ino: None,
@@ -158,7 +158,7 @@ impl<M: Metadata> Client<M> {
         };
         let mut attempts = 0;
         let made = loop {
-            match self.metadata.make(op.clone()).await {
+            match self.metadata.make(op.clone().into()).await {
                 Ok(made) => break made,
                 Err(ClientError::Fs(FsError::Exists)) if flags & libc::O_EXCL as u32 == 0 => {
                     match self.open_existing(caller, parent, name.clone(), flags).await {
@@ -370,8 +370,8 @@ impl<M: Metadata> Client<M> {
         let Caller { uid, gid, umask, .. } = *caller;
         let linkable = flags & libc::O_EXCL as u32 == 0;
         for _ in 0..UNNAMED_ATTEMPTS_MAX {
-            let op = Op::CreateUnnamed { parent, mode: mode & 0o7777, uid, gid, umask, linkable };
-            let made = match self.metadata.make(op).await {
+            let op = ops::CreateUnnamed { parent, mode: mode & 0o7777, uid, gid, umask, linkable };
+            let made = match self.metadata.make(op.into()).await {
                 Ok(made) => made,
                 // With its session this mount's hold of it was lost, and it is gone.
                 Err(ClientError::Fs(FsError::Stale)) => continue,
@@ -494,9 +494,9 @@ impl<M: Metadata> Client<M> {
         let (mut at, mut asked_for_room) = (offset, false);
         let mut changes = None;
         while at < end {
-            let op = Op::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
+            let op = ops::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
             match self.metadata.mutate(op).await {
-                Ok(Outcome::Allocated(until, attributes)) if until > at => {
+                Ok(Allocated { until, attributes }) if until > at => {
                     at = until;
                     self.data.learn(ino, &attributes);
                     changes = Some(in_a_row(changes, attributes));
@@ -562,7 +562,7 @@ impl<M: Metadata> Client<M> {
         let (mut copied, mut asked_for_room) = (0, false);
         let mut changes = None;
         while copied < length {
-            let op = Op::CopyRange {
+            let op = ops::CopyRange {
                 from,
                 offset: offset.saturating_add(copied),
                 to,
@@ -571,13 +571,12 @@ impl<M: Metadata> Client<M> {
                 kill_priv,
             };
             match self.metadata.mutate(op).await {
-                Ok(Outcome::Copied(0, _)) => break,
-                Ok(Outcome::Copied(bytes, attributes)) => {
+                Ok(Copied { bytes: 0, .. }) => break,
+                Ok(Copied { bytes, attributes }) => {
                     copied += bytes;
                     self.data.learn(to, &attributes);
                     changes = Some(in_a_row(changes, attributes));
                 }
-                Ok(_) => return Err(unexpected().into()),
                 Err(_) if copied > 0 => break,
                 Err(ClientError::Fs(FsError::NoSpace)) if !asked_for_room => {
                     // What mounts have set aside for later writes is in the way.

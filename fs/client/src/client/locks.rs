@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use atoll_core::commands::Op;
+use atoll_core::commands::ops;
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::lock_waits::{Verdict, Wait};
@@ -405,7 +405,7 @@ impl<M: Metadata> Client<M> {
             tokio::spawn(async move {
                 let _order = order.lock().await;
                 let before = locks.of(request.ino, owner);
-                let result = metadata.mutate(Op::SetLock(request)).await.map(|_| ());
+                let result = metadata.mutate(ops::SetLock(request)).await;
                 let mut done = Vec::new();
                 if result.is_ok() {
                     done.push(request);
@@ -480,7 +480,7 @@ impl<M: Metadata> Client<M> {
         let task = tokio::spawn(async move {
             committed.await;
             let _order = order.lock().await;
-            let result = metadata.mutate(Op::ReleaseLocks { ino, scope }).await.map(|_| ());
+            let result = metadata.mutate(ops::ReleaseLocks { ino, scope }).await;
             if result.is_ok() {
                 locks.released(ino, |owner, lock| match scope {
                     LockScope::Owner(class, number) => *owner == (class, number),
@@ -531,7 +531,7 @@ async fn take_back<M: Metadata>(
         ..*request
     }));
     for step in steps {
-        match metadata.mutate(Op::SetLock(step)).await {
+        match metadata.mutate(ops::SetLock(step)).await {
             Ok(_) => done.push(step),
             Err(error) => {
                 tracing::warn!(

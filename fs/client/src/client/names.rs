@@ -1,14 +1,14 @@
 //! Operations on names.
 
 use atoll_core::attributes::FileKind;
-use atoll_core::commands::{Op, Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
+use atoll_core::commands::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Renamed, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_proto::metadata::{Answer, Query};
 use bytes::Bytes;
 
 use super::pages::NEVER_VOID;
-use super::{Client, check_name, inode_of, unexpected};
+use super::{Client, check_name, unexpected};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Entry, Result};
 
@@ -46,17 +46,17 @@ impl<M: Metadata> Client<M> {
             _ => mode,
         };
         let Caller { uid, gid, umask, .. } = *caller;
-        let op = Op::Create { parent, name, ino: None, mode, uid, gid, rdev, target, umask };
-        let attributes = inode_of(self.metadata.mutate(op).await?)?;
-        Ok(self.entry(caller, attributes, NEVER_VOID).await)
+        let op = ops::Create { parent, name, ino: None, mode, uid, gid, rdev, target, umask };
+        let attributes = self.metadata.mutate(op).await?;
+        Ok(self.entry(caller, *attributes, NEVER_VOID).await)
     }
 
     pub(super) async fn remove(&self, parent: InodeId, name: Bytes, directory: bool) -> Result<()> {
         check_name(&name)?;
-        let removed = inode_of(self.metadata.mutate(Op::Unlink { parent, name, directory }).await?)?;
+        let removed = self.metadata.mutate(ops::Unlink { parent, name, directory }).await?;
         self.changed(&removed);
         if removed.nlink == 0 {
-            self.note_removed(removed);
+            self.note_removed(*removed);
         }
         Ok(())
     }
@@ -80,16 +80,14 @@ impl<M: Metadata> Client<M> {
         }
         // Who renames is told only where it makes something.
         let whiteout = (caller.uid, caller.gid);
-        let op = Op::Rename { parent, name, new_parent, new_name, flags, whiteout };
-        match self.metadata.mutate(op).await? {
-            Outcome::Replaced(moved, gone) => {
-                self.changed(&moved);
-                self.changed(&gone);
-                if gone.nlink == 0 {
-                    self.note_removed(*gone);
-                }
+        let op = ops::Rename { parent, name, new_parent, new_name, flags, whiteout };
+        let Renamed { moved, replaced } = self.metadata.mutate(op).await?;
+        self.changed(&moved);
+        if let Some(replaced) = replaced {
+            self.changed(&replaced);
+            if replaced.nlink == 0 {
+                self.note_removed(*replaced);
             }
-            moved => self.changed(&inode_of(moved)?),
         }
         Ok(())
     }
@@ -116,8 +114,8 @@ impl<M: Metadata> Client<M> {
     ) -> Result<Entry> {
         check_name(&name)?;
         self.settle(ino).await?;
-        let attributes = inode_of(self.metadata.mutate(Op::Link { ino, parent, name }).await?)?;
+        let attributes = self.metadata.mutate(ops::Link { ino, parent, name }).await?;
         self.changed(&attributes);
-        Ok(self.entry(caller, attributes, NEVER_VOID).await)
+        Ok(self.entry(caller, *attributes, NEVER_VOID).await)
     }
 }

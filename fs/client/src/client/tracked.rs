@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::attributes::{Timestamp, VolumeUse};
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{ClientOp, Outcome};
 use atoll_core::ids::{InodeId, SessionId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::metadata::{Answer, Query};
@@ -34,8 +34,8 @@ impl<M> Tracked<M> {
 }
 
 impl<M: Metadata> Metadata for Tracked<M> {
-    async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
-        let outcome = self.inner.mutate(op).await?;
+    async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
+        let outcome = self.inner.execute(op).await?;
         match &outcome {
             Outcome::Inode(attributes) => {
                 self.pages.learn(attributes.ino, attributes.size);
@@ -55,7 +55,7 @@ impl<M: Metadata> Metadata for Tracked<M> {
         Ok(outcome)
     }
 
-    async fn make(&self, op: Op) -> Result<Made, ClientError> {
+    async fn make(&self, op: ClientOp) -> Result<Made, ClientError> {
         let made = self.inner.make(op).await?;
         self.handles.learn(&made.attributes);
         self.pages.own_change(&made.attributes);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
 use atoll_core::attributes::{Attributes, CAPABILITY_NAME, KillPriv};
-use atoll_core::commands::{Op, XattrMode};
+use atoll_core::commands::{XattrMode, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::XATTR_NAME_BYTES_MAX;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::identity::{CAP_SYS_ADMIN, Identity, is_changing_owner};
-use super::{Client, inode_of, unexpected};
+use super::{Client, unexpected};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Errno, Result};
 
@@ -117,19 +117,18 @@ impl<M: Metadata> Client<M> {
             _ => return Err(FsError::InvalidArgument.into()),
         };
         self.settle_for(ino, &name).await?;
-        let outcome = self.metadata.mutate(Op::SetXattr { ino, name, value, mode }).await?;
-        self.changed(&inode_of(outcome)?);
+        self.changed(&*self.metadata.mutate(ops::SetXattr { ino, name, value, mode }).await?);
         Ok(())
     }
 
     async fn set_acl(&self, ino: InodeId, name: &[u8], value: Option<Bytes>, kill_sgid: bool) -> Result<()> {
         // A commit of what was written before would clear bits again.
         self.settle(ino).await?;
-        let op = Op::SetAcl { ino, default: name == DEFAULT_NAME, value, kill_sgid };
+        let op = ops::SetAcl { ino, default: name == DEFAULT_NAME, value, kill_sgid };
         self.acls.forget(ino);
-        let outcome = self.metadata.mutate(op).await?;
+        let changed = self.metadata.mutate(op).await?;
         self.acls.forget(ino);
-        self.changed(&inode_of(outcome)?);
+        self.changed(&changed);
         Ok(())
     }
 
@@ -172,8 +171,7 @@ impl<M: Metadata> Client<M> {
             self.chown_to_nobody(caller, ino).await?;
         }
         self.settle_for(ino, &name).await?;
-        let outcome = self.metadata.mutate(Op::RemoveXattr { ino, name }).await?;
-        self.changed(&inode_of(outcome)?);
+        self.changed(&*self.metadata.mutate(ops::RemoveXattr { ino, name }).await?);
         Ok(())
     }
 

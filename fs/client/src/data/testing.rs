@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_core::attributes::{Attributes, Timestamp};
-use atoll_core::commands::{Command, INTERNAL, NewPlace, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, INTERNAL, NewPlace, Op, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId, ROOT, ServerId, SessionId, SlotId};
 use atoll_core::limits::{BLOCK_BYTES, SEGMENT_BYTES};
@@ -299,10 +299,10 @@ impl FakeMetadata {
             commits: AtomicU64::new(0),
             delay: Mutex::new(Duration::ZERO),
         };
-        metadata.internal(Op::Bootstrap { cluster: ClusterId(1), hash_key: (1, 2), config });
+        metadata.internal(Op::from(ops::Bootstrap { cluster: ClusterId(1), hash_key: (1, 2), config }));
         for server in metadata.storage.servers.lock().keys() {
             let address = format!("server-{server}:1");
-            metadata.internal(Op::PutServer { server: *server, address, labels: BTreeMap::new() });
+            metadata.internal(Op::from(ops::PutServer { server: *server, address, labels: BTreeMap::new() }));
         }
         metadata.new_session();
         Arc::new(metadata)
@@ -312,9 +312,13 @@ impl FakeMetadata {
     pub fn new_session(&self) {
         let old = *self.session.lock();
         if old != SessionId(0) {
-            self.internal(Op::ExpireSession { session: old });
+            self.internal(Op::from(ops::ExpireSession { session: old }));
         }
-        match self.internal(Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None }) {
+        match self.internal(Op::from(ops::OpenSession {
+            client: "test".into(),
+            incarnation: 1,
+            supersedes: None,
+        })) {
             Outcome::Session(session, _) => *self.session.lock() = session,
             other => panic!("{other:?}"),
         }
@@ -340,7 +344,7 @@ impl FakeMetadata {
 
     /// Makes an empty file.
     pub fn create(&self, name: &str) -> Attributes {
-        let op = Op::Create {
+        let op = Op::from(ops::Create {
             parent: ROOT,
             name: Bytes::copy_from_slice(name.as_bytes()),
             ino: None,
@@ -350,7 +354,7 @@ impl FakeMetadata {
             rdev: 0,
             target: Bytes::new(),
             umask: 0,
-        };
+        });
         match self.run(self.session(), op) {
             Outcome::Inode(attributes) => *attributes,
             other => panic!("{other:?}"),
@@ -465,11 +469,11 @@ impl FakeMetadata {
 }
 
 impl Metadata for FakeMetadata {
-    async fn mutate(&self, op: Op) -> Result<Outcome, ClientError> {
+    async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
         let session = self.session();
         self.wait().await;
         let mut op = op;
-        if let Op::CreateChunk { replicas, .. } = &mut op {
+        if let ClientOp::CreateChunk(ops::CreateChunk { replicas, .. }) = &mut op {
             *replicas = self.replicas();
             let full = |server: &Server| server.mood == Mood::Full;
             if replicas.is_empty() && self.storage.servers.lock().values().all(full) {
@@ -477,7 +481,7 @@ impl Metadata for FakeMetadata {
             }
         }
         let written = match &op {
-            Op::Write { ino, pieces, .. } => {
+            ClientOp::Write(ops::Write { ino, pieces, .. }) => {
                 // Data before metadata: on all replicas, synced, before the commit that refers to it.
                 for piece in pieces {
                     if let NewPlace::Chunk { chunk, offset, .. } = piece.place {
@@ -495,7 +499,7 @@ impl Metadata for FakeMetadata {
             }
             _ => None,
         };
-        let outcome = self.run(session, op).into_result()?;
+        let outcome = self.run(session, op.into()).into_result()?;
         if let Some(ino) = written {
             self.commits.fetch_add(1, Ordering::Relaxed);
             if self.keep_history.load(Ordering::Relaxed) {

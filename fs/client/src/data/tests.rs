@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, KillPriv};
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{Op, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::SEGMENT_BYTES;
@@ -67,10 +67,8 @@ impl Cluster {
     async fn truncate(&self, ino: InodeId, size: u64) {
         self.data.before_truncate(ino, size).await.unwrap();
         let changes = AttributeChanges { size: Some(size), ..AttributeChanges::default() };
-        match self.metadata.mutate(Op::SetAttributes { ino, changes }).await.unwrap() {
-            Outcome::Inode(attributes) => self.data.after_truncate(ino, &attributes),
-            other => panic!("{other:?}"),
-        }
+        let attributes = self.metadata.mutate(ops::SetAttributes { ino, changes }).await.unwrap();
+        self.data.after_truncate(ino, &attributes);
     }
 
     fn volume(&self) -> atoll_core::records::Superblock {
@@ -299,7 +297,7 @@ async fn a_sealed_chunk_costs_a_rewrite_and_no_data() {
     for round in 0..20u8 {
         cluster.write_all(ino, u64::from(round) * 1000, &[round + 1; 1000]).await;
         for chunk in cluster.storage.chunks() {
-            cluster.metadata.internal(Op::SealChunk { chunk });
+            cluster.metadata.internal(Op::from(ops::SealChunk { chunk }));
         }
         cluster.data.flush(ino).await.unwrap();
     }
@@ -413,7 +411,7 @@ async fn what_a_successor_commits_takes_away_what_the_write_did() {
         &[KillPriv::NONE, stranger],
     ]) {
         let changes = AttributeChanges { mode: Some(SETID), ..AttributeChanges::default() };
-        cluster.metadata.mutate(Op::SetAttributes { ino, changes }).await.unwrap();
+        cluster.metadata.mutate(ops::SetAttributes { ino, changes }).await.unwrap();
         for (at, kill_priv) in writes.iter().enumerate() {
             let (known, data) = (cluster.attributes(ino), Bytes::from_static(b"x"));
             cluster.data.write(ino, at as u64, data, &known, *kill_priv).await.unwrap();
@@ -423,7 +421,7 @@ async fn what_a_successor_commits_takes_away_what_the_write_did() {
     // One that was written by a program that didn't note what is lost.
     let unknown = cluster.metadata.create("unknown").ino;
     let changes = AttributeChanges { mode: Some(SETID), ..AttributeChanges::default() };
-    cluster.metadata.mutate(Op::SetAttributes { ino: unknown, changes }).await.unwrap();
+    cluster.metadata.mutate(ops::SetAttributes { ino: unknown, changes }).await.unwrap();
     let block = cluster.arena.store(unknown, 0, b"x").unwrap();
     let adopted = Arena::adopt(cluster.arena.fd().try_clone_to_owned().unwrap()).unwrap();
     assert_eq!((adopted.data.len(), adopted.damaged), (4, 0));
@@ -560,7 +558,7 @@ async fn agrees_with_a_model(seed: u64) {
             }
             22 => {
                 if let Some(chunk) = cluster.storage.chunks().last() {
-                    cluster.metadata.internal(Op::SealChunk { chunk: *chunk });
+                    cluster.metadata.internal(Op::from(ops::SealChunk { chunk: *chunk }));
                 }
             }
             _ => match random.below(3) {

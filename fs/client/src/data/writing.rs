@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use atoll_core::attributes::{Attributes, KillPriv};
-use atoll_core::commands::{NewPiece, NewPlace, Op, Outcome};
+use atoll_core::commands::{Appended, NewPiece, NewPlace, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::{
@@ -166,18 +166,14 @@ impl<M: Metadata> Shared<M> {
             };
             let piece = NewPiece { offset, length, place };
             let pieces = vec![piece.clone()];
-            let op = Op::Write { ino: file.ino, pieces, mtime, kill_priv, reservation: 0 };
+            let op = ops::Write { ino: file.ino, pieces, mtime, kill_priv, reservation: 0 };
             match self.metadata.mutate(op).await {
-                Ok(Outcome::Inode(attributes)) => {
+                Ok(attributes) => {
                     self.reader.learn(&[chunk.info()]);
                     let mut inner = file.inner.lock();
                     inner.map.commit(std::slice::from_ref(&piece), &attributes);
                     inner.learn(&attributes);
                     return Ok(length as usize);
-                }
-                Ok(other) => {
-                    tracing::error!(?other, "unexpected reply to a write: this is a bug, please report it");
-                    return Err(FsError::Io.into());
                 }
                 Err(ClientError::Fs(FsError::StaleChunk)) => {
                     self.writers.give_up(&chunk, "a write to it was refused");
@@ -338,9 +334,9 @@ impl<M: Metadata> Shared<M> {
                 },
                 None => NewPlace::Inline(data.clone()),
             };
-            let op = Op::Append { ino: file.ino, data: place.clone(), length, kill_priv, reservation };
+            let op = ops::Append { ino: file.ino, data: place.clone(), length, kill_priv, reservation };
             match self.metadata.mutate(op).await {
-                Ok(Outcome::Appended(offset, attributes)) => {
+                Ok(Appended { offset, attributes }) => {
                     let piece = NewPiece { offset, length, place };
                     if let Some(placement) = &placement {
                         self.reader.learn(&[placement.chunk().info()]);
@@ -349,10 +345,6 @@ impl<M: Metadata> Shared<M> {
                     inner.map.commit(std::slice::from_ref(&piece), &attributes);
                     inner.learn(&attributes);
                     return Ok((offset, *attributes));
-                }
-                Ok(other) => {
-                    tracing::error!(?other, "unexpected reply to an append: this is a bug, please report it");
-                    return Err(FsError::Io.into());
                 }
                 Err(ClientError::Fs(FsError::InvalidArgument)) if placement.is_some() => {
                     // Others have appended in between: it would cross into the next segment.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use atoll_core::commands::{Command, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId, SlotId};
 use atoll_proto::metadata::{
@@ -83,11 +83,11 @@ impl Inner {
             sequence: 0,
             time: self.clock.now(),
             expect: None,
-            op: Op::OpenSession {
+            op: ClientOp::from(ops::OpenSession {
                 client: self.options.client.clone(),
                 incarnation: self.incarnation,
                 supersedes,
-            },
+            }),
         };
         let garbled = |error: &dyn std::fmt::Display| SessionError::Hopeless(error.to_string());
         let message = postcard::to_allocvec(&command).map_err(|error| garbled(&error))?;

@@ -1,7 +1,7 @@
 use std::sync::atomic::AtomicUsize;
 
 use atoll_core::attributes::Timestamp;
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{ClientOp, Outcome};
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
 use atoll_proto::storage::{StorageRequest, WriteChunkReply};
@@ -20,7 +20,7 @@ struct Names {
 }
 
 impl Metadata for Names {
-    async fn mutate(&self, _op: Op) -> Result<Outcome, ClientError> {
+    async fn execute(&self, _op: ClientOp) -> Result<Outcome, ClientError> {
         Err(ClientError::Stopped)
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{CreatedChunk, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, Generation, InodeId, ServerId, SessionId};
 use atoll_core::limits::{BLOCK_BYTES, CHUNK_BYTES, COPIES_MAX};
@@ -340,20 +340,13 @@ impl<M: Metadata> ChunkWriters<M> {
             let session = self.metadata.session();
             let incarnation = self.metadata.incarnation();
             // The leader avoids servers that it doesn't hear of, and these, if there are enough others.
-            let create = Op::CreateChunk { kind, incarnation, replicas: self.storage.failing() };
+            let create = ops::CreateChunk { kind, incarnation, replicas: self.storage.failing() };
             match self.metadata.mutate(create).await {
-                Ok(Outcome::Chunk(chunk, record)) => {
+                Ok(CreatedChunk { chunk, record }) => {
                     *self.full.lock() = None;
                     let (chunk, record) = self.without_suspects(chunk, *record).await?;
                     self.counters.chunks_opened.fetch_add(1, Ordering::Relaxed);
                     return Ok(Arc::new(self.opened(chunk, &record, Writer { session, incarnation })));
-                }
-                Ok(other) => {
-                    tracing::error!(
-                        ?other,
-                        "unexpected reply to the opening of a chunk: this is a bug, please report it"
-                    );
-                    return Err(FsError::Io.into());
                 }
                 Err(ClientError::Fs(FsError::NoServers | FsError::TryAgain)) => {
                     if pause == OPEN_PAUSE_MIN {
@@ -424,11 +417,11 @@ impl<M: Metadata> ChunkWriters<M> {
             %chunk, ?without,
             "writes to a chunk continue without storage servers that don't respond"
         );
-        let shrink = Op::ShrinkChunk { chunk, generation: record.generation, without };
+        let shrink = ops::ShrinkChunk { chunk, generation: record.generation, without };
         match self.metadata.mutate(shrink).await {
-            Ok(Outcome::Chunk(_, record)) => Ok((chunk, *record)),
+            Ok(CreatedChunk { record, .. }) => Ok((chunk, *record)),
             // Fewer would be too few: they have to be waited for.
-            Ok(_) | Err(ClientError::Fs(FsError::NoServers)) => Ok((chunk, record)),
+            Err(ClientError::Fs(FsError::NoServers)) => Ok((chunk, record)),
             Err(error) => Err(error),
         }
     }
@@ -663,8 +656,8 @@ async fn seal<M: Metadata>(metadata: &M, session: SessionId, chunk: ChunkId) -> 
         // It was a lost session's: the service has sealed it.
         return Ok(());
     }
-    match metadata.mutate(Op::SealChunk { chunk }).await {
-        Ok(_) | Err(ClientError::Fs(_) | ClientError::SessionLost | ClientError::Stopped) => Ok(()),
+    match metadata.mutate(ops::SealChunk { chunk }).await {
+        Ok(()) | Err(ClientError::Fs(_) | ClientError::SessionLost | ClientError::Stopped) => Ok(()),
         Err(error) => Err(error),
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use atoll_core::commands::{NewPiece, NewPlace, Op, Outcome};
+use atoll_core::commands::{NewPiece, NewPlace, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::SessionId;
 use atoll_core::limits::{BLOCK_BYTES, COMMIT_INLINE_BYTES_MAX, COMMIT_PIECES_MAX, INLINE_WRITE_BYTES_MAX};
@@ -484,36 +484,29 @@ impl<M: Metadata> Shared<M> {
         let mut reservation = reservation;
         let count = pieces.len().div_ceil(COMMIT_PIECES_MAX);
         for (at, part) in pieces.chunks(COMMIT_PIECES_MAX).enumerate() {
-            let op = Op::Write {
+            let op = ops::Write {
                 ino: file.ino,
                 pieces: part.to_vec(),
                 mtime: batch.mtime,
                 kill_priv: batch.kill_priv,
                 reservation: std::mem::take(&mut reservation),
             };
-            match self.metadata.mutate(op).await? {
-                Outcome::Inode(attributes) => {
-                    let last = at + 1 == count;
-                    let blocks = {
-                        let mut inner = file.inner.lock();
-                        inner.map.commit(part, &attributes);
-                        inner.learn(&attributes);
-                        let cut = match atoll_mutants::makes("settles-too-much") {
-                            true => inner.dirty.last_sequence(),
-                            false => batch.cut,
-                        };
-                        if last { inner.dirty.settle(cut) } else { Vec::new() }
-                    };
-                    if last {
-                        batch.retire();
-                    }
-                    drop(blocks);
-                }
-                other => {
-                    tracing::error!(?other, "unexpected reply to a commit: this is a bug, please report it");
-                    return Err(FsError::Io.into());
-                }
+            let attributes = self.metadata.mutate(op).await?;
+            let last = at + 1 == count;
+            let blocks = {
+                let mut inner = file.inner.lock();
+                inner.map.commit(part, &attributes);
+                inner.learn(&attributes);
+                let cut = match atoll_mutants::makes("settles-too-much") {
+                    true => inner.dirty.last_sequence(),
+                    false => batch.cut,
+                };
+                if last { inner.dirty.settle(cut) } else { Vec::new() }
+            };
+            if last {
+                batch.retire();
             }
+            drop(blocks);
         }
         self.settled(file);
         Ok(())

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::ops;
 use atoll_core::error::FsError;
 use atoll_core::limits::BLOCK_BYTES;
 use parking_lot::Mutex;
@@ -76,20 +76,10 @@ impl<M: Metadata> Reservation<M> {
                 (bytes - pool.available, pool.epoch)
             };
             let wanted = missing.max(RESERVE_BYTES).next_multiple_of(BLOCK_BYTES);
-            match self.metadata.mutate(Op::Reserve { bytes: wanted, bytes_min: missing }).await? {
-                Outcome::Reserved(granted) => {
-                    let mut pool = self.pool.lock();
-                    if pool.epoch == epoch {
-                        pool.available += granted;
-                    }
-                }
-                other => {
-                    tracing::error!(
-                        ?other,
-                        "unexpected reply to a quota reservation: this is a bug, please report it"
-                    );
-                    return Err(FsError::Io.into());
-                }
+            let granted = self.metadata.mutate(ops::Reserve { bytes: wanted, bytes_min: missing }).await?;
+            let mut pool = self.pool.lock();
+            if pool.epoch == epoch {
+                pool.available += granted;
             }
         }
     }
@@ -145,7 +135,7 @@ impl<M: Metadata> Reservation<M> {
         if bytes == 0 {
             return Ok(());
         }
-        let result = self.metadata.mutate(Op::Unreserve { bytes }).await;
+        let result = self.metadata.mutate(ops::Unreserve { bytes }).await;
         if result.is_err() {
             let mut pool = self.pool.lock();
             if pool.epoch == epoch {

@@ -1,7 +1,9 @@
 //! fallocate(2).
 
-use crate::attributes::{FileKind, Timestamp};
-use crate::commands::{AllocateMode, Op, Outcome};
+use serde::{Deserialize, Serialize};
+
+use crate::attributes::{FileKind, KillPriv};
+use crate::commands::{AllocateMode, Allocated, Context, Mutation};
 use crate::error::FsError;
 use crate::extents;
 use crate::ids::InodeId;
@@ -13,48 +15,69 @@ use crate::store::Family;
 use crate::txn::{OpResult, Txn, change_time};
 use crate::volume;
 
-pub(super) fn allocate(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Outcome> {
-    let Op::Allocate { ino, offset, length, mode, keep_size, kill_priv } = *op else {
-        return Err(FsError::InvalidArgument.into());
-    };
-    let mut record = txn.inode(ino)?;
-    match record.kind() {
-        FileKind::File => {}
-        FileKind::Directory => return Err(FsError::IsDirectory.into()),
-        _ => return Err(FsError::InvalidArgument.into()),
-    }
-    let end = offset.checked_add(length).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::FileTooLarge)?;
-    if length == 0 {
-        return Err(FsError::InvalidArgument.into());
-    }
-    let charged = record.charged();
-    let until = match mode {
-        AllocateMode::Punch => unmap(txn, ino, &mut record, offset, end)?,
-        AllocateMode::Zero | AllocateMode::Allocate => {
-            // Before any record is made for a range that has no room, not halfway through it.
-            let missing = length.saturating_sub(record.mapped);
-            if missing > txn.volume()?.volume_use().bytes_free() {
-                return Err(FsError::NoSpace.into());
-            }
-            let last = extents::segment_of(offset).0.saturating_add(ALLOCATE_SEGMENTS_MAX);
-            let until = end.min(last.saturating_mul(SEGMENT_BYTES));
-            for (segment, start, part_end) in extents::split(offset, until) {
-                fill(txn, ino, &mut record, segment, (start, part_end), mode)?;
-            }
-            until
+/// fallocate(2). A part of it is done if it is much.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocate {
+    /// The file.
+    pub ino: InodeId,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What to do.
+    pub mode: AllocateMode,
+    /// Don't change the size.
+    pub keep_size: bool,
+    /// What the file loses by it.
+    pub kill_priv: KillPriv,
+}
+
+impl Mutation for Allocate {
+    type Outcome = Allocated;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Allocated> {
+        let now = context.now;
+        let Allocate { ino, offset, length, mode, keep_size, kill_priv } = *self;
+        let mut record = txn.inode(ino)?;
+        match record.kind() {
+            FileKind::File => {}
+            FileKind::Directory => return Err(FsError::IsDirectory.into()),
+            _ => return Err(FsError::InvalidArgument.into()),
         }
-    };
-    if !keep_size && mode != AllocateMode::Punch {
-        record.size = record.size.max(until);
+        let end =
+            offset.checked_add(length).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::FileTooLarge)?;
+        if length == 0 {
+            return Err(FsError::InvalidArgument.into());
+        }
+        let charged = record.charged();
+        let until = match mode {
+            AllocateMode::Punch => unmap(txn, ino, &mut record, offset, end)?,
+            AllocateMode::Zero | AllocateMode::Allocate => {
+                // Before any record is made for a range that has no room, not halfway through it.
+                let missing = length.saturating_sub(record.mapped);
+                if missing > txn.volume()?.volume_use().bytes_free() {
+                    return Err(FsError::NoSpace.into());
+                }
+                let last = extents::segment_of(offset).0.saturating_add(ALLOCATE_SEGMENTS_MAX);
+                let until = end.min(last.saturating_mul(SEGMENT_BYTES));
+                for (segment, start, part_end) in extents::split(offset, until) {
+                    fill(txn, ino, &mut record, segment, (start, part_end), mode)?;
+                }
+                until
+            }
+        };
+        if !keep_size && mode != AllocateMode::Punch {
+            record.size = record.size.max(until);
+        }
+        volume::charge(txn, charged, record.charged(), None)?;
+        xattr::kill_priv(txn, ino, &mut record, kill_priv)?;
+        let changed = change_time(now, &record);
+        record.mtime = changed;
+        record.ctime = changed;
+        record.count_change();
+        txn.put_inode(ino, &record);
+        Ok(Allocated { until, attributes: Box::new(record.attributes(ino)) })
     }
-    volume::charge(txn, charged, record.charged(), None)?;
-    xattr::kill_priv(txn, ino, &mut record, kill_priv)?;
-    let changed = change_time(now, &record);
-    record.mtime = changed;
-    record.ctime = changed;
-    record.count_change();
-    txn.put_inode(ino, &record);
-    Ok(Outcome::Allocated(until, Box::new(record.attributes(ino))))
 }
 
 /// Makes a range a hole, touching only segments that exist, and not too many. Returns where it ended.

@@ -2,9 +2,10 @@
 //! records; only inline bytes, which are small, are copied.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use crate::attributes::{FileKind, KillPriv, Timestamp};
-use crate::commands::Outcome;
+use crate::attributes::{FileKind, KillPriv};
+use crate::commands::{Context, Copied, Mutation};
 use crate::error::FsError;
 use crate::extents;
 use crate::ids::{InodeId, SegmentIndex};
@@ -33,57 +34,72 @@ struct Run {
     source: Source,
 }
 
-type At = (InodeId, u64);
+/// copy_file_range(2), within the map: both files refer to the same bytes from then on. Copies a part if it is
+/// much.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyRange {
+    /// From this file,
+    pub from: InodeId,
+    /// from this byte on,
+    pub offset: u64,
+    /// to this file,
+    pub to: InodeId,
+    /// to this byte,
+    pub to_offset: u64,
+    /// so many.
+    pub length: u64,
+    /// What the second file loses by it.
+    pub kill_priv: KillPriv,
+}
 
-pub(super) fn copy_range(
-    txn: &mut Txn<'_>,
-    now: Timestamp,
-    (from, offset): At,
-    (to, to_offset): At,
-    length: u64,
-    kill_priv: KillPriv,
-) -> OpResult<Outcome> {
-    let source = txn.inode(from)?;
-    let mut target = txn.inode(to)?;
-    for record in [&source, &target] {
-        match record.kind() {
-            FileKind::File => {}
-            FileKind::Directory => return Err(FsError::IsDirectory.into()),
-            _ => return Err(FsError::InvalidArgument.into()),
+impl Mutation for CopyRange {
+    type Outcome = Copied;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Copied> {
+        let now = context.now;
+        let CopyRange { from, offset, to, to_offset, length, kill_priv } = *self;
+        let source = txn.inode(from)?;
+        let mut target = txn.inode(to)?;
+        for record in [&source, &target] {
+            match record.kind() {
+                FileKind::File => {}
+                FileKind::Directory => return Err(FsError::IsDirectory.into()),
+                _ => return Err(FsError::InvalidArgument.into()),
+            }
         }
+        let wanted = length.min(source.size.min(FILE_BYTES_MAX).saturating_sub(offset));
+        if wanted == 0 {
+            return Ok(Copied { bytes: 0, attributes: Box::new(target.attributes(to)) });
+        }
+        to_offset.checked_add(wanted).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::FileTooLarge)?;
+        if from == to && offset < to_offset + wanted && to_offset < offset + wanted {
+            return Err(FsError::InvalidArgument.into());
+        }
+        let runs = runs(txn, from, &source, offset, offset + wanted.min(COPY_BYTES_MAX))?;
+        let copied: u64 = runs.iter().map(|run| run.length).sum();
+        let charged = target.charged();
+        let old_size = target.size;
+        for (segment, start, end) in extents::split(offset, offset + copied) {
+            extents::share(txn, from, &source, segment, (start, end))?;
+        }
+        for (segment, start, end) in extents::split(to_offset, to_offset + copied) {
+            let base = segment.0 * SEGMENT_BYTES;
+            // The part of the source that comes to lie here.
+            let first = base + u64::from(start) - to_offset + offset;
+            let new = pieces(txn, to, segment, (start, first), u64::from(end - start), &runs)?;
+            extents::remap_shared(txn, to, &mut target, segment, (start, end), &new)?;
+        }
+        target.size = target.size.max(to_offset + copied);
+        mark_inline(txn, to, &target, to_offset, copied, old_size)?;
+        volume::charge(txn, charged, target.charged(), None)?;
+        xattr::kill_priv(txn, to, &mut target, kill_priv)?;
+        let changed = change_time(now, &target);
+        target.mtime = changed;
+        target.ctime = changed;
+        target.count_change();
+        txn.put_inode(to, &target);
+        Ok(Copied { bytes: copied, attributes: Box::new(target.attributes(to)) })
     }
-    let wanted = length.min(source.size.min(FILE_BYTES_MAX).saturating_sub(offset));
-    if wanted == 0 {
-        return Ok(Outcome::Copied(0, Box::new(target.attributes(to))));
-    }
-    to_offset.checked_add(wanted).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::FileTooLarge)?;
-    if from == to && offset < to_offset + wanted && to_offset < offset + wanted {
-        return Err(FsError::InvalidArgument.into());
-    }
-    let runs = runs(txn, from, &source, offset, offset + wanted.min(COPY_BYTES_MAX))?;
-    let copied: u64 = runs.iter().map(|run| run.length).sum();
-    let charged = target.charged();
-    let old_size = target.size;
-    for (segment, start, end) in extents::split(offset, offset + copied) {
-        extents::share(txn, from, &source, segment, (start, end))?;
-    }
-    for (segment, start, end) in extents::split(to_offset, to_offset + copied) {
-        let base = segment.0 * SEGMENT_BYTES;
-        // The part of the source that comes to lie here.
-        let first = base + u64::from(start) - to_offset + offset;
-        let new = pieces(txn, to, segment, (start, first), u64::from(end - start), &runs)?;
-        extents::remap_shared(txn, to, &mut target, segment, (start, end), &new)?;
-    }
-    target.size = target.size.max(to_offset + copied);
-    mark_inline(txn, to, &target, to_offset, copied, old_size)?;
-    volume::charge(txn, charged, target.charged(), None)?;
-    xattr::kill_priv(txn, to, &mut target, kill_priv)?;
-    let changed = change_time(now, &target);
-    target.mtime = changed;
-    target.ctime = changed;
-    target.count_change();
-    txn.put_inode(to, &target);
-    Ok(Outcome::Copied(copied, Box::new(target.attributes(to))))
 }
 
 /// What is at a range of the source, without gaps; less than asked for if it is much, if bytes are lost, or if they

@@ -1,10 +1,11 @@
 //! Making an inode: `open(O_CREAT)`, `mkdir`, `mknod`, `symlink`, and `O_TMPFILE`, which gives it no name.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::acl::{ACCESS_NAME, Acl, DEFAULT_NAME};
-use crate::attributes::{FileKind, S_IFMT, S_ISGID, Timestamp};
-use crate::commands::{Op, Outcome};
+use crate::attributes::{Attributes, FileKind, S_IFMT, S_ISGID, Timestamp};
+use crate::commands::{Context, Mutation};
 use crate::error::FsError;
 use crate::ids::InodeId;
 use crate::keys;
@@ -26,52 +27,99 @@ struct New<'a> {
     umask: u32,
 }
 
-pub(super) fn create(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Outcome> {
-    let Op::Create { parent, name, ino, mode, uid, gid, rdev, target, umask } = op else {
-        return Err(FsError::InvalidArgument.into());
-    };
-    check_name(name)?;
-    let kind = FileKind::of_mode(*mode).ok_or(FsError::InvalidArgument)?;
-    if target.len() > SYMLINK_BYTES_MAX {
-        return Err(FsError::NameTooLong.into());
-    }
-    if (kind == FileKind::Symlink) == target.is_empty() {
-        // A link must point somewhere (ENOENT, as symlink(2) has it for an empty target), nothing else may.
-        return Err(if target.is_empty() { FsError::NotFound } else { FsError::InvalidArgument }.into());
-    }
-    let mut directory = txn.directory(*parent)?;
-    if txn.find(*parent, name)?.is_some() {
-        return Err(FsError::Exists.into());
-    }
-    let ino = number(txn, *ino)?;
-    let new = New { mode: *mode, uid: *uid, gid: *gid, rdev: *rdev, target, umask: *umask };
-    let record = make(txn, now, ino, (*parent, &directory), &new)?;
-    txn.put_inode(ino, &record);
-    txn.insert_entry(*parent, name, ino, kind)?;
-
-    let changed = change_time(now, &directory);
-    directory.entries = directory.entries.saturating_add(1);
-    directory.nlink = directory.nlink.saturating_add(u32::from(kind == FileKind::Directory));
-    touch_directory(&mut directory, changed);
-    txn.put_inode(*parent, &directory);
-    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+/// Makes an inode of any kind and its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Create {
+    /// The directory.
+    pub parent: InodeId,
+    /// The name.
+    pub name: Bytes,
+    /// A number out of a range that the session was given; `None`: the next free one.
+    pub ino: Option<InodeId>,
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the directory passes on its own.
+    pub gid: u32,
+    /// Device number.
+    pub rdev: u32,
+    /// Target of a symbolic link.
+    pub target: Bytes,
+    /// Permission bits that are taken away, unless the directory has a list that is inherited instead.
+    pub umask: u32,
 }
 
+impl Mutation for Create {
+    type Outcome = Box<Attributes>;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
+        let now = context.now;
+        let Create { parent, name, ino, mode, uid, gid, rdev, target, umask } = self;
+        check_name(name)?;
+        let kind = FileKind::of_mode(*mode).ok_or(FsError::InvalidArgument)?;
+        if target.len() > SYMLINK_BYTES_MAX {
+            return Err(FsError::NameTooLong.into());
+        }
+        if (kind == FileKind::Symlink) == target.is_empty() {
+            // A link must point somewhere (ENOENT, as symlink(2) has it for an empty target), nothing else may.
+            return Err(if target.is_empty() { FsError::NotFound } else { FsError::InvalidArgument }.into());
+        }
+        let mut directory = txn.directory(*parent)?;
+        if txn.find(*parent, name)?.is_some() {
+            return Err(FsError::Exists.into());
+        }
+        let ino = number(txn, *ino)?;
+        let new = New { mode: *mode, uid: *uid, gid: *gid, rdev: *rdev, target, umask: *umask };
+        let record = make(txn, now, ino, (*parent, &directory), &new)?;
+        txn.put_inode(ino, &record);
+        txn.insert_entry(*parent, name, ino, kind)?;
+
+        let changed = change_time(now, &directory);
+        directory.entries = directory.entries.saturating_add(1);
+        directory.nlink = directory.nlink.saturating_add(u32::from(kind == FileKind::Directory));
+        touch_directory(&mut directory, changed);
+        txn.put_inode(*parent, &directory);
+        Ok(Box::new(record.attributes(ino)))
+    }
+}
+
+/// Makes a file without a name (`O_TMPFILE`): an orphan that may get one.
+///
 /// Makes a file that no name leads to. It is an orphan from the start, and goes when its maker closes it.
-pub(super) fn create_unnamed(txn: &mut Txn<'_>, now: Timestamp, op: &Op) -> OpResult<Outcome> {
-    let Op::CreateUnnamed { parent, mode, uid, gid, umask, linkable } = op else {
-        return Err(FsError::InvalidArgument.into());
-    };
-    let directory = txn.directory(*parent)?;
-    let ino = number(txn, None)?;
-    let mode = FileKind::File.mode_bits() | (mode & 0o7777);
-    let new = New { mode, uid: *uid, gid: *gid, rdev: 0, target: &Bytes::new(), umask: *umask };
-    let mut record = make(txn, now, ino, (*parent, &directory), &new)?;
-    record.nlink = 0;
-    txn.put_inode(ino, &record);
-    let orphan = OrphanRecord { since: now, purging: false, linkable: *linkable };
-    txn.put(Family::System, keys::orphan(ino), &orphan);
-    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateUnnamed {
+    /// The directory that it would be in: what it inherits comes from there.
+    pub parent: InodeId,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the directory passes on its own.
+    pub gid: u32,
+    /// As in [`Create`](Create).
+    pub umask: u32,
+    /// It may get a name (no `O_EXCL`).
+    pub linkable: bool,
+}
+
+impl Mutation for CreateUnnamed {
+    type Outcome = Box<Attributes>;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
+        let now = context.now;
+        let CreateUnnamed { parent, mode, uid, gid, umask, linkable } = self;
+        let directory = txn.directory(*parent)?;
+        let ino = number(txn, None)?;
+        let mode = FileKind::File.mode_bits() | (mode & 0o7777);
+        let new = New { mode, uid: *uid, gid: *gid, rdev: 0, target: &Bytes::new(), umask: *umask };
+        let mut record = make(txn, now, ino, (*parent, &directory), &new)?;
+        record.nlink = 0;
+        txn.put_inode(ino, &record);
+        let orphan = OrphanRecord { since: now, purging: false, linkable: *linkable };
+        txn.put(Family::System, keys::orphan(ino), &orphan);
+        Ok(Box::new(record.attributes(ino)))
+    }
 }
 
 /// Leaves a whiteout: the device that overlay filesystems take for "nothing here".

@@ -11,21 +11,26 @@ mod unlink;
 mod write;
 mod xattr;
 
-use crate::chunks;
-use crate::commands::{Command, INTERNAL, Op, Outcome};
+pub use allocate::Allocate;
+pub use copy::CopyRange;
+pub use create::{Create, CreateUnnamed};
+pub use link::Link;
+pub use rename::Rename;
+pub use set_attributes::{SetAttributes, Touch};
+pub use unlink::Unlink;
+pub use write::{Append, Relocate, Write};
+pub use xattr::{RemoveXattr, SetAcl, SetXattr};
+
+use crate::chunks::CreateChunk;
+use crate::commands::{ClientOp, Command, Context, INTERNAL, Op, Outcome};
 use crate::error::FsError;
-use crate::fsck;
 use crate::ids::SlotId;
 use crate::keys;
 use crate::limits::{NAME_BYTES_MAX, SESSION_SLOTS_MAX};
-use crate::locks;
-use crate::purge;
 use crate::records::{SessionRecord, SlotRecord};
-use crate::sessions;
 use crate::store::{Family, StoreError};
 pub use crate::txn::Txn;
 use crate::txn::{OpError, OpResult};
-use crate::volume;
 
 /// Carries out one command, once: a repeated `(session, slot, sequence)` gets the outcome that is stored.
 ///
@@ -37,7 +42,8 @@ use crate::volume;
 pub fn execute(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome, StoreError> {
     // OpenSession comes before there is a session to hold slots; to repeat it makes a second session, and the
     // first one expires unused.
-    let result = if command.session == INTERNAL || matches!(command.op, Op::OpenSession { .. }) {
+    let result = if command.session == INTERNAL || matches!(command.op, Op::Client(ClientOp::OpenSession(_)))
+    {
         perform(txn, command)
     } else {
         once(txn, command)
@@ -66,11 +72,11 @@ pub fn execute(txn: &mut Txn<'_>, command: &Command) -> Result<Outcome, StoreErr
 #[must_use]
 pub fn request_hash(op: &Op) -> u64 {
     match op {
-        Op::Refuse { request, .. } => *request,
+        Op::Refuse(refusal) => refusal.request,
         // A leader that proposes a command again may choose other servers for a new chunk: not part of the
         // request.
-        Op::CreateChunk { kind, incarnation, .. } => {
-            hash_of(&Op::CreateChunk { kind: *kind, incarnation: *incarnation, replicas: Vec::new() })
+        Op::Client(ClientOp::CreateChunk(asked)) => {
+            hash_of(&Op::from(CreateChunk { replicas: Vec::new(), ..asked.clone() }))
         }
         op => hash_of(op),
     }
@@ -144,75 +150,14 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
     Ok(outcome)
 }
 
-/// The table of operations.
 fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
-    let now = command.time;
-    let session = command.session;
-    let internal = session == INTERNAL;
+    let context = Context { session: command.session, now: command.time };
     match &command.op {
-        Op::Create { .. } => create::create(txn, now, &command.op),
-        Op::Link { ino, parent, name } => link::link(txn, now, *ino, *parent, name),
-        Op::Unlink { parent, name, directory } => unlink::unlink(txn, now, *parent, name, *directory),
-        Op::CreateUnnamed { .. } => create::create_unnamed(txn, now, &command.op),
-        Op::Rename { parent, name, new_parent, new_name, flags, whiteout } => {
-            rename::rename(txn, now, (*parent, name), (*new_parent, new_name), *flags, *whiteout)
-        }
-        Op::SetAttributes { ino, changes } => set_attributes::set_attributes(txn, now, *ino, changes),
-        Op::Touch { times } => set_attributes::touch(txn, times),
-        Op::Write { ino, pieces, mtime, kill_priv, reservation } => {
-            write::write(txn, session, *ino, pieces, *mtime, *kill_priv, *reservation)
-        }
-        Op::Append { ino, data, length, kill_priv, reservation } => {
-            write::append(txn, session, now, *ino, data, *length, *kill_priv, *reservation)
-        }
-        Op::Allocate { .. } => allocate::allocate(txn, now, &command.op),
-        Op::SetXattr { ino, name, value, mode } => xattr::set(txn, now, *ino, name, value, *mode),
-        Op::RemoveXattr { ino, name } => xattr::remove(txn, now, *ino, name),
-        Op::SetAcl { ino, default, value, kill_sgid } => {
-            xattr::set_acl(txn, now, *ino, *default, value.as_ref(), *kill_sgid)
-        }
-        Op::CopyRange { from, offset, to, to_offset, length, kill_priv } => {
-            copy::copy_range(txn, now, (*from, *offset), (*to, *to_offset), *length, *kill_priv)
-        }
-        Op::SetLock(request) => locks::set(txn, session, request),
-        Op::ReleaseLocks { ino, scope } => locks::release(txn, session, *ino, *scope),
-        Op::CreateChunk { kind, incarnation, replicas } => {
-            chunks::create(txn, session, *kind, *incarnation, replicas)
-        }
-        Op::SealChunk { chunk } => chunks::seal(txn, session, *chunk),
-        Op::ShrinkChunk { chunk, generation, without } => {
-            chunks::shrink(txn, session, *chunk, *generation, without)
-        }
-        Op::Reserve { bytes, bytes_min } => volume::reserve(txn, session, *bytes, *bytes_min),
-        Op::Unreserve { bytes } => volume::unreserve(txn, session, *bytes),
-        Op::OpenSession { client, incarnation, supersedes } => {
-            sessions::open(txn, now, client, *incarnation, *supersedes)
-        }
-        Op::CloseSession => sessions::end(txn, now, session),
-        Op::Refuse { error, .. } => Err((*error).into()),
-        // The service refuses these from the wire; this is the second bolt on the door.
-        _ if !internal => Err(FsError::NotPermitted.into()),
-        Op::Bootstrap { cluster, hash_key, config } => {
-            volume::bootstrap(txn, now, *cluster, *hash_key, config)
-        }
-        Op::Configure { config } => volume::configure(txn, config),
-        Op::PutServer { server, address, labels } => volume::put_server(txn, now, *server, address, labels),
-        Op::ChangeServer { server, change } => volume::change_server(txn, *server, *change),
-        Op::ExpireSession { session } => sessions::end(txn, now, *session),
-        Op::ForgetSession { session } => sessions::forget(txn, *session),
-        Op::PurgeOrphan { ino, segments_max } => purge::orphan(txn, *ino, *segments_max as usize),
-        Op::PurgeTruncated { ino, segments_max } => purge::truncated(txn, *ino, *segments_max as usize),
-        Op::SweepChunk { chunk } => chunks::sweep(txn, *chunk),
-        Op::OrdersDone { server, done } => chunks::orders_done(txn, *server, done),
-        Op::DeleteStray { server, chunks } => chunks::delete_stray(txn, *server, chunks),
-        Op::Relocate { ino, segment, expected, chunk, generation, offset } => {
-            write::relocate(txn, *ino, *segment, expected, (*chunk, *generation, *offset))
-        }
-        Op::SetReplicas { chunk, generation, replicas } => {
-            chunks::set_replicas(txn, *chunk, *generation, replicas)
-        }
-        Op::Fsck { kind, subject } => fsck::repair(txn, now, *kind, subject),
-        Op::FsckTotals(corrections) => fsck::totals(txn, corrections),
+        Op::Client(op) => op.apply(txn, &context),
+        // From the wire none can come; this is the second bolt on the door.
+        Op::Service(_) if command.session != INTERNAL => Err(FsError::NotPermitted.into()),
+        Op::Service(op) => op.apply(txn, &context),
+        Op::Refuse(refusal) => Err(refusal.error.into()),
     }
 }
 

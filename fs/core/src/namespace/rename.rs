@@ -1,9 +1,10 @@
 //! renameat2(2).
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::attributes::Timestamp;
-use crate::commands::{Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
+use crate::commands::{Context, Mutation, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Renamed};
 use crate::error::FsError;
 use crate::ids::{InodeId, ROOT};
 use crate::namespace::check_name;
@@ -17,25 +18,46 @@ const DEPTH_MAX: u32 = 1 << 20;
 
 type Place<'a> = (InodeId, &'a Bytes);
 
-pub(super) fn rename(
-    txn: &mut Txn<'_>,
-    now: Timestamp,
-    from: Place<'_>,
-    to: Place<'_>,
-    flags: u32,
-    left_to: (u32, u32),
-) -> OpResult<Outcome> {
-    check_name(from.1)?;
-    check_name(to.1)?;
-    let exchanges = flags & RENAME_EXCHANGE != 0;
-    if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) != 0
-        || exchanges && flags != RENAME_EXCHANGE
-    {
-        return Err(FsError::InvalidArgument.into());
+/// Renames.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rename {
+    /// From this directory.
+    pub parent: InodeId,
+    /// This name.
+    pub name: Bytes,
+    /// To this directory.
+    pub new_parent: InodeId,
+    /// This name.
+    pub new_name: Bytes,
+    /// [`RENAME_NOREPLACE`], [`RENAME_EXCHANGE`], [`RENAME_WHITEOUT`].
+    pub flags: u32,
+    /// Owner and group of what is left behind with [`RENAME_WHITEOUT`].
+    pub whiteout: (u32, u32),
+}
+
+impl Mutation for Rename {
+    type Outcome = Renamed;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Renamed> {
+        let now = context.now;
+        let flags = self.flags;
+        let (from, to) = ((self.parent, &self.name), (self.new_parent, &self.new_name));
+        check_name(from.1)?;
+        check_name(to.1)?;
+        let exchanges = flags & RENAME_EXCHANGE != 0;
+        if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) != 0
+            || exchanges && flags != RENAME_EXCHANGE
+        {
+            return Err(FsError::InvalidArgument.into());
+        }
+        txn.directory(from.0)?;
+        txn.directory(to.0)?;
+        if exchanges {
+            exchange(txn, now, from, to)
+        } else {
+            replace(txn, now, from, to, flags, self.whiteout)
+        }
     }
-    txn.directory(from.0)?;
-    txn.directory(to.0)?;
-    if exchanges { exchange(txn, now, from, to) } else { replace(txn, now, from, to, flags, left_to) }
 }
 
 fn replace(
@@ -45,7 +67,7 @@ fn replace(
     to: Place<'_>,
     flags: u32,
     left_to: (u32, u32),
-) -> OpResult<Outcome> {
+) -> OpResult<Renamed> {
     let source = txn.find(from.0, from.1)?.ok_or(FsError::NotFound)?;
     let target = txn.find(to.0, to.1)?;
     let mut moved = txn.inode(source.ino)?;
@@ -60,7 +82,7 @@ fn replace(
         }
         if target.ino == source.ino {
             // Two names of one file: POSIX says to do nothing.
-            return Ok(Outcome::Inode(Box::new(moved.attributes(source.ino))));
+            return Ok(Renamed { moved: Box::new(moved.attributes(source.ino)), replaced: None });
         }
         let mut replaced = txn.inode(target.ino)?;
         match (is_directory, replaced.is_directory()) {
@@ -104,18 +126,15 @@ fn replace(
     moved.count_change();
     txn.put_inode(source.ino, &moved);
     let moved = Box::new(moved.attributes(source.ino));
-    Ok(match gone {
-        Some(gone) => Outcome::Replaced(moved, gone),
-        None => Outcome::Inode(moved),
-    })
+    Ok(Renamed { moved, replaced: gone })
 }
 
-fn exchange(txn: &mut Txn<'_>, now: Timestamp, from: Place<'_>, to: Place<'_>) -> OpResult<Outcome> {
+fn exchange(txn: &mut Txn<'_>, now: Timestamp, from: Place<'_>, to: Place<'_>) -> OpResult<Renamed> {
     let one = txn.find(from.0, from.1)?.ok_or(FsError::NotFound)?;
     let two = txn.find(to.0, to.1)?.ok_or(FsError::NotFound)?;
     let mut first = txn.inode(one.ino)?;
     if one.ino == two.ino {
-        return Ok(Outcome::Inode(Box::new(first.attributes(one.ino))));
+        return Ok(Renamed { moved: Box::new(first.attributes(one.ino)), replaced: None });
     }
     let mut second = txn.inode(two.ino)?;
     if from.0 != to.0
@@ -151,7 +170,7 @@ fn exchange(txn: &mut Txn<'_>, now: Timestamp, from: Place<'_>, to: Place<'_>) -
         touch_directory(&mut directory, changed);
         txn.put_inode(to.0, &directory);
     }
-    Ok(Outcome::Inode(Box::new(first.attributes(one.ino))))
+    Ok(Renamed { moved: Box::new(first.attributes(one.ino)), replaced: None })
 }
 
 /// The links of a directory in which `new` takes the place of `old`.

@@ -1,10 +1,11 @@
 //! Committing data, and moving it.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-use crate::attributes::{FileKind, KillPriv, Timestamp, ctime_of_write};
+use crate::attributes::{Attributes, FileKind, KillPriv, Timestamp, ctime_of_write};
 use crate::chunks;
-use crate::commands::{INTERNAL, NewPiece, NewPlace, Outcome};
+use crate::commands::{Appended, Context, INTERNAL, Mutation, NewPiece, NewPlace};
 use crate::error::FsError;
 use crate::extents;
 use crate::ids::{ChunkId, Generation, InodeId, SegmentIndex, SessionId};
@@ -16,35 +17,60 @@ use crate::store::Family;
 use crate::txn::{OpResult, Txn};
 use crate::volume;
 
-pub(super) fn write(
-    txn: &mut Txn<'_>,
-    session: SessionId,
-    ino: InodeId,
-    pieces: &[NewPiece],
-    mtime: Timestamp,
-    kill_priv: KillPriv,
-    reservation: u64,
-) -> OpResult<Outcome> {
-    let record = put_pieces(txn, session, ino, pieces, mtime, kill_priv, reservation)?;
-    Ok(Outcome::Inode(Box::new(record.attributes(ino))))
+/// Commits written data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Write {
+    /// The file.
+    pub ino: InodeId,
+    /// The data, by offset, without overlap.
+    pub pieces: Vec<NewPiece>,
+    /// When it was written.
+    pub mtime: Timestamp,
+    /// What the file loses by it.
+    pub kill_priv: KillPriv,
+    /// Bytes of the session's reservation that this uses up.
+    pub reservation: u64,
 }
 
+impl Mutation for Write {
+    type Outcome = Box<Attributes>;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
+        let session = context.session;
+        let Write { ino, ref pieces, mtime, kill_priv, reservation } = *self;
+        let record = put_pieces(txn, session, ino, pieces, mtime, kill_priv, reservation)?;
+        Ok(Box::new(record.attributes(ino)))
+    }
+}
+
+/// Appends at the end of the file as it is when this takes effect.
+///
 /// The offset is chosen here, where the order of all appends is known.
-#[expect(clippy::too_many_arguments, reason = "the fields of one operation")]
-pub(super) fn append(
-    txn: &mut Txn<'_>,
-    session: SessionId,
-    now: Timestamp,
-    ino: InodeId,
-    data: &NewPlace,
-    length: u64,
-    kill_priv: KillPriv,
-    reservation: u64,
-) -> OpResult<Outcome> {
-    let offset = txn.inode(ino)?.size;
-    let piece = NewPiece { offset, length, place: data.clone() };
-    let record = put_pieces(txn, session, ino, &[piece], now, kill_priv, reservation)?;
-    Ok(Outcome::Appended(offset, Box::new(record.attributes(ino))))
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Append {
+    /// The file.
+    pub ino: InodeId,
+    /// The bytes.
+    pub data: NewPlace,
+    /// How many.
+    pub length: u64,
+    /// What the file loses by it.
+    pub kill_priv: KillPriv,
+    /// Bytes of the session's reservation that this uses up.
+    pub reservation: u64,
+}
+
+impl Mutation for Append {
+    type Outcome = Appended;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Appended> {
+        let Context { session, now } = *context;
+        let Append { ino, ref data, length, kill_priv, reservation } = *self;
+        let offset = txn.inode(ino)?.size;
+        let piece = NewPiece { offset, length, place: data.clone() };
+        let record = put_pieces(txn, session, ino, &[piece], now, kill_priv, reservation)?;
+        Ok(Appended { offset, attributes: Box::new(record.attributes(ino)) })
+    }
 }
 
 fn put_pieces(
@@ -161,45 +187,62 @@ fn mark_inline(
     Ok(())
 }
 
+/// Moves a range that is still where `expected` says to a new place; no times change.
+///
 /// Compare and swap: if the segment still holds exactly the `expected` pieces, they are in the chunk from now
 /// on. No times change and no lease is needed.
-pub(super) fn relocate(
-    txn: &mut Txn<'_>,
-    ino: InodeId,
-    segment: SegmentIndex,
-    expected: &[Piece],
-    (chunk, generation, offset): (ChunkId, Generation, u64),
-) -> OpResult<Outcome> {
-    let mut record = txn.inode(ino).map_err(|_| FsError::Changed)?;
-    let (Some(first), Some(last)) = (expected.first(), expected.last()) else {
-        return Err(FsError::InvalidArgument.into());
-    };
-    let found: SegmentRecord =
-        txn.load(Family::Extents, &keys::segment(ino, segment))?.ok_or(FsError::Changed)?;
-    if record.is_cut_off(segment, found.epoch) {
-        return Err(FsError::Changed.into());
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relocate {
+    /// The file.
+    pub ino: InodeId,
+    /// The segment.
+    pub segment: SegmentIndex,
+    /// The pieces as they were read.
+    pub expected: Vec<Piece>,
+    /// Where their bytes are now: one run from the start of the first to the end of the last.
+    pub chunk: ChunkId,
+    /// The generation of that chunk.
+    pub generation: Generation,
+    /// First byte in that chunk.
+    pub offset: u64,
+}
+
+impl Mutation for Relocate {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<()> {
+        let Relocate { ino, segment, ref expected, chunk, generation, offset } = *self;
+        let mut record = txn.inode(ino).map_err(|_| FsError::Changed)?;
+        let (Some(first), Some(last)) = (expected.first(), expected.last()) else {
+            return Err(FsError::InvalidArgument.into());
+        };
+        let found: SegmentRecord =
+            txn.load(Family::Extents, &keys::segment(ino, segment))?.ok_or(FsError::Changed)?;
+        if record.is_cut_off(segment, found.epoch) {
+            return Err(FsError::Changed.into());
+        }
+        let range = (first.start, last.end());
+        let inside: Vec<Piece> =
+            found.pieces.iter().copied().filter(|p| p.start >= range.0 && p.end() <= range.1).collect();
+        let touched = found.pieces.iter().filter(|p| p.start < range.1 && p.end() > range.0).count();
+        let changed = inside != *expected || touched != inside.len();
+        if changed && !atoll_mutants::makes("move-unchecked") {
+            return Err(FsError::Changed.into());
+        }
+        if inside.windows(2).any(|pair| pair[0].end() != pair[1].start) {
+            return Err(FsError::InvalidArgument.into());
+        }
+        let length = range.1.saturating_sub(range.0);
+        if length == 0 {
+            return Err(FsError::InvalidArgument.into());
+        }
+        chunks::commit(txn, INTERNAL, (chunk, generation, offset), u64::from(length))?;
+        let birth = inside.iter().map(|piece| piece.birth).max().unwrap_or(0);
+        let place = Place::Chunk { chunk, offset };
+        let new = Piece { start: range.0, length, place, birth, shared: false };
+        extents::remap(txn, ino, &mut record, segment, range, &[new])?;
+        extents::mark_for_migration(txn, ino, &record, segment)?;
+        txn.put_inode(ino, &record);
+        Ok(())
     }
-    let range = (first.start, last.end());
-    let inside: Vec<Piece> =
-        found.pieces.iter().copied().filter(|p| p.start >= range.0 && p.end() <= range.1).collect();
-    let touched = found.pieces.iter().filter(|p| p.start < range.1 && p.end() > range.0).count();
-    let changed = inside != expected || touched != inside.len();
-    if changed && !atoll_mutants::makes("move-unchecked") {
-        return Err(FsError::Changed.into());
-    }
-    if inside.windows(2).any(|pair| pair[0].end() != pair[1].start) {
-        return Err(FsError::InvalidArgument.into());
-    }
-    let length = range.1.saturating_sub(range.0);
-    if length == 0 {
-        return Err(FsError::InvalidArgument.into());
-    }
-    chunks::commit(txn, INTERNAL, (chunk, generation, offset), u64::from(length))?;
-    let birth = inside.iter().map(|piece| piece.birth).max().unwrap_or(0);
-    let place = Place::Chunk { chunk, offset };
-    let new = Piece { start: range.0, length, place, birth, shared: false };
-    extents::remap(txn, ino, &mut record, segment, range, &[new])?;
-    extents::mark_for_migration(txn, ino, &record, segment)?;
-    txn.put_inode(ino, &record);
-    Ok(Outcome::Done)
 }

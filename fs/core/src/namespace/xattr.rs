@@ -1,10 +1,11 @@
 //! Extended attributes, and access control lists, which are kept among them.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::acl::{ACCESS_NAME, Acl, DEFAULT_NAME};
-use crate::attributes::{CAPABILITY_NAME, KillPriv, S_ISGID, Timestamp};
-use crate::commands::{Outcome, XattrMode};
+use crate::attributes::{Attributes, CAPABILITY_NAME, KillPriv, S_ISGID, Timestamp};
+use crate::commands::{Context, Mutation, XattrMode};
 use crate::error::FsError;
 use crate::ids::InodeId;
 use crate::keys;
@@ -13,79 +14,117 @@ use crate::records::InodeRecord;
 use crate::store::{Family, Read};
 use crate::txn::{OpResult, Txn, change_time};
 
-pub(super) fn set(
-    txn: &mut Txn<'_>,
-    now: Timestamp,
-    ino: InodeId,
-    name: &Bytes,
-    value: &Bytes,
-    mode: XattrMode,
-) -> OpResult<Outcome> {
-    check(name)?;
-    if value.len() > XATTR_VALUE_BYTES_MAX {
-        return Err(FsError::AttributeTooLarge.into());
-    }
-    let mut record = txn.inode(ino)?;
-    let exists = txn.get(Family::Xattrs, &keys::xattr(ino, name))?.is_some();
-    match (mode, exists) {
-        (XattrMode::Create, true) => return Err(FsError::Exists.into()),
-        (XattrMode::Replace, false) => return Err(FsError::NoAttribute.into()),
-        _ => {}
-    }
-    put(txn, ino, &mut record, name, value.to_vec())?;
-    Ok(changed(txn, now, ino, record))
+/// Sets an extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetXattr {
+    /// The inode.
+    pub ino: InodeId,
+    /// Its name.
+    pub name: Bytes,
+    /// Its value.
+    pub value: Bytes,
+    /// Whether it must or may exist.
+    pub mode: XattrMode,
 }
 
-pub(super) fn remove(txn: &mut Txn<'_>, now: Timestamp, ino: InodeId, name: &Bytes) -> OpResult<Outcome> {
-    check(name)?;
-    let mut record = txn.inode(ino)?;
-    if !take(txn, ino, &mut record, name)? {
-        return Err(FsError::NoAttribute.into());
+impl Mutation for SetXattr {
+    type Outcome = Box<Attributes>;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
+        let now = context.now;
+        let SetXattr { ino, ref name, ref value, mode } = *self;
+        check(name)?;
+        if value.len() > XATTR_VALUE_BYTES_MAX {
+            return Err(FsError::AttributeTooLarge.into());
+        }
+        let mut record = txn.inode(ino)?;
+        let exists = txn.get(Family::Xattrs, &keys::xattr(ino, name))?.is_some();
+        match (mode, exists) {
+            (XattrMode::Create, true) => return Err(FsError::Exists.into()),
+            (XattrMode::Replace, false) => return Err(FsError::NoAttribute.into()),
+            _ => {}
+        }
+        put(txn, ino, &mut record, name, value.to_vec())?;
+        Ok(changed(txn, now, ino, record))
     }
-    Ok(changed(txn, now, ino, record))
 }
 
-/// Sets or removes an access control list.
-pub(super) fn set_acl(
-    txn: &mut Txn<'_>,
-    now: Timestamp,
-    ino: InodeId,
-    default: bool,
-    value: Option<&Bytes>,
-    kill_sgid: bool,
-) -> OpResult<Outcome> {
-    let mut record = txn.inode(ino)?;
-    let name = if default { DEFAULT_NAME } else { ACCESS_NAME };
-    let acl = match value {
-        Some(value) => Acl::parse(value).ok_or(FsError::InvalidArgument)?,
-        None => None,
-    };
-    if default && !record.is_directory() && acl.is_some() {
-        return Err(FsError::Denied.into());
+/// Removes an extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveXattr {
+    /// The inode.
+    pub ino: InodeId,
+    /// Its name.
+    pub name: Bytes,
+}
+
+impl Mutation for RemoveXattr {
+    type Outcome = Box<Attributes>;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
+        let now = context.now;
+        let RemoveXattr { ino, ref name } = *self;
+        check(name)?;
+        let mut record = txn.inode(ino)?;
+        if !take(txn, ino, &mut record, name)? {
+            return Err(FsError::NoAttribute.into());
+        }
+        Ok(changed(txn, now, ino, record))
     }
-    match acl {
-        Some(acl) => {
-            if !default {
-                record.mode = acl.apply_to(record.mode);
-                // The kernel asks for this with lists that are inherited as well, which change no permission bits.
-                if kill_sgid {
-                    record.mode &= !S_ISGID;
+}
+
+/// Sets or removes an access control list. The permission bits follow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetAcl {
+    /// The inode.
+    pub ino: InodeId,
+    /// The list that is inherited, not the directory's own.
+    pub default: bool,
+    /// The attribute's value; `None` removes it.
+    pub value: Option<Bytes>,
+    /// The caller isn't in the inode's group: the set-gid bit goes.
+    pub kill_sgid: bool,
+}
+
+impl Mutation for SetAcl {
+    type Outcome = Box<Attributes>;
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
+        let now = context.now;
+        let SetAcl { ino, default, ref value, kill_sgid } = *self;
+        let mut record = txn.inode(ino)?;
+        let name = if default { DEFAULT_NAME } else { ACCESS_NAME };
+        let acl = match value {
+            Some(value) => Acl::parse(value).ok_or(FsError::InvalidArgument)?,
+            None => None,
+        };
+        if default && !record.is_directory() && acl.is_some() {
+            return Err(FsError::Denied.into());
+        }
+        match acl {
+            Some(acl) => {
+                if !default {
+                    record.mode = acl.apply_to(record.mode);
+                    // The kernel asks for this with lists that are inherited as well, which change no permission bits.
+                    if kill_sgid {
+                        record.mode &= !S_ISGID;
+                    }
+                }
+                if default || !acl.is_minimal() {
+                    put(txn, ino, &mut record, name, acl.encode().to_vec())?;
+                } else {
+                    // The permission bits say it all.
+                    take(txn, ino, &mut record, name)?;
                 }
             }
-            if default || !acl.is_minimal() {
-                put(txn, ino, &mut record, name, acl.encode().to_vec())?;
-            } else {
-                // The permission bits say it all.
-                take(txn, ino, &mut record, name)?;
+            None => {
+                if !take(txn, ino, &mut record, name)? && value.is_none() {
+                    return Err(FsError::NoAttribute.into());
+                }
             }
         }
-        None => {
-            if !take(txn, ino, &mut record, name)? && value.is_none() {
-                return Err(FsError::NoAttribute.into());
-            }
-        }
+        Ok(changed(txn, now, ino, record))
     }
-    Ok(changed(txn, now, ino, record))
 }
 
 /// The access control list after a change of the permission bits.
@@ -154,11 +193,11 @@ fn note(record: &mut InodeRecord, name: &[u8], there: bool) {
     }
 }
 
-fn changed(txn: &mut Txn<'_>, now: Timestamp, ino: InodeId, mut record: InodeRecord) -> Outcome {
+fn changed(txn: &mut Txn<'_>, now: Timestamp, ino: InodeId, mut record: InodeRecord) -> Box<Attributes> {
     record.ctime = change_time(now, &record);
     record.count_change();
     txn.put_inode(ino, &record);
-    Outcome::Inode(Box::new(record.attributes(ino)))
+    Box::new(record.attributes(ino))
 }
 
 /// Access control lists come by an operation of their own.

@@ -1,12 +1,12 @@
 //! What several test programs send.
 
-use atoll_core::commands::Op;
+use atoll_core::commands::{Op, ops};
 use atoll_core::ids::InodeId;
 use bytes::Bytes;
 
 /// Makes a file or a folder of user 1000 and group 100; `mode` has its type.
 pub fn create(parent: InodeId, name: &str, mode: u32, umask: u32) -> Op {
-    Op::Create {
+    Op::from(ops::Create {
         parent,
         name: Bytes::copy_from_slice(name.as_bytes()),
         ino: None,
@@ -16,5 +16,5 @@ pub fn create(parent: InodeId, name: &str, mode: u32, umask: u32) -> Op {
         rdev: 0,
         target: Bytes::new(),
         umask,
-    }
+    })
 }

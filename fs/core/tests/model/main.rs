@@ -10,7 +10,7 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet};
 
 use atoll_core::attributes::{AttributeChanges, FileKind, KillPriv, Timestamp};
-use atoll_core::commands::{AllocateMode, NewPiece, NewPlace, Op, Outcome, RENAME_EXCHANGE};
+use atoll_core::commands::{AllocateMode, NewPiece, NewPlace, Op, Outcome, RENAME_EXCHANGE, ops};
 use atoll_core::error::FsError;
 use atoll_core::extents::split;
 use atoll_core::ids::{InodeId, ROOT, SegmentIndex};
@@ -39,7 +39,7 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
         0 | 1 => {
             let directory = rng.random_bool(0.4);
             let kind = if directory { FileKind::Directory } else { FileKind::File };
-            let op = Op::Create {
+            let op = Op::from(ops::Create {
                 parent,
                 name: bytes(name),
                 ino: None,
@@ -49,7 +49,7 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
                 rdev: 0,
                 target: Bytes::new(),
                 umask: 0,
-            };
+            });
             let exists = model.nodes[&parent].entries.contains_key(name);
             let outcome = volume.client(op);
             expect(&outcome, &if exists { Err(FsError::Exists) } else { Ok(()) }, "create");
@@ -60,27 +60,27 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
         }
         2 => {
             let directory = rng.random_bool(0.4);
-            let outcome = volume.client(Op::Unlink { parent, name: bytes(name), directory });
+            let outcome = volume.client(Op::from(ops::Unlink { parent, name: bytes(name), directory }));
             expect(&outcome, &model.unlink(parent, name, directory), "unlink");
         }
         3 => {
             let exchange = rng.random_bool(0.3);
             let flags = if exchange { RENAME_EXCHANGE } else { 0 };
-            let op = Op::Rename {
+            let op = Op::from(ops::Rename {
                 parent,
                 name: bytes(name),
                 new_parent: parent2,
                 new_name: bytes(name2),
                 flags,
                 whiteout: (0, 0),
-            };
+            });
             let outcome = volume.client(op);
             expect(&outcome, &model.rename((parent, name), (parent2, name2), exchange), "rename");
         }
         4 if !files.is_empty() => {
             let ino = pick(rng, &files);
             let exists = model.nodes[&parent].entries.contains_key(name);
-            let outcome = volume.client(Op::Link { ino, parent, name: bytes(name) });
+            let outcome = volume.client(Op::from(ops::Link { ino, parent, name: bytes(name) }));
             expect(&outcome, &if exists { Err(FsError::Exists) } else { Ok(()) }, "link");
             if !exists {
                 model.nodes.get_mut(&parent).unwrap().entries.insert(name.to_vec(), ino);
@@ -91,7 +91,7 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             let ino = pick(rng, &files);
             let size = random_offset(rng);
             let changes = AttributeChanges { size: Some(size), ..AttributeChanges::default() };
-            let outcome = volume.client(Op::SetAttributes { ino, changes });
+            let outcome = volume.client(Op::from(ops::SetAttributes { ino, changes }));
             expect(&outcome, &Ok(()), "truncate");
             model.nodes.get_mut(&ino).unwrap().content.resize(size as usize, 0);
         }
@@ -100,14 +100,14 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             let (offset, length) = (random_offset(rng), rng.random_range(1..9000));
             let mode = pick(rng, &[AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero]);
             let keep_size = mode == AllocateMode::Punch || rng.random_bool(0.5);
-            let outcome = volume.client(Op::Allocate {
+            let outcome = volume.client(Op::from(ops::Allocate {
                 ino,
                 offset,
                 length,
                 mode,
                 keep_size,
                 kill_priv: KillPriv::SETID,
-            });
+            }));
             expect(&outcome, &Ok(()), "allocate");
             let content = &mut model.nodes.get_mut(&ino).unwrap().content;
             let end = (offset + length) as usize;
@@ -148,14 +148,23 @@ fn write(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, ino: InodeId)
     rng.fill(&mut data[..]);
     let reservation = if rng.random_bool(0.5) {
         let bytes = (length as u64 + BLOCK_BYTES).next_multiple_of(BLOCK_BYTES);
-        assert_eq!(volume.client(Op::Reserve { bytes, bytes_min: bytes }), Outcome::Reserved(bytes));
+        assert_eq!(
+            volume.client(Op::from(ops::Reserve { bytes, bytes_min: bytes })),
+            Outcome::Reserved(bytes)
+        );
         bytes
     } else {
         0
     };
     let outcome = if append {
         let data = NewPlace::Inline(Bytes::from(data.clone()));
-        volume.client(Op::Append { ino, data, length: length as u64, kill_priv: KillPriv::NONE, reservation })
+        volume.client(Op::from(ops::Append {
+            ino,
+            data,
+            length: length as u64,
+            kill_priv: KillPriv::NONE,
+            reservation,
+        }))
     } else {
         let mut pieces = Vec::new();
         if rng.random_bool(0.4) {
@@ -171,7 +180,7 @@ fn write(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, ino: InodeId)
         }
         // A chunk that filled up in between is sealed already: such a commit is refused as a whole.
         let mtime = Timestamp { seconds: volume.clock, nanos: 1 };
-        let op = Op::Write { ino, pieces, mtime, kill_priv: KillPriv::SETID, reservation };
+        let op = Op::from(ops::Write { ino, pieces, mtime, kill_priv: KillPriv::SETID, reservation });
         volume.client(op)
     };
     if outcome == Outcome::Refused(FsError::StaleChunk) {
@@ -196,7 +205,7 @@ fn copy(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, files: &[Inode
     let data = source.get(offset as usize..end as usize).unwrap_or_default().to_vec();
     let copied = data.len() as u64;
     let overlaps = from == to && offset < to_offset + copied && to_offset < offset + copied;
-    let op = Op::CopyRange { from, offset, to, to_offset, length, kill_priv: KillPriv::SETID };
+    let op = Op::from(ops::CopyRange { from, offset, to, to_offset, length, kill_priv: KillPriv::SETID });
     match volume.client(op) {
         Outcome::Copied(bytes, _) => assert!(bytes == copied && !(overlaps && copied > 0)),
         outcome => return expect(&outcome, &Err::<(), _>(FsError::InvalidArgument), "copy onto itself"),
@@ -244,8 +253,8 @@ fn run_seed(seed: u64) {
     compare(&volume, &model);
 
     // All deleted, nothing may be left.
-    assert_eq!(volume.client(Op::CloseSession), Outcome::Done);
-    let op = Op::OpenSession { client: "again".into(), incarnation: 2, supersedes: None };
+    assert_eq!(volume.client(Op::from(ops::CloseSession)), Outcome::Done);
+    let op = Op::from(ops::OpenSession { client: "again".into(), incarnation: 2, supersedes: None });
     let Outcome::Session(session, _) = volume.internal(op) else { panic!("no session") };
     (volume.session, volume.sequence) = (session, 0);
     remove_all(&mut volume, &model, ROOT);
@@ -267,7 +276,11 @@ fn remove_all(volume: &mut Volume, model: &Model, directory: InodeId) {
         if is_directory {
             remove_all(volume, model, *ino);
         }
-        let op = Op::Unlink { parent: directory, name: Bytes::from(name.clone()), directory: is_directory };
+        let op = Op::from(ops::Unlink {
+            parent: directory,
+            name: Bytes::from(name.clone()),
+            directory: is_directory,
+        });
         assert!(!matches!(volume.client(op), Outcome::Refused(_)));
     }
 }
@@ -293,7 +306,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut volume = Volume::new(VolumeConfig::default());
         let name = Bytes::from_static(b"big");
-        let op = Op::Create {
+        let op = Op::from(ops::Create {
             parent: ROOT,
             name: name.clone(),
             ino: None,
@@ -303,7 +316,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
             rdev: 0,
             target: Bytes::new(),
             umask: 0,
-        };
+        });
         let Outcome::Inode(attributes) = volume.client(op) else { panic!("no file") };
         let ino = attributes.ino;
         let mut model: BTreeMap<u64, u8> = BTreeMap::new();
@@ -318,7 +331,13 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
                         let place = NewPlace::Inline(Bytes::copy_from_slice(&[byte]));
                         let pieces = vec![NewPiece { offset, length: 1, place }];
                         let mtime = Timestamp::default();
-                        let op = Op::Write { ino, pieces, mtime, kill_priv: KillPriv::NONE, reservation: 0 };
+                        let op = Op::from(ops::Write {
+                            ino,
+                            pieces,
+                            mtime,
+                            kill_priv: KillPriv::NONE,
+                            reservation: 0,
+                        });
                         expect(&volume.client(op), &Ok(()), "write");
                         model.insert(offset, byte);
                         size = size.max(offset + 1);
@@ -328,7 +347,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
                     let to =
                         if rng.random_bool(0.3) { 0 } else { rng.random_range(0..segments * SEGMENT_BYTES) };
                     let changes = AttributeChanges { size: Some(to), ..AttributeChanges::default() };
-                    let outcome = volume.client(Op::SetAttributes { ino, changes });
+                    let outcome = volume.client(Op::from(ops::SetAttributes { ino, changes }));
                     if outcome != Outcome::Refused(FsError::TryAgain) {
                         size = to;
                         model.retain(|offset, _| *offset < to);
@@ -336,7 +355,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
                 }
                 _ => {
                     for _ in 0..rng.random_range(0..4) {
-                        volume.internal(Op::PurgeTruncated { ino, segments_max: 30 });
+                        volume.internal(Op::from(ops::PurgeTruncated { ino, segments_max: 30 }));
                     }
                 }
             }
@@ -357,7 +376,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
             assert!(found == model, "seed {seed}: content differs");
         }
         assert!(!matches!(
-            volume.client(Op::Unlink { parent: ROOT, name, directory: false }),
+            volume.client(Op::from(ops::Unlink { parent: ROOT, name, directory: false })),
             Outcome::Refused(_)
         ));
         volume.background();

@@ -1,7 +1,7 @@
 //! What a lookup, a quota, a slot and a move promise, one by one.
 
 use atoll_core::attributes::{AttributeChanges, FileKind, KillPriv, Timestamp};
-use atoll_core::commands::{Command, NewPiece, NewPlace, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, NewPiece, NewPlace, Op, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId};
 use atoll_core::keys;
@@ -14,7 +14,7 @@ use crate::reference::expect;
 use crate::volume::Volume;
 
 fn create(name: &'static str) -> Op {
-    Op::Create {
+    Op::from(ops::Create {
         parent: ROOT,
         name: Bytes::from_static(name.as_bytes()),
         ino: None,
@@ -24,7 +24,7 @@ fn create(name: &'static str) -> Op {
         rdev: 0,
         target: Bytes::new(),
         umask: 0,
-    }
+    })
 }
 
 fn file(volume: &mut Volume, name: &'static str) -> InodeId {
@@ -35,7 +35,7 @@ fn file(volume: &mut Volume, name: &'static str) -> InodeId {
 fn inline(ino: InodeId, offset: u64, bytes: &'static [u8], reservation: u64) -> Op {
     let piece = NewPiece { offset, length: bytes.len() as u64, place: NewPlace::Inline(bytes.into()) };
     let mtime = Timestamp::default();
-    Op::Write { ino, pieces: vec![piece], mtime, kill_priv: KillPriv::SETID, reservation }
+    Op::from(ops::Write { ino, pieces: vec![piece], mtime, kill_priv: KillPriv::SETID, reservation })
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn a_slot_answers_a_retry_and_refuses_anything_else_out_of_order() {
 #[test]
 fn a_refusal_is_remembered_as_well() {
     let mut volume = Volume::new(VolumeConfig::default());
-    let unlink = Op::Unlink { parent: ROOT, name: Bytes::from_static(b"a"), directory: false };
+    let unlink = Op::from(ops::Unlink { parent: ROOT, name: Bytes::from_static(b"a"), directory: false });
     let early = volume.command(volume.session, unlink);
     assert_eq!(volume.run(&early), Outcome::Refused(FsError::NotFound));
     let later = Command { slot: SlotId(2), sequence: 1, ..volume.command(volume.session, create("a")) };
@@ -86,7 +86,7 @@ fn the_next_session_learns_what_became_of_the_last_operations() {
     let mut volume = Volume::new(VolumeConfig::default());
     let outcome = volume.client(create("a"));
     let (old, sequence) = (volume.session, volume.sequence);
-    let op = Op::OpenSession { client: "next".into(), incarnation: 2, supersedes: Some(old) };
+    let op = Op::from(ops::OpenSession { client: "next".into(), incarnation: 2, supersedes: Some(old) });
     let Outcome::Session(_, previous) = volume.internal(op) else { panic!("no session") };
     assert_eq!(previous, vec![(SlotId(1), sequence, outcome)]);
     assert_eq!(volume.client(create("b")), Outcome::Refused(FsError::SessionExpired));
@@ -96,9 +96,14 @@ fn the_next_session_learns_what_became_of_the_last_operations() {
 fn an_exclusive_volume_belongs_to_one_machine_until_its_session_has_ended() {
     let mut volume = Volume::new(VolumeConfig { exclusive: true, ..VolumeConfig::default() });
     // The model's own session.
-    assert_eq!(volume.client(Op::CloseSession), Outcome::Done);
-    let open =
-        |client: &str, supersedes| Op::OpenSession { client: client.to_owned(), incarnation: 1, supersedes };
+    assert_eq!(volume.client(Op::from(ops::CloseSession)), Outcome::Done);
+    let open = |client: &str, supersedes| {
+        Op::Client(ClientOp::OpenSession(ops::OpenSession {
+            client: client.to_owned(),
+            incarnation: 1,
+            supersedes,
+        }))
+    };
     let Outcome::Session(first, _) = volume.internal(open("node-1:a", None)) else { panic!("no session") };
     for other in ["node-2:a", "node-10:a", "node-1.x:a"] {
         assert_eq!(volume.internal(open(other, None)), Outcome::Refused(FsError::Taken), "{other}");
@@ -108,7 +113,7 @@ fn an_exclusive_volume_belongs_to_one_machine_until_its_session_has_ended() {
     (volume.session, volume.sequence) = (first, 0);
     assert_eq!(volume.client(create("late")), Outcome::Refused(FsError::SessionExpired));
     // It expires, another machine takes over, and who comes back with it stays outside.
-    assert_eq!(volume.internal(Op::ExpireSession { session: second }), Outcome::Done);
+    assert_eq!(volume.internal(Op::from(ops::ExpireSession { session: second })), Outcome::Done);
     let Outcome::Session(taken, _) = volume.internal(open("node-2:a", None)) else { panic!("no session") };
     assert_eq!(volume.internal(open("node-1:b", Some(second))), Outcome::Refused(FsError::Taken));
     (volume.session, volume.sequence) = (taken, 0);
@@ -122,7 +127,7 @@ fn quota_is_exact_and_a_reservation_never_fails_late() {
     let mut volume = Volume::new(config);
     let (one, two) = (file(&mut volume, "one"), file(&mut volume, "two"));
     assert_eq!(volume.client(create("three")), Outcome::Refused(FsError::NoSpace));
-    let reserve = |bytes| Op::Reserve { bytes, bytes_min: bytes };
+    let reserve = |bytes| Op::from(ops::Reserve { bytes, bytes_min: bytes });
     assert_eq!(volume.client(reserve(2 * BLOCK_BYTES)), Outcome::Reserved(2 * BLOCK_BYTES));
     assert_eq!(volume.client(reserve(2 * BLOCK_BYTES)), Outcome::Refused(FsError::NoSpace));
     expect(&volume.client(inline(one, 0, b"x", 0)), &Ok(()), "the free block");
@@ -144,9 +149,9 @@ fn a_write_clears_set_id_bits_and_a_chown_too() {
     volume.client(inline(ino, 0, b"x", 0));
     assert_eq!(query::inode(&volume.store, ino).unwrap().mode & 0o7777, 0o755);
     let again = AttributeChanges { mode: Some(0o6755), ..AttributeChanges::default() };
-    volume.client(Op::SetAttributes { ino, changes: again });
+    volume.client(Op::from(ops::SetAttributes { ino, changes: again }));
     let chown = AttributeChanges { uid: Some(9), ..AttributeChanges::default() };
-    volume.client(Op::SetAttributes { ino, changes: chown });
+    volume.client(Op::from(ops::SetAttributes { ino, changes: chown }));
     let record = query::inode(&volume.store, ino).unwrap();
     assert_eq!((record.uid, record.mode & 0o7777), (9, 0o755));
 }
@@ -160,17 +165,22 @@ fn a_move_gives_up_if_the_range_changed_in_between() {
     let record = query::inode(&volume.store, ino).unwrap();
     let segments = query::segments(&volume.store, ino, &record, SegmentIndex(0), 1).unwrap();
     let expected = segments[0].1.clone();
-    let op =
-        Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: vec![ServerId(1), ServerId(2)] };
+    let op = Op::from(ops::CreateChunk {
+        kind: ChunkKind::Small,
+        incarnation: 1,
+        replicas: vec![ServerId(1), ServerId(2)],
+    });
     let Outcome::Chunk(chunk, chunk_record) = volume.internal(op) else { panic!("no chunk") };
     let generation = chunk_record.generation;
-    let relocate = |offset| Op::Relocate {
-        ino,
-        segment: SegmentIndex(0),
-        expected: expected.clone(),
-        chunk,
-        generation,
-        offset,
+    let relocate = |offset| {
+        Op::from(ops::Relocate {
+            ino,
+            segment: SegmentIndex(0),
+            expected: expected.clone(),
+            chunk,
+            generation,
+            offset,
+        })
     };
     volume.client(inline(ino, 3, b"X", 0));
     assert_eq!(volume.internal(relocate(0)), Outcome::Refused(FsError::Changed));
@@ -181,7 +191,8 @@ fn a_move_gives_up_if_the_range_changed_in_between() {
             .clone();
     let content = volume.read(ino);
     volume.chunks.insert(chunk, content.clone());
-    let op = Op::Relocate { ino, segment: SegmentIndex(0), expected, chunk, generation, offset: 0 };
+    let op =
+        Op::from(ops::Relocate { ino, segment: SegmentIndex(0), expected, chunk, generation, offset: 0 });
     assert_eq!(volume.internal(op), Outcome::Done);
     assert_eq!(volume.read(ino), content);
     assert!(volume.prefix(&keys::migrations()).is_empty());
@@ -193,27 +204,27 @@ fn an_evicted_writer_can_commit_nothing() {
     let mut volume = Volume::new(VolumeConfig { copies_min: 1, ..VolumeConfig::default() });
     let ino = file(&mut volume, "a");
     let place = volume.store_in_chunk(b"data");
-    let write = Op::Write {
+    let write = Op::from(ops::Write {
         ino,
         pieces: vec![NewPiece { offset: 0, length: 4, place }],
         mtime: Timestamp::default(),
         kill_priv: KillPriv::NONE,
         reservation: 0,
-    };
+    });
     let (old, old_sequence) = (volume.session, volume.sequence);
-    let op = Op::OpenSession { client: "other".into(), incarnation: 1, supersedes: None };
+    let op = Op::from(ops::OpenSession { client: "other".into(), incarnation: 1, supersedes: None });
     let Outcome::Session(other, _) = volume.internal(op) else { panic!("no session") };
     (volume.session, volume.sequence) = (other, 0);
     assert_eq!(volume.client(write.clone()), Outcome::Refused(FsError::StaleChunk), "another's chunk");
-    assert_eq!(volume.internal(Op::ExpireSession { session: old }), Outcome::Done);
+    assert_eq!(volume.internal(Op::from(ops::ExpireSession { session: old })), Outcome::Done);
     (volume.session, volume.sequence) = (old, old_sequence);
     assert_eq!(volume.client(write), Outcome::Refused(FsError::SessionExpired));
     assert_eq!(
-        volume.client(Op::Bootstrap {
+        volume.client(Op::from(ops::Bootstrap {
             cluster: ClusterId(1),
             hash_key: (0, 0),
             config: VolumeConfig::default()
-        }),
+        })),
         Outcome::Refused(FsError::SessionExpired)
     );
     volume.check();
@@ -224,7 +235,8 @@ fn a_refusal_by_the_leader_is_kept_for_the_retry_that_could_be_let_through() {
     let mut volume = Volume::new(VolumeConfig::default());
     let asked = volume.command(volume.session, create("a"));
     let request = atoll_core::namespace::request_hash(&asked.op);
-    let refused = Command { op: Op::Refuse { error: FsError::NoSpace, request }, ..asked.clone() };
+    let refused =
+        Command { op: Op::Refuse(ops::Refuse { error: FsError::NoSpace, request }), ..asked.clone() };
     assert_eq!(volume.run(&refused), Outcome::Refused(FsError::NoSpace));
     assert_eq!(volume.run(&asked), Outcome::Refused(FsError::NoSpace));
 }

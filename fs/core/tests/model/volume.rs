@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use atoll_core::attributes::Timestamp;
 use atoll_core::check::check;
-use atoll_core::commands::{Command, INTERNAL, NewPlace, Op, OrderDone, Outcome};
+use atoll_core::commands::{Command, INTERNAL, NewPlace, Op, OrderDone, Outcome, ops};
 use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
 use atoll_core::keys;
 use atoll_core::limits::{BLOCK_BYTES, SEGMENT_BYTES};
@@ -35,14 +35,17 @@ impl Volume {
             chunks: BTreeMap::new(),
             open: None,
         };
-        let op = Op::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config };
+        let op = Op::from(ops::Bootstrap { cluster: ClusterId(7), hash_key: (1, 2), config });
         assert_eq!(volume.internal(op), Outcome::Done);
         for server in 1..=3 {
-            let op =
-                Op::PutServer { server: ServerId(server), address: String::new(), labels: BTreeMap::new() };
+            let op = Op::from(ops::PutServer {
+                server: ServerId(server),
+                address: String::new(),
+                labels: BTreeMap::new(),
+            });
             assert_eq!(volume.internal(op), Outcome::Done);
         }
-        let op = Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
+        let op = Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None });
         let Outcome::Session(session, _) = volume.internal(op) else { panic!("no session") };
         volume.session = session;
         volume
@@ -84,10 +87,10 @@ impl Volume {
         let full = self.open.as_ref().is_none_or(|(_, record, at)| at + data.len() as u64 > record.capacity);
         if full {
             if let Some((chunk, ..)) = self.open.take() {
-                assert_eq!(self.client(Op::SealChunk { chunk }), Outcome::Done);
+                assert_eq!(self.client(Op::from(ops::SealChunk { chunk })), Outcome::Done);
             }
             let replicas = vec![ServerId(1), ServerId(2)];
-            let op = Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas };
+            let op = Op::from(ops::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas });
             let Outcome::Chunk(chunk, record) = self.client(op) else { panic!("no chunk") };
             self.chunks.insert(chunk, vec![0; record.capacity as usize]);
             self.open = Some((chunk, *record, 0));
@@ -133,11 +136,13 @@ impl Volume {
         for (key, value) in self.prefix(&keys::orphans()) {
             let _ = OrphanRecord::decode(&value).unwrap();
             let ino = InodeId(keys::first_number(&key).unwrap());
-            while self.internal(Op::PurgeOrphan { ino, segments_max: 3 }) == Outcome::More(true) {}
+            while self.internal(Op::from(ops::PurgeOrphan { ino, segments_max: 3 })) == Outcome::More(true) {}
         }
         for (key, _) in self.prefix(&keys::truncations()) {
             let ino = InodeId(keys::first_number(&key).unwrap());
-            while self.internal(Op::PurgeTruncated { ino, segments_max: 3 }) == Outcome::More(true) {}
+            while self.internal(Op::from(ops::PurgeTruncated { ino, segments_max: 3 })) == Outcome::More(true)
+            {
+            }
         }
         for (key, value) in self.prefix(&keys::every_order()) {
             let (server, chunk) = (keys::first_number(&key).unwrap(), keys::second_number(&key).unwrap());
@@ -162,7 +167,7 @@ impl Volume {
                 }
                 done.push(OrderDone::Trimmed(chunk, ranges));
             }
-            assert_eq!(self.internal(Op::OrdersDone { server, done }), Outcome::Done);
+            assert_eq!(self.internal(Op::from(ops::OrdersDone { server, done })), Outcome::Done);
         }
     }
 

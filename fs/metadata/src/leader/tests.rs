@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use atoll_core::attributes::Timestamp;
+use atoll_core::commands::ops;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId};
 use atoll_proto::metadata::MutateRequest;
 use atoll_proto::{ClusterKey, Encryption, Identity, Role};
@@ -154,7 +155,7 @@ fn server() -> ServerRecord {
 }
 
 fn request() -> MutateRequest {
-    let op = Op::RemoveXattr { ino: InodeId(1), name: b"user.x".to_vec().into() };
+    let op = ops::RemoveXattr { ino: InodeId(1), name: b"user.x".to_vec().into() }.into();
     let command = Command {
         session: SESSION,
         slot: SlotId(0),
@@ -240,7 +241,7 @@ async fn who_does_not_lead_gets_no_leaders_memory() {
     node.step_down_if_over();
     assert!(leader.ended().now_or_never().is_some(), "whoever waits in it goes away");
     // What was decided from a memory that is over isn't proposed, not even once this member leads again.
-    let op = Op::ExpireSession { session: SESSION };
+    let op = Op::from(ops::ExpireSession { session: SESSION });
     assert_eq!(leader.propose(op.clone()).await, Err(led_by(Some(OTHER))));
     group.elects_me(7);
     assert!(leader.propose(op.clone()).await.is_err() && leader.propose_all(vec![op]).await.is_err());

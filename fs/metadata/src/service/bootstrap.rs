@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{Op, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::query;
 use atoll_proto::metadata::{BootstrapRequest, MetadataError};
@@ -49,11 +49,11 @@ impl Node {
                 Err(error) => return Err(error),
             }
         };
-        let op = Op::Bootstrap {
+        let op = Op::from(ops::Bootstrap {
             cluster: request.cluster,
             hash_key: (rand::random(), rand::random()),
             config: request.config,
-        };
+        });
         match leader.propose(op).await? {
             Outcome::Refused(error) => Err(MetadataError::Fs(error)),
             _ => query::superblock(&*self.machine.store()).map(|_| ()).map_err(query_error),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_core::check::{Finding, Kind, Seen, Subject, Totals, path_of, walk};
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{Op, Outcome, ops};
 use atoll_core::fsck::{Corrections, plan};
 use atoll_core::query;
 use atoll_core::store::StoreError;
@@ -168,8 +168,8 @@ async fn rounds(
 
 fn repair(kind: Kind, subject: &Subject, corrections: Corrections) -> Op {
     match kind {
-        Kind::VolumeTotals => Op::FsckTotals(corrections),
-        kind => Op::Fsck { kind, subject: subject.clone() },
+        Kind::VolumeTotals => Op::from(ops::FsckTotals(corrections)),
+        kind => Op::from(ops::Fsck { kind, subject: subject.clone() }),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use atoll_core::commands::{Command, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, Op, Outcome, ServiceOp, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::SessionId;
 use atoll_core::lock_waits::Wait;
@@ -73,7 +73,7 @@ impl Node {
 
     /// A lock that is known to be in the way costs no entry in the log. The slot isn't used.
     pub(crate) fn refuse_locked(&self, command: &Command) -> Result<(), MetadataError> {
-        let Op::SetLock(request) = &command.op else { return Ok(()) };
+        let Op::Client(ClientOp::SetLock(ops::SetLock(request))) = &command.op else { return Ok(()) };
         let Some(mode) = request.mode else { return Ok(()) };
         let asking = Holder { session: command.session, owner: request.owner };
         let store = self.machine.store();
@@ -88,8 +88,12 @@ impl Node {
     /// After a command: whoever waits for a lock that it let go of looks again.
     pub(crate) fn note_locks(&self, op: &Op, outcome: &Outcome) {
         let lets_go = match op {
-            Op::SetLock(_) | Op::ReleaseLocks { .. } => *outcome == Outcome::Done,
-            Op::CloseSession | Op::OpenSession { .. } | Op::ExpireSession { .. } => true,
+            Op::Client(ClientOp::SetLock(_)) | Op::Client(ClientOp::ReleaseLocks(_)) => {
+                *outcome == Outcome::Done
+            }
+            Op::Client(ClientOp::CloseSession(_))
+            | Op::Client(ClientOp::OpenSession(_))
+            | Op::Service(ServiceOp::ExpireSession(_)) => true,
             _ => false,
         };
         if lets_go && let Some(leader) = self.leading() {

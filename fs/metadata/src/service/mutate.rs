@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::attributes::FileKind;
-use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, INTERNAL, Op, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ServerId, SessionId};
 use atoll_core::keys;
@@ -33,13 +33,13 @@ impl Node {
         request: MutateRequest,
     ) -> Result<MutateReply, MetadataError> {
         let MutateRequest { command, opens } = request;
-        if command.session == INTERNAL && !matches!(command.op, Op::OpenSession { .. })
-            || !admission::is_for_clients(&command.op)
-        {
+        let begins = matches!(command.op, ClientOp::OpenSession(_));
+        if command.session == INTERNAL && !begins || !admission::is_allowed(&command.op) {
             return Err(MetadataError::Fs(FsError::NotPermitted));
         }
         let leader = self.lead()?;
-        if matches!(command.op, Op::OpenSession { .. }) {
+        let command = Command::from(command);
+        if begins {
             return Ok(MutateReply { outcome: self.open_session(command).await? });
         }
         self.note_heard(&leader, command.session)?;
@@ -107,12 +107,12 @@ impl Node {
             let Some(ino) = made_to_be_held(&command, opens, &last.outcome) else { return Ok(last.outcome) };
             return self.hold_made(leader, command.session, ino, last.outcome);
         }
-        if let Op::Reserve { bytes_min, .. } = command.op {
+        if let Op::Client(ClientOp::Reserve(ops::Reserve { bytes_min, .. })) = command.op {
             self.wait_for_room(leader, command.session, bytes_min).await?;
         }
         self.refuse_locked(&command)?;
         // Read before the command is on its way: its file gets this number or a higher one.
-        let _making = match opens || matches!(command.op, Op::CreateUnnamed { .. }) {
+        let _making = match opens || matches!(command.op, Op::Client(ClientOp::CreateUnnamed(_))) {
             true => {
                 let volume = query::superblock(&*store).map_err(query_error)?;
                 Some(self.making.begin(InodeId(volume.next_inode)))
@@ -139,7 +139,7 @@ impl Node {
             leader.servers.lock().committed(extent_bytes);
         }
         if atoll_mutants::makes("reply-before-commit")
-            && let Op::SetXattr { ino, .. } = command.op
+            && let Op::Client(ClientOp::SetXattr(ops::SetXattr { ino, .. })) = command.op
             && let Ok(record) = query::inode(&*store, ino)
         {
             let (proposer, command) = (self.proposer.clone(), command.clone());
@@ -147,7 +147,7 @@ impl Node {
             return Ok(Outcome::Inode(Box::new(record.attributes(ino))));
         }
         let outcome = self.proposer.propose(&command).await?;
-        if matches!(command.op, Op::CloseSession) && outcome == Outcome::Done {
+        if matches!(command.op, Op::Client(ClientOp::CloseSession(_))) && outcome == Outcome::Done {
             self.session_ended(command.session);
         }
         self.note_locks(&command.op, &outcome);
@@ -202,7 +202,9 @@ impl Node {
                 leader.sessions.lock().opened(*session, clock::since_boot());
             }
             let mut over = Vec::new();
-            if let Op::OpenSession { supersedes: Some(old), .. } = command.op {
+            if let Op::Client(ClientOp::OpenSession(ops::OpenSession { supersedes: Some(old), .. })) =
+                command.op
+            {
                 over.push(old);
             }
             let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
@@ -267,8 +269,10 @@ impl Node {
 /// The file that a command has made to be held open by its maker from the start, if that is what it has done.
 fn made_to_be_held(command: &Command, opens: bool, outcome: &Outcome) -> Option<InodeId> {
     match (&command.op, outcome) {
-        (Op::CreateUnnamed { .. }, Outcome::Inode(made)) => Some(made.ino),
-        (Op::Create { .. }, Outcome::Inode(made)) if opens && made.kind() == FileKind::File => Some(made.ino),
+        (Op::Client(ClientOp::CreateUnnamed(_)), Outcome::Inode(made)) => Some(made.ino),
+        (Op::Client(ClientOp::Create(_)), Outcome::Inode(made)) if opens && made.kind() == FileKind::File => {
+            Some(made.ino)
+        }
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use atoll_core::commands::{Op, Outcome, ServerChange};
+use atoll_core::commands::{Op, Outcome, ServerChange, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::ServerId;
 use atoll_core::keys;
@@ -39,7 +39,7 @@ impl Node {
                 )));
             }
         }
-        match leader.propose(Op::ChangeServer { server, change }).await? {
+        match leader.propose(Op::from(ops::ChangeServer { server, change })).await? {
             Outcome::Refused(FsError::NotFound) => {
                 Err(MetadataError::Refused(format!("storage server {server} doesn't exist")))
             }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use atoll_core::commands::{Op, OrderDone, Outcome};
+use atoll_core::commands::{Op, OrderDone, Outcome, ops};
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::keys;
 use atoll_core::query;
@@ -67,7 +67,11 @@ impl Node {
         if request.labels.len() > LABELS_MAX {
             return Err(Status::bad_request(format!("more than {LABELS_MAX} labels")));
         }
-        let op = Op::PutServer { server: request.server, address: request.address, labels: request.labels };
+        let op = Op::from(ops::PutServer {
+            server: request.server,
+            address: request.address,
+            labels: request.labels,
+        });
         let leader = match leader.propose(op).await.map_err(refusal)? {
             Outcome::Refused(error) => {
                 return Err(Status::unavailable(format!("the server can't register now: {error}")));
@@ -121,7 +125,7 @@ impl Node {
         if !idle.is_empty() {
             // A sweep can leave an order to trim for which nothing is left: done.
             let done = idle.into_iter().map(|chunk| OrderDone::Trimmed(chunk, Vec::new())).collect();
-            leader.propose(Op::OrdersDone { server, done }).await.map_err(refusal)?;
+            leader.propose(Op::from(ops::OrdersDone { server, done })).await.map_err(refusal)?;
         }
         leader.confirm().map_err(refusal)?;
         let members = self.all_addresses();
@@ -139,12 +143,12 @@ impl Node {
             }
             batch.push(done);
             if ranges > DONE_RANGES_MAX {
-                ops.push(Op::OrdersDone { server, done: std::mem::take(&mut batch) });
+                ops.push(Op::from(ops::OrdersDone { server, done: std::mem::take(&mut batch) }));
                 ranges = 0;
             }
         }
         if !batch.is_empty() {
-            ops.push(Op::OrdersDone { server, done: batch });
+            ops.push(Op::from(ops::OrdersDone { server, done: batch }));
         }
         for (chunk, generation) in meaning.copied {
             ops.extend(self.with_replica(leader, chunk, generation, server)?);
@@ -176,9 +180,9 @@ impl Node {
                 leader.repair.lock().copied(record.committed, now);
                 self.metrics.work("copied_bytes", record.committed);
                 tracing::info!(%chunk, %server, "a chunk got a new replica");
-                Some(Op::SetReplicas { chunk, generation, replicas })
+                Some(Op::from(ops::SetReplicas { chunk, generation, replicas }))
             }
-            _ => Some(Op::DeleteStray { server, chunks: vec![chunk] }),
+            _ => Some(Op::from(ops::DeleteStray { server, chunks: vec![chunk] })),
         })
     }
 
@@ -211,7 +215,7 @@ impl Node {
             %chunk, %server, left = left.len(),
             "a replica is missing; it is removed from the replica set and re-replicated"
         );
-        Ok(Some(Op::SetReplicas { chunk, generation: record.generation, replicas: left }))
+        Ok(Some(Op::from(ops::SetReplicas { chunk, generation: record.generation, replicas: left })))
     }
 
     async fn take_inventory(
@@ -235,7 +239,7 @@ impl Node {
                 "a storage server deletes replicas that no chunk record refers to"
             );
             self.metrics.work("strays", strays.len() as u64);
-            ops.push(Op::DeleteStray { server, chunks: strays });
+            ops.push(Op::from(ops::DeleteStray { server, chunks: strays }));
         }
         for chunk in missing.into_iter().chain(removed) {
             ops.extend(self.without_replica(leader, chunk, server)?);

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use atoll_core::attributes::{AttributeChanges, KillPriv, Timestamp};
-use atoll_core::commands::{INTERNAL, NewPiece, NewPlace, Op, XattrMode};
+use atoll_core::commands::{INTERNAL, NewPiece, NewPlace, Op, XattrMode, ops};
 use atoll_core::ids::{ClusterId, InodeId, MemberId, ROOT, ServerId, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
 use atoll_core::store::{MemStore, prefix_end};
@@ -54,7 +54,7 @@ fn some_inode(random: &mut StdRng) -> InodeId {
 fn random_op(random: &mut StdRng) -> Op {
     let ino = some_inode(random);
     match random.random_range(0..10) {
-        0..4 => Op::Create {
+        0..4 => Op::from(ops::Create {
             parent: ino,
             name: name(random),
             ino: None,
@@ -64,21 +64,29 @@ fn random_op(random: &mut StdRng) -> Op {
             rdev: 0,
             target: Bytes::new(),
             umask: 0,
-        },
-        4 => Op::Unlink { parent: ino, name: name(random), directory: random.random_bool(0.3) },
-        5 => Op::Rename {
+        }),
+        4 => Op::from(ops::Unlink { parent: ino, name: name(random), directory: random.random_bool(0.3) }),
+        5 => Op::from(ops::Rename {
             parent: ino,
             name: name(random),
             new_parent: some_inode(random),
             new_name: name(random),
             flags: 0,
             whiteout: (0, 0),
-        },
+        }),
         6 => {
             let size = Some(random.random_range(0..3_000_000));
-            Op::SetAttributes { ino, changes: AttributeChanges { size, ..AttributeChanges::default() } }
+            Op::from(ops::SetAttributes {
+                ino,
+                changes: AttributeChanges { size, ..AttributeChanges::default() },
+            })
         }
-        7 => Op::SetXattr { ino, name: name(random), value: vec![3; 40].into(), mode: XattrMode::Set },
+        7 => Op::from(ops::SetXattr {
+            ino,
+            name: name(random),
+            value: vec![3; 40].into(),
+            mode: XattrMode::Set,
+        }),
         _ => {
             let length = random.random_range(1..5000);
             let bytes: Vec<u8> = (0..length).map(|_| random.random()).collect();
@@ -87,13 +95,13 @@ fn random_op(random: &mut StdRng) -> Op {
                 length: length as u64,
                 place: NewPlace::Inline(bytes.into()),
             };
-            Op::Write {
+            Op::from(ops::Write {
                 ino,
                 pieces: vec![piece],
                 mtime: Timestamp::default(),
                 kill_priv: KillPriv::NONE,
                 reservation: 0,
-            }
+            })
         }
     }
 }
@@ -109,9 +117,17 @@ fn random_entries(seed: u64, count: u64) -> Vec<AppliedEntry> {
                 // These become entries without commands.
                 _ if matches!(index % 17, 5 | 9) => Vec::new(),
                 0 => vec![
-                    Op::Bootstrap { cluster: CLUSTER, hash_key: (1, 2), config: VolumeConfig::default() },
-                    Op::PutServer { server: ServerId(1), address: "a:1".into(), labels: Default::default() },
-                    Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None },
+                    Op::from(ops::Bootstrap {
+                        cluster: CLUSTER,
+                        hash_key: (1, 2),
+                        config: VolumeConfig::default(),
+                    }),
+                    Op::from(ops::PutServer {
+                        server: ServerId(1),
+                        address: "a:1".into(),
+                        labels: Default::default(),
+                    }),
+                    Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None }),
                 ]
                 .into_iter()
                 .map(|op| command(INTERNAL, 0, 0, op))
@@ -119,7 +135,8 @@ fn random_entries(seed: u64, count: u64) -> Vec<AppliedEntry> {
                 _ => (0..random.random_range(1..6))
                     .map(|_| {
                         if random.random_bool(0.1) {
-                            let op = Op::PurgeOrphan { ino: some_inode(&mut random), segments_max: 2 };
+                            let op =
+                                Op::from(ops::PurgeOrphan { ino: some_inode(&mut random), segments_max: 2 });
                             return command(INTERNAL, 0, index, op);
                         }
                         sequence += 1;
@@ -316,8 +333,14 @@ fn whoever_is_told_of_a_change_finds_it_in_the_records() {
             found
         });
         for index in 1..=5000 {
-            let op =
-                Op::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true };
+            let op = Op::from(ops::CreateUnnamed {
+                parent: ROOT,
+                mode: 0o600,
+                uid: 0,
+                gid: 0,
+                umask: 0,
+                linkable: true,
+            });
             let mut batch = Batch::default();
             batch.add(&encode_command(&command(INTERNAL, 0, index, op)));
             let position = LogPosition { term: 1, index };
@@ -382,7 +405,7 @@ fn large_entries(first: u64, count: u64) -> Vec<AppliedEntry> {
         .map(|index| {
             let value: Vec<u8> = StdRng::seed_from_u64(index).random_iter().take(30_000).collect();
             let name = format!("user.{}", index % 16).into_bytes().into();
-            let op = Op::SetXattr { ino: ROOT, name, value: value.into(), mode: XattrMode::Set };
+            let op = Op::from(ops::SetXattr { ino: ROOT, name, value: value.into(), mode: XattrMode::Set });
             let mut batch = Batch::default();
             batch.add(&encode_command(&command(INTERNAL, 0, index, op)));
             let payload = AppliedPayload::Normal(batch.finish());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{Op, Outcome, ops};
 use atoll_core::ids::{ChunkId, InodeId};
 use atoll_core::keys;
 use atoll_core::store::{Family, Read};
@@ -38,7 +38,7 @@ pub(super) async fn orphans(node: Arc<Node>) {
         }
         let ops = inodes
             .iter()
-            .map(|ino| Op::PurgeOrphan { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })
+            .map(|ino| Op::from(ops::PurgeOrphan { ino: *ino, segments_max: SEGMENTS_PER_COMMAND }))
             .collect();
         let result = leader.propose_all(ops).await;
         {
@@ -106,7 +106,7 @@ pub(super) async fn truncations(node: Arc<Node>) {
             taken.keys().iter().filter_map(|key| keys::first_number(key).map(InodeId)).collect();
         let ops = inodes
             .iter()
-            .map(|ino| Op::PurgeTruncated { ino: *ino, segments_max: SEGMENTS_PER_COMMAND })
+            .map(|ino| Op::from(ops::PurgeTruncated { ino: *ino, segments_max: SEGMENTS_PER_COMMAND }))
             .collect();
         match leader.propose_all(ops).await {
             Ok(outcomes) => {
@@ -131,7 +131,7 @@ pub(super) async fn sweeps(node: Arc<Node>) {
             .keys()
             .iter()
             .filter_map(|key| keys::first_number(key))
-            .map(|chunk| Op::SweepChunk { chunk: ChunkId(chunk) })
+            .map(|chunk| Op::from(ops::SweepChunk { chunk: ChunkId(chunk) }))
             .collect();
         let count = ops.len() as u64;
         match leader.propose_all(ops).await {

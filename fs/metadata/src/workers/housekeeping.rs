@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_core::commands::Op;
+use atoll_core::commands::{Op, ServiceOp, ops};
 use atoll_core::ids::SessionId;
 use atoll_core::keys;
 use atoll_core::records::SessionRecord;
@@ -82,7 +82,7 @@ async fn expire(node: &Node, leader: &Leader) -> Result<(), MetadataError> {
     let expired = leader.sessions.lock().expired(clock::since_boot());
     for session in expired {
         tracing::warn!(%session, "a session sent no heartbeat for its lifetime and expired");
-        leader.propose(Op::ExpireSession { session }).await?;
+        leader.propose(Op::from(ops::ExpireSession { session })).await?;
         node.metrics.work("expired_sessions", 1);
         node.session_ended(session);
     }
@@ -98,7 +98,9 @@ async fn forget(node: &Node, leader: &Leader) -> Result<(), MetadataError> {
         .into_iter()
         .filter(|(_, record)| record.ended.is_some_and(|ended| ended.seconds < old))
         .take(FORGET_PER_STEP)
-        .map(|(session, _)| Op::ForgetSession { session: SessionId(session) })
+        .map(|(session, _)| {
+            Op::Service(ServiceOp::ForgetSession(ops::ForgetSession { session: SessionId(session) }))
+        })
         .collect();
     leader.propose_all(ops).await.map(|_| ())
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use atoll_core::commands::{INTERNAL, Op, Outcome};
+use atoll_core::commands::{INTERNAL, Op, Outcome, ServiceOp, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId};
 use atoll_core::limits::BLOCK_BYTES;
@@ -145,13 +145,15 @@ impl Mover {
         let ops = runs
             .into_iter()
             .zip(places)
-            .map(|(run, (chunk, generation, offset))| Op::Relocate {
-                ino: run.ino,
-                segment: run.segment,
-                expected: run.pieces,
-                chunk,
-                generation,
-                offset,
+            .map(|(run, (chunk, generation, offset))| {
+                Op::Service(ServiceOp::Relocate(ops::Relocate {
+                    ino: run.ino,
+                    segment: run.segment,
+                    expected: run.pieces,
+                    chunk,
+                    generation,
+                    offset,
+                }))
             })
             .collect();
         let mut bytes = 0;
@@ -308,11 +310,11 @@ impl Mover {
             seed: rand::random(),
         };
         let incarnation = self.term;
-        let op = Op::CreateChunk {
+        let op = Op::from(ops::CreateChunk {
             kind: ChunkKind::Stream,
             incarnation,
             replicas: admission::choose(&volume, &facts, &[]),
-        };
+        });
         match leader.propose(op).await? {
             Outcome::Chunk(chunk, record) => Ok(OpenChunk {
                 chunk,
@@ -330,7 +332,7 @@ impl Mover {
 
     async fn seal_open(&mut self, leader: &Leader) -> Result<(), MoveError> {
         if let Some(open) = self.open.take()
-            && let Err(error) = leader.propose(Op::SealChunk { chunk: open.chunk }).await
+            && let Err(error) = leader.propose(Op::from(ops::SealChunk { chunk: open.chunk })).await
         {
             // It is among what is left over then.
             self.term = 0;
@@ -368,7 +370,9 @@ impl Mover {
             &prefix,
             &end,
             &mut |key, _| {
-                ops.extend(keys::second_number(key).map(|chunk| Op::SealChunk { chunk: ChunkId(chunk) }));
+                ops.extend(
+                    keys::second_number(key).map(|chunk| Op::from(ops::SealChunk { chunk: ChunkId(chunk) })),
+                );
                 std::ops::ControlFlow::Continue(())
             },
         )

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_core::commands::Op;
+use atoll_core::commands::{Op, ops};
 use atoll_core::ids::ChunkId;
 use atoll_core::keys;
 use atoll_core::limits::BLOCK_BYTES;
@@ -70,7 +70,7 @@ async fn passes(node: &Node, leader: &Leader) {
             Ok((page, next)) => {
                 from = next;
                 let to_seal = step(node, leader, page, &mut pass);
-                let seals = to_seal.into_iter().map(|chunk| Op::SealChunk { chunk }).collect();
+                let seals = to_seal.into_iter().map(|chunk| Op::from(ops::SealChunk { chunk })).collect();
                 if let Err(error) = leader.propose_all(seals).await {
                     failed("sealing chunks on lost or draining storage servers", &error).await;
                 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_core::commands::Op;
+use atoll_core::commands::{Op, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::limits::BLOCK_BYTES;
@@ -132,7 +132,7 @@ pub(crate) async fn take_out(
         match is_whole(node, leader, server, chunk, &record).await {
             Ok(true) => {
                 let copies_left = left.len();
-                let op = Op::SetReplicas { chunk, generation: record.generation, replicas: left };
+                let op = Op::from(ops::SetReplicas { chunk, generation: record.generation, replicas: left });
                 return match leader.propose(op).await?.into_result() {
                     Ok(_) => {
                         tracing::warn!(

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use atoll_core::attributes::{Attributes, KillPriv, Timestamp};
-use atoll_core::commands::{Command, NewPiece, NewPlace, Op, Outcome};
+use atoll_core::commands::{ClientOp, Command, NewPiece, NewPlace, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
@@ -76,7 +76,7 @@ pub struct Client {
 impl Client {
     pub async fn open(server: &RunningMetadata) -> Client {
         let mut client = Client::without_session(server.address()).await;
-        let op = Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
+        let op = ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
         let Outcome::Session(session, _) = client.run(op).await else { panic!("no session") };
         client.session = session;
         client.sequence = 0;
@@ -96,23 +96,30 @@ impl Client {
         self.connection.call_within::<R>(request, (), HANG).await.map(|(reply, _)| reply)
     }
 
-    pub fn command(&mut self, op: Op) -> Command {
+    pub fn command(&mut self, op: impl Into<ClientOp>) -> Command<ClientOp> {
         self.sequence += 1;
         let time = Timestamp { seconds: 1_700_000_000 + self.sequence as i64, nanos: 0 };
-        Command { session: self.session, slot: SlotId(1), sequence: self.sequence, time, expect: None, op }
+        Command {
+            session: self.session,
+            slot: SlotId(1),
+            sequence: self.sequence,
+            time,
+            expect: None,
+            op: op.into(),
+        }
     }
 
-    pub async fn send(&self, command: &Command) -> Result<Outcome, RpcError> {
+    pub async fn send(&self, command: &Command<ClientOp>) -> Result<Outcome, RpcError> {
         self.send_to_open(command, false).await
     }
 
     /// If the command makes a file, that is to be held open, or not.
-    pub async fn send_to_open(&self, command: &Command, opens: bool) -> Result<Outcome, RpcError> {
+    pub async fn send_to_open(&self, command: &Command<ClientOp>, opens: bool) -> Result<Outcome, RpcError> {
         let request = MutateRequest { command: command.clone(), opens };
         self.call::<MutateRequest>(&request).await.map(|reply| reply.outcome)
     }
 
-    pub async fn run(&mut self, op: Op) -> Outcome {
+    pub async fn run(&mut self, op: impl Into<ClientOp>) -> Outcome {
         let command = self.command(op);
         self.send(&command).await.unwrap()
     }
@@ -148,8 +155,8 @@ impl Client {
     }
 }
 
-pub fn create(name: &str) -> Op {
-    Op::Create {
+pub fn create(name: &str) -> ClientOp {
+    ClientOp::from(ops::Create {
         parent: ROOT,
         name: Bytes::copy_from_slice(name.as_bytes()),
         ino: None,
@@ -159,21 +166,25 @@ pub fn create(name: &str) -> Op {
         rdev: 0,
         target: Bytes::new(),
         umask: 0,
-    }
+    })
 }
 
-pub fn unlink(name: &str) -> Op {
-    Op::Unlink { parent: ROOT, name: Bytes::copy_from_slice(name.as_bytes()), directory: false }
+pub fn unlink(name: &str) -> ClientOp {
+    ClientOp::from(ops::Unlink {
+        parent: ROOT,
+        name: Bytes::copy_from_slice(name.as_bytes()),
+        directory: false,
+    })
 }
 
-pub fn write(ino: InodeId, offset: u64, length: u64, place: NewPlace) -> Op {
-    Op::Write {
+pub fn write(ino: InodeId, offset: u64, length: u64, place: NewPlace) -> ClientOp {
+    ClientOp::from(ops::Write {
         ino,
         pieces: vec![NewPiece { offset, length, place }],
         mtime: Timestamp { seconds: 1_700_000_000, nanos: 0 },
         kill_priv: KillPriv::NONE,
         reservation: 0,
-    }
+    })
 }
 
 pub fn inline(bytes: Vec<u8>) -> NewPlace {

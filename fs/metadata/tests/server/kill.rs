@@ -64,7 +64,7 @@ async fn what_was_answered_survives_kill_9() {
         let mut client = match session.take() {
             None => {
                 let mut client = Client::without_session(&server.address).await;
-                let op = atoll_core::commands::Op::OpenSession {
+                let op = atoll_core::commands::ops::OpenSession {
                     client: "test".into(),
                     incarnation: 1,
                     supersedes: None,

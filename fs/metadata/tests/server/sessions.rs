@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::SlotId;
 use atoll_proto::metadata::{CloseNotice, MetadataError, Query, ReclaimRequest};
@@ -131,7 +131,7 @@ async fn after_a_restart_nothing_is_freed_until_sessions_have_told_what_they_hol
     eventually("only the open file is left", async || server.status().unwrap().orphans == 1).await;
     reader.ask(Query::Inode { ino }).await;
     // The session's end is as good as a close.
-    assert_eq!(reader.run(Op::CloseSession).await, Outcome::Done);
+    assert_eq!(reader.run(ops::CloseSession).await, Outcome::Done);
     eventually("the file is freed", async || server.status().unwrap().orphans == 0).await;
     server.shutdown().await;
 }
@@ -156,7 +156,7 @@ async fn a_silent_session_is_ended_fenced_and_its_successor_learns_what_became_o
     // What it did is still known: to itself, and to its successor.
     assert_eq!(silent.send(&last).await.unwrap(), outcome);
     let mut successor = Client::without_session(server.address()).await;
-    let op = Op::OpenSession { client: "test".into(), incarnation: 2, supersedes: Some(silent.session) };
+    let op = ops::OpenSession { client: "test".into(), incarnation: 2, supersedes: Some(silent.session) };
     let Outcome::Session(_, slots) = successor.run(op).await else { panic!() };
     assert_eq!(slots, [(SlotId(1), last.sequence, outcome)]);
     server.shutdown().await;

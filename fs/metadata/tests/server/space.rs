@@ -1,6 +1,6 @@
 //! Quota: reservations, and what is refused when the volume or its disks are full.
 
-use atoll_core::commands::{Op, Outcome};
+use atoll_core::commands::{Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::MetadataServer;
@@ -26,15 +26,15 @@ async fn a_reservation_waits_until_others_give_back_what_they_do_not_use() {
     let dir = tempfile::tempdir().unwrap();
     let server = small_volume(dir.path(), |_| {}).await;
     let (mut first, mut second) = (Client::open(&server).await, Client::open(&server).await);
-    let all = Op::Reserve { bytes: 8 * MIB, bytes_min: 8 * MIB };
+    let all = ops::Reserve { bytes: 8 * MIB, bytes_min: 8 * MIB };
     assert_eq!(first.run(all).await, Outcome::Reserved(8 * MIB));
     let asking =
-        tokio::spawn(async move { (second.run(Op::Reserve { bytes: MIB, bytes_min: MIB }).await, second) });
+        tokio::spawn(async move { (second.run(ops::Reserve { bytes: MIB, bytes_min: MIB }).await, second) });
     crate::client::eventually("the first is asked to give back", async || {
         first.beat().await.unwrap().return_reservation
     })
     .await;
-    assert_eq!(first.run(Op::Unreserve { bytes: 4 * MIB }).await, Outcome::Done);
+    assert_eq!(first.run(ops::Unreserve { bytes: 4 * MIB }).await, Outcome::Done);
     let (outcome, _second) = asking.await.unwrap();
     assert_eq!(outcome, Outcome::Reserved(MIB));
     server.shutdown().await;
@@ -60,7 +60,7 @@ async fn a_full_volume_refuses_and_deleting_makes_room_at_once() {
     assert_eq!(full, 16);
     client.run(unlink("f0")).await;
     // What is unlinked is freed by the background; a reservation waits for it.
-    let outcome = client.run(Op::Reserve { bytes: 512 << 10, bytes_min: 512 << 10 }).await;
+    let outcome = client.run(ops::Reserve { bytes: 512 << 10, bytes_min: 512 << 10 }).await;
     assert_eq!(outcome, Outcome::Reserved(512 << 10));
     let Answer::Volume(volume) = client.ask(Query::Volume).await else { panic!() };
     assert_eq!(volume.bytes_free(), 0);

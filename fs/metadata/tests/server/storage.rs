@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use atoll_core::commands::{NewPlace, Op, Outcome};
+use atoll_core::commands::{NewPlace, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, ServerId};
 use atoll_core::records::{ChunkKind, ChunkRecord};
@@ -146,7 +146,7 @@ impl Storage {
 }
 
 async fn new_chunk(client: &mut Client) -> (ChunkId, ChunkRecord) {
-    let op = Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() };
+    let op = ops::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() };
     match client.run(op).await {
         Outcome::Chunk(chunk, record) => (chunk, *record),
         other => panic!("{other:?}"),
@@ -158,7 +158,7 @@ async fn chunks_are_placed_and_what_is_deleted_is_ordered_to_be_trimmed_and_remo
     let dir = tempfile::tempdir().unwrap();
     let server = start(config(dir.path())).await;
     let mut client = Client::open(&server).await;
-    let op = Op::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() };
+    let op = ops::CreateChunk { kind: ChunkKind::Small, incarnation: 1, replicas: Vec::new() };
     let command = client.command(op);
     let refused = client.send(&command).await.unwrap();
     assert_eq!(refused, Outcome::Refused(FsError::NoServers));
@@ -183,7 +183,7 @@ async fn chunks_are_placed_and_what_is_deleted_is_ordered_to_be_trimmed_and_remo
     assert_eq!(trimmed, chunk);
     assert_eq!((ranges[0].offset, ranges[0].length), (8192, 8192));
 
-    assert_eq!(client.run(Op::SealChunk { chunk }).await, Outcome::Done);
+    assert_eq!(client.run(ops::SealChunk { chunk }).await, Outcome::Done);
     let order = storage.obey_until("a seal", |order| matches!(order, Order::Seal { .. })).await;
     assert!(matches!(order, Order::Seal { length: 24576, .. }), "{order:?}");
     for name in [&files[0], &files[2]] {
@@ -206,7 +206,7 @@ async fn what_was_written_and_never_committed_is_found_after_the_seal() {
     // The first three blocks were written, and nobody ever heard of them.
     let place = NewPlace::Chunk { chunk, generation: record.generation, offset: 3 * 4096 };
     client.run(write(ino, 0, 4096, place)).await;
-    client.run(Op::SealChunk { chunk }).await;
+    client.run(ops::SealChunk { chunk }).await;
     let order = storage.obey_until("a trim", |order| matches!(order, Order::Trim { .. })).await;
     let Order::Trim { ranges, .. } = order else { panic!() };
     assert_eq!(ranges.iter().map(|range| range.length).sum::<u64>(), 3 * 4096);
@@ -227,14 +227,14 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
     let ino = client.create("a").await;
     let place = NewPlace::Chunk { chunk, generation: record.generation, offset: 0 };
     client.run(write(ino, 0, 4096, place)).await;
-    client.run(Op::SealChunk { chunk }).await;
+    client.run(ops::SealChunk { chunk }).await;
     first.obey_until("a seal", |order| matches!(order, Order::Seal { .. })).await;
     second.obey_until("a seal", |order| matches!(order, Order::Seal { .. })).await;
 
     // The second one has lost the chunk and has another that was never this cluster's business; ids that were
     // never given out are left alone.
     let (stray, _) = new_chunk(&mut client).await;
-    client.run(Op::SealChunk { chunk: stray }).await;
+    client.run(ops::SealChunk { chunk: stray }).await;
     let replica =
         |chunk| ReplicaInfo { chunk, generation: record.generation, length: 4096, sealed: true, bad: false };
     let inventory = InventoryChanges {

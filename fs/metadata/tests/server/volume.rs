@@ -1,13 +1,14 @@
 //! Making the volume, using it, stopping and starting it; what is refused.
 
-use atoll_core::commands::Outcome;
+use atoll_core::commands::{Command, Op, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SegmentIndex, SessionId};
 use atoll_metadata::{MetadataServer, StartError};
 use atoll_proto::metadata::{
-    Answer, BootstrapRequest, ClusterStatus, MetadataError, PieceData, Query, StatusRequest,
+    Answer, BootstrapRequest, ClusterStatus, MetadataError, MutateReply, PieceData, Query, StatusRequest,
+    kind,
 };
-use atoll_proto::{Address, Role};
+use atoll_proto::{Address, Role, Rpc, RpcError};
 use prometheus_client::registry::Registry;
 
 use crate::client::{self, CLUSTER, Client, config, connect, create, inline, start, write};
@@ -108,16 +109,27 @@ async fn a_cluster_is_made_once_and_for_its_own_id() {
     server.shutdown().await;
 }
 
+/// A mutation as the wire has it, of any kind.
+struct AnyMutation;
+
+impl Rpc for AnyMutation {
+    const KIND: u16 = kind::MUTATE;
+    type Request = (Command, bool);
+    type Reply = MutateReply;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_the_service_does_is_refused_from_outside() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(config(dir.path())).await;
     let mut client = Client::open(&server).await;
     client.create("a").await;
-    let op = atoll_core::commands::Op::ExpireSession { session: client.session };
-    let command = client.command(op);
-    let error = client.send(&command).await.unwrap_err();
-    assert_eq!(client::refusal(&error), MetadataError::Fs(FsError::NotPermitted));
+    // It is no operation of a client's: what asks for it can't be read.
+    let Command { session, slot, sequence, time, expect, .. } = client.command(client::unlink("a"));
+    let op = Op::from(ops::ExpireSession { session });
+    let command = Command { session, slot, sequence, time, expect, op };
+    let error = client.call::<AnyMutation>(&(command, false)).await.unwrap_err();
+    assert!(matches!(error, RpcError::Refused(_)), "{error}");
     // Nor may anybody speak as the service itself.
     let mut command = client.command(client::unlink("a"));
     command.session = SessionId(0);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
+use atoll_core::commands::{Command, INTERNAL, Op, Outcome, ops};
 use atoll_core::ids::{ClusterId, ROOT, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::{Address, ClusterKey};
@@ -36,11 +36,12 @@ async fn run(node: &Node, session: SessionId, sequence: u64, op: Op) -> Outcome 
 /// A session, and a file without a name that it holds; the worker has seen that it does.
 async fn held(node: &Arc<Node>) -> (SessionId, InodeId) {
     let leader = node.lead().unwrap();
-    let open = Op::OpenSession { client: "test".into(), incarnation: 1, supersedes: None };
+    let open = Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None });
     let Outcome::Session(session, _) = run(node, INTERNAL, 0, open).await else { panic!("no session") };
     let making = node.making.begin(InodeId(1));
     leader.sessions.lock().opened(session, clock::since_boot());
-    let make = Op::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true };
+    let make =
+        Op::from(ops::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true });
     let Outcome::Inode(made) = run(node, session, 1, make).await else { panic!("no file") };
     leader.sessions.lock().hold(session, made.ino).unwrap();
     assert!(leader.changes.knows(Work::Orphans, &keys::orphan(made.ino)), "it waits while it is being made");
