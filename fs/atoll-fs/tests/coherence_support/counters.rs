@@ -145,27 +145,23 @@ pub fn run(mounts: &[PathBuf], seed: u64, time: Duration) {
     std::fs::write(mounts[0].join("length"), "").expect("an empty file");
     let (counts, done, until) = (Counts::default(), Done::default(), Instant::now() + time);
     let mut jobs: Vec<Job> = Vec::new();
-    for mount in 0..mounts.len() {
+    for (mount, folder) in mounts.iter().enumerate() {
         for number in 0..NUMBERS {
             let who = format!("mount {mount}, counter {number}");
             let seed = seed ^ (jobs.len() as u64 + 1) << 32;
             let shared = (Arc::clone(&counts), Arc::clone(&done));
-            jobs.push(count(who, mounts[mount].clone(), number, shared, until, seed));
+            jobs.push(count(who, folder.clone(), number, shared, until, seed));
         }
-        jobs.push(look(
-            mounts[mount].clone(),
-            Arc::clone(&done),
-            until,
-            seed ^ (jobs.len() as u64 + 1) << 32,
-        ));
+        let seed = seed ^ (jobs.len() as u64 + 1) << 32;
+        jobs.push(look(folder.clone(), Arc::clone(&done), until, seed));
     }
     run_all(jobs, seed);
     let counts = counts.lock();
     for number in 0..NUMBERS {
         let counted = counts.range((number, 0)..(number + 1, 0)).count() as u64;
         assert!(counted > 0, "nobody has counted on number {number}");
-        for mount in 0..mounts.len() {
-            let found = Numbers::open(&mounts[mount], false).value(number);
+        for (mount, folder) in mounts.iter().enumerate() {
+            let found = Numbers::open(folder, false).value(number);
             assert_eq!(found, Ok(counted), "seed {seed}: number {number} on mount {mount}");
         }
     }

@@ -113,7 +113,7 @@ impl Written<'_> {
         let Some(file) = all.files.get_mut(&self.ino) else { return false };
         let end = file.writing.iter().find(|writing| writing.id == self.id && writing.has_page);
         let end = end.map(|writing| writing.range.end);
-        end.is_some_and(|end| file.may_be_cut_before(end, epoch, now))
+        end.is_some_and(|end| file.may_be_cut_before(end, epoch, now)) && !atoll_mutants::makes("write-cut")
     }
 
     /// READs are answered with its bytes from now on. What to drop before it is answered itself, if the kernel hasn't
