@@ -31,7 +31,7 @@ fn mount(cluster: &MemCluster) -> Mount {
 }
 
 fn me() -> Caller {
-    Caller { uid: 1000, gid: 100, ..Caller::default() }
+    Caller { uid: 1000, gid: 100, pid: 7, ..Caller::default() }
 }
 
 fn name(text: &str) -> Bytes {
