@@ -31,7 +31,7 @@ use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
@@ -40,7 +40,7 @@ use tokio::time::Instant;
 
 use crate::arena::Arena;
 use crate::data::{DataConfig, DataPath};
-use crate::metadata::{ClientError, Event, Metadata, unexpected};
+use crate::metadata::{ClientError, Event, Metadata};
 use crate::storage_pool::Storage;
 use crate::vfs::{
     AttributeReply, Caller, DirEntry, Entry, FileLock, Opened, Result, SeekKind, StatFs, Vfs, WriteFlags,
@@ -198,13 +198,9 @@ impl<M: Metadata> Client<M> {
     /// # Errors
     /// If the service refuses.
     pub async fn warm_up(&self) -> std::result::Result<(), ClientError> {
-        match self.metadata.ask(Query::Inode { ino: ROOT }).await? {
-            Answer::Inode(attributes) => {
-                *self.root.lock() = Some(attributes);
-                Ok(())
-            }
-            _ => Err(FsError::Io.into()),
-        }
+        let attributes = self.metadata.ask(queries::Inode { ino: ROOT }).await?;
+        *self.root.lock() = Some(attributes);
+        Ok(())
     }
 
     /// Before a graceful end: commits everything that is buffered and gives back what is reserved. The session is
@@ -261,10 +257,7 @@ impl<M: Metadata> Client<M> {
 
     /// Asks for an inode.
     async fn inode(&self, ino: InodeId) -> std::result::Result<Attributes, ClientError> {
-        match self.metadata.ask(Query::Inode { ino }).await? {
-            Answer::Inode(attributes) => Ok(attributes),
-            _ => Err(unexpected()),
-        }
+        self.metadata.ask(queries::Inode { ino }).await
     }
 
     /// Takes note of attributes that a mutation of this client's left.

@@ -11,6 +11,7 @@ use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries::{Answers, Question};
 
 use crate::vfs::Errno;
 
@@ -121,7 +122,16 @@ pub trait Metadata: Send + Sync + 'static {
     }
 
     /// Asks something.
-    fn ask(&self, query: Query) -> impl Future<Output = Result<Answer, ClientError>> + Send;
+    fn query(&self, query: Query) -> impl Future<Output = Result<Answer, ClientError>> + Send;
+
+    /// The same, with the answer that this question has.
+    fn ask<Q>(&self, question: Q) -> impl Future<Output = Result<Q::Answer, ClientError>> + Send
+    where
+        Q: Question + Send,
+    {
+        let query = question.into();
+        async move { Q::Answer::from_answer(self.query(query).await?).ok_or_else(unexpected) }
+    }
 
     /// The current session.
     fn session(&self) -> SessionId;
@@ -138,7 +148,7 @@ pub trait Metadata: Send + Sync + 'static {
     /// New small data may travel inside commits (the inline budget has room).
     fn inline_allowed(&self) -> bool;
 
-    /// Changes whenever a storage server's address or state does: ask [`Query::Servers`] then.
+    /// Changes whenever a storage server's address or state does: ask [`Servers`](atoll_proto::queries::Servers) then.
     fn servers_version(&self) -> u64;
 
     /// Use of the volume as it was heard of last; from memory.

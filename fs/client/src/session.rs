@@ -25,6 +25,7 @@ use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::metadata::{Answer, MutateReply, Query, SessionHeartbeatReply, kind};
+use atoll_proto::queries;
 use atoll_proto::{Address, ClusterKey, Encryption, Identity, Role};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -391,7 +392,7 @@ impl Inner {
         let is_held = matches!(*self.state.borrow(), State::Open(current) if Some(current.id) == session);
         if !is_held {
             // A session that is lost held it, or is said to be by now.
-            self.question(&Query::Open { ino, segments: 0 }).await?;
+            self.question(&queries::Open { ino, segments: 0 }.into()).await?;
         }
         Ok(made)
     }
@@ -567,10 +568,10 @@ impl Metadata for MetadataClient {
         self.in_slot(|inner, slot| async move { inner.make(slot, op).await }).await
     }
 
-    async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
+    async fn query(&self, query: Query) -> Result<Answer, ClientError> {
         let opening = match &query {
-            Query::Open { ino, .. } => Some((*ino, self.inner.open_files.lock().open(*ino))),
-            Query::Volume => {
+            Query::Open(queries::Open { ino, .. }) => Some((*ino, self.inner.open_files.lock().open(*ino))),
+            Query::Volume(_) => {
                 // What was unlinked counts for as long as the leader takes it for open.
                 self.inner.tell_closed();
                 None

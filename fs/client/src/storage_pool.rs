@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_core::ids::{ChunkId, Generation, ServerId, SessionId};
-use atoll_proto::metadata::{Answer, Query, ServerInfo};
+use atoll_proto::metadata::ServerInfo;
+use atoll_proto::queries;
 use atoll_proto::storage::{ReadChunk, ReadChunkReply, StorageError, SyncChunk, WriteChunk};
 use atoll_proto::{Address, ConnectOptions, Identity, Peer, Role, RpcError};
 use bytes::Bytes;
@@ -242,14 +243,8 @@ impl<M: Metadata> Inner<M> {
             }
             servers.asked = Some(Instant::now());
         }
-        match self.metadata.ask(Query::Servers).await {
-            Ok(Answer::Servers(list)) => self.take_in(list, version),
-            Ok(other) => {
-                tracing::error!(
-                    ?other,
-                    "unexpected reply to a request for storage servers: this is a bug, please report it"
-                );
-            }
+        match self.metadata.ask(queries::Servers).await {
+            Ok(list) => self.take_in(list, version),
             Err(error) => tracing::warn!(%error, "the list of storage servers can't be fetched; retrying"),
         }
     }

@@ -20,7 +20,10 @@ use atoll_core::seek;
 use atoll_core::store::{Family, MemStore, Read, prefix_end};
 use atoll_core::txn::Txn;
 use atoll_core::{check, keys};
-use atoll_proto::metadata::{Answer, ChunkInfo, DirectoryEntry, MappedPiece, PieceData, Query, ServerInfo};
+use atoll_proto::metadata::{
+    Answer, ChunkInfo, DirectoryEntry, DirectoryPage, FileExtents, MappedPiece, PieceData, Query, ServerInfo,
+};
+use atoll_proto::queries;
 use parking_lot::Mutex;
 
 use crate::arena::{Arena, ArenaConfig, ArenaError};
@@ -257,25 +260,25 @@ impl MemVolume {
         }
         let store = &self.store;
         match question {
-            Query::Lookup { parent, name } => {
+            Query::Lookup(queries::Lookup { parent, name }) => {
                 let hash_key = self.superblock().hash_key;
                 query::lookup(store, hash_key, parent, &name).map(Answer::Inode).map_err(refused)
             }
-            Query::Inode { ino } => {
+            Query::Inode(queries::Inode { ino }) => {
                 let record = query::inode(store, ino).map_err(refused)?;
                 Ok(Answer::Inode(record.attributes(ino)))
             }
-            Query::ReadLink { ino } => {
+            Query::ReadLink(queries::ReadLink { ino }) => {
                 let record = query::inode(store, ino).map_err(refused)?;
                 match record.target.is_empty() {
                     true => Err(FsError::InvalidArgument),
                     false => Ok(Answer::Bytes(record.target)),
                 }
             }
-            Query::ReadDirectory { ino, cookie, bytes_max, plus } => {
+            Query::ReadDirectory(queries::ReadDirectory { ino, cookie, bytes_max, plus }) => {
                 self.read_directory(ino, cookie, bytes_max, plus)
             }
-            Query::Open { ino, segments } => {
+            Query::Open(queries::Open { ino, segments }) => {
                 if query::is_purging(store, ino).map_err(|error| refused(error.into()))? {
                     return Err(FsError::Stale);
                 }
@@ -283,20 +286,22 @@ impl MemVolume {
                 self.hold(session, &[ino], true);
                 Ok(answer)
             }
-            Query::Extents { ino, first, segments } => self.extents(ino, first, segments),
-            Query::GetXattr { ino, name } => {
+            Query::Extents(queries::Extents { ino, first, segments }) => self.extents(ino, first, segments),
+            Query::GetXattr(queries::GetXattr { ino, name }) => {
                 query::xattr(store, ino, &name).map(Answer::Bytes).map_err(refused)
             }
-            Query::ListXattr { ino } => query::xattr_names(store, ino).map(Answer::Bytes).map_err(refused),
-            Query::Volume => Ok(Answer::Volume(self.volume())),
-            Query::Chunks { chunks } => Ok(Answer::Chunks(self.chunks(&chunks)?)),
-            Query::Servers => self.servers(),
-            Query::Seek { ino, offset, kind } => {
+            Query::ListXattr(queries::ListXattr { ino }) => {
+                query::xattr_names(store, ino).map(Answer::Bytes).map_err(refused)
+            }
+            Query::Volume(_) => Ok(Answer::Volume(self.volume())),
+            Query::Chunks(queries::Chunks { chunks }) => Ok(Answer::Chunks(self.chunks(&chunks)?)),
+            Query::Servers(_) => self.servers(),
+            Query::Seek(queries::Seek { ino, offset, kind }) => {
                 let record = query::inode(store, ino).map_err(refused)?;
                 let sought = seek::seek(store, ino, &record, offset, kind);
                 sought.map(Answer::Sought).map_err(|error| refused(error.into()))
             }
-            Query::TestLock(request) => {
+            Query::TestLock(queries::TestLock(request)) => {
                 let Some(mode) = request.mode else { return Ok(Answer::Lock(None)) };
                 let asking = Holder { session, owner: request.owner };
                 let (ino, class) = (request.ino, request.class);
@@ -304,7 +309,7 @@ impl MemVolume {
                     .map(Answer::Lock)
                     .map_err(|error| refused(error.into()))
             }
-            Query::AwaitLocks { waits } => {
+            Query::AwaitLocks(queries::AwaitLocks { waits }) => {
                 let now = crate::session::clock::since_boot();
                 self.waits.tell(session, &waits, now);
                 let verdicts = self.waits.verdicts(session, store, now);
@@ -341,7 +346,7 @@ impl MemVolume {
                 attributes,
             });
         }
-        Ok(Answer::Directory { parent, entries, end })
+        Ok(Answer::Directory(DirectoryPage { parent, entries, end }))
     }
 
     fn extents(&self, ino: InodeId, first: SegmentIndex, count: u32) -> Result<Answer, FsError> {
@@ -373,12 +378,12 @@ impl MemVolume {
         }
         used.sort();
         used.dedup();
-        Ok(Answer::Extents {
+        Ok(Answer::Extents(FileExtents {
             attributes: record.attributes(ino),
             segments,
             covered: count,
             chunks: self.chunks(&used)?,
-        })
+        }))
     }
 
     fn chunks(&self, wanted: &[ChunkId]) -> Result<Vec<ChunkInfo>, FsError> {
@@ -615,14 +620,14 @@ impl Metadata for LocalMetadata {
         }
     }
 
-    async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
+    async fn query(&self, query: Query) -> Result<Answer, ClientError> {
         self.reach().await;
         if self.refuses_questions.load(Ordering::SeqCst) {
             return Err(FsError::Io.into());
         }
         self.questions.fetch_add(1, Ordering::Relaxed);
         // A leader answers a question about waits when there is something to tell.
-        while let Query::AwaitLocks { waits } = &query {
+        while let Query::AwaitLocks(queries::AwaitLocks { waits }) = &query {
             let answer = self.volume.lock().answer(self.session(), query.clone())?;
             if waits.is_empty() || !matches!(&answer, Answer::Locks(verdicts) if verdicts.is_empty()) {
                 return Ok(answer);

@@ -23,7 +23,8 @@ use atoll_core::commands::{ClientOp, Command, NewPiece, NewPlace, Outcome, ops};
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::{MetadataConfig, MetadataServer};
-use atoll_proto::metadata::{Answer, AskRequest, MutateRequest, Query};
+use atoll_proto::metadata::{Answer, AskRequest, MutateRequest};
+use atoll_proto::queries;
 use atoll_proto::{Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Role};
 
 const CLUSTER: ClusterId = ClusterId(1);
@@ -145,7 +146,7 @@ impl Client {
             made(self.run(slot, sequence, op).await);
             if number % 5000 == 4999 {
                 // Stays alive.
-                let request = AskRequest { session: self.session, query: Query::Inode { ino } };
+                let request = AskRequest { session: self.session, query: queries::Inode { ino }.into() };
                 let (answer, _) = self.connection.call::<AskRequest>(&request, ()).await.expect("an answer");
                 assert!(matches!(answer, Answer::Inode(_)));
             }

@@ -17,6 +17,7 @@ pub mod handshake;
 pub mod metadata;
 mod outbox;
 pub mod peer;
+pub mod queries;
 pub mod registration;
 pub mod rpc;
 pub mod secure;

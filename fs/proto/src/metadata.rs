@@ -10,13 +10,14 @@ use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId, MemberId, SegmentIndex, ServerId, SessionId};
-use atoll_core::lock_waits::{Verdict, Wait};
-use atoll_core::locks::{HeldLock, Holder, LockRequest};
+use atoll_core::lock_waits::Verdict;
+use atoll_core::locks::{HeldLock, Holder};
 use atoll_core::records::VolumeConfig;
-use atoll_core::seek::{Seek, Sought};
+use atoll_core::seek::Sought;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use crate::queries::Query;
 use crate::rpc::rpcs;
 use crate::status::Status;
 
@@ -52,7 +53,7 @@ pub enum MetadataError {
 pub struct MutateRequest {
     /// The mutation.
     pub command: Command<ClientOp>,
-    /// If it makes a file, the session holds that open from the start, as after [`Query::Open`]. What came before this
+    /// If it makes a file, the session holds that open from the start, as after [`Open`](crate::queries::Open). What came before this
     /// field reads over it, and doesn't send it: then it is `false`.
     pub opens: bool,
 }
@@ -98,94 +99,6 @@ pub struct AskRequest {
     pub session: SessionId,
     /// What.
     pub query: Query,
-}
-
-/// Questions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Query {
-    /// The inode that `name` names in `parent`; `.` and `..` too. → [`Answer::Inode`]
-    Lookup {
-        /// The directory.
-        parent: InodeId,
-        /// The name.
-        name: Bytes,
-    },
-    /// Attributes. → [`Answer::Inode`]
-    Inode {
-        /// Of which.
-        ino: InodeId,
-    },
-    /// Target of a symbolic link. → [`Answer::Bytes`]
-    ReadLink {
-        /// Of which.
-        ino: InodeId,
-    },
-    /// Entries of a directory after a cookie. → [`Answer::Directory`]
-    ReadDirectory {
-        /// The directory.
-        ino: InodeId,
-        /// Entries after this one; 0: from the start. `.` and `..` are not among them.
-        cookie: u64,
-        /// About how many bytes of names and attributes to return.
-        bytes_max: u32,
-        /// With attributes.
-        plus: bool,
-    },
-    /// Registers that the session holds the file open (it is kept when its last name goes) and returns its
-    /// attributes and first extents. → [`Answer::Extents`]
-    Open {
-        /// Which.
-        ino: InodeId,
-        /// How many segments to map along, from the start.
-        segments: u32,
-    },
-    /// Attributes and extents. → [`Answer::Extents`]
-    Extents {
-        /// Of which.
-        ino: InodeId,
-        /// First segment.
-        first: SegmentIndex,
-        /// How many.
-        segments: u32,
-    },
-    /// Value of an extended attribute. → [`Answer::Bytes`]
-    GetXattr {
-        /// Of which inode.
-        ino: InodeId,
-        /// Which.
-        name: Bytes,
-    },
-    /// Names of the extended attributes, each ended by NUL. → [`Answer::Bytes`]
-    ListXattr {
-        /// Of which inode.
-        ino: InodeId,
-    },
-    /// Size and use of the volume. → [`Answer::Volume`]
-    Volume,
-    /// Replicas of chunks, as far as these still exist. → [`Answer::Chunks`]
-    Chunks {
-        /// Which.
-        chunks: Vec<ChunkId>,
-    },
-    /// The storage servers. → [`Answer::Servers`]
-    Servers,
-    /// The next data or hole of a file. → [`Answer::Sought`]
-    Seek {
-        /// Which file.
-        ino: InodeId,
-        /// At or after this byte.
-        offset: u64,
-        /// What to look for.
-        kind: Seek,
-    },
-    /// Which lock is in the way of this one. → [`Answer::Lock`]
-    TestLock(LockRequest),
-    /// These are all locks that the session waits for. Answered, after a while at the latest, with what there is to
-    /// tell of them; another such question of the session ends it. → [`Answer::Locks`]
-    AwaitLocks {
-        /// All of them; none: nobody waits any more.
-        waits: Vec<Wait>,
-    },
 }
 
 /// Where the bytes of a piece are, for a reader.
@@ -256,6 +169,30 @@ pub struct ServerInfo {
     pub alive: bool,
 }
 
+/// A part of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryPage {
+    /// The directory's own parent.
+    pub parent: InodeId,
+    /// Entries, by cookie.
+    pub entries: Vec<DirectoryEntry>,
+    /// There are no more.
+    pub end: bool,
+}
+
+/// Extents of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileExtents {
+    /// The file's attributes.
+    pub attributes: Attributes,
+    /// Pieces by segment, in order; segments without pieces are left out.
+    pub segments: Vec<(SegmentIndex, Vec<MappedPiece>)>,
+    /// How many segments, from the first that was asked for, the answer covers (it is bounded in bytes).
+    pub covered: u32,
+    /// The chunks that the pieces name.
+    pub chunks: Vec<ChunkInfo>,
+}
+
 /// Answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
@@ -264,25 +201,9 @@ pub enum Answer {
     /// A target, a value or names.
     Bytes(Bytes),
     /// Entries of a directory.
-    Directory {
-        /// The directory's own parent.
-        parent: InodeId,
-        /// Entries, by cookie.
-        entries: Vec<DirectoryEntry>,
-        /// There are no more.
-        end: bool,
-    },
+    Directory(DirectoryPage),
     /// Extents of a file.
-    Extents {
-        /// The file's attributes.
-        attributes: Attributes,
-        /// Pieces by segment, in order; segments without pieces are left out.
-        segments: Vec<(SegmentIndex, Vec<MappedPiece>)>,
-        /// How many segments, from the first that was asked for, the answer covers (it is bounded in bytes).
-        covered: u32,
-        /// The chunks that the pieces name.
-        chunks: Vec<ChunkInfo>,
-    },
+    Extents(FileExtents),
     /// Use of the volume.
     Volume(VolumeUse),
     /// Chunks.
@@ -324,7 +245,7 @@ pub struct SessionHeartbeatReply {
     pub inline_allowed: bool,
     /// Use of the volume.
     pub volume: VolumeUse,
-    /// Changes whenever a server's address or state does: ask [`Query::Servers`] then.
+    /// Changes whenever a server's address or state does: ask [`Servers`](crate::queries::Servers) then.
     pub servers_version: u64,
     /// Where the members of the group are, if there are several: when the leader falls silent, one of them leads.
     pub members: Vec<String>,

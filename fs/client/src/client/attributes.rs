@@ -9,7 +9,7 @@ use atoll_core::commands::ops;
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ROOT};
 use atoll_core::limits::NAME_BYTES_MAX;
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries;
 
 use super::identity::{CAP_FOWNER, CAP_FSETID, Identity, is_changing_owner, killed_by_group};
 use super::pages::NEVER_VOID;
@@ -267,7 +267,7 @@ impl<M: Metadata> Client<M> {
         let mut attempts = 0;
         loop {
             let before = self.data.uncommitted_growth();
-            let Ok(Answer::Volume(volume)) = self.metadata.ask(Query::Volume).await else { return None };
+            let Ok(volume) = self.metadata.ask(queries::Volume).await else { return None };
             let buffered = self.data.uncommitted_growth();
             attempts += 1;
             // What is committed meanwhile would count twice, or not at all.

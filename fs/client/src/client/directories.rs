@@ -5,12 +5,13 @@ use std::collections::VecDeque;
 use atoll_core::attributes::FileKind;
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
-use atoll_proto::metadata::{Answer, DirectoryEntry, Query};
+use atoll_proto::metadata::{DirectoryEntry, DirectoryPage};
+use atoll_proto::queries;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::Client;
 use super::handles::Handle;
-use super::{Client, unexpected};
 use crate::metadata::Metadata;
 use crate::vfs::{Caller, DirEntry, Opened, Result};
 
@@ -134,10 +135,8 @@ impl<M: Metadata> Client<M> {
     }
 
     async fn restock(&self, listing: &mut Listing, after: u64, plus: bool) -> Result<()> {
-        let query = Query::ReadDirectory { ino: listing.ino, cookie: after, bytes_max: BATCH_BYTES, plus };
-        let Answer::Directory { parent, entries, end } = self.metadata.ask(query).await? else {
-            return Err(unexpected().into());
-        };
+        let query = queries::ReadDirectory { ino: listing.ino, cookie: after, bytes_max: BATCH_BYTES, plus };
+        let DirectoryPage { parent, entries, end } = self.metadata.ask(query).await?;
         // A service that has nothing and more to come would be asked for ever.
         let end = end || entries.is_empty();
         *listing = Listing { parent, after, stock: entries.into(), plus, end, ..Listing::new(listing.ino) };

@@ -9,7 +9,7 @@ use atoll_core::commands::{AllocateMode, Allocated, Copied, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SegmentIndex};
 use atoll_core::seek::{Seek, Sought};
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries;
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -17,9 +17,9 @@ use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity, killed_by_content};
 use super::pages::{NEVER_VOID, Stale, Tell};
-use super::{Append, CUT_POLL, Client, check_name, unexpected};
+use super::{Append, CUT_POLL, Client, check_name};
 use crate::data::Extents;
-use crate::metadata::{ClientError, Made, Metadata};
+use crate::metadata::{ClientError, Made, Metadata, unexpected};
 use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 
 /// Segments whose places come along with an open.
@@ -113,8 +113,8 @@ impl<M: Metadata> Client<M> {
     /// `kill_priv`: what the file loses if this truncates it.
     pub(super) async fn open_file(&self, ino: InodeId, flags: u32, kill_priv: KillPriv) -> Result<Opened> {
         let opening = Opening::new(self, ino);
-        let answer = self.metadata.ask(Query::Open { ino, segments: OPEN_SEGMENTS }).await?;
-        let extents = Extents::from_answer(SegmentIndex(0), answer).ok_or_else(unexpected)?;
+        let answer = self.metadata.ask(queries::Open { ino, segments: OPEN_SEGMENTS }).await?;
+        let extents = Extents::new(SegmentIndex(0), answer);
         let attributes = extents.attributes.clone();
         self.handles.learn(&attributes);
         self.data.install_map(ino, &extents);
@@ -390,9 +390,9 @@ impl<M: Metadata> Client<M> {
     /// Brings what is known of a file, here and in the kernel, up to what the service says now, and sees to it that the kernel
     /// takes up the size that it is told next.
     pub(super) async fn revalidate(&self, ino: InodeId) -> Result<()> {
-        let query = Query::Extents { ino, first: SegmentIndex(0), segments: OPEN_SEGMENTS };
+        let query = queries::Extents { ino, first: SegmentIndex(0), segments: OPEN_SEGMENTS };
         let answer = self.metadata.ask(query).await?;
-        let extents = Extents::from_answer(SegmentIndex(0), answer).ok_or_else(unexpected)?;
+        let extents = Extents::new(SegmentIndex(0), answer);
         let attributes = extents.attributes.clone();
         self.handles.learn(&attributes);
         self.data.install_map(ino, &extents);
@@ -537,11 +537,11 @@ impl<M: Metadata> Client<M> {
         };
         let mut at = offset;
         loop {
-            match self.metadata.ask(Query::Seek { ino, offset: at, kind }).await? {
-                Answer::Sought(Sought::Found(found)) => return Ok(found),
-                Answer::Sought(Sought::Nothing) => return Err(Errno(libc::ENXIO)),
-                Answer::Sought(Sought::Continue(next)) if next > at => at = next,
-                _ => return Err(unexpected().into()),
+            match self.metadata.ask(queries::Seek { ino, offset: at, kind }).await? {
+                Sought::Found(found) => return Ok(found),
+                Sought::Nothing => return Err(Errno(libc::ENXIO)),
+                Sought::Continue(next) if next > at => at = next,
+                Sought::Continue(_) => return Err(unexpected().into()),
             }
         }
     }

@@ -15,12 +15,12 @@ use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::lock_waits::{Verdict, Wait};
 use atoll_core::locks::{self, HeldLock, LockClass, LockMode, LockRange, LockRequest, LockScope};
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+use super::Client;
 use super::identity::system_call;
-use super::{Client, unexpected};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, FileLock, LockKind, Result};
 
@@ -216,12 +216,11 @@ async fn keep_asking<M: Metadata>(locks: Arc<Locks>, metadata: Arc<M>) {
         let waits = locks.waits();
         let nobody = waits.is_empty();
         let answer = tokio::select! {
-            answer = metadata.ask(Query::AwaitLocks { waits }) => answer,
+            answer = metadata.ask(queries::AwaitLocks { waits }) => answer,
             () = changed => continue,
         };
         match answer {
-            Ok(Answer::Locks(verdicts)) => locks.tell(verdicts),
-            Ok(_) => locks.fail(&unexpected()),
+            Ok(verdicts) => locks.tell(verdicts),
             Err(error @ (ClientError::Stopped | ClientError::TimedOut)) => locks.fail(&error),
             Err(error) => {
                 tracing::debug!(%error, "waiting locks can't be reported to the metadata server");
@@ -287,9 +286,9 @@ impl<M: Metadata> Client<M> {
         if !asked.range.is_sound() {
             return Err(FsError::InvalidArgument.into());
         }
-        match self.metadata.ask(Query::TestLock(asked)).await? {
-            Answer::Lock(None) => Ok(FileLock { kind: LockKind::Unlock, ..lock }),
-            Answer::Lock(Some((holder, held))) => Ok(FileLock {
+        match self.metadata.ask(queries::TestLock(asked)).await? {
+            None => Ok(FileLock { kind: LockKind::Unlock, ..lock }),
+            Some((holder, held)) => Ok(FileLock {
                 pid: match holder.session == self.metadata.session() {
                     true if self.locks.is_open_file(ino, (asked.class, holder.owner)) == Some(true) => 0,
                     true => held.pid,
@@ -302,7 +301,6 @@ impl<M: Metadata> Client<M> {
                 start: held.range.start,
                 end: held.range.end,
             }),
-            _ => Err(unexpected().into()),
         }
     }
 

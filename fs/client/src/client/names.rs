@@ -4,11 +4,11 @@ use atoll_core::attributes::FileKind;
 use atoll_core::commands::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Renamed, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries;
 use bytes::Bytes;
 
 use super::pages::NEVER_VOID;
-use super::{Client, check_name, unexpected};
+use super::{Client, check_name};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Entry, Result};
 
@@ -16,17 +16,12 @@ impl<M: Metadata> Client<M> {
     pub(super) async fn look_up(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
         check_name(&name)?;
         let asked = self.pages.epoch();
-        match self.metadata.ask(Query::Lookup { parent, name }).await? {
-            Answer::Inode(attributes) => Ok(self.entry(caller, attributes, asked).await),
-            _ => Err(unexpected().into()),
-        }
+        let attributes = self.metadata.ask(queries::Lookup { parent, name }).await?;
+        Ok(self.entry(caller, attributes, asked).await)
     }
 
     pub(super) async fn target(&self, ino: InodeId) -> Result<Bytes> {
-        match self.metadata.ask(Query::ReadLink { ino }).await? {
-            Answer::Bytes(target) => Ok(target),
-            _ => Err(unexpected().into()),
-        }
+        Ok(self.metadata.ask(queries::ReadLink { ino }).await?)
     }
 
     /// Makes an inode of any kind and its name.
@@ -97,10 +92,10 @@ impl<M: Metadata> Client<M> {
         if self.data.counters().dirty_bytes == 0 {
             return Ok(());
         }
-        match self.metadata.ask(Query::Lookup { parent, name: name.clone() }).await {
-            Ok(Answer::Inode(attributes)) => self.settle(attributes.ino).await,
+        match self.metadata.ask(queries::Lookup { parent, name: name.clone() }).await {
+            Ok(attributes) => self.settle(attributes.ino).await,
             // The rename itself will say it.
-            Ok(_) | Err(ClientError::Fs(_)) => Ok(()),
+            Err(ClientError::Fs(_)) => Ok(()),
             Err(error) => Err(error),
         }
     }

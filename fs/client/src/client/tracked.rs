@@ -62,8 +62,8 @@ impl<M: Metadata> Metadata for Tracked<M> {
         Ok(made)
     }
 
-    async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
-        self.inner.ask(query).await
+    async fn query(&self, query: Query) -> Result<Answer, ClientError> {
+        self.inner.query(query).await
     }
 
     fn session(&self) -> SessionId {

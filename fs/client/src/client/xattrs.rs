@@ -9,12 +9,12 @@ use atoll_core::commands::{XattrMode, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::XATTR_NAME_BYTES_MAX;
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::Client;
 use super::identity::{CAP_SYS_ADMIN, Identity, is_changing_owner};
-use super::{Client, unexpected};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Errno, Result};
 
@@ -140,21 +140,16 @@ impl<M: Metadata> Client<M> {
         if name == CAPABILITY_NAME && self.is_about_to_lose_capability(ino) {
             return Err(FsError::NoAttribute.into());
         }
-        match self.metadata.ask(Query::GetXattr { ino, name }).await? {
-            Answer::Bytes(value) => Ok(value),
-            _ => Err(unexpected().into()),
-        }
+        Ok(self.metadata.ask(queries::GetXattr { ino, name }).await?)
     }
 
     pub(super) async fn xattr_names(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
         let loses_capability = self.is_about_to_lose_capability(ino);
-        match self.metadata.ask(Query::ListXattr { ino }).await? {
-            Answer::Bytes(names) if loses_capability => {
-                Ok(visible(without(&names, CAPABILITY_NAME), || sees_trusted(caller)))
-            }
-            Answer::Bytes(names) => Ok(visible(names, || sees_trusted(caller))),
-            _ => Err(unexpected().into()),
+        let mut names = self.metadata.ask(queries::ListXattr { ino }).await?;
+        if loses_capability {
+            names = without(&names, CAPABILITY_NAME);
         }
+        Ok(visible(names, || sees_trusted(caller)))
     }
 
     pub(super) async fn remove_xattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {

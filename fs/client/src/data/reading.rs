@@ -9,7 +9,7 @@ use atoll_core::error::FsError;
 use atoll_core::extents;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex};
 use atoll_core::limits::{BLOCK_BYTES, SEGMENT_BYTES};
-use atoll_proto::metadata::Query;
+use atoll_proto::queries;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use tokio::time::Instant;
@@ -212,14 +212,8 @@ impl<M: Metadata> Shared<M> {
         hold_commits: bool,
     ) -> Result<bool, ClientError> {
         let _held = if hold_commits { Some(file.commit_stage.lock().await) } else { None };
-        let answer = self.metadata.ask(Query::Extents { ino: file.ino, first, segments }).await?;
-        let Some(extents) = Extents::from_answer(first, answer) else {
-            tracing::error!(
-                ino = %file.ino,
-                "unexpected reply to a request for extents: this is a bug, please report it"
-            );
-            return Err(FsError::Io.into());
-        };
+        let answer = self.metadata.ask(queries::Extents { ino: file.ino, first, segments }).await?;
+        let extents = Extents::new(first, answer);
         if extents.covered == 0 {
             tracing::error!(
                 ino = %file.ino,

@@ -16,7 +16,8 @@ use atoll_core::query;
 use atoll_core::records::{Place, VolumeConfig};
 use atoll_core::store::MemStore;
 use atoll_proto::checksum;
-use atoll_proto::metadata::{Answer, ChunkInfo, MappedPiece, PieceData, Query};
+use atoll_proto::metadata::{Answer, ChunkInfo, FileExtents, MappedPiece, PieceData, Query};
+use atoll_proto::queries;
 use atoll_proto::storage::{ReadChunk, ReadChunkReply, StorageError, WriteChunk};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -459,12 +460,12 @@ impl FakeMetadata {
             }
             mapped.push((segment, list));
         }
-        Ok(Answer::Extents {
+        Ok(Answer::Extents(FileExtents {
             attributes: record.attributes(ino),
             segments: mapped,
             covered: segments,
             chunks: chunks.into_values().collect(),
-        })
+        }))
     }
 }
 
@@ -511,11 +512,13 @@ impl Metadata for FakeMetadata {
         Ok(outcome)
     }
 
-    async fn ask(&self, query: Query) -> Result<Answer, ClientError> {
+    async fn query(&self, query: Query) -> Result<Answer, ClientError> {
         self.wait().await;
         let answer = match query {
-            Query::Extents { ino, first, segments } => self.extents(ino, first, segments)?,
-            Query::Chunks { chunks } => {
+            Query::Extents(queries::Extents { ino, first, segments }) => {
+                self.extents(ino, first, segments)?
+            }
+            Query::Chunks(queries::Chunks { chunks }) => {
                 let store = self.store.lock();
                 let found = chunks.into_iter().filter_map(|chunk| {
                     let record = query::chunk(&*store, chunk).unwrap()?;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_proto::checksum;
-use atoll_proto::metadata::{Answer, ChunkInfo, Query};
+use atoll_proto::metadata::ChunkInfo;
+use atoll_proto::queries;
 use atoll_proto::storage::{IO_BYTES_MAX, ReadChunk, StorageError};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -118,24 +118,14 @@ impl<M: Metadata> ChunkReader<M> {
         if !afresh && let Some(known) = self.chunks.lock().get(&chunk) {
             return Ok(Arc::clone(known));
         }
-        match self.metadata.ask(Query::Chunks { chunks: vec![chunk] }).await? {
-            Answer::Chunks(found) => {
-                let Some(info) = found.into_iter().find(|info| info.chunk == chunk) else {
-                    self.chunks.lock().remove(&chunk);
-                    return Err(ReadError::Gone);
-                };
-                let info = Arc::new(info);
-                self.chunks.lock().insert(chunk, Arc::clone(&info));
-                Ok(info)
-            }
-            other => {
-                tracing::error!(
-                    ?other,
-                    "unexpected reply to a request for chunks: this is a bug, please report it"
-                );
-                Err(ClientError::Fs(FsError::Io).into())
-            }
-        }
+        let found = self.metadata.ask(queries::Chunks { chunks: vec![chunk] }).await?;
+        let Some(info) = found.into_iter().find(|info| info.chunk == chunk) else {
+            self.chunks.lock().remove(&chunk);
+            return Err(ReadError::Gone);
+        };
+        let info = Arc::new(info);
+        self.chunks.lock().insert(chunk, Arc::clone(&info));
+        Ok(info)
     }
 
     /// Reads a range of a chunk, at most [`IO_BYTES_MAX`] less two blocks.

@@ -13,7 +13,7 @@ use atoll_core::commands::{NewPiece, NewPlace};
 use atoll_core::extents;
 use atoll_core::ids::{ChunkId, SegmentIndex};
 use atoll_core::limits::SEGMENT_BYTES;
-use atoll_proto::metadata::{Answer, ChunkInfo, MappedPiece, PieceData};
+use atoll_proto::metadata::{ChunkInfo, FileExtents, MappedPiece, PieceData};
 use bytes::Bytes;
 
 /// Estimated memory of a segment and of a piece in a map (bytes).
@@ -36,15 +36,11 @@ pub struct Extents {
 }
 
 impl Extents {
-    /// Reads an answer; `None` if it answers something else.
+    /// Those that were asked for from this segment on.
     #[must_use]
-    pub fn from_answer(first: SegmentIndex, answer: Answer) -> Option<Self> {
-        match answer {
-            Answer::Extents { attributes, segments, covered, chunks } => {
-                Some(Extents { first, attributes, segments, covered, chunks })
-            }
-            _ => None,
-        }
+    pub fn new(first: SegmentIndex, answer: FileExtents) -> Self {
+        let FileExtents { attributes, segments, covered, chunks } = answer;
+        Extents { first, attributes, segments, covered, chunks }
     }
 
     /// What is known of a file that was just made: that it is empty.

@@ -4,6 +4,7 @@ use atoll_core::attributes::Timestamp;
 use atoll_core::commands::{ClientOp, Outcome};
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
+use atoll_proto::metadata::{Answer, Query};
 use atoll_proto::storage::{StorageRequest, WriteChunkReply};
 use atoll_proto::{ClusterKey, Encryption, Handler, Listener, PeerInfo, Request, Response, Status};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ impl Metadata for Names {
         Err(ClientError::Stopped)
     }
 
-    async fn ask(&self, _query: Query) -> Result<Answer, ClientError> {
+    async fn query(&self, _query: Query) -> Result<Answer, ClientError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         Ok(Answer::Servers(self.servers.lock().clone()))
     }

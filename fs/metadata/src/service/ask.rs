@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, SessionId};
-use atoll_core::locks::{self, Holder, LockRequest};
+use atoll_core::locks::{self, HeldLock, Holder, LockRequest};
 use atoll_core::query::{self, OpError, OpResult};
-use atoll_core::records::{InodeRecord, Piece, Place};
+use atoll_core::records::{Piece, Place};
 use atoll_core::store::{Read, StoreError};
 use atoll_proto::metadata::{
-    Answer, AskRequest, ChunkInfo, DirectoryEntry, MappedPiece, MetadataError, PieceData, Query, ServerInfo,
+    Answer, AskRequest, ChunkInfo, DirectoryEntry, DirectoryPage, FileExtents, MappedPiece, MetadataError,
+    PieceData, Query, ServerInfo,
 };
+use atoll_proto::queries;
+use atoll_proto::queries::{Answers, Question};
+use bytes::Bytes;
 
 use crate::changes::Work;
 use crate::clock;
@@ -48,8 +52,10 @@ impl Node {
     /// Answers a question.
     pub(crate) async fn ask(self: &Arc<Self>, request: AskRequest) -> Result<Answer, MetadataError> {
         match request.query {
-            Query::AwaitLocks { waits } => self.await_locks(request.session, &waits).await,
-            Query::Volume => {
+            Query::AwaitLocks(queries::AwaitLocks { waits }) => {
+                self.await_locks(request.session, &waits).await
+            }
+            Query::Volume(_) => {
                 self.deleted_is_freed().await;
                 self.ask_now(request).await
             }
@@ -69,7 +75,7 @@ impl Node {
 
     async fn ask_now(self: &Arc<Self>, request: AskRequest) -> Result<Answer, MetadataError> {
         let leader = self.lead()?;
-        let anybody = matches!(request.query, Query::Volume | Query::Servers | Query::Chunks { .. });
+        let anybody = matches!(request.query, Query::Volume(_) | Query::Servers(_) | Query::Chunks(_));
         if !(anybody && request.session == SessionId(0)) {
             let heard = leader.sessions.lock().heard(request.session, clock::since_boot());
             heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
@@ -89,43 +95,53 @@ impl Node {
         let store = self.machine.store();
         let records = store.snapshot();
         let answer = match query {
-            Query::Lookup { parent, name } => query::superblock(&records)
-                .and_then(|volume| query::lookup(&records, volume.hash_key, parent, &name))
-                .map(Answer::Inode),
-            Query::Inode { ino } => {
-                query::inode(&records, ino).map(|record| Answer::Inode(record.attributes(ino)))
+            Query::Lookup(asked) => {
+                let found = query::superblock(&records)
+                    .and_then(|volume| query::lookup(&records, volume.hash_key, asked.parent, &asked.name));
+                answered(&asked, found)
             }
-            Query::ReadLink { ino } => read_link(&records, ino),
-            Query::ReadDirectory { ino, cookie, bytes_max, plus } => {
-                read_directory(&records, ino, cookie, bytes_max, plus)
+            Query::Inode(asked) => {
+                let record = query::inode(&records, asked.ino);
+                answered(&asked, record.map(|record| record.attributes(asked.ino)))
             }
-            Query::Open { ino, segments } => {
+            Query::ReadLink(asked) => answered(&asked, read_link(&records, asked.ino)),
+            Query::ReadDirectory(asked) => answered(&asked, read_directory(&records, &asked)),
+            Query::Open(asked) => {
+                let queries::Open { ino, segments } = asked;
                 let is_new = self.hold(leader, &records, session, ino)?;
                 // Read after it was registered: what is unlinked from now on is kept.
                 let records = store.snapshot();
-                let found = query::inode(&records, ino)
-                    .and_then(|record| extents(&records, ino, &record, SegmentIndex(0), segments));
+                let found = extents(&records, ino, SegmentIndex(0), segments);
                 // What the session has opened before it goes on holding.
                 if found.is_err() && is_new {
                     self.let_go_of(leader, session, &[ino]);
                 }
-                found
+                answered(&asked, found)
             }
-            Query::Extents { ino, first, segments } => query::inode(&records, ino)
-                .and_then(|record| extents(&records, ino, &record, first, segments)),
-            Query::GetXattr { ino, name } => query::xattr(&records, ino, &name).map(Answer::Bytes),
-            Query::ListXattr { ino } => query::xattr_names(&records, ino).map(Answer::Bytes),
-            Query::Volume => query::superblock(&records).map(|volume| Answer::Volume(volume.volume_use())),
-            Query::Chunks { chunks } => chunk_infos(&records, chunks.into_iter().take(CHUNKS_MAX).collect())
-                .map(Answer::Chunks)
-                .map_err(OpError::Store),
-            Query::Servers => Ok(Answer::Servers(server_infos(leader))),
-            Query::Seek { ino, offset, kind } => query::inode(&records, ino).and_then(|record| {
-                Ok(Answer::Sought(atoll_core::seek::seek(&records, ino, &record, offset, kind)?))
-            }),
-            Query::TestLock(request) => test_lock(&records, session, &request).map_err(OpError::Store),
+            Query::Extents(asked) => {
+                answered(&asked, extents(&records, asked.ino, asked.first, asked.segments))
+            }
+            Query::GetXattr(asked) => answered(&asked, query::xattr(&records, asked.ino, &asked.name)),
+            Query::ListXattr(asked) => answered(&asked, query::xattr_names(&records, asked.ino)),
+            Query::Volume(asked) => {
+                answered(&asked, query::superblock(&records).map(|volume| volume.volume_use()))
+            }
+            Query::Chunks(asked) => {
+                let chunks = asked.chunks.iter().copied().take(CHUNKS_MAX).collect();
+                answered(&asked, chunk_infos(&records, chunks).map_err(OpError::Store))
+            }
+            Query::Servers(asked) => answered(&asked, Ok(server_infos(leader))),
+            Query::Seek(asked) => {
+                let found = query::inode(&records, asked.ino).and_then(|record| {
+                    Ok(atoll_core::seek::seek(&records, asked.ino, &record, asked.offset, asked.kind)?)
+                });
+                answered(&asked, found)
+            }
+            Query::TestLock(asked) => {
+                answered(&asked, test_lock(&records, session, &asked.0).map_err(OpError::Store))
+            }
             // Answered before: it waits.
-            Query::AwaitLocks { .. } => Ok(Answer::Locks(Vec::new())),
+            Query::AwaitLocks(asked) => answered(&asked, Ok(Vec::new())),
         };
         answer.map_err(query_error)
     }
@@ -152,21 +168,28 @@ impl Node {
     }
 }
 
+/// The answer to this question: of the kind that it has.
+fn answered<Q: Question>(_question: &Q, result: OpResult<Q::Answer>) -> OpResult<Answer> {
+    result.map(Answers::into_answer)
+}
+
 /// Whether answering this goes through more than a few records.
 fn may_take_long(query: &Query) -> bool {
     match query {
-        Query::ReadDirectory { .. } | Query::Seek { .. } => true,
-        Query::Open { segments, .. } | Query::Extents { segments, .. } => *segments > SEGMENTS_HERE_MAX,
-        Query::Chunks { chunks } => chunks.len() > CHUNKS_HERE_MAX,
-        Query::Lookup { .. }
-        | Query::Inode { .. }
-        | Query::ReadLink { .. }
-        | Query::GetXattr { .. }
-        | Query::ListXattr { .. }
-        | Query::Volume
-        | Query::Servers
+        Query::ReadDirectory(_) | Query::Seek(_) => true,
+        Query::Open(queries::Open { segments, .. }) | Query::Extents(queries::Extents { segments, .. }) => {
+            *segments > SEGMENTS_HERE_MAX
+        }
+        Query::Chunks(asked) => asked.chunks.len() > CHUNKS_HERE_MAX,
+        Query::Lookup(_)
+        | Query::Inode(_)
+        | Query::ReadLink(_)
+        | Query::GetXattr(_)
+        | Query::ListXattr(_)
+        | Query::Volume(_)
+        | Query::Servers(_)
         | Query::TestLock(_)
-        | Query::AwaitLocks { .. } => false,
+        | Query::AwaitLocks(_) => false,
     }
 }
 
@@ -183,28 +206,26 @@ fn server_infos(leader: &Leader) -> Vec<ServerInfo> {
         .collect()
 }
 
-fn test_lock(records: &dyn Read, session: SessionId, request: &LockRequest) -> Result<Answer, StoreError> {
-    let Some(mode) = request.mode else { return Ok(Answer::Lock(None)) };
+fn test_lock(
+    records: &dyn Read,
+    session: SessionId,
+    request: &LockRequest,
+) -> Result<Option<(Holder, HeldLock)>, StoreError> {
+    let Some(mode) = request.mode else { return Ok(None) };
     let asking = Holder { session, owner: request.owner };
     locks::first_in_the_way(records, request.ino, request.class, asking, &request.range, mode)
-        .map(Answer::Lock)
 }
 
-fn read_link(records: &dyn Read, ino: InodeId) -> OpResult<Answer> {
+fn read_link(records: &dyn Read, ino: InodeId) -> OpResult<Bytes> {
     let record = query::inode(records, ino)?;
     match record.kind() {
-        atoll_core::attributes::FileKind::Symlink => Ok(Answer::Bytes(record.target)),
+        atoll_core::attributes::FileKind::Symlink => Ok(record.target),
         _ => Err(FsError::InvalidArgument.into()),
     }
 }
 
-fn read_directory(
-    records: &dyn Read,
-    ino: InodeId,
-    cookie: u64,
-    bytes_max: u32,
-    plus: bool,
-) -> OpResult<Answer> {
+fn read_directory(records: &dyn Read, asked: &queries::ReadDirectory) -> OpResult<DirectoryPage> {
+    let queries::ReadDirectory { ino, cookie, bytes_max, plus } = *asked;
     let bytes_max = bytes_max.min(DIRECTORY_BYTES_MAX);
     let each = ENTRY_BYTES + if plus { ATTRIBUTES_BYTES } else { 0 };
     let mut bytes = 0;
@@ -230,16 +251,11 @@ fn read_directory(
             attributes,
         });
     }
-    Ok(Answer::Directory { parent, entries, end })
+    Ok(DirectoryPage { parent, entries, end })
 }
 
-fn extents(
-    records: &dyn Read,
-    ino: InodeId,
-    record: &InodeRecord,
-    first: SegmentIndex,
-    segments: u32,
-) -> OpResult<Answer> {
+fn extents(records: &dyn Read, ino: InodeId, first: SegmentIndex, segments: u32) -> OpResult<FileExtents> {
+    let record = &query::inode(records, ino)?;
     let wanted = segments.min(ANSWER_SEGMENTS_MAX);
     let mut found = Vec::new();
     let mut chunks = BTreeSet::new();
@@ -266,7 +282,7 @@ fn extents(
         found.push((segment, mapped));
     }
     let chunks = chunk_infos(records, chunks)?;
-    Ok(Answer::Extents { attributes: record.attributes(ino), segments: found, covered, chunks })
+    Ok(FileExtents { attributes: record.attributes(ino), segments: found, covered, chunks })
 }
 
 fn map_piece(

@@ -10,8 +10,9 @@ use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::{MetadataConfig, MetadataServer, RunningMetadata};
 use atoll_proto::metadata::{
-    Answer, AskRequest, MetadataError, MutateRequest, Query, SessionHeartbeat, SessionHeartbeatReply,
+    AskRequest, MetadataError, MutateRequest, SessionHeartbeat, SessionHeartbeatReply,
 };
+use atoll_proto::queries::{self, Answers, Question};
 use atoll_proto::{
     Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Role, Rpc, RpcError,
 };
@@ -124,13 +125,14 @@ impl Client {
         self.send(&command).await.unwrap()
     }
 
-    pub async fn try_ask(&self, query: Query) -> Result<Answer, MetadataError> {
-        let request = AskRequest { session: self.session, query };
-        self.call::<AskRequest>(&request).await.map_err(|error| refusal(&error))
+    pub async fn try_ask<Q: Question>(&self, question: Q) -> Result<Q::Answer, MetadataError> {
+        let request = AskRequest { session: self.session, query: question.into() };
+        let answer = self.call::<AskRequest>(&request).await.map_err(|error| refusal(&error))?;
+        Ok(Q::Answer::from_answer(answer).expect("an answer to this question"))
     }
 
-    pub async fn ask(&self, query: Query) -> Answer {
-        self.try_ask(query).await.unwrap()
+    pub async fn ask<Q: Question>(&self, question: Q) -> Q::Answer {
+        self.try_ask(question).await.unwrap()
     }
 
     pub async fn beat(&self) -> Result<SessionHeartbeatReply, MetadataError> {
@@ -146,11 +148,11 @@ impl Client {
     }
 
     pub async fn lookup(&self, name: &str) -> Result<Attributes, FsError> {
-        let query = Query::Lookup { parent: ROOT, name: Bytes::copy_from_slice(name.as_bytes()) };
+        let query = queries::Lookup { parent: ROOT, name: Bytes::copy_from_slice(name.as_bytes()) };
         match self.try_ask(query).await {
-            Ok(Answer::Inode(attributes)) => Ok(attributes),
+            Ok(attributes) => Ok(attributes),
             Err(MetadataError::Fs(error)) => Err(error),
-            other => panic!("{other:?}"),
+            Err(other) => panic!("{other:?}"),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command as Process, Stdio};
 
 use atoll_core::commands::Outcome;
-use atoll_proto::metadata::Query;
+use atoll_proto::queries;
 use prometheus_client::registry::Registry;
 
 use crate::client::{self, Client, config, create, inline, write};
@@ -82,7 +82,7 @@ async fn what_was_answered_survives_kill_9() {
         for number in 0..files {
             let attributes = client.lookup(&format!("f{number}")).await.unwrap();
             assert_eq!(attributes.size, 1 + number % 5000, "round {round}, file {number}");
-            client.ask(Query::Open { ino: attributes.ino, segments: 1 }).await;
+            client.ask(queries::Open { ino: attributes.ino, segments: 1 }).await;
         }
         let mut last = None;
         for number in files..files + 150 {

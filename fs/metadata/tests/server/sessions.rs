@@ -5,7 +5,8 @@ use std::time::Duration;
 use atoll_core::commands::{Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::SlotId;
-use atoll_proto::metadata::{CloseNotice, MetadataError, Query, ReclaimRequest};
+use atoll_proto::metadata::{CloseNotice, MetadataError, ReclaimRequest};
+use atoll_proto::queries;
 
 use crate::client::{Client, config, create, eventually, inline, start, unlink, write};
 
@@ -16,18 +17,18 @@ async fn an_unlinked_file_is_kept_while_it_is_open_and_goes_when_it_is_closed() 
     let (mut writer, reader) = (Client::open(&server).await, Client::open(&server).await);
     let ino = writer.create("a").await;
     writer.run(write(ino, 0, 3, inline(b"abc".to_vec()))).await;
-    reader.ask(Query::Open { ino, segments: 1 }).await;
+    reader.ask(queries::Open { ino, segments: 1 }).await;
     writer.run(unlink("a")).await;
     writer.create("b").await;
     // Something else that is unlinked goes, so the worker has been there.
     writer.run(unlink("b")).await;
     eventually("only the open file is left", async || server.status().unwrap().orphans == 1).await;
-    reader.ask(Query::Inode { ino }).await;
+    reader.ask(queries::Inode { ino }).await;
     let notice = CloseNotice { session: reader.session, closed: vec![ino] };
     reader.connection.send::<CloseNotice>(&notice, ()).unwrap();
     eventually("the closed file is freed", async || server.status().unwrap().orphans == 0).await;
     assert_eq!(
-        reader.try_ask(Query::Open { ino, segments: 1 }).await,
+        reader.try_ask(queries::Open { ino, segments: 1 }).await,
         Err(MetadataError::Fs(FsError::Stale))
     );
     let volume = server.status().unwrap().volume;
@@ -55,13 +56,13 @@ async fn a_file_that_is_made_to_be_opened_is_held_before_anybody_can_free_it() {
     }
     eventually("what wasn't opened is gone", async || server.status().unwrap().orphans == 100).await;
     for ino in &held {
-        maker.ask(Query::Open { ino: *ino, segments: 0 }).await;
+        maker.ask(queries::Open { ino: *ino, segments: 0 }).await;
     }
     let notice = CloseNotice { session: maker.session, closed: held.clone() };
     maker.connection.send::<CloseNotice>(&notice, ()).unwrap();
     eventually("what was closed is gone", async || server.status().unwrap().orphans == 0).await;
     assert_eq!(
-        maker.try_ask(Query::Open { ino: held[0], segments: 0 }).await,
+        maker.try_ask(queries::Open { ino: held[0], segments: 0 }).await,
         Err(MetadataError::Fs(FsError::Stale))
     );
     server.shutdown().await;
@@ -111,7 +112,7 @@ async fn after_a_restart_nothing_is_freed_until_sessions_have_told_what_they_hol
     let server = start(config(dir.path())).await;
     let (mut writer, mut reader) = (Client::open(&server).await, Client::open(&server).await);
     let ino = writer.create("a").await;
-    reader.ask(Query::Open { ino, segments: 1 }).await;
+    reader.ask(queries::Open { ino, segments: 1 }).await;
     writer.run(unlink("a")).await;
     server.shutdown().await;
 
@@ -123,13 +124,13 @@ async fn after_a_restart_nothing_is_freed_until_sessions_have_told_what_they_hol
     }
     let tell = |session, open| ReclaimRequest { session, open, more: false };
     writer.call::<ReclaimRequest>(&tell(writer.session, vec![])).await.unwrap();
-    reader.ask(Query::Inode { ino }).await;
+    reader.ask(queries::Inode { ino }).await;
     reader.call::<ReclaimRequest>(&tell(reader.session, vec![ino])).await.unwrap();
     assert!(!reader.beat().await.unwrap().reclaim);
     writer.create("b").await;
     writer.run(unlink("b")).await;
     eventually("only the open file is left", async || server.status().unwrap().orphans == 1).await;
-    reader.ask(Query::Inode { ino }).await;
+    reader.ask(queries::Inode { ino }).await;
     // The session's end is as good as a close.
     assert_eq!(reader.run(ops::CloseSession).await, Outcome::Done);
     eventually("the file is freed", async || server.status().unwrap().orphans == 0).await;
@@ -144,7 +145,7 @@ async fn a_silent_session_is_ended_fenced_and_its_successor_learns_what_became_o
     let server = start(config).await;
     let mut silent = Client::open(&server).await;
     let ino = silent.create("a").await;
-    silent.ask(Query::Open { ino, segments: 1 }).await;
+    silent.ask(queries::Open { ino, segments: 1 }).await;
     let last = silent.command(unlink("a"));
     let outcome = silent.send(&last).await.unwrap();
     eventually("the session is ended", async || {

@@ -4,7 +4,7 @@ use atoll_core::commands::{Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::MetadataServer;
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::queries;
 
 use crate::client::{Client, config, inline, unlink, write};
 
@@ -62,7 +62,7 @@ async fn a_full_volume_refuses_and_deleting_makes_room_at_once() {
     // What is unlinked is freed by the background; a reservation waits for it.
     let outcome = client.run(ops::Reserve { bytes: 512 << 10, bytes_min: 512 << 10 }).await;
     assert_eq!(outcome, Outcome::Reserved(512 << 10));
-    let Answer::Volume(volume) = client.ask(Query::Volume).await else { panic!() };
+    let volume = client.ask(queries::Volume).await;
     assert_eq!(volume.bytes_free(), 0);
     server.shutdown().await;
 }

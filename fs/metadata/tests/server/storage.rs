@@ -9,7 +9,8 @@ use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, ServerId};
 use atoll_core::records::{ChunkKind, ChunkRecord};
 use atoll_metadata::RunningMetadata;
-use atoll_proto::metadata::{Answer, PieceData, Query};
+use atoll_proto::metadata::{FileExtents, PieceData};
+use atoll_proto::queries;
 use atoll_proto::registration::{
     Heartbeat, HeartbeatReply, InventoryChanges, Order, OrderDone, Register, RegistrationError,
 };
@@ -246,7 +247,7 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
     };
     let reply = second.beat(inventory).await;
     assert!(!reply.full_inventory);
-    let Answer::Chunks(infos) = client.ask(Query::Chunks { chunks: vec![chunk] }).await else { panic!() };
+    let infos = client.ask(queries::Chunks { chunks: vec![chunk] }).await;
     assert_eq!(infos[0].replicas, [first.id]);
     assert!(infos[0].generation > record.generation);
     second.obey_until("the stray's removal", |order| *order == Order::Delete { chunk: stray }).await;
@@ -261,7 +262,7 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
     let Order::Copy { from, .. } = second.obey_until("a copy", is_copy).await else { panic!() };
     assert_eq!(from.len(), 1);
     eventually("two replicas", async || {
-        let Answer::Chunks(infos) = client.ask(Query::Chunks { chunks: vec![chunk] }).await else { panic!() };
+        let infos = client.ask(queries::Chunks { chunks: vec![chunk] }).await;
         infos[0].replicas.len() == 2
     })
     .await;
@@ -271,13 +272,11 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
     let nothing = InventoryChanges { complete: true, ..InventoryChanges::default() };
     for lost in [removed, nothing] {
         second.beat(lost).await;
-        let Answer::Chunks(infos) = client.ask(Query::Chunks { chunks: vec![chunk] }).await else { panic!() };
+        let infos = client.ask(queries::Chunks { chunks: vec![chunk] }).await;
         assert_eq!(infos[0].replicas.len(), 1);
         second.obey_until("another copy", is_copy).await;
         eventually("two replicas again", async || {
-            let Answer::Chunks(infos) = client.ask(Query::Chunks { chunks: vec![chunk] }).await else {
-                panic!()
-            };
+            let infos = client.ask(queries::Chunks { chunks: vec![chunk] }).await;
             infos[0].replicas.len() == 2
         })
         .await;
@@ -344,8 +343,8 @@ async fn inline_data_of_a_file_that_has_grown_moves_to_a_chunk() {
 
 /// The content of a file, and whether any of it is inline.
 async fn read(client: &Client, disk: &Disk, ino: InodeId) -> (Vec<u8>, bool) {
-    let query = Query::Extents { ino, first: SegmentIndex(0), segments: 1 };
-    let Answer::Extents { attributes, segments, .. } = client.ask(query).await else { panic!() };
+    let query = queries::Extents { ino, first: SegmentIndex(0), segments: 1 };
+    let FileExtents { attributes, segments, .. } = client.ask(query).await;
     let mut content = vec![0; attributes.size as usize];
     let mut any_inline = false;
     for piece in segments.into_iter().flat_map(|(_, pieces)| pieces) {

@@ -5,9 +5,10 @@ use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SegmentIndex, SessionId};
 use atoll_metadata::{MetadataServer, StartError};
 use atoll_proto::metadata::{
-    Answer, BootstrapRequest, ClusterStatus, MetadataError, MutateReply, PieceData, Query, StatusRequest,
-    kind,
+    BootstrapRequest, ClusterStatus, DirectoryPage, FileExtents, MetadataError, MutateReply, PieceData,
+    StatusRequest, kind,
 };
+use atoll_proto::queries;
 use atoll_proto::{Address, Role, Rpc, RpcError};
 use prometheus_client::registry::Registry;
 
@@ -27,8 +28,8 @@ async fn files_are_made_written_read_listed_and_survive_a_restart() {
 
     let (mut names, mut cookie) = (Vec::new(), 0);
     loop {
-        let query = Query::ReadDirectory { ino: ROOT, cookie, bytes_max: 1000, plus: true };
-        let Answer::Directory { entries, end, .. } = client.ask(query).await else { panic!() };
+        let query = queries::ReadDirectory { ino: ROOT, cookie, bytes_max: 1000, plus: true };
+        let DirectoryPage { entries, end, .. } = client.ask(query).await;
         assert!(entries.iter().all(|entry| entry.attributes.as_ref().is_some_and(|a| a.ino == entry.ino)));
         names.extend(entries.iter().map(|entry| entry.name.clone()));
         cookie = entries.last().map_or(cookie, |entry| entry.cookie);
@@ -47,8 +48,8 @@ async fn files_are_made_written_read_listed_and_survive_a_restart() {
     client.reconnect(server.address()).await;
     assert_eq!(client.lookup("a").await.unwrap().size, 5);
     assert_eq!(client.lookup("nothing").await, Err(FsError::NotFound));
-    let query = Query::Extents { ino, first: SegmentIndex(0), segments: 4 };
-    let Answer::Extents { segments, covered, .. } = client.ask(query).await else { panic!() };
+    let query = queries::Extents { ino, first: SegmentIndex(0), segments: 4 };
+    let FileExtents { segments, covered, .. } = client.ask(query).await;
     assert_eq!(covered, 4);
     assert_eq!(segments[0].1[0].data, PieceData::Inline(b"hello".as_slice().into()));
     server.shutdown().await;
@@ -83,7 +84,7 @@ async fn a_cluster_is_made_once_and_for_its_own_id() {
     let dir = tempfile::tempdir().unwrap();
     let server = MetadataServer::start(config(dir.path()), &mut Registry::default()).await.unwrap();
     let before = Client::without_session(server.address()).await;
-    let asked = before.try_ask(Query::Volume).await;
+    let asked = before.try_ask(queries::Volume).await;
     assert!(matches!(asked, Err(MetadataError::NotLeader { leader: None })), "{asked:?}");
 
     let admin = connect(server.address(), Role::Admin).await;
@@ -137,7 +138,7 @@ async fn what_only_the_service_does_is_refused_from_outside() {
     assert_eq!(client::refusal(&error), MetadataError::Fs(FsError::NotPermitted));
     assert!(client.lookup("a").await.is_ok());
     assert_eq!(
-        client.try_ask(Query::Inode { ino: InodeId(4711) }).await,
+        client.try_ask(queries::Inode { ino: InodeId(4711) }).await,
         Err(MetadataError::Fs(FsError::Stale))
     );
     server.shutdown().await;
