@@ -379,11 +379,11 @@ fn check_name(name: &[u8]) -> Result<()> {
 
 impl<M: Metadata> Vfs for Client<M> {
     async fn lookup(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
-        self.serve(caller, Target::Name, self.look_up(caller, parent, name)).await
+        self.serve(caller, Target::Name, self.do_lookup(caller, parent, name)).await
     }
 
     async fn getattr(&self, caller: &Caller, ino: InodeId, _handle: Option<u64>) -> Result<AttributeReply> {
-        self.serve(caller, Target::Inode(ino), self.attributes(caller, ino, self.pages.epoch())).await
+        self.serve(caller, Target::Inode(ino), self.do_getattr(caller, ino, self.pages.epoch())).await
     }
 
     async fn setattr(
@@ -393,16 +393,16 @@ impl<M: Metadata> Vfs for Client<M> {
         handle: Option<u64>,
         changes: AttributeChanges,
     ) -> Result<AttributeReply> {
-        self.serve(caller, Target::Inode(ino), self.change_attributes(caller, ino, handle, changes)).await
+        self.serve(caller, Target::Inode(ino), self.do_setattr(caller, ino, handle, changes)).await
     }
 
     async fn readlink(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
-        self.serve(caller, Target::Inode(ino), self.target(ino)).await
+        self.serve(caller, Target::Inode(ino), self.do_readlink(ino)).await
     }
 
     async fn symlink(&self, caller: &Caller, parent: InodeId, name: Bytes, target: Bytes) -> Result<Entry> {
         let mode = FileKind::Symlink.mode_bits() | 0o777;
-        self.serve(caller, Target::Name, self.make_entry(caller, parent, name, mode, 0, target)).await
+        self.serve(caller, Target::Name, self.do_mknod(caller, parent, name, mode, 0, target)).await
     }
 
     async fn mknod(
@@ -413,21 +413,21 @@ impl<M: Metadata> Vfs for Client<M> {
         mode: u32,
         rdev: u32,
     ) -> Result<Entry> {
-        self.serve(caller, Target::Name, self.make_entry(caller, parent, name, mode, rdev, Bytes::new()))
+        self.serve(caller, Target::Name, self.do_mknod(caller, parent, name, mode, rdev, Bytes::new()))
             .await
     }
 
     async fn mkdir(&self, caller: &Caller, parent: InodeId, name: Bytes, mode: u32) -> Result<Entry> {
         let mode = FileKind::Directory.mode_bits() | (mode & 0o7777);
-        self.serve(caller, Target::Name, self.make_entry(caller, parent, name, mode, 0, Bytes::new())).await
+        self.serve(caller, Target::Name, self.do_mknod(caller, parent, name, mode, 0, Bytes::new())).await
     }
 
     async fn unlink(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
-        self.serve(caller, Target::Name, self.remove(parent, name, false)).await
+        self.serve(caller, Target::Name, self.do_unlink(parent, name, false)).await
     }
 
     async fn rmdir(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
-        self.serve(caller, Target::Name, self.remove(parent, name, true)).await
+        self.serve(caller, Target::Name, self.do_unlink(parent, name, true)).await
     }
 
     async fn rename(
@@ -442,7 +442,7 @@ impl<M: Metadata> Vfs for Client<M> {
         self.serve(
             caller,
             Target::Name,
-            self.move_name(caller, (parent, name), (new_parent, new_name), flags),
+            self.do_rename(caller, (parent, name), (new_parent, new_name), flags),
         )
         .await
     }
@@ -454,11 +454,11 @@ impl<M: Metadata> Vfs for Client<M> {
         new_parent: InodeId,
         new_name: Bytes,
     ) -> Result<Entry> {
-        self.serve(caller, Target::Name, self.add_name(caller, ino, new_parent, new_name)).await
+        self.serve(caller, Target::Name, self.do_link(caller, ino, new_parent, new_name)).await
     }
 
     async fn open(&self, caller: &Caller, ino: InodeId, flags: u32) -> Result<Opened> {
-        self.serve(caller, Target::Inode(ino), self.open_file(ino, flags, KillPriv::CAPABILITY)).await
+        self.serve(caller, Target::Inode(ino), self.do_open(ino, flags, KillPriv::CAPABILITY)).await
     }
 
     async fn create(
@@ -469,7 +469,7 @@ impl<M: Metadata> Vfs for Client<M> {
         mode: u32,
         flags: u32,
     ) -> Result<(Entry, Opened)> {
-        let made = self.create_file(caller, parent, name.clone(), mode, flags);
+        let made = self.do_create(caller, parent, name.clone(), mode, flags);
         match self.serve(caller, Target::Name, made).await? {
             Some(made) => Ok(made),
             None => Err(self.look_again.answer(caller.pid, parent, name)),
@@ -483,7 +483,7 @@ impl<M: Metadata> Vfs for Client<M> {
         mode: u32,
         flags: u32,
     ) -> Result<(Entry, Opened)> {
-        self.serve(caller, Target::Name, self.create_unnamed(caller, parent, mode, flags)).await
+        self.serve(caller, Target::Name, self.do_tmpfile(caller, parent, mode, flags)).await
     }
 
     async fn read(
@@ -495,7 +495,7 @@ impl<M: Metadata> Vfs for Client<M> {
         size: u32,
         fills_pages: bool,
     ) -> Result<Vec<Bytes>> {
-        self.serve(caller, Target::OpenFile, self.read_file(ino, handle, offset, size, fills_pages)).await
+        self.serve(caller, Target::OpenFile, self.do_read(ino, handle, offset, size, fills_pages)).await
     }
 
     async fn write(
@@ -508,11 +508,11 @@ impl<M: Metadata> Vfs for Client<M> {
         flags: WriteFlags,
     ) -> Result<u32> {
         let write = files::WriteRequest { offset, data, flags };
-        self.serve(caller, Target::OpenFile, self.write_file(caller, ino, handle, write)).await
+        self.serve(caller, Target::OpenFile, self.do_write(caller, ino, handle, write)).await
     }
 
     async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()> {
-        let flushed = self.serve(caller, Target::OpenFile, self.flush_file(ino, handle)).await;
+        let flushed = self.serve(caller, Target::OpenFile, self.do_flush(ino, handle)).await;
         self.serve(caller, Target::OpenFile, self.release_owner(ino, lock_owner)).await?;
         flushed
     }
@@ -527,17 +527,17 @@ impl<M: Metadata> Vfs for Client<M> {
         _flock: bool,
     ) -> Result<()> {
         let released = self.release_handle(ino, handle).await;
-        self.release_file(handle);
+        self.do_release(handle);
         self.told_of(Target::OpenFile, released)
     }
 
     async fn fsync(&self, caller: &Caller, ino: InodeId, handle: u64, _data_only: bool) -> Result<()> {
         // A commit carries size and times along: there is nothing less to do for data alone.
-        self.serve(caller, Target::OpenFile, self.sync_file(ino, handle)).await
+        self.serve(caller, Target::OpenFile, self.do_fsync(ino, handle)).await
     }
 
     async fn opendir(&self, _caller: &Caller, ino: InodeId, _flags: u32) -> Result<Opened> {
-        Ok(self.open_directory(ino))
+        Ok(self.do_opendir(ino))
     }
 
     async fn readdir(
@@ -549,7 +549,7 @@ impl<M: Metadata> Vfs for Client<M> {
         bytes: u32,
         plus: bool,
     ) -> Result<Vec<DirEntry>> {
-        self.serve(caller, Target::Name, self.list(caller, ino, handle, cookie, bytes, plus)).await
+        self.serve(caller, Target::Name, self.do_readdir(caller, ino, handle, cookie, bytes, plus)).await
     }
 
     async fn releasedir(&self, _caller: &Caller, _ino: InodeId, handle: u64) -> Result<()> {
@@ -575,19 +575,19 @@ impl<M: Metadata> Vfs for Client<M> {
         flags: u32,
         kill_sgid: bool,
     ) -> Result<()> {
-        self.serve(caller, Target::Inode(ino), self.set_xattr(ino, name, value, flags, kill_sgid)).await
+        self.serve(caller, Target::Inode(ino), self.do_setxattr(ino, name, value, flags, kill_sgid)).await
     }
 
     async fn getxattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<Bytes> {
-        self.serve(caller, Target::Inode(ino), self.xattr(ino, name)).await
+        self.serve(caller, Target::Inode(ino), self.do_getxattr(ino, name)).await
     }
 
     async fn listxattr(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
-        self.serve(caller, Target::Inode(ino), self.xattr_names(caller, ino)).await
+        self.serve(caller, Target::Inode(ino), self.do_listxattr(caller, ino)).await
     }
 
     async fn removexattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
-        self.serve(caller, Target::Inode(ino), self.remove_xattr(caller, ino, name)).await
+        self.serve(caller, Target::Inode(ino), self.do_removexattr(caller, ino, name)).await
     }
 
     async fn getlk(
@@ -598,7 +598,7 @@ impl<M: Metadata> Vfs for Client<M> {
         owner: u64,
         lock: FileLock,
     ) -> Result<FileLock> {
-        self.serve(caller, Target::OpenFile, self.test_lock(ino, handle, owner, lock)).await
+        self.serve(caller, Target::OpenFile, self.do_getlk(ino, handle, owner, lock)).await
     }
 
     async fn setlk(
@@ -611,7 +611,7 @@ impl<M: Metadata> Vfs for Client<M> {
         flock: bool,
         wait: bool,
     ) -> Result<()> {
-        let taken = self.set_lock(caller, (ino, handle, owner), lock, flock, wait).await;
+        let taken = self.do_setlk(caller, (ino, handle, owner), lock, flock, wait).await;
         self.told_of(Target::OpenFile, taken)
     }
 
@@ -624,7 +624,7 @@ impl<M: Metadata> Vfs for Client<M> {
         length: u64,
         mode: u32,
     ) -> Result<()> {
-        self.serve(caller, Target::OpenFile, self.allocate(caller, (ino, handle), offset, length, mode)).await
+        self.serve(caller, Target::OpenFile, self.do_fallocate(caller, (ino, handle), offset, length, mode)).await
     }
 
     async fn lseek(
@@ -635,7 +635,7 @@ impl<M: Metadata> Vfs for Client<M> {
         offset: u64,
         kind: SeekKind,
     ) -> Result<u64> {
-        self.serve(caller, Target::OpenFile, self.seek(ino, offset, kind)).await
+        self.serve(caller, Target::OpenFile, self.do_lseek(ino, offset, kind)).await
     }
 
     async fn copy_file_range(
@@ -645,7 +645,7 @@ impl<M: Metadata> Vfs for Client<M> {
         to: (InodeId, u64, u64),
         length: u64,
     ) -> Result<u64> {
-        self.serve(caller, Target::OpenFile, self.copy_range(caller, from, to, length)).await
+        self.serve(caller, Target::OpenFile, self.do_copy_file_range(caller, from, to, length)).await
     }
 
     fn forget(&self, ino: InodeId, _count: u64) {

@@ -30,7 +30,7 @@ const USE_ATTEMPTS_MAX: u32 = 3;
 
 impl<M: Metadata> Client<M> {
     /// `asked`: [`Pages::epoch`](super::pages::Pages::epoch) of when that was.
-    pub(super) async fn attributes(
+    pub(super) async fn do_getattr(
         &self,
         caller: &Caller,
         ino: InodeId,
@@ -72,7 +72,7 @@ impl<M: Metadata> Client<M> {
         }
     }
 
-    pub(super) async fn change_attributes(
+    pub(super) async fn do_setattr(
         &self,
         caller: &Caller,
         ino: InodeId,
@@ -84,12 +84,12 @@ impl<M: Metadata> Client<M> {
         }
         changes.kill_priv |= self.killed_by_change(caller, ino, &changes).await?;
         if self.changes_nothing(ino, &changes).await? {
-            return self.attributes(caller, ino, NEVER_VOID).await;
+            return self.do_getattr(caller, ino, NEVER_VOID).await;
         }
         if changes.is_empty() {
             match self.chown_to_nobody(caller, ino).await? {
                 Some(kill_priv) => changes.kill_priv = kill_priv,
-                None => return self.attributes(caller, ino, NEVER_VOID).await,
+                None => return self.do_getattr(caller, ino, NEVER_VOID).await,
             }
         }
         if let Some(handle) = handle {

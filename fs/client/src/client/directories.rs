@@ -68,12 +68,12 @@ fn reply_bytes(name: &[u8], plus: bool) -> usize {
 }
 
 impl<M: Metadata> Client<M> {
-    pub(super) fn open_directory(&self, ino: InodeId) -> Opened {
+    pub(super) fn do_opendir(&self, ino: InodeId) -> Opened {
         Opened { handle: self.handles.add_directory(Listing::new(ino)), ..Opened::default() }
     }
 
     /// Entries after `cookie`, as many as fit.
-    pub(super) async fn list(
+    pub(super) async fn do_readdir(
         &self,
         caller: &Caller,
         ino: InodeId,

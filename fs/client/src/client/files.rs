@@ -111,7 +111,7 @@ impl<M: Metadata> Client<M> {
     }
 
     /// `kill_priv`: what the file loses if this truncates it.
-    pub(super) async fn open_file(&self, ino: InodeId, flags: u32, kill_priv: KillPriv) -> Result<Opened> {
+    pub(super) async fn do_open(&self, ino: InodeId, flags: u32, kill_priv: KillPriv) -> Result<Opened> {
         let opening = Opening::new(self, ino);
         let answer = self.metadata.ask(queries::Open { ino, segments: OPEN_SEGMENTS }).await?;
         let extents = Extents::new(SegmentIndex(0), answer);
@@ -136,7 +136,7 @@ impl<M: Metadata> Client<M> {
 
     /// Makes and opens a file. `None`: the name is there by now, and what has it is for the kernel to open, when it has
     /// looked again.
-    pub(super) async fn create_file(
+    pub(super) async fn do_create(
         &self,
         caller: &Caller,
         parent: InodeId,
@@ -191,7 +191,7 @@ impl<M: Metadata> Client<M> {
         name: Bytes,
         flags: u32,
     ) -> Result<Option<(Entry, Opened)>> {
-        let found = self.look_up(caller, parent, name).await?;
+        let found = self.do_lookup(caller, parent, name).await?;
         match found.attributes.kind() {
             FileKind::File => {}
             FileKind::Directory => return Err(FsError::IsDirectory.into()),
@@ -201,12 +201,12 @@ impl<M: Metadata> Client<M> {
             0 => KillPriv::NONE,
             _ => killed_by_content(caller, Self::clears_setid(caller), Some(&found.attributes)),
         };
-        let opened = self.open_file(found.attributes.ino, flags, kill_priv).await?;
+        let opened = self.do_open(found.attributes.ino, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
         Ok(Some((self.entry(caller, attributes, NEVER_VOID).await, opened)))
     }
 
-    pub(super) async fn read_file(
+    pub(super) async fn do_read(
         &self,
         ino: InodeId,
         handle: u64,
@@ -237,7 +237,7 @@ impl<M: Metadata> Client<M> {
         Ok(read)
     }
 
-    pub(super) async fn write_file(
+    pub(super) async fn do_write(
         &self,
         caller: &Caller,
         ino: InodeId,
@@ -360,7 +360,7 @@ impl<M: Metadata> Client<M> {
     }
 
     /// Makes and opens a file without a name.
-    pub(super) async fn create_unnamed(
+    pub(super) async fn do_tmpfile(
         &self,
         caller: &Caller,
         parent: InodeId,
@@ -416,7 +416,7 @@ impl<M: Metadata> Client<M> {
     }
 
     /// A descriptor is closed.
-    pub(super) async fn flush_file(&self, ino: InodeId, handle: u64) -> Result<()> {
+    pub(super) async fn do_flush(&self, ino: InodeId, handle: u64) -> Result<()> {
         let Some(handle) = self.handle(handle)? else {
             self.settle(ino).await?;
             return Ok(());
@@ -435,7 +435,7 @@ impl<M: Metadata> Client<M> {
         self.data.take_error(handle.file.ino, &mut mark)
     }
 
-    pub(super) async fn sync_file(&self, ino: InodeId, handle: u64) -> Result<()> {
+    pub(super) async fn do_fsync(&self, ino: InodeId, handle: u64) -> Result<()> {
         let handle = self.handle(handle)?;
         if atoll_mutants::makes("fsync-returns-early") {
             return Ok(());
@@ -447,7 +447,7 @@ impl<M: Metadata> Client<M> {
         Ok(flushed?)
     }
 
-    pub(super) fn release_file(&self, handle: u64) {
+    pub(super) fn do_release(&self, handle: u64) {
         if let Some(Handle::File(handle)) = self.handles.remove(handle) {
             self.close(handle.file.ino);
         }
@@ -469,7 +469,7 @@ impl<M: Metadata> Client<M> {
         Ok(killed_by_content(caller, loses_setid, known.as_ref()))
     }
 
-    pub(super) async fn allocate(
+    pub(super) async fn do_fallocate(
         &self,
         caller: &Caller,
         (ino, handle): (InodeId, u64),
@@ -529,7 +529,7 @@ impl<M: Metadata> Client<M> {
     }
 
     /// The next data or hole.
-    pub(super) async fn seek(&self, ino: InodeId, offset: u64, kind: SeekKind) -> Result<u64> {
+    pub(super) async fn do_lseek(&self, ino: InodeId, offset: u64, kind: SeekKind) -> Result<u64> {
         self.settle(ino).await?;
         let kind = match kind {
             SeekKind::Data => Seek::Data,
@@ -547,7 +547,7 @@ impl<M: Metadata> Client<M> {
     }
 
     /// Copies within the map: nothing is read, and both files refer to the same bytes.
-    pub(super) async fn copy_range(
+    pub(super) async fn do_copy_file_range(
         &self,
         caller: &Caller,
         (from, from_handle, offset): (InodeId, u64, u64),

@@ -275,7 +275,7 @@ fn request(ino: InodeId, handle: u64, owner: u64, lock: &FileLock, flock: bool) 
 impl<M: Metadata> Client<M> {
     /// The first lock that is in the way. Processes of other mounts have no number here, and open files have none
     /// anywhere: 0. (The kernel looks for a process with the number that it is told, and makes 0 of -1 too.)
-    pub(super) async fn test_lock(
+    pub(super) async fn do_getlk(
         &self,
         ino: InodeId,
         handle: u64,
@@ -306,7 +306,7 @@ impl<M: Metadata> Client<M> {
 
     /// Takes a lock, lets go of one, or waits for one. What was written goes out before: whoever has the lock next
     /// sees it; and what others wrote while they had it is seen afterwards.
-    pub(super) async fn set_lock(
+    pub(super) async fn do_setlk(
         &self,
         caller: &Caller,
         asked: (InodeId, u64, u64),

@@ -13,19 +13,19 @@ use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Entry, Result};
 
 impl<M: Metadata> Client<M> {
-    pub(super) async fn look_up(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
+    pub(super) async fn do_lookup(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
         check_name(&name)?;
         let asked = self.pages.epoch();
         let attributes = self.metadata.ask(queries::Lookup { parent, name }).await?;
         Ok(self.entry(caller, attributes, asked).await)
     }
 
-    pub(super) async fn target(&self, ino: InodeId) -> Result<Bytes> {
+    pub(super) async fn do_readlink(&self, ino: InodeId) -> Result<Bytes> {
         Ok(self.metadata.ask(queries::ReadLink { ino }).await?)
     }
 
     /// Makes an inode of any kind and its name.
-    pub(super) async fn make_entry(
+    pub(super) async fn do_mknod(
         &self,
         caller: &Caller,
         parent: InodeId,
@@ -46,7 +46,7 @@ impl<M: Metadata> Client<M> {
         Ok(self.entry(caller, *attributes, NEVER_VOID).await)
     }
 
-    pub(super) async fn remove(&self, parent: InodeId, name: Bytes, directory: bool) -> Result<()> {
+    pub(super) async fn do_unlink(&self, parent: InodeId, name: Bytes, directory: bool) -> Result<()> {
         check_name(&name)?;
         let removed = self.metadata.mutate(ops::Unlink { parent, name, directory }).await?;
         self.changed(&removed);
@@ -56,7 +56,7 @@ impl<M: Metadata> Client<M> {
         Ok(())
     }
 
-    pub(super) async fn move_name(
+    pub(super) async fn do_rename(
         &self,
         caller: &Caller,
         (parent, name): (InodeId, Bytes),
@@ -100,7 +100,7 @@ impl<M: Metadata> Client<M> {
         }
     }
 
-    pub(super) async fn add_name(
+    pub(super) async fn do_link(
         &self,
         caller: &Caller,
         ino: InodeId,

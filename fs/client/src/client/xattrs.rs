@@ -98,7 +98,7 @@ fn visible(names: Bytes, is_privileged: impl FnOnce() -> bool) -> Bytes {
 }
 
 impl<M: Metadata> Client<M> {
-    pub(super) async fn set_xattr(
+    pub(super) async fn do_setxattr(
         &self,
         ino: InodeId,
         name: Bytes,
@@ -132,7 +132,7 @@ impl<M: Metadata> Client<M> {
         Ok(())
     }
 
-    pub(super) async fn xattr(&self, ino: InodeId, name: Bytes) -> Result<Bytes> {
+    pub(super) async fn do_getxattr(&self, ino: InodeId, name: Bytes) -> Result<Bytes> {
         check(&name)?;
         if name == ACCESS_NAME && self.acls.has_none(ino) {
             return Err(FsError::NoAttribute.into());
@@ -143,7 +143,7 @@ impl<M: Metadata> Client<M> {
         Ok(self.metadata.ask(queries::GetXattr { ino, name }).await?)
     }
 
-    pub(super) async fn xattr_names(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
+    pub(super) async fn do_listxattr(&self, caller: &Caller, ino: InodeId) -> Result<Bytes> {
         let loses_capability = self.is_about_to_lose_capability(ino);
         let mut names = self.metadata.ask(queries::ListXattr { ino }).await?;
         if loses_capability {
@@ -152,7 +152,7 @@ impl<M: Metadata> Client<M> {
         Ok(visible(names, || sees_trusted(caller)))
     }
 
-    pub(super) async fn remove_xattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
+    pub(super) async fn do_removexattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
         check(&name)?;
         if is_acl(&name) {
             // As elsewhere, it is no error that there was none.
