@@ -198,7 +198,7 @@ impl<M: Metadata> Client<M> {
     /// # Errors
     /// If the service refuses.
     pub async fn warm_up(&self) -> std::result::Result<(), ClientError> {
-        let attributes = self.metadata.ask(queries::Inode { ino: ROOT }).await?;
+        let attributes = self.metadata.ask(queries::GetAttr { ino: ROOT }).await?;
         *self.root.lock() = Some(attributes);
         Ok(())
     }
@@ -257,7 +257,7 @@ impl<M: Metadata> Client<M> {
 
     /// Asks for an inode.
     async fn inode(&self, ino: InodeId) -> std::result::Result<Attributes, ClientError> {
-        self.metadata.ask(queries::Inode { ino }).await
+        self.metadata.ask(queries::GetAttr { ino }).await
     }
 
     /// Takes note of attributes that a mutation of this client's left.
@@ -413,8 +413,7 @@ impl<M: Metadata> Vfs for Client<M> {
         mode: u32,
         rdev: u32,
     ) -> Result<Entry> {
-        self.serve(caller, Target::Name, self.do_mknod(caller, parent, name, mode, rdev, Bytes::new()))
-            .await
+        self.serve(caller, Target::Name, self.do_mknod(caller, parent, name, mode, rdev, Bytes::new())).await
     }
 
     async fn mkdir(&self, caller: &Caller, parent: InodeId, name: Bytes, mode: u32) -> Result<Entry> {
@@ -624,7 +623,8 @@ impl<M: Metadata> Vfs for Client<M> {
         length: u64,
         mode: u32,
     ) -> Result<()> {
-        self.serve(caller, Target::OpenFile, self.do_fallocate(caller, (ino, handle), offset, length, mode)).await
+        self.serve(caller, Target::OpenFile, self.do_fallocate(caller, (ino, handle), offset, length, mode))
+            .await
     }
 
     async fn lseek(

@@ -571,7 +571,7 @@ impl Metadata for MetadataClient {
     async fn query(&self, query: Query) -> Result<Answer, ClientError> {
         let opening = match &query {
             Query::Open(queries::Open { ino, .. }) => Some((*ino, self.inner.open_files.lock().open(*ino))),
-            Query::Volume(_) => {
+            Query::StatFs(_) => {
                 // What was unlinked counts for as long as the leader takes it for open.
                 self.inner.tell_closed();
                 None

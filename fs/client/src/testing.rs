@@ -264,7 +264,7 @@ impl MemVolume {
                 let hash_key = self.superblock().hash_key;
                 query::lookup(store, hash_key, parent, &name).map(Answer::Inode).map_err(refused)
             }
-            Query::Inode(queries::Inode { ino }) => {
+            Query::GetAttr(queries::GetAttr { ino }) => {
                 let record = query::inode(store, ino).map_err(refused)?;
                 Ok(Answer::Inode(record.attributes(ino)))
             }
@@ -275,7 +275,7 @@ impl MemVolume {
                     false => Ok(Answer::Bytes(record.target)),
                 }
             }
-            Query::ReadDirectory(queries::ReadDirectory { ino, cookie, bytes_max, plus }) => {
+            Query::ReadDir(queries::ReadDir { ino, cookie, bytes_max, plus }) => {
                 self.read_directory(ino, cookie, bytes_max, plus)
             }
             Query::Open(queries::Open { ino, segments }) => {
@@ -293,15 +293,15 @@ impl MemVolume {
             Query::ListXattr(queries::ListXattr { ino }) => {
                 query::xattr_names(store, ino).map(Answer::Bytes).map_err(refused)
             }
-            Query::Volume(_) => Ok(Answer::Volume(self.volume())),
+            Query::StatFs(_) => Ok(Answer::Volume(self.volume())),
             Query::Chunks(queries::Chunks { chunks }) => Ok(Answer::Chunks(self.chunks(&chunks)?)),
             Query::Servers(_) => self.servers(),
-            Query::Seek(queries::Seek { ino, offset, kind }) => {
+            Query::Lseek(queries::Lseek { ino, offset, kind }) => {
                 let record = query::inode(store, ino).map_err(refused)?;
                 let sought = seek::seek(store, ino, &record, offset, kind);
                 sought.map(Answer::Sought).map_err(|error| refused(error.into()))
             }
-            Query::TestLock(queries::TestLock(request)) => {
+            Query::GetLk(queries::GetLk(request)) => {
                 let Some(mode) = request.mode else { return Ok(Answer::Lock(None)) };
                 let asking = Holder { session, owner: request.owner };
                 let (ino, class) = (request.ino, request.class);

@@ -87,7 +87,7 @@ pub enum XattrMode {
 
 /// What fallocate(2) does to a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum AllocateMode {
+pub enum FallocateMode {
     /// Allocate what isn't mapped, without changing content.
     Allocate,
     /// Make it a hole.
@@ -105,8 +105,8 @@ pub mod ops {
     pub use crate::fsck::{Fsck, FsckTotals};
     pub use crate::locks::{ReleaseLocks, SetLock};
     pub use crate::namespace::{
-        Allocate, Append, CopyRange, Create, CreateUnnamed, Link, Relocate, RemoveXattr, Rename, SetAcl,
-        SetAttributes, SetXattr, Touch, Unlink, Write,
+        Append, CopyFileRange, Create, Fallocate, Link, Relocate, RemoveXattr, Rename, SetAcl, SetAttr,
+        SetXattr, Tmpfile, Touch, Unlink, Write,
     };
     pub use crate::purge::{PurgeOrphan, PurgeTruncated};
     pub use crate::sessions::{CloseSession, ExpireSession, ForgetSession, OpenSession};
@@ -259,8 +259,13 @@ macro_rules! operations {
 }
 
 operations! {
-    client: Create, CreateUnnamed, Link, Unlink, Rename, SetAttributes, Write, Append, Allocate, SetXattr, RemoveXattr, SetAcl, CopyRange, SetLock, ReleaseLocks, Touch, CreateChunk, SealChunk, ShrinkChunk, Reserve, Unreserve, OpenSession, CloseSession;
-    service: Bootstrap, Configure, PutServer, ExpireSession, ForgetSession, PurgeOrphan, PurgeTruncated, SweepChunk, OrdersDone, DeleteStray, Relocate, SetReplicas;
+    client:
+        Create, Tmpfile, Link, Unlink, Rename, SetAttr, Write, Append, Fallocate, SetXattr, RemoveXattr,
+        SetAcl, CopyFileRange, SetLock, ReleaseLocks, Touch, CreateChunk, SealChunk, ShrinkChunk, Reserve,
+        Unreserve, OpenSession, CloseSession;
+    service:
+        Bootstrap, Configure, PutServer, ExpireSession, ForgetSession, PurgeOrphan, PurgeTruncated,
+        SweepChunk, OrdersDone, DeleteStray, Relocate, SetReplicas;
     then: Fsck, FsckTotals, ChangeServer
 }
 

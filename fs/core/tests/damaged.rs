@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use atoll_core::attributes::{AttributeChanges, KillPriv, Timestamp};
 use atoll_core::check::{Kind, Subject, check};
 use atoll_core::commands::{
-    AllocateMode, ClientOp, Command, INTERNAL, NewPiece, NewPlace, Op, OrderDone, XattrMode, ops,
+    ClientOp, Command, FallocateMode, INTERNAL, NewPiece, NewPlace, Op, OrderDone, XattrMode, ops,
 };
 use atoll_core::error::FsError;
 use atoll_core::ids::{
@@ -252,14 +252,7 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             target: Bytes::new(),
             umask: 0,
         }),
-        4 => Op::from(ops::CreateUnnamed {
-            parent: one,
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
-            umask: 0,
-            linkable: true,
-        }),
+        4 => Op::from(ops::Tmpfile { parent: one, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true }),
         5 => Op::from(ops::Link { ino: one, parent: other, name: name(rng) }),
         6 | 7 => Op::from(ops::Unlink { parent: one, name: name(rng), directory: rng.random_bool(0.3) }),
         8 | 9 => Op::from(ops::Rename {
@@ -272,7 +265,7 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
         }),
         10 => {
             let size = Some(number(rng, 5 << 20));
-            Op::from(ops::SetAttributes {
+            Op::from(ops::SetAttr {
                 ino: one,
                 changes: AttributeChanges { size, ..AttributeChanges::default() },
             })
@@ -297,11 +290,12 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             let (data, reservation) = (place(rng, store, length), number(rng, 8192));
             Op::from(ops::Append { ino: one, data, length, kill_priv: KillPriv::NONE, reservation })
         }
-        14 => Op::from(ops::Allocate {
+        14 => Op::from(ops::Fallocate {
             ino: one,
             offset: number(rng, 3 << 20),
             length: rng.random_range(0..2 << 20),
-            mode: [AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero][rng.random_range(0..3)],
+            mode: [FallocateMode::Allocate, FallocateMode::Punch, FallocateMode::Zero]
+                [rng.random_range(0..3)],
             keep_size: rng.random_bool(0.5),
             kill_priv: KillPriv::NONE,
         }),
@@ -312,7 +306,7 @@ fn clients(rng: &mut StdRng, store: &MemStore) -> Op {
             mode: XattrMode::Set,
         }),
         16 => Op::from(ops::RemoveXattr { ino: one, name: "user.a".into() }),
-        17 => Op::from(ops::CopyRange {
+        17 => Op::from(ops::CopyFileRange {
             from: one,
             offset: number(rng, 3 << 20),
             to: other,

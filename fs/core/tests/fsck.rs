@@ -84,7 +84,7 @@ impl Volume {
         let place = NewPlace::Chunk { chunk, generation: Generation(1), offset: 0 };
         volume.write(volume.big, 64 << 10, place);
         volume.copy = volume.create(ROOT, "copy", FILE);
-        volume.run(Op::from(ops::CopyRange {
+        volume.run(Op::from(ops::CopyFileRange {
             from: volume.big,
             offset: 0,
             to: volume.copy,

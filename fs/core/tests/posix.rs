@@ -10,7 +10,7 @@ use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv, Timestamp};
 use atoll_core::check::check;
 use atoll_core::commands::{
-    AllocateMode, ClientOp, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT, ServerChange,
+    ClientOp, Command, FallocateMode, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT, ServerChange,
     ops,
 };
 use atoll_core::error::FsError;
@@ -181,7 +181,7 @@ fn permission_bits_and_access_control_list_say_the_same() {
     let after = volume.inode(a, set(false, Some(full), true));
     assert_eq!((after.mode, after.acl), (FILE | 0o4741, true));
     let changes = AttributeChanges { mode: Some(0o620), ..AttributeChanges::default() };
-    volume.inode(a, Op::from(ops::SetAttributes { ino, changes }));
+    volume.inode(a, Op::from(ops::SetAttr { ino, changes }));
     let value = query::xattr(&volume.store, ino, ACCESS_NAME).unwrap();
     let expected = acl(&[(1, 6, NO_ID), (2, 6, 1001), (4, 5, NO_ID), (0x10, 2, NO_ID), (0x20, 0, NO_ID)]);
     assert_eq!(value, expected);
@@ -221,7 +221,7 @@ fn what_is_made_inherits_the_default_list_instead_of_the_umask() {
     assert_eq!(own, acl(&[(1, 6, NO_ID), (2, 7, 1001), (4, 7, NO_ID), (0x10, 6, NO_ID), (0x20, 0, NO_ID)]));
     let below = volume.inode(a, create(directory.ino, "e", DIRECTORY | 0o777, 0o077));
     assert_eq!(query::xattr(&volume.store, below.ino, DEFAULT_NAME).unwrap(), value);
-    let unnamed = Op::from(ops::CreateUnnamed {
+    let unnamed = Op::from(ops::Tmpfile {
         parent: below.ino,
         mode: 0o666,
         uid: 1,
@@ -236,9 +236,8 @@ fn what_is_made_inherits_the_default_list_instead_of_the_umask() {
 fn a_file_without_a_name_may_get_one_and_is_an_orphan_until_then() {
     let mut volume = Volume::new();
     let a = volume.session();
-    let unnamed = |linkable| {
-        Op::from(ops::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 1, gid: 2, umask: 0, linkable })
-    };
+    let unnamed =
+        |linkable| Op::from(ops::Tmpfile { parent: ROOT, mode: 0o600, uid: 1, gid: 2, umask: 0, linkable });
     let link = |ino, name: &'static str| {
         Op::Client(ClientOp::Link(ops::Link { ino, parent: ROOT, name: name.into() }))
     };
@@ -291,11 +290,11 @@ fn much_is_allocated_and_punched_in_several_steps() {
     let a = volume.session();
     let ino = volume.inode(a, create(ROOT, "file", FILE | 0o644, 0)).ino;
     let length = 2500 * SEGMENT_BYTES;
-    for mode in [AllocateMode::Allocate, AllocateMode::Punch] {
+    for mode in [FallocateMode::Allocate, FallocateMode::Punch] {
         let (mut at, mut steps) = (1000, 0);
         while at < length {
-            let keep_size = mode == AllocateMode::Punch;
-            let op = Op::from(ops::Allocate {
+            let keep_size = mode == FallocateMode::Punch;
+            let op = Op::from(ops::Fallocate {
                 ino,
                 offset: at,
                 length: length - at,

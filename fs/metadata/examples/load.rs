@@ -146,7 +146,7 @@ impl Client {
             made(self.run(slot, sequence, op).await);
             if number % 5000 == 4999 {
                 // Stays alive.
-                let request = AskRequest { session: self.session, query: queries::Inode { ino }.into() };
+                let request = AskRequest { session: self.session, query: queries::GetAttr { ino }.into() };
                 let (answer, _) = self.connection.call::<AskRequest>(&request, ()).await.expect("an answer");
                 assert!(matches!(answer, Answer::Inode(_)));
             }

@@ -140,11 +140,11 @@ fn grows(op: &Op) -> bool {
         || matches!(
             op,
             Op::Client(ClientOp::Create(_))
-                | Op::Client(ClientOp::CreateUnnamed(_))
+                | Op::Client(ClientOp::Tmpfile(_))
                 | Op::Client(ClientOp::Link(_))
                 | Op::Client(ClientOp::SetXattr(_))
                 | Op::Client(ClientOp::SetAcl(_))
-                | Op::Client(ClientOp::CopyRange(_))
+                | Op::Client(ClientOp::CopyFileRange(_))
                 | Op::Client(ClientOp::SetLock(_))
                 | Op::Client(ClientOp::CreateChunk(_))
         )

@@ -27,7 +27,7 @@ pub struct Lookup {
 
 /// Attributes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inode {
+pub struct GetAttr {
     /// Of which.
     pub ino: InodeId,
 }
@@ -41,7 +41,7 @@ pub struct ReadLink {
 
 /// Entries of a directory after a cookie.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReadDirectory {
+pub struct ReadDir {
     /// The directory.
     pub ino: InodeId,
     /// Entries after this one; 0: from the start. `.` and `..` are not among them.
@@ -91,7 +91,7 @@ pub struct ListXattr {
 
 /// Size and use of the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Volume;
+pub struct StatFs;
 
 /// Replicas of chunks, as far as these still exist.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ pub struct Servers;
 
 /// The next data or hole of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Seek {
+pub struct Lseek {
     /// Which file.
     pub ino: InodeId,
     /// At or after this byte.
@@ -117,7 +117,7 @@ pub struct Seek {
 
 /// Which lock is in the way of this one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TestLock(pub LockRequest);
+pub struct GetLk(pub LockRequest);
 
 /// These are all locks that the session waits for. Answered, after a while at the latest, with what there is to
 /// tell of them; another such question of the session ends it.
@@ -152,18 +152,18 @@ macro_rules! questions {
 
 questions! {
     Lookup => Attributes;
-    Inode => Attributes;
+    GetAttr => Attributes;
     ReadLink => Bytes;
-    ReadDirectory => DirectoryPage;
+    ReadDir => DirectoryPage;
     Open => FileExtents;
     Extents => FileExtents;
     GetXattr => Bytes;
     ListXattr => Bytes;
-    Volume => VolumeUse;
+    StatFs => VolumeUse;
     Chunks => Vec<ChunkInfo>;
     Servers => Vec<ServerInfo>;
-    Seek => Sought;
-    TestLock => Option<(Holder, HeldLock)>;
+    Lseek => Sought;
+    GetLk => Option<(Holder, HeldLock)>;
     AwaitLocks => Vec<(u64, Verdict)>;
 }
 
@@ -216,7 +216,7 @@ mod tests {
         let numbered: [(u8, Query); 5] = [
             (0, Lookup { parent: InodeId(1), name: "a".into() }.into()),
             (4, Open { ino: InodeId(5), segments: 1 }.into()),
-            (8, Volume.into()),
+            (8, StatFs.into()),
             (10, Servers.into()),
             (13, AwaitLocks { waits: Vec::new() }.into()),
         ];

@@ -106,7 +106,7 @@ impl<M: Metadata> Client<M> {
         }
         // A commit of what was written before would set the old times and clear bits again.
         self.settle(ino).await?;
-        let op = ops::SetAttributes { ino, changes };
+        let op = ops::SetAttr { ino, changes };
         let attributes = *self.metadata.mutate(op).await?;
         self.changed(&attributes);
         Ok(self.reply(caller, attributes, NEVER_VOID).await)
@@ -223,7 +223,7 @@ impl<M: Metadata> Client<M> {
         self.data.before_truncate(ino, size).await?;
         let mut pause = RESIZE_PAUSE_MIN;
         let attributes = loop {
-            match self.metadata.mutate(ops::SetAttributes { ino, changes: changes.clone() }).await {
+            match self.metadata.mutate(ops::SetAttr { ino, changes: changes.clone() }).await {
                 // What earlier truncations cut off is still being freed.
                 Err(ClientError::Fs(FsError::TryAgain)) => {
                     tokio::time::sleep(pause).await;
@@ -267,7 +267,7 @@ impl<M: Metadata> Client<M> {
         let mut attempts = 0;
         loop {
             let before = self.data.uncommitted_growth();
-            let Ok(volume) = self.metadata.ask(queries::Volume).await else { return None };
+            let Ok(volume) = self.metadata.ask(queries::StatFs).await else { return None };
             let buffered = self.data.uncommitted_growth();
             attempts += 1;
             // What is committed meanwhile would count twice, or not at all.

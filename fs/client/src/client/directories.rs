@@ -135,7 +135,7 @@ impl<M: Metadata> Client<M> {
     }
 
     async fn restock(&self, listing: &mut Listing, after: u64, plus: bool) -> Result<()> {
-        let query = queries::ReadDirectory { ino: listing.ino, cookie: after, bytes_max: BATCH_BYTES, plus };
+        let query = queries::ReadDir { ino: listing.ino, cookie: after, bytes_max: BATCH_BYTES, plus };
         let DirectoryPage { parent, entries, end } = self.metadata.ask(query).await?;
         // A service that has nothing and more to come would be asked for ever.
         let end = end || entries.is_empty();

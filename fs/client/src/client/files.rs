@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
-use atoll_core::commands::{AllocateMode, Allocated, Copied, ops};
+use atoll_core::commands::{Allocated, Copied, FallocateMode, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SegmentIndex};
 use atoll_core::seek::{Seek, Sought};
@@ -370,7 +370,7 @@ impl<M: Metadata> Client<M> {
         let Caller { uid, gid, umask, .. } = *caller;
         let linkable = flags & libc::O_EXCL as u32 == 0;
         for _ in 0..UNNAMED_ATTEMPTS_MAX {
-            let op = ops::CreateUnnamed { parent, mode: mode & 0o7777, uid, gid, umask, linkable };
+            let op = ops::Tmpfile { parent, mode: mode & 0o7777, uid, gid, umask, linkable };
             let made = match self.metadata.make(op.into()).await {
                 Ok(made) => made,
                 // With its session this mount's hold of it was lost, and it is gone.
@@ -483,9 +483,9 @@ impl<M: Metadata> Client<M> {
         self.handle(handle)?;
         let keep_size = mode & KEEP_SIZE != 0;
         let mode = match mode & !KEEP_SIZE {
-            0 => AllocateMode::Allocate,
-            PUNCH_HOLE if keep_size => AllocateMode::Punch,
-            ZERO_RANGE => AllocateMode::Zero,
+            0 => FallocateMode::Allocate,
+            PUNCH_HOLE if keep_size => FallocateMode::Punch,
+            ZERO_RANGE => FallocateMode::Zero,
             _ => return Err(FsError::Unsupported.into()),
         };
         let end = offset.checked_add(length).ok_or(FsError::FileTooLarge)?;
@@ -494,7 +494,7 @@ impl<M: Metadata> Client<M> {
         let (mut at, mut asked_for_room) = (offset, false);
         let mut changes = None;
         while at < end {
-            let op = ops::Allocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
+            let op = ops::Fallocate { ino, offset: at, length: end - at, mode, keep_size, kill_priv };
             match self.metadata.mutate(op).await {
                 Ok(Allocated { until, attributes }) if until > at => {
                     at = until;
@@ -537,7 +537,7 @@ impl<M: Metadata> Client<M> {
         };
         let mut at = offset;
         loop {
-            match self.metadata.ask(queries::Seek { ino, offset: at, kind }).await? {
+            match self.metadata.ask(queries::Lseek { ino, offset: at, kind }).await? {
                 Sought::Found(found) => return Ok(found),
                 Sought::Nothing => return Err(Errno(libc::ENXIO)),
                 Sought::Continue(next) if next > at => at = next,
@@ -562,7 +562,7 @@ impl<M: Metadata> Client<M> {
         let (mut copied, mut asked_for_room) = (0, false);
         let mut changes = None;
         while copied < length {
-            let op = ops::CopyRange {
+            let op = ops::CopyFileRange {
                 from,
                 offset: offset.saturating_add(copied),
                 to,

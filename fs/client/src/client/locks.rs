@@ -286,7 +286,7 @@ impl<M: Metadata> Client<M> {
         if !asked.range.is_sound() {
             return Err(FsError::InvalidArgument.into());
         }
-        match self.metadata.ask(queries::TestLock(asked)).await? {
+        match self.metadata.ask(queries::GetLk(asked)).await? {
             None => Ok(FileLock { kind: LockKind::Unlock, ..lock }),
             Some((holder, held)) => Ok(FileLock {
                 pid: match holder.session == self.metadata.session() {

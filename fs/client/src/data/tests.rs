@@ -67,7 +67,7 @@ impl Cluster {
     async fn truncate(&self, ino: InodeId, size: u64) {
         self.data.before_truncate(ino, size).await.unwrap();
         let changes = AttributeChanges { size: Some(size), ..AttributeChanges::default() };
-        let attributes = self.metadata.mutate(ops::SetAttributes { ino, changes }).await.unwrap();
+        let attributes = self.metadata.mutate(ops::SetAttr { ino, changes }).await.unwrap();
         self.data.after_truncate(ino, &attributes);
     }
 
@@ -411,7 +411,7 @@ async fn what_a_successor_commits_takes_away_what_the_write_did() {
         &[KillPriv::NONE, stranger],
     ]) {
         let changes = AttributeChanges { mode: Some(SETID), ..AttributeChanges::default() };
-        cluster.metadata.mutate(ops::SetAttributes { ino, changes }).await.unwrap();
+        cluster.metadata.mutate(ops::SetAttr { ino, changes }).await.unwrap();
         for (at, kill_priv) in writes.iter().enumerate() {
             let (known, data) = (cluster.attributes(ino), Bytes::from_static(b"x"));
             cluster.data.write(ino, at as u64, data, &known, *kill_priv).await.unwrap();
@@ -421,7 +421,7 @@ async fn what_a_successor_commits_takes_away_what_the_write_did() {
     // One that was written by a program that didn't note what is lost.
     let unknown = cluster.metadata.create("unknown").ino;
     let changes = AttributeChanges { mode: Some(SETID), ..AttributeChanges::default() };
-    cluster.metadata.mutate(ops::SetAttributes { ino: unknown, changes }).await.unwrap();
+    cluster.metadata.mutate(ops::SetAttr { ino: unknown, changes }).await.unwrap();
     let block = cluster.arena.store(unknown, 0, b"x").unwrap();
     let adopted = Arena::adopt(cluster.arena.fd().try_clone_to_owned().unwrap()).unwrap();
     assert_eq!((adopted.data.len(), adopted.damaged), (4, 0));

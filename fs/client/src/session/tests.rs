@@ -314,11 +314,11 @@ async fn a_file_is_held_by_who_makes_it_from_the_start() {
     client.mutate(ops::Unlink { parent: ROOT, name: "a".into(), directory: false }).await.unwrap();
     cluster.volume.lock().purge();
     assert_eq!(made.keep().ino, ino);
-    client.ask(queries::Inode { ino }).await.unwrap();
+    client.ask(queries::GetAttr { ino }).await.unwrap();
     client.closed(ino);
     until(|| cluster.volume.lock().open_files(session) == Some(0)).await;
     cluster.volume.lock().purge();
-    assert_eq!(client.ask(queries::Inode { ino }).await, Err(FsError::Stale.into()));
+    assert_eq!(client.ask(queries::GetAttr { ino }).await, Err(FsError::Stale.into()));
     // What is made without being opened is not held.
     client.mutate(create("b")).await.unwrap();
     assert_eq!(cluster.volume.lock().open_files(session), Some(0));

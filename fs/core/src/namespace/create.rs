@@ -88,7 +88,7 @@ impl Mutation for Create {
 ///
 /// Makes a file that no name leads to. It is an orphan from the start, and goes when its maker closes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CreateUnnamed {
+pub struct Tmpfile {
     /// The directory that it would be in: what it inherits comes from there.
     pub parent: InodeId,
     /// Permission bits.
@@ -103,12 +103,12 @@ pub struct CreateUnnamed {
     pub linkable: bool,
 }
 
-impl Mutation for CreateUnnamed {
+impl Mutation for Tmpfile {
     type Outcome = Box<Attributes>;
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
         let now = context.now;
-        let CreateUnnamed { parent, mode, uid, gid, umask, linkable } = self;
+        let Tmpfile { parent, mode, uid, gid, umask, linkable } = self;
         let directory = txn.directory(*parent)?;
         let ino = number(txn, None)?;
         let mode = FileKind::File.mode_bits() | (mode & 0o7777);

@@ -1,22 +1,22 @@
 //! The operations on the namespace: one a file. Each checks everything it can be refused for and changes the
 //! records of a [`Txn`]; a refused one leaves nothing behind.
 
-mod allocate;
-mod copy;
+mod copy_file_range;
 mod create;
+mod fallocate;
 mod link;
 mod rename;
-mod set_attributes;
+mod setattr;
 mod unlink;
 mod write;
 mod xattr;
 
-pub use allocate::Allocate;
-pub use copy::CopyRange;
-pub use create::{Create, CreateUnnamed};
+pub use copy_file_range::CopyFileRange;
+pub use create::{Create, Tmpfile};
+pub use fallocate::Fallocate;
 pub use link::Link;
 pub use rename::Rename;
-pub use set_attributes::{SetAttributes, Touch};
+pub use setattr::{SetAttr, Touch};
 pub use unlink::Unlink;
 pub use write::{Append, Relocate, Write};
 pub use xattr::{RemoveXattr, SetAcl, SetXattr};

@@ -10,7 +10,7 @@ mod volume;
 use std::collections::{BTreeMap, BTreeSet};
 
 use atoll_core::attributes::{AttributeChanges, FileKind, KillPriv, Timestamp};
-use atoll_core::commands::{AllocateMode, NewPiece, NewPlace, Op, Outcome, RENAME_EXCHANGE, ops};
+use atoll_core::commands::{FallocateMode, NewPiece, NewPlace, Op, Outcome, RENAME_EXCHANGE, ops};
 use atoll_core::error::FsError;
 use atoll_core::extents::split;
 use atoll_core::ids::{InodeId, ROOT, SegmentIndex};
@@ -91,16 +91,16 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             let ino = pick(rng, &files);
             let size = random_offset(rng);
             let changes = AttributeChanges { size: Some(size), ..AttributeChanges::default() };
-            let outcome = volume.client(Op::from(ops::SetAttributes { ino, changes }));
+            let outcome = volume.client(Op::from(ops::SetAttr { ino, changes }));
             expect(&outcome, &Ok(()), "truncate");
             model.nodes.get_mut(&ino).unwrap().content.resize(size as usize, 0);
         }
         6 if !files.is_empty() => {
             let ino = pick(rng, &files);
             let (offset, length) = (random_offset(rng), rng.random_range(1..9000));
-            let mode = pick(rng, &[AllocateMode::Allocate, AllocateMode::Punch, AllocateMode::Zero]);
-            let keep_size = mode == AllocateMode::Punch || rng.random_bool(0.5);
-            let outcome = volume.client(Op::from(ops::Allocate {
+            let mode = pick(rng, &[FallocateMode::Allocate, FallocateMode::Punch, FallocateMode::Zero]);
+            let keep_size = mode == FallocateMode::Punch || rng.random_bool(0.5);
+            let outcome = volume.client(Op::from(ops::Fallocate {
                 ino,
                 offset,
                 length,
@@ -114,7 +114,7 @@ fn step(rng: &mut StdRng, volume: &mut Volume, model: &mut Model) {
             if !keep_size && content.len() < end {
                 content.resize(end, 0);
             }
-            if mode != AllocateMode::Allocate {
+            if mode != FallocateMode::Allocate {
                 let stop = end.min(content.len());
                 if (offset as usize) < stop {
                     content[offset as usize..stop].fill(0);
@@ -205,7 +205,7 @@ fn copy(rng: &mut StdRng, volume: &mut Volume, model: &mut Model, files: &[Inode
     let data = source.get(offset as usize..end as usize).unwrap_or_default().to_vec();
     let copied = data.len() as u64;
     let overlaps = from == to && offset < to_offset + copied && to_offset < offset + copied;
-    let op = Op::from(ops::CopyRange { from, offset, to, to_offset, length, kill_priv: KillPriv::SETID });
+    let op = Op::from(ops::CopyFileRange { from, offset, to, to_offset, length, kill_priv: KillPriv::SETID });
     match volume.client(op) {
         Outcome::Copied(bytes, _) => assert!(bytes == copied && !(overlaps && copied > 0)),
         outcome => return expect(&outcome, &Err::<(), _>(FsError::InvalidArgument), "copy onto itself"),
@@ -347,7 +347,7 @@ fn a_big_truncation_is_complete_at_once_however_late_the_purge_comes() {
                     let to =
                         if rng.random_bool(0.3) { 0 } else { rng.random_range(0..segments * SEGMENT_BYTES) };
                     let changes = AttributeChanges { size: Some(to), ..AttributeChanges::default() };
-                    let outcome = volume.client(Op::from(ops::SetAttributes { ino, changes }));
+                    let outcome = volume.client(Op::from(ops::SetAttr { ino, changes }));
                     if outcome != Outcome::Refused(FsError::TryAgain) {
                         size = to;
                         model.retain(|offset, _| *offset < to);

@@ -149,9 +149,9 @@ fn a_write_clears_set_id_bits_and_a_chown_too() {
     volume.client(inline(ino, 0, b"x", 0));
     assert_eq!(query::inode(&volume.store, ino).unwrap().mode & 0o7777, 0o755);
     let again = AttributeChanges { mode: Some(0o6755), ..AttributeChanges::default() };
-    volume.client(Op::from(ops::SetAttributes { ino, changes: again }));
+    volume.client(Op::from(ops::SetAttr { ino, changes: again }));
     let chown = AttributeChanges { uid: Some(9), ..AttributeChanges::default() };
-    volume.client(Op::from(ops::SetAttributes { ino, changes: chown }));
+    volume.client(Op::from(ops::SetAttr { ino, changes: chown }));
     let record = query::inode(&volume.store, ino).unwrap();
     assert_eq!((record.uid, record.mode & 0o7777), (9, 0o755));
 }

@@ -55,7 +55,7 @@ impl Node {
             Query::AwaitLocks(queries::AwaitLocks { waits }) => {
                 self.await_locks(request.session, &waits).await
             }
-            Query::Volume(_) => {
+            Query::StatFs(_) => {
                 self.deleted_is_freed().await;
                 self.ask_now(request).await
             }
@@ -75,7 +75,7 @@ impl Node {
 
     async fn ask_now(self: &Arc<Self>, request: AskRequest) -> Result<Answer, MetadataError> {
         let leader = self.lead()?;
-        let anybody = matches!(request.query, Query::Volume(_) | Query::Servers(_) | Query::Chunks(_));
+        let anybody = matches!(request.query, Query::StatFs(_) | Query::Servers(_) | Query::Chunks(_));
         if !(anybody && request.session == SessionId(0)) {
             let heard = leader.sessions.lock().heard(request.session, clock::since_boot());
             heard.map_err(|_| MetadataError::Fs(FsError::SessionExpired))?;
@@ -100,12 +100,12 @@ impl Node {
                     .and_then(|volume| query::lookup(&records, volume.hash_key, asked.parent, &asked.name));
                 answered(&asked, found)
             }
-            Query::Inode(asked) => {
+            Query::GetAttr(asked) => {
                 let record = query::inode(&records, asked.ino);
                 answered(&asked, record.map(|record| record.attributes(asked.ino)))
             }
             Query::ReadLink(asked) => answered(&asked, read_link(&records, asked.ino)),
-            Query::ReadDirectory(asked) => answered(&asked, read_directory(&records, &asked)),
+            Query::ReadDir(asked) => answered(&asked, read_directory(&records, &asked)),
             Query::Open(asked) => {
                 let queries::Open { ino, segments } = asked;
                 let is_new = self.hold(leader, &records, session, ino)?;
@@ -123,7 +123,7 @@ impl Node {
             }
             Query::GetXattr(asked) => answered(&asked, query::xattr(&records, asked.ino, &asked.name)),
             Query::ListXattr(asked) => answered(&asked, query::xattr_names(&records, asked.ino)),
-            Query::Volume(asked) => {
+            Query::StatFs(asked) => {
                 answered(&asked, query::superblock(&records).map(|volume| volume.volume_use()))
             }
             Query::Chunks(asked) => {
@@ -131,13 +131,13 @@ impl Node {
                 answered(&asked, chunk_infos(&records, chunks).map_err(OpError::Store))
             }
             Query::Servers(asked) => answered(&asked, Ok(server_infos(leader))),
-            Query::Seek(asked) => {
+            Query::Lseek(asked) => {
                 let found = query::inode(&records, asked.ino).and_then(|record| {
                     Ok(atoll_core::seek::seek(&records, asked.ino, &record, asked.offset, asked.kind)?)
                 });
                 answered(&asked, found)
             }
-            Query::TestLock(asked) => {
+            Query::GetLk(asked) => {
                 answered(&asked, test_lock(&records, session, &asked.0).map_err(OpError::Store))
             }
             // Answered before: it waits.
@@ -176,19 +176,19 @@ fn answered<Q: Question>(_question: &Q, result: OpResult<Q::Answer>) -> OpResult
 /// Whether answering this goes through more than a few records.
 fn may_take_long(query: &Query) -> bool {
     match query {
-        Query::ReadDirectory(_) | Query::Seek(_) => true,
+        Query::ReadDir(_) | Query::Lseek(_) => true,
         Query::Open(queries::Open { segments, .. }) | Query::Extents(queries::Extents { segments, .. }) => {
             *segments > SEGMENTS_HERE_MAX
         }
         Query::Chunks(asked) => asked.chunks.len() > CHUNKS_HERE_MAX,
         Query::Lookup(_)
-        | Query::Inode(_)
+        | Query::GetAttr(_)
         | Query::ReadLink(_)
         | Query::GetXattr(_)
         | Query::ListXattr(_)
-        | Query::Volume(_)
+        | Query::StatFs(_)
         | Query::Servers(_)
-        | Query::TestLock(_)
+        | Query::GetLk(_)
         | Query::AwaitLocks(_) => false,
     }
 }
@@ -224,8 +224,8 @@ fn read_link(records: &dyn Read, ino: InodeId) -> OpResult<Bytes> {
     }
 }
 
-fn read_directory(records: &dyn Read, asked: &queries::ReadDirectory) -> OpResult<DirectoryPage> {
-    let queries::ReadDirectory { ino, cookie, bytes_max, plus } = *asked;
+fn read_directory(records: &dyn Read, asked: &queries::ReadDir) -> OpResult<DirectoryPage> {
+    let queries::ReadDir { ino, cookie, bytes_max, plus } = *asked;
     let bytes_max = bytes_max.min(DIRECTORY_BYTES_MAX);
     let each = ENTRY_BYTES + if plus { ATTRIBUTES_BYTES } else { 0 };
     let mut bytes = 0;

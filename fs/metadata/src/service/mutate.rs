@@ -112,7 +112,7 @@ impl Node {
         }
         self.refuse_locked(&command)?;
         // Read before the command is on its way: its file gets this number or a higher one.
-        let _making = match opens || matches!(command.op, Op::Client(ClientOp::CreateUnnamed(_))) {
+        let _making = match opens || matches!(command.op, Op::Client(ClientOp::Tmpfile(_))) {
             true => {
                 let volume = query::superblock(&*store).map_err(query_error)?;
                 Some(self.making.begin(InodeId(volume.next_inode)))
@@ -269,7 +269,7 @@ impl Node {
 /// The file that a command has made to be held open by its maker from the start, if that is what it has done.
 fn made_to_be_held(command: &Command, opens: bool, outcome: &Outcome) -> Option<InodeId> {
     match (&command.op, outcome) {
-        (Op::Client(ClientOp::CreateUnnamed(_)), Outcome::Inode(made)) => Some(made.ino),
+        (Op::Client(ClientOp::Tmpfile(_)), Outcome::Inode(made)) => Some(made.ino),
         (Op::Client(ClientOp::Create(_)), Outcome::Inode(made)) if opens && made.kind() == FileKind::File => {
             Some(made.ino)
         }

@@ -76,10 +76,7 @@ fn random_op(random: &mut StdRng) -> Op {
         }),
         6 => {
             let size = Some(random.random_range(0..3_000_000));
-            Op::from(ops::SetAttributes {
-                ino,
-                changes: AttributeChanges { size, ..AttributeChanges::default() },
-            })
+            Op::from(ops::SetAttr { ino, changes: AttributeChanges { size, ..AttributeChanges::default() } })
         }
         7 => Op::from(ops::SetXattr {
             ino,
@@ -333,7 +330,7 @@ fn whoever_is_told_of_a_change_finds_it_in_the_records() {
             found
         });
         for index in 1..=5000 {
-            let op = Op::from(ops::CreateUnnamed {
+            let op = Op::from(ops::Tmpfile {
                 parent: ROOT,
                 mode: 0o600,
                 uid: 0,

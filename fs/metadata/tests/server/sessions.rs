@@ -23,7 +23,7 @@ async fn an_unlinked_file_is_kept_while_it_is_open_and_goes_when_it_is_closed() 
     // Something else that is unlinked goes, so the worker has been there.
     writer.run(unlink("b")).await;
     eventually("only the open file is left", async || server.status().unwrap().orphans == 1).await;
-    reader.ask(queries::Inode { ino }).await;
+    reader.ask(queries::GetAttr { ino }).await;
     let notice = CloseNotice { session: reader.session, closed: vec![ino] };
     reader.connection.send::<CloseNotice>(&notice, ()).unwrap();
     eventually("the closed file is freed", async || server.status().unwrap().orphans == 0).await;
@@ -124,13 +124,13 @@ async fn after_a_restart_nothing_is_freed_until_sessions_have_told_what_they_hol
     }
     let tell = |session, open| ReclaimRequest { session, open, more: false };
     writer.call::<ReclaimRequest>(&tell(writer.session, vec![])).await.unwrap();
-    reader.ask(queries::Inode { ino }).await;
+    reader.ask(queries::GetAttr { ino }).await;
     reader.call::<ReclaimRequest>(&tell(reader.session, vec![ino])).await.unwrap();
     assert!(!reader.beat().await.unwrap().reclaim);
     writer.create("b").await;
     writer.run(unlink("b")).await;
     eventually("only the open file is left", async || server.status().unwrap().orphans == 1).await;
-    reader.ask(queries::Inode { ino }).await;
+    reader.ask(queries::GetAttr { ino }).await;
     // The session's end is as good as a close.
     assert_eq!(reader.run(ops::CloseSession).await, Outcome::Done);
     eventually("the file is freed", async || server.status().unwrap().orphans == 0).await;

@@ -62,7 +62,7 @@ async fn a_full_volume_refuses_and_deleting_makes_room_at_once() {
     // What is unlinked is freed by the background; a reservation waits for it.
     let outcome = client.run(ops::Reserve { bytes: 512 << 10, bytes_min: 512 << 10 }).await;
     assert_eq!(outcome, Outcome::Reserved(512 << 10));
-    let volume = client.ask(queries::Volume).await;
+    let volume = client.ask(queries::StatFs).await;
     assert_eq!(volume.bytes_free(), 0);
     server.shutdown().await;
 }

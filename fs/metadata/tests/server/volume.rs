@@ -28,7 +28,7 @@ async fn files_are_made_written_read_listed_and_survive_a_restart() {
 
     let (mut names, mut cookie) = (Vec::new(), 0);
     loop {
-        let query = queries::ReadDirectory { ino: ROOT, cookie, bytes_max: 1000, plus: true };
+        let query = queries::ReadDir { ino: ROOT, cookie, bytes_max: 1000, plus: true };
         let DirectoryPage { entries, end, .. } = client.ask(query).await;
         assert!(entries.iter().all(|entry| entry.attributes.as_ref().is_some_and(|a| a.ino == entry.ino)));
         names.extend(entries.iter().map(|entry| entry.name.clone()));
@@ -84,7 +84,7 @@ async fn a_cluster_is_made_once_and_for_its_own_id() {
     let dir = tempfile::tempdir().unwrap();
     let server = MetadataServer::start(config(dir.path()), &mut Registry::default()).await.unwrap();
     let before = Client::without_session(server.address()).await;
-    let asked = before.try_ask(queries::Volume).await;
+    let asked = before.try_ask(queries::StatFs).await;
     assert!(matches!(asked, Err(MetadataError::NotLeader { leader: None })), "{asked:?}");
 
     let admin = connect(server.address(), Role::Admin).await;
@@ -138,7 +138,7 @@ async fn what_only_the_service_does_is_refused_from_outside() {
     assert_eq!(client::refusal(&error), MetadataError::Fs(FsError::NotPermitted));
     assert!(client.lookup("a").await.is_ok());
     assert_eq!(
-        client.try_ask(queries::Inode { ino: InodeId(4711) }).await,
+        client.try_ask(queries::GetAttr { ino: InodeId(4711) }).await,
         Err(MetadataError::Fs(FsError::Stale))
     );
     server.shutdown().await;

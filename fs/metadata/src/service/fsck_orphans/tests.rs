@@ -40,8 +40,7 @@ async fn held(node: &Arc<Node>) -> (SessionId, InodeId) {
     let Outcome::Session(session, _) = run(node, INTERNAL, 0, open).await else { panic!("no session") };
     let making = node.making.begin(InodeId(1));
     leader.sessions.lock().opened(session, clock::since_boot());
-    let make =
-        Op::from(ops::CreateUnnamed { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true });
+    let make = Op::from(ops::Tmpfile { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true });
     let Outcome::Inode(made) = run(node, session, 1, make).await else { panic!("no file") };
     leader.sessions.lock().hold(session, made.ino).unwrap();
     assert!(leader.changes.knows(Work::Orphans, &keys::orphan(made.ino)), "it waits while it is being made");

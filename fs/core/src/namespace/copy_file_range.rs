@@ -37,7 +37,7 @@ struct Run {
 /// copy_file_range(2), within the map: both files refer to the same bytes from then on. Copies a part if it is
 /// much.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CopyRange {
+pub struct CopyFileRange {
     /// From this file,
     pub from: InodeId,
     /// from this byte on,
@@ -52,12 +52,12 @@ pub struct CopyRange {
     pub kill_priv: KillPriv,
 }
 
-impl Mutation for CopyRange {
+impl Mutation for CopyFileRange {
     type Outcome = Copied;
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Copied> {
         let now = context.now;
-        let CopyRange { from, offset, to, to_offset, length, kill_priv } = *self;
+        let CopyFileRange { from, offset, to, to_offset, length, kill_priv } = *self;
         let source = txn.inode(from)?;
         let mut target = txn.inode(to)?;
         for record in [&source, &target] {

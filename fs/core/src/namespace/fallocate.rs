@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::attributes::{FileKind, KillPriv};
-use crate::commands::{AllocateMode, Allocated, Context, Mutation};
+use crate::commands::{Allocated, Context, FallocateMode, Mutation};
 use crate::error::FsError;
 use crate::extents;
 use crate::ids::InodeId;
@@ -17,7 +17,7 @@ use crate::volume;
 
 /// fallocate(2). A part of it is done if it is much.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Allocate {
+pub struct Fallocate {
     /// The file.
     pub ino: InodeId,
     /// First byte.
@@ -25,19 +25,19 @@ pub struct Allocate {
     /// Bytes.
     pub length: u64,
     /// What to do.
-    pub mode: AllocateMode,
+    pub mode: FallocateMode,
     /// Don't change the size.
     pub keep_size: bool,
     /// What the file loses by it.
     pub kill_priv: KillPriv,
 }
 
-impl Mutation for Allocate {
+impl Mutation for Fallocate {
     type Outcome = Allocated;
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Allocated> {
         let now = context.now;
-        let Allocate { ino, offset, length, mode, keep_size, kill_priv } = *self;
+        let Fallocate { ino, offset, length, mode, keep_size, kill_priv } = *self;
         let mut record = txn.inode(ino)?;
         match record.kind() {
             FileKind::File => {}
@@ -51,8 +51,8 @@ impl Mutation for Allocate {
         }
         let charged = record.charged();
         let until = match mode {
-            AllocateMode::Punch => unmap(txn, ino, &mut record, offset, end)?,
-            AllocateMode::Zero | AllocateMode::Allocate => {
+            FallocateMode::Punch => unmap(txn, ino, &mut record, offset, end)?,
+            FallocateMode::Zero | FallocateMode::Allocate => {
                 // Before any record is made for a range that has no room, not halfway through it.
                 let missing = length.saturating_sub(record.mapped);
                 if missing > txn.volume()?.volume_use().bytes_free() {
@@ -66,7 +66,7 @@ impl Mutation for Allocate {
                 until
             }
         };
-        if !keep_size && mode != AllocateMode::Punch {
+        if !keep_size && mode != FallocateMode::Punch {
             record.size = record.size.max(until);
         }
         volume::charge(txn, charged, record.charged(), None)?;
@@ -104,7 +104,7 @@ fn fill(
     record: &mut InodeRecord,
     segment: crate::ids::SegmentIndex,
     (start, end): (u32, u32),
-    mode: AllocateMode,
+    mode: FallocateMode,
 ) -> OpResult<()> {
     let birth = txn.volume()?.epoch;
     let unwritten = |start: u32, end: u32| Piece {
@@ -114,7 +114,7 @@ fn fill(
         birth,
         shared: false,
     };
-    if mode == AllocateMode::Zero {
+    if mode == FallocateMode::Zero {
         extents::remap(txn, ino, record, segment, (start, end), &[unwritten(start, end)])?;
         return extents::mark_for_migration(txn, ino, record, segment);
     }

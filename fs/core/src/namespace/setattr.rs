@@ -18,19 +18,19 @@ use crate::txn::{OpResult, Txn, change_time};
 
 /// Changes attributes; with a size it truncates or extends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SetAttributes {
+pub struct SetAttr {
     /// The inode.
     pub ino: InodeId,
     /// The changes.
     pub changes: AttributeChanges,
 }
 
-impl Mutation for SetAttributes {
+impl Mutation for SetAttr {
     type Outcome = Box<Attributes>;
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
         let now = context.now;
-        let SetAttributes { ino, ref changes } = *self;
+        let SetAttr { ino, ref changes } = *self;
         let mut record = txn.inode(ino)?;
         if let Some(size) = changes.size {
             match record.kind() {
