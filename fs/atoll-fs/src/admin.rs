@@ -16,7 +16,7 @@ use crate::exit::{Failure, Outcome};
 
 /// How long a change may take: a joiner receives everything first.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(600);
-/// How long a server may take to say who it is, or to give its office away.
+/// How long a server may take to say who it is, or to transfer leadership.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Runs it.

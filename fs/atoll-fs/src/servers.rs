@@ -18,7 +18,7 @@ use crate::exit::{Failure, Outcome};
 use crate::{http, signals};
 
 /// How long a leader that is to end looks for another one to lead.
-const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Threads that answer requests; what blocks has threads of its own.
 const SERVER_THREADS: usize = 2;
 
@@ -62,8 +62,8 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
             tokio::select! {
                 signal = &mut asked_to_end => {
                     tracing::info!(signal, "stopping");
-                    let handing_over = tokio::time::timeout(HAND_OVER_MAX, server.hand_over());
-                    if handing_over.await.is_err() {
+                    let transferring = tokio::time::timeout(TRANSFER_TIMEOUT, server.transfer_leadership());
+                    if transferring.await.is_err() {
                         tracing::info!("no other metadata server became the leader within the timeout");
                     }
                     server.shutdown().await;

@@ -167,7 +167,7 @@ fn a_leader_that_dies_or_stops_under_load_gives_no_error() {
     }
     let victim = leader(&cluster);
     succeeds(&cluster.admin(&["transfer-leader"], &[]));
-    load.goes_on("the leader gave its office away");
+    load.goes_on("the leader transferred leadership");
     assert_ne!(leader(&cluster), victim);
     let rounds = load.end();
     check(&mount.join("load"), rounds);

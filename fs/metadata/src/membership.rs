@@ -26,7 +26,7 @@ pub enum Step {
     Vote(BTreeSet<MemberId>),
     /// This one, which doesn't vote, leaves.
     Forget(MemberId),
-    /// Give the office to this one, who goes on with the change.
+    /// Transfer leadership to this one, which continues the change.
     Transfer(MemberId),
 }
 
@@ -154,7 +154,7 @@ impl Group {
             steps.push(Step::Learn(member, address.to_owned()));
         }
         // The leader doesn't vote itself out: who comes after it does.
-        steps.push(if old == Some(self.me) { self.hand_over(&voters)? } else { Step::Vote(voters) });
+        steps.push(if old == Some(self.me) { self.transfer_leadership(&voters)? } else { Step::Vote(voters) });
         Ok(steps)
     }
 
@@ -170,10 +170,10 @@ impl Group {
             return Err(format!("{member} is the last member and can't be removed"));
         }
         self.can_go_on(&voters, None)?;
-        Ok(vec![if member == self.me { self.hand_over(&voters)? } else { Step::Vote(voters) }])
+        Ok(vec![if member == self.me { self.transfer_leadership(&voters)? } else { Step::Vote(voters) }])
     }
 
-    fn hand_over(&self, voters: &BTreeSet<MemberId>) -> Result<Step, String> {
+    fn transfer_leadership(&self, voters: &BTreeSet<MemberId>) -> Result<Step, String> {
         match self.successor(Some(self.me)).filter(|successor| voters.contains(successor)) {
             Some(successor) => Ok(Step::Transfer(successor)),
             None => Err(format!(

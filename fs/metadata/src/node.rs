@@ -53,7 +53,7 @@ pub trait Consensus: Log {
     /// Takes a member out that doesn't vote. Leader only.
     fn remove_learner(&self, member: u64) -> BoxFuture<'_, Result<(), RaftError>>;
 
-    /// Gives the office to a voter; done when this member leads no more. Leader only.
+    /// Transfers leadership to a voter; done when this member is not the leader any more. Leader only.
     fn transfer_leader(&self, to: u64) -> BoxFuture<'_, Result<(), RaftError>>;
 
     /// Answers a request of another member.

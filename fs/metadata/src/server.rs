@@ -432,7 +432,7 @@ impl RunningMetadata {
                 continue;
             }
             if self.node.consensus.leadership().is_leader
-                && let Err(error) = self.node.hand_over(TransferLeader { to: None }).await
+                && let Err(error) = self.node.transfer_leadership(TransferLeader { to: None }).await
                 && !std::mem::replace(&mut told, true)
             {
                 tracing::warn!(
@@ -462,10 +462,10 @@ impl RunningMetadata {
 
     /// Lets another member lead, if this one does and another one can: for an orderly stop, after which nobody has to wait for
     /// an election. Without one this changes nothing.
-    pub async fn hand_over(&self) {
+    pub async fn transfer_leadership(&self) {
         if self.node.consensus.leadership().is_leader
             && self.node.consensus.status().members.len() > 1
-            && let Err(error) = self.node.hand_over(TransferLeader { to: None }).await
+            && let Err(error) = self.node.transfer_leadership(TransferLeader { to: None }).await
         {
             tracing::info!(
                 %error,

@@ -72,7 +72,7 @@ impl Service {
             }
             TransferLeader::KIND => {
                 allow(matches!(role, Role::Admin), role)?;
-                reply(node.hand_over(decode(&request)?).await)
+                reply(node.transfer_leadership(decode(&request)?).await)
             }
             FsckRequest::KIND => {
                 allow(matches!(role, Role::Admin), role)?;

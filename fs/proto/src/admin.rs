@@ -89,7 +89,7 @@ pub struct ChangeMembers {
     pub change: MembersChange,
 }
 
-/// Asks the leader to give its office to another member.
+/// Asks the leader to transfer leadership to another member.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferLeader {
     /// To whom; `None`: to the one that has most of the log.

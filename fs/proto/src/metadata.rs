@@ -31,7 +31,7 @@ pub enum MetadataError {
         /// The leader's id and address, if known.
         leader: Option<(MemberId, String)>,
     },
-    /// The leader lost its office while it worked: a mutation may have taken effect or not; send it again.
+    /// The leader lost leadership while it worked: a mutation may have taken effect or not; send it again.
     #[error("leadership lost")]
     LeadershipLost,
     /// The cluster isn't bootstrapped yet.

@@ -126,8 +126,8 @@ impl Node {
         Ok(())
     }
 
-    /// Gives the office to another member; who that is.
-    pub(crate) async fn hand_over(&self, request: TransferLeader) -> Result<MemberId, MetadataError> {
+    /// Transfers leadership to another member; returns which.
+    pub(crate) async fn transfer_leadership(&self, request: TransferLeader) -> Result<MemberId, MetadataError> {
         self.lead()?;
         let group = Group::of(&self.consensus.status());
         let to = match request.to {

@@ -18,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often the leader asks the others about theirs.
 const ASK_EVERY: Duration = Duration::from_secs(2);
 /// A leader with a full disk looks this often for somebody else to lead.
-const HAND_OVER_EVERY: Duration = Duration::from_secs(10);
+const TRANSFER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Looks at the disk of this member, for as long as it runs.
 pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
@@ -47,8 +47,8 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
             }
         };
         // First this: what grows is refused only if nobody else can take it.
-        if low && node.lead().is_ok() && looked_for_another.is_none_or(|at| at.elapsed() >= HAND_OVER_EVERY) {
-            hand_over(&node).await;
+        if low && node.lead().is_ok() && looked_for_another.is_none_or(|at| at.elapsed() >= TRANSFER_INTERVAL) {
+            transfer_leadership(&node).await;
             looked_for_another = Some(Instant::now());
         }
         match (node.disk_low.swap(low, Ordering::Relaxed), low) {
@@ -61,8 +61,8 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
     }
 }
 
-/// Gives the office to a member whose disk has room, if there is one.
-async fn hand_over(node: &Node) {
+/// Transfers leadership to a member whose disk has free space, if there is one.
+async fn transfer_leadership(node: &Node) {
     let full = ask(node).await;
     let successors = Group::of(&node.consensus.status()).successors();
     let Some(to) = successors.into_iter().find(|member| full.get(member) == Some(&Some(false))) else {
@@ -72,7 +72,7 @@ async fn hand_over(node: &Node) {
         %to,
         "the metadata disk is nearly full: transferring leadership to a member with more free space"
     );
-    if let Err(error) = node.hand_over(TransferLeader { to: Some(to) }).await {
+    if let Err(error) = node.transfer_leadership(TransferLeader { to: Some(to) }).await {
         tracing::warn!(
             %error,
             "leadership could not be transferred: this metadata server stays the leader, with a nearly full \
