@@ -207,7 +207,7 @@ pub fn running() -> Observed {
     }
     let address = |ordinal| names::pod_address("ns", "db", Component::Storage, ordinal);
     let server = |ordinal: u32| ServerStatus {
-        evacuated: false,
+        draining: false,
         server: ServerId(ordinal.into()),
         address: address(ordinal),
         alive: true,

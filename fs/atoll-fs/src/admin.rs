@@ -43,15 +43,15 @@ pub fn run(command: &AdminCommand) -> Outcome {
             change_members(&args.cluster, &args.metadata, MembersChange::Remove { member })?;
             println!("{member} was removed from the group: stop its server and delete its data directory");
         }
-        AdminCommand::Evacuate(args) => {
-            change_server(args, ServerChange::Evacuate)?;
+        AdminCommand::Drain(args) => {
+            change_server(args, ServerChange::Drain)?;
             println!(
                 "the storage server is draining: its replicas move to other servers; 'atoll-fs status' shows \
                  how many are left"
             );
         }
-        AdminCommand::Keep(args) => {
-            change_server(args, ServerChange::Keep)?;
+        AdminCommand::Undrain(args) => {
+            change_server(args, ServerChange::Undrain)?;
             println!("the storage server is in use again");
         }
         AdminCommand::Forget(args) => {
@@ -59,7 +59,7 @@ pub fn run(command: &AdminCommand) -> Outcome {
             println!("the storage server was removed from the cluster: delete its data directory");
         }
         #[cfg(feature = "servers")]
-        AdminCommand::GoOnAlone(args) => go_on_alone(args)?,
+        AdminCommand::UnsafeRecovery(args) => unsafe_recovery(args)?,
         AdminCommand::TransferLeader(args) => {
             let to = args.member.as_deref().map(member).transpose()?;
             let identity = cluster::identity(&args.cluster)?;
@@ -73,7 +73,7 @@ pub fn run(command: &AdminCommand) -> Outcome {
 }
 
 #[cfg(feature = "servers")]
-fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
+fn unsafe_recovery(args: &crate::cli::UnsafeRecoveryArgs) -> Outcome {
     let cluster = cluster::id(&args.cluster)?;
     if !args.the_others_are_gone {
         return Err(Failure::refused(
@@ -91,7 +91,7 @@ fn go_on_alone(args: &crate::cli::GoOnAloneArgs) -> Outcome {
             args.data.display()
         )));
     }
-    let (member, position) = atoll_metadata::go_on_alone(&args.data, cluster, address.to_string())
+    let (member, position) = atoll_metadata::unsafe_recovery(&args.data, cluster, address.to_string())
         .map_err(|error| Failure::refused(format_args!("{}: {error}", args.data.display())))?;
     println!(
         "{member} is now the only member; its log ends at {position}. Start it, check 'atoll-fs status' and \

@@ -387,21 +387,24 @@ pub enum AdminCommand {
     #[command(subcommand)]
     Members(MembersCommand),
     /// Drains a storage server: moves all its replicas to other servers; 'atoll-fs status' shows the progress.
-    Evacuate(ServerArgs),
+    #[command(alias = "evacuate")]
+    Drain(ServerArgs),
     /// Ends the drain of a storage server: it is used again.
-    Keep(ServerArgs),
+    #[command(alias = "keep")]
+    Undrain(ServerArgs),
     /// Removes a stopped and drained storage server from the cluster. A lost one can be drained as well: its replicas are
     /// re-replicated from the other copies.
     Forget(ServerArgs),
     /// Unsafe recovery when most metadata servers are lost for good: makes a stopped one the only member. What only the
     /// others had is lost; they must never be started again with their old data directories.
     #[cfg(feature = "servers")]
-    GoOnAlone(GoOnAloneArgs),
+    #[command(alias = "unsafe-recovery")]
+    UnsafeRecovery(UnsafeRecoveryArgs),
     /// Transfers leadership to another metadata server, for example before the leader's machine is stopped.
     TransferLeader(TransferLeaderArgs),
 }
 
-/// `atoll-fs admin evacuate`, `keep` and `forget`
+/// `atoll-fs admin drain`, `undrain` and `forget`
 #[derive(Args, Debug)]
 pub struct ServerArgs {
     #[command(flatten)]
@@ -412,10 +415,10 @@ pub struct ServerArgs {
     pub server: String,
 }
 
-/// `atoll-fs admin go-on-alone`
+/// `atoll-fs admin unsafe-recovery`
 #[cfg(feature = "servers")]
 #[derive(Args, Debug)]
-pub struct GoOnAloneArgs {
+pub struct UnsafeRecoveryArgs {
     /// The cluster's id: 32 hexadecimal digits.
     #[arg(long, env = "ATOLL_CLUSTER", value_name = "ID")]
     pub cluster: String,
@@ -501,6 +504,23 @@ impl Transport {
         match self {
             Transport::Atoll => "atoll",
             Transport::Fuser => "fuser",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn commands_are_understood_by_the_names_of_earlier_builds() {
+        let command = Cli::command();
+        let admin = command.find_subcommand("admin").unwrap();
+        for (former, name) in [("evacuate", "drain"), ("keep", "undrain"), ("go-on-alone", "unsafe-recovery")]
+        {
+            assert_eq!(admin.find_subcommand(former).map(clap::Command::get_name), Some(name));
         }
     }
 }

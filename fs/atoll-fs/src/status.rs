@@ -109,7 +109,7 @@ fn table(status: &ClusterStatus) -> String {
         );
     }
     for server in &status.servers {
-        let state = if server.alive && server.evacuated {
+        let state = if server.alive && server.draining {
             "DRAINING".to_owned()
         } else if server.alive {
             "alive".to_owned()
@@ -198,7 +198,7 @@ fn document(status: &ClusterStatus) -> serde_json::Value {
             "server": server.server.to_string(),
             "address": server.address,
             "alive": server.alive,
-            "evacuated": server.evacuated,
+            "draining": server.draining,
             "silentMs": server.silent_ms,
             "stored": server.stored,
             "diskCapacity": server.capacity,
@@ -243,7 +243,7 @@ mod tests {
             server: atoll_core::ids::ServerId(3),
             address: "here:1".into(),
             alive: true,
-            evacuated: false,
+            draining: false,
             capacity: 200 << 30,
             used: 179 << 30,
             free: 21 << 30,

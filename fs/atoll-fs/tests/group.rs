@@ -261,7 +261,14 @@ fn a_member_that_is_left_goes_on_alone_when_it_is_told_to() {
     });
     let alone = |cluster: &Processes, flags: &[&str]| {
         let mut command = std::process::Command::new(common::atoll_fs());
-        command.args(["admin", "go-on-alone", "--cluster", &cluster.id, "--address", &cluster.metadata[0].1]);
+        command.args([
+            "admin",
+            "unsafe-recovery",
+            "--cluster",
+            &cluster.id,
+            "--address",
+            &cluster.metadata[0].1,
+        ]);
         command.arg("--data").arg(cluster.folder.path().join("metadata")).args(flags);
         command.output().unwrap()
     };
@@ -425,10 +432,10 @@ fn a_member_that_is_alone_refuses_a_damaged_disk_and_says_what_helps() {
     let before = (names(), fs::read(folder.join("identity")).unwrap());
     let mut command = cluster.command("metadata");
     command.arg("--data").arg(&folder).args(["--listen", &cluster.metadata[0].1, "--http", "127.0.0.1:0"]);
-    refused(&command.output().unwrap(), "go-on-alone");
+    refused(&command.output().unwrap(), "unsafe-recovery");
     assert_eq!((names(), fs::read(folder.join("identity")).unwrap()), before, "something was changed");
     let mut command = std::process::Command::new(common::atoll_fs());
-    command.args(["admin", "go-on-alone", "--the-others-are-gone", "--cluster", &cluster.id]);
+    command.args(["admin", "unsafe-recovery", "--the-others-are-gone", "--cluster", &cluster.id]);
     command.args(["--address", &cluster.metadata[0].1]).arg("--data").arg(&folder);
     succeeds(&command.output().unwrap());
     cluster.start_metadata(0);

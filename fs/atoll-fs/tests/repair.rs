@@ -1,4 +1,4 @@
-//! Repair: a storage server stays away, comes back early, is evacuated and forgotten
+//! Repair: a storage server stays away, comes back early, is drained and forgotten
 
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -276,30 +276,30 @@ fn a_server_that_is_added_gets_its_share() {
 }
 
 #[test]
-fn an_evacuated_server_is_emptied_while_it_serves_and_may_be_forgotten() {
+fn a_drained_server_is_emptied_while_it_serves_and_may_be_forgotten() {
     let mut cluster = Processes::start_all(1, 3, 2, false, &[]);
-    // The chunk that is open is of the evacuated server too: its writer goes on in another one.
+    // The chunk that is open is of the drained server, too: its writer continues in another one.
     let mount = cluster.mount("mnt");
     write(&mount);
     let victim = (0..3).find(|number| !cluster.chunk_files(*number).is_empty()).unwrap();
     let id = server(&cluster, victim)["server"].as_str().unwrap().to_owned();
 
     let early = cluster.admin(&["forget"], &[&id]);
-    assert!(!early.status.success() && common::text(&early).contains("evacuate"), "{}", common::text(&early));
-    let unknown = cluster.admin(&["evacuate"], &["00000000000000ff"]);
+    assert!(!early.status.success() && common::text(&early).contains("drain"), "{}", common::text(&early));
+    let unknown = cluster.admin(&["drain"], &["00000000000000ff"]);
     assert!(
         common::text(&unknown).contains("storage server 00000000000000ff doesn't exist"),
         "{}",
         common::text(&unknown)
     );
-    let evacuated = cluster.admin(&["evacuate"], &[&id]);
-    assert!(evacuated.status.success(), "{}", common::text(&evacuated));
+    let drained = cluster.admin(&["drain"], &[&id]);
+    assert!(drained.status.success(), "{}", common::text(&drained));
     let began = Instant::now();
     wait_until("it has nothing any more", || {
         check(&mount);
         server(&cluster, victim)["chunks"] == 0 && is_whole(&cluster)
     });
-    println!("evacuated in {:?}", began.elapsed());
+    println!("drained in {:?}", began.elapsed());
     let early = cluster.admin(&["forget"], &[&id]);
     assert!(!early.status.success() && common::text(&early).contains("stop it"), "{}", common::text(&early));
     Processes::kill(&mut cluster.storage[victim].0);

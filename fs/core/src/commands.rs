@@ -296,10 +296,10 @@ impl From<Refuse> for Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServerChange {
     /// It gets no new replicas, and those that it has go elsewhere.
-    Evacuate,
+    Drain,
     /// It is used as any other (again).
-    Keep,
-    /// It is none of the cluster's any more. Only after it was evacuated; that no chunk names it the leader has seen,
+    Undrain,
+    /// It is none of the cluster's any more. Only after it was drained; that no chunk names it the leader has seen,
     /// and none can come to, since it gets no new ones.
     Forget,
 }
@@ -487,7 +487,7 @@ mod tests {
             ),
             (35, Refuse { error: FsError::NoSpace, request: 7 }.into()),
             (37, ops::FsckTotals(Default::default()).into()),
-            (38, ops::ChangeServer { server: ServerId(1), change: ServerChange::Keep }.into()),
+            (38, ops::ChangeServer { server: ServerId(1), change: ServerChange::Undrain }.into()),
         ];
         for (number, op) in numbered {
             let bytes = stored(&op);

@@ -154,7 +154,7 @@ impl Mutation for ChangeServer {
             // Forgotten already is as good.
             return match change {
                 ServerChange::Forget => Ok(()),
-                ServerChange::Evacuate | ServerChange::Keep => Err(FsError::NotFound.into()),
+                ServerChange::Drain | ServerChange::Undrain => Err(FsError::NotFound.into()),
             };
         };
         match change {
@@ -166,9 +166,9 @@ impl Mutation for ChangeServer {
                 txn.delete(Family::System, key);
                 return Ok(());
             }
-            ServerChange::Evacuate | ServerChange::Keep => {}
+            ServerChange::Drain | ServerChange::Undrain => {}
         }
-        let draining = change == ServerChange::Evacuate;
+        let draining = change == ServerChange::Drain;
         if record.draining != draining {
             record.draining = draining;
             txn.put(Family::System, key, &record);

@@ -356,21 +356,21 @@ fn an_inode_has_65000_links_and_no_more() {
 }
 
 #[test]
-fn a_storage_server_is_forgotten_only_after_it_was_evacuated() {
+fn a_storage_server_is_forgotten_only_after_it_was_drained() {
     let mut volume = Volume::new();
     let server = ServerId(1);
     let change = |change| Op::from(ops::ChangeServer { server, change });
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Refused(FsError::TryAgain));
-    assert_eq!(volume.run(INTERNAL, change(ServerChange::Evacuate)), Outcome::Done);
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Drain)), Outcome::Done);
     // It registers anew: that doesn't change what is wanted of it.
     let again = Op::from(ops::PutServer { server, address: "elsewhere:1".into(), labels: BTreeMap::new() });
     volume.run(INTERNAL, again);
-    assert_eq!(volume.run(INTERNAL, change(ServerChange::Keep)), Outcome::Done);
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Undrain)), Outcome::Done);
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Refused(FsError::TryAgain));
-    volume.run(INTERNAL, change(ServerChange::Evacuate));
+    volume.run(INTERNAL, change(ServerChange::Drain));
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Done);
     assert_eq!(volume.run(INTERNAL, change(ServerChange::Forget)), Outcome::Done, "again");
-    assert_eq!(volume.run(INTERNAL, change(ServerChange::Keep)), Outcome::Refused(FsError::NotFound));
+    assert_eq!(volume.run(INTERNAL, change(ServerChange::Undrain)), Outcome::Refused(FsError::NotFound));
     let session = volume.session();
-    assert_eq!(volume.run(session, change(ServerChange::Evacuate)), Outcome::Refused(FsError::NotPermitted));
+    assert_eq!(volume.run(session, change(ServerChange::Drain)), Outcome::Refused(FsError::NotPermitted));
 }

@@ -5,7 +5,6 @@
 //! [`orders`].
 
 pub mod admission;
-mod alone;
 pub mod changes;
 mod clock;
 mod leader;
@@ -26,7 +25,8 @@ pub mod service;
 pub mod sessions;
 pub mod state_machine;
 pub mod store;
+mod unsafe_recovery;
 mod workers;
 
-pub use alone::go_on_alone;
 pub use server::{MetadataConfig, MetadataServer, RunningMetadata, StartError};
+pub use unsafe_recovery::unsafe_recovery;

@@ -154,7 +154,11 @@ impl Group {
             steps.push(Step::Learn(member, address.to_owned()));
         }
         // The leader doesn't vote itself out: who comes after it does.
-        steps.push(if old == Some(self.me) { self.transfer_leadership(&voters)? } else { Step::Vote(voters) });
+        steps.push(if old == Some(self.me) {
+            self.transfer_leadership(&voters)?
+        } else {
+            Step::Vote(voters)
+        });
         Ok(steps)
     }
 

@@ -1,7 +1,7 @@
 //! What repair does: which chunk gets a further replica where, which replicas stay then, how much at a time. Pure; the
 //! time is an argument (since boot).
 //!
-//! A replica counts while its server isn't given up and isn't being evacuated. A chunk with fewer gets one more; when
+//! A replica counts while its server isn't given up and isn't being drained. A chunk with fewer gets one more; when
 //! it is there, replicas that don't count go. With nothing to repair, replicas move from the fullest disks to the
 //! emptiest ones in the same way: a further one, then one fewer. All that is under way is in the records and in the
 //! servers' orders, so a new leader goes on from what it finds.
@@ -114,7 +114,7 @@ pub fn kept(record: &ChunkRecord, new: ServerId, servers: &Servers, now: Duratio
         let Some(fullest) = fullest(&old, servers) else { break };
         stay.retain(|server| *server != fullest);
     }
-    // A server that is being evacuated still serves what it has.
+    // A server that is being drained still serves what it has.
     let serving =
         |server: &ServerId| servers.health(*server, now).is_some_and(|health| health != Health::Dead);
     let missing = wanted.saturating_sub(stay.len());
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evacuated_server_serves_until_there_are_enough_others() {
+    fn a_draining_server_serves_until_there_are_enough_others() {
         let mut table = servers(&[10; 5]);
         drain(&mut table, 1);
         drain(&mut table, 2);

@@ -96,7 +96,7 @@ pub struct TransferLeader {
     pub to: Option<MemberId>,
 }
 
-/// Asks the leader to evacuate a storage server, to keep it, or to forget it.
+/// Asks the leader to drain a storage server, to end its drain, or to forget it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeServer {
     /// Which.

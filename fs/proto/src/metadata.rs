@@ -373,7 +373,7 @@ pub struct ServerStatus {
     /// It is heard of.
     pub alive: bool,
     /// Its replicas go elsewhere, and it gets no new ones.
-    pub evacuated: bool,
+    pub draining: bool,
     /// Bytes that its disk has.
     pub capacity: u64,
     /// Bytes in use on its disk, whoever uses them.

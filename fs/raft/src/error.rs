@@ -143,7 +143,7 @@ pub enum RaftError {
     /// This member has taken part in its group, and what it voted is gone.
     #[error(
         "{dir} has no vote file, though this member has belonged to a group: it could vote twice; replace \
-         this member or, if it is the only one, run atoll-fs admin go-on-alone"
+         this member or, if it is the only one, run atoll-fs admin unsafe-recovery"
     )]
     VoteMissing {
         /// The folder.

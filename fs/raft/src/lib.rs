@@ -22,7 +22,6 @@
 //! whenever enough log has piled up, and what the flush covers needs no log any more.
 
 mod account;
-mod alone;
 mod clock;
 mod disk;
 mod error;
@@ -51,11 +50,11 @@ mod suite_tests;
 #[cfg(test)]
 mod test_support;
 mod types;
+mod unsafe_recovery;
 mod vote;
 mod wire;
 mod writer;
 
-pub use alone::go_on_alone;
 pub use error::{LogError, PeerError, ProposeError, RaftError, StateMachineFailure};
 pub use node::RaftNode;
 pub use room::{WaitForRoom, is_full};
@@ -65,3 +64,4 @@ pub use types::{
     AppliedEntry, AppliedPayload, AppliedState, Leadership, LogPosition, MemberId, NoPeers, PeerStatus,
     PeerTransport, RaftConfig, RaftStatus, Role, SnapshotProgress, StateMachine, StateMachineError,
 };
+pub use unsafe_recovery::unsafe_recovery;

@@ -127,7 +127,10 @@ impl Node {
     }
 
     /// Transfers leadership to another member; returns which.
-    pub(crate) async fn transfer_leadership(&self, request: TransferLeader) -> Result<MemberId, MetadataError> {
+    pub(crate) async fn transfer_leadership(
+        &self,
+        request: TransferLeader,
+    ) -> Result<MemberId, MetadataError> {
         self.lead()?;
         let group = Group::of(&self.consensus.status());
         let to = match request.to {

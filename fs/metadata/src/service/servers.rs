@@ -18,7 +18,7 @@ use crate::reads::Lane;
 use crate::servers::Health;
 
 impl Node {
-    /// Evacuates a storage server, keeps it, or forgets it.
+    /// Drains a storage server, ends its drain, or forgets it.
     pub(crate) async fn change_server(&self, request: ChangeServer) -> Result<(), MetadataError> {
         let leader = self.lead()?;
         let ChangeServer { server, change } = request;
@@ -27,7 +27,7 @@ impl Node {
             if health == Some(Health::Alive) {
                 // It would register again within a second.
                 return Err(MetadataError::Refused(format!(
-                    "storage server {server} is still running: drain it (atoll-fs admin evacuate), stop it, \
+                    "storage server {server} is still running: drain it (atoll-fs admin drain), stop it, \
                      then forget it"
                 )));
             }
@@ -35,7 +35,7 @@ impl Node {
             if chunks > 0 {
                 return Err(MetadataError::Refused(format!(
                     "storage server {server} still has replicas of {chunks} chunks: drain it (atoll-fs admin \
-                     evacuate) and wait until it has none"
+                     drain) and wait until it has none"
                 )));
             }
         }
@@ -44,7 +44,7 @@ impl Node {
                 Err(MetadataError::Refused(format!("storage server {server} doesn't exist")))
             }
             Outcome::Refused(FsError::TryAgain) => Err(MetadataError::Refused(format!(
-                "storage server {server} is in use: drain it (atoll-fs admin evacuate) before you forget it"
+                "storage server {server} is in use: drain it (atoll-fs admin drain) before you forget it"
             ))),
             Outcome::Refused(error) => Err(MetadataError::Fs(error)),
             _ => self.look_at_server(server).map_err(|error| store_error(&error)),

@@ -105,7 +105,7 @@ impl Node {
                 server,
                 address: record.address.clone(),
                 alive: health == Health::Alive,
-                evacuated: record.draining,
+                draining: record.draining,
                 capacity: report.capacity,
                 used: report.used,
                 free: report.free,

@@ -47,7 +47,8 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
             }
         };
         // First this: what grows is refused only if nobody else can take it.
-        if low && node.lead().is_ok() && looked_for_another.is_none_or(|at| at.elapsed() >= TRANSFER_INTERVAL) {
+        if low && node.lead().is_ok() && looked_for_another.is_none_or(|at| at.elapsed() >= TRANSFER_INTERVAL)
+        {
             transfer_leadership(&node).await;
             looked_for_another = Some(Instant::now());
         }

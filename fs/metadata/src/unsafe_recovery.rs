@@ -1,4 +1,4 @@
-//! A member goes on alone after a majority was lost for good ([`atoll_raft::go_on_alone`]).
+//! A member becomes the only one after a majority was lost for good ([`atoll_raft::unsafe_recovery`]).
 
 use std::path::Path;
 
@@ -12,13 +12,13 @@ use crate::store::folder::Folder;
 ///
 /// # Errors
 /// If the folder is none of this cluster's members', or the member runs, or belongs to no group.
-pub fn go_on_alone(
+pub fn unsafe_recovery(
     dir: &Path,
     cluster: ClusterId,
     address: String,
 ) -> Result<(MemberId, LogPosition), StartError> {
     let folder = Folder::open(dir, cluster, MemberId(rand::random()))?;
     let config = RaftConfig::new(folder.member().0, folder.raft());
-    let position = atoll_raft::go_on_alone(&config, address)?;
+    let position = atoll_raft::unsafe_recovery(&config, address)?;
     Ok((folder.member(), position))
 }

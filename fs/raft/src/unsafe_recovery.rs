@@ -23,7 +23,7 @@ use crate::vote::VoteRecord;
 ///
 /// # Errors
 /// If it runs, belongs to no group, or its log can't be read or written; then nothing has changed.
-pub fn go_on_alone(config: &RaftConfig, addr: String) -> Result<LogPosition, RaftError> {
+pub fn unsafe_recovery(config: &RaftConfig, addr: String) -> Result<LogPosition, RaftError> {
     let (_lock, store) = open_log(config)?;
     let (base, last) = store.ends();
     let Some(last) = last.or(base) else {
