@@ -153,7 +153,7 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
         return Ok(vec![Action::CreateSecret(id)]);
     }
     let mut actions = applies(seen, wanted, id);
-    actions.extend(founding(seen, wanted, id)?);
+    actions.extend(bootstrap(seen, wanted, id)?);
     if actions.is_empty() {
         actions.extend(roll::next(seen, wanted));
     }
@@ -320,8 +320,8 @@ fn applies(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Vec<Action> {
 }
 
 /// The steps by which a volume is made, once and never again (D34), and by which further metadata servers get into the group.
-/// The first one founds the group alone, whatever others there are: so there is only one that can.
-fn founding(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Action>, Problem> {
+/// The first one bootstraps the group alone, whatever others there are: so there is only one that can.
+fn bootstrap(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Action>, Problem> {
     let pvc_name = names::pvc(&wanted.name, Component::Metadata, 0);
     let MetadataFact::Answers(answer) = &seen.metadata else { return Ok(None) };
     match answer.cluster {

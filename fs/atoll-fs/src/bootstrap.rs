@@ -34,19 +34,19 @@ pub fn run(args: &BootstrapArgs) -> Outcome {
     config.exclusive = args.exclusive;
     config.root = (args.root_uid, args.root_gid, mode);
     let runtime = cluster::runtime(1)?;
-    let (addresses, members) = runtime.block_on(founders(&identity, &args.metadata.metadata))?;
+    let (addresses, members) = runtime.block_on(first_members(&identity, &args.metadata.metadata))?;
     let request = BootstrapRequest { cluster: identity.0, config, members };
     runtime.block_on(cluster::ask::<BootstrapRequest>(identity, &addresses, &request))?;
     println!("the volume is created");
     Ok(())
 }
 
-/// Whom to ask, and who founds the group. Where there is a group already, its members are asked and nobody founds one:
+/// Whom to ask, and which members bootstrap the group. Where there is a group already, its members are asked and none bootstraps one:
 /// a new disk behind one of the addresses must not begin another.
 ///
 /// # Errors
-/// If a group is to be founded and not all of its members answer.
-async fn founders(
+/// If a group is to be bootstrapped and not all of its members answer.
+async fn first_members(
     (id, key, encryption): &(ClusterId, ClusterKey, Encryption),
     addresses: &[String],
 ) -> Result<(Vec<String>, Vec<(MemberId, String)>), Failure> {

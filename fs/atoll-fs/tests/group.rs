@@ -390,7 +390,7 @@ fn a_member_with_a_damaged_disk_is_made_anew_from_the_others() {
     let folder = folder_of(&cluster, victim);
     scribble(&files(&folder, ".sst"));
     let mut scribbled = Instant::now();
-    wait_until("the leader steps aside", || {
+    wait_until("the leader is replaced by a new member", || {
         // What was being compacted just then is whole in its new place.
         if scribbled.elapsed() > Duration::from_secs(15) {
             scribble(&files(&folder, ".sst"));

@@ -46,7 +46,7 @@ impl Family {
 }
 
 /// The store failed or holds something that can't be read. Never an outcome of a command: a member whose
-/// store fails steps aside.
+/// store fails is replaced by a new member.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The store below failed.

@@ -41,7 +41,7 @@ pub trait Consensus: Log {
     /// For status pages.
     fn status(&self) -> RaftStatus;
 
-    /// Founds the group with these members. To do it again changes nothing.
+    /// Bootstraps the group with these members. To do it again changes nothing.
     fn bootstrap(&self, members: BTreeMap<u64, String>) -> BoxFuture<'_, Result<(), RaftError>>;
 
     /// Adds a member that receives the log and doesn't vote; done when it has all of it. Leader only.

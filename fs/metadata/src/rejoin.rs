@@ -1,7 +1,7 @@
 //! A member whose disk has damaged its records or its log is made anew from the others.
 //!
 //! It never hands on what it has, and never comes back with less than it had acknowledged: its folder becomes the one of
-//! another member ([`Folder::step_aside`]), which asks the leader for the damaged one's place, receives everything, and
+//! another member ([`Folder::replace_member`]), which asks the leader for the damaged one's place, receives everything, and
 //! votes only then. Nothing is touched before another member leads, so a group whose members are all damaged at once
 //! (by a mistake in a new version, say) keeps what it has.
 

@@ -192,7 +192,7 @@ impl MetadataServer {
         let metrics = Metrics::register(registry);
         match MetadataServer::open(config.clone(), metrics.clone()).await {
             Err(error) if error.is_damage() => {
-                if !step_aside(&config, &error.to_string()).await? {
+                if !become_new_member(&config, &error.to_string()).await? {
                     return Err(error);
                 }
                 MetadataServer::open(config, metrics).await
@@ -291,7 +291,7 @@ async fn until(stopping: CancellationToken, work: impl Future<Output = ()>) {
 
 /// Makes a folder whose records or log are damaged that of another member, once another one leads. `false` if there are no
 /// others: then there is nothing to make it anew from.
-async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, StartError> {
+async fn become_new_member(config: &MetadataConfig, damage: &str) -> Result<bool, StartError> {
     let folder = {
         let config = config.clone();
         let open = move || Folder::open(&config.dir, config.cluster, MemberId(rand::random()));
@@ -321,7 +321,7 @@ async fn step_aside(config: &MetadataConfig, damage: &str) -> Result<bool, Start
         leader = %leader.member,
         "a new member, rebuilt from the others, replaces this one"
     );
-    atoll_blocking::spawn(move || folder.step_aside(new)).await.map_err(|_| StartError::Stopped)??;
+    atoll_blocking::spawn(move || folder.replace_member(new)).await.map_err(|_| StartError::Stopped)??;
     Ok(true)
 }
 
@@ -454,7 +454,7 @@ impl RunningMetadata {
     pub async fn rebuild(self, damage: &str) -> Result<RunningMetadata, StartError> {
         let (config, metrics) = (self.config.clone(), self.metrics.clone());
         self.shutdown().await;
-        if let Err(error) = step_aside(&config, damage).await {
+        if let Err(error) = become_new_member(&config, damage).await {
             tracing::warn!(%error, "the damaged data could not be set aside; starting with what is there");
         }
         MetadataServer::open(config, metrics).await

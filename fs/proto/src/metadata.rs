@@ -280,7 +280,7 @@ pub struct BootstrapRequest {
     pub cluster: ClusterId,
     /// Its configuration.
     pub config: VolumeConfig,
-    /// The founding members and their addresses, the one that is asked among them; none: it alone.
+    /// The first members and their addresses, the one that is asked among them; none: it alone.
     pub members: Vec<(MemberId, String)>,
 }
 

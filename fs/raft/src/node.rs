@@ -211,7 +211,7 @@ pub(crate) fn open_log(config: &RaftConfig) -> Result<(File, Arc<LogStore>), Raf
 fn check_state(config: &RaftConfig, store: &LogStore, machine: &dyn StateMachine) -> Result<(), RaftError> {
     let applied = machine.applied().position;
     let last = store.ends().1;
-    // The first entry of a founder is written before its first vote.
+    // The first entry of a new group is written before its first vote.
     let has_voted = config.has_voted || applied.is_some() || last.is_some_and(|last| last.index > 0);
     if store.vote().is_none() && has_voted {
         return Err(RaftError::VoteMissing { dir: config.dir.clone() });
@@ -337,8 +337,8 @@ impl RaftNode {
         })
     }
 
-    /// Founds the group with these voters and their addresses, this node among them. Does nothing
-    /// if this node belongs to a group already. Each founding member may be told to do so, with
+    /// Bootstraps the group with these voters and their addresses, this node among them. Does nothing
+    /// if this node belongs to a group already. Each of them may be told to do so, with
     /// the same list, or one of them alone.
     pub async fn bootstrap(&self, members: BTreeMap<MemberId, String>) -> Result<(), RaftError> {
         if !members.contains_key(&self.config.member) {

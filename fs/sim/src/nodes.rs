@@ -241,10 +241,10 @@ pub async fn bootstrap(members: usize, copies: u8) -> Result<(), String> {
         chunk_bytes: CHUNK_BYTES,
         ..VolumeConfig::default()
     };
-    let founders = (0..members)
+    let first_members = (0..members)
         .map(|number| (MemberId(100 + number as u64), address(&metadata_name(number)).to_string()))
         .collect();
-    let request = BootstrapRequest { cluster: CLUSTER, config, members: founders };
+    let request = BootstrapRequest { cluster: CLUSTER, config, members: first_members };
     let options = ConnectOptions::new(admin());
     let connection = Connection::connect(&address(&metadata_name(0)), &options)
         .await

@@ -95,7 +95,7 @@ fn a_cluster_is_made_step_by_step_each_of_which_may_be_the_last_before_a_crash()
 }
 
 #[test]
-fn the_first_metadata_server_founds_the_group_and_the_others_get_into_it_one_by_one() {
+fn the_first_metadata_server_bootstraps_the_group_and_the_others_join_one_by_one() {
     // Whoever answers: only the first one may found it.
     let mut seen = testing::started();
     testing::answer(&mut seen).member = MEMBERS[1];

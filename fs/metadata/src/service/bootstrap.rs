@@ -19,7 +19,7 @@ const LEADER_WAIT_MAX: Duration = Duration::from_secs(20);
 const LEADER_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 impl Node {
-    /// Founds the group, with this member alone or with those that the request names, and makes the volume. To do it
+    /// Bootstraps the group, with this member alone or with those that the request names, and makes the volume. To do it
     /// again for the same cluster changes nothing.
     pub(crate) async fn bootstrap(&self, request: BootstrapRequest) -> Result<(), MetadataError> {
         if request.cluster != self.cluster {

@@ -12,7 +12,7 @@
 //! ```
 //!
 //! A member whose state or log is damaged may not come back with less than it had: it could vote for another leader than
-//! it has voted for, and what it had acknowledged would be gone. It [steps aside](Folder::step_aside): the folder gets
+//! it has voted for, and what it had acknowledged would be gone. It [is replaced](Folder::replace_member): the folder gets
 //! another member's identity, which says whose place it takes, and then what is damaged is moved out of the way. What
 //! was moved stays until the new member [votes](Folder::rejoined).
 //!
@@ -189,7 +189,7 @@ impl Folder {
     ///
     /// # Errors
     /// If the disk refuses. Opening the folder goes on with it then, if the new identity was written.
-    pub fn step_aside(self, new: MemberId) -> Result<(), FolderError> {
+    pub fn replace_member(self, new: MemberId) -> Result<(), FolderError> {
         // Damaged again before it was known to have the place: either it or its predecessor is in the group.
         let mut replaces = vec![self.member];
         replaces.extend(self.replaces.iter().copied());
@@ -565,7 +565,7 @@ mod tests {
     fn who_steps_aside_is_another_member_and_keeps_the_damage_until_it_votes() {
         let dir = tempfile::tempdir().unwrap();
         let new = MemberId(8);
-        lived_in(dir.path()).step_aside(new).unwrap();
+        lived_in(dir.path()).replace_member(new).unwrap();
         let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
         assert_eq!((folder.member(), folder.replaces()), (new, &[MEMBER][..]));
         assert_eq!(folder.members().len(), 2);
@@ -578,7 +578,7 @@ mod tests {
         let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
         assert!(folder.raft().exists());
         // Damaged again before it is known to vote.
-        folder.step_aside(MemberId(10)).unwrap();
+        folder.replace_member(MemberId(10)).unwrap();
         let folder = Folder::open(dir.path(), CLUSTER, MemberId(1)).unwrap();
         assert_eq!((folder.member(), folder.replaces()), (MemberId(10), &[new, MEMBER][..]));
         assert!(!folder.raft().exists() && kept.join("raft/log").exists());
