@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::commands::{Context, CreatedChunk, INTERNAL, Mutation, OrderDone};
+use crate::commands::{Context, CreatedChunk, INTERNAL, Mutation, TaskDone};
 use crate::error::FsError;
 use crate::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId, SessionId};
 use crate::intervals::Intervals;
 use crate::keys;
 use crate::limits::{BLOCK_BYTES, COPIES_MAX};
 use crate::records::{
-    ChunkKind, ChunkRecord, DeadRecord, OrderRecord, Piece, Place, Record, SegmentRecord, in_blocks,
+    ChunkKind, ChunkRecord, DeadRecord, Piece, Place, Record, SegmentRecord, TaskRecord, in_blocks,
 };
 use crate::store::{Family, Read};
 use crate::txn::{OpResult, Txn, take_number};
@@ -124,7 +124,7 @@ fn bury(txn: &mut Txn<'_>, chunk: ChunkId, record: &mut ChunkRecord, dead: &Inte
         txn.put(Family::System, keys::dead(chunk, first), &DeadRecord { blocks: end - first, waiting });
     }
     for server in record.replicas.clone() {
-        txn.order(server, chunk, |order| order.trim = true)?;
+        txn.task(server, chunk, |task| task.trim = true)?;
     }
     Ok(())
 }
@@ -140,7 +140,7 @@ fn finish(txn: &mut Txn<'_>, chunk: ChunkId, record: &ChunkRecord) -> OpResult<(
     }
     txn.delete(Family::System, keys::chunk(chunk));
     for server in &record.replicas {
-        txn.order(*server, chunk, |order| *order = OrderRecord { delete: true, ..OrderRecord::default() })?;
+        txn.task(*server, chunk, |task| *task = TaskRecord { delete: true, ..TaskRecord::default() })?;
     }
     Ok(())
 }
@@ -253,7 +253,7 @@ fn seal_record(txn: &mut Txn<'_>, chunk: ChunkId, mut record: ChunkRecord) -> Op
     record.sealed = true;
     let (generation, length) = (record.generation, in_blocks(record.committed));
     for server in &record.replicas {
-        txn.order(*server, chunk, |order| order.seal = Some((generation, length)))?;
+        txn.task(*server, chunk, |task| task.seal = Some((generation, length)))?;
     }
     finish(txn, chunk, &record)
 }
@@ -338,7 +338,7 @@ fn replace_replicas(
     let new: Vec<ServerId> = replicas.iter().copied().filter(|s| !record.replicas.contains(s)).collect();
     for server in &gone {
         // Should it come back, what it holds is of an old generation.
-        txn.order(*server, chunk, |order| *order = OrderRecord { delete: true, ..OrderRecord::default() })?;
+        txn.task(*server, chunk, |task| *task = TaskRecord { delete: true, ..TaskRecord::default() })?;
     }
     let mut trims = false;
     for (key, value) in txn.collect_prefix(Family::System, &keys::dead_ranges(chunk), PER_CHUNK_MAX)? {
@@ -353,14 +353,14 @@ fn replace_replicas(
         }
     }
     for server in &new {
-        txn.order(*server, chunk, |order| *order = OrderRecord { trim: trims, ..OrderRecord::default() })?;
+        txn.task(*server, chunk, |task| *task = TaskRecord { trim: trims, ..TaskRecord::default() })?;
     }
     record.generation = Generation(record.generation.0.checked_add(1).ok_or(FsError::StaleChunk)?);
     record.replicas = replicas;
     if record.sealed {
         let (generation, length) = (record.generation, in_blocks(record.committed));
         for server in &record.replicas {
-            txn.order(*server, chunk, |order| order.seal = Some((generation, length)))?;
+            txn.task(*server, chunk, |task| task.seal = Some((generation, length)))?;
         }
     }
     txn.put_chunk(chunk, &record);
@@ -406,34 +406,34 @@ pub(crate) fn sweep(txn: &mut Txn<'_>, chunk: ChunkId) -> OpResult<()> {
     Ok(())
 }
 
-/// A server has carried out orders.
+/// A server has carried out tasks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OrdersDone {
+pub struct TasksDone {
     /// Which server.
     pub server: ServerId,
     /// What it has done.
-    pub done: Vec<OrderDone>,
+    pub done: Vec<TaskDone>,
 }
 
-impl Mutation for OrdersDone {
+impl Mutation for TasksDone {
     type Outcome = ();
 
     fn apply(&self, txn: &mut Txn<'_>, _context: &Context) -> OpResult<()> {
-        let OrdersDone { server, ref done } = *self;
+        let TasksDone { server, ref done } = *self;
         for item in done {
             match item {
-                OrderDone::Deleted(chunk) => {
-                    let key = keys::order(server, *chunk);
-                    if txn.load::<OrderRecord>(Family::System, &key)?.is_some_and(|order| order.delete) {
+                TaskDone::Deleted(chunk) => {
+                    let key = keys::task(server, *chunk);
+                    if txn.load::<TaskRecord>(Family::System, &key)?.is_some_and(|task| task.delete) {
                         txn.delete(Family::System, key);
                     }
                 }
-                OrderDone::Sealed(chunk, generation) => txn.order(server, *chunk, |order| {
-                    if order.seal.is_some_and(|(wanted, _)| wanted == *generation) {
-                        order.seal = None;
+                TaskDone::Sealed(chunk, generation) => txn.task(server, *chunk, |task| {
+                    if task.seal.is_some_and(|(wanted, _)| wanted == *generation) {
+                        task.seal = None;
                     }
                 })?,
-                OrderDone::Trimmed(chunk, ranges) => trimmed(txn, server, *chunk, ranges)?,
+                TaskDone::Trimmed(chunk, ranges) => trimmed(txn, server, *chunk, ranges)?,
             }
         }
         Ok(())
@@ -459,7 +459,7 @@ fn trimmed(txn: &mut Txn<'_>, server: ServerId, chunk: ChunkId, ranges: &[(u64, 
     for (_, value) in txn.collect_prefix(Family::System, &keys::dead_ranges(chunk), PER_CHUNK_MAX)? {
         more |= DeadRecord::decode(&value)?.waiting.contains(&server);
     }
-    txn.order(server, chunk, |order| order.trim = more)
+    txn.task(server, chunk, |task| task.trim = more)
 }
 
 /// A server holds a replica that no record knows: it is to delete it.
@@ -483,8 +483,8 @@ impl Mutation for DeleteStray {
             let wanted = txn.chunk(*chunk)?.is_some_and(|record| record.replicas.contains(&server));
             let known = chunk.0 < txn.volume()?.next_chunk;
             if !wanted && known {
-                txn.order(server, *chunk, |order| {
-                    *order = OrderRecord { delete: true, ..OrderRecord::default() }
+                txn.task(server, *chunk, |task| {
+                    *task = TaskRecord { delete: true, ..TaskRecord::default() }
                 })?;
             }
         }

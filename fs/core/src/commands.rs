@@ -100,7 +100,7 @@ pub enum FallocateMode {
 pub mod ops {
     pub use super::Refuse;
     pub use crate::chunks::{
-        CreateChunk, DeleteStray, OrdersDone, SealChunk, SetReplicas, ShrinkChunk, SweepChunk,
+        CreateChunk, DeleteStray, SealChunk, SetReplicas, ShrinkChunk, SweepChunk, TasksDone,
     };
     pub use crate::fsck::{Fsck, FsckTotals};
     pub use crate::locks::{ReleaseLocks, SetLock};
@@ -265,7 +265,7 @@ operations! {
         Unreserve, OpenSession, CloseSession;
     service:
         Bootstrap, Configure, PutServer, ExpireSession, ForgetSession, PurgeOrphan, PurgeTruncated,
-        SweepChunk, OrdersDone, DeleteStray, Relocate, SetReplicas;
+        SweepChunk, TasksDone, DeleteStray, Relocate, SetReplicas;
     then: Fsck, FsckTotals, ChangeServer
 }
 
@@ -306,7 +306,7 @@ pub enum ServerChange {
 
 /// Something that a server was ordered to do and has done.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum OrderDone {
+pub enum TaskDone {
     /// The replica is deleted.
     Deleted(ChunkId),
     /// The replica is sealed.

@@ -497,9 +497,9 @@ fn chunk_repair(txn: &mut Txn<'_>, kind: Kind, chunk: ChunkId) -> OpResult<()> {
                     record.dead_blocks = record.dead_blocks.saturating_sub(dead.blocks);
                 }
             }
-            trim_orders(txn, chunk, &record.replicas)?;
+            trim_tasks(txn, chunk, &record.replicas)?;
         }
-        Kind::TrimOrder => trim_orders(txn, chunk, &record.replicas)?,
+        Kind::TrimOrder => trim_tasks(txn, chunk, &record.replicas)?,
         Kind::SharedMark => {
             for (ino, segment) in &uses.segments {
                 let Some(mut found) = segment_of(txn, *ino, *segment)? else { continue };
@@ -517,11 +517,11 @@ fn chunk_repair(txn: &mut Txn<'_>, kind: Kind, chunk: ChunkId) -> OpResult<()> {
 }
 
 /// Tells the servers to trim that have to, and no others.
-fn trim_orders(txn: &mut Txn<'_>, chunk: ChunkId, replicas: &[crate::ids::ServerId]) -> OpResult<()> {
+fn trim_tasks(txn: &mut Txn<'_>, chunk: ChunkId, replicas: &[crate::ids::ServerId]) -> OpResult<()> {
     let dead = check::dead_of(txn, chunk)?;
     for server in replicas {
         let trim = dead.iter().any(|(_, range)| range.waiting.contains(server));
-        txn.order(*server, chunk, |order| order.trim = trim)?;
+        txn.task(*server, chunk, |task| task.trim = trim)?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@
 //! | system | `c` chunk | [`ChunkRecord`](crate::records::ChunkRecord) |
 //! | system | `b` chunk, inode, segment | marker: the segment may refer to the chunk |
 //! | system | `d` chunk, first block | [`DeadRecord`](crate::records::DeadRecord) |
-//! | system | `q` server, chunk | [`OrderRecord`](crate::records::OrderRecord) |
+//! | system | `q` server, chunk | [`TaskRecord`](crate::records::TaskRecord) |
 //! | system | `v` server | [`ServerRecord`](crate::records::ServerRecord) |
 //! | system | `n` session | [`SessionRecord`](crate::records::SessionRecord) |
 //! | system | `w` session, chunk | marker: the session writes the (open) chunk |
@@ -185,10 +185,10 @@ tagged! {
     back_reference, all_back_references, b'b', (chunk: ChunkId, ino: InodeId, segment: SegmentIndex);
     /// The range of a chunk's back references begins here.
     back_references, every_back_reference, b'b', (chunk: ChunkId);
-    /// Key of an order to a server about a chunk.
-    order, all_orders, b'q', (server: ServerId, chunk: ChunkId);
-    /// The range of a server's orders begins here.
-    orders, every_order, b'q', (server: ServerId);
+    /// Key of a task to a server about a chunk.
+    task, all_tasks, b'q', (server: ServerId, chunk: ChunkId);
+    /// The range of a server's tasks begins here.
+    tasks, every_task, b'q', (server: ServerId);
     /// Key of a storage server.
     server, servers, b'v', (server: ServerId);
     /// Key of a session.

@@ -448,7 +448,7 @@ impl Record for DeadRecord {
 /// What one server has to do to one of its replicas; given to it with the reply to a heartbeat until it says
 /// that it is done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OrderRecord {
+pub struct TaskRecord {
     /// Delete the replica.
     pub delete: bool,
     /// Seal it at this generation and length.
@@ -457,7 +457,7 @@ pub struct OrderRecord {
     pub trim: bool,
 }
 
-impl Record for OrderRecord {
+impl Record for TaskRecord {
     const NAME: &'static str = "order";
 }
 

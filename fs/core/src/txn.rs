@@ -6,7 +6,7 @@ use crate::attributes::Timestamp;
 use crate::error::FsError;
 use crate::ids::{ChunkId, InodeId, SegmentIndex, ServerId};
 use crate::keys;
-use crate::records::{ChunkRecord, EntryRecord, InodeRecord, Marker, OrderRecord, Record, Superblock};
+use crate::records::{ChunkRecord, EntryRecord, InodeRecord, Marker, Record, Superblock, TaskRecord};
 use crate::store::{Family, Overlay, Read, StoreError, Visit, Write, prefix_end};
 
 /// Why an operation did not come to its end.
@@ -304,19 +304,19 @@ impl<'a> Txn<'a> {
     }
 
     /// Changes what a server has to do to its replica of `chunk`.
-    pub(crate) fn order(
+    pub(crate) fn task(
         &mut self,
         server: ServerId,
         chunk: ChunkId,
-        change: impl FnOnce(&mut OrderRecord),
+        change: impl FnOnce(&mut TaskRecord),
     ) -> OpResult<()> {
-        let key = keys::order(server, chunk);
-        let mut order: OrderRecord = self.load(Family::System, &key)?.unwrap_or_default();
-        change(&mut order);
-        if order == OrderRecord::default() {
+        let key = keys::task(server, chunk);
+        let mut task: TaskRecord = self.load(Family::System, &key)?.unwrap_or_default();
+        change(&mut task);
+        if task == TaskRecord::default() {
             self.delete(Family::System, key);
         } else {
-            self.put(Family::System, key, &order);
+            self.put(Family::System, key, &task);
         }
         Ok(())
     }

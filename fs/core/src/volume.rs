@@ -14,8 +14,8 @@ use crate::records::{InodeRecord, ServerRecord, SessionRecord, Superblock, Volum
 use crate::store::Family;
 use crate::txn::{OpResult, Txn};
 
-/// Orders of one server at most: one a chunk.
-const ORDERS_MAX: usize = 1 << 24;
+/// Tasks of one server at most: one a chunk.
+const TASKS_MAX: usize = 1 << 24;
 
 /// The feature level of this program's first version.
 pub const FEATURE_LEVEL: u32 = 1;
@@ -160,8 +160,8 @@ impl Mutation for ChangeServer {
         match change {
             ServerChange::Forget if !record.draining => return Err(FsError::TryAgain.into()),
             ServerChange::Forget => {
-                for (order, _) in txn.collect_prefix(Family::System, &keys::orders(server), ORDERS_MAX)? {
-                    txn.delete(Family::System, order);
+                for (task, _) in txn.collect_prefix(Family::System, &keys::tasks(server), TASKS_MAX)? {
+                    txn.delete(Family::System, task);
                 }
                 txn.delete(Family::System, key);
                 return Ok(());

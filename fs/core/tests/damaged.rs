@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use atoll_core::attributes::{AttributeChanges, KillPriv, Timestamp};
 use atoll_core::check::{Kind, Subject, check};
 use atoll_core::commands::{
-    ClientOp, Command, FallocateMode, INTERNAL, NewPiece, NewPlace, Op, OrderDone, XattrMode, ops,
+    ClientOp, Command, FallocateMode, INTERNAL, NewPiece, NewPlace, Op, TaskDone, XattrMode, ops,
 };
 use atoll_core::error::FsError;
 use atoll_core::ids::{
@@ -21,8 +21,8 @@ use atoll_core::locks::{LockClass, LockMode, LockRange, LockRecord, LockRequest,
 use atoll_core::namespace::{Txn, execute};
 use atoll_core::query;
 use atoll_core::records::{
-    ChunkKind, ChunkRecord, DeadRecord, EntryRecord, InodeRecord, OrderRecord, OrphanRecord, Record,
-    SegmentRecord, ServerRecord, SessionRecord, SlotRecord, Superblock, VolumeConfig,
+    ChunkKind, ChunkRecord, DeadRecord, EntryRecord, InodeRecord, OrphanRecord, Record, SegmentRecord,
+    ServerRecord, SessionRecord, SlotRecord, Superblock, TaskRecord, VolumeConfig,
 };
 use atoll_core::seek::{Seek, seek};
 use atoll_core::store::{Family, MemStore, Read, prefix_end};
@@ -171,7 +171,7 @@ fn damage(rng: &mut StdRng, volume: &mut Volume) {
         Family::System if starts(keys::sessions()) => bent::<SessionRecord>(rng, &stored),
         Family::System if starts(keys::servers()) => bent::<ServerRecord>(rng, &stored),
         Family::System if starts(keys::orphans()) => bent::<OrphanRecord>(rng, &stored),
-        Family::System if starts(keys::all_orders()) => bent::<OrderRecord>(rng, &stored),
+        Family::System if starts(keys::all_tasks()) => bent::<TaskRecord>(rng, &stored),
         Family::System => bent::<SlotRecord>(rng, &stored)
             .filter(|_| starts(keys::slots(SESSION)))
             .or_else(|| bent::<DeadRecord>(rng, &stored).filter(|_| starts(keys::all_dead_ranges())))
@@ -346,8 +346,8 @@ fn services(rng: &mut StdRng, store: &MemStore) -> Op {
         4 => Op::from(ops::SealChunk { chunk }),
         5 => {
             let ranges = vec![(number(rng, 5), number(rng, 5))];
-            let done = vec![OrderDone::Sealed(chunk, Generation(1)), OrderDone::Trimmed(chunk, ranges)];
-            Op::from(ops::OrdersDone { server: ServerId(1), done })
+            let done = vec![TaskDone::Sealed(chunk, Generation(1)), TaskDone::Trimmed(chunk, ranges)];
+            Op::from(ops::TasksDone { server: ServerId(1), done })
         }
         6 => Op::from(ops::DeleteStray { server: ServerId(2), chunks: vec![chunk] }),
         7 => {

@@ -21,11 +21,11 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use crate::changes::Changes;
 use crate::clock;
 use crate::node::{Consensus, Node, collect};
-use crate::orders::OrderBook;
 use crate::proposer::Proposer;
 use crate::repair::Progress;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
+use crate::tasks::TaskQueue;
 use crate::workers::suspects::Suspects;
 
 /// A mutation that is being carried out, for those who send it again meanwhile.
@@ -44,7 +44,7 @@ pub(crate) type AllInFlight = HashMap<(SessionId, SlotId, u64), InFlight>;
 /// Who has answered from the records, or has noted something here that an answer promises, calls [`Leader::confirm`]
 /// before it answers: only then this was the leader's memory and those were the newest records at that moment.
 ///
-/// Lock order, of those that are ever held together: `servers`, `orders`, `repair`, then what [`Suspects`] has in it. Each
+/// Lock order, of those that are ever held together: `servers`, `tasks`, `repair`, then what [`Suspects`] has in it. Each
 /// of the others is taken alone. None but `membership` is held across an `await`; `sessions` is held while one record is
 /// looked up, and `lock_waits` while the locks of one inode are. [`reads`](crate::reads) says which reads of the records may
 /// be done on a thread that tasks run on.
@@ -58,7 +58,7 @@ pub(crate) struct Leader {
     pub(crate) changes: Arc<Changes>,
     pub(crate) sessions: Mutex<Sessions>,
     pub(crate) servers: Mutex<Servers>,
-    pub(crate) orders: Mutex<OrderBook>,
+    pub(crate) tasks: Mutex<TaskQueue>,
     pub(crate) repair: Mutex<Progress>,
     /// Replicas that are said to be bad, to be taken out once another one was found to be whole.
     pub(crate) suspects: Suspects,
@@ -110,7 +110,7 @@ impl Leader {
             changes: Arc::default(),
             sessions: Mutex::new(Sessions::begin(term, node.session_lifetime, now, sessions)),
             servers: Mutex::new(Servers::begin(term, now, node.repair_after, servers)),
-            orders: Mutex::new(OrderBook::begin(term)),
+            tasks: Mutex::new(TaskQueue::begin(term)),
             repair: Mutex::default(),
             suspects: Suspects::default(),
             in_flight: Mutex::new(Some(HashMap::new())),
@@ -168,7 +168,7 @@ impl Leader {
 
     /// How far repair is.
     pub(crate) fn repair_status(&self) -> RepairStatus {
-        let copying = self.orders.lock().copies() as u64;
+        let copying = self.tasks.lock().copies() as u64;
         self.repair.lock().status(copying, clock::since_boot())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! What an operation means is decided in `atoll_core`; here is what has a clock, a disk or a network. The parts
 //! that decide something are pure and have no I/O: [`admission`], [`placement`], [`sessions`], [`servers`],
-//! [`orders`].
+//! [`tasks`].
 
 pub mod admission;
 pub mod changes;
@@ -12,7 +12,6 @@ mod making;
 pub mod membership;
 pub mod metrics;
 pub mod node;
-pub mod orders;
 mod peers;
 pub mod placement;
 pub mod proposer;
@@ -25,6 +24,7 @@ pub mod service;
 pub mod sessions;
 pub mod state_machine;
 pub mod store;
+pub mod tasks;
 mod unsafe_recovery;
 mod workers;
 

@@ -4,7 +4,7 @@
 //! A replica counts while its server isn't given up and isn't being drained. A chunk with fewer gets one more; when
 //! it is there, replicas that don't count go. With nothing to repair, replicas move from the fullest disks to the
 //! emptiest ones in the same way: a further one, then one fewer. All that is under way is in the records and in the
-//! servers' orders, so a new leader goes on from what it finds.
+//! servers' tasks, so a new leader goes on from what it finds.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;

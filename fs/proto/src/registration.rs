@@ -14,8 +14,8 @@ use crate::storage::{ChunkRange, CopySource, ReplicaInfo, StorageError};
 
 /// Replicas named in one heartbeat; what is more comes with the next.
 pub const HEARTBEAT_REPLICAS_MAX: usize = 4096;
-/// Orders in one reply; what is more comes with the next.
-pub const ORDERS_MAX: usize = 1024;
+/// Tasks in one reply; what is more comes with the next.
+pub const TASKS_MAX: usize = 1024;
 /// Labels of a server.
 pub const LABELS_MAX: usize = 64;
 
@@ -68,8 +68,8 @@ pub struct Heartbeat {
     pub disk_errors: u64,
     /// What changed since the last heartbeat that was answered.
     pub changes: InventoryChanges,
-    /// How orders ended that were carried out since then.
-    pub done: Vec<OrderDone>,
+    /// How tasks ended that were carried out since then.
+    pub done: Vec<TaskDone>,
 }
 
 /// What changed in a server's inventory. At most [`HEARTBEAT_REPLICAS_MAX`] replicas in all.
@@ -113,11 +113,11 @@ pub struct ScrubbedReplica {
     pub blocks: u64,
 }
 
-/// How an order ended.
+/// How a task ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OrderDone {
-    /// The order's number.
-    pub order: u64,
+pub struct TaskDone {
+    /// The task's number.
+    pub task: u64,
     /// Its outcome.
     pub result: Result<(), StorageError>,
 }
@@ -128,26 +128,26 @@ pub struct HeartbeatReply {
     /// How often to send a heartbeat, in milliseconds.
     pub heartbeat_interval_ms: u64,
     /// What to do, at most [`ORDERS_MAX`].
-    pub orders: Vec<NumberedOrder>,
+    pub tasks: Vec<NumberedTask>,
     /// Whether the metadata service wants the whole inventory in the next heartbeats.
     pub full_inventory: bool,
     /// Where the members of the group are, if there are several: when the leader falls silent, one of them leads.
     pub members: Vec<String>,
 }
 
-/// An order and the number under which its outcome is reported.
+/// A task and the number under which its outcome is reported.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NumberedOrder {
-    /// Given out by the metadata leader; an order that is repeated keeps it.
+pub struct NumberedTask {
+    /// Given out by the metadata leader; a task that is repeated keeps it.
     pub number: u64,
     /// What to do.
-    pub order: Order,
+    pub task: StorageTask,
 }
 
 /// What the metadata service tells a storage server to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub enum Order {
+pub enum StorageTask {
     /// As [`TrimChunk`](crate::storage::TrimChunk).
     Trim {
         /// The chunk.

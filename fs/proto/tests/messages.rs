@@ -114,15 +114,15 @@ fn registration_messages_survive() {
             complete: true,
             ..InventoryChanges::default()
         },
-        done: vec![OrderDone { order: 4, result: Err(StorageError::StaleGeneration { have: GENERATION }) }],
+        done: vec![TaskDone { task: 4, result: Err(StorageError::StaleGeneration { have: GENERATION }) }],
     };
-    let orders = vec![
-        NumberedOrder { number: 1, order: Order::Delete { chunk: CHUNK } },
-        NumberedOrder { number: 2, order: Order::Scrub { chunk: CHUNK } },
+    let tasks = vec![
+        NumberedTask { number: 1, task: StorageTask::Delete { chunk: CHUNK } },
+        NumberedTask { number: 2, task: StorageTask::Scrub { chunk: CHUNK } },
     ];
     let reply = HeartbeatReply {
         heartbeat_interval_ms: 1000,
-        orders,
+        tasks,
         full_inventory: false,
         members: vec!["m:1".into()],
     };

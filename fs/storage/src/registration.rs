@@ -1,4 +1,4 @@
-//! Speaks to the metadata service: registers, sends heartbeats, passes on orders.
+//! Speaks to the metadata service: registers, sends heartbeats, passes on tasks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use atoll_core::ids::ChunkId;
 use atoll_proto::admin::{self, MemberIdentity};
 use atoll_proto::registration::{
-    BadReplica, HEARTBEAT_REPLICAS_MAX, Heartbeat, InventoryChanges, ORDERS_MAX, Register, RegistrationError,
-    ScrubbedReplica,
+    BadReplica, HEARTBEAT_REPLICAS_MAX, Heartbeat, InventoryChanges, Register, RegistrationError,
+    ScrubbedReplica, TASKS_MAX,
 };
 use atoll_proto::{Address, ConnectOptions, Connection, Identity, RpcError};
 use futures::StreamExt;
@@ -17,11 +17,11 @@ use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::orders::Orders;
 use crate::pool::{Lane, PoolClosed};
 use crate::service::{StorageService, replica_info};
 use crate::store::FOLDER_FORMAT;
 use crate::store::changes::News;
+use crate::tasks::TaskWorkers;
 
 /// How long the metadata service may take to answer; then another member is asked.
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
@@ -59,7 +59,7 @@ pub(crate) struct Announcement {
 pub(crate) struct Registrar {
     service: Arc<StorageService>,
     announcement: Announcement,
-    orders: Orders,
+    tasks: TaskWorkers,
     registered: Arc<AtomicBool>,
     /// Members that the leader has told of: the configured addresses may be one name for all of them.
     learnt: Mutex<Vec<Address>>,
@@ -87,10 +87,10 @@ impl Registrar {
     pub(crate) fn new(
         service: Arc<StorageService>,
         announcement: Announcement,
-        orders: Orders,
+        tasks: TaskWorkers,
         registered: Arc<AtomicBool>,
     ) -> Self {
-        Self { service, announcement, orders, registered, learnt: Mutex::default() }
+        Self { service, announcement, tasks, registered, learnt: Mutex::default() }
     }
 
     /// Keeps registered with whoever leads, until it is told to stop.
@@ -202,12 +202,12 @@ impl Registrar {
                 Ok((reply, _)) => reply,
                 Err(ended) => {
                     self.service.store.changes().put_back(news);
-                    self.orders.put_back(heartbeat.done);
+                    self.tasks.put_back(heartbeat.done);
                     return ended;
                 }
             };
             let interval = bounded_interval(reply.heartbeat_interval_ms);
-            self.orders.take(reply.orders);
+            self.tasks.take(reply.tasks);
             self.learn(&reply.members);
             if reply.full_inventory && scan.is_none() {
                 scan = Some(Scan { after: None });
@@ -339,7 +339,7 @@ impl Registrar {
             chunks: self.service.store.len() as u64,
             disk_errors: self.service.store.disk_errors(),
             changes,
-            done: self.orders.outcomes(ORDERS_MAX),
+            done: self.tasks.outcomes(TASKS_MAX),
         };
         Ok((heartbeat, news))
     }

@@ -19,12 +19,12 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::Disk;
 use crate::disk::real::RealDisk;
 use crate::metrics::Metrics;
-use crate::orders::Orders;
 use crate::pool::IoPool;
 use crate::registration::{Announcement, Registrar};
 use crate::scrub;
 use crate::service::StorageService;
 use crate::store::{Store, StoreError, StoreOptions};
+use crate::tasks::TaskWorkers;
 
 /// Space kept for deleting on a full disk, unless said otherwise (bytes).
 pub const BALLAST_BYTES: u64 = 16 << 20;
@@ -194,8 +194,8 @@ impl StorageServer {
             labels: config.labels,
         };
         let mut tasks = JoinSet::new();
-        let orders = Orders::start(service.clone(), stop.clone(), &mut tasks);
-        let registrar = Registrar::new(service.clone(), announcement, orders, registered.clone());
+        let workers = TaskWorkers::start(service.clone(), stop.clone(), &mut tasks);
+        let registrar = Registrar::new(service.clone(), announcement, workers, registered.clone());
         let limits = ServerLimits {
             request_bytes_in_flight: CONNECTION_BYTES_IN_FLIGHT_MAX,
             ..ServerLimits::default()

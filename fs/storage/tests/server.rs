@@ -9,7 +9,8 @@ use std::time::Duration;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, MemberId, ServerId, SessionId};
 use atoll_proto::checksum::checksums;
 use atoll_proto::registration::{
-    Heartbeat, HeartbeatReply, NumberedOrder, Order, OrderDone, Register, RegisterReply, RegistrationError,
+    Heartbeat, HeartbeatReply, NumberedTask, Register, RegisterReply, RegistrationError, StorageTask,
+    TaskDone,
 };
 use atoll_proto::storage::{
     ChunkLayout, ChunkRange, CopyChunk, CopySource, DeleteChunk, Inventory, ReadChunk, Scrub, SealChunk,
@@ -433,7 +434,7 @@ struct Metadata {
     follower: bool,
     registered: Mutex<Vec<Register>>,
     heartbeats: Mutex<Vec<Heartbeat>>,
-    orders: Mutex<VecDeque<Vec<NumberedOrder>>>,
+    tasks: Mutex<VecDeque<Vec<NumberedTask>>>,
     forget: Mutex<bool>,
 }
 
@@ -455,10 +456,10 @@ impl Handler for Metadata {
                     return Err(RegistrationError::NotRegistered.into());
                 }
                 self.heartbeats.lock().push(request.decode::<Heartbeat>()?);
-                let orders = self.orders.lock().pop_front().unwrap_or_default();
+                let tasks = self.tasks.lock().pop_front().unwrap_or_default();
                 let reply = HeartbeatReply {
                     heartbeat_interval_ms: 50,
-                    orders,
+                    tasks,
                     full_inventory: false,
                     members: Vec::new(),
                 };
@@ -483,7 +484,7 @@ impl Metadata {
         self.heartbeats.lock().iter().any(what)
     }
 
-    fn done(&self) -> Vec<OrderDone> {
+    fn done(&self) -> Vec<TaskDone> {
         self.heartbeats.lock().iter().flat_map(|heartbeat| heartbeat.done.clone()).collect()
     }
 }
@@ -517,20 +518,20 @@ async fn it_finds_the_leader_tells_its_news_and_carries_out_orders() {
     let registered = server.registration();
     assert!(server.is_registered() && registered());
 
-    let order = |number, order| NumberedOrder { number, order };
-    let orders = vec![
-        order(1, Order::Seal { chunk: ChunkId(1), generation: Generation(2), length: 8 * BLOCK }),
-        order(2, Order::Seal { chunk: ChunkId(2), generation: Generation(2), length: 4 * BLOCK }),
-        order(3, Order::Delete { chunk: ChunkId(3) }),
-        order(4, Order::Delete { chunk: ChunkId(99) }),
-        order(5, Order::Seal { chunk: ChunkId(98), generation: Generation(2), length: 0 }),
+    let task = |number, task| NumberedTask { number, task };
+    let tasks = vec![
+        task(1, StorageTask::Seal { chunk: ChunkId(1), generation: Generation(2), length: 8 * BLOCK }),
+        task(2, StorageTask::Seal { chunk: ChunkId(2), generation: Generation(2), length: 4 * BLOCK }),
+        task(3, StorageTask::Delete { chunk: ChunkId(3) }),
+        task(4, StorageTask::Delete { chunk: ChunkId(99) }),
+        task(5, StorageTask::Seal { chunk: ChunkId(98), generation: Generation(2), length: 0 }),
     ];
-    leader.orders.lock().push_back(orders.clone());
+    leader.tasks.lock().push_back(tasks.clone());
     // Told again before it was done.
-    leader.orders.lock().push_back(orders);
+    leader.tasks.lock().push_back(tasks);
     until("the outcomes", || leader.done().len() >= 5).await;
     let done = leader.done();
-    let result = |number| done.iter().find(|done| done.order == number).unwrap().result.clone();
+    let result = |number| done.iter().find(|done| done.task == number).unwrap().result.clone();
     for number in 1..=4 {
         assert_eq!(result(number), Ok(()));
     }
@@ -543,8 +544,8 @@ async fn it_finds_the_leader_tells_its_news_and_carries_out_orders() {
     until("the news of the seal", || leader.saw(sealed)).await;
 
     let trim = vec![ChunkRange { offset: 0, length: BLOCK }];
-    leader.orders.lock().push_back(vec![order(6, Order::Trim { chunk: ChunkId(1), ranges: trim })]);
-    until("the trim", || leader.done().iter().any(|done| done.order == 6 && done.result.is_ok())).await;
+    leader.tasks.lock().push_back(vec![task(6, StorageTask::Trim { chunk: ChunkId(1), ranges: trim })]);
+    until("the trim", || leader.done().iter().any(|done| done.task == 6 && done.result.is_ok())).await;
     let client = client(&server).await;
     assert_eq!(refusal(read(&client, 1, 0, 1).await), StorageError::Gone);
 

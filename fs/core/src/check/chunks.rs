@@ -1,4 +1,4 @@
-//! Chunks, back references, dead ranges, orders to trim.
+//! Chunks, back references, dead ranges, tasks to trim.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::ids::{ChunkId, InodeId, SegmentIndex, ServerId};
 use crate::intervals::Intervals;
 use crate::keys;
 use crate::limits::BLOCK_BYTES;
-use crate::records::{ChunkRecord, DeadRecord, OrderRecord, Piece, Place, Record, SegmentRecord};
+use crate::records::{ChunkRecord, DeadRecord, Piece, Place, Record, SegmentRecord, TaskRecord};
 use crate::store::{Family, Read, StoreError};
 use crate::txn::load;
 
@@ -106,8 +106,8 @@ pub(super) fn chunk(store: &dyn Read, chunk: ChunkId) -> Result<Found, StoreErro
         waiting.extend(range.waiting.iter().copied());
     }
     for server in &record.replicas {
-        let order: Option<OrderRecord> = load(store, Family::System, &keys::order(*server, chunk))?;
-        if waiting.contains(server) != order.is_some_and(|order| order.trim) {
+        let task: Option<TaskRecord> = load(store, Family::System, &keys::task(*server, chunk))?;
+        if waiting.contains(server) != task.is_some_and(|task| task.trim) {
             wrong(
                 Kind::TrimOrder,
                 format!(

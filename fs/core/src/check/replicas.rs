@@ -2,7 +2,7 @@
 
 use super::Kind;
 use crate::ids::Generation;
-use crate::records::{ChunkRecord, OrderRecord};
+use crate::records::{ChunkRecord, TaskRecord};
 
 /// A replica as its server describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +17,11 @@ pub struct Held {
     pub bad: bool,
 }
 
-/// What is wrong with a replica that the records place on a server. Nothing that an order to the server is about to
+/// What is wrong with a replica that the records place on a server. Nothing that a task to the server is about to
 /// change, and nothing that a writer is about to: of an open chunk only what was committed has to be there.
 #[must_use]
-pub fn judge(record: &ChunkRecord, order: &OrderRecord, held: Option<&Held>) -> Option<(Kind, String)> {
-    if record.committed == 0 || order.delete {
+pub fn judge(record: &ChunkRecord, task: &TaskRecord, held: Option<&Held>) -> Option<(Kind, String)> {
+    if record.committed == 0 || task.delete {
         return None;
     }
     let Some(held) = held else {
@@ -34,7 +34,7 @@ pub fn judge(record: &ChunkRecord, order: &OrderRecord, held: Option<&Held>) -> 
         let words = format!("has only {} bytes of {}", held.length, record.committed);
         return Some((Kind::ReplicaShort, words));
     }
-    if !record.sealed || order.seal.is_some() {
+    if !record.sealed || task.seal.is_some() {
         return None;
     }
     if held.generation != record.generation || !held.sealed {
@@ -55,8 +55,8 @@ mod tests {
     use crate::ids::{ServerId, SessionId};
     use crate::records::ChunkKind;
 
-    fn kind(record: &ChunkRecord, order: &OrderRecord, held: Option<&Held>) -> Option<Kind> {
-        judge(record, order, held).map(|(kind, _)| kind)
+    fn kind(record: &ChunkRecord, task: &TaskRecord, held: Option<&Held>) -> Option<Kind> {
+        judge(record, task, held).map(|(kind, _)| kind)
     }
 
     #[test]
@@ -75,9 +75,9 @@ mod tests {
             dead_blocks: 0,
         };
         let sealed = ChunkRecord { sealed: true, ..open.clone() };
-        let none = OrderRecord::default();
-        let seal = OrderRecord { seal: Some((Generation(2), 8192)), ..none.clone() };
-        let delete = OrderRecord { delete: true, ..none.clone() };
+        let none = TaskRecord::default();
+        let seal = TaskRecord { seal: Some((Generation(2), 8192)), ..none.clone() };
+        let delete = TaskRecord { delete: true, ..none.clone() };
         let held = Held { generation: Generation(2), length: 8192, sealed: true, bad: false };
         assert_eq!(kind(&sealed, &none, Some(&held)), None);
         assert_eq!(kind(&sealed, &none, None), Some(Kind::ReplicaMissing));

@@ -265,7 +265,7 @@ fn run_seed(seed: u64) {
     assert_eq!(volume.store.len(Family::Extents), 0);
     assert_eq!(volume.store.len(Family::Inline), 0);
     assert!(volume.prefix(&keys::chunks()).is_empty(), "a chunk is left that nothing refers to");
-    assert!(volume.prefix(&keys::every_order()).is_empty());
+    assert!(volume.prefix(&keys::every_task()).is_empty());
     let superblock = query::superblock(&volume.store).unwrap();
     assert_eq!((superblock.bytes_used, superblock.bytes_reserved, superblock.inodes_used), (0, 0, 1));
 }

@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 
 use atoll_core::attributes::Timestamp;
 use atoll_core::check::check;
-use atoll_core::commands::{Command, INTERNAL, NewPlace, Op, OrderDone, Outcome, ops};
+use atoll_core::commands::{Command, INTERNAL, NewPlace, Op, Outcome, TaskDone, ops};
 use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
 use atoll_core::keys;
 use atoll_core::limits::{BLOCK_BYTES, SEGMENT_BYTES};
 use atoll_core::namespace::{Txn, execute};
 use atoll_core::query;
 use atoll_core::records::{
-    ChunkKind, ChunkRecord, DeadRecord, OrderRecord, OrphanRecord, Place, Record, VolumeConfig,
+    ChunkKind, ChunkRecord, DeadRecord, OrphanRecord, Place, Record, TaskRecord, VolumeConfig,
 };
 use atoll_core::store::{Family, MemStore, Read, prefix_end};
 
@@ -144,18 +144,18 @@ impl Volume {
             {
             }
         }
-        for (key, value) in self.prefix(&keys::every_order()) {
+        for (key, value) in self.prefix(&keys::every_task()) {
             let (server, chunk) = (keys::first_number(&key).unwrap(), keys::second_number(&key).unwrap());
             let (server, chunk) = (ServerId(server), ChunkId(chunk));
-            let order = OrderRecord::decode(&value).unwrap();
+            let task = TaskRecord::decode(&value).unwrap();
             let mut done = Vec::new();
-            if order.delete {
-                done.push(OrderDone::Deleted(chunk));
+            if task.delete {
+                done.push(TaskDone::Deleted(chunk));
             }
-            if let Some((generation, _)) = order.seal {
-                done.push(OrderDone::Sealed(chunk, generation));
+            if let Some((generation, _)) = task.seal {
+                done.push(TaskDone::Sealed(chunk, generation));
             }
-            if order.trim {
+            if task.trim {
                 let mut ranges = Vec::new();
                 for (key, value) in self.prefix(&keys::dead_ranges(chunk)) {
                     let first = keys::second_number(&key).unwrap();
@@ -165,9 +165,9 @@ impl Volume {
                     self.chunks.get_mut(&chunk).unwrap()[range].fill(0xdd);
                     ranges.push((first, dead.blocks));
                 }
-                done.push(OrderDone::Trimmed(chunk, ranges));
+                done.push(TaskDone::Trimmed(chunk, ranges));
             }
-            assert_eq!(self.internal(Op::from(ops::OrdersDone { server, done })), Outcome::Done);
+            assert_eq!(self.internal(Op::from(ops::TasksDone { server, done })), Outcome::Done);
         }
     }
 

@@ -176,7 +176,7 @@ fn work_with(leader: &Leader) {
     let now = clock::since_boot();
     leader.sessions.lock().opened(SESSION, now);
     leader.servers.lock().registered(ServerId(4), server(), 1, (100, 1), now).unwrap();
-    assert!(leader.orders.lock().copy(ServerId(4), ChunkId(5), Generation(1), 4096, Vec::new()));
+    assert!(leader.tasks.lock().copy(ServerId(4), ChunkId(5), Generation(1), 4096, Vec::new()));
     leader.repair.lock().found(4096);
     leader.repair.lock().passed();
     leader.suspects.add([(ChunkId(5), ServerId(4))]);

@@ -9,7 +9,7 @@ use atoll_core::check::{Finding, Held, Kind, Subject, judge};
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::keys;
 use atoll_core::query::load;
-use atoll_core::records::{ChunkRecord, OrderRecord, Record, ServerRecord};
+use atoll_core::records::{ChunkRecord, Record, ServerRecord, TaskRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::Connection;
 use atoll_proto::metadata::MetadataError;
@@ -66,10 +66,10 @@ async fn look_at(
         };
         let last = if page.1 { page.0.last().map(|replica| replica.chunk) } else { None };
         let held: BTreeMap<ChunkId, Held> = page.0.iter().map(held_of).collect();
-        for (chunk, record, order) in
+        for (chunk, record, task) in
             node.read(Lane::Background, move |records| placed(records, server, after, last)).await?
         {
-            if judge(&record, &order, held.get(&chunk)).is_some() && suspects.len() < SUSPECTS_MAX {
+            if judge(&record, &task, held.get(&chunk)).is_some() && suspects.len() < SUSPECTS_MAX {
                 suspects.push(chunk);
             } else if record.sealed && data {
                 sealed.push((chunk, record.live_blocks));
@@ -188,7 +188,7 @@ fn placed(
     server: ServerId,
     after: Option<ChunkId>,
     last: Option<ChunkId>,
-) -> Result<Vec<(ChunkId, ChunkRecord, OrderRecord)>, StoreError> {
+) -> Result<Vec<(ChunkId, ChunkRecord, TaskRecord)>, StoreError> {
     let from = after.map_or_else(keys::chunks, |after| keys::chunk(ChunkId(after.0 + 1)));
     let to = last.map_or_else(|| prefix_end(&keys::chunks()), |last| keys::chunk(ChunkId(last.0 + 1)));
     let mut found = Vec::new();
@@ -200,8 +200,8 @@ fn placed(
             if !record.replicas.contains(&server) {
                 return Ok(None);
             }
-            let order: Option<OrderRecord> = load(records, Family::System, &keys::order(server, chunk))?;
-            Ok(Some((chunk, record, order.unwrap_or_default())))
+            let task: Option<TaskRecord> = load(records, Family::System, &keys::task(server, chunk))?;
+            Ok(Some((chunk, record, task.unwrap_or_default())))
         };
         match one() {
             Ok(one) => found.extend(one),
@@ -235,7 +235,7 @@ async fn again(
     };
     let unchanged = before(chunk)? == records;
     Ok(Ok(match records.first() {
-        Some((_, record, order)) if unchanged => judge(record, order, held.as_ref()),
+        Some((_, record, task)) if unchanged => judge(record, task, held.as_ref()),
         _ => None,
     }))
 }

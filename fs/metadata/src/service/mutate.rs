@@ -281,7 +281,7 @@ fn made_to_be_held(command: &Command, opens: bool, outcome: &Outcome) -> Option<
 fn has_orders(store: &dyn Read, servers: &[ServerId]) -> Result<bool, StoreError> {
     let mut found = false;
     for server in servers {
-        let prefix = keys::orders(*server);
+        let prefix = keys::tasks(*server);
         store.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, _| {
             found = true;
             ControlFlow::Break(())

@@ -4,16 +4,16 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use atoll_core::commands::{Op, OrderDone, Outcome, ops};
+use atoll_core::commands::{Op, Outcome, TaskDone, ops};
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::keys;
 use atoll_core::query;
-use atoll_core::records::{ChunkRecord, DeadRecord, OrderRecord, Record, ServerRecord};
+use atoll_core::records::{ChunkRecord, DeadRecord, Record, ServerRecord, TaskRecord};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::Status;
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::registration::{
-    Heartbeat, HeartbeatReply, InventoryChanges, LABELS_MAX, NumberedOrder, Register, RegisterReply,
+    Heartbeat, HeartbeatReply, InventoryChanges, LABELS_MAX, NumberedTask, Register, RegisterReply,
     RegistrationError,
 };
 use atoll_proto::storage::TRIM_RANGES_MAX;
@@ -21,16 +21,16 @@ use atoll_proto::storage::TRIM_RANGES_MAX;
 use crate::clock;
 use crate::leader::Leader;
 use crate::node::{Node, store_error};
-use crate::orders::Task;
 use crate::reads::Lane;
 use crate::repair;
 use crate::servers::{HEARTBEAT_INTERVAL, Health, Refused, Report};
 use crate::store::records::Records;
+use crate::tasks::ChunkTasks;
 
 /// The newest format of a storage server's disk that this program understands.
 const STORAGE_FORMAT_MAX: u32 = 1;
-/// Orders that one heartbeat's reply is made from.
-const TASKS_MAX: usize = 256;
+/// Tasks that one heartbeat's reply is made from.
+const CHUNKS_MAX: usize = 256;
 /// Dead ranges that are recorded as trimmed with one command.
 const DONE_RANGES_MAX: usize = 8192;
 
@@ -94,7 +94,7 @@ impl Node {
                 clock::since_boot(),
             )
             .map_err(refused)?;
-        leader.orders.lock().restarted(request.server);
+        leader.tasks.lock().restarted(request.server);
         tracing::info!(server = %request.server, address, "a storage server registered");
         Ok(RegisterReply { heartbeat_interval_ms: INTERVAL_MS, full_inventory: true })
     }
@@ -121,34 +121,34 @@ impl Node {
         let removed = self.removed(&beat).await.map_err(refusal)?;
         self.take_reports(&leader, &beat).await.map_err(refusal)?;
         self.take_inventory(&leader, &beat, removed).await.map_err(refusal)?;
-        let (orders, idle) = self.orders_for(&leader, server).await.map_err(refusal)?;
+        let (tasks, idle) = self.tasks_for(&leader, server).await.map_err(refusal)?;
         if !idle.is_empty() {
-            // A sweep can leave an order to trim for which nothing is left: done.
-            let done = idle.into_iter().map(|chunk| OrderDone::Trimmed(chunk, Vec::new())).collect();
-            leader.propose(Op::from(ops::OrdersDone { server, done })).await.map_err(refusal)?;
+            // A sweep can leave a task to trim for which nothing is left: done.
+            let done = idle.into_iter().map(|chunk| TaskDone::Trimmed(chunk, Vec::new())).collect();
+            leader.propose(Op::from(ops::TasksDone { server, done })).await.map_err(refusal)?;
         }
         leader.confirm().map_err(refusal)?;
         let members = self.all_addresses();
-        Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, orders, full_inventory, members })
+        Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, tasks, full_inventory, members })
     }
 
     async fn take_reports(&self, leader: &Leader, beat: &Heartbeat) -> Result<(), MetadataError> {
         let server = beat.server;
-        let meaning = leader.orders.lock().report(server, &beat.done);
+        let meaning = leader.tasks.lock().report(server, &beat.done);
         let mut ops = Vec::new();
         let (mut batch, mut ranges) = (Vec::new(), 0);
         for done in meaning.done {
-            if let OrderDone::Trimmed(_, trimmed) = &done {
+            if let TaskDone::Trimmed(_, trimmed) = &done {
                 ranges += trimmed.len();
             }
             batch.push(done);
             if ranges > DONE_RANGES_MAX {
-                ops.push(Op::from(ops::OrdersDone { server, done: std::mem::take(&mut batch) }));
+                ops.push(Op::from(ops::TasksDone { server, done: std::mem::take(&mut batch) }));
                 ranges = 0;
             }
         }
         if !batch.is_empty() {
-            ops.push(Op::from(ops::OrdersDone { server, done: batch }));
+            ops.push(Op::from(ops::TasksDone { server, done: batch }));
         }
         for (chunk, generation) in meaning.copied {
             ops.extend(self.with_replica(leader, chunk, generation, server)?);
@@ -264,16 +264,16 @@ impl Node {
     }
 
     /// What the server is to do now, and chunks of which it has nothing to trim though it was told so.
-    async fn orders_for(
+    async fn tasks_for(
         &self,
         leader: &Arc<Leader>,
         server: ServerId,
-    ) -> Result<(Vec<NumberedOrder>, Vec<ChunkId>), MetadataError> {
+    ) -> Result<(Vec<NumberedTask>, Vec<ChunkId>), MetadataError> {
         let leader = leader.clone();
         let give_out = move |records: &Records| -> Result<_, StoreError> {
-            let room = leader.orders.lock().room(server).min(TASKS_MAX);
+            let room = leader.tasks.lock().room(server).min(CHUNKS_MAX);
             let (tasks, idle) = tasks(&records.snapshot(), server, room)?;
-            Ok((leader.orders.lock().orders(server, &tasks, clock::since_boot()), idle))
+            Ok((leader.tasks.lock().issue(server, &tasks, clock::since_boot()), idle))
         };
         self.read(Lane::Request, give_out).await
     }
@@ -314,12 +314,12 @@ fn strays(
     for replica in &changes.present {
         let chunk = replica.chunk;
         if query::chunk(records, chunk)?.is_some_and(|record| record.replicas.contains(&server))
-            || leader.orders.lock().is_copying(server, chunk)
+            || leader.tasks.lock().is_copying(server, chunk)
         {
             continue;
         }
-        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, chunk))?;
-        if !order.is_some_and(|order| order.delete) {
+        let task: Option<TaskRecord> = query::load(records, Family::System, &keys::task(server, chunk))?;
+        if !task.is_some_and(|task| task.delete) {
             strays.push(chunk);
         }
     }
@@ -350,8 +350,8 @@ fn removed(
 ) -> Result<Vec<ChunkId>, StoreError> {
     let mut removed = Vec::new();
     for chunk in &changes.removed {
-        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, *chunk))?;
-        if !order.is_some_and(|order| order.delete)
+        let task: Option<TaskRecord> = query::load(records, Family::System, &keys::task(server, *chunk))?;
+        if !task.is_some_and(|task| task.delete)
             && query::chunk(records, *chunk)?.is_some_and(|record| record.replicas.contains(&server))
         {
             removed.push(*chunk);
@@ -393,8 +393,8 @@ fn missing(
     // says so when it is told to seal it. Here only what has no such order is taken as lost.
     let mut lost = Vec::new();
     for chunk in missing {
-        let order: Option<OrderRecord> = query::load(records, Family::System, &keys::order(server, chunk))?;
-        if order.is_none_or(|order| order.seal.is_none()) {
+        let task: Option<TaskRecord> = query::load(records, Family::System, &keys::task(server, chunk))?;
+        if task.is_none_or(|task| task.seal.is_none()) {
             lost.push(chunk);
         }
     }
@@ -403,16 +403,22 @@ fn missing(
 
 /// What the records say a server has to do, as far as there is room for it, and chunks of which it has nothing to trim though
 /// it was told so.
-fn tasks(records: &dyn Read, server: ServerId, room: usize) -> Result<(Vec<Task>, Vec<ChunkId>), StoreError> {
+fn tasks(
+    records: &dyn Read,
+    server: ServerId,
+    room: usize,
+) -> Result<(Vec<ChunkTasks>, Vec<ChunkId>), StoreError> {
     let mut tasks = Vec::new();
     let mut failed = None;
-    let prefix = keys::orders(server);
+    let prefix = keys::tasks(server);
     records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, value| {
         if tasks.len() >= room {
             return ControlFlow::Break(());
         }
-        match (keys::second_number(key), OrderRecord::decode(value)) {
-            (Some(chunk), Ok(order)) => tasks.push(Task { chunk: ChunkId(chunk), order, dead: Vec::new() }),
+        match (keys::second_number(key), TaskRecord::decode(value)) {
+            (Some(chunk), Ok(task)) => {
+                tasks.push(ChunkTasks { chunk: ChunkId(chunk), record: task, dead: Vec::new() })
+            }
             (None, _) => {}
             (_, Err(error)) => {
                 failed = Some(error);
@@ -426,7 +432,7 @@ fn tasks(records: &dyn Read, server: ServerId, room: usize) -> Result<(Vec<Task>
     }
     let mut idle = Vec::new();
     for task in &mut tasks {
-        if task.order.trim && !task.order.delete {
+        if task.record.trim && !task.record.delete {
             task.dead = dead_ranges(records, task.chunk, server)?;
             if task.dead.is_empty() {
                 idle.push(task.chunk);

@@ -108,7 +108,7 @@ fn page(records: &dyn Read, from: &[u8]) -> Result<Page, StoreError> {
 fn step(node: &Node, leader: &Leader, page: Vec<(ChunkId, ChunkRecord)>, pass: &mut Pass) -> Vec<ChunkId> {
     let now = clock::since_boot();
     let servers = leader.servers.lock();
-    let mut orders = leader.orders.lock();
+    let mut tasks = leader.tasks.lock();
     let mut progress = leader.repair.lock();
     let (mut begun, mut to_seal) = (0, Vec::new());
     for (chunk, record) in page {
@@ -125,7 +125,7 @@ fn step(node: &Node, leader: &Leader, page: Vec<(ChunkId, ChunkRecord)>, pass: &
             pass.sound = false;
             progress.found(length * lacks as u64);
         }
-        if begun == REPAIRS_PER_STEP || orders.is_copied(chunk) {
+        if begun == REPAIRS_PER_STEP || tasks.is_copied(chunk) {
             continue;
         }
         let seed = u64::from(node.member.0 as u32) ^ chunk.0;
@@ -135,10 +135,10 @@ fn step(node: &Node, leader: &Leader, page: Vec<(ChunkId, ChunkRecord)>, pass: &
             _ => repair::decide(&record, &servers, now, seed),
         };
         let Some(copy) = copy else { continue };
-        if orders.copies_of(copy.target) >= COPIES_PER_SERVER_MAX || !pass.budget.take(length, now) {
+        if tasks.copies_of(copy.target) >= COPIES_PER_SERVER_MAX || !pass.budget.take(length, now) {
             continue;
         }
-        if orders.copy(copy.target, chunk, record.generation, length, copy.from) {
+        if tasks.copy(copy.target, chunk, record.generation, length, copy.from) {
             tracing::info!(%chunk, server = %copy.target, "a chunk gets an additional replica");
             begun += 1;
         }

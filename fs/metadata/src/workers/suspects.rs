@@ -159,8 +159,8 @@ fn merge(node: &Node, leader: &Leader, chunk: ChunkId) -> Result<Option<&'static
     let Some(record) = record.filter(|record| record.sealed) else { return Ok(None) };
     let now = clock::since_boot();
     let copy = repair::further(&record, &leader.servers.lock(), now, chunk.0);
-    let mut orders = leader.orders.lock();
-    if orders.is_copied(chunk) {
+    let mut tasks = leader.tasks.lock();
+    if tasks.is_copied(chunk) {
         return Ok(None);
     }
     let mut merges = leader.suspects.merges.lock();
@@ -180,7 +180,7 @@ fn merge(node: &Node, leader: &Leader, chunk: ChunkId) -> Result<Option<&'static
         ));
     }
     let length = record.committed.next_multiple_of(BLOCK_BYTES);
-    if orders.copy(copy.target, chunk, record.generation, length, copy.from) {
+    if tasks.copy(copy.target, chunk, record.generation, length, copy.from) {
         *tries += 1;
         return Ok(Some("an additional replica is salvaged from the intact blocks of all of them"));
     }

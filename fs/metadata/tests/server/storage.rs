@@ -1,4 +1,4 @@
-//! Storage servers, played by the test: chunks are placed on them, orders reach them, inline data moves to them.
+//! Storage servers, played by the test: chunks are placed on them, tasks reach them, inline data moves to them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use atoll_metadata::RunningMetadata;
 use atoll_proto::metadata::{FileExtents, PieceData};
 use atoll_proto::queries;
 use atoll_proto::registration::{
-    Heartbeat, HeartbeatReply, InventoryChanges, Order, OrderDone, Register, RegistrationError,
+    Heartbeat, HeartbeatReply, InventoryChanges, Register, RegistrationError, StorageTask, TaskDone,
 };
 use atoll_proto::storage::{
     ReadChunk, ReadChunkReply, ReplicaInfo, StorageError, StorageRequest, WriteChunk, WriteChunkReply,
@@ -66,8 +66,8 @@ struct Storage {
     disk: Arc<Disk>,
     connection: Connection,
     sequence: u64,
-    done: Vec<OrderDone>,
-    ordered: Vec<Order>,
+    done: Vec<TaskDone>,
+    ordered: Vec<StorageTask>,
     address: String,
     _serving: DropGuard,
 }
@@ -124,15 +124,15 @@ impl Storage {
             done: std::mem::take(&mut self.done),
         };
         let reply = self.connection.call::<Heartbeat>(&request, ()).await.unwrap().0;
-        for numbered in &reply.orders {
-            self.done.push(OrderDone { order: numbered.number, result: Ok(()) });
-            self.ordered.push(numbered.order.clone());
+        for numbered in &reply.tasks {
+            self.done.push(TaskDone { task: numbered.number, result: Ok(()) });
+            self.ordered.push(numbered.task.clone());
         }
         reply
     }
 
     /// Heartbeats until `wanted` was ordered (and reported as done).
-    async fn obey_until(&mut self, what: &str, wanted: impl Fn(&Order) -> bool) -> Order {
+    async fn obey_until(&mut self, what: &str, wanted: impl Fn(&StorageTask) -> bool) -> StorageTask {
         let deadline = tokio::time::Instant::now() + crate::client::HANG;
         loop {
             assert!(tokio::time::Instant::now() < deadline, "never ordered: {what}");
@@ -179,19 +179,19 @@ async fn chunks_are_placed_and_what_is_deleted_is_ordered_to_be_trimmed_and_remo
         files.push(name);
     }
     assert!(matches!(client.run(unlink(&files[1])).await, Outcome::Inode(_)));
-    let order = storage.obey_until("a trim", |order| matches!(order, Order::Trim { .. })).await;
-    let Order::Trim { chunk: trimmed, ranges } = order else { panic!() };
+    let task = storage.obey_until("a trim", |task| matches!(task, StorageTask::Trim { .. })).await;
+    let StorageTask::Trim { chunk: trimmed, ranges } = task else { panic!() };
     assert_eq!(trimmed, chunk);
     assert_eq!((ranges[0].offset, ranges[0].length), (8192, 8192));
 
     assert_eq!(client.run(ops::SealChunk { chunk }).await, Outcome::Done);
-    let order = storage.obey_until("a seal", |order| matches!(order, Order::Seal { .. })).await;
-    assert!(matches!(order, Order::Seal { length: 24576, .. }), "{order:?}");
+    let task = storage.obey_until("a seal", |task| matches!(task, StorageTask::Seal { .. })).await;
+    assert!(matches!(task, StorageTask::Seal { length: 24576, .. }), "{task:?}");
     for name in [&files[0], &files[2]] {
         client.run(unlink(name)).await;
     }
-    storage.obey_until("the removal", |order| *order == Order::Delete { chunk }).await;
-    assert!(storage.beat(InventoryChanges::default()).await.orders.is_empty());
+    storage.obey_until("the removal", |task| *task == StorageTask::Delete { chunk }).await;
+    assert!(storage.beat(InventoryChanges::default()).await.tasks.is_empty());
     eventually("no chunk is left", async || server.status().unwrap().chunks == 0).await;
     server.shutdown().await;
 }
@@ -208,8 +208,8 @@ async fn what_was_written_and_never_committed_is_found_after_the_seal() {
     let place = NewPlace::Chunk { chunk, generation: record.generation, offset: 3 * 4096 };
     client.run(write(ino, 0, 4096, place)).await;
     client.run(ops::SealChunk { chunk }).await;
-    let order = storage.obey_until("a trim", |order| matches!(order, Order::Trim { .. })).await;
-    let Order::Trim { ranges, .. } = order else { panic!() };
+    let task = storage.obey_until("a trim", |task| matches!(task, StorageTask::Trim { .. })).await;
+    let StorageTask::Trim { ranges, .. } = task else { panic!() };
     assert_eq!(ranges.iter().map(|range| range.length).sum::<u64>(), 3 * 4096);
     server.shutdown().await;
 }
@@ -229,8 +229,8 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
     let place = NewPlace::Chunk { chunk, generation: record.generation, offset: 0 };
     client.run(write(ino, 0, 4096, place)).await;
     client.run(ops::SealChunk { chunk }).await;
-    first.obey_until("a seal", |order| matches!(order, Order::Seal { .. })).await;
-    second.obey_until("a seal", |order| matches!(order, Order::Seal { .. })).await;
+    first.obey_until("a seal", |task| matches!(task, StorageTask::Seal { .. })).await;
+    second.obey_until("a seal", |task| matches!(task, StorageTask::Seal { .. })).await;
 
     // The second one has lost the chunk and has another that was never this cluster's business; ids that were
     // never given out are left alone.
@@ -250,16 +250,17 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
     let infos = client.ask(queries::Chunks { chunks: vec![chunk] }).await;
     assert_eq!(infos[0].replicas, [first.id]);
     assert!(infos[0].generation > record.generation);
-    second.obey_until("the stray's removal", |order| *order == Order::Delete { chunk: stray }).await;
+    second.obey_until("the stray's removal", |task| *task == StorageTask::Delete { chunk: stray }).await;
     // The repair copies it back from the one that has it.
-    let is_copy = |order: &Order| matches!(order, Order::Copy { chunk: copied, .. } if *copied == chunk);
+    let is_copy =
+        |task: &StorageTask| matches!(task, StorageTask::Copy { chunk: copied, .. } if *copied == chunk);
     let heartbeats = tokio::spawn(async move {
         loop {
             first.beat(InventoryChanges::default()).await;
             tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         }
     });
-    let Order::Copy { from, .. } = second.obey_until("a copy", is_copy).await else { panic!() };
+    let StorageTask::Copy { from, .. } = second.obey_until("a copy", is_copy).await else { panic!() };
     assert_eq!(from.len(), 1);
     eventually("two replicas", async || {
         let infos = client.ask(queries::Chunks { chunks: vec![chunk] }).await;

@@ -1,5 +1,5 @@
 //! The records of all members are the same, and hold what `atoll_core::check` asks of them: names, parents, links, extents,
-//! back references, chunks, quota. At rest nothing leaks: no orphan, no reservation, no order.
+//! back references, chunks, quota. At rest nothing leaks: no orphan, no reservation, no task.
 
 use std::ops::ControlFlow;
 
@@ -46,7 +46,7 @@ pub fn leftovers(records: &dyn Read, expected: usize, all: bool) -> Result<Vec<S
     let kinds = [
         ("orphans", keys::orphans()),
         ("truncations", keys::truncations()),
-        ("orders", keys::all_orders()),
+        ("tasks", keys::all_tasks()),
         ("open chunks", keys::all_written()),
     ];
     for (what, prefix) in kinds {

@@ -1,23 +1,23 @@
-//! Which orders a storage server gets, and what its reports about them mean.
+//! Which tasks a storage server gets, and what its reports about them mean.
 //!
 //! What a server has to do is in the records; they are the truth. This book, in the leader's memory, remembers
-//! which of it was given out under which number, so that an order isn't given twice while it is carried out.
+//! which of it was given out under which number, so that a task isn't given twice while it is carried out.
 //! Pure: the time is an argument (since boot).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use atoll_core::commands::OrderDone as Done;
+use atoll_core::commands::TaskDone as Done;
 use atoll_core::ids::{ChunkId, Generation, ServerId};
 use atoll_core::limits::BLOCK_BYTES;
-use atoll_core::records::OrderRecord;
-use atoll_proto::registration::{NumberedOrder, ORDERS_MAX, Order, OrderDone as Report};
+use atoll_core::records::TaskRecord;
+use atoll_proto::registration::{NumberedTask, StorageTask, TASKS_MAX, TaskDone as Report};
 use atoll_proto::storage::{ChunkRange, CopySource, StorageError, TRIM_RANGES_MAX};
 
-/// An order without a report for so long is given again, under the same number.
+/// A task without a report for so long is given again, under the same number.
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
-/// Orders of one server that have no report yet.
-const OUTSTANDING_MAX: usize = ORDERS_MAX;
+/// Tasks of one server that have no report yet.
+const OUTSTANDING_MAX: usize = TASKS_MAX;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
@@ -31,7 +31,7 @@ enum Kind {
 struct Issued {
     chunk: ChunkId,
     kind: Kind,
-    order: Order,
+    task: StorageTask,
     given: Duration,
 }
 
@@ -56,27 +56,27 @@ pub struct Meaning {
 
 /// What one server has to do about one chunk, as the records say it.
 #[derive(Clone, Debug)]
-pub struct Task {
+pub struct ChunkTasks {
     /// The chunk.
     pub chunk: ChunkId,
-    /// The order.
-    pub order: OrderRecord,
+    /// The task.
+    pub record: TaskRecord,
     /// If it says to trim: dead ranges that the server hasn't trimmed (first block, blocks).
     pub dead: Vec<(u64, u64)>,
 }
 
 /// The book of a leader.
 #[derive(Debug, Default)]
-pub struct OrderBook {
+pub struct TaskQueue {
     next: u64,
     servers: HashMap<ServerId, ServerBook>,
 }
 
-impl OrderBook {
+impl TaskQueue {
     /// The book of the leader of `term`: its numbers are none of an earlier leader's.
     #[must_use]
-    pub fn begin(term: u64) -> OrderBook {
-        OrderBook { next: (term << 32) | 1, servers: HashMap::new() }
+    pub fn begin(term: u64) -> TaskQueue {
+        TaskQueue { next: (term << 32) | 1, servers: HashMap::new() }
     }
 
     /// A server has started anew: what it was told before is forgotten there.
@@ -84,12 +84,12 @@ impl OrderBook {
         self.servers.remove(&server);
     }
 
-    /// Takes in how orders ended.
+    /// Takes in how tasks ended.
     pub fn report(&mut self, server: ServerId, reports: &[Report]) -> Meaning {
         let mut meaning = Meaning::default();
         let Some(book) = self.servers.get_mut(&server) else { return meaning };
         for report in reports {
-            let Some(issued) = book.issued.remove(&report.order) else { continue };
+            let Some(issued) = book.issued.remove(&report.task) else { continue };
             book.known.remove(&(issued.chunk, issued.kind));
             interpret(&issued, &report.result, &mut meaning);
         }
@@ -105,7 +105,7 @@ impl OrderBook {
         length: u64,
         from: Vec<CopySource>,
     ) -> bool {
-        self.add(server, chunk, Kind::Copy, Order::Copy { chunk, generation, length, from })
+        self.add(server, chunk, Kind::Copy, StorageTask::Copy { chunk, generation, length, from })
     }
 
     /// Chunks that a server is copying.
@@ -134,13 +134,13 @@ impl OrderBook {
             .map_or(0, |book| book.issued.values().filter(|issued| issued.kind == Kind::Copy).count())
     }
 
-    fn add(&mut self, server: ServerId, chunk: ChunkId, kind: Kind, order: Order) -> bool {
+    fn add(&mut self, server: ServerId, chunk: ChunkId, kind: Kind, task: StorageTask) -> bool {
         let book = self.servers.entry(server).or_default();
         if book.issued.len() >= OUTSTANDING_MAX || !book.known.insert((chunk, kind)) {
             return false;
         }
         // Given at the next heartbeat: before any time at all.
-        book.issued.insert(self.next, Issued { chunk, kind, order, given: Duration::ZERO });
+        book.issued.insert(self.next, Issued { chunk, kind, task, given: Duration::ZERO });
         self.next += 1;
         true
     }
@@ -152,17 +152,17 @@ impl OrderBook {
     }
 
     /// Takes in what the records say a server has to do, and returns what to tell it now.
-    pub fn orders(&mut self, server: ServerId, tasks: &[Task], now: Duration) -> Vec<NumberedOrder> {
+    pub fn issue(&mut self, server: ServerId, tasks: &[ChunkTasks], now: Duration) -> Vec<NumberedTask> {
         for task in tasks {
             let chunk = task.chunk;
-            if task.order.delete {
-                self.add(server, chunk, Kind::Delete, Order::Delete { chunk });
+            if task.record.delete {
+                self.add(server, chunk, Kind::Delete, StorageTask::Delete { chunk });
                 continue;
             }
-            if let Some((generation, length)) = task.order.seal {
-                self.add(server, chunk, Kind::Seal, Order::Seal { chunk, generation, length });
+            if let Some((generation, length)) = task.record.seal {
+                self.add(server, chunk, Kind::Seal, StorageTask::Seal { chunk, generation, length });
             }
-            if task.order.trim && !task.dead.is_empty() {
+            if task.record.trim && !task.dead.is_empty() {
                 let ranges = task
                     .dead
                     .iter()
@@ -172,51 +172,51 @@ impl OrderBook {
                         length: blocks * BLOCK_BYTES,
                     })
                     .collect();
-                self.add(server, chunk, Kind::Trim, Order::Trim { chunk, ranges });
+                self.add(server, chunk, Kind::Trim, StorageTask::Trim { chunk, ranges });
             }
         }
         let Some(book) = self.servers.get_mut(&server) else { return Vec::new() };
-        let mut orders = Vec::new();
+        let mut tasks = Vec::new();
         for (number, issued) in &mut book.issued {
             if issued.given == Duration::ZERO || now.saturating_sub(issued.given) > AGAIN_AFTER {
                 issued.given = now;
-                orders.push(NumberedOrder { number: *number, order: issued.order.clone() });
+                tasks.push(NumberedTask { number: *number, task: issued.task.clone() });
             }
         }
-        orders
+        tasks
     }
 }
 
 fn interpret(issued: &Issued, result: &Result<(), StorageError>, meaning: &mut Meaning) {
     let chunk = issued.chunk;
-    match (&issued.order, result) {
-        (Order::Delete { .. }, Ok(()) | Err(StorageError::NoSuchChunk)) => {
+    match (&issued.task, result) {
+        (StorageTask::Delete { .. }, Ok(()) | Err(StorageError::NoSuchChunk)) => {
             meaning.done.push(Done::Deleted(chunk))
         }
         // A replica at a newer generation was sealed with that: the record asks for the newer seal, or has it.
-        (Order::Seal { generation, .. }, Ok(()) | Err(StorageError::StaleGeneration { .. })) => {
+        (StorageTask::Seal { generation, .. }, Ok(()) | Err(StorageError::StaleGeneration { .. })) => {
             meaning.done.push(Done::Sealed(chunk, *generation));
         }
         (
-            Order::Seal { .. },
+            StorageTask::Seal { .. },
             Err(
                 StorageError::NoSuchChunk | StorageError::SealMismatch { .. } | StorageError::PastSeal { .. },
             ),
         ) => {
             meaning.missing.push(chunk);
         }
-        (Order::Trim { ranges, .. }, Ok(()) | Err(StorageError::NoSuchChunk)) => {
+        (StorageTask::Trim { ranges, .. }, Ok(()) | Err(StorageError::NoSuchChunk)) => {
             let ranges = ranges.iter().map(|r| (r.offset / BLOCK_BYTES, r.length / BLOCK_BYTES)).collect();
             meaning.done.push(Done::Trimmed(chunk, ranges));
         }
-        (Order::Copy { generation, .. }, Ok(())) => meaning.copied.push((chunk, *generation)),
-        (Order::Copy { .. }, Err(error)) => {
+        (StorageTask::Copy { generation, .. }, Ok(())) => meaning.copied.push((chunk, *generation)),
+        (StorageTask::Copy { .. }, Err(error)) => {
             tracing::warn!(%chunk, %error, "copying a replica failed; it is retried");
             meaning.not_copied.push(chunk);
         }
         // The record still asks for it, so it is given again.
-        (order, Err(error)) => {
-            tracing::warn!(%chunk, task = ?order, %error, "a storage server failed a task; it is retried")
+        (task, Err(error)) => {
+            tracing::warn!(%chunk, task = ?task, %error, "a storage server failed a task; it is retried")
         }
         (_, Ok(())) => {}
     }
@@ -233,29 +233,29 @@ mod tests {
         Duration::from_secs(1000 + seconds)
     }
 
-    fn task() -> Task {
-        let order = OrderRecord { delete: false, seal: Some((Generation(2), 8192)), trim: true };
-        Task { chunk: CHUNK, order, dead: vec![(3, 2)] }
+    fn task() -> ChunkTasks {
+        let task = TaskRecord { delete: false, seal: Some((Generation(2), 8192)), trim: true };
+        ChunkTasks { chunk: CHUNK, record: task, dead: vec![(3, 2)] }
     }
 
     #[test]
     fn an_order_is_given_once_and_again_only_after_a_while() {
-        let mut book = OrderBook::begin(3);
-        let first = book.orders(SERVER, &[task()], at(0));
+        let mut book = TaskQueue::begin(3);
+        let first = book.issue(SERVER, &[task()], at(0));
         assert_eq!(first.len(), 2);
-        assert!(first.iter().all(|order| order.number >> 32 == 3));
-        assert!(book.orders(SERVER, &[task()], at(5)).is_empty());
-        assert_eq!(book.orders(SERVER, &[task()], at(11)), first, "the same numbers");
+        assert!(first.iter().all(|task| task.number >> 32 == 3));
+        assert!(book.issue(SERVER, &[task()], at(5)).is_empty());
+        assert_eq!(book.issue(SERVER, &[task()], at(11)), first, "the same numbers");
         book.restarted(SERVER);
-        assert_eq!(book.orders(SERVER, &[task()], at(12)).len(), 2);
+        assert_eq!(book.issue(SERVER, &[task()], at(12)).len(), 2);
     }
 
     #[test]
     fn reports_become_what_the_records_need() {
-        let mut book = OrderBook::begin(1);
-        let orders = book.orders(SERVER, &[task()], at(0));
+        let mut book = TaskQueue::begin(1);
+        let tasks = book.issue(SERVER, &[task()], at(0));
         let reports: Vec<Report> =
-            orders.iter().map(|order| Report { order: order.number, result: Ok(()) }).collect();
+            tasks.iter().map(|task| Report { task: task.number, result: Ok(()) }).collect();
         let meaning = book.report(SERVER, &reports);
         assert_eq!(meaning.done, [Done::Sealed(CHUNK, Generation(2)), Done::Trimmed(CHUNK, vec![(3, 2)])]);
         assert_eq!(book.report(SERVER, &reports), Meaning::default(), "a repeated report says nothing new");
@@ -263,26 +263,26 @@ mod tests {
 
     #[test]
     fn a_missing_replica_is_told_and_a_deleted_one_is_deleted() {
-        let mut book = OrderBook::begin(1);
-        let orders = book.orders(SERVER, &[Task { dead: Vec::new(), ..task() }], at(0));
-        assert_eq!(orders.len(), 1, "nothing to trim");
+        let mut book = TaskQueue::begin(1);
+        let tasks = book.issue(SERVER, &[ChunkTasks { dead: Vec::new(), ..task() }], at(0));
+        assert_eq!(tasks.len(), 1, "nothing to trim");
         let result = Err(StorageError::NoSuchChunk);
-        let meaning = book.report(SERVER, &[Report { order: orders[0].number, result: result.clone() }]);
+        let meaning = book.report(SERVER, &[Report { task: tasks[0].number, result: result.clone() }]);
         assert_eq!(meaning.missing, [CHUNK]);
-        let delete = OrderRecord { delete: true, ..OrderRecord::default() };
-        let orders = book.orders(SERVER, &[Task { chunk: CHUNK, order: delete, dead: vec![] }], at(0));
-        let meaning = book.report(SERVER, &[Report { order: orders[0].number, result }]);
+        let delete = TaskRecord { delete: true, ..TaskRecord::default() };
+        let tasks = book.issue(SERVER, &[ChunkTasks { chunk: CHUNK, record: delete, dead: vec![] }], at(0));
+        let meaning = book.report(SERVER, &[Report { task: tasks[0].number, result }]);
         assert_eq!(meaning.done, [Done::Deleted(CHUNK)]);
     }
 
     #[test]
     fn a_failed_order_is_given_again() {
-        let mut book = OrderBook::begin(1);
-        let orders = book.orders(SERVER, &[task()], at(0));
-        let failed = Report { order: orders[1].number, result: Err(StorageError::DiskFailed("EIO".into())) };
+        let mut book = TaskQueue::begin(1);
+        let tasks = book.issue(SERVER, &[task()], at(0));
+        let failed = Report { task: tasks[1].number, result: Err(StorageError::DiskFailed("EIO".into())) };
         assert_eq!(book.report(SERVER, &[failed]), Meaning::default());
-        let again = book.orders(SERVER, &[task()], at(1));
+        let again = book.issue(SERVER, &[task()], at(1));
         assert_eq!(again.len(), 1);
-        assert!(matches!(again[0].order, Order::Trim { .. }));
+        assert!(matches!(again[0].task, StorageTask::Trim { .. }));
     }
 }

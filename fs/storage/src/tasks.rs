@@ -1,10 +1,10 @@
-//! Carries out what the metadata service orders.
+//! Carries out the tasks that the leader issues.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use atoll_blocking::Pace;
-use atoll_proto::registration::{NumberedOrder, ORDERS_MAX, Order, OrderDone};
+use atoll_proto::registration::{NumberedTask, StorageTask, TASKS_MAX, TaskDone};
 use atoll_proto::storage::{CopyChunk, SealChunk, StorageError};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -13,19 +13,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::service::StorageService;
 
-/// Orders that wait; what is more is dropped, since an order is repeated until it was carried out.
-const ORDERS_WAITING_MAX: usize = 2 * ORDERS_MAX;
-/// Outcomes that wait for a heartbeat; the oldest are dropped (then the order comes again, and does no harm).
-const OUTCOMES_WAITING_MAX: usize = 4 * ORDERS_MAX;
+/// Tasks that wait; what is more is dropped, since a task is repeated until it was carried out.
+const TASKS_WAITING_MAX: usize = 2 * TASKS_MAX;
+/// Outcomes that wait for a heartbeat; the oldest are dropped (then the task comes again, and does no harm).
+const OUTCOMES_WAITING_MAX: usize = 4 * TASKS_MAX;
 /// Deletes, trims and seals in a second: each is a few writes to the disk.
-const QUICK_ORDERS_PER_S: u64 = 500;
+const QUICK_TASKS_PER_SECOND: u64 = 500;
 /// Copies and scrubs at once.
-const LONG_ORDERS_AT_ONCE: usize = 2;
+const LONG_TASKS_AT_ONCE: usize = 2;
 
-/// The orders that wait or run, and what became of others.
-pub(crate) struct Orders {
-    quick: mpsc::Sender<NumberedOrder>,
-    long: mpsc::Sender<NumberedOrder>,
+/// The tasks that wait or run, and what became of others.
+pub(crate) struct TaskWorkers {
+    quick: mpsc::Sender<NumberedTask>,
+    long: mpsc::Sender<NumberedTask>,
     state: Arc<Mutex<State>>,
 }
 
@@ -33,11 +33,11 @@ pub(crate) struct Orders {
 struct State {
     /// Numbers that wait or run: a repetition of them is nothing new.
     taken: HashSet<u64>,
-    done: Vec<OrderDone>,
+    done: Vec<TaskDone>,
 }
 
-impl Orders {
-    /// Starts the workers among `tasks`. They end with `stop`: quick orders that run are carried out, long ones are
+impl TaskWorkers {
+    /// Starts the workers among `tasks`. They end with `stop`: quick tasks that run are carried out, long ones are
     /// dropped (they come again, and an unfinished copy is cleaned up).
     pub(crate) fn start(
         service: Arc<StorageService>,
@@ -45,44 +45,44 @@ impl Orders {
         tasks: &mut JoinSet<()>,
     ) -> Self {
         let state = Arc::new(Mutex::new(State::default()));
-        let pace = Arc::new(Pace::new(QUICK_ORDERS_PER_S));
-        let (quick, quick_orders) = mpsc::channel(ORDERS_WAITING_MAX);
-        let (long, long_orders) = mpsc::channel(ORDERS_WAITING_MAX);
+        let pace = Arc::new(Pace::new(QUICK_TASKS_PER_SECOND));
+        let (quick, quick_tasks) = mpsc::channel(TASKS_WAITING_MAX);
+        let (long, long_tasks) = mpsc::channel(TASKS_WAITING_MAX);
         let worker = Worker { service, state: state.clone(), stop };
-        tasks.spawn(worker.clone().work(Arc::new(tokio::sync::Mutex::new(quick_orders)), Some(pace)));
-        let long_orders = Arc::new(tokio::sync::Mutex::new(long_orders));
-        for _ in 0..LONG_ORDERS_AT_ONCE {
-            tasks.spawn(worker.clone().work(long_orders.clone(), None));
+        tasks.spawn(worker.clone().work(Arc::new(tokio::sync::Mutex::new(quick_tasks)), Some(pace)));
+        let long_tasks = Arc::new(tokio::sync::Mutex::new(long_tasks));
+        for _ in 0..LONG_TASKS_AT_ONCE {
+            tasks.spawn(worker.clone().work(long_tasks.clone(), None));
         }
         Self { quick, long, state }
     }
 
-    /// Takes orders, without waiting for them.
-    pub(crate) fn take(&self, orders: Vec<NumberedOrder>) {
-        for order in orders {
-            let queue = match &order.order {
-                Order::Copy { .. } | Order::Scrub { .. } => &self.long,
+    /// Takes tasks, without waiting for them.
+    pub(crate) fn take(&self, tasks: Vec<NumberedTask>) {
+        for task in tasks {
+            let queue = match &task.task {
+                StorageTask::Copy { .. } | StorageTask::Scrub { .. } => &self.long,
                 _ => &self.quick,
             };
-            let number = order.number;
+            let number = task.number;
             if !self.state.lock().taken.insert(number) {
                 continue;
             }
-            if queue.try_send(order).is_err() {
+            if queue.try_send(task).is_err() {
                 self.state.lock().taken.remove(&number);
             }
         }
     }
 
     /// Outcomes that weren't reported yet, at most so many.
-    pub(crate) fn outcomes(&self, limit: usize) -> Vec<OrderDone> {
+    pub(crate) fn outcomes(&self, limit: usize) -> Vec<TaskDone> {
         let mut state = self.state.lock();
         let count = state.done.len().min(limit);
         state.done.drain(..count).collect()
     }
 
     /// Puts back outcomes that weren't heard.
-    pub(crate) fn put_back(&self, outcomes: Vec<OrderDone>) {
+    pub(crate) fn put_back(&self, outcomes: Vec<TaskDone>) {
         let mut state = self.state.lock();
         let newer = std::mem::replace(&mut state.done, outcomes);
         state.done.extend(newer);
@@ -107,48 +107,48 @@ struct Worker {
 impl Worker {
     async fn work(
         self,
-        queue: Arc<tokio::sync::Mutex<mpsc::Receiver<NumberedOrder>>>,
+        queue: Arc<tokio::sync::Mutex<mpsc::Receiver<NumberedTask>>>,
         pace: Option<Arc<Pace>>,
     ) {
         loop {
             let next = async { queue.lock().await.recv().await };
-            let order = tokio::select! {
+            let task = tokio::select! {
                 () = self.stop.cancelled() => return,
-                order = next => order,
+                task = next => task,
             };
-            let Some(NumberedOrder { number, order }) = order else { return };
+            let Some(NumberedTask { number, task }) = task else { return };
             if let Some(pace) = &pace {
                 pace.take(1).await;
             }
             let result = tokio::select! {
                 () = self.stop.cancelled(), if pace.is_none() => return,
-                result = self.carry_out(order.clone()) => result,
+                result = self.carry_out(task.clone()) => result,
             };
             if let Err(error) = &result {
                 tracing::warn!(
-                    task = ?order, %error,
+                    task = ?task, %error,
                     "a task failed; the metadata servers issue it again if it is still needed"
                 );
             }
             let mut state = self.state.lock();
             state.taken.remove(&number);
-            state.done.push(OrderDone { order: number, result });
+            state.done.push(TaskDone { task: number, result });
             state.bound();
         }
     }
 
-    async fn carry_out(&self, order: Order) -> Result<(), StorageError> {
-        match order {
-            Order::Trim { chunk, ranges } => self.service.trim(chunk, ranges).await,
-            Order::Delete { chunk } => self.service.delete(chunk).await,
-            Order::Seal { chunk, generation, length } => {
+    async fn carry_out(&self, task: StorageTask) -> Result<(), StorageError> {
+        match task {
+            StorageTask::Trim { chunk, ranges } => self.service.trim(chunk, ranges).await,
+            StorageTask::Delete { chunk } => self.service.delete(chunk).await,
+            StorageTask::Seal { chunk, generation, length } => {
                 self.service.seal(SealChunk { chunk, generation, length }).await
             }
-            Order::Copy { chunk, generation, length, from } => {
+            StorageTask::Copy { chunk, generation, length, from } => {
                 self.service.copy(CopyChunk { chunk, generation, length, from }).await
             }
             // What it finds is reported with the news.
-            Order::Scrub { chunk } => self.service.scrub(chunk).await.map(drop),
+            StorageTask::Scrub { chunk } => self.service.scrub(chunk).await.map(drop),
             other => Err(StorageError::Invalid(format!("this program doesn't know the task {other:?}"))),
         }
     }
