@@ -22,7 +22,7 @@ pub use service::ControllerService;
 const CAPACITY_BYTES_DEFAULT: u64 = 10 << 30;
 
 /// How long a new cluster may take to become ready (seconds).
-const PATIENCE_SECONDS: i64 = 900;
+const TIMEOUT_SECONDS: i64 = 900;
 /// Reasons of the Ready condition that don't pass by waiting.
 const HOPELESS: [Reason; 8] = [
     Reason::InvalidSpec,
@@ -148,7 +148,7 @@ fn is_hopeless(found: &FileSystemCluster, now: Timestamp) -> bool {
     let reason = found.condition(ConditionType::Ready).map_or("", |ready| ready.reason.as_str());
     let made = found.metadata.creation_timestamp.as_ref().map_or(now, |made| made.0);
     HOPELESS.iter().any(|hopeless| hopeless.as_str() == reason)
-        || now.duration_since(made) > SignedDuration::from_secs(PATIENCE_SECONDS)
+        || now.duration_since(made) > SignedDuration::from_secs(TIMEOUT_SECONDS)
 }
 
 /// What DeleteVolume does next.

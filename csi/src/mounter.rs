@@ -17,11 +17,11 @@ use crate::error::{CsiError, Pending};
 use crate::target_path::Liveness;
 
 /// How long stat(2) on a mount may take until it counts as silent.
-const STAT_PATIENCE: Duration = Duration::from_secs(5);
+const STAT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long statvfs(2) may take: kubelet asks for it in a loop over all volumes.
-const STATFS_PATIENCE: Duration = Duration::from_secs(2);
+const STATFS_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long mount(2) and umount(2) may take; unmounting waits for what was written by mmap.
-const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Permissions of a folder that is mounted on: nobody writes into it while nothing is mounted.
 const BARE_FOLDER_MODE: u32 = 0o000;
 
@@ -67,7 +67,7 @@ pub fn table() -> Result<Vec<Mount>, CsiError> {
 /// stat(2) failed otherwise.
 pub async fn liveness(path: &Path) -> Result<Liveness, CsiError> {
     let asked = path.to_owned();
-    match in_time(STAT_PATIENCE, move || fs::metadata(asked).map(drop)).await {
+    match in_time(STAT_TIMEOUT, move || fs::metadata(asked).map(drop)).await {
         None => Ok(Liveness::Silent),
         Some(Ok(())) => Ok(Liveness::Alive),
         Some(Err(error)) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(Liveness::Dead),
@@ -81,7 +81,7 @@ pub async fn liveness(path: &Path) -> Result<Liveness, CsiError> {
 /// [`Pending::NotYet`] if it hangs.
 pub async fn usage(path: &Path) -> Result<Usage, CsiError> {
     let asked = path.to_owned();
-    let found = in_time(STATFS_PATIENCE, move || statvfs(&asked)).await;
+    let found = in_time(STATFS_TIMEOUT, move || statvfs(&asked)).await;
     let found = found.ok_or_else(|| late("statfs", path))?.map_err(|error| failed("statfs", path, &error))?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
     let inodes = (found.files(), found.files_available(), found.files().saturating_sub(found.files_free()));
@@ -139,7 +139,7 @@ pub fn remove_folder(path: &Path) -> Result<(), CsiError> {
 /// The system calls'. Nothing is mounted then.
 pub async fn mount_device(path: &Path, options: MountOptions, readers: usize) -> Result<Bundle, CsiError> {
     let place = path.to_owned();
-    let mounted = in_time(MOUNT_PATIENCE, move || {
+    let mounted = in_time(MOUNT_TIMEOUT, move || {
         let device = Device::open().map_err(|error| failed("opening", Path::new("/dev/fuse"), &error))?;
         device.mount(&place, &options).map_err(|error| CsiError::Internal(error.to_string()))?;
         let layout = atoll_fuse::Layout::default();
@@ -159,7 +159,7 @@ pub async fn mount_device(path: &Path, options: MountOptions, readers: usize) ->
 /// The system calls'. Nothing is bound then.
 pub async fn bind(from: &Path, to: &Path, read_only: bool) -> Result<(), CsiError> {
     let (source, target) = (from.to_owned(), to.to_owned());
-    let bound = in_time(MOUNT_PATIENCE, move || -> Result<(), CsiError> {
+    let bound = in_time(MOUNT_TIMEOUT, move || -> Result<(), CsiError> {
         let nothing: Option<&str> = None;
         let change = |flags: MsFlags| mount(Some(&source), &target, nothing, flags, nothing);
         change(MsFlags::MS_BIND).map_err(|error| failed("binding to", &target, &error))?;
@@ -196,7 +196,7 @@ fn kept_flags(path: &Path) -> Result<MsFlags, CsiError> {
 /// [`Pending::NotYet`] if it is in use or hangs.
 pub async fn unmount(path: &Path, detach: bool) -> Result<(), CsiError> {
     let place: PathBuf = path.to_owned();
-    let result = in_time(MOUNT_PATIENCE, move || device::unmount(&place, detach)).await;
+    let result = in_time(MOUNT_TIMEOUT, move || device::unmount(&place, detach)).await;
     match result.ok_or_else(|| late("unmounting", path))? {
         Ok(()) => Ok(()),
         Err(device::MountError::System { error, .. }) => match error.raw_os_error() {

@@ -30,9 +30,9 @@ pub use service::NodeService;
 /// Descriptors of the device for one mount, unless flags say otherwise.
 const READERS_DEFAULT: usize = 2;
 /// How long Unstage waits for the client to write everything out and end.
-const END_PATIENCE: Duration = Duration::from_secs(90);
+const END_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long Stage waits for another node to let go of a volume that is for one at a time.
-const ELSEWHERE_PATIENCE: Duration = Duration::from_secs(80);
+const ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(80);
 /// How often it is looked whether it has.
 const ELSEWHERE_POLL: Duration = Duration::from_secs(2);
 /// Mounts that may lie on top of one another at a target: more mean that something goes round in circles.
@@ -180,7 +180,7 @@ impl Node {
     /// Starts a client. While another node has the volume this is tried again for a while: kubelet waits for minutes after
     /// a call that failed, and the other node may be about to let go.
     async fn start_client(&self, request: &StageRequest, volume: &str) -> Result<Starting, CsiError> {
-        let deadline = Instant::now() + ELSEWHERE_PATIENCE;
+        let deadline = Instant::now() + ELSEWHERE_TIMEOUT;
         loop {
             match self.finder.start(self.client(request, volume)).await {
                 Err(CsiError::Pending(Pending::Elsewhere(why))) if Instant::now() < deadline => {
@@ -232,7 +232,7 @@ impl Node {
                 _ => Liveness::Alive,
             };
             match plan_unstage(&table, path, &volume, liveness)? {
-                Unstage::Done => return self.finder.ended(&volume, END_PATIENCE).await,
+                Unstage::Done => return self.finder.ended(&volume, END_TIMEOUT).await,
                 Unstage::Unmount => mounter::unmount(path, false).await?,
                 Unstage::Detach => mounter::unmount(path, true).await?,
             }

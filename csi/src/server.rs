@@ -25,9 +25,9 @@ use crate::csi::ProbeRequest;
 use crate::csi::identity_client::IdentityClient;
 
 /// How long a probe through the socket may take.
-const PROBE_PATIENCE: Duration = Duration::from_secs(3);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long calls may take to end when the process is asked to. Work that is under way then is done again by the next call.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(20);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why a server doesn't start or go on.
 #[derive(Debug, Error)]
@@ -98,7 +98,7 @@ pub async fn serve(router: GrpcRouter, path: &Path, stop: CancellationToken) -> 
     let serving = router.serve_with_incoming_shutdown(incoming, async move { asked.cancelled().await });
     let overdue = async {
         stop.cancelled().await;
-        tokio::time::sleep(DRAIN_PATIENCE).await;
+        tokio::time::sleep(DRAIN_TIMEOUT).await;
     };
     let result = tokio::select! {
         result = serving => result.map_err(ServeError::from),
@@ -162,10 +162,10 @@ pub fn probe(socket: PathBuf) -> Readiness {
     Arc::new(move || {
         let socket = socket.clone();
         Box::pin(async move {
-            match tokio::time::timeout(PROBE_PATIENCE, probe_once(&socket)).await {
+            match tokio::time::timeout(PROBE_TIMEOUT, probe_once(&socket)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(problem)) => Some(problem),
-                Err(_) => Some(format!("no reply within {} s", PROBE_PATIENCE.as_secs())),
+                Err(_) => Some(format!("no reply within {} s", PROBE_TIMEOUT.as_secs())),
             }
         })
     })

@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use crate::failure::{Failure, Outcome};
 
 /// How often something is looked at that is waited for.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a pod may take to run or to end, an object to go: generous, a bound on hanging.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The API server, and the namespace of one promise.
 pub struct Cluster {
@@ -95,7 +95,7 @@ impl Cluster {
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => {}
             Err(error) => return Err(error.into()),
         }
-        self.eventually("the namespace is gone", PATIENCE, async || {
+        self.eventually("the namespace is gone", TIMEOUT, async || {
             Ok(namespaces.get_opt(&self.namespace).await?.is_none().then_some(()))
         })
         .await
@@ -121,7 +121,7 @@ impl Cluster {
                 let last = last.err().map(|error| format!(": {error}")).unwrap_or_default();
                 return Err(Failure::new(format!("not within {} s: {what}{last}", patience.as_secs())));
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -132,10 +132,8 @@ impl Cluster {
         K::DynamicType: Default,
     {
         let api: Api<K> = self.here();
-        self.eventually(&format!("{name} {what}"), PATIENCE, async || {
-            Ok(api.get_opt(name).await?.filter(&is))
-        })
-        .await
+        self.eventually(&format!("{name} {what}"), TIMEOUT, async || Ok(api.get_opt(name).await?.filter(&is)))
+            .await
     }
 
     /// Waits until an object is gone.
@@ -143,7 +141,7 @@ impl Cluster {
     where
         K: Resource + Clone + DeserializeOwned + Debug,
     {
-        self.eventually(&format!("{name} is gone"), PATIENCE, async || {
+        self.eventually(&format!("{name} is gone"), TIMEOUT, async || {
             Ok(api.get_opt(name).await?.is_none().then_some(()))
         })
         .await

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome};
 
 /// The image with real programs; its tag is the project's version.
@@ -109,7 +109,7 @@ impl Cluster {
         let namespace = pod.namespace().unwrap_or_default();
         let pods: Api<Pod> = self.of(&namespace);
         let name = pod.name_any();
-        self.eventually(&format!("{name} runs again"), PATIENCE, async || {
+        self.eventually(&format!("{name} runs again"), TIMEOUT, async || {
             let found = pods.get_opt(&name).await?;
             Ok(found.filter(|pod| restarts(pod) > before && is_ready(pod)).map(|_| ()))
         })

@@ -16,7 +16,7 @@ use crate::output::{self, size};
 use crate::view::claim_of;
 
 /// How often it is looked whether the cluster is gone.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Deletes a cluster.
 ///
@@ -133,7 +133,7 @@ async fn wait(
             let message = format!("{name} isn't deleted after {} s: {why}", patience.as_secs());
             return Err(Failure::new(Code::Failed, message));
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

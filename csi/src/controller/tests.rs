@@ -177,7 +177,7 @@ async fn a_volume_that_can_t_be_made_leaves_nothing_and_is_refused_with_the_reas
 #[test]
 fn a_cluster_is_given_up_only_without_data() {
     let wanted = Wanted::parse(&shared("pvc-1"), NAMESPACE).unwrap();
-    let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(PATIENCE_SECONDS + 1);
+    let now = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(TIMEOUT_SECONDS + 1);
     let late = FileSystemCluster {
         metadata: ObjectMeta {
             creation_timestamp: Some(Time(Timestamp::UNIX_EPOCH)),

@@ -22,11 +22,11 @@ use super::{COMPONENT, SOCKET, SOCKET_VOLUME};
 use crate::error::{CsiError, Pending};
 
 /// How long the mount host may take to start a client that opens its session.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(95);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(95);
 /// How long a client may take to serve its mount.
-const SERVE_PATIENCE: Duration = Duration::from_secs(65);
+const SERVE_TIMEOUT: Duration = Duration::from_secs(65);
 /// How long the mount host may take for anything else, beyond what it was told to wait.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where mount hosts are found.
 pub enum Finder {
@@ -108,7 +108,7 @@ impl Finder {
         let answered = blocking(move || {
             let host = connect_first(&folders)?;
             host.send(&Request::Start(start)).map_err(away)?;
-            let reply: Reply = host.receive(Instant::now() + CONNECT_PATIENCE).map_err(away)?;
+            let reply: Reply = host.receive(Instant::now() + CONNECT_TIMEOUT).map_err(away)?;
             Ok((host, reply))
         });
         let (host, reply) = answered.await?;
@@ -132,7 +132,7 @@ impl Finder {
                 let wait = deadline.saturating_duration_since(Instant::now());
                 let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
                 host.send(&Request::Ended { volume, wait_ms }).map_err(away)?;
-                host.receive(Instant::now() + wait + ANSWER_PATIENCE).map_err(away)
+                host.receive(Instant::now() + wait + ANSWER_TIMEOUT).map_err(away)
             });
             match asked.await? {
                 Reply::Ended => {}
@@ -158,7 +158,7 @@ impl Finder {
         let asked = blocking(move || {
             let host = connect_first(&folders)?;
             host.send(&Request::List).map_err(away)?;
-            host.receive::<Reply>(Instant::now() + ANSWER_PATIENCE).map_err(away)
+            host.receive::<Reply>(Instant::now() + ANSWER_TIMEOUT).map_err(away)
         });
         asked.await.err().map(|error| error.to_string())
     }
@@ -178,7 +178,7 @@ impl Starting {
         let answered = blocking(move || {
             self.host.send_bundle(&bundle).map_err(away)?;
             drop(bundle);
-            self.host.receive(Instant::now() + SERVE_PATIENCE).map_err(away)
+            self.host.receive(Instant::now() + SERVE_TIMEOUT).map_err(away)
         });
         match answered.await? {
             Reply::Serving => Ok(()),

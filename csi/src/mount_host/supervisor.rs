@@ -24,17 +24,17 @@ use super::protocol::{ClientInfo, ClientState, Failure, Reply, Request, Start};
 /// The first user id of a client: outside of those that systems give to people, services, containers and user namespaces.
 const UID_FIRST: u32 = 1_879_100_000;
 /// How long a client may take to open its session; it gives up itself before.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(90);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long mounting may take after that, and INIT.
-const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long who connects may take to say what it wants.
-const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a call waits for the end of a client at most.
-const ENDED_PATIENCE_MAX: Duration = Duration::from_secs(110);
+const ENDED_TIMEOUT_MAX: Duration = Duration::from_secs(110);
 /// How long clients may take to write everything out and end, when the supervisor ends.
-const END_PATIENCE: Duration = Duration::from_secs(20);
+const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client that could not start may take to end.
-const FAILED_PATIENCE: Duration = Duration::from_secs(5);
+const FAILED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How the supervisor is set up.
 #[derive(Clone, Debug)]
@@ -144,7 +144,7 @@ impl Supervisor {
             entry.state = ClientState::Ending;
             entry.control = None;
         }
-        let deadline = Instant::now() + END_PATIENCE;
+        let deadline = Instant::now() + END_TIMEOUT;
         while !table.clients.is_empty() && !self.0.changed.wait_until(&mut table, deadline).timed_out() {}
         for (volume, entry) in &table.clients {
             tracing::error!(volume, pid = entry.pid, "a client did not stop within its timeout");
@@ -218,10 +218,10 @@ impl Shared {
                 format!("user {uid} isn't allowed to call"),
             ));
         }
-        match peer.receive(Instant::now() + REQUEST_PATIENCE)? {
+        match peer.receive(Instant::now() + REQUEST_TIMEOUT)? {
             Request::Start(start) => self.start(peer, &start),
             Request::Ended { volume, wait_ms } => {
-                let wait = Duration::from_millis(wait_ms).min(ENDED_PATIENCE_MAX);
+                let wait = Duration::from_millis(wait_ms).min(ENDED_TIMEOUT_MAX);
                 peer.send(&self.await_end(&volume, Instant::now() + wait))
             }
             Request::List => peer.send(&Reply::Clients { clients: self.list() }),
@@ -282,7 +282,7 @@ impl Shared {
                     entry.control = None;
                     entry.state = ClientState::Ending;
                 }
-                self.await_end(&start.volume, Instant::now() + FAILED_PATIENCE);
+                self.await_end(&start.volume, Instant::now() + FAILED_TIMEOUT);
                 match problem {
                     Problem::Client(failure, message) => {
                         tracing::warn!(
@@ -406,9 +406,9 @@ enum Problem {
 
 /// Waits for the client's session, gets the mount from the node plugin, passes it on, waits until it is served.
 fn hand_over(peer: &PacketSocket, control: &PacketSocket, start: &Start) -> Result<(), Problem> {
-    expect(peer, control, "connected", Instant::now() + CONNECT_PATIENCE)?;
+    expect(peer, control, "connected", Instant::now() + CONNECT_TIMEOUT)?;
     peer.send(&Reply::Connected).map_err(Problem::Peer)?;
-    let deadline = Instant::now() + MOUNT_PATIENCE;
+    let deadline = Instant::now() + MOUNT_TIMEOUT;
     let bundle = peer.receive_bundle(deadline).map_err(|error| Problem::Peer(io::Error::other(error)))?;
     let passed = control.send_bundle(&bundle);
     // From here on the client alone has the mount.

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
 use kube::api::ListParams;
 
 use super::Promise;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Outcome, ensure};
 
 pub const PROMISE: Promise = Promise {
@@ -39,7 +39,7 @@ async fn prove(cluster: &Cluster) -> Outcome {
     cluster.delete::<FileSystemCluster>(NAME).await?;
     cluster.wait_gone(&cluster.here::<FileSystemCluster>(), NAME).await?;
     cluster
-        .eventually("workloads are gone", PATIENCE, async || {
+        .eventually("workloads are gone", TIMEOUT, async || {
             let sets = cluster.here::<StatefulSet>().list(&all).await?.items.len();
             let pods = cluster.here::<Pod>().list(&all).await?.items.len();
             Ok((sets + pods == 0).then_some(()))

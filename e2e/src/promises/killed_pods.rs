@@ -4,7 +4,7 @@ use atoll_crds::names::{Component, NAMESPACE_SYSTEM, NAMESPACE_VOLUMES, labels};
 use futures::FutureExt;
 
 use super::Promise;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::workload::{claim, pod};
 
@@ -73,6 +73,6 @@ async fn progress(cluster: &Cluster) -> Outcome {
     };
     let before = count().await?;
     cluster
-        .eventually("the load goes on", PATIENCE, async || Ok((count().await? > before + 1).then_some(())))
+        .eventually("the load goes on", TIMEOUT, async || Ok((count().await? > before + 1).then_some(())))
         .await
 }

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::DeleteParams;
 
 use super::Promise;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::workload::{claim, pod};
 
@@ -61,7 +61,7 @@ async fn prove(cluster: &Cluster) -> Outcome {
         let pods = cluster.of::<Pod>(NAMESPACE_VOLUMES);
         pods.delete(&server, &gone).await?;
         cluster
-            .eventually(&format!("{disk} is another member's"), PATIENCE, async || {
+            .eventually(&format!("{disk} is another member's"), TIMEOUT, async || {
                 let now = now().await?.filter(|(uid, member)| *uid != old.0 && *member != old.1);
                 let members = members().await?;
                 Ok(now.filter(|(_, id)| {

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
 use super::Promise;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::workload::{claim, pod};
 
@@ -47,7 +47,7 @@ pub async fn nothing_is_left(cluster: &Cluster, name: &str) -> Outcome {
     cluster.wait_gone(&cluster.of::<FileSystemCluster>(NAMESPACE_VOLUMES), name).await?;
     let of = ListParams::default().labels(&format!("{}={name}", labels::CLUSTER));
     cluster
-        .eventually(&format!("nothing of {name} is left"), PATIENCE, async || {
+        .eventually(&format!("nothing of {name} is left"), TIMEOUT, async || {
             let mut left = Vec::new();
             left.extend(names(&cluster.of::<StatefulSet>(NAMESPACE_VOLUMES), &of).await?);
             left.extend(names(&cluster.of::<Service>(NAMESPACE_VOLUMES), &of).await?);

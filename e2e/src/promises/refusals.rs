@@ -6,7 +6,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::DeleteParams;
 
 use super::Promise;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::Outcome;
 use crate::workload::claim;
 
@@ -59,7 +59,7 @@ parameters:
     );
     cluster.apply(&(objects + &claim(name, class, "ReadWriteMany", "1Gi"))).await?;
     cluster
-        .eventually(&format!("an event of {name} says '{word}'"), PATIENCE, async || {
+        .eventually(&format!("an event of {name} says '{word}'"), TIMEOUT, async || {
             let events = cluster.events_of(name).await?;
             let told = |event: &String| event.starts_with("ProvisioningFailed") && event.contains(word);
             Ok(events.iter().any(told).then_some(()))

@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, ListParams};
 
 use super::Promise;
 use super::provision::nothing_is_left;
-use crate::cluster::{Cluster, PATIENCE};
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::Outcome;
 use crate::workload::{claim, pod};
 
@@ -46,7 +46,7 @@ async fn cluster_for(cluster: &Cluster) -> Outcome<String> {
     let of = ListParams::default().labels(&format!("{}={}", labels::PVC_NAMESPACE, cluster.namespace()));
     let clusters = cluster.of::<FileSystemCluster>(NAMESPACE_VOLUMES);
     cluster
-        .eventually("a cluster is being made", PATIENCE, async || {
+        .eventually("a cluster is being made", TIMEOUT, async || {
             Ok(clusters.list(&of).await?.items.first().map(ResourceExt::name_any))
         })
         .await

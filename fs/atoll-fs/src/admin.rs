@@ -15,9 +15,9 @@ use crate::cluster;
 use crate::exit::{Failure, Outcome};
 
 /// How long a change may take: a joiner receives everything first.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(600);
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long a server may take to say who it is, or to transfer leadership.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Runs it.
 ///
@@ -65,7 +65,7 @@ pub fn run(command: &AdminCommand) -> Outcome {
             let identity = cluster::identity(&args.cluster)?;
             let request = TransferLeader { to };
             let metadata = &args.metadata.metadata;
-            let asked = cluster::ask_within::<TransferLeader>(identity, metadata, &request, PATIENCE);
+            let asked = cluster::ask_within::<TransferLeader>(identity, metadata, &request, TIMEOUT);
             println!("{} is the leader", cluster::runtime(1)?.block_on(asked)?);
         }
     }
@@ -117,7 +117,7 @@ fn change_server(args: &ServerArgs, change: ServerChange) -> Outcome {
     })?;
     let identity = cluster::identity(&args.cluster)?;
     let request = ChangeServer { server, change };
-    let asked = cluster::ask_within::<ChangeServer>(identity, &args.metadata.metadata, &request, PATIENCE);
+    let asked = cluster::ask_within::<ChangeServer>(identity, &args.metadata.metadata, &request, TIMEOUT);
     cluster::runtime(1)?.block_on(asked)
 }
 
@@ -125,13 +125,13 @@ fn change_server(args: &ServerArgs, change: ServerChange) -> Outcome {
 fn who(args: &ClusterArgs, address: &str) -> Result<MemberIdentity, Failure> {
     let identity = cluster::identity(args)?;
     let addresses = [address.to_owned()];
-    let asked = cluster::ask_within::<WhoRequest>(identity, &addresses, &WhoRequest, PATIENCE);
+    let asked = cluster::ask_within::<WhoRequest>(identity, &addresses, &WhoRequest, TIMEOUT);
     cluster::runtime(1)?.block_on(asked)
 }
 
 fn change_members(args: &ClusterArgs, metadata: &MetadataAddresses, change: MembersChange) -> Outcome {
     let identity = cluster::identity(args)?;
     let request = ChangeMembers { change };
-    let asked = cluster::ask_within::<ChangeMembers>(identity, &metadata.metadata, &request, CHANGE_PATIENCE);
+    let asked = cluster::ask_within::<ChangeMembers>(identity, &metadata.metadata, &request, CHANGE_TIMEOUT);
     cluster::runtime(1)?.block_on(asked)
 }

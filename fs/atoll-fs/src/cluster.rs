@@ -19,11 +19,11 @@ use crate::exit::{Code, Context, Failure, Outcome};
 use crate::memory;
 
 /// How long a single command waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// The pause before everybody is asked again while a leader is being elected.
 const ELECTION_PAUSE: Duration = Duration::from_millis(200);
 /// How long it waits for one of several servers to say who it is: a stopped one doesn't hang up.
-const PROBE_PATIENCE: Duration = Duration::from_secs(2);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads the cluster's id and key.
 ///
@@ -101,7 +101,7 @@ pub async fn ask<R: Rpc>(
     addresses: &[String],
     request: &R::Request,
 ) -> Result<R::Reply, Failure> {
-    ask_within::<R>(identity, addresses, request, PATIENCE).await
+    ask_within::<R>(identity, addresses, request, TIMEOUT).await
 }
 
 /// [`ask`], with so much patience for the answer.
@@ -116,7 +116,7 @@ pub async fn ask_within<R: Rpc>(
 ) -> Result<R::Reply, Failure> {
     let options = ConnectOptions::new(Identity { cluster: id, role: Role::Admin, key, encryption });
     let addresses = self::addresses(addresses)?;
-    let give_up = Instant::now() + PATIENCE;
+    let give_up = Instant::now() + TIMEOUT;
     loop {
         let reasons = match ask_round::<R>(&addresses, &options, request, patience).await {
             Round::Answered(reply) => return Ok(reply),
@@ -200,7 +200,7 @@ pub async fn who(
 ) -> Vec<(Address, Result<MemberIdentity, String>)> {
     let asked = candidates
         .iter()
-        .map(async |address| (address.clone(), admin::who(address, options, PROBE_PATIENCE).await));
+        .map(async |address| (address.clone(), admin::who(address, options, PROBE_TIMEOUT).await));
     futures::future::join_all(asked).await
 }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// How often it is looked whether there is rest.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// A process rests when it uses less than this share of one processor: heartbeats and the like.
 const RESTING_PERCENT: u32 = 5;
 
@@ -33,9 +33,9 @@ pub fn give_back_when_resting() {
         let mut trimmer = Trimmer { worked: true };
         let mut before = processor_time();
         loop {
-            std::thread::sleep(LOOK_EVERY);
+            std::thread::sleep(POLL_INTERVAL);
             let now = processor_time();
-            if trimmer.look(now.saturating_sub(before), LOOK_EVERY) {
+            if trimmer.look(now.saturating_sub(before), POLL_INTERVAL) {
                 trim();
             }
             before = processor_time();
@@ -81,7 +81,7 @@ mod tests {
         let (much, little) = (Duration::from_secs(1), Duration::from_millis(20));
         let mut trimmer = Trimmer::default();
         let looks: Vec<bool> = [little, much, much, little, little, much, little]
-            .map(|used| trimmer.look(used, LOOK_EVERY))
+            .map(|used| trimmer.look(used, POLL_INTERVAL))
             .to_vec();
         assert_eq!(looks, [false, false, false, true, false, false, true]);
     }

@@ -38,7 +38,7 @@ pub const CLIENT_THREADS: usize = 2;
 /// The smallest buffer that a mount works with (bytes).
 const BUFFER_BYTES_MIN: u64 = 4 << 20;
 /// How long a stopping mount waits for requests that are under way.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a mount needs.
 pub struct MountConfig {
@@ -198,7 +198,7 @@ impl Mounted {
         if let Kernel::Atoll(session) = &self.kernel {
             let session = session.lock().take();
             if let Some(mut session) = session {
-                let left = session.drain(DRAIN_PATIENCE).await;
+                let left = session.drain(DRAIN_TIMEOUT).await;
                 if left > 0 {
                     tracing::warn!(left, "requests were still unanswered at the stop");
                 }

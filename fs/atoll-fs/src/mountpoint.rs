@@ -11,7 +11,7 @@ use atoll_fuse::device::{self, MountError};
 use crate::exit::{Code, Context, Failure};
 
 /// How long a killed process may take until its mount is dead.
-const ENDING_PATIENCE: Duration = Duration::from_secs(5);
+const ENDING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is looked at meanwhile.
 const ENDING_POLL: Duration = Duration::from_millis(20);
 
@@ -88,7 +88,7 @@ pub fn detach_dead(path: &Path, source: &str) -> Result<bool, Failure> {
                 tracing::warn!(path = %path.display(), "detached a dead mount of an earlier process");
             }
             Ok(false) => return Ok(true),
-            Err(MountError::Alive { .. }) if began.elapsed() < ENDING_PATIENCE => {
+            Err(MountError::Alive { .. }) if began.elapsed() < ENDING_TIMEOUT => {
                 std::thread::sleep(ENDING_POLL)
             }
             Err(MountError::Alive { .. }) => return Ok(false),

@@ -35,7 +35,7 @@ use crate::signals;
 const KEY_PACKET_BYTES: usize = 256;
 /// How long writing everything out may take after the filesystem was unmounted, while the cluster can't be reached.
 /// Nobody could be told any more; the data was written and not synced.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(600);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// `atoll-fs mount --control-fd`
 ///
@@ -146,14 +146,14 @@ async fn watch(mut control: UnixStream) {
 }
 
 async fn end(mounted: &Mounted) -> Outcome {
-    match tokio::time::timeout(FLUSH_PATIENCE, mounted.shutdown()).await {
+    match tokio::time::timeout(FLUSH_TIMEOUT, mounted.shutdown()).await {
         Ok(result) => result,
         Err(_) => Err(Failure::new(
             Code::Unreachable,
             format_args!(
                 "buffered data that was not synced is lost: {} within {} s of writing it out",
                 mounted.problem().unwrap_or_else(|| "the cluster did not accept it".to_owned()),
-                FLUSH_PATIENCE.as_secs()
+                FLUSH_TIMEOUT.as_secs()
             ),
         )),
     }

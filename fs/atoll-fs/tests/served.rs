@@ -22,7 +22,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use common::{PATIENCE, atoll_fs, detach_all, require_fuse, wait_until};
+use common::{TIMEOUT, atoll_fs, detach_all, require_fuse, wait_until};
 
 /// Nobody's.
 const UNPRIVILEGED: u32 = 65_534;
@@ -97,7 +97,7 @@ impl Servers {
     fn client(&self, host: &str, key: &[u8]) -> Client {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        setsockopt(&ours, sockopt::ReceiveTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0)).unwrap();
+        setsockopt(&ours, sockopt::ReceiveTimeout, &TimeVal::new(TIMEOUT.as_secs() as i64, 0)).unwrap();
         let log = fs::File::create(self.path(&format!("{host}.log"))).unwrap();
         let child = Command::new(&self.program)
             .args(["mount", "--control-fd", "0", "--cluster", &self.id, "--metadata", &self.metadata])

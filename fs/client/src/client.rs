@@ -59,7 +59,7 @@ pub const INTERRUPT_AFTER: Duration = Duration::from_secs(10);
 /// How often a signalled operation looks whether that is the case.
 const INTERRUPT_POLL: Duration = Duration::from_millis(500);
 /// The root's attributes come from memory when the service doesn't answer for so long.
-const ROOT_PATIENCE: Duration = Duration::from_secs(3);
+const ROOT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a read of the kernel's takes at most, on a machine that isn't starved, from finding a page to looking at the
 /// file's size (`filemap_read` in mm/filemap.c). A page that is invalidated in between is served as far as that size.
 const READ_GRACE: Duration = Duration::from_millis(2);

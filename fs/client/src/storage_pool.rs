@@ -24,7 +24,7 @@ const REFRESH_PERIOD_MIN: Duration = Duration::from_millis(200);
 const FAILURE_MEMORY: Duration = Duration::from_secs(10);
 /// How often a server whose connection is gone is dialled while it counts as failing, and for how long it is waited for.
 const CONNECT_AGAIN: Duration = Duration::from_millis(300);
-const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the metadata service may take to name the servers before a call is given up.
 const REFRESH_DEADLINE: Duration = Duration::from_secs(10);
 /// Connections to servers at most; the ones that were used least recently are closed.
@@ -298,7 +298,7 @@ impl<M: Metadata> Inner<M> {
                     }
                 }
             };
-            let _ = tokio::time::timeout(CONNECT_PATIENCE, peer.connection()).await;
+            let _ = tokio::time::timeout(CONNECT_TIMEOUT, peer.connection()).await;
         }
     }
 }

@@ -22,7 +22,7 @@ pub const FILESYSTEM_TYPE: &str = "fuse.atoll";
 /// Where the kernel lists its FUSE connections, once `fusectl` is mounted there.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 /// How long stat(2) on an old mount may take before the mount counts as alive but slow.
-const STAT_PATIENCE: Duration = Duration::from_secs(5);
+const STAT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a mount of a cluster's volume is called (`fsname`, the first column of `df`).
 pub fn source_name(cluster: ClusterId) -> String {
@@ -253,7 +253,7 @@ fn stat_with_patience(path: &Path) -> Option<io::Result<()>> {
     std::thread::spawn(move || {
         let _ = sender.send(std::fs::metadata(&path).map(drop));
     });
-    receiver.recv_timeout(STAT_PATIENCE).ok()
+    receiver.recv_timeout(STAT_TIMEOUT).ok()
 }
 
 /// Aborts a connection: all its requests, waiting and future, fail with `ENOTCONN`. The way out of a mount that nobody can

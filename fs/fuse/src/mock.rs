@@ -19,7 +19,7 @@ use crate::slots::{Layout, RequestMemory};
 use crate::{InitFlags, device};
 
 /// How long a reply may take before the test fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// The largest message of the mock: a socket's buffer.
 const MESSAGE_BYTES_MAX: usize = 128 << 10;
 
@@ -51,7 +51,7 @@ impl MockKernel {
         for _ in 0..devices {
             let (here, there) =
                 socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
-            let patience = TimeVal::seconds(PATIENCE.as_secs() as i64);
+            let patience = TimeVal::seconds(TIMEOUT.as_secs() as i64);
             setsockopt(&here, sockopt::ReceiveTimeout, &patience)?;
             setsockopt(&here, sockopt::SndBuf, &(2 * MESSAGE_BYTES_MAX))?;
             kernel_side.push(here);

@@ -36,7 +36,7 @@ const THREADS: usize = 6;
 /// Bytes of each thread's file; writes of this size need a buffer, the small ones in between a slot.
 const FILE_BYTES: usize = 300_000;
 /// How long the load may take to end once it is told to.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 const DESCRIPTORS: &str = "ATOLL_TEST_DESCRIPTORS";
 const BACKING: &str = "ATOLL_TEST_BACKING";
@@ -222,7 +222,7 @@ fn kill_servers_under_load(resend: bool) {
     }
     std::thread::sleep(LIFETIME);
     File::create_new(&stop).expect("stop file");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let status = loop {
         match load.try_wait().expect("waits") {
             Some(status) => break Some(status),
@@ -281,7 +281,7 @@ fn a_request_under_way_outlives_its_servers() {
     let waiting = atoll_fuse::device::waiting(mounted.connection).expect("fusectl");
     let early = stuck.try_wait().expect("waits");
     File::create_new(backing.path().join("go")).expect("go");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let status = loop {
         match stuck.try_wait().expect("waits") {
             None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
@@ -326,7 +326,7 @@ fn more_writes_than_buffers_outlive_their_servers() {
     std::thread::spawn(move || sender.send(fs::metadata(path).is_ok()));
     let root_found = receiver.recv_timeout(Duration::from_secs(20));
     File::create_new(backing.path().join("go")).expect("go");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let status = loop {
         match writers.try_wait().expect("waits") {
             None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),

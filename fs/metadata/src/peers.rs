@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 /// The longest that a request may take; Raft gives up earlier itself.
 const PEER_DEADLINE: Duration = Duration::from_secs(660);
 /// How long a member may take to say how it is.
-const WHO_PATIENCE: Duration = Duration::from_secs(1);
+const WHO_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The way to the other members: one connection each.
 pub(crate) struct Members {
@@ -35,7 +35,7 @@ impl Members {
     pub(crate) async fn who(&self, member: MemberId, address: &str) -> Option<MemberIdentity> {
         let peer = self.peer(member.0, address).ok()?;
         let asked = async { peer.connection().await.ok()?.call::<WhoRequest>(&WhoRequest, ()).await.ok() };
-        tokio::time::timeout(WHO_PATIENCE, asked).await.ok().flatten().map(|(who, _)| who)
+        tokio::time::timeout(WHO_TIMEOUT, asked).await.ok().flatten().map(|(who, _)| who)
     }
 
     fn peer(&self, member: u64, address: &str) -> io::Result<Peer> {

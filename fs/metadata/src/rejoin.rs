@@ -20,14 +20,14 @@ use crate::store::folder::Folder;
 /// How long a damaged member that can't start looks for another one that leads: longer than an election.
 const LEADER_WAIT: Duration = Duration::from_secs(60);
 /// How long a member may take to say who it is.
-const WHO_PATIENCE: Duration = Duration::from_secs(3);
+const WHO_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the change of the group may take: all records are received before it is done.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(600);
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pauses between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// How often it is looked whether the members have changed.
-const MEMBERS_LOOK_EVERY: Duration = Duration::from_secs(1);
+const MEMBERS_POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The other members of a group, as they were last known.
 pub(crate) struct Others {
@@ -63,14 +63,14 @@ impl Others {
     async fn who(&self, address: &str) -> Option<MemberIdentity> {
         let address: Address = address.parse().ok()?;
         let options = ConnectOptions::new(self.identity.clone());
-        let answer = admin::who(&address, &options, WHO_PATIENCE).await;
+        let answer = admin::who(&address, &options, WHO_TIMEOUT).await;
         answer.ok().filter(|who| who.cluster == self.identity.cluster)
     }
 
     async fn connect(&self, address: &str) -> Option<Connection> {
         let address: Address = address.parse().ok()?;
         let options = ConnectOptions::new(self.identity.clone());
-        let connecting = tokio::time::timeout(WHO_PATIENCE, Connection::connect(&address, &options));
+        let connecting = tokio::time::timeout(WHO_TIMEOUT, Connection::connect(&address, &options));
         connecting.await.ok()?.ok()
     }
 
@@ -146,7 +146,7 @@ async fn ask_for_place(node: &Node, folder: &Folder) -> Result<(), String> {
     for old in folder.replaces() {
         let change = MembersChange::Replace { old: *old, new: node.member, address: node.address.clone() };
         let request = ChangeMembers { change };
-        match connection.call_within::<ChangeMembers>(&request, (), CHANGE_PATIENCE).await {
+        match connection.call_within::<ChangeMembers>(&request, (), CHANGE_TIMEOUT).await {
             Ok(_) => return Ok(()),
             Err(error) => {
                 let refused = error.typed::<MetadataError>().map(|refused| refused.to_string());
@@ -179,7 +179,7 @@ pub(crate) async fn note_members(node: Arc<Node>, folder: Arc<Folder>) {
                 Err(_) => return,
             }
         }
-        let pause = if known.is_empty() { MEMBERS_LOOK_EVERY / 10 } else { MEMBERS_LOOK_EVERY };
+        let pause = if known.is_empty() { MEMBERS_POLL_INTERVAL / 10 } else { MEMBERS_POLL_INTERVAL };
         tokio::time::sleep(pause).await;
     }
 }

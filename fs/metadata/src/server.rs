@@ -46,7 +46,7 @@ pub const REPAIR_BYTES_PER_SECOND: u64 = 100 << 20;
 /// Bytes of log that a crash leaves to be replayed, at most.
 const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often it is looked whether something was found damaged.
-const DAMAGE_LOOK_EVERY: Duration = Duration::from_secs(1);
+const DAMAGE_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long stopping waits for the last user of the store.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -423,7 +423,7 @@ impl RunningMetadata {
     pub async fn damaged(&self) -> String {
         let mut told = false;
         loop {
-            tokio::time::sleep(DAMAGE_LOOK_EVERY).await;
+            tokio::time::sleep(DAMAGE_POLL_INTERVAL).await;
             let Some(damage) = self.node.machine.damage().or_else(|| self.raft.log_damage()) else {
                 continue;
             };

@@ -25,7 +25,7 @@ use crate::store::ballast::Ballast;
 /// How long a worker that failed, or whose member doesn't lead, waits before it looks again.
 const PAUSE: Duration = Duration::from_millis(300);
 /// How often a worker looks even if nobody told it to.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts all workers; they end when the node is stopping.
 pub fn start(node: &Arc<Node>, ballast: Ballast, tasks: &TaskTracker) {
@@ -57,7 +57,7 @@ async fn leader(node: &Node) -> Arc<Leader> {
         if let Ok(leader) = node.lead() {
             return leader;
         }
-        let _ = tokio::time::timeout(LOOK_EVERY, became_leader).await;
+        let _ = tokio::time::timeout(POLL_INTERVAL, became_leader).await;
     }
 }
 
@@ -84,7 +84,7 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<L
             tokio::time::sleep(PAUSE).await;
             continue;
         }
-        let _ = tokio::time::timeout(LOOK_EVERY, woken).await;
+        let _ = tokio::time::timeout(POLL_INTERVAL, woken).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// How often it is looked whether there is room. RocksDB goes on by itself within a few seconds after there is.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Whether the system says that a disk, or what one may use of it, is full.
 #[must_use]
@@ -48,7 +48,7 @@ impl WaitForRoom {
         self.waiting.fetch_add(1, Ordering::AcqRel);
         let result = atoll_blocking::in_place(|| {
             loop {
-                std::thread::sleep(LOOK_EVERY);
+                std::thread::sleep(POLL_INTERVAL);
                 match attempt() {
                     Err(error) if is_full(&error) && !self.given_up.load(Ordering::Acquire) => {}
                     result => break result,

@@ -43,11 +43,11 @@ const CHUNK_BYTES: u64 = 1 << 20;
 const ARENA_BYTES: u64 = 2 << 20;
 const DISK_BYTES: u64 = 1 << 30;
 /// How long a request of this module's own may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Whoever changes the group.
 const ADMIN: &str = "admin";
 /// How long a change of the group may take.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client's filesystem.
 pub type FileSystem = Client<MetadataClient>;
@@ -249,7 +249,7 @@ pub async fn bootstrap(members: usize, copies: u8) -> Result<(), String> {
     let connection = Connection::connect(&address(&metadata_name(0)), &options)
         .await
         .map_err(|error| error.to_string())?;
-    let asked = connection.call_within::<BootstrapRequest>(&request, (), PATIENCE).await;
+    let asked = connection.call_within::<BootstrapRequest>(&request, (), TIMEOUT).await;
     asked.map(|_| ()).map_err(|error| error.to_string())
 }
 
@@ -274,7 +274,7 @@ pub async fn replace_member(
         let answer = match connection {
             Ok(connection) => {
                 let request = ChangeMembers { change: change.clone() };
-                connection.call_within::<ChangeMembers>(&request, (), CHANGE_PATIENCE).await
+                connection.call_within::<ChangeMembers>(&request, (), CHANGE_TIMEOUT).await
             }
             Err(error) => Err(RpcError::NotSent { reason: error.to_string() }),
         };

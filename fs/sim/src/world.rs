@@ -27,9 +27,9 @@ pub const OPERATIONS: usize = 67;
 /// Faults.
 pub const FAULTS: usize = 3;
 /// Within this time everything has to be over; only a world in which something hangs takes longer.
-const PATIENCE: Duration = Duration::from_secs(1800);
+const TIMEOUT: Duration = Duration::from_secs(1800);
 /// When everything works again, there is nothing left to be done after this time.
-const REST_PATIENCE: Duration = Duration::from_secs(120);
+const REST_TIMEOUT: Duration = Duration::from_secs(120);
 /// Within this time everybody knows how much room there is.
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
 /// One world in so many waits in the end for what takes long.
@@ -76,9 +76,9 @@ pub fn run(seed: u64) -> Result<Report, String> {
             });
             let result = runtime.block_on(async {
                 let world = World::new(seed, network, folder.path());
-                match tokio::time::timeout(PATIENCE, live(seed, world)).await {
+                match tokio::time::timeout(TIMEOUT, live(seed, world)).await {
                     Ok(result) => result,
-                    Err(_) => Err(format!("it isn't over after {} s", PATIENCE.as_secs())),
+                    Err(_) => Err(format!("it isn't over after {} s", TIMEOUT.as_secs())),
                 }
             });
             drop(runtime);
@@ -260,7 +260,7 @@ async fn replicas(world: &World, last: &Mount) -> Result<usize, String> {
     loop {
         let records = world.members[0].running.as_ref().ok_or("member 0 doesn't run")?.records();
         let checked = invariants::replicas::check(&records.snapshot(), &last.pool).await;
-        if checked.is_ok() || seam::elapsed() - began > REST_PATIENCE {
+        if checked.is_ok() || seam::elapsed() - began > REST_TIMEOUT {
             return checked;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -289,7 +289,7 @@ async fn rest(world: &World, sessions: usize, all: bool) -> Result<(), String> {
         };
         match checked {
             Ok(()) => return Ok(()),
-            Err(problem) if seam::elapsed() - began > REST_PATIENCE => return Err(problem),
+            Err(problem) if seam::elapsed() - began > REST_TIMEOUT => return Err(problem),
             Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
         }
     }

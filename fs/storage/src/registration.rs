@@ -28,7 +28,7 @@ const CALL_DEADLINE: Duration = Duration::from_secs(2);
 /// A leader that hasn't answered for so long may have been stopped or cut off: the others are asked who leads.
 const SILENCE: Duration = Duration::from_millis(500);
 /// How often they are asked, and how long they may take to answer.
-const PROBE_EVERY: Duration = Duration::from_millis(300);
+const PROBE_INTERVAL: Duration = Duration::from_millis(300);
 const PROBE_DEADLINE: Duration = Duration::from_millis(1000);
 /// The pause after the first failure; it doubles with each further one…
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -232,7 +232,7 @@ impl Registrar {
             if let Ok(leader) = self.find_leader(Some(silent)).await {
                 return leader.to_string();
             }
-            tokio::time::sleep(PROBE_EVERY).await;
+            tokio::time::sleep(PROBE_INTERVAL).await;
         }
     }
 

@@ -11,7 +11,7 @@ use crate::local::{find, state};
 use crate::mountpoint;
 
 /// How long to wait for the process to write everything out and end.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 pub fn down(args: &LocalDownArgs) -> Outcome {
     let (folder, running) = find(&args.mountpoint, args.data.as_deref())?;
@@ -30,13 +30,13 @@ pub fn down(args: &LocalDownArgs) -> Outcome {
     let began = Instant::now();
     let mut told = false;
     while state::start_of(running.pid) == Some(running.started) {
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > TIMEOUT {
             return Err(Failure::new(
                 Code::Unreachable,
                 format_args!(
                     "process {} is still writing out after {} s; its log is {}",
                     running.pid,
-                    PATIENCE.as_secs(),
+                    TIMEOUT.as_secs(),
                     folder.path.join("log").display()
                 ),
             ));

@@ -23,7 +23,7 @@ use crate::{bootstrap, http, signals};
 /// Threads for everything in the process but what blocks.
 const THREADS: usize = 2;
 /// How long the servers may take until the volume can be mounted.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Bytes that each server of a local cluster keeps aside for the day its disk is full.
 const BALLAST_BYTES: u64 = 8 << 20;
 /// Inline data is kept below this part of the capacity.
@@ -133,7 +133,7 @@ async fn make_volume(servers: &Servers, folder: &Folder) -> Outcome {
         bootstrap::config(capacity, None, folder.cluster.copies, (capacity / INLINE_SHARE).max(1 << 20));
     let began = Instant::now();
     let mut last = String::from("no reply");
-    while began.elapsed() < START_PATIENCE {
+    while began.elapsed() < START_TIMEOUT {
         match servers.metadata.bootstrap(config.clone()).await {
             Ok(()) if servers.storage.iter().all(StorageHandle::is_registered) => return Ok(()),
             Ok(()) => "a storage server has not registered".clone_into(&mut last),
@@ -143,6 +143,6 @@ async fn make_volume(servers: &Servers, folder: &Folder) -> Outcome {
     }
     Err(Failure::new(
         Code::Unreachable,
-        format_args!("the servers were not ready within {} s: {last}", START_PATIENCE.as_secs()),
+        format_args!("the servers were not ready within {} s: {last}", START_TIMEOUT.as_secs()),
     ))
 }

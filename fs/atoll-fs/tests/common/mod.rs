@@ -19,7 +19,7 @@ pub fn atoll_fs() -> &'static str {
 }
 
 /// How long anything may take before a test gives up: a bound on hanging, nothing else.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Tests that mount need root and a FUSE device, which the machines they are made for have.
 pub fn require_fuse() {
@@ -195,7 +195,7 @@ pub fn kill_and_wait(pid: i32) {
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < PATIENCE, "waited in vain: {what}");
+        assert!(began.elapsed() < TIMEOUT, "waited in vain: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

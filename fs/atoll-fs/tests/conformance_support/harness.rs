@@ -51,7 +51,7 @@ struct Worker {
 }
 
 /// How long a case may take: a bound on hanging.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
 
 impl Worker {
     fn start(user: User) -> Worker {
@@ -71,7 +71,7 @@ impl Worker {
             let _ = sender.send(work());
         });
         self.jobs.as_ref().unwrap().send(job).unwrap();
-        result.recv_timeout(PATIENCE).expect("a case hangs, or its thread died")
+        result.recv_timeout(TIMEOUT).expect("a case hangs, or its thread died")
     }
 }
 

@@ -61,14 +61,14 @@ impl Users {
     pub fn run(&mut self, user: usize, call: &Call) -> (Seen, Seen) {
         let user = &self.0[user];
         user.orders.as_ref().unwrap().send(Order::Run(call.clone())).unwrap();
-        user.answers.recv_timeout(crate::common::PATIENCE).unwrap_or_else(|_| panic!("{call:?} hangs"))
+        user.answers.recv_timeout(crate::common::TIMEOUT).unwrap_or_else(|_| panic!("{call:?} hangs"))
     }
 
     /// Closes every handle.
     pub fn close_handles(&mut self) {
         for user in &self.0 {
             user.orders.as_ref().unwrap().send(Order::CloseHandles).unwrap();
-            let _ = user.answers.recv_timeout(crate::common::PATIENCE).expect("closing hangs");
+            let _ = user.answers.recv_timeout(crate::common::TIMEOUT).expect("closing hangs");
         }
     }
 }

@@ -13,15 +13,15 @@ use atoll_proto::queries;
 
 use super::identity::{CAP_FOWNER, CAP_FSETID, Identity, is_changing_owner, killed_by_group};
 use super::pages::NEVER_VOID;
-use super::{Client, ROOT_PATIENCE};
+use super::{Client, ROOT_TIMEOUT};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 
 /// Pauses while a change of size has to wait for what earlier ones left to be freed.
-const RESIZE_PAUSE_MIN: Duration = Duration::from_millis(10);
-const RESIZE_PAUSE_MAX: Duration = Duration::from_millis(200);
+const RESIZE_BACKOFF_MIN: Duration = Duration::from_millis(10);
+const RESIZE_BACKOFF_MAX: Duration = Duration::from_millis(200);
 /// The volume's use comes from memory when the service doesn't say it for so long.
-const USE_PATIENCE: Duration = Duration::from_secs(1);
+const USE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The kernel tells of a file's last close without waiting for the answer: who asks for the volume's use right after
 /// it may overtake it by so much.
 const RELEASE_MOMENT: Duration = Duration::from_millis(2);
@@ -52,10 +52,10 @@ impl<M: Metadata> Client<M> {
     async fn root_attributes(&self) -> std::result::Result<Attributes, ClientError> {
         let remembered = self.root.lock().clone();
         let Some(remembered) = remembered else { return self.inode(ROOT).await };
-        if self.metadata.away_for().is_some_and(|away| away >= ROOT_PATIENCE) {
+        if self.metadata.away_for().is_some_and(|away| away >= ROOT_TIMEOUT) {
             return Ok(remembered);
         }
-        match tokio::time::timeout(ROOT_PATIENCE, self.inode(ROOT)).await {
+        match tokio::time::timeout(ROOT_TIMEOUT, self.inode(ROOT)).await {
             Ok(Err(ClientError::TimedOut)) | Err(_) => Ok(remembered),
             Ok(answer) => answer,
         }
@@ -221,13 +221,13 @@ impl<M: Metadata> Client<M> {
         changes: AttributeChanges,
     ) -> std::result::Result<Attributes, ClientError> {
         self.data.before_truncate(ino, size).await?;
-        let mut pause = RESIZE_PAUSE_MIN;
+        let mut pause = RESIZE_BACKOFF_MIN;
         let attributes = loop {
             match self.metadata.mutate(ops::SetAttr { ino, changes: changes.clone() }).await {
                 // What earlier truncations cut off is still being freed.
                 Err(ClientError::Fs(FsError::TryAgain)) => {
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RESIZE_PAUSE_MAX);
+                    pause = (pause * 2).min(RESIZE_BACKOFF_MAX);
                 }
                 other => break *other?,
             }
@@ -242,10 +242,10 @@ impl<M: Metadata> Client<M> {
     /// The volume's size and use, with what is buffered here. What sessions have set aside for what they may write is
     /// free: they give it back when somebody needs it.
     pub(super) async fn volume_use(&self) -> StatFs {
-        let away = self.metadata.away_for().is_some_and(|away| away >= USE_PATIENCE);
+        let away = self.metadata.away_for().is_some_and(|away| away >= USE_TIMEOUT);
         let asked = match away {
             true => None,
-            false => tokio::time::timeout(USE_PATIENCE, self.use_by_now()).await.ok().flatten(),
+            false => tokio::time::timeout(USE_TIMEOUT, self.use_by_now()).await.ok().flatten(),
         };
         let (volume, buffered) =
             asked.unwrap_or_else(|| (self.metadata.volume(), self.data.uncommitted_growth()));

@@ -6,7 +6,7 @@ use super::*;
 use crate::testing::{LocalMetadata, MemCluster};
 use crate::vfs::{Errno, Interrupt, LockKind};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const RDWR: u32 = libc::O_RDWR as u32;
 
 type Mount = Arc<Client<LocalMetadata>>;
@@ -143,10 +143,10 @@ async fn a_blocked_lock_is_had_when_it_is_free_and_a_signal_ends_the_wait() {
     // Nothing else waits for them.
     super::posix_tests::write(&there, b, 0, b"meanwhile").await;
     signal.notify_one();
-    assert_eq!(errno(tokio::time::timeout(PATIENCE, interrupted).await.unwrap().unwrap()), libc::EINTR);
+    assert_eq!(errno(tokio::time::timeout(TIMEOUT, interrupted).await.unwrap().unwrap()), libc::EINTR);
     assert!(!blocked.is_finished());
     lock(&here, a, 1, range(LockKind::Unlock, 0, 9)).await.unwrap();
-    tokio::time::timeout(PATIENCE, blocked).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(TIMEOUT, blocked).await.unwrap().unwrap().unwrap();
     assert_eq!(errno(lock(&here, a, 1, write).await), libc::EAGAIN);
     close(&there, b, 2).await;
     lock(&here, a, 1, write).await.unwrap();
@@ -169,15 +169,15 @@ async fn processes_that_wait_for_one_another_are_told() {
     };
     // Whichever is told of the circle first is the one that gets nothing.
     let caller = me();
-    let other = tokio::time::timeout(PATIENCE, there.setlk(&caller, b.0, b.1, 1, at(1), false, true));
+    let other = tokio::time::timeout(TIMEOUT, there.setlk(&caller, b.0, b.1, 1, at(1), false, true));
     match other.await.unwrap() {
         Err(error) => {
             assert_eq!(error, Errno(libc::EDEADLK));
             close(&there, b, 1).await;
-            tokio::time::timeout(PATIENCE, blocked).await.unwrap().unwrap().unwrap();
+            tokio::time::timeout(TIMEOUT, blocked).await.unwrap().unwrap().unwrap();
         }
         Ok(()) => {
-            let told = tokio::time::timeout(PATIENCE, blocked).await.unwrap().unwrap();
+            let told = tokio::time::timeout(TIMEOUT, blocked).await.unwrap().unwrap();
             assert_eq!(errno(told), libc::EDEADLK);
         }
     }

@@ -16,7 +16,7 @@ use super::*;
 use crate::testing::{LocalMetadata, MemCluster};
 use crate::vfs::{Errno, Interrupt};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const RDWR: u32 = libc::O_RDWR as u32;
 const RDONLY: u32 = libc::O_RDONLY as u32;
 

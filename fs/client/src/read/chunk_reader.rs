@@ -27,8 +27,8 @@ pub const HEDGE_AFTER: Duration = Duration::from_millis(500);
 /// How long one replica may take to answer.
 pub const READ_DEADLINE: Duration = Duration::from_secs(10);
 /// Pauses between rounds through all replicas, from the first to the longest.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(50);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(50);
+const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Blocks that share a preference among equally near replicas: 4 MiB, so that a stream uses all of them and a
 /// small read finds what another one has brought into the server's cache.
 const SPREAD_BLOCKS: u64 = 1024;
@@ -137,7 +137,7 @@ impl<M: Metadata> ChunkReader<M> {
         let start = offset / BLOCK_BYTES * BLOCK_BYTES;
         let end = (offset + length).next_multiple_of(BLOCK_BYTES);
         debug_assert!(end - start <= u64::from(IO_BYTES_MAX));
-        let mut pause = RETRY_PAUSE_MIN;
+        let mut pause = RETRY_BACKOFF_MIN;
         let mut info = self.replicas(chunk, false).await?;
         let mut asked_again = false;
         loop {
@@ -158,7 +158,7 @@ impl<M: Metadata> ChunkReader<M> {
                         "no replica of a chunk can be reached; reads wait until a storage server responds"
                     );
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                    pause = (pause * 2).min(RETRY_BACKOFF_MAX);
                 }
             }
             // The chunk may have other replicas by now.

@@ -29,7 +29,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(300);
 /// who leads. An answer that takes longer, from a leader that is only slow, is still waited for.
 const SILENCE: Duration = Duration::from_millis(700);
 /// How often they are asked.
-const PROBE_EVERY: Duration = Duration::from_millis(300);
+const PROBE_INTERVAL: Duration = Duration::from_millis(300);
 /// How long they may take to answer.
 const PROBE_DEADLINE: Duration = Duration::from_millis(1000);
 /// A member that couldn't be reached is not asked again before this much later, whoever says that it leads: the others
@@ -340,7 +340,7 @@ impl Service {
                 return Next::Ask(leader);
             }
             drop(one);
-            tokio::time::sleep(PROBE_EVERY).await;
+            tokio::time::sleep(PROBE_INTERVAL).await;
         }
     }
 

@@ -12,7 +12,7 @@ use super::*;
 use crate::arena::ArenaConfig;
 use crate::testing::{CLUSTER, MemVolume};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the members of a pretended metadata service share, and how they misbehave.
 #[derive(Default)]
@@ -144,7 +144,7 @@ impl Cluster {
 
     fn options(&self) -> SessionOptions {
         SessionOptions {
-            connect_timeout: PATIENCE,
+            connect_timeout: TIMEOUT,
             ..SessionOptions::new(self.addresses.clone(), CLUSTER, self.key.clone(), "test".into())
         }
     }
@@ -185,7 +185,7 @@ async fn until(mut holds: impl FnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("this never happened");
+    tokio::time::timeout(TIMEOUT, wait).await.expect("this never happened");
 }
 
 #[tokio::test]
@@ -345,7 +345,7 @@ async fn a_file_whose_maker_has_gone_away_is_closed() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, found).await.expect("it is made nevertheless");
+    tokio::time::timeout(TIMEOUT, found).await.expect("it is made nevertheless");
     until(|| cluster.volume.lock().open_files(session) == Some(0)).await;
     assert!(!client.inner.open_files.lock().has_closed());
 }

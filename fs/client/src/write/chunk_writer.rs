@@ -39,7 +39,7 @@ pub const STRAGGLER_AFTER: Duration = Duration::from_millis(500);
 /// faster: only after this long.
 pub const UNANSWERED_AFTER: Duration = Duration::from_secs(5);
 /// The patience above doubles with each attempt, up to this.
-pub const PATIENCE_MAX: Duration = Duration::from_secs(30);
+pub const TIMEOUT_MAX: Duration = Duration::from_secs(30);
 /// A server that has answered nothing for this long is taken out of a new chunk's replicas, even if only
 /// one is left then.
 pub const SUSPECTED_AFTER: Duration = Duration::from_secs(3);
@@ -50,8 +50,8 @@ pub const COPIES_LEFT_MIN: usize = 2;
 /// deleted.
 pub const FULL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// Pauses while there are too few storage servers for a new chunk.
-const OPEN_PAUSE_MIN: Duration = Duration::from_millis(50);
-const OPEN_PAUSE_MAX: Duration = Duration::from_millis(400);
+const OPEN_BACKOFF_MIN: Duration = Duration::from_millis(50);
+const OPEN_BACKOFF_MAX: Duration = Duration::from_millis(400);
 /// Chunks that wait to be sealed. One that finds no place stays open until the session ends.
 pub const SEALS_WAITING_MAX: usize = 1024;
 /// How often a seal is tried.
@@ -335,7 +335,7 @@ impl<M: Metadata> ChunkWriters<M> {
     }
 
     async fn open_chunk(&self, kind: ChunkKind) -> Result<Arc<OpenChunk>, ClientError> {
-        let mut pause = OPEN_PAUSE_MIN;
+        let mut pause = OPEN_BACKOFF_MIN;
         loop {
             let session = self.metadata.session();
             let incarnation = self.metadata.incarnation();
@@ -349,21 +349,21 @@ impl<M: Metadata> ChunkWriters<M> {
                     return Ok(Arc::new(self.opened(chunk, &record, Writer { session, incarnation })));
                 }
                 Err(ClientError::Fs(FsError::NoServers | FsError::TryAgain)) => {
-                    if pause == OPEN_PAUSE_MIN {
+                    if pause == OPEN_BACKOFF_MIN {
                         tracing::warn!(
                             "too few storage servers for a new chunk: writes wait; start or add storage \
                              servers"
                         );
                     }
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(OPEN_PAUSE_MAX);
+                    pause = (pause * 2).min(OPEN_BACKOFF_MAX);
                 }
                 Err(ClientError::Fs(FsError::NoSpace)) => {
                     if self.full_for(Instant::now()) >= FULL_WAIT_MAX {
                         return Err(FsError::NoSpace.into());
                     }
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(OPEN_PAUSE_MAX);
+                    pause = (pause * 2).min(OPEN_BACKOFF_MAX);
                 }
                 Err(error) => return Err(error),
             }
@@ -506,7 +506,7 @@ impl<M: Metadata> ChunkWriters<M> {
         self.fan_out(chunk, attempt, |at, server| {
             // A replica that was made once and isn't there any more is a lost one, not a new one.
             let request = first.filter(|_| made & (1 << at) == 0).unwrap_or(again);
-            self.storage.write(server, request, parts.clone(), PATIENCE_MAX)
+            self.storage.write(server, request, parts.clone(), TIMEOUT_MAX)
         })
         .await?;
         chunk.made.store(all_of(&chunk.replicas), Ordering::Relaxed);
@@ -520,7 +520,7 @@ impl<M: Metadata> ChunkWriters<M> {
     /// Which replica failed: what isn't committed has to be written elsewhere.
     pub async fn sync(&self, chunk: &Arc<OpenChunk>, attempt: u32) -> Result<(), ChunkFailure> {
         self.fan_out(chunk, attempt, |_, server| {
-            self.storage.sync(server, chunk.chunk, chunk.generation, PATIENCE_MAX)
+            self.storage.sync(server, chunk.chunk, chunk.generation, TIMEOUT_MAX)
         })
         .await
     }
@@ -536,7 +536,7 @@ impl<M: Metadata> ChunkWriters<M> {
     where
         F: Future<Output = Result<(), StorageFailure>> + Send,
     {
-        let patience = |first: Duration| (first * (1 << attempt.min(6))).min(PATIENCE_MAX);
+        let patience = |first: Duration| (first * (1 << attempt.min(6))).min(TIMEOUT_MAX);
         let mut calls: FuturesUnordered<_> = chunk
             .replicas
             .iter()
@@ -645,7 +645,7 @@ pub async fn seal_all<M: Metadata>(metadata: Arc<M>, mut chunks: mpsc::Receiver<
                         "a chunk could not be released; it stays open until the session ends"
                     );
                 }
-                Err(_) => tokio::time::sleep(OPEN_PAUSE_MIN * (1 << attempt)).await,
+                Err(_) => tokio::time::sleep(OPEN_BACKOFF_MIN * (1 << attempt)).await,
             }
         }
     }

@@ -30,8 +30,8 @@ pub const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// Writes of one batch on their way at the same time.
 const WRITES_IN_FLIGHT: usize = 8;
 /// Pauses between attempts of a batch, from the second attempt on.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(20);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+const RETRY_BACKOFF_MIN: Duration = Duration::from_millis(20);
+const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Tasks that flush one file because there is much: one sends while the other one commits.
 const FLUSHERS_MAX: u32 = 2;
 /// How often a commit that finds no room tries to reserve some.
@@ -189,7 +189,7 @@ fn judge_writing(error: ClientError) -> Next {
 }
 
 fn pause(attempts: u32) -> Duration {
-    (RETRY_PAUSE_MIN * (1 << attempts.min(10))).min(RETRY_PAUSE_MAX)
+    (RETRY_BACKOFF_MIN * (1 << attempts.min(10))).min(RETRY_BACKOFF_MAX)
 }
 
 impl<M: Metadata> Shared<M> {

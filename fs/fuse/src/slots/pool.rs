@@ -14,7 +14,7 @@ const RESIDENT_BUFFERS: u32 = 4;
 /// How long a reader waits for a request to give its buffer back, at most, and since the last one did before it came:
 /// while requests are answered, readers that wait slow down who writes faster than the cluster takes it. They must read on
 /// when none is, and also when others get each buffer that comes back.
-const KEEP_PATIENCE: Duration = Duration::from_millis(100);
+const KEEP_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Why a request keeps a buffer; each kind has its share ([`Shares`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,7 +228,7 @@ impl Pool {
 /// When a reader stops waiting for a buffer, whose request arrived at this moment; `progress`: the last time when one was
 /// given back.
 fn reads_on_at(arrived: Instant, progress: Instant) -> Instant {
-    arrived.min(progress) + KEEP_PATIENCE
+    arrived.min(progress) + KEEP_TIMEOUT
 }
 
 /// A set of numbers; a set bit is free.
@@ -289,9 +289,9 @@ mod tests {
         let arrived = Instant::now();
         let at = |millis| arrived + Duration::from_millis(millis);
         for millis in [0, 1, 99, 100, 5000] {
-            assert_eq!(reads_on_at(arrived, at(millis)), arrived + KEEP_PATIENCE);
+            assert_eq!(reads_on_at(arrived, at(millis)), arrived + KEEP_TIMEOUT);
         }
-        let stalled = arrived - KEEP_PATIENCE;
+        let stalled = arrived - KEEP_TIMEOUT;
         assert_eq!(
             reads_on_at(arrived, stalled),
             arrived,

@@ -38,9 +38,9 @@ const DIRECTORY_BYTES_MAX: u32 = 1 << 20;
 const CHUNKS_MAX: usize = 8192;
 /// How long a question about the volume's use waits for what was deleted before it. Large files take longer to be freed;
 /// they count no more after the first step.
-const FREEING_PATIENCE: Duration = Duration::from_millis(300);
+const FREEING_TIMEOUT: Duration = Duration::from_millis(300);
 /// How often it looks.
-const FREEING_LOOK_EVERY: Duration = Duration::from_millis(2);
+const FREEING_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Segments, and chunks, that are looked up without going to another thread for it.
 const SEGMENTS_HERE_MAX: u32 = 8;
 const CHUNKS_HERE_MAX: usize = 64;
@@ -66,10 +66,10 @@ impl Node {
     /// What was deleted stops counting when who frees it first looks at it, some milliseconds later. Who asks for the
     /// volume's use has it as of now.
     async fn deleted_is_freed(&self) {
-        let give_up = clock::since_boot() + FREEING_PATIENCE;
+        let give_up = clock::since_boot() + FREEING_TIMEOUT;
         let is_pending = |leader: Arc<Leader>| leader.changes.is_pending(Work::Orphans);
         while self.leading().is_some_and(is_pending) && clock::since_boot() < give_up {
-            tokio::time::sleep(FREEING_LOOK_EVERY).await;
+            tokio::time::sleep(FREEING_POLL_INTERVAL).await;
         }
     }
 

@@ -16,7 +16,7 @@ use crate::node::{Node, query_error};
 /// How long a new group may take to find its leader.
 const LEADER_WAIT_MAX: Duration = Duration::from_secs(20);
 /// How often that is looked at.
-const LEADER_LOOK_EVERY: Duration = Duration::from_millis(20);
+const LEADER_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Node {
     /// Bootstraps the group, with this member alone or with those that the request names, and makes the volume. To do it
@@ -44,7 +44,7 @@ impl Node {
             match self.lead() {
                 Ok(leader) => break leader,
                 Err(MetadataError::NotLeader { leader: None }) if clock::since_boot() < give_up => {
-                    tokio::time::sleep(LEADER_LOOK_EVERY).await;
+                    tokio::time::sleep(LEADER_POLL_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
             }

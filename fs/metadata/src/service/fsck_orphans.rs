@@ -28,7 +28,7 @@ const LOOKS_AGAIN: u32 = 2;
 const SUSPECTS_MAX: usize = 10_000;
 /// How long a repair waits for what it had looked at again to be gone, and how often it looks.
 const FREED_WITHIN: Duration = Duration::from_secs(30);
-const FREED_LOOK_EVERY: Duration = Duration::from_millis(100);
+const FREED_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Finds those that nobody will free.
 pub(super) async fn look(node: &Node, leader: &Arc<Leader>) -> Result<Vec<Finding>, MetadataError> {
@@ -67,7 +67,7 @@ pub(super) async fn repair(
     let give_up = clock::since_boot() + FREED_WITHIN;
     let mut left = all.clone();
     while !left.is_empty() && clock::since_boot() < give_up {
-        tokio::time::sleep(FREED_LOOK_EVERY).await;
+        tokio::time::sleep(FREED_POLL_INTERVAL).await;
         leader.confirm()?;
         left = still(node, leader, left, |_, records, ino| is_unlinked(records, ino)).await?;
     }

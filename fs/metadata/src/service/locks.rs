@@ -15,9 +15,9 @@ use crate::node::{Node, store_error};
 
 /// How long a question about waits is left unanswered when there is nothing to tell. The client asks again; it
 /// takes a member that says nothing for longer than a few seconds for dead.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// How often the waits are looked at without being told of a change: somebody had its turn and didn't use it.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Waits of one session.
 const WAITS_MAX: usize = 1 << 16;
 
@@ -63,11 +63,11 @@ impl Node {
                 false => Vec::new(),
             };
             let waited = now.saturating_sub(began);
-            if !verdicts.is_empty() || waits.is_empty() || !newest || waited >= PATIENCE {
+            if !verdicts.is_empty() || waits.is_empty() || !newest || waited >= TIMEOUT {
                 leader.confirm()?;
                 return Ok(Answer::Locks(verdicts));
             }
-            let _ = tokio::time::timeout(LOOK_EVERY.min(PATIENCE - waited), changed).await;
+            let _ = tokio::time::timeout(POLL_INTERVAL.min(TIMEOUT - waited), changed).await;
         }
     }
 

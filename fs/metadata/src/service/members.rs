@@ -16,9 +16,9 @@ use crate::node::Node;
 /// How long a joiner may take to receive the log, or a snapshot of everything.
 const LEARN_MAX: Duration = Duration::from_secs(570);
 /// How often it is looked whether they were heard.
-const HEARD_LOOK_EVERY: Duration = Duration::from_millis(100);
+const HEARD_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a joiner may take to say who it is.
-const JOINER_PATIENCE: Duration = Duration::from_secs(5);
+const JOINER_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Node {
     /// Who this member is.
@@ -61,7 +61,7 @@ impl Node {
             match group.steps(change) {
                 Ok(steps) => return Ok(steps),
                 Err(_) if group.has_unheard() && clock::since_boot() < give_up => {
-                    tokio::time::sleep(HEARD_LOOK_EVERY).await;
+                    tokio::time::sleep(HEARD_POLL_INTERVAL).await;
                 }
                 Err(reason) => return Err(MetadataError::Refused(reason)),
             }
@@ -108,13 +108,13 @@ impl Node {
     async fn look_at_joiner(&self, member: MemberId, address: &str) -> Result<(), String> {
         let parsed: Address = address.parse().map_err(|error| format!("{error}"))?;
         let options = ConnectOptions::new(self.identity.clone()).expecting(Role::Metadata(member));
-        let connecting = tokio::time::timeout(JOINER_PATIENCE, Connection::connect(&parsed, &options));
+        let connecting = tokio::time::timeout(JOINER_TIMEOUT, Connection::connect(&parsed, &options));
         let connection = connecting
             .await
             .map_err(|_| format!("{address} doesn't respond: start the metadata server there"))?
             .map_err(|error| format!("{member} can't be reached: {error}"))?;
         let (who, _) = connection
-            .call_within::<WhoRequest>(&WhoRequest, (), JOINER_PATIENCE)
+            .call_within::<WhoRequest>(&WhoRequest, (), JOINER_TIMEOUT)
             .await
             .map_err(|error| format!("{member} at {address} doesn't report its identity: {error}"))?;
         if who.in_group {

@@ -24,7 +24,7 @@ use crate::node::{Node, query_error, store_error};
 /// How long a reservation waits for others to give back what they don't use.
 const RESERVATION_WAIT_MAX: Duration = Duration::from_secs(8);
 /// How often it looks.
-const RESERVATION_LOOK_EVERY: Duration = Duration::from_millis(50);
+const RESERVATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 impl Node {
     /// Carries a client's mutation out.
@@ -235,7 +235,7 @@ impl Node {
                 return Ok(());
             }
             leader.sessions.lock().recall_reservations(session);
-            tokio::time::sleep(RESERVATION_LOOK_EVERY).await;
+            tokio::time::sleep(RESERVATION_POLL_INTERVAL).await;
         }
     }
 

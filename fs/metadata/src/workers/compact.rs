@@ -13,7 +13,7 @@ use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use tokio::sync::Mutex;
 
 use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
-use super::{LOOK_EVERY, leader, take};
+use super::{POLL_INTERVAL, leader, take};
 use crate::changes::{Work, is_mostly_dead};
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
@@ -43,7 +43,7 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
 async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
     let mut waiting: BTreeMap<ChunkId, Instant> = BTreeMap::new();
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         if leader.is_over() {
             return;
         }

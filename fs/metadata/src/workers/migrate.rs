@@ -13,7 +13,7 @@ use atoll_core::{error::FsError, keys};
 use tokio::sync::Mutex;
 
 use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
-use super::{LOOK_EVERY, PAUSE, leader, take};
+use super::{PAUSE, POLL_INTERVAL, leader, take};
 use crate::changes::Work;
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
@@ -47,7 +47,7 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
 async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
     let mut waiting: BTreeMap<Vec<u8>, Seen> = BTreeMap::new();
     loop {
-        tokio::time::sleep(if waiting.is_empty() { LOOK_EVERY } else { PAUSE }).await;
+        tokio::time::sleep(if waiting.is_empty() { POLL_INTERVAL } else { PAUSE }).await;
         if leader.is_over() {
             return;
         }

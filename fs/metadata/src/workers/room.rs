@@ -14,15 +14,15 @@ use crate::node::Node;
 use crate::store::ballast::{Ballast, Room};
 
 /// How often this member's disk is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the leader asks the others about theirs.
-const ASK_EVERY: Duration = Duration::from_secs(2);
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
 /// A leader with a full disk looks this often for somebody else to lead.
 const TRANSFER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Looks at the disk of this member, for as long as it runs.
 pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
-    let mut ticks = tokio::time::interval(LOOK_EVERY);
+    let mut ticks = tokio::time::interval(POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looked_for_another: Option<Instant> = None;
     loop {
@@ -85,7 +85,7 @@ async fn transfer_leadership(node: &Node) {
 /// Keeps account of whose disks are full, for as long as this member runs.
 pub(super) async fn ask_others(node: Arc<Node>) {
     loop {
-        tokio::time::sleep(ASK_EVERY).await;
+        tokio::time::sleep(ASK_INTERVAL).await;
         if let Ok(leader) = node.lead() {
             let answers = ask(&node).await;
             let low = {

@@ -14,7 +14,7 @@ use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::checksum;
 use atoll_proto::storage::ReadChunk;
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 fn inodes(records: &dyn Read) -> Result<Vec<(InodeId, InodeRecord)>, StoreError> {
     let (mut found, mut failed) = (Vec::new(), None);
@@ -50,7 +50,7 @@ pub async fn check(records: &dyn Read, storage: &Arc<dyn Storage>) -> Result<usi
                 let request =
                     ReadChunk { chunk, generation: record.generation, offset, length: piece.length };
                 let (reply, body) = storage
-                    .read(*server, request, PATIENCE)
+                    .read(*server, request, TIMEOUT)
                     .await
                     .map_err(|error| format!("{what}: {error}"))?;
                 checksum::verify(chunk, reply.offset / BLOCK_BYTES, &body, &reply.checksums)

@@ -22,7 +22,7 @@ async fn while_the_cluster_is_away_the_root_is_there_and_signals_end_what_waits(
         signal.notify_one();
         assert_eq!(errno(making.await.unwrap()), libc::EINTR);
     };
-    tokio::time::timeout(PATIENCE, waits).await.expect("something hangs");
+    tokio::time::timeout(TIMEOUT, waits).await.expect("something hangs");
     fs.metadata().set_away(false);
     // A signal alone ends nothing.
     let (interrupt, signal) = Interrupt::new();
