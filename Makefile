@@ -121,11 +121,11 @@ sim: ## Run simulated worlds with their own time (SEEDS=1000, FIRST=1: the seed 
 	@hack/cargo.sh build --workspace --bin atoll-sim
 	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --seeds $(or $(SEEDS),1000) --first $(or $(FIRST),1) $(ARGS)
 
-.PHONY: sim-mutants
-sim-mutants: ## Show that the simulation finds mistakes: each one that can be made, in at most SEEDS=10000 worlds
+.PHONY: sim-faults
+sim-faults: ## Show that the simulation finds planted faults: each one, in at most SEEDS=10000 worlds
 	@hack/setup.sh build
-	@hack/cargo.sh build --workspace --bin atoll-sim --features atoll-sim/mutants
-	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --mutants --seeds $(or $(SEEDS),10000) $(ARGS)
+	@hack/cargo.sh build --workspace --bin atoll-sim --features atoll-sim/planted-faults
+	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --planted-faults --seeds $(or $(SEEDS),10000) $(ARGS)
 
 .PHONY: fsx
 fsx: ## Run fsx on a mount in all its modes (installs it into the cache; takes long)

@@ -388,7 +388,7 @@ impl Mutation for SweepChunk {
 /// See [`SweepChunk`].
 pub(crate) fn sweep(txn: &mut Txn<'_>, chunk: ChunkId) -> OpResult<()> {
     let Some(mut record) = txn.chunk(chunk)? else { return Ok(()) };
-    if !record.sealed && !atoll_mutants::makes("seal-ignored") {
+    if !record.sealed && !atoll_faults::planted("seal-ignored") {
         return Err(FsError::InvalidArgument.into());
     }
     let live = other_references(txn, chunk, None)?;

@@ -65,7 +65,7 @@ impl Work {
 /// A sealed chunk has committed blocks that no extent refers to and nobody recorded as dead.
 #[must_use]
 pub fn needs_sweep(chunk: &ChunkRecord) -> bool {
-    let sealed = chunk.sealed || atoll_mutants::makes("seal-ignored");
+    let sealed = chunk.sealed || atoll_faults::planted("seal-ignored");
     sealed && chunk.live_blocks + chunk.dead_blocks < chunk.committed.div_ceil(BLOCK_BYTES)
 }
 
@@ -153,7 +153,7 @@ impl Changes {
             };
             for work in works {
                 let is_busy = !queues[*work as usize].taken.is_empty();
-                if is_busy && *work == Work::Orphans && atoll_mutants::makes("orphan-forgotten") {
+                if is_busy && *work == Work::Orphans && atoll_faults::planted("orphan-forgotten") {
                     continue;
                 }
                 if work.wants(value) {

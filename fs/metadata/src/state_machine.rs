@@ -274,7 +274,7 @@ impl Machine {
         let _one = self.flushing.lock();
         let position = self.applied.lock().position;
         let store = self.store();
-        if !atoll_mutants::makes("flush-skipped") {
+        if !atoll_faults::planted("flush-skipped") {
             store.flush()?;
         }
         let mut flushed = self.flushed.lock();

@@ -84,7 +84,7 @@ impl View {
 
     fn has_lease(&self, metrics: &RaftMetrics<Group>) -> bool {
         let lease = self.lease - self.lease / LEASE_MARGIN_DIVISOR;
-        atoll_mutants::makes("stale-leader-serves")
+        atoll_faults::planted("stale-leader-serves")
             || metrics.last_quorum_acked.is_some_and(|acked| BootInstant::now() < acked.into_inner() + lease)
     }
 }

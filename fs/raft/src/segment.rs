@@ -226,7 +226,7 @@ impl Replay {
             segment.empty = false;
         }
         check_tail(path, bytes, header.sequence, segment.end)?;
-        if atoll_mutants::makes("log-tail-dropped") {
+        if atoll_faults::planted("log-tail-dropped") {
             self.drop_tail(&mut segment);
         }
         self.segments.push(segment);

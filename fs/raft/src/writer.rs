@@ -249,7 +249,7 @@ impl Writer {
                     self.last = *position;
                 }
                 Job::Vote { vote, .. } => {
-                    if atoll_mutants::makes("vote-not-saved") {
+                    if atoll_faults::planted("vote-not-saved") {
                         self.shared.state.lock().vote = Some(*vote);
                         return Ok(());
                     }
@@ -364,7 +364,7 @@ impl Writer {
         let file = &self.active.file;
         file.write_at(&slices, u64::from(batch.start))
             .map_err(|e| LogError::io("write", &self.active.path, e))?;
-        if !atoll_mutants::makes("log-sync-skipped") {
+        if !atoll_faults::planted("log-sync-skipped") {
             file.sync().map_err(|e| LogError::io("sync", &self.active.path, e))?;
         }
 

@@ -22,14 +22,14 @@ struct Arguments {
     /// No new world is begun after so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
-    /// Make each mistake that can be made, one after the other, until a world shows it.
-    #[cfg(feature = "mutants")]
+    /// Plant each fault, one after the other, until a world shows it.
+    #[cfg(feature = "planted-faults")]
     #[arg(long)]
-    mutants: bool,
-    /// Make this mistake in every world.
-    #[cfg(feature = "mutants")]
+    planted_faults: bool,
+    /// Plant this fault in every world.
+    #[cfg(feature = "planted-faults")]
     #[arg(long)]
-    mutant: Option<String>,
+    plant: Option<String>,
     /// Say what happens in each world.
     #[arg(long, short)]
     verbose: bool,
@@ -41,22 +41,22 @@ struct Arguments {
     clippy::disallowed_methods,
     reason = "the child of a fork must not run what its parent's main has still to do"
 )]
-fn fork(seed: u64, arguments: &Arguments, mutant: Option<&str>) -> libc::pid_t {
+fn fork(seed: u64, arguments: &Arguments, fault: Option<&str>) -> libc::pid_t {
     // SAFETY: this process has one thread.
     let child = unsafe { libc::fork() };
     if child != 0 {
         assert!(child > 0, "no process for a world: {}", std::io::Error::last_os_error());
         return child;
     }
-    #[cfg(feature = "mutants")]
-    if let Some(mutant) = mutant
-        && let Err(error) = atoll_mutants::choose(mutant)
+    #[cfg(feature = "planted-faults")]
+    if let Some(fault) = fault
+        && let Err(error) = atoll_faults::plant(fault)
     {
         println!("{error}");
         std::process::exit(2);
     }
-    #[cfg(not(feature = "mutants"))]
-    let _ = mutant;
+    #[cfg(not(feature = "planted-faults"))]
+    let _ = fault;
     let code = match world::run(seed) {
         Ok(report) => {
             if arguments.verbose {
@@ -109,12 +109,12 @@ fn main() -> ExitCode {
         println!("seed 0: {problem}");
         return ExitCode::FAILURE;
     }
-    #[cfg(feature = "mutants")]
-    if arguments.mutants {
+    #[cfg(feature = "planted-faults")]
+    if arguments.planted_faults {
         let (mut found, mut worlds) = (0, 0);
-        for (mutant, what) in atoll_mutants::ALL {
-            println!("{mutant}: {what}");
-            let (done, failed) = run(&arguments, Some(mutant), true);
+        for (fault, what) in atoll_faults::ALL {
+            println!("{fault}: {what}");
+            let (done, failed) = run(&arguments, Some(fault), true);
             worlds += done;
             if failed > 0 {
                 found += 1;
@@ -123,15 +123,15 @@ fn main() -> ExitCode {
                 println!("  NOT FOUND in {done} worlds");
             }
         }
-        println!("{found} of {} mistakes found, {worlds} worlds", atoll_mutants::ALL.len());
-        return if found == atoll_mutants::ALL.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        println!("{found} of {} planted faults found, {worlds} worlds", atoll_faults::ALL.len());
+        return if found == atoll_faults::ALL.len() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let began = Instant::now();
-    #[cfg(feature = "mutants")]
-    let mutant = arguments.mutant.as_deref();
-    #[cfg(not(feature = "mutants"))]
-    let mutant = None;
-    let (done, failed) = run(&arguments, mutant, false);
+    #[cfg(feature = "planted-faults")]
+    let fault = arguments.plant.as_deref();
+    #[cfg(not(feature = "planted-faults"))]
+    let fault = None;
+    let (done, failed) = run(&arguments, fault, false);
     let seconds = began.elapsed().as_secs_f64();
     println!(
         "{done} worlds from seed {}, {failed} failed, {seconds:.1} s ({:.0} a minute)",
@@ -142,7 +142,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the worlds; how many, and how many did not hold. With `until_failed`, none is begun after the first that doesn't.
-fn run(arguments: &Arguments, mutant: Option<&str>, until_failed: bool) -> (u64, u64) {
+fn run(arguments: &Arguments, fault: Option<&str>, until_failed: bool) -> (u64, u64) {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = arguments.jobs.unwrap_or(processors).max(1);
     let began = Instant::now();
@@ -154,7 +154,7 @@ fn run(arguments: &Arguments, mutant: Option<&str>, until_failed: bool) -> (u64,
     loop {
         while running.len() < jobs && in_time() && !(until_failed && failed > 0) {
             let Some(seed) = seeds.next() else { break };
-            running.insert(fork(seed, arguments, mutant), seed);
+            running.insert(fork(seed, arguments, fault), seed);
         }
         if running.is_empty() {
             break;

@@ -259,7 +259,7 @@ impl ChunkFile {
         if self.is_suspect() {
             return Err(ChunkError::Suspect);
         }
-        if atoll_mutants::makes("storage-sync-skipped") {
+        if atoll_faults::planted("storage-sync-skipped") {
             return Ok(());
         }
         self.file.sync_data().map_err(|error| {

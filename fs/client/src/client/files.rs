@@ -246,7 +246,7 @@ impl<M: Metadata> Client<M> {
     ) -> Result<u32> {
         let handle = self.handle(handle)?;
         let WriteRequest { offset, data, flags } = write;
-        let guesses = atoll_mutants::makes("append-guessed");
+        let guesses = atoll_faults::planted("append-guessed");
         let appends = flags.append && self.options.append == Append::Shared && !guesses;
         let bypasses =
             !flags.from_cache && (flags.direct || handle.as_ref().is_some_and(|handle| handle.direct));
@@ -401,7 +401,7 @@ impl<M: Metadata> Client<M> {
             self.drop_pages(stale).await;
         }
         let epoch = self.pages.epoch();
-        while !atoll_mutants::makes("lock-unsettled") {
+        while !atoll_faults::planted("lock-unsettled") {
             match self.pages.settle(ino, size, epoch, Instant::now()) {
                 Tell::Now | Tell::Void(_) => return Ok(()),
                 Tell::Later => tokio::time::sleep(CUT_POLL).await,
@@ -437,7 +437,7 @@ impl<M: Metadata> Client<M> {
 
     pub(super) async fn do_fsync(&self, ino: InodeId, handle: u64) -> Result<()> {
         let handle = self.handle(handle)?;
-        if atoll_mutants::makes("fsync-returns-early") {
+        if atoll_faults::planted("fsync-returns-early") {
             return Ok(());
         }
         let flushed = self.data.flush(ino).await;

@@ -345,7 +345,7 @@ impl<M: Metadata> Client<M> {
         if !flock && self.locks.is_open_file(ino, owner).is_none() {
             self.locks.note_open_file(ino, owner, asks_for_open_file(caller.pid).await);
         }
-        if atoll_mutants::makes("lock-not-revalidated") {
+        if atoll_faults::planted("lock-not-revalidated") {
             return Ok(());
         }
         let revalidated = self.interruptible(caller, self.revalidate(ino)).await;

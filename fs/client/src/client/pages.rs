@@ -222,7 +222,7 @@ impl File {
     }
 
     fn may_be_cut_before(&mut self, size: u64, epoch: u64, now: Instant) -> bool {
-        if atoll_mutants::makes("cut-late") {
+        if atoll_faults::planted("cut-late") {
             return false;
         }
         let reading = self.reading.iter().map(|reading| (reading.began, reading.start..reading.end));
@@ -234,7 +234,7 @@ impl File {
     /// What was read while a cut was pending may have been cut off.
     fn note_cuts(&mut self, epoch: u64) {
         if let Some(size) = self.cuts.over()
-            && !atoll_mutants::makes("cut-forgotten")
+            && !atoll_faults::planted("cut-forgotten")
         {
             self.note_short(epoch, size);
         }
@@ -266,7 +266,7 @@ impl Table {
 
     /// See [`Pages::told`].
     fn told(&mut self, ino: InodeId, size: u64) -> Option<Stale> {
-        if atoll_mutants::makes("growth-over-old-pages") {
+        if atoll_faults::planted("growth-over-old-pages") {
             return None;
         }
         let file = self.files.get_mut(&ino)?;
@@ -329,7 +329,7 @@ impl Pages {
         if file.change >= change {
             return None;
         }
-        if atoll_mutants::makes("pages-right-early") {
+        if atoll_faults::planted("pages-right-early") {
             file.change = change;
         }
         Some(all.stale(attributes.ino, 0..EVERYTHING, change))
@@ -418,7 +418,7 @@ impl Pages {
         is_watched: bool,
         drops_own: bool,
     ) -> Option<Stale> {
-        if atoll_mutants::makes("growth-over-old-pages") {
+        if atoll_faults::planted("growth-over-old-pages") {
             return None;
         }
         let mut all = self.0.lock();
@@ -521,7 +521,7 @@ impl Pages {
         let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
         file.learn(size);
         let is_under_way = |(began, under_way): &(u64, Weak<()>)| {
-            *began <= epoch && under_way.strong_count() > 0 && !atoll_mutants::makes("pages-right-early")
+            *began <= epoch && under_way.strong_count() > 0 && !atoll_faults::planted("pages-right-early")
         };
         if size > file.own_end && file.may_be_cut_before(size, current, now)
             || size < file.own_end && file.grew_lately(now)

@@ -240,7 +240,7 @@ impl<M: Metadata> ChunkReader<M> {
         let sums = reply.checksums.get(..blocks).unwrap_or(&reply.checksums);
         match checksum::verify(chunk, start / BLOCK_BYTES, &body, sums) {
             Ok(()) => Attempt::Good(body),
-            Err(_) if atoll_mutants::makes("read-unverified") => Attempt::Good(body),
+            Err(_) if atoll_faults::planted("read-unverified") => Attempt::Good(body),
             Err(error) => self.bad(server, chunk, &error.to_string()),
         }
     }

@@ -553,7 +553,7 @@ impl<M: Metadata> ChunkWriters<M> {
                     silent.retain(|other| *other != server);
                     deadline = last.min(Instant::now() + patience(STRAGGLER_AFTER));
                 }
-                Ok(Some((server, Err(_)))) if atoll_mutants::makes("replica-missing-ignored") => {
+                Ok(Some((server, Err(_)))) if atoll_faults::planted("replica-missing-ignored") => {
                     silent.retain(|other| *other != server);
                 }
                 Ok(Some((server, Err(failure)))) => return Err(failed(server, &failure)),

@@ -320,7 +320,7 @@ impl<M: Metadata> Shared<M> {
             let mut results = stream::iter(transfers)
                 .map(|transfer| async move {
                     let Transfer { chunk, offset, parts, items, .. } = transfer;
-                    let syncs = sync && !atoll_mutants::makes("commit-before-durable");
+                    let syncs = sync && !atoll_faults::planted("commit-before-durable");
                     let result = self.writers.write(&chunk, offset, parts, syncs, attempt).await;
                     (chunk, items, result)
                 })
@@ -497,7 +497,7 @@ impl<M: Metadata> Shared<M> {
                 let mut inner = file.inner.lock();
                 inner.map.commit(part, &attributes);
                 inner.learn(&attributes);
-                let cut = match atoll_mutants::makes("settles-too-much") {
+                let cut = match atoll_faults::planted("settles-too-much") {
                     true => inner.dirty.last_sequence(),
                     false => batch.cut,
                 };

@@ -108,14 +108,14 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
     let last_sequence = last.as_ref().map_or(0, |slot| slot.sequence);
     if let Some(last) = last
         && last.sequence == command.sequence
-        && !atoll_mutants::makes("slots-dropped")
+        && !atoll_faults::planted("slots-dropped")
     {
         return if last.hash == hash { Ok(last.outcome) } else { Err(FsError::BadSequence.into()) };
     }
     if session.ended.is_some() {
         return Err(FsError::SessionExpired.into());
     }
-    let again = atoll_mutants::makes("slots-dropped") && command.sequence == last_sequence;
+    let again = atoll_faults::planted("slots-dropped") && command.sequence == last_sequence;
     if last_sequence.checked_add(1) != Some(command.sequence) && !again {
         return Err(FsError::BadSequence.into());
     }

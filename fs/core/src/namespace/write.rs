@@ -226,7 +226,7 @@ impl Mutation for Relocate {
             found.pieces.iter().copied().filter(|p| p.start >= range.0 && p.end() <= range.1).collect();
         let touched = found.pieces.iter().filter(|p| p.start < range.1 && p.end() > range.0).count();
         let changed = inside != *expected || touched != inside.len();
-        if changed && !atoll_mutants::makes("move-unchecked") {
+        if changed && !atoll_faults::planted("move-unchecked") {
             return Err(FsError::Changed.into());
         }
         if inside.windows(2).any(|pair| pair[0].end() != pair[1].start) {

@@ -100,7 +100,7 @@ impl Node {
         let last: Option<SlotRecord> = load(&*store, Family::System, &key).map_err(|e| store_error(&e))?;
         if let Some(last) = last
             && last.sequence == command.sequence
-            && !atoll_mutants::makes("slots-dropped")
+            && !atoll_faults::planted("slots-dropped")
         {
             // Answered before what only the leader knows is asked again: it may have changed.
             leader.confirm()?;
@@ -138,7 +138,7 @@ impl Node {
         if extent_bytes > 0 {
             leader.servers.lock().committed(extent_bytes);
         }
-        if atoll_mutants::makes("reply-before-commit")
+        if atoll_faults::planted("reply-before-commit")
             && let Op::Client(ClientOp::SetXattr(ops::SetXattr { ino, .. })) = command.op
             && let Ok(record) = query::inode(&*store, ino)
         {
@@ -166,7 +166,7 @@ impl Node {
         ino: InodeId,
         outcome: Outcome,
     ) -> Result<Outcome, MetadataError> {
-        if atoll_mutants::makes("create-unheld") {
+        if atoll_faults::planted("create-unheld") {
             return Ok(outcome);
         }
         let store = self.machine.store();

@@ -84,7 +84,7 @@ impl ChunkFile {
         if !bad.is_empty() {
             // A trim may have come in between and given back what was just read.
             self.expect_untrimmed(&blocks)?;
-            if !atoll_mutants::makes("read-unverified") {
+            if !atoll_faults::planted("read-unverified") {
                 return Err(ChunkError::Corrupt(bad));
             }
         }

@@ -25,7 +25,7 @@ impl ChunkFile {
                 range.start.div_ceil(BLOCK) as u32..(range.end.min(self.geometry.capacity()) / BLOCK) as u32;
             // The last block of a sealed chunk counts as whole when the range reaches the chunk's end.
             let reaches_end = header.sealed.is_some_and(|length| range.end >= length);
-            let more = u32::from(atoll_mutants::makes("trim-too-much"));
+            let more = u32::from(atoll_faults::planted("trim-too-much"));
             let end = if reaches_end { limit } else { (run.end + more).min(limit) };
             if run.start < end {
                 blocks.push(run.start..end);

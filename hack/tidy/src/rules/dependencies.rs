@@ -25,7 +25,7 @@ const EFFECTS: &[&str] = &["tokio", "tokio-*", "mio", "nix", "rand", "rand_*", "
 /// Every crate of the workspace.
 const ROOMS: &[Room] = &[
     Room {
-        name: "atoll-mutants",
+        name: "atoll-faults",
         arrows: &[],
         absent: &[&["*"]],
         why: "it is under all others, the core among them",
@@ -38,7 +38,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "atoll-core",
-        arrows: &["atoll-mutants"],
+        arrows: &["atoll-faults"],
         absent: &[EFFECTS, KUBERNETES, SERVERS, KERNEL],
         why: "the core decides; it has no I/O, no clock, no randomness",
     },
@@ -50,25 +50,25 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "atoll-raft",
-        arrows: &["atoll-blocking", "atoll-mutants"],
+        arrows: &["atoll-blocking", "atoll-faults"],
         absent: &[KUBERNETES, &["rocksdb", "librocksdb-sys"], KERNEL],
         why: "it is the slowest crate to compile and must change rarely; entries are opaque bytes to it",
     },
     Room {
         name: "atoll-metadata",
-        arrows: &["atoll-blocking", "atoll-core", "atoll-mutants", "atoll-proto", "atoll-raft"],
+        arrows: &["atoll-blocking", "atoll-core", "atoll-faults", "atoll-proto", "atoll-raft"],
         absent: &[KUBERNETES, KERNEL],
         why: "a metadata server knows records, not mounts and not Kubernetes",
     },
     Room {
         name: "atoll-storage",
-        arrows: &["atoll-blocking", "atoll-core", "atoll-mutants", "atoll-proto"],
+        arrows: &["atoll-blocking", "atoll-core", "atoll-faults", "atoll-proto"],
         absent: &[KUBERNETES, SERVERS, KERNEL],
         why: "a storage server knows chunks, not metadata",
     },
     Room {
         name: "atoll-client",
-        arrows: &["atoll-core", "atoll-mutants", "atoll-proto"],
+        arrows: &["atoll-core", "atoll-faults", "atoll-proto"],
         absent: &[KUBERNETES, SERVERS, KERNEL],
         why: "a client builds without the servers and without a kernel",
     },
@@ -99,7 +99,7 @@ const ROOMS: &[Room] = &[
             "atoll-client",
             "atoll-core",
             "atoll-metadata",
-            "atoll-mutants",
+            "atoll-faults",
             "atoll-proto",
             "atoll-raft",
             "atoll-storage",

@@ -7,7 +7,7 @@ use crate::{Finding, Repository, Verdict};
 /// The promises to applications; each names its tests as "test: `name`".
 const PROMISES: &str = "SEMANTICS.md";
 /// Where the planted faults are listed, each as the first string of a line.
-const FAULTS: &str = "fs/mutants/src/lib.rs";
+const FAULTS: &str = "fs/faults/src/lib.rs";
 
 /// Every named test and every named fault exists.
 #[must_use]
@@ -58,7 +58,7 @@ fn faults(repository: &Repository) -> Verdict {
     let mut findings = Vec::new();
     for (path, text) in repository.files.iter().filter(|(path, _)| path.ends_with(".rs") && *path != FAULTS) {
         for (line, text) in text.lines().enumerate() {
-            for (at, call) in text.match_indices("mutants::makes(\"") {
+            for (at, call) in text.match_indices("faults::planted(\"") {
                 let name = text[at + call.len()..].split('"').next().unwrap_or_default();
                 made.insert(name);
                 if !listed.contains(name) {
@@ -100,7 +100,7 @@ mod tests {
             ),
             (
                 "fs/a/src/lib.rs",
-                "fn a() { if atoll_mutants::makes(\"used\") || atoll_mutants::makes(\"odd\") {} }",
+                "fn a() { if atoll_faults::planted(\"used\") || atoll_faults::planted(\"odd\") {} }",
             ),
         ]);
         let found: Vec<String> =

@@ -113,7 +113,7 @@ impl Written<'_> {
         let Some(file) = all.files.get_mut(&self.ino) else { return false };
         let end = file.writing.iter().find(|writing| writing.id == self.id && writing.has_page);
         let end = end.map(|writing| writing.range.end);
-        end.is_some_and(|end| file.may_be_cut_before(end, epoch, now)) && !atoll_mutants::makes("write-cut")
+        end.is_some_and(|end| file.may_be_cut_before(end, epoch, now)) && !atoll_faults::planted("write-cut")
     }
 
     /// READs are answered with its bytes from now on. What to drop before it is answered itself, if the kernel hasn't
@@ -127,7 +127,7 @@ impl Written<'_> {
             let since = writing.began.checked_sub(LATE_MAX).unwrap_or(writing.began);
             if writing.has_page
                 && let Some(cut) = file.cuts.since(since, writing.range.end, writing.thread)
-                && !atoll_mutants::makes("write-cut")
+                && !atoll_faults::planted("write-cut")
             {
                 overtaken.extend(common_pages(&writing.range, &(cut..cut + 1)));
             }

@@ -1,9 +1,9 @@
-//! Mistakes that can be made on purpose, to show that the simulation finds them.
+//! Faults that can be planted on purpose, to show that the simulation finds them.
 //!
-//! Where one would be made the code asks [`makes`]. In every build but the one made for it (`make sim-mutants`) the answer is
+//! Where one would be planted the code asks [`planted`]. In every build but the one made for it (`make sim-faults`) the answer is
 //! a constant `false`, and the compiler leaves nothing of it.
 
-/// The mistakes, each with what it is.
+/// The faults, each with what it is.
 pub const ALL: &[(&str, &str)] = &[
     ("log-sync-skipped", "the Raft log says that a batch is durable without syncing it"),
     ("vote-not-saved", "a vote is given and not saved"),
@@ -40,36 +40,36 @@ pub const ALL: &[(&str, &str)] = &[
     ("orphan-forgotten", "a file that is removed while others are being freed is never freed"),
 ];
 
-/// Whether this mistake is to be made now.
-#[cfg(not(feature = "mutants"))]
+/// Whether this fault is planted.
+#[cfg(not(feature = "planted"))]
 #[inline(always)]
 #[must_use]
-pub const fn makes(_mistake: &str) -> bool {
+pub const fn planted(_fault: &str) -> bool {
     false
 }
 
-#[cfg(feature = "mutants")]
+#[cfg(feature = "planted")]
 static CHOSEN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
 
-/// Whether this mistake is to be made now.
+/// Whether this fault is planted.
 ///
 /// # Panics
-/// If there is no mistake of this name.
-#[cfg(feature = "mutants")]
+/// If there is no fault of this name.
+#[cfg(feature = "planted")]
 #[must_use]
-pub fn makes(mistake: &str) -> bool {
-    debug_assert!(ALL.iter().any(|(name, _)| *name == mistake), "{mistake}");
-    CHOSEN.get().is_some_and(|chosen| chosen == mistake)
+pub fn planted(fault: &str) -> bool {
+    debug_assert!(ALL.iter().any(|(name, _)| *name == fault), "{fault}");
+    CHOSEN.get().is_some_and(|chosen| chosen == fault)
 }
 
-/// Chooses the mistake that this process makes, once and for all.
+/// Plants this fault in this process, once and for all.
 ///
 /// # Errors
-/// If there is no mistake of this name, or another one was chosen before.
-#[cfg(feature = "mutants")]
-pub fn choose(mistake: &str) -> Result<(), String> {
-    if !ALL.iter().any(|(name, _)| *name == mistake) {
-        return Err(format!("there is no planted fault '{mistake}'"));
+/// If there is no fault of this name, or another one was chosen before.
+#[cfg(feature = "planted")]
+pub fn plant(fault: &str) -> Result<(), String> {
+    if !ALL.iter().any(|(name, _)| *name == fault) {
+        return Err(format!("there is no planted fault '{fault}'"));
     }
-    CHOSEN.set(mistake.to_owned()).map_err(|_| "a process plants one fault only".to_owned())
+    CHOSEN.set(fault.to_owned()).map_err(|_| "a process plants one fault only".to_owned())
 }
