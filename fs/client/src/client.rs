@@ -369,7 +369,6 @@ impl<M: Metadata> Client<M> {
     }
 }
 
-/// The service answered something else than was asked.
 fn check_name(name: &[u8]) -> Result<()> {
     match name.len() > NAME_BYTES_MAX {
         true => Err(FsError::NameTooLong.into()),

@@ -97,10 +97,26 @@ pub(crate) fn unexpected() -> ClientError {
     FsError::Io.into()
 }
 
+/// Says whether a mutation should still be sent, see [`Metadata::execute_if`].
+pub type Wanted = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Requests to the metadata service. Retries, finding the leader, slots and exactly-once are its business.
 pub trait Metadata: Send + Sync + 'static {
     /// Carries out one mutation, once. `Outcome::Refused` is returned as [`ClientError::Fs`].
     fn execute(&self, op: ClientOp) -> impl Future<Output = Result<Outcome, ClientError>> + Send;
+
+    /// The same, if it is still `wanted` in the session that it is sent in: asked once that is known, at most microseconds
+    /// before it is sent. Otherwise nothing is sent.
+    ///
+    /// # Errors
+    /// [`ClientError::SessionLost`] if it isn't wanted.
+    fn execute_if(
+        &self,
+        op: ClientOp,
+        wanted: Wanted,
+    ) -> impl Future<Output = Result<Outcome, ClientError>> + Send {
+        async move { if wanted() { self.execute(op).await } else { Err(ClientError::SessionLost) } }
+    }
 
     /// The same, with the outcome that this operation has.
     fn mutate<R>(&self, op: R) -> impl Future<Output = Result<R::Outcome, ClientError>> + Send

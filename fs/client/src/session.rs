@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::arena::Arena;
-use crate::metadata::{ClientError, Event, Hook, Made, Metadata, unexpected};
+use crate::metadata::{ClientError, Event, Hook, Made, Metadata, Wanted, unexpected};
 use clock::Clock;
 use leader::{Refusal, Service};
 use open_files::OpenFiles;
@@ -343,7 +343,29 @@ fn fate(op: &ClientOp) -> Fate {
     }
 }
 
+/// When a mutation was asked for. Until it is sent it waits for a slot, possibly for longer than its session lives.
+struct Asked {
+    /// Sessions that were lost by then.
+    sessions_lost: u64,
+    wanted: Option<Wanted>,
+}
+
+impl Asked {
+    /// Sent in `current` it would do what belongs to a session that is lost.
+    fn is_void(&self, fate: Fate, current: Current) -> bool {
+        if atoll_mutants::makes("lost-write-sent") {
+            return false;
+        }
+        let of_another = matches!(fate, Fate::Keep | Fate::Forget) && current.epoch != self.sessions_lost + 1;
+        of_another || self.wanted.as_ref().is_some_and(|wanted| !wanted())
+    }
+}
+
 impl Inner {
+    fn asked(&self, wanted: Option<Wanted>) -> Asked {
+        Asked { sessions_lost: self.sessions_lost.load(Ordering::Acquire), wanted }
+    }
+
     /// The session, once there is one.
     async fn current(&self) -> Result<Current, ClientError> {
         let mut state = self.state.subscribe();
@@ -376,7 +398,7 @@ impl Inner {
     /// Makes a file that is open from then on.
     async fn make(self: &Arc<Self>, slot: Slot, op: ClientOp) -> Result<Made, ClientError> {
         let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
-        let (outcome, session) = self.carry_out(slot, op, true).await?;
+        let (outcome, session) = self.carry_out(slot, op, true, &self.asked(None)).await?;
         let attributes = Box::<Attributes>::from_outcome(outcome).ok_or_else(unexpected)?;
         let ino = attributes.ino;
         self.open_files.lock().made(ino);
@@ -404,6 +426,7 @@ impl Inner {
         slot: Slot,
         op: ClientOp,
         opens: bool,
+        asked: &Asked,
     ) -> Result<(Outcome, Option<SessionId>), ClientError> {
         let fate = fate(&op);
         let mut command = Command {
@@ -416,6 +439,9 @@ impl Inner {
         };
         loop {
             let current = self.current().await?;
+            if asked.is_void(fate, current) {
+                return Err(ClientError::SessionLost);
+            }
             command.session = current.id;
             command.sequence = slot.next(current.epoch);
             // The same bytes as a `MutateRequest`, without moving the command into one.
@@ -561,7 +587,13 @@ fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
 
 impl Metadata for MetadataClient {
     async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
-        self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false).await?.0) }).await
+        let asked = self.inner.asked(None);
+        self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false, &asked).await?.0) }).await
+    }
+
+    async fn execute_if(&self, op: ClientOp, wanted: Wanted) -> Result<Outcome, ClientError> {
+        let asked = self.inner.asked(Some(wanted));
+        self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false, &asked).await?.0) }).await
     }
 
     async fn make(&self, op: ClientOp) -> Result<Made, ClientError> {

@@ -36,6 +36,7 @@ pub const ALL: &[(&str, &str)] = &[
     ("write-cut", "a page in which the kernel may have truncated what was just written stays"),
     ("lock-unsettled", "the size that the holder of a new lock receives is ignored by the kernel"),
     ("lock-not-revalidated", "the holder of a new lock reads pages that the kernel had before"),
+    ("lost-write-sent", "what was written in a session that is lost is committed in the next one"),
     ("create-unheld", "a file that is created to be opened does not count as open from the start"),
     ("orphan-forgotten", "a file that is removed while others are being freed is never freed"),
 ];

@@ -264,7 +264,11 @@ impl<M: Metadata> Client<M> {
                 self.pages.own_change(&attributes);
             } else {
                 let range = offset..offset + u64::from(length);
-                self.pages.written(ino, range.clone(), caller.pid, Instant::now()).joins(&range);
+                let through = self.pages.written(ino, range.clone(), caller.pid, Instant::now());
+                through.joins(&range);
+                for stale in through.visible() {
+                    self.drop_unlocked(stale).await;
+                }
                 match start == offset {
                     true => self.pages.own_change(&attributes),
                     false => self.drop_pages_later(ino, offset.min(start)),

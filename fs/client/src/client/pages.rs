@@ -69,7 +69,7 @@ struct File {
     short: BTreeMap<u64, u64>,
     reading: Vec<Reading>,
     writing: Vec<Writing>,
-    /// Where the file ends for the kernel by writes that came from there, at least.
+    /// Where the file ends for the kernel by writes that came from there and are about to be answered, at least.
     own_end: u64,
     /// When it grew so past the pages last.
     grown: Option<Instant>,
@@ -394,7 +394,6 @@ impl Pages {
         let overtaken = reads.filter_map(|read| common_pages(&read, &range)).collect();
         file.writing.push(Writing { id, range: range.clone(), has_page, thread, began: now, overtaken });
         file.size = file.size.max(range.end);
-        file.own_end = file.own_end.max(range.end);
         Written { pages: self, ino, id }
     }
 

@@ -12,7 +12,7 @@ use atoll_proto::metadata::{Answer, Query};
 
 use super::handles::Handles;
 use super::pages::Pages;
-use crate::metadata::{ClientError, Hook, Made, Metadata};
+use crate::metadata::{ClientError, Hook, Made, Metadata, Wanted};
 
 /// See the module.
 pub struct Tracked<M> {
@@ -31,12 +31,9 @@ impl<M> Tracked<M> {
     pub fn inner(&self) -> &Arc<M> {
         &self.inner
     }
-}
 
-impl<M: Metadata> Metadata for Tracked<M> {
-    async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
-        let outcome = self.inner.execute(op).await?;
-        match &outcome {
+    fn note(&self, outcome: &Outcome) {
+        match outcome {
             Outcome::Inode(attributes) => {
                 self.pages.learn(attributes.ino, attributes.size);
                 self.handles.learn(attributes);
@@ -52,6 +49,19 @@ impl<M: Metadata> Metadata for Tracked<M> {
             }
             _ => {}
         }
+    }
+}
+
+impl<M: Metadata> Metadata for Tracked<M> {
+    async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
+        let outcome = self.inner.execute(op).await?;
+        self.note(&outcome);
+        Ok(outcome)
+    }
+
+    async fn execute_if(&self, op: ClientOp, wanted: Wanted) -> Result<Outcome, ClientError> {
+        let outcome = self.inner.execute_if(op, wanted).await?;
+        self.note(&outcome);
         Ok(outcome)
     }
 

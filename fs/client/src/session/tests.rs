@@ -5,6 +5,7 @@ use atoll_proto::metadata::{
 };
 use atoll_proto::queries;
 use atoll_proto::{Handler, PeerInfo, Request, Response, Status as WireStatus};
+use futures::FutureExt;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 
@@ -267,17 +268,61 @@ async fn data_of_a_lost_session_is_not_written_again() {
     let (client, _arena) = cluster.client().await;
     client.mutate(mkdir("a")).await.unwrap();
     cluster.volume.lock().expire(client.session());
-    let write = ops::Write {
+    assert_eq!(client.mutate(write_to_root(&client)).await, Err(ClientError::SessionLost));
+    // A name is: to its application it only took longer.
+    cluster.volume.lock().expire(client.session());
+    client.mutate(mkdir("b")).await.unwrap();
+}
+
+/// Is refused with `IsDirectory` once the service gets it.
+fn write_to_root(client: &MetadataClient) -> ops::Write {
+    ops::Write {
         ino: ROOT,
         pieces: Vec::new(),
         mtime: client.now(),
         kill_priv: KillPriv::NONE,
         reservation: 0,
-    };
-    assert_eq!(client.mutate(write).await, Err(ClientError::SessionLost));
-    // A name is: to its application it only took longer.
-    cluster.volume.lock().expire(client.session());
-    client.mutate(mkdir("b")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn data_that_waits_for_a_slot_is_not_written_in_the_next_session() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let first = client.session();
+    let mut slots = Vec::new();
+    while let Some(Some(slot)) = client.inner.slots.take().now_or_never() {
+        slots.push(slot);
+    }
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.mutate(write_to_root(&client)).await }
+    });
+    let name = tokio::spawn({
+        let client = client.clone();
+        async move { client.mutate(mkdir("a")).await }
+    });
+    tokio::task::yield_now().await;
+    cluster.volume.lock().expire(first);
+    client.inner.kick.notify_one();
+    until(|| client.status().sessions_lost == 1).await;
+    drop(slots);
+    assert_eq!(waiting.await.unwrap(), Err(ClientError::SessionLost));
+    name.await.unwrap().unwrap();
+    // What is asked for in the new session is sent in it.
+    assert_eq!(client.mutate(write_to_root(&client)).await, Err(FsError::IsDirectory.into()));
+}
+
+#[tokio::test]
+async fn what_is_not_wanted_any_more_when_it_could_be_sent_is_not_sent() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let seen = cluster.seen(kind::MUTATE);
+    let op = || write_to_root(&client).into();
+    assert_eq!(client.execute_if(op(), Box::new(|| false)).await, Err(ClientError::SessionLost));
+    assert_eq!(cluster.seen(kind::MUTATE), seen);
+    assert_eq!(client.execute_if(op(), Box::new(|| true)).await, Err(FsError::IsDirectory.into()));
+    assert_eq!(cluster.seen(kind::MUTATE), seen + 1);
 }
 
 #[tokio::test]

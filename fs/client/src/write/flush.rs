@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use atoll_core::commands::{NewPiece, NewPlace, ops};
+use atoll_core::attributes::Attributes;
+use atoll_core::commands::{NewPiece, NewPlace, Reply, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::SessionId;
 use atoll_core::limits::{BLOCK_BYTES, COMMIT_INLINE_BYTES_MAX, COMMIT_PIECES_MAX, INLINE_WRITE_BYTES_MAX};
@@ -21,7 +22,7 @@ use super::buffer::{Batch, BatchLimits, Run};
 use super::chunk_writer::{OpenChunk, Placement, Purpose, padding};
 use crate::data::file::FileState;
 use crate::data::{Shared, Why};
-use crate::metadata::{ClientError, Metadata};
+use crate::metadata::{ClientError, Metadata, unexpected};
 
 /// Batches up to this size (bytes) go to the chunk of small extents.
 pub const SMALL_EXTENT_BYTES_MAX: u64 = 256 << 10;
@@ -491,7 +492,13 @@ impl<M: Metadata> Shared<M> {
                 kill_priv: batch.kill_priv,
                 reservation: std::mem::take(&mut reservation),
             };
-            let attributes = self.metadata.mutate(op).await?;
+            // Until it is sent it may wait for longer than its session lives: what was lost with that is written by nobody.
+            let wanted = {
+                let (file, base) = (Arc::clone(file), batch.base);
+                move || file.inner.lock().dirty.settled() == base
+            };
+            let outcome = self.metadata.execute_if(op.into(), Box::new(wanted)).await?;
+            let attributes = Box::<Attributes>::from_outcome(outcome).ok_or_else(unexpected)?;
             let last = at + 1 == count;
             let blocks = {
                 let mut inner = file.inner.lock();

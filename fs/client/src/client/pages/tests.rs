@@ -181,6 +181,38 @@ fn what_is_written_while_a_cut_is_pending_may_be_cut_off() {
 }
 
 #[test]
+fn what_is_read_without_a_write_that_is_known_ends_where_it_did() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    read(&pages, 100, 0..4096).answered(100, now);
+    let written = pages.written(FILE, 100..101, 2, now);
+    // The page goes, and is read again while the WRITE isn't visible.
+    read(&pages, 100, 0..4096).answered(100, now);
+    written.joins(&(100..101));
+    // Another thread hears of the new size before the WRITE is answered.
+    let Tell::Without(stale) = tell(&pages, 101, 1, now) else { panic!("the page lacks a byte") };
+    assert_eq!(stale.range, 100..EVERYTHING);
+    drop(stale);
+    assert_eq!(written.visible().len(), 1);
+}
+
+#[test]
+fn a_size_is_not_told_early_because_a_write_made_it() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    read(&pages, 100, 0..4096).answered(100, now);
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    let written = pages.written(FILE, 100..101, 2, now);
+    written.joins(&(100..101));
+    // The first thread may yet cut the byte off that the second one has written.
+    assert_eq!(tell(&pages, 101, 3, now), Tell::Later);
+    assert!(written.may_be_cut(now));
+    assert!(!written.may_be_cut(now + CUT_WITHIN));
+    for stale in written.visible() {
+        pages.gone(&stale);
+    }
+    assert_eq!(tell(&pages, 101, 3, now + CUT_WITHIN), Tell::Now);
+}
+
+#[test]
 fn a_size_that_was_told_before_the_file_was_opened_is_remembered() {
     let (pages, now) = (Pages::default(), now());
     assert_eq!(tell(&pages, 100, 1, now), Tell::Now);

@@ -96,9 +96,14 @@ pub struct Written<'a> {
 }
 
 impl Written<'_> {
-    /// Nothing lies between where the pages ended and these bytes, but what is right.
+    /// Nothing lies between where the pages ended and these bytes, but what is right. Not if a page was read without these
+    /// bytes meanwhile: it ends where it did until it is dropped.
     pub fn joins(&self, range: &Range<u64>) {
         if let Some(file) = self.pages.0.lock().files.get_mut(&self.ino) {
+            let is_this = |writing: &Writing| writing.id == self.id;
+            if file.writing.iter().any(|writing| is_this(writing) && !writing.overtaken.is_empty()) {
+                return;
+            }
             for short in file.short.values_mut().filter(|short| range.start <= **short) {
                 // A page that goes on where it ended is whole up to there.
                 *short = range.end.max(*short);
@@ -122,6 +127,8 @@ impl Written<'_> {
         let mut all = self.pages.0.lock();
         let overtaken = all.files.get_mut(&self.ino).and_then(|file| {
             let writing = file.writing.iter_mut().find(|writing| writing.id == self.id)?;
+            // Not before: until now another thread that hears of this size may be served with a page without these bytes.
+            file.own_end = file.own_end.max(writing.range.end);
             let mut overtaken = std::mem::take(&mut writing.overtaken);
             // It may have been cut off before it was known here, too.
             let since = writing.began.checked_sub(LATE_MAX).unwrap_or(writing.began);
