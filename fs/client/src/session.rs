@@ -353,7 +353,7 @@ struct Asked {
 impl Asked {
     /// Sent in `current` it would do what belongs to a session that is lost.
     fn is_void(&self, fate: Fate, current: Current) -> bool {
-        if atoll_mutants::makes("lost-write-sent") {
+        if atoll_faults::planted("lost-write-sent") {
             return false;
         }
         let of_another = matches!(fate, Fate::Keep | Fate::Forget) && current.epoch != self.sessions_lost + 1;
