@@ -127,7 +127,7 @@ pub struct TaskDone {
 pub struct HeartbeatReply {
     /// How often to send a heartbeat, in milliseconds.
     pub heartbeat_interval_ms: u64,
-    /// What to do, at most [`ORDERS_MAX`].
+    /// What to do, at most [`TASKS_MAX`].
     pub tasks: Vec<NumberedTask>,
     /// Whether the metadata service wants the whole inventory in the next heartbeats.
     pub full_inventory: bool,

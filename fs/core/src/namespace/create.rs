@@ -97,7 +97,7 @@ pub struct Tmpfile {
     pub uid: u32,
     /// Group, unless the directory passes on its own.
     pub gid: u32,
-    /// As in [`Create`](Create).
+    /// As in [`Create`].
     pub umask: u32,
     /// It may get a name (no `O_EXCL`).
     pub linkable: bool,
