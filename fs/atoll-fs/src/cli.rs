@@ -398,7 +398,7 @@ pub enum AdminCommand {
     /// Unsafe recovery when most metadata servers are lost for good: makes a stopped one the only member. What only the
     /// others had is lost; they must never be started again with their old data directories.
     #[cfg(feature = "servers")]
-    #[command(alias = "unsafe-recovery")]
+    #[command(alias = "go-on-alone")]
     UnsafeRecovery(UnsafeRecoveryArgs),
     /// Transfers leadership to another metadata server, for example before the leader's machine is stopped.
     TransferLeader(TransferLeaderArgs),
