@@ -66,7 +66,13 @@ elif [ -z "$ATOLL_PROGRAM" ]; then
   unset ATOLL_PROGRAM
 fi
 ship_seconds=$((EPOCHSECONDS - started))
-recorded "$work/cargo" hack/cargo.sh test --workspace --no-fail-fast ${CI:+--locked} "$@" || status=$?
+tests=(--workspace --no-fail-fast ${CI:+--locked})
+if [ $# -gt 0 ]; then
+  recorded "$work/cargo" hack/cargo.sh test "${tests[@]}" "$@" || status=$?
+else
+  recorded "$work/cargo" hack/cargo.sh test "${tests[@]}" --no-run || status=$?
+  [ "$status" != 0 ] || recorded "$work/cargo" hack/cargo.sh -- hack/test-lanes.sh "${tests[@]}" || status=$?
+fi
 rust_seconds=$((EPOCHSECONDS - started - ship_seconds))
 
 kube_status=0
