@@ -23,9 +23,9 @@ setup: ## Install the Debian packages that building and testing need
 	@hack/setup.sh
 
 .PHONY: build
-build: ## Build every program
+build: ## Build the programs as they are shipped
 	@hack/setup.sh build
-	@hack/cargo.sh build --workspace
+	@hack/ship.sh
 
 .PHONY: verify
 verify: ## Format, lints, documentation, the rules of the house, dependencies, what is generated
@@ -45,7 +45,7 @@ test: ## Run every test (.ci/run does the same)
 .PHONY: demo
 demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace
+	@hack/ship.sh >/dev/null
 	@hack/demo.sh
 
 .PHONY: csi-sanity
@@ -69,19 +69,21 @@ bench-failover: ## Measure how long applications wait when a server dies or stop
 .PHONY: demo-kube
 demo-kube: ## The same through Kubernetes: install, a PVC, pods on three nodes, pods killed, every byte compared
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace --bins
+	@hack/ship.sh >/dev/null
+	@hack/cargo.sh build --workspace --bin atoll-provisioner
 	@hack/demo-kube.sh
 
 .PHONY: e2e
 e2e: ## Prove the promises that need a whole Kubernetes (ARGS=--short, ARGS=--list, ARGS=NAME)
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace --bins
+	@hack/ship.sh >/dev/null
+	@hack/cargo.sh build --workspace --bin atoll-provisioner --bin atoll-e2e
 	@hack/e2e.sh $(ARGS)
 
 .PHONY: kube-up
 kube-up: ## Raise a Kubernetes of several nodes on this machine (NODES=3, ATOLL_KUBE_NAME=atoll)
 	@hack/setup.sh kube
-	@hack/cargo.sh build --workspace --bins
+	@hack/cargo.sh build --workspace --bin atoll-provisioner
 	@NODES=$(or $(NODES),3) hack/kube/up
 
 .PHONY: kube-down
@@ -95,20 +97,20 @@ kube-status: ## Show its processes, nodes, pods and volumes
 .PHONY: images
 images: ## Build the images of Atoll and of the tests, load them into the cluster if it runs
 	@hack/setup.sh kube
-	@hack/cargo.sh build --workspace --bins
+	@hack/ship.sh >/dev/null
 	@hack/images/check
 	@hack/kube/load --build
 
 .PHONY: kube-test
 kube-test: ## Prove the test cluster, on one of its own (ARGS=--short: under 2 minutes)
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace --bins
+	@hack/cargo.sh build --workspace --bin atoll-provisioner
 	@hack/kube/test $(ARGS)
 
 .PHONY: kube-leaks
 kube-leaks: ## Show that a test cluster leaves nothing, wherever it is interrupted (ARGS=--shared: on a busy machine)
 	@hack/setup.sh kube
-	@hack/cargo.sh build --workspace --bins
+	@hack/cargo.sh build --workspace --bin atoll-provisioner
 	@hack/kube/leaks $(ARGS)
 
 # As part of all tests a short run; asked for alone, the long one.
@@ -130,13 +132,13 @@ sim-faults: ## Show that the simulation finds planted faults: each one, in at mo
 .PHONY: fsx
 fsx: ## Run fsx on a mount in all its modes (installs it into the cache; takes long)
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace --bins
+	@hack/ship.sh >/dev/null
 	@hack/fsx.sh
 
 .PHONY: stress
 stress: ## Run stress-ng's file system stressors on a mount (installs Debian's package; takes long)
 	@hack/setup.sh
-	@hack/cargo.sh build --workspace --bins
+	@hack/ship.sh >/dev/null
 	@hack/stress.sh
 
 .PHONY: $(addprefix test-,$(suites))

@@ -24,7 +24,7 @@
 #
 # ATOLL_BENCH_DIR        where that folder is made (/var/tmp)
 # ATOLL_BENCH_UP         arguments for Atoll's mounts, such as '--transport fuser'
-# ATOLL_BENCH_PROFILE    cargo's profile of the programs (that of the images)
+# ATOLL_BENCH_PROFILE    cargo's profile of the programs (release: what is shipped)
 # ATOLL_BENCH_AGAINST_PROFILE  … of the other commit's (the same)
 # ATOLL_BENCH_STARTS     how often each target is started (5, with --quick or --only once)
 set -euo pipefail
@@ -32,8 +32,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . hack/env.sh
 
-# What the images have (hack/images/build).
-profile=${ATOLL_BENCH_PROFILE:-dev}
+# What is shipped (hack/ship.sh).
+profile=${ATOLL_BENCH_PROFILE:-release}
 programs=$CARGO_TARGET_DIR/$profile
 [ "$profile" != dev ] || programs=$CARGO_TARGET_DIR/debug
 read -r -a up_arguments <<<"${ATOLL_BENCH_UP:-}"

@@ -2,6 +2,7 @@
 # Runs cargo on this checkout with the RocksDB library and the build folder that all checkouts of the machine share.
 #
 #   hack/cargo.sh build --workspace
+#   hack/cargo.sh -- COMMAND...         a command that runs cargo more than once, under the same lock
 #
 # Cargo decides by file times whether a crate of the workspace has to be compiled again, and a fresh clone has
 # fresh times: everything would be. Worse, in a shared folder a clone of an older commit could have times that
@@ -50,5 +51,8 @@ fi
 stamp
 # Cargo and what it starts must not inherit the lock: a server that outlives its test would keep it.
 status=0
-cargo "$@" 9>&- || status=$?
+case ${1-} in
+  --) shift; "$@" 9>&- || status=$? ;;
+  *) cargo "$@" 9>&- || status=$? ;;
+esac
 exit $status

@@ -123,7 +123,7 @@ for number in 0 1 2; do
 done
 
 step "kubectl atoll status"
-hack/kube/run "$CARGO_TARGET_DIR/debug/kubectl-atoll" status shared --namespace "$NAMESPACE"
+hack/kube/run "$CARGO_TARGET_DIR/shipped/kubectl-atoll" status shared --namespace "$NAMESPACE"
 kubectl get fsc -A
 
 step "Delete the PVC: nothing is left"
@@ -139,6 +139,6 @@ step "Done. To go on by hand"
 cat <<TEXT
   hack/kube/kubectl get storageclass
   hack/kube/kubectl apply -f config/samples/
-  hack/kube/run $CARGO_TARGET_DIR/debug/kubectl-atoll list -A
+  hack/kube/run $CARGO_TARGET_DIR/shipped/kubectl-atoll list -A
   make kube-down
 TEXT

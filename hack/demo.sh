@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . hack/env.sh
 
-built=$CARGO_TARGET_DIR/debug/atoll-fs
+built=$CARGO_TARGET_DIR/shipped/atoll-fs
 mountpoint=${1:-/mnt/atoll-demo}
 data=${ATOLL_DEMO_DATA:-/var/lib/atoll/demo}
 rest=${ATOLL_DEMO_REST:-60}
@@ -29,7 +29,7 @@ finish() {
 }
 trap finish EXIT
 
-[ -x "$built" ] || fail "$built is missing: run 'make build' first"
+[ -x "$built" ] || fail "$built is missing: run hack/ship.sh first"
 # A copy: another checkout's build may replace the program between the kill and the restart.
 atoll=$work/atoll-fs
 cp "$built" "$atoll"

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 export ATOLL_KUBE_NAME=${ATOLL_KUBE_NAME:-e2e}
 program=$CARGO_TARGET_DIR/debug/atoll-e2e
-[ -x "$program" ] || { echo "e2e: $program is missing: run 'make build'" >&2; exit 1; }
+[ -x "$program" ] || { echo "e2e: $program is missing: run 'make e2e'" >&2; exit 1; }
 # The resource's rules are a part of every run but those of single promises.
 rules=1
 for argument in "$@"; do

@@ -18,7 +18,7 @@ operations=${ATOLL_FSX_OPERATIONS:-100000}
 seeds=${ATOLL_FSX_SEEDS:-10}
 at_once=${ATOLL_FSX_AT_ONCE:-5}
 read -r -a modes <<<"${ATOLL_FSX_MODES:-plain nomap holes copies large aligned blocks}"
-atoll=$CARGO_TARGET_DIR/debug/atoll-fs
+atoll=$CARGO_TARGET_DIR/shipped/atoll-fs
 work=$(mktemp -d)
 mountpoint=$work/mnt
 data=$work/data

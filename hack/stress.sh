@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 . hack/env.sh
 
 seconds=${ATOLL_STRESS_SECONDS:-20}
-atoll=$CARGO_TARGET_DIR/debug/atoll-fs
+atoll=$CARGO_TARGET_DIR/shipped/atoll-fs
 work=$(mktemp -d)
 mountpoint=$work/mnt
 data=$work/data

@@ -26,8 +26,17 @@ KEPT_MAX=6
 # profiles: from a Cargo.toml, the tables that say how to compile.
 profiles() { awk '/^\[/ { on = /^\[profile\./ } on'; }
 
+# In the profile that is shipped only what is shipped, without what tests switch on: the packages of hack/ship.sh.
+selected=(--workspace)
+if [ "$profile" = release ]; then
+  read -r -a selected <<<"$(hack/ship.sh --selected)"
+fi
+
 if [ $# = 1 ]; then
-  exec hack/cargo.sh build --workspace --bin atoll-fs --bin atoll-bench --example passthrough --profile "$profile"
+  [ "$profile" = release ] ||
+    exec hack/cargo.sh build --workspace --bin atoll-fs --bin atoll-bench --example passthrough --profile "$profile"
+  hack/cargo.sh build "${selected[@]}" --bin atoll-fs --release
+  exec hack/cargo.sh build --package atoll-bench --package atoll-fuse --bin atoll-bench --example passthrough --release
 fi
 
 commit=$(git rev-parse --quiet --verify "$2^{commit}") || fail "there is no commit '$2'"
@@ -62,7 +71,7 @@ if [ ! -x "$kept" ]; then
   # Nothing that is started inherits the lock.
   (
     cd "$here/source"
-    CARGO_TARGET_DIR=$here/target hack/cargo.sh build --workspace --bin atoll-fs --profile "$profile"
+    CARGO_TARGET_DIR=$here/target hack/cargo.sh build "${selected[@]}" --bin atoll-fs --profile "$profile"
   ) >&2 8>&-
   mkdir -p "$here/kept/$key.new"
   cp "$here/target/$folder/atoll-fs" "$here/kept/$key.new/atoll-fs"

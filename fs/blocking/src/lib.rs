@@ -1,10 +1,11 @@
 //! Work that blocks: on tokio's threads for it, or, in a simulation, on the one thread that there is; and how fast work in the
-//! background may go ([`Pace`]).
+//! background may go ([`Pace`]), and what goes on when nobody waits for it any more ([`Detach`]).
 //!
 //! A simulation has one thread for each of its worlds, virtual time, and the same course each time it gets the same
 //! seed; a second thread would end all three. There blocking work becomes a task, which begins after a time
 //! that the simulation says, as a disk's answers take theirs.
 
+mod detach;
 mod pace;
 
 use std::cell::RefCell;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
+pub use detach::Detach;
 pub use pace::Pace;
 
 type Delay = Rc<dyn Fn() -> Duration>;

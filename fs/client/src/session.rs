@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use atoll_blocking::Detach;
 use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, NewPlace, Outcome, Reply, ops};
 use atoll_core::error::FsError;
@@ -29,6 +30,7 @@ use atoll_proto::queries;
 use atoll_proto::{Address, ClusterKey, Encryption, Identity, Role};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -186,6 +188,8 @@ struct Inner {
     close_notices: Notify,
     heard: RwLock<Heard>,
     hooks: RwLock<Vec<Hook>>,
+    /// Goes on with what was sent and nobody waits for any more.
+    runtime: Handle,
     token: CancellationToken,
 }
 
@@ -244,6 +248,7 @@ impl MetadataClient {
             close_notices: Notify::new(),
             heard: RwLock::default(),
             hooks: RwLock::default(),
+            runtime: Handle::current(),
             token: token.clone(),
             options,
         });
@@ -297,9 +302,8 @@ impl MetadataClient {
         let inner = Arc::clone(&self.inner);
         let carry_out = async {
             let slot = inner.slots.take().await.ok_or(ClientError::Stopped)?;
-            // A task of its own: who waits may be interrupted, but what was sent keeps its slot until its
-            // outcome is known.
-            tokio::spawn(request(Arc::clone(&inner), slot)).await.unwrap_or(Err(ClientError::Stopped))
+            // Who waits may be interrupted, but what was sent keeps its slot until its outcome is known.
+            Detach::new(request(Arc::clone(&inner), slot), inner.runtime.clone()).await
         };
         self.in_time(carry_out).await
     }

@@ -10,6 +10,7 @@ mod call;
 pub(crate) mod core;
 mod init;
 mod interrupt;
+mod parked;
 mod reader;
 
 use std::future::Future;

@@ -10,8 +10,9 @@ use atoll_core::ids::{ClusterId, MemberId};
 use atoll_core::records::VolumeConfig;
 use atoll_proto::admin::TransferLeader;
 use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError};
+use atoll_proto::server::{ServerOptions, serve_within};
 use atoll_proto::transport::{AddressError, BindError};
-use atoll_proto::{Address, ClusterKey, Encryption, Identity, Listener, Role, serve};
+use atoll_proto::{Address, ClusterKey, Encryption, Identity, Listener, Role};
 use atoll_raft::{Leadership, PeerError, ProposeError, RaftConfig, RaftError, RaftNode, RaftStatus};
 use bytes::Bytes;
 use futures::FutureExt;
@@ -65,6 +66,8 @@ pub struct MetadataConfig {
     pub key: ClusterKey,
     /// Whether connections are encrypted.
     pub encryption: Encryption,
+    /// Clients and storage servers in this process call it without a socket.
+    pub in_process: bool,
     /// How long a session lives without a word.
     pub session_lifetime: Duration,
     /// A storage server that was silent for longer is given up: its replicas are made anew elsewhere.
@@ -113,6 +116,7 @@ impl MetadataConfig {
             cluster,
             key,
             encryption: Encryption::default(),
+            in_process: false,
             session_lifetime: SESSION_LIFETIME,
             repair_after: DEAD_AFTER,
             repair_bytes_per_second: REPAIR_BYTES_PER_SECOND,
@@ -262,7 +266,9 @@ impl MetadataServer {
             stopping: stopping.clone(),
         });
         let tasks = TaskTracker::new();
-        tasks.spawn(serve(listener, identity, Arc::new(Service::new(node.clone())), stopping.clone()));
+        let options = ServerOptions { in_process: config.in_process, ..ServerOptions::default() };
+        let service = Arc::new(Service::new(node.clone()));
+        tasks.spawn(serve_within(listener, identity, service, options, stopping.clone()));
         workers::start(&node, ballast, &tasks);
         tasks.spawn(until(stopping.clone(), rejoin::note_members(node.clone(), folder.clone())));
         if !folder.replaces().is_empty() {

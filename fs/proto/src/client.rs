@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::direct::Direct;
 use crate::frame::{Body, Frame, FrameError, FrameReader, FrameType, OutFrame};
 use crate::handshake::{self, Established, HandshakeError, Identity, Remote, Role};
 use crate::outbox::Outbox;
@@ -148,7 +149,14 @@ pub struct Reply {
 /// last one is dropped.
 #[derive(Clone)]
 pub struct Connection {
-    handle: Arc<Handle>,
+    way: Way,
+}
+
+#[derive(Clone)]
+enum Way {
+    Socket(Arc<Handle>),
+    /// The server is in this process.
+    Direct(Arc<Direct>),
 }
 
 struct Handle {
@@ -184,6 +192,9 @@ struct Calls {
 impl Connection {
     /// Connects to `address`.
     pub async fn connect(address: &Address, options: &ConnectOptions) -> Result<Connection, ConnectError> {
+        if let Some(direct) = Direct::connect(address, options) {
+            return Ok(Connection { way: Way::Direct(direct) });
+        }
         let stream = match tokio::time::timeout(DIAL_DEADLINE, address.dial_from(options.identity.role)).await
         {
             Ok(Ok(stream)) => stream,
@@ -210,37 +221,56 @@ impl Connection {
             answers: AtomicU64::new(0),
         });
         tokio::spawn(shared.clone().run(FrameReader::new(source), options.pushes.clone()));
-        Ok(Connection { handle: Arc::new(Handle { shared }) })
+        Ok(Connection { way: Way::Socket(Arc::new(Handle { shared })) })
     }
 
     /// Who is at the other end.
     pub fn remote(&self) -> &Remote {
-        &self.handle.shared.remote
+        match &self.way {
+            Way::Socket(handle) => &handle.shared.remote,
+            Way::Direct(direct) => direct.remote(),
+        }
     }
 
     /// How many answers have come, those to calls that were given up among them.
     pub fn answers(&self) -> u64 {
-        self.handle.shared.answers.load(Ordering::Relaxed)
+        match &self.way {
+            Way::Socket(handle) => handle.shared.answers.load(Ordering::Relaxed),
+            Way::Direct(direct) => direct.answers.load(Ordering::Relaxed),
+        }
     }
 
     /// Why the connection is closed, if it is.
     pub fn closed_reason(&self) -> Option<String> {
-        self.handle.shared.calls.lock().closed.clone()
+        match &self.way {
+            Way::Socket(handle) => handle.shared.calls.lock().closed.clone(),
+            Way::Direct(direct) => direct.closed_reason(),
+        }
     }
 
     /// Whether the connection is closed.
     pub fn is_closed(&self) -> bool {
-        self.handle.shared.calls.lock().closed.is_some()
+        match &self.way {
+            Way::Socket(handle) => handle.shared.calls.lock().closed.is_some(),
+            Way::Direct(direct) => direct.is_closed(),
+        }
     }
 
     /// Waits until the connection is closed, by whichever side.
     pub async fn closed(&self) {
-        self.handle.shared.token.cancelled().await;
+        match &self.way {
+            Way::Socket(handle) => handle.shared.token.cancelled().await,
+            Way::Direct(direct) => direct.closed().await,
+        }
     }
 
     /// Writes what is queued (one-way messages, for example), for at most `deadline`, and closes.
     pub async fn close(self, deadline: Duration) {
-        let shared = &self.handle.shared;
+        let shared = match &self.way {
+            Way::Socket(handle) => &handle.shared,
+            // What was sent has begun.
+            Way::Direct(direct) => return direct.abort(),
+        };
         if tokio::time::timeout(deadline, shared.outbox.drained()).await.is_err() {
             tracing::debug!(remote = %shared.remote.address, "closing with unsent messages");
         }
@@ -249,7 +279,10 @@ impl Connection {
 
     /// Closes at once; calls in flight end with an unknown outcome.
     pub fn abort(&self) {
-        self.handle.shared.token.cancel();
+        match &self.way {
+            Way::Socket(handle) => handle.shared.token.cancel(),
+            Way::Direct(direct) => direct.abort(),
+        }
     }
 
     /// Calls with a typed message, within [`CALL_DEADLINE`].
@@ -269,8 +302,14 @@ impl Connection {
         deadline: Duration,
     ) -> Result<(R::Reply, Bytes), RpcError> {
         let body = body.into();
-        let encode = |id| OutFrame::encode(FrameType::Request, R::KIND, id, request, body);
-        let reply = self.send_and_wait(encode, deadline).await?;
+        let call = async |sent: &mut bool| match &self.way {
+            Way::Socket(handle) => {
+                let encode = |id| OutFrame::encode(FrameType::Request, R::KIND, id, request, body);
+                handle.shared.exchange(encode, sent).await
+            }
+            Way::Direct(direct) => direct.exchange(R::KIND, encode(R::KIND, request)?, body, sent).await,
+        };
+        let reply = in_time(call, deadline).await?;
         match postcard::from_bytes(&reply.meta) {
             Ok(message) => Ok((message, reply.body)),
             Err(error) => Err(RpcError::BadReply { kind: R::KIND, reason: error.to_string() }),
@@ -286,36 +325,40 @@ impl Connection {
         deadline: Duration,
     ) -> Result<Reply, RpcError> {
         let body = body.into();
-        self.send_and_wait(|id| OutFrame::raw(FrameType::Request, kind, id, &meta, body), deadline).await
+        let call = async |sent: &mut bool| match &self.way {
+            Way::Socket(handle) => {
+                let encode = |id| OutFrame::raw(FrameType::Request, kind, id, &meta, body);
+                handle.shared.exchange(encode, sent).await
+            }
+            Way::Direct(direct) => direct.exchange(kind, meta, body, sent).await,
+        };
+        in_time(call, deadline).await
     }
 
     /// Sends a message that gets no answer. `Ok` says that it is queued, not that it arrives.
     pub fn send<R: Rpc>(&self, request: &R::Request, body: impl Into<Body>) -> Result<(), RpcError> {
-        self.send_message(R::KIND, request, body.into())
-    }
-
-    fn send_message<M: Serialize>(&self, kind: u16, message: &M, body: Body) -> Result<(), RpcError> {
-        let shared = &self.handle.shared;
-        let frame =
-            OutFrame::encode(FrameType::OneWay, kind, 0, message, body).map_err(RpcError::unsendable)?;
-        if shared.outbox.queued_bytes() + frame.bytes() > CALL_BYTES_IN_FLIGHT_MAX {
-            return Err(RpcError::not_sent("the server doesn't read what is queued already"));
+        match &self.way {
+            Way::Socket(handle) => handle.shared.send(R::KIND, request, body.into()),
+            Way::Direct(direct) => direct.send(R::KIND, encode(R::KIND, request)?, body.into()),
         }
-        shared.outbox.queue(frame, None).map_err(|_| shared.not_sent())?;
-        shared.outbox.wake();
-        Ok(())
     }
+}
 
-    async fn send_and_wait(
-        &self,
-        encode: impl FnOnce(u64) -> Result<OutFrame, FrameError>,
-        deadline: Duration,
-    ) -> Result<Reply, RpcError> {
-        let mut sent = false;
-        match tokio::time::timeout(deadline, self.handle.shared.exchange(encode, &mut sent)).await {
-            Ok(result) => result,
-            Err(_) => Err(RpcError::deadline(deadline, sent)),
-        }
+fn encode<M: Serialize>(kind: u16, message: &M) -> Result<Bytes, RpcError> {
+    postcard::to_allocvec(message).map(Bytes::from).map_err(|error| {
+        RpcError::unsendable(FrameError::Message { kind, reason: error.to_string() })
+    })
+}
+
+/// The call's answer within `deadline`. The call says whether it was sent.
+async fn in_time(
+    call: impl AsyncFnOnce(&mut bool) -> Result<Reply, RpcError>,
+    deadline: Duration,
+) -> Result<Reply, RpcError> {
+    let mut sent = false;
+    match tokio::time::timeout(deadline, call(&mut sent)).await {
+        Ok(result) => result,
+        Err(_) => Err(RpcError::deadline(deadline, sent)),
     }
 }
 
@@ -332,6 +375,17 @@ impl Drop for Waiting<'_> {
 }
 
 impl Shared {
+    fn send<M: Serialize>(&self, kind: u16, message: &M, body: Body) -> Result<(), RpcError> {
+        let frame =
+            OutFrame::encode(FrameType::OneWay, kind, 0, message, body).map_err(RpcError::unsendable)?;
+        if self.outbox.queued_bytes() + frame.bytes() > CALL_BYTES_IN_FLIGHT_MAX {
+            return Err(RpcError::not_sent("the server doesn't read what is queued already"));
+        }
+        self.outbox.queue(frame, None).map_err(|_| self.not_sent())?;
+        self.outbox.wake();
+        Ok(())
+    }
+
     async fn exchange(
         &self,
         encode: impl FnOnce(u64) -> Result<OutFrame, FrameError>,

@@ -180,6 +180,19 @@ impl Body {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// As one piece: several are copied.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        match self {
+            Body::Empty => Bytes::new(),
+            Body::One(piece) => piece,
+            Body::Many(pieces) => {
+                let mut all = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+                pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+                all.freeze()
+            }
+        }
+    }
 }
 
 impl From<()> for Body {
@@ -282,7 +295,7 @@ impl OutFrame {
     }
 }
 
-fn check_lengths(meta: usize, body: usize) -> Result<(), FrameError> {
+pub(crate) fn check_lengths(meta: usize, body: usize) -> Result<(), FrameError> {
     if meta > META_BYTES_MAX {
         return Err(FrameError::TooLong { what: "meta", bytes: meta, limit: META_BYTES_MAX });
     }

@@ -11,6 +11,7 @@
 pub mod admin;
 pub mod checksum;
 pub mod client;
+mod direct;
 pub mod frame;
 pub mod fsck;
 pub mod handshake;
@@ -32,6 +33,6 @@ pub use frame::Body;
 pub use handshake::{ClusterKey, Encryption, Identity, Remote, Role};
 pub use peer::{Peer, PeerState};
 pub use rpc::{Rpc, RpcError};
-pub use server::{Handler, PeerInfo, Request, Response, ServerLimits, serve};
+pub use server::{Handler, PeerInfo, Request, Response, ServerOptions, serve};
 pub use status::{Status, StatusCode};
 pub use transport::{Address, Listener};

@@ -10,18 +10,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::FutureExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::frame::{BODY_BYTES_MAX, Body, Frame, FrameError, FrameReader, FrameType, OutFrame};
+use crate::client::{ConnectOptions, Push};
+use crate::direct;
+use crate::frame::{BODY_BYTES_MAX, Body, Frame, FrameError, FrameReader, FrameType, OutFrame, check_lengths};
 use crate::handshake::{self, Established, HandshakeError, Identity, Remote};
 use crate::outbox::Outbox;
 use crate::rpc::Rpc;
 use crate::secure::FramePermit;
 use crate::status::{Status, StatusCode};
 use crate::transport::{Listener, Stream};
+use crate::version::{FEATURE_LEVEL, PROTOCOL_MAX};
 
 /// Connections of a server, those in their handshake included; a further one is told to come back later.
 pub const CONNECTIONS_MAX: usize = 4096;
@@ -45,23 +48,26 @@ const SILENT_PERIODS_MAX: u32 = 6;
 /// The pause after the system couldn't accept a connection (no descriptors left, for example).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The bounds of a server; the default is this module's constants.
+/// The bounds of a server, by default this module's constants, and how it is reached.
 #[derive(Debug, Clone, Copy)]
-pub struct ServerLimits {
+pub struct ServerOptions {
     /// Connections.
     pub connections: usize,
     /// Requests of one connection that are being worked on.
     pub requests_in_flight: usize,
     /// Bytes of those requests and their announced answers.
     pub request_bytes_in_flight: usize,
+    /// Callers in this process reach the handler without a socket.
+    pub in_process: bool,
 }
 
-impl Default for ServerLimits {
-    fn default() -> ServerLimits {
-        ServerLimits {
+impl Default for ServerOptions {
+    fn default() -> ServerOptions {
+        ServerOptions {
             connections: CONNECTIONS_MAX,
             requests_in_flight: REQUESTS_IN_FLIGHT_MAX,
             request_bytes_in_flight: REQUEST_BYTES_IN_FLIGHT_MAX,
+            in_process: false,
         }
     }
 }
@@ -164,8 +170,15 @@ impl std::fmt::Debug for PeerInfo {
 /// Sends messages to a client that no request asked for. Clones share the connection and don't keep it open.
 #[derive(Clone)]
 pub struct Pusher {
-    outbox: Arc<Outbox>,
+    way: PushWay,
     token: CancellationToken,
+}
+
+#[derive(Clone)]
+enum PushWay {
+    Socket(Arc<Outbox>),
+    /// Where a caller in this process wants them, if it does.
+    Direct(Option<mpsc::Sender<Push>>),
 }
 
 /// A push can't be sent.
@@ -188,16 +201,47 @@ pub enum PushError {
 impl Pusher {
     /// Queues a message. `Ok` doesn't say that it arrives.
     pub fn push<R: Rpc>(&self, message: &R::Request, body: impl Into<Body>) -> Result<(), PushError> {
+        let unsendable = |error: &dyn std::fmt::Display| PushError::Unsendable(error.to_string());
+        let outbox = match &self.way {
+            PushWay::Socket(outbox) => outbox,
+            PushWay::Direct(pushes) => {
+                let meta = postcard::to_allocvec(message).map_err(|error| unsendable(&error))?;
+                return self.push_here(pushes.as_ref(), R::KIND, meta.into(), body.into());
+            }
+        };
         let frame = OutFrame::encode(FrameType::Push, R::KIND, 0, message, body.into());
-        let frame = frame.map_err(|error| PushError::Unsendable(error.to_string()))?;
-        let bytes = self.outbox.queued_bytes();
+        let frame = frame.map_err(|error| unsendable(&error))?;
+        let bytes = outbox.queued_bytes();
         if bytes > PUSH_BYTES_WAITING_MAX {
             self.token.cancel();
             return Err(PushError::Stuck { bytes });
         }
-        self.outbox.queue(frame, None).map_err(|_| PushError::Closed)?;
-        self.outbox.wake();
+        outbox.queue(frame, None).map_err(|_| PushError::Closed)?;
+        outbox.wake();
         Ok(())
+    }
+
+    fn push_here(
+        &self,
+        pushes: Option<&mpsc::Sender<Push>>,
+        kind: u16,
+        meta: Bytes,
+        body: Body,
+    ) -> Result<(), PushError> {
+        check_lengths(meta.len(), body.len()).map_err(|error| PushError::Unsendable(error.to_string()))?;
+        if self.token.is_cancelled() {
+            return Err(PushError::Closed);
+        }
+        let Some(pushes) = pushes else { return Ok(()) };
+        let bytes = meta.len() + body.len();
+        match pushes.try_send(Push { kind, meta, body: body.into_bytes() }) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(PushError::Closed),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.token.cancel();
+                Err(PushError::Stuck { bytes })
+            }
+        }
     }
 
     /// Closes the connection.
@@ -219,7 +263,7 @@ pub async fn serve<H: Handler>(
     handler: Arc<H>,
     shutdown: CancellationToken,
 ) {
-    serve_within(listener, identity, handler, ServerLimits::default(), shutdown).await;
+    serve_within(listener, identity, handler, ServerOptions::default(), shutdown).await;
 }
 
 /// As [`serve`], with bounds of one's own.
@@ -227,7 +271,7 @@ pub async fn serve_within<H: Handler>(
     mut listener: Listener,
     identity: Identity,
     handler: Arc<H>,
-    limits: ServerLimits,
+    limits: ServerOptions,
     shutdown: CancellationToken,
 ) {
     let server = Arc::new(Server {
@@ -237,7 +281,9 @@ pub async fn serve_within<H: Handler>(
         next_connection: AtomicU64::new(1),
         work: TaskTracker::new(),
         shutdown: shutdown.clone(),
+        stopped: CancellationToken::new(),
     });
+    let registered = limits.in_process.then(|| direct::register(listener.local_address(), &server));
     let places = Arc::new(Semaphore::new(limits.connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let connections = TaskTracker::new();
@@ -265,6 +311,7 @@ pub async fn serve_within<H: Handler>(
             }
         }
     }
+    drop(registered);
     drop(listener);
     connections.close();
     connections.wait().await;
@@ -276,15 +323,70 @@ pub async fn serve_within<H: Handler>(
             "requests whose connections had ended were unfinished at the shutdown"
         );
     }
+    server.stopped.cancel();
+}
+
+impl<H: Handler> direct::InProcess for Server<H> {
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn connect(&self, options: &ConnectOptions, token: &CancellationToken) -> Result<PeerInfo, Status> {
+        let peer = PeerInfo {
+            remote: Remote {
+                role: options.identity.role,
+                address: "this process".to_owned(),
+                protocol: PROTOCOL_MAX,
+                feature_level: FEATURE_LEVEL,
+                encrypted: false,
+            },
+            connection: self.next_connection.fetch_add(1, Ordering::Relaxed),
+            pusher: Pusher { way: PushWay::Direct(options.pushes.clone()), token: token.clone() },
+        };
+        self.handler.connected(&peer)?;
+        Ok(peer)
+    }
+
+    fn disconnect(&self, peer: &PeerInfo) {
+        self.handler.disconnected(peer);
+    }
+
+    fn answer(&self, peer: Arc<PeerInfo>, request: Request) -> direct::Answering {
+        let handler = Arc::clone(&self.handler);
+        Box::pin(self.work.track_future(async move { handled(&*handler, &peer, request).await }))
+    }
+
+    fn stopping(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    fn stopped(&self) -> &CancellationToken {
+        &self.stopped
+    }
+}
+
+/// The handler's answer. A panic is a bug in it. It costs this request, not the connection with all its others.
+async fn handled(handler: &impl Handler, peer: &PeerInfo, request: Request) -> Result<Response, Status> {
+    let kind = request.kind;
+    let handled = AssertUnwindSafe(handler.handle(peer, request)).catch_unwind().await;
+    handled.unwrap_or_else(|_| {
+        tracing::error!(
+            kind, peer = %peer.remote.role,
+            "the handler of a request panicked: this is a bug, please report it"
+        );
+        Err(Status::internal("the server has a bug: its log has the details"))
+    })
 }
 
 struct Server<H> {
     identity: Identity,
     handler: Arc<H>,
-    limits: ServerLimits,
+    limits: ServerOptions,
     next_connection: AtomicU64,
     work: TaskTracker,
     shutdown: CancellationToken,
+    /// Cancelled when nothing is waited for any more.
+    stopped: CancellationToken,
 }
 
 impl<H: Handler> Server<H> {
@@ -311,7 +413,7 @@ impl<H: Handler> Server<H> {
         let peer = Arc::new(PeerInfo {
             remote,
             connection: self.next_connection.fetch_add(1, Ordering::Relaxed),
-            pusher: Pusher { outbox: outbox.clone(), token: token.clone() },
+            pusher: Pusher { way: PushWay::Socket(outbox.clone()), token: token.clone() },
         });
         let connection = Conn {
             handler: self.handler.clone(),
@@ -386,7 +488,7 @@ struct Conn<H> {
     work: TaskTracker,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    limits: ServerLimits,
+    limits: ServerOptions,
     peer: Arc<PeerInfo>,
     outbox: Arc<Outbox>,
     heard: AtomicBool,
@@ -438,15 +540,7 @@ impl<H: Handler> Conn<H> {
         let permit = self.permit(&request).await;
         let (handler, peer, outbox) = (self.handler.clone(), self.peer.clone(), self.outbox.clone());
         let mut work = Box::pin(async move {
-            // A panic is a bug in the handler. It costs this request, not the connection with all its others.
-            let handled = AssertUnwindSafe(handler.handle(&peer, request)).catch_unwind().await;
-            let result = handled.unwrap_or_else(|_| {
-                tracing::error!(
-                    kind, peer = %peer.remote.role,
-                    "the handler of a request panicked: this is a bug, please report it"
-                );
-                Err(Status::internal("the server has a bug: its log has the details"))
-            });
+            let result = handled(&*handler, &peer, request).await;
             match (frame_type, result) {
                 (FrameType::OneWay, Ok(_)) => {}
                 (FrameType::OneWay, Err(status)) => {

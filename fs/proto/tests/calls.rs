@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_proto::client::push_channel;
-use atoll_proto::{Address, Connection, Encryption, Listener, RpcError, ServerLimits, StatusCode};
+use atoll_proto::{Address, Connection, Encryption, Listener, RpcError, ServerOptions, StatusCode};
 use bytes::Bytes;
 use common::*;
 
@@ -41,14 +41,14 @@ async fn bodies_of_all_sizes_make_the_round_trip_over_every_transport() {
     let folder = tempfile::tempdir().expect("a folder");
     let address = Address::Unix(folder.path().join("socket"));
     let listener = Listener::bind(&address).await.expect("binds");
-    let running = Running::start(listener, address, Encryption::Off, ServerLimits::default());
+    let running = Running::start(listener, address, Encryption::Off, ServerOptions::default());
     echo_all_sizes(&running.connect().await).await;
     running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn encrypted_connections_carry_the_same() {
-    let running = Running::tcp_with(Encryption::Required, ServerLimits::default()).await;
+    let running = Running::tcp_with(Encryption::Required, ServerOptions::default()).await;
     let connection = running.connect().await;
     assert!(connection.remote().encrypted);
     echo_all_sizes(&connection).await;

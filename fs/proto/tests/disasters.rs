@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use atoll_proto::frame::{FrameReader, FrameType, OutFrame};
 use atoll_proto::{
-    Address, Body, Connection, Encryption, Listener, Peer, PeerState, RpcError, ServerLimits, handshake,
+    Address, Body, Connection, Encryption, Listener, Peer, PeerState, RpcError, ServerOptions, handshake,
 };
 use common::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -69,7 +69,7 @@ async fn calls_in_flight_end_with_an_unknown_outcome_and_later_ones_are_not_sent
 #[tokio::test]
 async fn a_shutdown_finishes_what_was_begun_and_says_that_the_rest_was_not() {
     let running =
-        Running::tcp_with(Encryption::Off, ServerLimits { requests_in_flight: 4, ..ServerLimits::default() })
+        Running::tcp_with(Encryption::Off, ServerOptions { requests_in_flight: 4, ..ServerOptions::default() })
             .await;
     let connection = running.connect().await;
     // The fifth and later ones find the server not reading.
@@ -95,7 +95,7 @@ async fn a_shutdown_finishes_what_was_begun_and_says_that_the_rest_was_not() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_costs_a_bounded_amount_and_others_nothing() {
     let limits =
-        ServerLimits { requests_in_flight: 50, request_bytes_in_flight: 8 << 20, ..ServerLimits::default() };
+        ServerOptions { requests_in_flight: 50, request_bytes_in_flight: 8 << 20, ..ServerOptions::default() };
     let running = Running::tcp_with(Encryption::Off, limits).await;
     let stream = running.address.dial().await.expect("dials");
     let established =
@@ -179,7 +179,7 @@ async fn a_peer_connects_when_needed_and_again_after_a_restart() {
     assert!(matches!(error, RpcError::NotSent { .. }), "{error}");
 
     let listener = Listener::bind(&address).await.expect("the port is free again");
-    let running = Running::start(listener, address, Encryption::Off, ServerLimits::default());
+    let running = Running::start(listener, address, Encryption::Off, ServerOptions::default());
     assert_eq!(peer.call::<Echo>(&2, ()).await.expect("connects again").0, 2);
     peer.disconnect();
     assert_eq!(peer.call::<Echo>(&3, ()).await.expect("connects again").0, 3);

@@ -10,7 +10,7 @@ use atoll_core::ids::{ClusterId, MemberId, ServerId};
 use atoll_proto::handshake::{HandshakeError, MAGIC};
 use atoll_proto::{
     Address, ConnectError, ConnectOptions, Connection, Encryption, Identity, Listener, Role, Rpc, RpcError,
-    ServerLimits,
+    ServerOptions,
 };
 use common::*;
 use rand::rngs::StdRng;
@@ -45,7 +45,7 @@ async fn both_sides_learn_who_the_other_is() {
 #[tokio::test]
 async fn another_key_is_told_what_to_do() {
     for policy in [Encryption::Off, Encryption::Required] {
-        let running = Running::tcp_with(policy, ServerLimits::default()).await;
+        let running = Running::tcp_with(policy, ServerOptions::default()).await;
         let error = refused(&running, as_identity(|identity| identity.key = key(2))).await;
         assert!(matches!(error, HandshakeError::WrongKey { cluster: ClusterId(0xc1) }), "{error}");
         assert!(error.to_string().contains("Secret"), "{error}");
@@ -184,7 +184,7 @@ async fn nobody_there_is_told_apart() {
 
 #[tokio::test]
 async fn a_full_server_says_so_and_takes_the_next_when_one_left() {
-    let limits = ServerLimits { connections: 2, ..ServerLimits::default() };
+    let limits = ServerOptions { connections: 2, ..ServerOptions::default() };
     let running = Running::tcp_with(Encryption::Off, limits).await;
     let (first, second) = (running.connect().await, running.connect().await);
     let error = refused(&running, options()).await;
@@ -245,7 +245,7 @@ async fn a_repeated_handshake_is_not_believed() {
 /// Whoever changes the hello on its way (to turn encryption off, say) is found out.
 #[tokio::test]
 async fn a_changed_hello_is_noticed() {
-    let running = Running::tcp_with(Encryption::Accepted, ServerLimits::default()).await;
+    let running = Running::tcp_with(Encryption::Accepted, ServerOptions::default()).await;
     let Address::Tcp(server) = running.address.clone() else { unreachable!() };
     let middle = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let through = Address::Tcp(middle.local_addr().expect("bound").to_string());

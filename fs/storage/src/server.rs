@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, ServerId};
 use atoll_core::limits::CHUNK_BYTES;
-use atoll_proto::server::{ServerLimits, serve_within};
+use atoll_proto::server::{ServerOptions, serve_within};
 use atoll_proto::transport::BindError;
 use atoll_proto::{Address, ClusterKey, Encryption, Identity, Listener, Role};
 use prometheus_client::registry::Registry;
@@ -52,6 +52,8 @@ pub struct StorageConfig {
     pub key: ClusterKey,
     /// Whether connections are encrypted.
     pub encryption: Encryption,
+    /// Clients in this process call it without a socket.
+    pub in_process: bool,
     /// What placement may look at (node, zone, …).
     pub labels: BTreeMap<String, String>,
     /// Space kept for deleting on a full disk, bytes; 0 for none.
@@ -80,6 +82,7 @@ impl StorageConfig {
             cluster,
             key,
             encryption: Encryption::default(),
+            in_process: false,
             labels: BTreeMap::new(),
             ballast_bytes: BALLAST_BYTES,
             chunk_bytes: CHUNK_BYTES,
@@ -196,11 +199,12 @@ impl StorageServer {
         let mut tasks = JoinSet::new();
         let workers = TaskWorkers::start(service.clone(), stop.clone(), &mut tasks);
         let registrar = Registrar::new(service.clone(), announcement, workers, registered.clone());
-        let limits = ServerLimits {
+        let options = ServerOptions {
             request_bytes_in_flight: CONNECTION_BYTES_IN_FLIGHT_MAX,
-            ..ServerLimits::default()
+            in_process: config.in_process,
+            ..ServerOptions::default()
         };
-        tasks.spawn(serve_within(listener, identity, service, limits, stop.clone()));
+        tasks.spawn(serve_within(listener, identity, service, options, stop.clone()));
         tasks.spawn(registrar.run(stop.clone()));
         let (rate, pause) = (config.scrub_bytes_per_s, config.scrub_pause);
         tasks.spawn(scrub::run(store.clone(), pool, metrics.clone(), rate, pause, stop.clone()));

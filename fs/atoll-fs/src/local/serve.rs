@@ -101,6 +101,7 @@ async fn start(args: &LocalUpArgs, folder: &Folder, registry: &mut Registry) -> 
     let sync = !args.unsafe_no_sync;
     let config = MetadataConfig {
         encryption: Encryption::Off,
+        in_process: true,
         ballast_bytes: BALLAST_BYTES,
         sync,
         ..MetadataConfig::new(folder.path.join("metadata"), socket("metadata"), folder.id, folder.key.clone())
@@ -112,6 +113,7 @@ async fn start(args: &LocalUpArgs, folder: &Folder, registry: &mut Registry) -> 
         let name = format!("storage-{number}");
         let config = StorageConfig {
             encryption: Encryption::Off,
+            in_process: true,
             metadata: vec![address.clone()],
             ballast_bytes: BALLAST_BYTES,
             sync,

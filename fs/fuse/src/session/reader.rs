@@ -1,8 +1,8 @@
 //! A thread that reads requests and begins to serve them.
 //!
 //! A request's future is polled once on this very thread: what can be answered from memory costs no hop to another
-//! thread and no allocation (the future's place is used again). What has to wait goes to the runtime, and the thread
-//! reads on.
+//! thread and no allocation (the future's place is used again). What has to wait goes to the runtime once it is woken
+//! ([`Parked`]), and the thread reads on.
 
 use std::future::Future;
 use std::io;
@@ -12,7 +12,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use atoll_client::vfs::Errno;
@@ -21,6 +20,7 @@ use tokio::runtime::Handle;
 use super::call::Call;
 use super::core::{Address, BufferHold, Core};
 use super::init::{Answer, negotiate};
+use super::parked::Parked;
 use super::{End, Handler, InitOptions, State};
 use crate::abi::output::InitOut;
 use crate::abi::{KERNEL_MINOR_VERSION, KERNEL_VERSION, Pod, opcode};
@@ -67,7 +67,7 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
 
     fn read_all(&self, unfinished: Vec<Unfinished>, resume: Option<Notifier>) -> End {
         let _runtime = self.runtime.enter();
-        let mut place = Place(None);
+        let mut place = Place { room: None, parked: None };
         self.redo(unfinished, &mut place);
         if let Some(notifier) = resume {
             self.runtime.spawn(resend(Arc::clone(&self.core), notifier));
@@ -281,16 +281,16 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         }
     }
 
-    /// Polls the handler's future once, here, and leaves it to the runtime if it isn't done then.
+    /// Polls the handler's future once, here, and leaves it to the runtime when it can go on if it isn't done then.
     fn serve(&self, call: Call, place: &mut Place<F>) {
-        let mut future = place.put((self.handle)(Arc::clone(&self.handler), call));
-        // The runtime polls again before it waits, so whatever would wake this first poll's waker is not missed.
-        let mut context = Context::from_waker(Waker::noop());
-        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context))) {
-            Ok(Poll::Ready(())) => place.0 = Some(empty(future)),
-            Ok(Poll::Pending) => {
-                self.runtime.spawn(future);
+        let future = place.put((self.handle)(Arc::clone(&self.handler), call));
+        let parked = place.parked.take().unwrap_or_else(|| Parked::new(self.runtime.clone()));
+        match catch_unwind(AssertUnwindSafe(|| parked.poll(future))) {
+            Ok(Some(done)) => {
+                place.room = Some(empty(done));
+                place.parked = parked.again();
             }
+            Ok(None) => {}
             // The request was answered EIO when the future's call was dropped on the way.
             Err(_) => tracing::error!("the handler of a request panicked: this is a bug, please report it"),
         }
@@ -348,12 +348,15 @@ async fn resend(core: Arc<Core>, notifier: Notifier) {
     }
 }
 
-/// Room for one future, used again and again.
-struct Place<F>(Option<Box<MaybeUninit<F>>>);
+/// Room for one future and what wakes it, used again and again.
+struct Place<F> {
+    room: Option<Box<MaybeUninit<F>>>,
+    parked: Option<Arc<Parked<F>>>,
+}
 
 impl<F> Place<F> {
     fn put(&mut self, future: F) -> Pin<Box<F>> {
-        let room = self.0.take().unwrap_or_else(Box::new_uninit);
+        let room = self.room.take().unwrap_or_else(Box::new_uninit);
         Box::into_pin(Box::write(room, future))
     }
 }

@@ -9,7 +9,7 @@ use atoll_core::ids::{ClusterId, MemberId, SessionId};
 use atoll_proto::server::serve_within;
 use atoll_proto::{
     Address, Body, ClusterKey, ConnectOptions, Connection, Encryption, Handler, Identity, Listener, PeerInfo,
-    Request, Response, Role, Rpc, ServerLimits, Status,
+    Request, Response, Role, Rpc, ServerOptions, Status,
 };
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -150,7 +150,7 @@ impl Running {
         listener: Listener,
         address: Address,
         encryption: Encryption,
-        limits: ServerLimits,
+        limits: ServerOptions,
     ) -> Running {
         let server = Arc::new(TestServer::default());
         let shutdown = CancellationToken::new();
@@ -160,10 +160,10 @@ impl Running {
     }
 
     pub async fn tcp() -> Running {
-        Running::tcp_with(Encryption::Off, ServerLimits::default()).await
+        Running::tcp_with(Encryption::Off, ServerOptions::default()).await
     }
 
-    pub async fn tcp_with(encryption: Encryption, limits: ServerLimits) -> Running {
+    pub async fn tcp_with(encryption: Encryption, limits: ServerOptions) -> Running {
         let listener = Listener::bind(&Address::Tcp("127.0.0.1:0".into())).await.expect("a free port");
         let address = Address::Tcp(listener.local_address());
         Running::start(listener, address, encryption, limits)
@@ -171,7 +171,7 @@ impl Running {
 
     pub fn memory(encryption: Encryption) -> Running {
         let (listener, address) = atoll_proto::transport::memory("test");
-        Running::start(listener, address, encryption, ServerLimits::default())
+        Running::start(listener, address, encryption, ServerOptions::default())
     }
 
     pub async fn connect(&self) -> Connection {
