@@ -16,7 +16,7 @@ mod slots;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_blocking::Detach;
@@ -188,6 +188,8 @@ struct Inner {
     close_notices: Notify,
     heard: RwLock<Heard>,
     hooks: RwLock<Vec<Hook>>,
+    /// The session is being ended: no other one is opened when it is gone.
+    closing: AtomicBool,
     /// Goes on with what was sent and nobody waits for any more.
     runtime: Handle,
     token: CancellationToken,
@@ -249,6 +251,7 @@ impl MetadataClient {
             heard: RwLock::default(),
             hooks: RwLock::default(),
             runtime: Handle::current(),
+            closing: AtomicBool::new(false),
             token: token.clone(),
             options,
         });
@@ -261,6 +264,7 @@ impl MetadataClient {
     /// Ends the session. What is still in flight ends with [`ClientError::Stopped`]. Data must have been
     /// flushed before.
     pub async fn close(&self) {
+        self.inner.closing.store(true, Ordering::Release);
         let goodbye = self.mutate(ops::CloseSession);
         if !matches!(tokio::time::timeout(CLOSE_DEADLINE, goodbye).await, Ok(Ok(_))) {
             tracing::info!("the session could not be ended; it expires at the end of its lifetime");
@@ -381,6 +385,9 @@ impl Inner {
 
     /// Waits until the session that was found to be gone is replaced; what became of its last mutations.
     async fn replaced(&self, session: SessionId) -> Result<Option<Arc<Lost>>, ClientError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(ClientError::Stopped);
+        }
         let mut state = self.state.subscribe();
         if matches!(*state.borrow(), State::Open(current) if current.id == session) {
             *self.found_lost.lock() = Some(session);

@@ -259,7 +259,7 @@ async fn beat(inner: &Inner) {
         match result {
             Ok(now) => term = now,
             Err(Refusal::Fs(FsError::SessionExpired)) => {
-                if *inner.state.borrow() == State::Stopped {
+                if *inner.state.borrow() == State::Stopped || inner.closing.load(Ordering::Acquire) {
                     return;
                 }
                 let Some(new) = inner.replace(current).await else { return };

@@ -7,7 +7,6 @@ use atoll_proto::queries;
 use atoll_proto::{Handler, PeerInfo, Request, Response, Status as WireStatus};
 use futures::FutureExt;
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::arena::ArenaConfig;
@@ -283,6 +282,21 @@ fn write_to_root(client: &MetadataClient) -> ops::Write {
         kill_priv: KillPriv::NONE,
         reservation: 0,
     }
+}
+
+#[tokio::test]
+async fn who_ends_its_session_opens_no_other_one() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let first = client.session();
+    client.inner.closing.store(true, Ordering::Release);
+    cluster.volume.lock().expire(first);
+    // What comes too late, and the heartbeat that finds out.
+    assert_eq!(client.mutate(mkdir("a")).await.map(drop), Err(ClientError::Stopped));
+    client.inner.kick.notify_one();
+    until(|| *client.inner.state.borrow() == State::Stopped).await;
+    assert_eq!(client.session(), first);
+    assert_eq!(client.status().sessions_lost, 0);
 }
 
 #[tokio::test]
