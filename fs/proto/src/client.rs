@@ -345,9 +345,9 @@ impl Connection {
 }
 
 fn encode<M: Serialize>(kind: u16, message: &M) -> Result<Bytes, RpcError> {
-    postcard::to_allocvec(message).map(Bytes::from).map_err(|error| {
-        RpcError::unsendable(FrameError::Message { kind, reason: error.to_string() })
-    })
+    postcard::to_allocvec(message)
+        .map(Bytes::from)
+        .map_err(|error| RpcError::unsendable(FrameError::Message { kind, reason: error.to_string() }))
 }
 
 /// The call's answer within `deadline`. The call says whether it was sent.

@@ -77,7 +77,9 @@ pub(crate) fn register(address: String, server: &Arc<impl InProcess + 'static>) 
 
 /// A connection within the process.
 pub(crate) struct Direct {
-    server: Arc<dyn InProcess>,
+    /// Whoever has connections doesn't keep a server that has stopped.
+    server: Weak<dyn InProcess>,
+    stopping: CancellationToken,
     peer: Arc<PeerInfo>,
     remote: Remote,
     in_flight: Semaphore,
@@ -90,7 +92,9 @@ pub(crate) struct Direct {
 
 impl Drop for Direct {
     fn drop(&mut self) {
-        self.server.disconnect(&self.peer);
+        if let Some(server) = self.server.upgrade() {
+            server.disconnect(&self.peer);
+        }
     }
 }
 
@@ -110,7 +114,8 @@ impl Direct {
         let peer = Arc::new(server.connect(options, &token).ok()?);
         Some(Arc::new(Direct {
             remote: Remote { role: identity.role, address: address.to_string(), ..peer.remote.clone() },
-            server,
+            stopping: server.stopping().clone(),
+            server: Arc::downgrade(&server),
             peer,
             in_flight: Semaphore::new(CALLS_IN_FLIGHT_MAX),
             in_flight_bytes: Semaphore::new(CALL_BYTES_IN_FLIGHT_MAX),
@@ -126,7 +131,7 @@ impl Direct {
 
     /// Why it is closed, if it is.
     pub fn closed_reason(&self) -> Option<String> {
-        if self.server.stopping().is_cancelled() {
+        if self.stopping.is_cancelled() {
             return Some("the server is stopping".to_owned());
         }
         self.token.is_cancelled().then(|| "this process closed it".to_owned())
@@ -134,14 +139,14 @@ impl Direct {
 
     /// Whether it is.
     pub fn is_closed(&self) -> bool {
-        self.server.stopping().is_cancelled() || self.token.is_cancelled()
+        self.stopping.is_cancelled() || self.token.is_cancelled()
     }
 
     /// Waits until nothing can be sent any more.
     pub async fn closed(&self) {
         tokio::select! {
             () = self.token.cancelled() => {}
-            () = self.server.stopping().cancelled() => {}
+            () = self.stopping.cancelled() => {}
         }
     }
 
@@ -152,6 +157,14 @@ impl Direct {
 
     fn not_sent(&self) -> RpcError {
         RpcError::not_sent(self.closed_reason().as_deref().unwrap_or("the connection is closed"))
+    }
+
+    /// The server, unless nothing can be sent any more.
+    fn server(&self) -> Result<Arc<dyn InProcess>, RpcError> {
+        if self.is_closed() {
+            return Err(self.not_sent());
+        }
+        self.server.upgrade().ok_or_else(|| self.not_sent())
     }
 
     async fn permit<'a>(&self, of: &'a Semaphore, count: usize) -> Result<SemaphorePermit<'a>, RpcError> {
@@ -169,12 +182,11 @@ impl Direct {
         check_lengths(meta.len(), body.len()).map_err(RpcError::unsendable)?;
         let _call = self.permit(&self.in_flight, 1).await?;
         let _bytes = self.permit(&self.in_flight_bytes, meta.len() + body.len()).await?;
-        if self.is_closed() {
-            return Err(self.not_sent());
-        }
+        let server = self.server()?;
         *sent = true;
         let request = Request { kind, meta, body: body.into_bytes() };
-        let answer = Detach::new(self.server.answer(Arc::clone(&self.peer), request), self.runtime.clone());
+        let answer = Detach::new(server.answer(Arc::clone(&self.peer), request), self.runtime.clone());
+        drop(server);
         let answer = tokio::select! {
             biased;
             answer = answer => answer,
@@ -184,19 +196,18 @@ impl Direct {
         };
         self.answers.fetch_add(1, Ordering::Relaxed);
         let Response { meta, body } = answer.map_err(RpcError::Refused)?;
-        check_lengths(meta.len(), body.len())
-            .map_err(|error| RpcError::Refused(Status::internal(format!("the reply can't be sent: {error}"))))?;
+        check_lengths(meta.len(), body.len()).map_err(|error| {
+            RpcError::Refused(Status::internal(format!("the reply can't be sent: {error}")))
+        })?;
         Ok(Reply { meta, body: body.into_bytes() })
     }
 
     /// Sends a message that gets no answer: it has begun when this returns.
     pub fn send(&self, kind: u16, meta: Bytes, body: Body) -> Result<(), RpcError> {
         check_lengths(meta.len(), body.len()).map_err(RpcError::unsendable)?;
-        if self.is_closed() {
-            return Err(self.not_sent());
-        }
+        let server = self.server()?;
         let request = Request { kind, meta, body: body.into_bytes() };
-        let answer = self.server.answer(Arc::clone(&self.peer), request);
+        let answer = server.answer(Arc::clone(&self.peer), request);
         let mut work = Box::pin(async move {
             if let Err(status) = answer.await {
                 tracing::debug!(kind, %status, "a one-way message was refused");

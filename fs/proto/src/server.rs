@@ -17,7 +17,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::client::{ConnectOptions, Push};
 use crate::direct;
-use crate::frame::{BODY_BYTES_MAX, Body, Frame, FrameError, FrameReader, FrameType, OutFrame, check_lengths};
+use crate::frame::{
+    BODY_BYTES_MAX, Body, Frame, FrameError, FrameReader, FrameType, OutFrame, check_lengths,
+};
 use crate::handshake::{self, Established, HandshakeError, Identity, Remote};
 use crate::outbox::Outbox;
 use crate::rpc::Rpc;

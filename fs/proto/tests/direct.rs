@@ -8,9 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_proto::client::push_channel;
-use atoll_proto::{
-    Address, Connection, Encryption, Identity, Role, RpcError, ServerOptions, StatusCode,
-};
+use atoll_proto::{Address, Connection, Encryption, Identity, Role, RpcError, ServerOptions, StatusCode};
 use bytes::Bytes;
 use common::*;
 
@@ -110,8 +108,12 @@ async fn a_server_that_stops_answers_what_it_has_begun_and_nothing_new() {
     running.server.gate.notify_one();
     waiting.await.unwrap().expect("is answered");
     let address = running.address.clone();
+    let server = std::sync::Arc::downgrade(&running.server);
     running.stop().await;
     assert!(!is_direct(&address));
+    // Connections that are still there don't keep it.
+    assert!(server.upgrade().is_none());
+    assert!(matches!(connection.call::<Echo>(&1, ()).await, Err(RpcError::NotSent { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

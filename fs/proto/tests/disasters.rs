@@ -68,9 +68,11 @@ async fn calls_in_flight_end_with_an_unknown_outcome_and_later_ones_are_not_sent
 
 #[tokio::test]
 async fn a_shutdown_finishes_what_was_begun_and_says_that_the_rest_was_not() {
-    let running =
-        Running::tcp_with(Encryption::Off, ServerOptions { requests_in_flight: 4, ..ServerOptions::default() })
-            .await;
+    let running = Running::tcp_with(
+        Encryption::Off,
+        ServerOptions { requests_in_flight: 4, ..ServerOptions::default() },
+    )
+    .await;
     let connection = running.connect().await;
     // The fifth and later ones find the server not reading.
     let calls = (0..10).map(|_| connection.call::<Gate>(&(), ()));
@@ -94,8 +96,11 @@ async fn a_shutdown_finishes_what_was_begun_and_says_that_the_rest_was_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_costs_a_bounded_amount_and_others_nothing() {
-    let limits =
-        ServerOptions { requests_in_flight: 50, request_bytes_in_flight: 8 << 20, ..ServerOptions::default() };
+    let limits = ServerOptions {
+        requests_in_flight: 50,
+        request_bytes_in_flight: 8 << 20,
+        ..ServerOptions::default()
+    };
     let running = Running::tcp_with(Encryption::Off, limits).await;
     let stream = running.address.dial().await.expect("dials");
     let established =

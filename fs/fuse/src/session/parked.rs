@@ -103,7 +103,8 @@ mod tests {
 
     #[test]
     fn what_yields_goes_on_and_what_waits_is_no_task_until_it_is_woken() {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let _entered = runtime.enter();
         let (done, is_done) = std::sync::mpsc::channel();
         let yields = {
