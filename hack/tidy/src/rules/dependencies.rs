@@ -34,7 +34,7 @@ const ROOMS: &[Room] = &[
         name: "atoll-blocking",
         arrows: &[],
         absent: &[KUBERNETES, SERVERS, KERNEL],
-        why: "it says where blocking work is done, not which",
+        why: "it says where work is done, not which",
     },
     Room {
         name: "atoll-core",
@@ -44,7 +44,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "atoll-proto",
-        arrows: &["atoll-core"],
+        arrows: &["atoll-blocking", "atoll-core"],
         absent: &[KUBERNETES, SERVERS, KERNEL],
         why: "the operator and the CSI driver build on it",
     },
@@ -68,7 +68,7 @@ const ROOMS: &[Room] = &[
     },
     Room {
         name: "atoll-client",
-        arrows: &["atoll-core", "atoll-faults", "atoll-proto"],
+        arrows: &["atoll-blocking", "atoll-core", "atoll-faults", "atoll-proto"],
         absent: &[KUBERNETES, SERVERS, KERNEL],
         why: "a client builds without the servers and without a kernel",
     },
