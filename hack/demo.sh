@@ -55,7 +55,7 @@ fingerprint() {
 serving_pid() {
   local file
   for file in /run/atoll/*.json; do
-    [ -e "$file" ] && grep -q "\"$data\"" "$file" && sed -nE 's/.*"pid": ([0-9]+).*/\1/p' "$file"
+    if [ -e "$file" ] && grep -q "\"$data\"" "$file"; then sed -nE 's/.*"pid": ([0-9]+).*/\1/p' "$file"; fi
   done
 }
 
