@@ -60,19 +60,24 @@ static SERVERS: LazyLock<Mutex<HashMap<String, Weak<dyn InProcess>>>> = LazyLock
 /// While this lives the server is found at its address.
 pub(crate) struct Registered {
     address: String,
+    server: Weak<dyn InProcess>,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        SERVERS.lock().remove(&self.address);
+        let mut servers = SERVERS.lock();
+        // Another one may listen there by now.
+        if servers.get(&self.address).is_some_and(|server| Weak::ptr_eq(server, &self.server)) {
+            servers.remove(&self.address);
+        }
     }
 }
 
 /// Lets `server`, which listens at `address`, be found.
 pub(crate) fn register(address: String, server: &Arc<impl InProcess + 'static>) -> Registered {
     let server: Weak<dyn InProcess> = Arc::downgrade(server) as Weak<dyn InProcess>;
-    SERVERS.lock().insert(address.clone(), server);
-    Registered { address }
+    SERVERS.lock().insert(address.clone(), Weak::clone(&server));
+    Registered { address, server }
 }
 
 /// A connection within the process.
