@@ -20,7 +20,7 @@ use atoll_blocking::Detach;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{CALL_BYTES_IN_FLIGHT_MAX, CALLS_IN_FLIGHT_MAX, ConnectOptions, Reply};
@@ -87,8 +87,8 @@ pub(crate) struct Direct {
     stopping: CancellationToken,
     peer: Arc<PeerInfo>,
     remote: Remote,
-    in_flight: Semaphore,
-    in_flight_bytes: Semaphore,
+    in_flight: Arc<Semaphore>,
+    in_flight_bytes: Arc<Semaphore>,
     runtime: Handle,
     /// Cancelled when either side closes it, or the server has stopped.
     token: CancellationToken,
@@ -122,8 +122,8 @@ impl Direct {
             stopping: server.stopping().clone(),
             server: Arc::downgrade(&server),
             peer,
-            in_flight: Semaphore::new(CALLS_IN_FLIGHT_MAX),
-            in_flight_bytes: Semaphore::new(CALL_BYTES_IN_FLIGHT_MAX),
+            in_flight: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)),
+            in_flight_bytes: Arc::new(Semaphore::new(CALL_BYTES_IN_FLIGHT_MAX)),
             runtime: Handle::current(),
             token,
             answers: AtomicU64::new(0),
@@ -172,8 +172,8 @@ impl Direct {
         self.server.upgrade().ok_or_else(|| self.not_sent())
     }
 
-    async fn permit<'a>(&self, of: &'a Semaphore, count: usize) -> Result<SemaphorePermit<'a>, RpcError> {
-        of.acquire_many(count as u32).await.map_err(|_| self.not_sent())
+    async fn permit(&self, of: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, RpcError> {
+        Arc::clone(of).acquire_many_owned(count as u32).await.map_err(|_| self.not_sent())
     }
 
     /// Calls. `sent` says whether it was begun.
@@ -185,12 +185,18 @@ impl Direct {
         sent: &mut bool,
     ) -> Result<Reply, RpcError> {
         check_lengths(meta.len(), body.len()).map_err(RpcError::unsendable)?;
-        let _call = self.permit(&self.in_flight, 1).await?;
-        let _bytes = self.permit(&self.in_flight_bytes, meta.len() + body.len()).await?;
+        let call = self.permit(&self.in_flight, 1).await?;
+        let bytes = self.permit(&self.in_flight_bytes, meta.len() + body.len()).await?;
         let server = self.server()?;
         *sent = true;
         let request = Request { kind, meta, body: body.into_bytes() };
-        let answer = Detach::new(server.answer(Arc::clone(&self.peer), request), self.runtime.clone());
+        let answer = server.answer(Arc::clone(&self.peer), request);
+        // They belong to the work: it may go on when its caller has given up.
+        let work = async move {
+            let _permits = (call, bytes);
+            answer.await
+        };
+        let answer = Detach::new(work, self.runtime.clone());
         drop(server);
         let answer = tokio::select! {
             biased;
