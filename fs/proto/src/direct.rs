@@ -172,8 +172,24 @@ impl Direct {
         self.server.upgrade().ok_or_else(|| self.not_sent())
     }
 
-    async fn permit(&self, of: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, RpcError> {
-        Arc::clone(of).acquire_many_owned(count as u32).await.map_err(|_| self.not_sent())
+    /// `count` permits, once they are free and the connection isn't closed before.
+    async fn permits(&self, of: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, RpcError> {
+        // What is free needs no look at whether it closes meanwhile.
+        if let Ok(permits) = Arc::clone(of).try_acquire_many_owned(count as u32) {
+            return Ok(permits);
+        }
+        tokio::select! {
+            biased;
+            () = self.closed() => Err(self.not_sent()),
+            permits = Arc::clone(of).acquire_many_owned(count as u32) => permits.map_err(|_| self.not_sent()),
+        }
+    }
+
+    /// The same for who can't wait.
+    fn permits_now(&self, of: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, RpcError> {
+        Arc::clone(of)
+            .try_acquire_many_owned(count as u32)
+            .map_err(|_| RpcError::not_sent("too much waits for the server"))
     }
 
     /// Calls. `sent` says whether it was begun.
@@ -185,8 +201,8 @@ impl Direct {
         sent: &mut bool,
     ) -> Result<Reply, RpcError> {
         check_lengths(meta.len(), body.len()).map_err(RpcError::unsendable)?;
-        let call = self.permit(&self.in_flight, 1).await?;
-        let bytes = self.permit(&self.in_flight_bytes, meta.len() + body.len()).await?;
+        let call = self.permits(&self.in_flight, 1).await?;
+        let bytes = self.permits(&self.in_flight_bytes, meta.len() + body.len()).await?;
         let server = self.server()?;
         *sent = true;
         let request = Request { kind, meta, body: body.into_bytes() };
@@ -213,13 +229,16 @@ impl Direct {
         Ok(Reply { meta, body: body.into_bytes() })
     }
 
-    /// Sends a message that gets no answer: it has begun when this returns.
+    /// Sends a message that gets no answer: it has begun when this returns. Counts as calls do until its handler ends.
     pub fn send(&self, kind: u16, meta: Bytes, body: Body) -> Result<(), RpcError> {
         check_lengths(meta.len(), body.len()).map_err(RpcError::unsendable)?;
         let server = self.server()?;
+        let message = self.permits_now(&self.in_flight, 1)?;
+        let bytes = self.permits_now(&self.in_flight_bytes, meta.len() + body.len())?;
         let request = Request { kind, meta, body: body.into_bytes() };
         let answer = server.answer(Arc::clone(&self.peer), request);
         let mut work = Box::pin(async move {
+            let _permits = (message, bytes);
             if let Err(status) = answer.await {
                 tracing::debug!(kind, %status, "a one-way message was refused");
             }
