@@ -24,13 +24,16 @@ done
 log=$(mktemp)
 lane=
 finish() {
-  [ -z "$lane" ] || kill "$lane" 2>/dev/null || true
+  # It has a process group of its own, in which its tests are.
+  [ -z "$lane" ] || kill -TERM -- "-$lane" 2>/dev/null || true
   rm -f "$log"
 }
 trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 
 status=0
-cargo test "$@" "${slow[@]}" >"$log" 2>&1 </dev/null &
+setsid cargo test "$@" "${slow[@]}" >"$log" 2>&1 </dev/null &
 lane=$!
 cargo test "$@" --lib --bins "${others[@]}" </dev/null || status=$?
 cargo test "$@" --doc </dev/null || status=$?

@@ -20,7 +20,7 @@ use atoll_blocking::Detach;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::{CALL_BYTES_IN_FLIGHT_MAX, CALLS_IN_FLIGHT_MAX, ConnectOptions, Reply};
@@ -60,19 +60,24 @@ static SERVERS: LazyLock<Mutex<HashMap<String, Weak<dyn InProcess>>>> = LazyLock
 /// While this lives the server is found at its address.
 pub(crate) struct Registered {
     address: String,
+    server: Weak<dyn InProcess>,
 }
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        SERVERS.lock().remove(&self.address);
+        let mut servers = SERVERS.lock();
+        // Another one may listen there by now.
+        if servers.get(&self.address).is_some_and(|server| Weak::ptr_eq(server, &self.server)) {
+            servers.remove(&self.address);
+        }
     }
 }
 
 /// Lets `server`, which listens at `address`, be found.
 pub(crate) fn register(address: String, server: &Arc<impl InProcess + 'static>) -> Registered {
     let server: Weak<dyn InProcess> = Arc::downgrade(server) as Weak<dyn InProcess>;
-    SERVERS.lock().insert(address.clone(), server);
-    Registered { address }
+    SERVERS.lock().insert(address.clone(), Weak::clone(&server));
+    Registered { address, server }
 }
 
 /// A connection within the process.
@@ -82,8 +87,8 @@ pub(crate) struct Direct {
     stopping: CancellationToken,
     peer: Arc<PeerInfo>,
     remote: Remote,
-    in_flight: Semaphore,
-    in_flight_bytes: Semaphore,
+    in_flight: Arc<Semaphore>,
+    in_flight_bytes: Arc<Semaphore>,
     runtime: Handle,
     /// Cancelled when either side closes it, or the server has stopped.
     token: CancellationToken,
@@ -117,8 +122,8 @@ impl Direct {
             stopping: server.stopping().clone(),
             server: Arc::downgrade(&server),
             peer,
-            in_flight: Semaphore::new(CALLS_IN_FLIGHT_MAX),
-            in_flight_bytes: Semaphore::new(CALL_BYTES_IN_FLIGHT_MAX),
+            in_flight: Arc::new(Semaphore::new(CALLS_IN_FLIGHT_MAX)),
+            in_flight_bytes: Arc::new(Semaphore::new(CALL_BYTES_IN_FLIGHT_MAX)),
             runtime: Handle::current(),
             token,
             answers: AtomicU64::new(0),
@@ -167,8 +172,24 @@ impl Direct {
         self.server.upgrade().ok_or_else(|| self.not_sent())
     }
 
-    async fn permit<'a>(&self, of: &'a Semaphore, count: usize) -> Result<SemaphorePermit<'a>, RpcError> {
-        of.acquire_many(count as u32).await.map_err(|_| self.not_sent())
+    /// `count` permits, once they are free and the connection isn't closed before.
+    async fn permits(&self, of: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, RpcError> {
+        // What is free needs no look at whether it closes meanwhile.
+        if let Ok(permits) = Arc::clone(of).try_acquire_many_owned(count as u32) {
+            return Ok(permits);
+        }
+        tokio::select! {
+            biased;
+            () = self.closed() => Err(self.not_sent()),
+            permits = Arc::clone(of).acquire_many_owned(count as u32) => permits.map_err(|_| self.not_sent()),
+        }
+    }
+
+    /// The same for who can't wait.
+    fn permits_now(&self, of: &Arc<Semaphore>, count: usize) -> Result<OwnedSemaphorePermit, RpcError> {
+        Arc::clone(of)
+            .try_acquire_many_owned(count as u32)
+            .map_err(|_| RpcError::not_sent("too much waits for the server"))
     }
 
     /// Calls. `sent` says whether it was begun.
@@ -180,12 +201,18 @@ impl Direct {
         sent: &mut bool,
     ) -> Result<Reply, RpcError> {
         check_lengths(meta.len(), body.len()).map_err(RpcError::unsendable)?;
-        let _call = self.permit(&self.in_flight, 1).await?;
-        let _bytes = self.permit(&self.in_flight_bytes, meta.len() + body.len()).await?;
+        let call = self.permits(&self.in_flight, 1).await?;
+        let bytes = self.permits(&self.in_flight_bytes, meta.len() + body.len()).await?;
         let server = self.server()?;
         *sent = true;
         let request = Request { kind, meta, body: body.into_bytes() };
-        let answer = Detach::new(server.answer(Arc::clone(&self.peer), request), self.runtime.clone());
+        let answer = server.answer(Arc::clone(&self.peer), request);
+        // They belong to the work: it may go on when its caller has given up.
+        let work = async move {
+            let _permits = (call, bytes);
+            answer.await
+        };
+        let answer = Detach::new(work, self.runtime.clone());
         drop(server);
         let answer = tokio::select! {
             biased;
@@ -202,13 +229,16 @@ impl Direct {
         Ok(Reply { meta, body: body.into_bytes() })
     }
 
-    /// Sends a message that gets no answer: it has begun when this returns.
+    /// Sends a message that gets no answer: it has begun when this returns. Counts as calls do until its handler ends.
     pub fn send(&self, kind: u16, meta: Bytes, body: Body) -> Result<(), RpcError> {
         check_lengths(meta.len(), body.len()).map_err(RpcError::unsendable)?;
         let server = self.server()?;
+        let message = self.permits_now(&self.in_flight, 1)?;
+        let bytes = self.permits_now(&self.in_flight_bytes, meta.len() + body.len())?;
         let request = Request { kind, meta, body: body.into_bytes() };
         let answer = server.answer(Arc::clone(&self.peer), request);
         let mut work = Box::pin(async move {
+            let _permits = (message, bytes);
             if let Err(status) = answer.await {
                 tracing::debug!(kind, %status, "a one-way message was refused");
             }

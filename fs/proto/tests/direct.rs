@@ -7,10 +7,11 @@ mod common;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use atoll_proto::client::push_channel;
+use atoll_proto::client::{CALLS_IN_FLIGHT_MAX, push_channel};
 use atoll_proto::{Address, Connection, Encryption, Identity, Role, RpcError, ServerOptions, StatusCode};
 use bytes::Bytes;
 use common::*;
+use tokio::task::JoinHandle;
 
 /// A server at a socket that only speaks encrypted: who is connected without encryption has no socket.
 async fn start() -> Running {
@@ -24,6 +25,17 @@ async fn start() -> Running {
 fn is_direct(address: &Address) -> bool {
     let connected = futures::FutureExt::now_or_never(Connection::connect(address, &options()));
     connected.is_some_and(|connection| connection.is_ok_and(|connection| !connection.remote().encrypted))
+}
+
+impl Running {
+    /// A call that the server has begun and does not answer before its gate is opened.
+    async fn wait_at_the_gate(&self, connection: &Connection) -> JoinHandle<Result<((), Bytes), RpcError>> {
+        let before = self.server.waiting.load(Ordering::SeqCst);
+        let connection = connection.clone();
+        let waiting = tokio::spawn(async move { connection.call::<Gate>(&(), ()).await });
+        until("it waits", || self.server.waiting.load(Ordering::SeqCst) == before + 1).await;
+        waiting
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,11 +107,7 @@ async fn pushes_arrive_and_connections_are_counted() {
 async fn a_server_that_stops_answers_what_it_has_begun_and_nothing_new() {
     let running = start().await;
     let connection = running.connect().await;
-    let waiting = tokio::spawn({
-        let connection = connection.clone();
-        async move { connection.call::<Gate>(&(), ()).await }
-    });
-    until("it waits", || running.server.waiting.load(Ordering::SeqCst) == 1).await;
+    let waiting = running.wait_at_the_gate(&connection).await;
     running.shutdown.cancel();
     assert!(connection.is_closed());
     assert!(matches!(connection.call::<Echo>(&1, ()).await, Err(RpcError::NotSent { .. })));
@@ -120,15 +128,55 @@ async fn a_server_that_stops_answers_what_it_has_begun_and_nothing_new() {
 async fn an_aborted_connection_ends_its_calls() {
     let running = start().await;
     let connection = running.connect().await;
-    let waiting = tokio::spawn({
-        let connection = connection.clone();
-        async move { connection.call::<Gate>(&(), ()).await }
-    });
-    until("it waits", || running.server.waiting.load(Ordering::SeqCst) == 1).await;
+    let waiting = running.wait_at_the_gate(&connection).await;
     connection.abort();
     assert!(matches!(waiting.await.unwrap(), Err(RpcError::OutcomeUnknown { .. })));
     assert!(matches!(connection.call::<Echo>(&1, ()).await, Err(RpcError::NotSent { .. })));
     running.server.gate.notify_one();
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_up_counts_until_the_server_is_done_with_it() {
+    let running = start().await;
+    let connection = running.connect().await;
+    for _ in 0..CALLS_IN_FLIGHT_MAX {
+        let call = connection.call::<Gate>(&(), ());
+        // It has begun; that its caller goes doesn't end it.
+        assert!(futures::FutureExt::now_or_never(call).is_none());
+    }
+    assert_eq!(running.server.waiting.load(Ordering::SeqCst), CALLS_IN_FLIGHT_MAX);
+    let next = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.call::<Echo>(&1, ()).await }
+    });
+    // Messages can't wait.
+    assert!(matches!(connection.send::<Note>(&1, ()), Err(RpcError::NotSent { .. })));
+    assert_eq!(running.server.notes.load(Ordering::SeqCst), 0);
+    let within = connection.call_within::<Echo>(&2, (), Duration::from_millis(1)).await;
+    assert!(matches!(within, Err(RpcError::NotSent { .. })));
+    assert!(!next.is_finished());
+    running.server.gate.notify_waiters();
+    next.await.unwrap().expect("is answered");
+    until("all have ended", || connection.send::<Note>(&1, ()).is_ok()).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_others_learns_that_the_connection_is_closed() {
+    let running = start().await;
+    let connection = running.connect().await;
+    for _ in 0..CALLS_IN_FLIGHT_MAX {
+        assert!(futures::FutureExt::now_or_never(connection.call::<Gate>(&(), ())).is_none());
+    }
+    let next = tokio::spawn({
+        let connection = connection.clone();
+        async move { connection.call::<Echo>(&1, ()).await }
+    });
+    connection.abort();
+    let next = tokio::time::timeout(HANG, next).await.expect("ends").unwrap();
+    assert!(matches!(next, Err(RpcError::NotSent { .. })));
+    running.server.gate.notify_waiters();
     running.stop().await;
 }
 

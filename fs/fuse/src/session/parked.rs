@@ -116,6 +116,12 @@ mod tests {
         };
         assert!(Parked::new(runtime.handle().clone()).poll(Box::pin(yields)).is_none());
         assert_eq!(is_done.recv_timeout(Duration::from_secs(30)), Ok("yielded"));
+        // It is a task until its last poll is over, which is after it has sent.
+        let yielded = std::time::Instant::now();
+        while runtime.metrics().num_alive_tasks() > 0 {
+            assert!(yielded.elapsed() < Duration::from_secs(30), "its task goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
 
         let (answer, answered) = oneshot::channel::<()>();
         let waits = async move {
