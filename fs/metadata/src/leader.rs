@@ -20,6 +20,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::changes::Changes;
 use crate::clock;
+use crate::making::Making;
 use crate::node::{Consensus, Node, collect};
 use crate::proposer::Proposer;
 use crate::repair::Progress;
@@ -54,6 +55,8 @@ pub(crate) struct Leader {
     member: MemberId,
     consensus: Arc<dyn Consensus>,
     proposer: Proposer,
+    /// Files that are being made and not yet known to be held open by who makes them.
+    pub(crate) making: Making,
     /// What there is to do for the workers.
     pub(crate) changes: Arc<Changes>,
     pub(crate) sessions: Mutex<Sessions>,
@@ -107,6 +110,7 @@ impl Leader {
             member: node.member,
             consensus: node.consensus.clone(),
             proposer: node.proposer.clone(),
+            making: Making::default(),
             changes: Arc::default(),
             sessions: Mutex::new(Sessions::begin(term, node.session_lifetime, now, sessions)),
             servers: Mutex::new(Servers::begin(term, now, node.repair_after, servers)),
@@ -172,13 +176,21 @@ impl Leader {
         self.repair.lock().status(copying, clock::since_boot())
     }
 
-    /// Proposes something of the service's own. What was decided from the memory of a term that is over isn't proposed.
+    /// Proposes something of the service's own. What was decided from the memory of one term isn't proposed in another one.
     ///
     /// # Errors
     /// If it isn't known to have been carried out.
     pub(crate) async fn propose(&self, op: Op) -> Result<Outcome, MetadataError> {
         self.not_over()?;
-        self.proposer.propose(&internal(op)).await
+        self.proposer.propose(self.term, &internal(op)).await
+    }
+
+    /// Proposes what a client has sent, in this term: what is promised about it is promised by this memory.
+    ///
+    /// # Errors
+    /// If it isn't known to have been carried out.
+    pub(crate) async fn propose_command(&self, command: &Command) -> Result<Outcome, MetadataError> {
+        self.proposer.propose(self.term, command).await
     }
 
     /// Proposes several things of the service's own, in order; as [`propose`](Self::propose).
@@ -188,7 +200,7 @@ impl Leader {
     pub(crate) async fn propose_all(&self, ops: Vec<Op>) -> Result<Vec<Outcome>, MetadataError> {
         self.not_over()?;
         let commands: Vec<Command> = ops.into_iter().map(internal).collect();
-        self.proposer.propose_all(&commands).await
+        self.proposer.propose_all(self.term, &commands).await
     }
 }
 

@@ -25,6 +25,8 @@ pub mod sessions;
 pub mod state_machine;
 pub mod store;
 pub mod tasks;
+#[cfg(test)]
+mod test_server;
 mod unsafe_recovery;
 mod workers;
 

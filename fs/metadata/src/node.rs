@@ -25,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 use crate::changes::ChangeFeed;
 use crate::clock;
 use crate::leader::{Leader, not_leader};
-use crate::making::Making;
 use crate::metrics::Metrics;
 use crate::peers::Members;
 use crate::proposer::{Log, Proposer};
@@ -91,9 +90,6 @@ pub struct Node {
     pub(crate) reads: Reads,
     pub(crate) members: Arc<Members>,
     pub(crate) place: LeadersPlace,
-    /// Files that are being made and not yet known to be held open by who makes them. Not the leader's: a command that waits
-    /// to be proposed when one term ends is proposed in the next one, if this member leads again.
-    pub(crate) making: Making,
     /// The metadata disk has little room.
     pub(crate) disk_low: AtomicBool,
     pub(crate) metrics: Metrics,

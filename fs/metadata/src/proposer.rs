@@ -34,14 +34,18 @@ const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// The way into the replicated log.
 pub trait Log: Send + Sync + 'static {
-    /// Proposes an entry; its result when it is committed and applied. Entries take effect in the order of the
-    /// first polls.
-    fn propose(&self, entry: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>>;
+    /// Proposes an entry as the leader of `term`, of no other one; its result when it is committed and applied. Entries take
+    /// effect in the order of the first polls.
+    fn propose(&self, term: u64, entry: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>>;
 }
 
+/// Commands that go into one entry, one right behind the other.
 struct Job {
+    /// The term in which they were decided on.
+    term: u64,
+    commands: usize,
     encoded: Vec<u8>,
-    done: oneshot::Sender<Result<Outcome, MetadataError>>,
+    done: oneshot::Sender<Result<Vec<Outcome>, MetadataError>>,
 }
 
 /// Proposes commands. Clones share the queue.
@@ -59,27 +63,45 @@ impl Proposer {
         (Proposer { queue, bytes: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)) }, task)
     }
 
-    /// Carries out one command.
+    /// Carries out one command, decided on in `term`: it isn't proposed in another one, though this member lead there, too.
     ///
     /// # Errors
     /// If it isn't known to have been carried out; what it is refused for is an outcome.
-    pub async fn propose(&self, command: &Command) -> Result<Outcome, MetadataError> {
-        let encoded = state_machine::encode_command(command);
-        let bytes = encoded.len().min(QUEUE_BYTES_MAX) as u32;
-        let _room = self.bytes.acquire_many(bytes).await.map_err(|_| stopped())?;
-        let (done, outcome) = oneshot::channel();
-        self.queue.send(Job { encoded, done }).await.map_err(|_| stopped())?;
-        outcome.await.map_err(|_| stopped())?
+    pub async fn propose(&self, term: u64, command: &Command) -> Result<Outcome, MetadataError> {
+        let outcomes = self.propose_together(term, std::slice::from_ref(command)).await?;
+        outcomes.into_iter().next().ok_or_else(no_outcome)
     }
 
     /// Carries out several commands, in their order; they travel together as far as they fit.
     ///
     /// # Errors
     /// Of the first one that isn't known to have been carried out.
-    pub async fn propose_all(&self, commands: &[Command]) -> Result<Vec<Outcome>, MetadataError> {
+    pub async fn propose_all(&self, term: u64, commands: &[Command]) -> Result<Vec<Outcome>, MetadataError> {
         // In order: the futures are polled for the first time in the order of the commands.
-        futures::future::try_join_all(commands.iter().map(|command| self.propose(command))).await
+        futures::future::try_join_all(commands.iter().map(|command| self.propose(term, command))).await
     }
+
+    /// Carries out a few commands with nothing between them, all or none.
+    ///
+    /// # Errors
+    /// If they aren't known to have been carried out.
+    pub async fn propose_together(
+        &self,
+        term: u64,
+        commands: &[Command],
+    ) -> Result<Vec<Outcome>, MetadataError> {
+        let encoded = commands.iter().fold(Vec::new(), state_machine::append_command);
+        let bytes = encoded.len().min(QUEUE_BYTES_MAX) as u32;
+        let _room = self.bytes.acquire_many(bytes).await.map_err(|_| stopped())?;
+        let (done, outcomes) = oneshot::channel();
+        let job = Job { term, commands: commands.len(), encoded, done };
+        self.queue.send(job).await.map_err(|_| stopped())?;
+        outcomes.await.map_err(|_| stopped())?
+    }
+}
+
+fn no_outcome() -> MetadataError {
+    MetadataError::Failed("a command has no outcome".into())
 }
 
 fn stopped() -> MetadataError {
@@ -100,7 +122,8 @@ pub fn proposal_error(error: ProposeError) -> MetadataError {
     }
 }
 
-type Waiting = Vec<oneshot::Sender<Result<Outcome, MetadataError>>>;
+/// Who waits for how many outcomes.
+type Waiting = Vec<(usize, oneshot::Sender<Result<Vec<Outcome>, MetadataError>>)>;
 
 async fn run<L: Log + ?Sized>(log: Arc<L>, mut jobs: mpsc::Receiver<Job>, metrics: Metrics) {
     let mut in_flight: FuturesUnordered<BoxFuture<'static, (Waiting, Result<Bytes, ProposeError>)>> =
@@ -109,9 +132,9 @@ async fn run<L: Log + ?Sized>(log: Arc<L>, mut jobs: mpsc::Receiver<Job>, metric
     let mut open = true;
     while open || !queued.is_empty() || !in_flight.is_empty() {
         if in_flight.len() < ENTRIES_IN_FLIGHT_MAX && !queued.is_empty() {
-            let (entry, waiting) = gather(&mut queued);
-            metrics.batch(waiting.len());
-            let mut proposal = log.propose(entry).map(move |result| (waiting, result)).boxed();
+            let (term, entry, waiting) = gather(&mut queued);
+            metrics.batch(waiting.iter().map(|(commands, _)| commands).sum());
+            let mut proposal = log.propose(term, entry).map(move |result| (waiting, result)).boxed();
             // Polled here, so that entries enter the log in this order.
             match poll!(&mut proposal) {
                 std::task::Poll::Ready((waiting, result)) => complete(waiting, result),
@@ -135,17 +158,21 @@ async fn run<L: Log + ?Sized>(log: Arc<L>, mut jobs: mpsc::Receiver<Job>, metric
     }
 }
 
-fn gather(queued: &mut VecDeque<Job>) -> (Bytes, Waiting) {
+/// The next entry: commands of one term.
+fn gather(queued: &mut VecDeque<Job>) -> (u64, Bytes, Waiting) {
     let mut batch = Batch::default();
-    let mut waiting = Vec::new();
+    let mut waiting = Waiting::new();
+    let term = queued.front().map_or(0, |job| job.term);
     while let Some(job) = queued.pop_front_if(|job| {
         waiting.is_empty()
-            || (waiting.len() < BATCH_COMMANDS_MAX && batch.bytes() + job.encoded.len() <= BATCH_BYTES_MAX)
+            || (job.term == term
+                && batch.commands() + job.commands <= BATCH_COMMANDS_MAX
+                && batch.bytes() + job.encoded.len() <= BATCH_BYTES_MAX)
     }) {
-        batch.add(&job.encoded);
-        waiting.push(job.done);
+        batch.add(job.commands, &job.encoded);
+        waiting.push((job.commands, job.done));
     }
-    (batch.finish(), waiting)
+    (term, batch.finish(), waiting)
 }
 
 fn complete(waiting: Waiting, result: Result<Bytes, ProposeError>) {
@@ -157,13 +184,14 @@ fn complete(waiting: Waiting, result: Result<Bytes, ProposeError>) {
     };
     match outcomes {
         Ok(outcomes) => {
-            // Who finds no outcome is told by the sender that is dropped.
-            for (done, outcome) in waiting.into_iter().zip(outcomes) {
-                let _ = done.send(Ok(outcome));
+            let mut outcomes = outcomes.into_iter();
+            for (commands, done) in waiting {
+                let own: Vec<Outcome> = outcomes.by_ref().take(commands).collect();
+                let _ = done.send(if own.len() == commands { Ok(own) } else { Err(no_outcome()) });
             }
         }
         Err(error) => {
-            for done in waiting {
+            for (_, done) in waiting {
                 let _ = done.send(Err(error.clone()));
             }
         }
@@ -185,13 +213,15 @@ mod tests {
     #[derive(Default)]
     struct FakeLog {
         entries: Mutex<Vec<Vec<Command>>>,
+        terms: Mutex<Vec<u64>>,
         held: Mutex<Vec<oneshot::Sender<()>>>,
         most_in_flight: AtomicUsize,
         fail: Mutex<Option<ProposeError>>,
     }
 
     impl Log for FakeLog {
-        fn propose(&self, entry: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>> {
+        fn propose(&self, term: u64, entry: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>> {
+            self.terms.lock().push(term);
             if let Some(error) = self.fail.lock().clone() {
                 return futures::future::ready(Err(error)).boxed();
             }
@@ -240,7 +270,7 @@ mod tests {
         let mut tasks = Vec::new();
         for number in 0..200 {
             let proposer = proposer.clone();
-            tasks.push(tokio::spawn(async move { proposer.propose(&command(number, 0)).await }));
+            tasks.push(tokio::spawn(async move { proposer.propose(1, &command(number, 0)).await }));
             if number < 10 {
                 // Let the first ones go alone.
                 tokio::task::yield_now().await;
@@ -273,7 +303,7 @@ mod tests {
         let all = tokio::spawn({
             let proposer = proposer.clone();
             let commands = commands.clone();
-            async move { proposer.propose_all(&commands).await }
+            async move { proposer.propose_all(1, &commands).await }
         });
         while !all.is_finished() {
             log.held.lock().clear();
@@ -286,13 +316,50 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_entry_is_of_one_term_and_what_belongs_together_is_in_one() {
+        let log = Arc::new(FakeLog::default());
+        let (proposer, _) = Proposer::start(log.clone(), Metrics::default());
+        // What keeps the others waiting, so that they are gathered.
+        let first: Vec<_> = (0..ENTRIES_IN_FLIGHT_MAX as u64)
+            .map(|number| {
+                let proposer = proposer.clone();
+                tokio::spawn(async move { proposer.propose(1, &command(number, 0)).await })
+            })
+            .collect();
+        while log.held.lock().len() < ENTRIES_IN_FLIGHT_MAX {
+            tokio::task::yield_now().await;
+        }
+        let mut later = Vec::new();
+        for term in [1, 1, 2, 2, 1] {
+            let proposer = proposer.clone();
+            let pair = [command(10, 0), command(11, 0)];
+            later.push(tokio::spawn(async move { proposer.propose_together(term, &pair).await }));
+            // They are queued in this order.
+            tokio::task::yield_now().await;
+        }
+        while !later.iter().all(tokio::task::JoinHandle::is_finished) {
+            log.held.lock().clear();
+            tokio::task::yield_now().await;
+        }
+        for task in later {
+            assert_eq!(task.await.unwrap(), Ok(vec![Outcome::Reserved(10), Outcome::Reserved(11)]));
+        }
+        for task in first {
+            task.await.unwrap().unwrap();
+        }
+        let sizes: Vec<usize> = log.entries.lock().iter().map(Vec::len).collect();
+        let terms = log.terms.lock().clone();
+        assert_eq!((sizes, terms), (vec![1, 1, 1, 4, 4, 2], vec![1, 1, 1, 1, 2, 1]));
+    }
+
+    #[tokio::test]
     async fn everyone_is_told_why_it_failed() {
         let log = Arc::new(FakeLog::default());
         *log.fail.lock() = Some(ProposeError::NotLeader { leader: Some((7, "host:1".into())) });
         let (proposer, _) = Proposer::start(log.clone(), Metrics::default());
         let expected = MetadataError::NotLeader { leader: Some((MemberId(7), "host:1".into())) };
-        assert_eq!(proposer.propose(&command(1, 0)).await, Err(expected));
+        assert_eq!(proposer.propose(1, &command(1, 0)).await, Err(expected));
         *log.fail.lock() = Some(ProposeError::OutcomeUnknown { leader: None });
-        assert_eq!(proposer.propose(&command(1, 0)).await, Err(MetadataError::LeadershipLost));
+        assert_eq!(proposer.propose(1, &command(1, 0)).await, Err(MetadataError::LeadershipLost));
     }
 }

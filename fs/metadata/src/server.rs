@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::changes::ChangeFeed;
-use crate::making::Making;
 use crate::metrics::Metrics;
 use crate::node::{Consensus, LeadersPlace, Node};
 use crate::peers::Members;
@@ -259,7 +258,6 @@ impl MetadataServer {
             reads: Reads::default(),
             members,
             place: LeadersPlace::default(),
-            making: Making::default(),
             disk_low: AtomicBool::new(false),
             metrics: metrics.clone(),
             identity: identity.clone(),
@@ -515,9 +513,9 @@ fn health(raft: &RaftNode) -> Result<(), String> {
 struct Replication(Arc<RaftNode>);
 
 impl Log for Replication {
-    fn propose(&self, entry: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>> {
+    fn propose(&self, term: u64, entry: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>> {
         let raft = self.0.clone();
-        async move { raft.propose(entry).await }.boxed()
+        async move { raft.propose_in(term, entry).await }.boxed()
     }
 }
 

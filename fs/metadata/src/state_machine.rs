@@ -90,10 +90,10 @@ impl From<MachineError> for StateMachineError {
     }
 }
 
-/// One command, encoded to be put into a [`Batch`].
+/// Adds a command to others of one job, encoded to be put into a [`Batch`].
 #[must_use]
-pub fn encode_command(command: &Command) -> Vec<u8> {
-    encode::append(Vec::new(), command)
+pub fn append_command(encoded: Vec<u8>, command: &Command) -> Vec<u8> {
+    encode::append(encoded, command)
 }
 
 /// A batch of commands in the making; it becomes one entry: a byte of format version, their number, the commands.
@@ -104,10 +104,16 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Adds an encoded command.
-    pub fn add(&mut self, encoded: &[u8]) {
-        self.count += 1;
+    /// Adds encoded commands.
+    pub fn add(&mut self, commands: usize, encoded: &[u8]) {
+        self.count += commands;
         self.body.extend_from_slice(encoded);
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn commands(&self) -> usize {
+        self.count
     }
 
     /// Bytes of the commands.

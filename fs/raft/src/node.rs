@@ -15,6 +15,7 @@ use openraft::errors::{
     ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as OpenraftError,
 };
 use openraft::impls::ProgressResponder;
+use openraft::vote::leader_id_std::CommittedLeaderId;
 use openraft::{BasicNode, ChangeMembers, Config, RaftMetrics, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as FairMutex, Semaphore, watch};
@@ -361,6 +362,16 @@ impl RaftNode {
     ///
     /// If the returned future is dropped, the command may be carried out all the same.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+        self.enter(command, None).await
+    }
+
+    /// As [`propose`](Self::propose), by the leader of `term` alone: what was decided in one term is not entered in another
+    /// one, even if this node leads in both.
+    pub async fn propose_in(&self, term: u64, command: Bytes) -> Result<Bytes, ProposeError> {
+        self.enter(command, Some(term)).await
+    }
+
+    async fn enter(&self, command: Bytes, term: Option<u64>) -> Result<Bytes, ProposeError> {
         let max = self.config.command_bytes_max();
         if command.len() > max as usize {
             return Err(ProposeError::TooLarge { bytes: command.len(), max });
@@ -373,7 +384,11 @@ impl RaftNode {
             let permits = (command.len() as u64).div_ceil(PERMIT_BYTES).max(1) as u32;
             let permit = self.under_way.acquire_many(permits).await.map_err(|_| self.stopped_error())?;
             let (responder, answer) = ProgressResponder::complete_only();
-            let sent = self.raft.client_write_ff(Command(command), Some(responder)).await;
+            let write = self.raft.write(Command(command)).responder(responder);
+            let sent = match term {
+                Some(term) => write.with_leader(CommittedLeaderId::new(term)).await,
+                None => write.await,
+            };
             sent.map_err(|e| ProposeError::Stopped(stopped(&e)))?;
             (permit, answer)
         };

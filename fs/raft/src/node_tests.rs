@@ -126,6 +126,23 @@ async fn commands_are_carried_out_in_the_order_of_their_first_polls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_decided_in_one_term_is_not_entered_in_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, machine) = open(patient(1, dir.path()), dir.path()).await;
+    node.bootstrap(alone(1)).await.unwrap();
+    ready(&node).await;
+    let term = node.leadership().term;
+    node.propose_in(term, command(0)).await.unwrap();
+    for other in [term - 1, term + 1] {
+        let refused = node.propose_in(other, command(1)).await;
+        assert!(matches!(refused, Err(ProposeError::NotLeader { .. })), "{refused:?}");
+    }
+    node.propose_in(term, command(2)).await.unwrap();
+    assert_eq!(machine.commands(), [command(0), command(2)]);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_log_is_dropped_also_if_somebody_else_flushes_in_time() {
     let dir = tempfile::tempdir().unwrap();
     let (node, _machine) = open(patient(1, dir.path()), dir.path()).await;

@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::changes::{ChangeFeed, Work};
-use crate::making::Making;
 use crate::metrics::Metrics;
 use crate::node::LeadersPlace;
 use crate::peers::Members;
@@ -64,7 +63,7 @@ impl Group {
 }
 
 impl Log for Group {
-    fn propose(&self, _: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>> {
+    fn propose(&self, _: u64, _: Bytes) -> BoxFuture<'static, Result<Bytes, ProposeError>> {
         let (go, gone) = oneshot::channel();
         self.entries.lock().push(Some(go));
         async move {
@@ -140,7 +139,6 @@ fn start(dir: &Path) -> (Arc<Node>, Arc<Group>) {
         reads: Reads::default(),
         members: Arc::new(Members::new(identity.clone())),
         place: LeadersPlace::default(),
-        making: Making::default(),
         disk_low: AtomicBool::new(false),
         metrics: Metrics::default(),
         identity,

@@ -40,7 +40,7 @@ impl Node {
         let leader = self.lead()?;
         let command = Command::from(command);
         if begins {
-            return Ok(MutateReply { outcome: self.open_session(command).await? });
+            return Ok(MutateReply { outcome: self.open_session(&leader, command).await? });
         }
         self.note_heard(&leader, command.session)?;
         let identity = (command.session, command.slot, command.sequence);
@@ -90,7 +90,7 @@ impl Node {
     }
 
     async fn carry_out(
-        &self,
+        self: &Arc<Self>,
         leader: &Leader,
         mut command: Command,
         opens: bool,
@@ -115,7 +115,7 @@ impl Node {
         let _making = match opens || matches!(command.op, Op::Client(ClientOp::Tmpfile(_))) {
             true => {
                 let volume = query::superblock(&*store).map_err(query_error)?;
-                Some(self.making.begin(InodeId(volume.next_inode)))
+                Some(leader.making.begin(InodeId(volume.next_inode)))
             }
             false => None,
         };
@@ -142,19 +142,21 @@ impl Node {
             && let Op::Client(ClientOp::SetXattr(ops::SetXattr { ino, .. })) = command.op
             && let Ok(record) = query::inode(&*store, ino)
         {
-            let (proposer, command) = (self.proposer.clone(), command.clone());
-            tokio::spawn(async move { proposer.propose(&command).await });
+            let (node, command) = (self.clone(), command.clone());
+            tokio::spawn(async move {
+                if let Ok(leader) = node.lead() {
+                    let _ = leader.propose_command(&command).await;
+                }
+            });
             return Ok(Outcome::Inode(Box::new(record.attributes(ino))));
         }
-        let outcome = self.proposer.propose(&command).await?;
+        let outcome = leader.propose_command(&command).await?;
         if matches!(command.op, Op::Client(ClientOp::CloseSession(_))) && outcome == Outcome::Done {
             self.session_ended(command.session);
         }
         self.note_locks(&command.op, &outcome);
         let Some(ino) = made_to_be_held(&command, opens, &outcome) else { return Ok(outcome) };
-        // In the memory of the leader of now: the term may be another one than when the command was sent on its way.
-        let leader = self.leading().ok_or(MetadataError::NotLeader { leader: None })?;
-        self.hold_made(&leader, command.session, ino, outcome)
+        self.hold_made(leader, command.session, ino, outcome)
     }
 
     /// A file that is made to be opened, or has no name, is held open by its maker from the start. If that can't be any
@@ -194,13 +196,10 @@ impl Node {
         }
     }
 
-    async fn open_session(&self, command: Command) -> Result<Outcome, MetadataError> {
-        let outcome = self.proposer.propose(&command).await?;
+    async fn open_session(&self, leader: &Leader, command: Command) -> Result<Outcome, MetadataError> {
+        let outcome = leader.propose_command(&command).await?;
         if let Outcome::Session(session, _) = &outcome {
-            let leader = self.leading();
-            if let Some(leader) = &leader {
-                leader.sessions.lock().opened(*session, clock::since_boot());
-            }
+            leader.sessions.lock().opened(*session, clock::since_boot());
             let mut over = Vec::new();
             if let Op::Client(ClientOp::OpenSession(ops::OpenSession { supersedes: Some(old), .. })) =
                 command.op
@@ -210,7 +209,7 @@ impl Node {
             let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
             if volume.config.exclusive {
                 // There is one at a time, and this is it.
-                over.extend(leader.iter().flat_map(|leader| leader.sessions.lock().others(*session)));
+                over.extend(leader.sessions.lock().others(*session));
             }
             for old in over {
                 self.session_ended(old);

@@ -143,7 +143,7 @@ fn random_entries(seed: u64, count: u64) -> Vec<AppliedEntry> {
             };
             let mut batch = Batch::default();
             for command in &commands {
-                batch.add(&encode_command(command));
+                batch.add(1, &append_command(Vec::new(), command));
             }
             let payload = match index % 17 {
                 5 => AppliedPayload::Blank,
@@ -339,7 +339,7 @@ fn whoever_is_told_of_a_change_finds_it_in_the_records() {
                 linkable: true,
             });
             let mut batch = Batch::default();
-            batch.add(&encode_command(&command(INTERNAL, 0, index, op)));
+            batch.add(1, &append_command(Vec::new(), &command(INTERNAL, 0, index, op)));
             let position = LogPosition { term: 1, index };
             let payload = AppliedPayload::Normal(batch.finish());
             machine.apply(vec![AppliedEntry { position, payload }]).unwrap();
@@ -404,7 +404,7 @@ fn large_entries(first: u64, count: u64) -> Vec<AppliedEntry> {
             let name = format!("user.{}", index % 16).into_bytes().into();
             let op = Op::from(ops::SetXattr { ino: ROOT, name, value: value.into(), mode: XattrMode::Set });
             let mut batch = Batch::default();
-            batch.add(&encode_command(&command(INTERNAL, 0, index, op)));
+            batch.add(1, &append_command(Vec::new(), &command(INTERNAL, 0, index, op)));
             let payload = AppliedPayload::Normal(batch.finish());
             AppliedEntry { position: LogPosition { term: 1, index }, payload }
         })

@@ -75,7 +75,7 @@ struct Decided {
 fn decide(node: &Node, leader: &Leader, taken: &[Vec<u8>]) -> Decided {
     let mut decided = Decided { inodes: Vec::new(), later: BTreeSet::new() };
     // Before the sessions are asked: who makes a file is among them when it is no more among these.
-    let being_made = node.making.from();
+    let being_made = leader.making.from();
     let store = node.machine.store();
     // Since it was noted it may have got a name (`O_TMPFILE`, then linkat). Nobody who opens it by that name
     // may be refused, not even for a moment.

@@ -1,44 +1,19 @@
 //! With a real server, whose memory of who holds what is tampered with.
 
-use std::path::Path;
-
-use atoll_core::commands::{Command, INTERNAL, Op, Outcome, ops};
-use atoll_core::ids::{ClusterId, ROOT, SessionId, SlotId};
-use atoll_core::records::VolumeConfig;
-use atoll_proto::{Address, ClusterKey};
-use prometheus_client::registry::Registry;
+use atoll_core::commands::{INTERNAL, Op, Outcome, ops};
+use atoll_core::ids::{ROOT, SessionId};
 
 use super::*;
-use crate::{MetadataConfig, MetadataServer, RunningMetadata};
+use crate::test_server::{run, start};
 
 const HANG: Duration = Duration::from_secs(60);
-
-async fn start(dir: &Path) -> RunningMetadata {
-    let address = Address::Tcp("127.0.0.1:0".into());
-    let config = MetadataConfig {
-        ballast_bytes: 0,
-        ..MetadataConfig::new(dir, address, ClusterId(7), ClusterKey::new([7; 32]))
-    };
-    let server = MetadataServer::start(config, &mut Registry::default()).await.unwrap();
-    let volume = VolumeConfig { copies: 1, copies_min: 1, ..VolumeConfig::default() };
-    server.bootstrap(volume).await.unwrap();
-    server
-}
-
-async fn run(node: &Node, session: SessionId, sequence: u64, op: Op) -> Outcome {
-    let time = clock::now();
-    node.proposer
-        .propose(&Command { session, slot: SlotId(1), sequence, time, expect: None, op })
-        .await
-        .unwrap()
-}
 
 /// A session, and a file without a name that it holds; the worker has seen that it does.
 async fn held(node: &Arc<Node>) -> (SessionId, InodeId) {
     let leader = node.lead().unwrap();
     let open = Op::from(ops::OpenSession { client: "test".into(), incarnation: 1, supersedes: None });
     let Outcome::Session(session, _) = run(node, INTERNAL, 0, open).await else { panic!("no session") };
-    let making = node.making.begin(InodeId(1));
+    let making = leader.making.begin(InodeId(1));
     leader.sessions.lock().opened(session, clock::since_boot());
     let make = Op::from(ops::Tmpfile { parent: ROOT, mode: 0o600, uid: 0, gid: 0, umask: 0, linkable: true });
     let Outcome::Inode(made) = run(node, session, 1, make).await else { panic!("no file") };
