@@ -42,8 +42,9 @@ pub fn needs_facts(op: &Op) -> bool {
 
 /// Fills in what the leader decides; a command that can't be let through becomes a refusal.
 pub fn admit(command: &mut Command, volume: &Superblock, facts: &Facts) {
-    let request = request_hash(&command.op);
     if let Err(error) = check(&mut command.op, volume, facts) {
+        // Of what was asked for: what the leader chooses is no part of it.
+        let request = request_hash(&command.op);
         command.op = Op::Refuse(ops::Refuse { error, request });
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
-use atoll_core::ids::{MemberId, ServerId, SessionId, SlotId};
+use atoll_core::ids::{InodeId, MemberId, ServerId, SessionId, SlotId};
 use atoll_core::keys;
 use atoll_core::lock_waits::LockWaits;
 use atoll_core::records::{ServerRecord, SessionRecord};
@@ -77,6 +77,8 @@ pub(crate) struct Leader {
     pub(crate) full: Mutex<BTreeSet<MemberId>>,
     /// So many of the group's disks have little room that what grows could not be committed.
     pub(crate) group_low: AtomicBool,
+    /// Fires when the last name of an inode [was removed, or wasn't](Unlinking).
+    unlinked: Notify,
     /// Held by who changes the group: one at a time.
     pub(crate) membership: tokio::sync::Mutex<()>,
     over: CancellationToken,
@@ -123,6 +125,7 @@ impl Leader {
             locks_changed: Notify::new(),
             full: Mutex::default(),
             group_low: AtomicBool::new(false),
+            unlinked: Notify::new(),
             membership: tokio::sync::Mutex::default(),
             over: CancellationToken::new(),
         })
@@ -170,6 +173,31 @@ impl Leader {
         self.locks_changed.notify_waiters();
     }
 
+    /// If nobody holds `ino`, nobody can before what is returned is dropped: for who removes its last name and frees it in
+    /// one entry.
+    pub(crate) fn begin_unlinking(&self, ino: InodeId) -> Option<Unlinking<'_>> {
+        // Before the sessions are asked: who makes a file is among them when it is no more among these.
+        let is_made = self.making.from().is_none_or(|from| ino < from);
+        let begun = is_made && self.sessions.lock().begin_unlinking(ino);
+        begun.then_some(Unlinking { leader: self, ino })
+    }
+
+    /// Waits while the last name of `ino` is being removed.
+    pub(crate) async fn until_unlinked(&self, ino: InodeId) {
+        while self.sessions.lock().is_unlinking(ino) {
+            let unlinked = self.unlinked.notified();
+            tokio::pin!(unlinked);
+            unlinked.as_mut().enable();
+            if !self.sessions.lock().is_unlinking(ino) {
+                return;
+            }
+            tokio::select! {
+                () = unlinked => {}
+                () = self.ended() => return,
+            }
+        }
+    }
+
     /// How far repair is.
     pub(crate) fn repair_status(&self) -> RepairStatus {
         let copying = self.tasks.lock().copies() as u64;
@@ -193,6 +221,21 @@ impl Leader {
         self.proposer.propose(self.term, command).await
     }
 
+    /// As [`propose_command`](Self::propose_command), with something of the service's own right behind it; nobody sees the
+    /// one without the other.
+    ///
+    /// # Errors
+    /// If it isn't known to have been carried out.
+    pub(crate) async fn propose_command_and(
+        &self,
+        command: &Command,
+        op: Op,
+    ) -> Result<Outcome, MetadataError> {
+        let both = [command.clone(), internal(op)];
+        let outcomes = self.proposer.propose_together(self.term, &both).await?;
+        outcomes.into_iter().next().ok_or_else(|| MetadataError::Failed("a command has no outcome".into()))
+    }
+
     /// Proposes several things of the service's own, in order; as [`propose`](Self::propose).
     ///
     /// # Errors
@@ -201,6 +244,19 @@ impl Leader {
         self.not_over()?;
         let commands: Vec<Command> = ops.into_iter().map(internal).collect();
         self.proposer.propose_all(self.term, &commands).await
+    }
+}
+
+/// An inode whose last name is being removed, until this is dropped; who opens it waits.
+pub(crate) struct Unlinking<'a> {
+    leader: &'a Leader,
+    ino: InodeId,
+}
+
+impl Drop for Unlinking<'_> {
+    fn drop(&mut self) {
+        self.leader.sessions.lock().unlinked(self.ino);
+        self.leader.unlinked.notify_waiters();
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Sessions {
     awaited: HashSet<InodeId>,
     /// Inodes whose freeing is under way: nobody may hold them any more.
     going: HashSet<InodeId>,
+    /// Inodes whose last name is being removed in the entry that frees them: who wants to hold them waits.
+    unlinking: HashSet<InodeId>,
 }
 
 /// The session isn't known to the leader: it has expired, or never was.
@@ -58,6 +60,9 @@ pub enum OpenError {
     /// The inode has no name and is being freed.
     #[error("the inode is being freed")]
     Going,
+    /// The last name of the inode is being removed; it may stay, if that is refused.
+    #[error("the inode is being unlinked")]
+    Unlinking,
 }
 
 impl Sessions {
@@ -129,6 +134,9 @@ impl Sessions {
     pub fn hold(&mut self, session: SessionId, ino: InodeId) -> Result<bool, OpenError> {
         if self.going.contains(&ino) {
             return Err(OpenError::Going);
+        }
+        if self.unlinking.contains(&ino) {
+            return Err(OpenError::Unlinking);
         }
         let entry = self.entries.get_mut(&session).ok_or(OpenError::Unknown)?;
         if entry.open.len() >= OPEN_FILES_MAX && !entry.open.contains(&ino) {
@@ -218,6 +226,22 @@ impl Sessions {
     /// The freeing has come to its end, or didn't begin.
     pub fn not_going(&mut self, ino: InodeId) {
         self.going.remove(&ino);
+    }
+
+    /// If nobody holds `ino`, for certain, nobody can until [`unlinked`](Self::unlinked).
+    pub fn begin_unlinking(&mut self, ino: InodeId) -> bool {
+        self.is_left(ino) && self.unlinking.insert(ino)
+    }
+
+    /// Its name was removed, or wasn't.
+    pub fn unlinked(&mut self, ino: InodeId) {
+        self.unlinking.remove(&ino);
+    }
+
+    /// Whether its last name is being removed.
+    #[must_use]
+    pub fn is_unlinking(&self, ino: InodeId) -> bool {
+        self.unlinking.contains(&ino)
     }
 
     /// Every session has told this leader what it holds.
@@ -363,6 +387,22 @@ mod tests {
         assert_eq!(table.hold(A, FILE), Err(OpenError::Going));
         table.not_going(FILE);
         table.hold(A, FILE).unwrap();
+    }
+
+    #[test]
+    fn what_is_being_unlinked_can_be_opened_when_that_is_over() {
+        let mut table = Sessions::begin(3, LIFE, at(0), [B]);
+        table.opened(A, at(0));
+        assert!(!table.begin_unlinking(FILE), "B has not said what it holds");
+        table.reclaim(B, &[], false).unwrap();
+        table.hold(A, FILE).unwrap();
+        assert!(!table.begin_unlinking(FILE), "A holds it");
+        assert!(!table.release(A, FILE), "it has a name: nobody waited for that");
+        assert!(table.begin_unlinking(FILE) && table.is_unlinking(FILE));
+        assert!(!table.begin_unlinking(FILE), "somebody is at it");
+        assert_eq!(table.hold(A, FILE), Err(OpenError::Unlinking));
+        table.unlinked(FILE);
+        assert_eq!(table.hold(A, FILE), Ok(true));
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl Node {
             Query::AwaitLocks(queries::AwaitLocks { waits }) => {
                 self.await_locks(request.session, &waits).await
             }
+            Query::Open(queries::Open { ino, .. }) => {
+                if let Some(leader) = self.leading() {
+                    leader.until_unlinked(ino).await;
+                }
+                self.ask_now(request).await
+            }
             Query::StatFs(_) => {
                 self.deleted_is_freed().await;
                 self.ask_now(request).await
@@ -153,18 +159,34 @@ impl Node {
         records: &dyn Read,
         session: SessionId,
         ino: InodeId,
-    ) -> Result<bool, MetadataError> {
+    ) -> Result<bool, HoldError> {
         let purging = query::is_purging(records, ino).map_err(|error| store_error(&error))?;
         if purging {
-            return Err(MetadataError::Fs(FsError::Stale));
+            return Err(OpenError::Going.into());
         }
-        leader.sessions.lock().hold(session, ino).map_err(|error| {
-            MetadataError::Fs(match error {
+        Ok(leader.sessions.lock().hold(session, ino)?)
+    }
+}
+
+/// Why a session can't hold an inode.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HoldError {
+    #[error(transparent)]
+    Refused(#[from] OpenError),
+    #[error(transparent)]
+    Failed(#[from] MetadataError),
+}
+
+impl From<HoldError> for MetadataError {
+    fn from(error: HoldError) -> MetadataError {
+        match error {
+            HoldError::Failed(error) => error,
+            HoldError::Refused(refused) => MetadataError::Fs(match refused {
                 OpenError::Unknown => FsError::SessionExpired,
-                OpenError::TooMany => FsError::TryAgain,
+                OpenError::TooMany | OpenError::Unlinking => FsError::TryAgain,
                 OpenError::Going => FsError::Stale,
-            })
-        })
+            }),
+        }
     }
 }
 

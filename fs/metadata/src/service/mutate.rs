@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::attributes::FileKind;
-use atoll_core::commands::{ClientOp, Command, INTERNAL, Op, Outcome, ops};
+use atoll_core::commands::{
+    ClientOp, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE, ops,
+};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, ServerId, SessionId};
 use atoll_core::keys;
-use atoll_core::query::{self, load};
-use atoll_core::records::{SessionRecord, SlotRecord};
+use atoll_core::query::{self, OpError, load};
+use atoll_core::records::{SessionRecord, SlotRecord, Superblock};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::metadata::{MetadataError, MutateReply, MutateRequest};
 use futures::FutureExt;
@@ -18,13 +20,18 @@ use futures::FutureExt;
 use crate::admission::{self, Facts};
 use crate::changes::Work;
 use crate::clock;
-use crate::leader::Leader;
+use crate::leader::{Leader, Unlinking};
 use crate::node::{Node, query_error, store_error};
+use crate::service::ask::HoldError;
+use crate::sessions::OpenError;
 
 /// How long a reservation waits for others to give back what they don't use.
 const RESERVATION_WAIT_MAX: Duration = Duration::from_secs(8);
 /// How often it looks.
 const RESERVATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Segments that are freed in the entry that removes the last name: all of a small file. What is left of a larger one is
+/// freed in the background.
+const SEGMENTS_WITH_UNLINK_MAX: u32 = 4;
 
 impl Node {
     /// Carries a client's mutation out.
@@ -104,8 +111,10 @@ impl Node {
         {
             // Answered before what only the leader knows is asked again: it may have changed.
             leader.confirm()?;
-            let Some(ino) = made_to_be_held(&command, opens, &last.outcome) else { return Ok(last.outcome) };
-            return self.hold_made(leader, command.session, ino, last.outcome);
+            let Some(ino) = made_to_be_held(&command.op, opens, &last.outcome) else {
+                return Ok(last.outcome);
+            };
+            return self.hold_made(leader, command.session, ino, last.outcome).await;
         }
         if let Op::Client(ClientOp::Reserve(ops::Reserve { bytes_min, .. })) = command.op {
             self.wait_for_room(leader, command.session, bytes_min).await?;
@@ -122,16 +131,7 @@ impl Node {
         let disk_low = self.is_full(leader);
         if disk_low || admission::needs_facts(&command.op) {
             let volume = query::superblock(&*store).map_err(query_error)?;
-            let now = clock::since_boot();
-            let facts = {
-                let servers = leader.servers.lock();
-                Facts {
-                    candidates: servers.candidates(usize::from(volume.config.copies_min), now),
-                    room: servers.room(volume.config.copies, volume.config.chunk_bytes, now),
-                    disk_low,
-                    seed: rand::random(),
-                }
-            };
+            let facts = self.facts(leader, &command.op, &volume, disk_low);
             admission::admit(&mut command, &volume, &facts);
         }
         let extent_bytes = admission::extent_bytes(&command.op);
@@ -150,18 +150,77 @@ impl Node {
             });
             return Ok(Outcome::Inode(Box::new(record.attributes(ino))));
         }
-        let outcome = leader.propose_command(&command).await?;
+        let outcome = match self.begin_unlinking(leader, &command.op)? {
+            Some((ino, _unlinking)) => {
+                let purge = ops::PurgeOrphan { ino, segments_max: SEGMENTS_WITH_UNLINK_MAX };
+                leader.propose_command_and(&command, Op::from(purge)).await?
+            }
+            None => leader.propose_command(&command).await?,
+        };
         if matches!(command.op, Op::Client(ClientOp::CloseSession(_))) && outcome == Outcome::Done {
             self.session_ended(command.session);
         }
         self.note_locks(&command.op, &outcome);
-        let Some(ino) = made_to_be_held(&command, opens, &outcome) else { return Ok(outcome) };
-        self.hold_made(leader, command.session, ino, outcome)
+        let Some(ino) = made_to_be_held(&command.op, opens, &outcome) else { return Ok(outcome) };
+        self.hold_made(leader, command.session, ino, outcome).await
+    }
+
+    /// What is known besides the records that `op` is judged by.
+    fn facts(&self, leader: &Leader, op: &Op, volume: &Superblock, disk_low: bool) -> Facts {
+        let now = clock::since_boot();
+        let config = &volume.config;
+        let candidates = match op {
+            Op::Client(ClientOp::CreateChunk(_)) => {
+                leader.servers.lock().candidates(usize::from(config.copies_min), now)
+            }
+            _ => Vec::new(),
+        };
+        let room = match op {
+            Op::Client(ClientOp::Reserve(_)) => {
+                leader.servers.lock().room(config.copies, config.chunk_bytes, now)
+            }
+            _ => None,
+        };
+        Facts { candidates, room, disk_low, seed: rand::random() }
+    }
+
+    /// The inode whose last name `op` removes, if it can be freed in the same entry: nobody holds it, and nobody can before
+    /// it is known whether the name is gone. By the records of now: if another command comes between, there is nothing to
+    /// free, or what is freed has lost its name to that one.
+    fn begin_unlinking<'a>(
+        &self,
+        leader: &'a Leader,
+        op: &Op,
+    ) -> Result<Option<(InodeId, Unlinking<'a>)>, MetadataError> {
+        let (parent, name) = match op {
+            Op::Client(ClientOp::Unlink(ops::Unlink { parent, name, .. })) => (*parent, name),
+            Op::Client(ClientOp::Rename(ops::Rename { new_parent, new_name, flags, .. }))
+                if flags & (RENAME_EXCHANGE | RENAME_NOREPLACE) == 0 =>
+            {
+                (*new_parent, new_name)
+            }
+            _ => return Ok(None),
+        };
+        let store = self.machine.store();
+        let found = query::superblock(&*store).and_then(|volume| {
+            let Some(found) = query::find_entry(&*store, volume.hash_key, parent, name)? else {
+                return Ok(None);
+            };
+            let record = query::inode(&*store, found.ino)?;
+            Ok((record.is_directory() || record.nlink == 1).then_some(found.ino))
+        });
+        let ino = match found {
+            Ok(Some(ino)) => ino,
+            // The command will say so.
+            Ok(None) | Err(OpError::Refused(_)) => return Ok(None),
+            Err(OpError::Store(error)) => return Err(store_error(&error)),
+        };
+        Ok(leader.begin_unlinking(ino).map(|unlinking| (ino, unlinking)))
     }
 
     /// A file that is made to be opened, or has no name, is held open by its maker from the start. If that can't be any
     /// more the outcome is `Stale`: another leader has made it, and freed it before its maker could tell.
-    fn hold_made(
+    async fn hold_made(
         &self,
         leader: &Leader,
         session: SessionId,
@@ -172,10 +231,16 @@ impl Node {
             return Ok(outcome);
         }
         let store = self.machine.store();
-        let held = self
-            .hold(leader, &*store, session, ino)
-            // Read after it was registered: what is unlinked from now on is kept.
-            .and_then(|_| query::inode(&*store, ino).map_err(query_error));
+        let held = loop {
+            match self.hold(leader, &*store, session, ino) {
+                Err(HoldError::Refused(OpenError::Unlinking)) => leader.until_unlinked(ino).await,
+                held => break held.map_err(MetadataError::from),
+            }
+            // Where it was removed by a leader that is none any more.
+            leader.not_over()?;
+        };
+        // Read after it was registered: what is unlinked from now on is kept.
+        let held = held.and_then(|_| query::inode(&*store, ino).map_err(query_error));
         match held {
             Ok(_) => {
                 // Held in the memory of a leader that is none any more, it would be held by nobody.
@@ -265,9 +330,9 @@ impl Node {
     }
 }
 
-/// The file that a command has made to be held open by its maker from the start, if that is what it has done.
-fn made_to_be_held(command: &Command, opens: bool, outcome: &Outcome) -> Option<InodeId> {
-    match (&command.op, outcome) {
+/// The file that an operation has made to be held open by its maker from the start, if that is what it has done.
+fn made_to_be_held(op: &Op, opens: bool, outcome: &Outcome) -> Option<InodeId> {
+    match (op, outcome) {
         (Op::Client(ClientOp::Tmpfile(_)), Outcome::Inode(made)) => Some(made.ino),
         (Op::Client(ClientOp::Create(_)), Outcome::Inode(made)) if opens && made.kind() == FileKind::File => {
             Some(made.ino)
@@ -293,3 +358,6 @@ fn own_reservation(store: &dyn Read, session: SessionId) -> Result<u64, StoreErr
     let record: Option<SessionRecord> = load(store, Family::System, &keys::session(session))?;
     Ok(record.map_or(0, |record| record.bytes_reserved))
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,7 +56,9 @@ impl Node {
             sessions.heard(request.session, clock::since_boot()).map_err(|_| EXPIRED)?;
             sessions.reclaim(request.session, &request.open, request.more).map_err(|error| match error {
                 OpenError::Unknown => EXPIRED,
-                OpenError::TooMany | OpenError::Going => MetadataError::Fs(FsError::TryAgain),
+                OpenError::TooMany | OpenError::Going | OpenError::Unlinking => {
+                    MetadataError::Fs(FsError::TryAgain)
+                }
             })?;
             sessions.all_reclaimed()
         };
