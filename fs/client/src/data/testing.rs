@@ -165,8 +165,13 @@ impl Storage for FakeStorage {
             assert_eq!(data.len(), request.length as usize);
             assert_eq!(request.offset % BLOCK_BYTES, 0);
             let first = request.offset / BLOCK_BYTES;
-            checksum::verify(request.chunk, first, &data, &request.checksums)
-                .expect("checksums of what is sent");
+            if let Err(wrong) = checksum::verify(request.chunk, first, &data, &request.checksums) {
+                let blocks = match wrong {
+                    checksum::ChecksumError::Corrupt { blocks, .. } => blocks,
+                    checksum::ChecksumError::Count { .. } => panic!("{wrong}"),
+                };
+                return Err(StorageFailure::Refused(StorageError::Corrupt { blocks }));
+            }
             let mut servers = self.servers.lock();
             let found = servers.get_mut(&server).unwrap();
             if request.create.is_none() && !found.blocks.contains_key(&request.chunk) {
