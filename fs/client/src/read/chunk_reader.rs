@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::limits::BLOCK_BYTES;
-use atoll_proto::checksum;
+use atoll_proto::checksum::{self, ChecksumError};
 use atoll_proto::metadata::ChunkInfo;
 use atoll_proto::queries;
 use atoll_proto::storage::{IO_BYTES_MAX, ReadChunk, StorageError};
@@ -223,25 +223,49 @@ impl<M: Metadata> ChunkReader<M> {
         order.into_iter().map(|(.., server)| server).collect()
     }
 
-    async fn attempt(&self, server: ServerId, info: &ChunkInfo, (start, end, needed): BlockRange) -> Attempt {
-        let chunk = info.chunk;
-        let request =
-            ReadChunk { chunk, generation: info.generation, offset: start, length: (end - start) as u32 };
+    /// What is read is verified here, once. If it is wrong the server is asked again and told to look itself: what it
+    /// finds on its disk it reports, so that the replica is repaired; what happened on the way is right the second time.
+    async fn attempt(&self, server: ServerId, info: &ChunkInfo, range: BlockRange) -> Attempt {
+        match self.attempt_once(server, info, range, true).await {
+            Ok(attempt) => attempt,
+            Err(wrong) => {
+                tracing::warn!(
+                    %server, chunk = %info.chunk, %wrong,
+                    "a replica's reply doesn't verify; asking the storage server to verify it"
+                );
+                match self.attempt_once(server, info, range, false).await {
+                    Ok(attempt) => attempt,
+                    Err(wrong) => self.bad(server, info.chunk, &wrong.to_string()),
+                }
+            }
+        }
+    }
+
+    /// `Err`: what came doesn't have its checksums.
+    async fn attempt_once(
+        &self,
+        server: ServerId,
+        info: &ChunkInfo,
+        (start, end, needed): BlockRange,
+        reader_verifies: bool,
+    ) -> Result<Attempt, ChecksumError> {
+        let (chunk, generation) = (info.chunk, info.generation);
+        let length = (end - start) as u32;
+        let request = ReadChunk { chunk, generation, offset: start, length, reader_verifies };
         let (reply, body) = match self.storage.read(server, request, READ_DEADLINE).await {
             Ok(answer) => answer,
-            Err(failure) => return self.judge(server, chunk, &failure),
+            Err(failure) => return Ok(self.judge(server, chunk, &failure)),
         };
         // The chunk's last block may come without its padding.
         if reply.offset != start || (body.len() as u64) < needed - start {
-            return self.bad(server, chunk, "its reply has another range");
+            return Ok(self.bad(server, chunk, "its reply has another range"));
         }
         let body = body.slice(..body.len().min((end - start) as usize));
         let blocks = checksum::blocks_of(body.len() as u64) as usize;
         let sums = reply.checksums.get(..blocks).unwrap_or(&reply.checksums);
         match checksum::verify(chunk, start / BLOCK_BYTES, &body, sums) {
-            Ok(()) => Attempt::Good(body),
-            Err(_) if atoll_faults::planted("read-unverified") => Attempt::Good(body),
-            Err(error) => self.bad(server, chunk, &error.to_string()),
+            Err(wrong) if !atoll_faults::planted("read-unverified") => Err(wrong),
+            _ => Ok(Attempt::Good(body)),
         }
     }
 

@@ -19,12 +19,31 @@ async fn a_bad_replica_is_passed_over_and_three_are_an_error() {
             assert!(cluster.read(ino, at, 1000).await.unwrap() == data[at as usize..at as usize + 1000]);
         }
     }
-    assert!(cluster.data.counters().bad_replicas > 0);
+    let bad = cluster.data.counters().bad_replicas;
+    assert!(bad > 0);
+    // Each was told to look itself, so that it reports what it has.
+    assert_eq!(cluster.storage.found_corrupt.load(Ordering::Relaxed), bad);
     cluster.storage.set_mood(3, Mood::Corrupt);
     assert_eq!(cluster.read(ino, 5000, 10).await, Err(FsError::Io.into()));
     cluster.storage.set_mood(3, Mood::Silent);
     cluster.storage.set_mood(1, Mood::Well);
     assert_eq!(cluster.read(ino, 5000, 10).await.unwrap(), data[5000..5010]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn damage_on_the_way_costs_a_second_reply() {
+    let cluster = cluster();
+    let ino = cluster.metadata.create("a").ino;
+    let data = Random(3).bytes(300_000);
+    cluster.write_all(ino, 0, &data).await;
+    cluster.data.flush(ino).await.unwrap();
+    for server in 1..=3 {
+        cluster.storage.set_mood(server, Mood::CorruptOnTheWay);
+    }
+    let before = cluster.storage.reads.load(Ordering::Relaxed);
+    assert!(cluster.read(ino, 70_000, 1000).await.unwrap() == data[70_000..71_000]);
+    assert_eq!(cluster.storage.reads.load(Ordering::Relaxed), before + 2);
+    assert_eq!(cluster.data.counters().bad_replicas, 0);
 }
 
 #[tokio::test(start_paused = true)]
