@@ -13,6 +13,7 @@ use atoll_proto::queries;
 use atoll_proto::storage::{IO_BYTES_MAX, ReadChunk, StorageError};
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -169,40 +170,47 @@ impl<M: Metadata> ChunkReader<M> {
     /// Asks one replica after the other; the next one too when the one before takes long.
     async fn round(&self, info: &ChunkInfo, range: BlockRange) -> Attempt {
         let order = self.order(info, range.0);
-        let mut next = order.iter();
-        let mut asked = FuturesUnordered::new();
-        let mut worst = Attempt::Bad;
-        if let Some(server) = next.next() {
-            asked.push(self.attempt(*server, info, range));
+        let Some((first, others)) = order.split_first() else { return Attempt::Bad };
+        // Nearly always one is asked and answers: that takes no collection of futures.
+        let first = self.attempt(*first, info, range);
+        tokio::pin!(first);
+        if others.is_empty() {
+            return first.await;
         }
+        let early = tokio::time::timeout(HEDGE_AFTER, first.as_mut()).await;
+        let mut worst = Attempt::Bad;
+        let mut asked: FuturesUnordered<BoxFuture<'_, Attempt>> = FuturesUnordered::new();
+        match early {
+            Ok(Attempt::Good(blocks)) => return Attempt::Good(blocks),
+            Ok(Attempt::Gone) => return Attempt::Gone,
+            Ok(Attempt::Away) => worst = Attempt::Away,
+            Ok(Attempt::Bad) => {}
+            Err(_) => asked.push(Box::pin(first)),
+        }
+        let mut next = others.iter();
         loop {
-            let answer = if next.len() > 0 {
-                match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        self.counters.failovers.fetch_add(1, Ordering::Relaxed);
-                        if let Some(server) = next.next() {
-                            asked.push(self.attempt(*server, info, range));
-                        }
-                        continue;
-                    }
-                }
-            } else {
-                asked.next().await
-            };
-            match answer {
-                Some(Attempt::Good(blocks)) => return Attempt::Good(blocks),
-                Some(Attempt::Gone) => return Attempt::Gone,
-                Some(Attempt::Away) => worst = Attempt::Away,
-                Some(Attempt::Bad) => {}
-                None if next.len() == 0 => return worst,
-                None => {}
-            }
-            if asked.is_empty()
-                && let Some(server) = next.next()
-            {
+            // Here none has answered in time, or all that have don't have it.
+            if let Some(server) = next.next() {
                 self.counters.failovers.fetch_add(1, Ordering::Relaxed);
-                asked.push(self.attempt(*server, info, range));
+                asked.push(Box::pin(self.attempt(*server, info, range)));
+            }
+            loop {
+                let answer = if next.len() > 0 {
+                    match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
+                        Ok(answer) => answer,
+                        Err(_) => break,
+                    }
+                } else {
+                    asked.next().await
+                };
+                match answer {
+                    Some(Attempt::Good(blocks)) => return Attempt::Good(blocks),
+                    Some(Attempt::Gone) => return Attempt::Gone,
+                    Some(Attempt::Away) => worst = Attempt::Away,
+                    Some(Attempt::Bad) => {}
+                    None if next.len() == 0 => return worst,
+                    None => break,
+                }
             }
         }
     }
@@ -214,9 +222,9 @@ impl<M: Metadata> ChunkReader<M> {
             .replicas
             .iter()
             .map(|server| {
-                let failing = self.storage.failing_for(*server).is_some();
+                let (failing, distance) = self.storage.standing(*server);
                 let mixed = (server.0 ^ share).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 16;
-                (failing, self.storage.distance(*server), mixed, *server)
+                (failing, distance, mixed, *server)
             })
             .collect();
         order.sort_unstable();
