@@ -21,9 +21,13 @@ pub const BLOCK_BYTES: usize = limits::BLOCK_BYTES as usize;
 
 static ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
+/// From this length on (bytes) one library is quicker than the other: by half for a block that is in the processor's cache,
+/// twice for one that isn't.
+const LONG_BYTES: usize = 1024;
+
 /// CRC-32C (Castagnoli) of `bytes`.
 pub fn crc32c(bytes: &[u8]) -> u32 {
-    crc_fast::crc32_iscsi(bytes)
+    if bytes.len() < LONG_BYTES { crc_fast::crc32_iscsi(bytes) } else { crc32c::crc32c(bytes) }
 }
 
 /// CRC-32C of several slices, one after the other.
@@ -42,6 +46,9 @@ pub fn crc32c_combine(a: u32, b: u32, b_bytes: u64) -> u32 {
 
 /// CRC-32C of `a ‖ bytes`, given that of `a`.
 pub fn crc32c_append(a: u32, bytes: &[u8]) -> u32 {
+    if bytes.len() >= LONG_BYTES {
+        return crc32c::crc32c_append(a, bytes);
+    }
     let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!a));
     digest.update(bytes);
     digest.finalize() as u32
@@ -328,6 +335,10 @@ mod tests {
         assert_eq!(crc32c(&ascending), 0x46dd_794e);
         assert_eq!(crc32c_parts([&b"1234"[..], b"", b"56789"]), 0xe306_9283);
         assert_eq!(crc32c_combine(crc32c(b"1234"), crc32c(b"56789"), 5), 0xe306_9283);
+        // Both libraries.
+        for length in [LONG_BYTES - 1, LONG_BYTES, LONG_BYTES + 1, BLOCK_BYTES, 10_000] {
+            assert_eq!(crc32c(&bytes(length)), slow_crc32c(&bytes(length)), "{length} bytes");
+        }
     }
 
     #[test]
