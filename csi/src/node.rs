@@ -168,7 +168,10 @@ impl Node {
             Err(error) => Err(error),
         };
         match usable {
-            Ok(Liveness::Alive) => Ok(()),
+            Ok(Liveness::Alive) => {
+                atoll_fuse::device::read_ahead(staging);
+                Ok(())
+            }
             Ok(Liveness::Silent) => {
                 Err(Pending::NotYet(format!("the mount at {} doesn't respond", request.staging)).into())
             }

@@ -63,14 +63,20 @@ fn processor_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
-#[cfg(target_env = "gnu")]
+/// What is kept for the next burst, and then what the C library keeps.
 fn trim() {
+    atoll_proto::buffers::give_back();
+    trim_allocator();
+}
+
+#[cfg(target_env = "gnu")]
+fn trim_allocator() {
     // SAFETY: it only gives back pages that nobody has allocated.
     unsafe { libc::malloc_trim(0) };
 }
 
 #[cfg(not(target_env = "gnu"))]
-fn trim() {}
+fn trim_allocator() {}
 
 #[cfg(test)]
 mod tests {

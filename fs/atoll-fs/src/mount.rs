@@ -152,7 +152,10 @@ impl Mounted {
         device.mount(&mountpoint, &options).map_err(Failure::failed)?;
         let ConnectedClient { client, behaviour } = connected;
         match serve(&behaviour, &options, device, &client, &ended).await {
-            Ok(kernel) => Ok(Mounted { client, kernel, ended, place: Some((mountpoint, options.source)) }),
+            Ok(kernel) => {
+                device::read_ahead(&mountpoint);
+                Ok(Mounted { client, kernel, ended, place: Some((mountpoint, options.source)) })
+            }
             Err(failure) => {
                 let _ = device::unmount(&mountpoint, true);
                 Err(failure)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use atoll_metadata::server::{MetadataConfig, MetadataServer, StartError as MetadataError};
 use atoll_metadata::store::folder::FolderError;
+use atoll_proto::Encryption;
 use atoll_storage::store::StoreError;
 use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer};
 use parking_lot::Mutex;
@@ -21,6 +22,9 @@ use crate::{http, signals};
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Threads that answer requests; what blocks has threads of its own.
 const SERVER_THREADS: usize = 2;
+/// Those of a storage server. Its disk's work is done by others; what is left is to pass bytes on, and a second thread would
+/// be woken for each request only to find nothing to do.
+const STORAGE_THREADS: usize = 1;
 
 /// Runs a metadata server.
 ///
@@ -102,7 +106,9 @@ pub fn storage(args: StorageArgs) -> Outcome {
         sync: !args.unsafe_no_sync,
         ..StorageConfig::new(args.data, listen, id, key)
     };
-    serving_runtime(SERVER_THREADS)?.block_on(async {
+    // Encryption is work that two can share.
+    let threads = if encryption == Encryption::Required { SERVER_THREADS } else { STORAGE_THREADS };
+    serving_runtime(threads)?.block_on(async {
         let asked_to_end = signals::listen()?;
         let server = StorageServer::start(config).await.map_err(storage_failure)?;
         let mut registry = Registry::with_prefix("atoll");

@@ -495,3 +495,14 @@ fn nothing_is_stale_while_paths_move_on_two_mounts() {
     // that moment; one of millions of operations meets that.
     assert!(wrong.len() <= 1, "{} of {done} are stale:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+#[test]
+fn the_kernel_reads_ahead_farther_than_it_would() {
+    let mut cluster = Processes::start(1, 1);
+    let mount = cluster.mount("one");
+    let device = fs::metadata(&mount).unwrap().dev();
+    let setting = format!("/sys/class/bdi/{}:{}/read_ahead_kb", libc::major(device), libc::minor(device));
+    let expected = atoll_fuse::device::READ_AHEAD_KIB.to_string();
+    // It is set when the mount is usable already.
+    wait_until("the setting", || fs::read_to_string(&setting).unwrap().trim() == expected);
+}

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use atoll_core::attributes::KillPriv;
 use atoll_core::ids::{InodeId, SessionId, SlotId};
-use crc_fast::{CrcAlgorithm, Digest};
+use atoll_proto::checksum::Sums;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -252,11 +252,10 @@ impl Arena {
             }
             let run = unit..unit + record.units as usize;
             let fits = run.end <= units && record.length as usize <= run.len() * UNIT_BYTES;
-            let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
             if fits && self.units.lock().is_free(run.clone()) {
                 let bytes = self.memory.read(self.layout.unit(unit), record.length as usize)?;
-                digest.update(&bytes);
-                if digest.finalize() as u32 == record.crc {
+                let sums = Sums::of(&bytes);
+                if sums.all() == record.crc {
                     self.units.lock().take(run.clone());
                     self.next_order.fetch_max(record.c + 1, Ordering::Relaxed);
                     let arena = Arc::clone(&self);
@@ -267,7 +266,7 @@ impl Arena {
                         offset: record.b,
                         order: record.c,
                         length: record.length as usize,
-                        digest,
+                        sums,
                         kills: (record.kills & NOTED != 0).then(|| KillPriv::from_bits(record.kills as u8)),
                     });
                     continue;
@@ -379,21 +378,17 @@ impl Arena {
         let wanted = room.max(data.len()).min(DATA_BLOCK_BYTES_MAX).div_ceil(UNIT_BYTES);
         let run = self.units.lock().allocate(wanted).ok_or(ArenaFull)?;
         let data = &data[..data.len().min(run.len() * UNIT_BYTES)];
-        // SAFETY: the run is this call's alone.
-        unsafe { self.memory.write(self.layout.unit(run.start), data) };
-        let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-        digest.update(data);
-        let block = DataBlock {
+        let mut block = DataBlock {
             order: self.next_order.fetch_add(1, Ordering::Relaxed),
             arena: Arc::clone(self),
             run,
             ino,
             offset,
-            length: data.len(),
-            digest,
+            length: 0,
+            sums: Sums::default(),
             kills: None,
         };
-        block.put_record(State::Full);
+        block.put(data);
         Ok(block)
     }
 
@@ -462,7 +457,8 @@ pub struct DataBlock {
     offset: u64,
     order: u64,
     length: usize,
-    digest: Digest,
+    /// As the bytes came: whatever happens to them here, whoever gets them with these notices.
+    sums: Sums,
     kills: Option<KillPriv>,
 }
 
@@ -531,13 +527,29 @@ impl DataBlock {
         if data.is_empty() {
             return 0;
         }
-        let at = self.arena.layout.unit(self.run.start) + self.length;
-        // SAFETY: within the run, behind what `bytes` shows.
-        unsafe { self.arena.memory.write(at, data) };
-        self.digest.update(data);
-        self.length += data.len();
-        self.put_record(State::Full);
+        self.put(data);
         data.len()
+    }
+
+    /// Copies data behind what is there; there is room for it.
+    fn put(&mut self, mut data: &[u8]) {
+        while !data.is_empty() {
+            // Block by block, each summed while it is in the processor's cache.
+            let (now, later) = data.split_at(data.len().min(self.sums.until_block_end()));
+            let at = self.arena.layout.unit(self.run.start) + self.length;
+            // SAFETY: within the run, behind what `bytes` shows.
+            unsafe { self.arena.memory.write(at, now) };
+            self.sums.add(now);
+            self.length += now.len();
+            data = later;
+        }
+        self.put_record(State::Full);
+    }
+
+    /// The CRC-32C of each whole block (of 4 KiB, counted from its beginning), as the bytes came.
+    #[must_use]
+    pub fn block_sums(&self) -> &[u32] {
+        self.sums.blocks()
     }
 
     /// The data is committed: an adopter doesn't find it any more. The room comes back when this is dropped,
@@ -553,7 +565,7 @@ impl DataBlock {
             b: self.offset,
             c: self.order,
             length: self.length as u32,
-            crc: self.digest.finalize() as u32,
+            crc: self.sums.all(),
             units: self.run.len() as u32,
             kills: self.kills.map_or(0, |kills| NOTED | u32::from(kills.bits())),
             state,

@@ -84,6 +84,11 @@ pub trait Storage: Send + Sync + 'static {
 
     /// How far away the server is: 0 is the nearest.
     fn distance(&self, server: ServerId) -> u32;
+
+    /// Whether [`failing_for`](Self::failing_for) says something of the server, and its distance.
+    fn standing(&self, server: ServerId) -> (bool, u32) {
+        (self.failing_for(server).is_some(), self.distance(server))
+    }
 }
 
 /// How servers are reached.
@@ -125,6 +130,7 @@ struct Servers {
 
 struct Server {
     info: ServerInfo,
+    distance: u32,
     /// With the session as which it connects.
     peer: Option<(SessionId, Peer)>,
     last_use: u64,
@@ -255,13 +261,25 @@ impl<M: Metadata> Inner<M> {
         let mut before = std::mem::take(&mut servers.known);
         for info in list {
             let old = before.remove(&info.server);
+            let distance = self.distance_of(&info);
             let new = match old {
-                Some(old) if old.info.address == info.address => Server { info, ..old },
-                Some(old) => Server { info, peer: None, failing: None, ..old },
-                None => Server { info, peer: None, last_use: 0, failing: None, awaited: false },
+                Some(old) if old.info.address == info.address => Server { info, distance, ..old },
+                Some(old) => Server { info, distance, peer: None, failing: None, ..old },
+                None => Server { info, distance, peer: None, last_use: 0, failing: None, awaited: false },
             };
             servers.known.insert(new.info.server, new);
         }
+    }
+
+    fn distance_of(&self, info: &ServerInfo) -> u32 {
+        if self.config.local.contains_key(&info.server) {
+            return 0;
+        }
+        let near = PLACE_LABELS.iter().position(|label| {
+            let ours = self.config.labels.get(*label);
+            ours.is_some() && ours == info.labels.get(*label)
+        });
+        near.unwrap_or(PLACE_LABELS.len()) as u32 + 1
     }
 
     fn note<T>(self: &Arc<Self>, server: ServerId, result: Result<T, RpcError>) -> Result<T, StorageFailure> {
@@ -394,16 +412,15 @@ impl<M: Metadata> Storage for StoragePool<M> {
     }
 
     fn distance(&self, server: ServerId) -> u32 {
-        if self.inner.config.local.contains_key(&server) {
-            return 0;
+        self.standing(server).1
+    }
+
+    fn standing(&self, server: ServerId) -> (bool, u32) {
+        match self.inner.servers.lock().known.get(&server) {
+            Some(found) => (found.failing_since().is_some(), found.distance),
+            None if self.inner.config.local.contains_key(&server) => (false, 0),
+            None => (false, PLACE_LABELS.len() as u32 + 1),
         }
-        let servers = self.inner.servers.lock();
-        let Some(found) = servers.known.get(&server) else { return PLACE_LABELS.len() as u32 + 1 };
-        let near = PLACE_LABELS.iter().position(|label| {
-            let ours = self.inner.config.labels.get(*label);
-            ours.is_some() && ours == found.info.labels.get(*label)
-        });
-        near.unwrap_or(PLACE_LABELS.len()) as u32 + 1
     }
 }
 

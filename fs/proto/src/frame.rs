@@ -17,6 +17,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crc_fast::{CrcAlgorithm, Digest};
 use serde::Serialize;
 
+use crate::buffers::{self, Buffer};
 use crate::secure::{Source, TAG_BYTES};
 
 /// Bytes of a frame's header.
@@ -33,8 +34,8 @@ pub const FRAME_BYTES_MAX: usize = HEADER_BYTES + META_BYTES_MAX + BODY_BYTES_MA
 const READ_BUFFER_BYTES: usize = 64 << 10;
 /// With less than this many bytes left, the read buffer is replaced.
 const READ_ROOM_BYTES_MIN: usize = 8 << 10;
-/// Bodies up to this many bytes stay in the read buffer; a longer one gets memory of its own, into which the
-/// rest of it is read directly. (A small slice that is kept for long keeps the whole buffer, so what is
+/// Bodies up to this many bytes stay in the read buffer; a longer one gets memory of its own ([`buffers`]), into which
+/// the rest of it is read directly. (A small slice that is kept for long keeps the whole buffer, so what is
 /// kept should be copied by who keeps it.)
 const SHARED_BODY_BYTES_MAX: usize = 16 << 10;
 
@@ -187,8 +188,13 @@ impl Body {
             Body::Empty => Bytes::new(),
             Body::One(piece) => piece,
             Body::Many(pieces) => {
-                let mut all = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
-                pieces.iter().for_each(|piece| all.extend_from_slice(piece));
+                let mut all = buffers::take(pieces.iter().map(Bytes::len).sum());
+                let mut rest = all.as_mut();
+                for piece in pieces {
+                    let (now, later) = rest.split_at_mut(piece.len());
+                    now.copy_from_slice(&piece);
+                    rest = later;
+                }
                 all.freeze()
             }
         }
@@ -326,7 +332,9 @@ pub struct FrameReader {
 /// A frame whose long body is still coming in.
 struct Partial {
     frame: Frame,
-    body: BytesMut,
+    /// With room for a tag behind the body.
+    body: Buffer,
+    have: usize,
     need: usize,
 }
 
@@ -350,11 +358,12 @@ impl FrameReader {
 
     /// The next frame if all of it has come.
     pub fn buffered(&mut self) -> Result<Option<Frame>, FrameError> {
-        if let Some(partial) = self.partial.take() {
-            if partial.body.len() < partial.need {
+        if let Some(mut partial) = self.partial.take() {
+            if partial.have < partial.need {
                 self.partial = Some(partial);
                 return Ok(None);
             }
+            partial.body.truncate(partial.need);
             return Ok(Some(Frame { body: partial.body.freeze(), ..partial.frame }));
         }
         let Some(header) = Header::parse(&self.buffer)? else { return Ok(None) };
@@ -382,11 +391,11 @@ impl FrameReader {
             frame.body = self.buffer.split_to(header.body_bytes).freeze();
             return Ok(Some(frame));
         }
-        let mut body = BytesMut::with_capacity(header.body_bytes + TAG_BYTES);
+        let mut body = buffers::take(header.body_bytes + TAG_BYTES);
         let here = header.body_bytes.min(self.buffer.len());
-        body.extend_from_slice(&self.buffer[..here]);
+        body.as_mut()[..here].copy_from_slice(&self.buffer[..here]);
         self.buffer.advance(here);
-        self.partial = Some(Partial { frame, body, need: header.body_bytes });
+        self.partial = Some(Partial { frame, body, have: here, need: header.body_bytes });
         if here == header.body_bytes { self.buffered() } else { Ok(None) }
     }
 
@@ -407,8 +416,10 @@ impl FrameReader {
     pub async fn fill(&mut self) -> Result<bool, FrameError> {
         let read = match &mut self.partial {
             Some(partial) => {
-                let missing = partial.need - partial.body.len();
-                self.source.read(&mut partial.body, missing).await?
+                let missing = partial.need - partial.have;
+                let read = self.source.read_into(&mut partial.body.as_mut()[partial.have..], missing).await?;
+                partial.have += read;
+                read
             }
             None => {
                 let wanted = Header::parse(&self.buffer)?.map_or(0, |header| {
@@ -431,7 +442,7 @@ impl FrameReader {
             None if self.buffer.is_empty() => Ok(false),
             None => Err(FrameError::Torn { have: self.buffer.len() }),
             Some(partial) => {
-                Err(FrameError::Torn { have: HEADER_BYTES + partial.frame.meta.len() + partial.body.len() })
+                Err(FrameError::Torn { have: HEADER_BYTES + partial.frame.meta.len() + partial.have })
             }
         }
     }

@@ -9,6 +9,7 @@
 //! No message is interpreted here; the only decisions are about connections.
 
 pub mod admin;
+pub mod buffers;
 pub mod checksum;
 pub mod client;
 mod direct;

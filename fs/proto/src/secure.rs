@@ -68,66 +68,104 @@ impl Source {
         }
     }
 
-    /// Appends at most `max` bytes (at least one) to `into`, which has room for them (and for a tag
-    /// more, if nothing is to be copied twice). Returns how many; 0 when the peer closed.
+    /// Appends at most `max` bytes (at least one) to `into`, which has room for them (and for a tag more, if nothing is to be
+    /// copied twice). Returns how many; 0 when the peer closed.
     pub async fn read(&mut self, into: &mut BytesMut, max: usize) -> io::Result<usize> {
         let Some(sealed) = &mut self.sealed else {
             return self.io.read_buf(&mut into.limit(max)).await;
         };
-        loop {
-            if !sealed.plain.is_empty() {
-                let now = max.min(sealed.plain.len());
-                into.extend_from_slice(&sealed.plain[..now]);
-                sealed.plain.advance(now);
-                return Ok(now);
+        if sealed.plain.is_empty() {
+            let Some(record) = sealed.record(&mut self.io).await? else { return Ok(0) };
+            if fits(record, max, into.capacity() - into.len()) {
+                let start = into.len();
+                into.resize(start + record, 0);
+                let bytes = sealed.open(record, &mut into[start..])?;
+                into.truncate(start + bytes);
+                return Ok(bytes);
             }
-            match sealed.open(into, max)? {
-                Opened::Some(0) => {}
-                Opened::Some(bytes) => return Ok(bytes),
-                Opened::NeedMore(room) => {
-                    sealed.raw.reserve(room.max(CIPHER_READ_BYTES));
-                    if self.io.read_buf(&mut sealed.raw).await? == 0 {
-                        return if sealed.raw.is_empty() {
-                            Ok(0)
-                        } else {
-                            Err(io::ErrorKind::UnexpectedEof.into())
-                        };
-                    }
-                }
+            if !sealed.next_into_plain(&mut self.io).await? {
+                return Ok(0);
             }
         }
+        let now = max.min(sealed.plain.len());
+        into.extend_from_slice(&sealed.plain[..now]);
+        sealed.plain.advance(now);
+        Ok(now)
+    }
+
+    /// Fills the beginning of `into`: at most `max` bytes of it, at least one. With room for a tag behind them nothing is
+    /// copied twice. Returns how many; 0 when the peer closed.
+    pub async fn read_into(&mut self, into: &mut [u8], max: usize) -> io::Result<usize> {
+        let Some(sealed) = &mut self.sealed else {
+            return self.io.read(&mut into[..max]).await;
+        };
+        if sealed.plain.is_empty() {
+            let Some(record) = sealed.record(&mut self.io).await? else { return Ok(0) };
+            if fits(record, max, into.len()) {
+                return sealed.open(record, into);
+            }
+            if !sealed.next_into_plain(&mut self.io).await? {
+                return Ok(0);
+            }
+        }
+        let now = max.min(sealed.plain.len());
+        into[..now].copy_from_slice(&sealed.plain[..now]);
+        sealed.plain.advance(now);
+        Ok(now)
     }
 }
 
-enum Opened {
-    Some(usize),
-    NeedMore(usize),
+/// Whether a record that isn't empty can be opened in place where at most `max` bytes are wanted and `room` is.
+fn fits(record: usize, max: usize, room: usize) -> bool {
+    (TAG_BYTES + 1..=max + TAG_BYTES).contains(&record) && record <= room
 }
 
 impl SealedSource {
-    /// Opens the next record if all of it has come: into `into` if it has room, else into `self.plain`.
-    fn open(&mut self, into: &mut BytesMut, max: usize) -> io::Result<Opened> {
-        if self.raw.len() < 2 {
-            return Ok(Opened::NeedMore(2 + RECORD_BYTES_MAX));
+    /// Waits until all of the next record has come: the length of what is sealed in it. `None` when the peer closed.
+    async fn record(&mut self, io: &mut BoxRead) -> io::Result<Option<usize>> {
+        loop {
+            let missing = match self.raw.get(..2) {
+                None => 2 + RECORD_BYTES_MAX,
+                Some(length) => {
+                    let bytes = usize::from(u16::from_le_bytes([length[0], length[1]]));
+                    if bytes < TAG_BYTES {
+                        return Err(broken("an encrypted record is too short"));
+                    }
+                    if self.raw.len() >= 2 + bytes {
+                        return Ok(Some(bytes));
+                    }
+                    2 + bytes - self.raw.len()
+                }
+            };
+            self.raw.reserve(missing.max(CIPHER_READ_BYTES));
+            if io.read_buf(&mut self.raw).await? == 0 {
+                return if self.raw.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            }
         }
-        let bytes = usize::from(u16::from_le_bytes([self.raw[0], self.raw[1]]));
-        if self.raw.len() < 2 + bytes {
-            return Ok(Opened::NeedMore(2 + bytes - self.raw.len()));
-        }
-        let plain_bytes =
-            bytes.checked_sub(TAG_BYTES).ok_or_else(|| broken("an encrypted record is too short"))?;
-        // Opening happens in place, so it needs room for the tag too.
-        let direct = plain_bytes <= max && into.capacity() - into.len() >= bytes;
-        let target = if direct { &mut *into } else { &mut self.plain };
-        let start = target.len();
-        target.resize(start + bytes, 0);
+    }
+
+    /// Opens the next record, which has come, into the beginning of `target`; that has room for all of it, tag included,
+    /// since it is opened in place. Returns how many bytes were in it.
+    fn open(&mut self, record: usize, target: &mut [u8]) -> io::Result<usize> {
         self.cipher
-            .read_message(self.nonce, &self.raw[2..2 + bytes], &mut target[start..])
+            .read_message(self.nonce, &self.raw[2..2 + record], &mut target[..record])
             .map_err(|_| broken("an encrypted record doesn't verify: it was damaged or tampered with"))?;
-        target.truncate(start + plain_bytes);
         self.nonce += 1;
-        self.raw.advance(2 + bytes);
-        Ok(Opened::Some(if direct { plain_bytes } else { 0 }))
+        self.raw.advance(2 + record);
+        Ok(record - TAG_BYTES)
+    }
+
+    /// Opens the next record that isn't empty into `self.plain`, which is; false when the peer closed.
+    async fn next_into_plain(&mut self, io: &mut BoxRead) -> io::Result<bool> {
+        let mut plain = std::mem::take(&mut self.plain);
+        while plain.is_empty() {
+            let Some(record) = self.record(io).await? else { return Ok(false) };
+            plain.resize(record, 0);
+            let bytes = self.open(record, &mut plain)?;
+            plain.truncate(bytes);
+        }
+        self.plain = plain;
+        Ok(true)
     }
 }
 

@@ -94,7 +94,7 @@ pub struct SyncChunk {
 }
 
 /// Reads a range into the answer's body.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ReadChunk {
     /// The chunk.
     pub chunk: ChunkId,
@@ -104,6 +104,39 @@ pub struct ReadChunk {
     pub offset: u64,
     /// How many bytes are wanted. The answer holds the whole blocks around them, as far as the chunk goes.
     pub length: u32,
+    /// The reader compares the blocks with their checksums, so the server needs not; if one is wrong the reader asks again
+    /// without this, so that the server finds it too. What came before this field reads over it, and doesn't send it: then
+    /// it is `false`.
+    pub reader_verifies: bool,
+}
+
+impl<'de> Deserialize<'de> for ReadChunk {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> serde::de::Visitor<'de> for Fields {
+            type Value = ReadChunk;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a read")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut fields: A) -> Result<ReadChunk, A::Error> {
+                let missing = |at| serde::de::Error::invalid_length(at, &"a read");
+                Ok(ReadChunk {
+                    chunk: fields.next_element()?.ok_or_else(|| missing(0))?,
+                    generation: fields.next_element()?.ok_or_else(|| missing(1))?,
+                    offset: fields.next_element()?.ok_or_else(|| missing(2))?,
+                    length: fields.next_element()?.ok_or_else(|| missing(3))?,
+                    // The message may end here.
+                    reader_verifies: fields.next_element().ok().flatten().unwrap_or(false),
+                })
+            }
+        }
+
+        let names = &["chunk", "generation", "offset", "length", "reader_verifies"];
+        deserializer.deserialize_struct("ReadChunk", names, Fields)
+    }
 }
 
 /// The answer to [`ReadChunk`]: the body holds whole blocks, the chunk's last one perhaps partly.
@@ -111,7 +144,7 @@ pub struct ReadChunk {
 pub struct ReadChunkReply {
     /// Where the body begins in the chunk; a multiple of the block size.
     pub offset: u64,
-    /// One checksum per block of the body.
+    /// One checksum per block of the body: the one that it should have.
     pub checksums: Vec<u32>,
 }
 

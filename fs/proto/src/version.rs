@@ -11,6 +11,7 @@
 //!
 //! | protocol | feature level | what came |
 //! | --- | --- | --- |
+//! | 1 | 1 | a reader of a chunk may say that it verifies what it gets (`ReadChunk::reader_verifies`): a byte at the message's end, as the one below |
 //! | 1 | 1 | a mutation may say that it opens the file that it makes (`MutateRequest::opens`): a byte at the message's end, which may be missing and is read over by who doesn't know it |
 //! | 1 | 1 | frames of 24-byte headers, plain hello, `Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s`, postcard messages: metadata, storage, registration |
 

@@ -48,7 +48,8 @@ fn storage_messages_survive() {
     };
     survives::<WriteChunk>(&write, &WriteChunkReply { durable: true });
     survives::<SyncChunk>(&SyncChunk { chunk: CHUNK, generation: GENERATION }, &());
-    let read = ReadChunk { chunk: CHUNK, generation: GENERATION, offset: 5, length: 7 };
+    let read =
+        ReadChunk { chunk: CHUNK, generation: GENERATION, offset: 5, length: 7, reader_verifies: true };
     survives::<ReadChunk>(&read, &ReadChunkReply { offset: 0, checksums: vec![5] });
     survives::<SealChunk>(&SealChunk { chunk: CHUNK, generation: GENERATION, length: 1 << 26 }, &());
     survives::<DeleteChunk>(&DeleteChunk { chunk: CHUNK }, &());
@@ -156,11 +157,37 @@ fn every_message_has_a_number_of_its_own() {
     assert_eq!(kinds.iter().collect::<BTreeSet<_>>().len(), kinds.len());
 }
 
+#[test]
+fn a_read_is_understood_with_and_without_what_came_later() {
+    let read = ReadChunk {
+        chunk: ChunkId(300),
+        generation: Generation(1),
+        offset: 4096,
+        length: 8192,
+        reader_verifies: true,
+    };
+    let new = postcard::to_allocvec(&read).expect("encodes");
+    // As who doesn't know the field sends it, and reads it.
+    let old: ReadChunk = postcard::from_bytes(&new[..new.len() - 1]).expect("the older form");
+    assert_eq!(old, ReadChunk { reader_verifies: false, ..read });
+    let known: (ChunkId, Generation, u64, u32) = postcard::from_bytes(&new).expect("the rest is read over");
+    assert_eq!(known, (ChunkId(300), Generation(1), 4096, 8192));
+    for cut in 0..new.len() - 1 {
+        assert!(postcard::from_bytes::<ReadChunk>(&new[..cut]).is_err(), "{cut} bytes are no message");
+    }
+}
+
 /// The encoding of a message is part of the protocol: a change of it is a new protocol version.
 #[test]
 fn the_encoding_does_not_change_by_accident() {
-    let read = ReadChunk { chunk: ChunkId(300), generation: Generation(1), offset: 4096, length: 8192 };
-    assert_eq!(postcard::to_allocvec(&read).expect("encodes"), [0xac, 2, 1, 0x80, 0x20, 0x80, 0x40]);
+    let read = ReadChunk {
+        chunk: ChunkId(300),
+        generation: Generation(1),
+        offset: 4096,
+        length: 8192,
+        reader_verifies: true,
+    };
+    assert_eq!(postcard::to_allocvec(&read).expect("encodes"), [0xac, 2, 1, 0x80, 0x20, 0x80, 0x40, 1]);
     let errors = [StorageError::NoSuchChunk, StorageError::Gone, StorageError::DiskFull];
     let numbers = errors.map(|error| postcard::to_allocvec(&error).expect("encodes"));
     assert_eq!(numbers, [[0], [9], [10]]);

@@ -15,7 +15,7 @@ pub use self::bitmap::{Bitmap, runs};
 pub use self::error::ChunkError;
 pub use self::header::{BLOCK, CAPACITY_BYTES_MAX, Geometry, Header, HeaderError, Layout, Writer};
 use self::header::{SLOT_BYTES, SLOTS};
-pub use self::read::{Blocks, Checked};
+pub use self::read::{Blocks, Checked, Verified};
 pub use self::write::Written;
 
 mod bitmap;

@@ -221,5 +221,5 @@ impl Refusals {
 }
 
 fn request_of(chunk: atoll_core::ids::ChunkId, generation: atoll_core::ids::Generation) -> ReadChunk {
-    ReadChunk { chunk, generation, offset: 0, length: 0 }
+    ReadChunk { chunk, generation, offset: 0, length: 0, reader_verifies: false }
 }

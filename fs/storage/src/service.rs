@@ -16,7 +16,7 @@ use atoll_proto::{Identity, Role, Status, StatusCode};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-use crate::chunk_file::{BLOCK, Blocks, ChunkError, Layout, Writer};
+use crate::chunk_file::{BLOCK, Blocks, ChunkError, Layout, Verified, Writer};
 use crate::copier::Copier;
 use crate::metrics::{Metrics, Outcome, Verb};
 use crate::pool::{IoPool, Lane, Place, PoolClosed};
@@ -113,8 +113,11 @@ impl StorageService {
         Response::to::<SyncChunk>(&(), ())
     }
 
-    /// Serves any generation: what was committed never changes and is verified, so that a replica that missed a
-    /// change can only lack blocks, never have wrong ones.
+    /// Serves any generation: what was committed never changes and is verified, here or by the reader, so that a replica
+    /// that missed a change can only lack blocks, never have wrong ones.
+    ///
+    /// A reader that verifies gets the checksums that are stored, and nothing is computed here. If one doesn't fit it asks
+    /// again as one that doesn't verify: so what is bad is found, and noted, here.
     ///
     /// A client asks for what the records refer to, and that was on disk before they did. If a sealed replica says that
     /// it was never written, then the replica is damaged (its table of checksums was zeroed), which nothing
@@ -125,12 +128,13 @@ impl StorageService {
         }
         let _bytes = self.bytes_in_flight(request.length as usize).await?;
         let offset = request.offset / BLOCK * BLOCK;
+        let verified = if request.reader_verifies { Verified::ByReader } else { Verified::Here };
         // What is cached and short is read on the spot: a change of threads would cost more than the read. Whatever
         // is in the way is found again, and dealt with, on the patient way.
         if request.length <= INLINE_READ_BYTES_MAX
             && let Some(open) = self.store.chunk_if_open(request.chunk)
             && let Ok(Some(blocks)) =
-                open.file.read_cached(offset, request.offset - offset + u64::from(request.length))
+                open.file.read_cached(offset, request.offset - offset + u64::from(request.length), verified)
         {
             return self.blocks_read(offset, blocks);
         }
@@ -138,7 +142,7 @@ impl StorageService {
         let job = move |_place| {
             let open = store.chunk(request.chunk).map_err(|error| wire_error(error, None))?;
             let end = request.offset.saturating_add(request.length.into());
-            let read = read_available(&open, offset, end);
+            let read = read_available(&open, offset, end, verified);
             if let (Err(ChunkError::Missing(blocks)), Role::Client(_)) = (&read, asks)
                 && open.file.is_sealed()
             {
@@ -368,14 +372,16 @@ async fn wait_for_sync(open: &OpenChunk, ticket: Option<Ticket>) -> Result<(), S
 }
 
 /// Reads as far as the chunk goes; past its end is an error only if nothing is left.
-fn read_available(open: &OpenChunk, offset: u64, end: u64) -> Result<Blocks, ChunkError> {
+fn read_available(open: &OpenChunk, offset: u64, end: u64, verified: Verified) -> Result<Blocks, ChunkError> {
     let end = end.min(open.file.capacity());
     if offset >= end {
         return Err(ChunkError::Missing(vec![offset / BLOCK]));
     }
-    match open.file.read(offset, end - offset) {
+    match open.file.read(offset, end - offset, verified) {
         Err(ChunkError::Missing(blocks)) => match blocks.first() {
-            Some(first) if *first > offset / BLOCK => open.file.read(offset, first * BLOCK - offset),
+            Some(first) if *first > offset / BLOCK => {
+                open.file.read(offset, first * BLOCK - offset, verified)
+            }
             _ => Err(ChunkError::Missing(blocks)),
         },
         other => other,

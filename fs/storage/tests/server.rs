@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::ids::{ChunkId, ClusterId, Generation, MemberId, ServerId, SessionId};
-use atoll_proto::checksum::checksums;
+use atoll_proto::checksum::{ChecksumError, checksums, verify};
 use atoll_proto::registration::{
     Heartbeat, HeartbeatReply, NumberedTask, Register, RegisterReply, RegistrationError, StorageTask,
     TaskDone,
@@ -97,7 +97,8 @@ async fn read(
     offset: u64,
     length: u32,
 ) -> Result<(u64, Vec<u8>), RpcError> {
-    let request = ReadChunk { chunk: ChunkId(chunk), generation: GENERATION, offset, length };
+    let request =
+        ReadChunk { chunk: ChunkId(chunk), generation: GENERATION, offset, length, reader_verifies: false };
     let (reply, body) = connection.call::<ReadChunk>(&request, ()).await?;
     assert_eq!(reply.checksums, checksums(ChunkId(chunk), reply.offset / BLOCK, &body));
     Ok((reply.offset, body.to_vec()))
@@ -245,6 +246,32 @@ async fn a_sealed_replica_that_lacks_what_a_client_reads_is_bad() {
     assert!(!is_bad().await);
     refusal(read(&client, 5, BLOCK, 100).await);
     assert!(is_bad().await);
+}
+
+/// A reader that verifies gets the bytes as they are, and tells by asking again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_a_reader_finds_is_found_here_when_it_asks_again() {
+    let disk = FaultyDisk::new(1, 64 << 20);
+    let server = start_on(&disk, Vec::new()).await;
+    let client = client(&server).await;
+    let data: Vec<u8> = (0..4 * BLOCK).map(|n| (n % 251) as u8).collect();
+    assert!(write(&client, 5, 0, &data, true).await.unwrap());
+    let path = "chunks/05/0000000000000005.chunk";
+    let end = disk.contents(path).unwrap().len() as u64;
+    disk.flip_bit(path, end - BLOCK - 1, 0);
+
+    let (offset, length) = (BLOCK, 3 * BLOCK as u32);
+    let request =
+        ReadChunk { chunk: ChunkId(5), generation: GENERATION, offset, length, reader_verifies: true };
+    let (reply, body) = client.call::<ReadChunk>(&request, ()).await.unwrap();
+    let wrong = verify(ChunkId(5), 1, &body, &reply.checksums);
+    assert_eq!(wrong, Err(ChecksumError::Corrupt { chunk: ChunkId(5), blocks: vec![2] }));
+    let bad_blocks = async || client.call::<ServerStatus>(&ServerStatus {}, ()).await.unwrap().0.bad_blocks;
+    assert_eq!(bad_blocks().await, 0);
+    let refused = refusal(read(&client, 5, BLOCK, 3 * BLOCK as u32).await);
+    assert_eq!(refused, StorageError::Corrupt { blocks: vec![2] });
+    assert_eq!(bad_blocks().await, 1);
+    server.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

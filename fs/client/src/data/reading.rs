@@ -105,6 +105,11 @@ impl<M: Metadata> Shared<M> {
                 Part::Dirty(dirty) => bytes.push(dirty),
                 Part::Committed(start, end) => {
                     let spans = self.spans(file, start, end, change, std::mem::take(&mut afresh)).await?;
+                    if let [span] = spans.as_slice() {
+                        // Boxed: this future is a part of that of every request.
+                        bytes.extend(Box::pin(self.read_span(file, span)).await?);
+                        continue;
+                    }
                     // All chunks at once: a read that spans several pieces waits for the slowest one only.
                     let read = try_join_all(spans.iter().map(|span| self.read_span(file, span))).await?;
                     bytes.extend(read.into_iter().flatten());

@@ -40,6 +40,8 @@ pub enum Mood {
     Full,
     /// What it reads has a flipped bit.
     Corrupt,
+    /// What it sends has one, the first time.
+    CorruptOnTheWay,
 }
 
 #[derive(Clone)]
@@ -63,6 +65,8 @@ pub struct FakeStorage {
     /// Every call takes this long.
     pub delay: Mutex<Duration>,
     pub reads: AtomicU64,
+    /// Reads in which a server has found its own replica corrupt.
+    pub found_corrupt: AtomicU64,
 }
 
 impl FakeStorage {
@@ -72,6 +76,7 @@ impl FakeStorage {
             servers: Mutex::new(servers),
             delay: Mutex::new(Duration::ZERO),
             reads: AtomicU64::new(0),
+            found_corrupt: AtomicU64::new(0),
         })
     }
 
@@ -165,8 +170,13 @@ impl Storage for FakeStorage {
             assert_eq!(data.len(), request.length as usize);
             assert_eq!(request.offset % BLOCK_BYTES, 0);
             let first = request.offset / BLOCK_BYTES;
-            checksum::verify(request.chunk, first, &data, &request.checksums)
-                .expect("checksums of what is sent");
+            if let Err(wrong) = checksum::verify(request.chunk, first, &data, &request.checksums) {
+                let blocks = match wrong {
+                    checksum::ChecksumError::Corrupt { blocks, .. } => blocks,
+                    checksum::ChecksumError::Count { .. } => panic!("{wrong}"),
+                };
+                return Err(StorageFailure::Refused(StorageError::Corrupt { blocks }));
+            }
             let mut servers = self.servers.lock();
             let found = servers.get_mut(&server).unwrap();
             if request.create.is_none() && !found.blocks.contains_key(&request.chunk) {
@@ -236,6 +246,13 @@ impl Storage for FakeStorage {
                 checksums.push(block.checksum);
             }
             if mood == Mood::Corrupt {
+                if !request.reader_verifies {
+                    self.found_corrupt.fetch_add(1, Ordering::Relaxed);
+                    return Err(StorageFailure::Refused(StorageError::Corrupt { blocks: vec![first] }));
+                }
+                body[7] ^= 1;
+            }
+            if mood == Mood::CorruptOnTheWay && request.reader_verifies {
                 body[7] ^= 1;
             }
             Ok((ReadChunkReply { offset: first * BLOCK_BYTES, checksums }, body.into()))

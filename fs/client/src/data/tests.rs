@@ -17,6 +17,8 @@ use crate::arena::{Arena, ArenaConfig};
 use crate::metadata::{ClientError, Metadata};
 use crate::write::chunk_writer::FULL_WAIT_MAX;
 
+mod damage;
+
 const ARENA_BYTES: u64 = 8 << 20;
 
 struct Cluster {
@@ -244,29 +246,6 @@ async fn a_server_that_only_this_client_misses_is_left_out() {
     cluster.storage.set_mood(1, Mood::Well);
     cluster.data.flush(ino).await.unwrap();
     assert!(cluster.read(ino, 0, 500_000).await.unwrap() == vec![6; 500_000]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_bad_replica_is_passed_over_and_three_are_an_error() {
-    let cluster = cluster_of(3, VolumeConfig { chunk_bytes: 8 << 20, ..VolumeConfig::default() });
-    let ino = cluster.metadata.create("a").ino;
-    let data = Random(3).bytes(300_000);
-    cluster.write_all(ino, 0, &data).await;
-    cluster.data.flush(ino).await.unwrap();
-    for good in 1..=3 {
-        for server in 1..=3 {
-            cluster.storage.set_mood(server, if server == good { Mood::Well } else { Mood::Corrupt });
-        }
-        for at in (0..300_000).step_by(50_000) {
-            assert!(cluster.read(ino, at, 1000).await.unwrap() == data[at as usize..at as usize + 1000]);
-        }
-    }
-    assert!(cluster.data.counters().bad_replicas > 0);
-    cluster.storage.set_mood(3, Mood::Corrupt);
-    assert_eq!(cluster.read(ino, 5000, 10).await, Err(FsError::Io.into()));
-    cluster.storage.set_mood(3, Mood::Silent);
-    cluster.storage.set_mood(1, Mood::Well);
-    assert_eq!(cluster.read(ino, 5000, 10).await.unwrap(), data[5000..5010]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -18,6 +18,7 @@ use super::file::FileState;
 use super::{Shared, Why};
 use crate::arena::DataBlock;
 use crate::metadata::{ClientError, Metadata};
+use crate::write::buffer::Part;
 use crate::write::chunk_writer::{Purpose, padding};
 
 /// Writes up to this size (bytes) get a block with room for more of their kind behind them.
@@ -152,7 +153,7 @@ impl<M: Metadata> Shared<M> {
         loop {
             let placement = self.writers.place(Purpose::Small, length).await?;
             let chunk = Arc::clone(placement.chunk());
-            let parts: Vec<Bytes> = std::iter::once(data.clone()).chain(padding(length)).collect();
+            let parts: Vec<Part> = std::iter::once(data.clone().into()).chain(padding(length)).collect();
             if let Err(failure) = self.writers.write(&chunk, placement.offset, parts, true, attempt).await {
                 self.writers.give_up(&chunk, &failure.to_string());
                 tokio::time::sleep(super::TICK / 10).await;
@@ -314,7 +315,7 @@ impl<M: Metadata> Shared<M> {
                 length <= INLINE_WRITE_BYTES_MAX && self.metadata.inline_allowed() && !inline_refused;
             let placement = if fits && !inline && attempt < APPEND_ATTEMPTS_MAX {
                 let placement = self.writers.place(Purpose::Small, length).await?;
-                let parts: Vec<Bytes> = std::iter::once(data.clone()).chain(padding(length)).collect();
+                let parts: Vec<Part> = std::iter::once(data.clone().into()).chain(padding(length)).collect();
                 let chunk = Arc::clone(placement.chunk());
                 if let Err(failure) = self.writers.write(&chunk, placement.offset, parts, true, attempt).await
                 {

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use atoll_core::ids::{ChunkId, ServerId};
 use atoll_core::limits::BLOCK_BYTES;
-use atoll_proto::checksum;
+use atoll_proto::checksum::{self, ChecksumError};
 use atoll_proto::metadata::ChunkInfo;
 use atoll_proto::queries;
 use atoll_proto::storage::{IO_BYTES_MAX, ReadChunk, StorageError};
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -169,40 +170,47 @@ impl<M: Metadata> ChunkReader<M> {
     /// Asks one replica after the other; the next one too when the one before takes long.
     async fn round(&self, info: &ChunkInfo, range: BlockRange) -> Attempt {
         let order = self.order(info, range.0);
-        let mut next = order.iter();
-        let mut asked = FuturesUnordered::new();
-        let mut worst = Attempt::Bad;
-        if let Some(server) = next.next() {
-            asked.push(self.attempt(*server, info, range));
+        let Some((first, others)) = order.split_first() else { return Attempt::Bad };
+        // Nearly always one is asked and answers: that takes no collection of futures.
+        let first = self.attempt(*first, info, range);
+        tokio::pin!(first);
+        if others.is_empty() {
+            return first.await;
         }
+        let early = tokio::time::timeout(HEDGE_AFTER, first.as_mut()).await;
+        let mut worst = Attempt::Bad;
+        let mut asked: FuturesUnordered<BoxFuture<'_, Attempt>> = FuturesUnordered::new();
+        match early {
+            Ok(Attempt::Good(blocks)) => return Attempt::Good(blocks),
+            Ok(Attempt::Gone) => return Attempt::Gone,
+            Ok(Attempt::Away) => worst = Attempt::Away,
+            Ok(Attempt::Bad) => {}
+            Err(_) => asked.push(Box::pin(first)),
+        }
+        let mut next = others.iter();
         loop {
-            let answer = if next.len() > 0 {
-                match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        self.counters.failovers.fetch_add(1, Ordering::Relaxed);
-                        if let Some(server) = next.next() {
-                            asked.push(self.attempt(*server, info, range));
-                        }
-                        continue;
-                    }
-                }
-            } else {
-                asked.next().await
-            };
-            match answer {
-                Some(Attempt::Good(blocks)) => return Attempt::Good(blocks),
-                Some(Attempt::Gone) => return Attempt::Gone,
-                Some(Attempt::Away) => worst = Attempt::Away,
-                Some(Attempt::Bad) => {}
-                None if next.len() == 0 => return worst,
-                None => {}
-            }
-            if asked.is_empty()
-                && let Some(server) = next.next()
-            {
+            // Here none has answered in time, or all that have don't have it.
+            if let Some(server) = next.next() {
                 self.counters.failovers.fetch_add(1, Ordering::Relaxed);
-                asked.push(self.attempt(*server, info, range));
+                asked.push(Box::pin(self.attempt(*server, info, range)));
+            }
+            loop {
+                let answer = if next.len() > 0 {
+                    match tokio::time::timeout(HEDGE_AFTER, asked.next()).await {
+                        Ok(answer) => answer,
+                        Err(_) => break,
+                    }
+                } else {
+                    asked.next().await
+                };
+                match answer {
+                    Some(Attempt::Good(blocks)) => return Attempt::Good(blocks),
+                    Some(Attempt::Gone) => return Attempt::Gone,
+                    Some(Attempt::Away) => worst = Attempt::Away,
+                    Some(Attempt::Bad) => {}
+                    None if next.len() == 0 => return worst,
+                    None => break,
+                }
             }
         }
     }
@@ -214,34 +222,58 @@ impl<M: Metadata> ChunkReader<M> {
             .replicas
             .iter()
             .map(|server| {
-                let failing = self.storage.failing_for(*server).is_some();
+                let (failing, distance) = self.storage.standing(*server);
                 let mixed = (server.0 ^ share).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 16;
-                (failing, self.storage.distance(*server), mixed, *server)
+                (failing, distance, mixed, *server)
             })
             .collect();
         order.sort_unstable();
         order.into_iter().map(|(.., server)| server).collect()
     }
 
-    async fn attempt(&self, server: ServerId, info: &ChunkInfo, (start, end, needed): BlockRange) -> Attempt {
-        let chunk = info.chunk;
-        let request =
-            ReadChunk { chunk, generation: info.generation, offset: start, length: (end - start) as u32 };
+    /// What is read is verified here, once. If it is wrong the server is asked again and told to look itself: what it
+    /// finds on its disk it reports, so that the replica is repaired; what happened on the way is right the second time.
+    async fn attempt(&self, server: ServerId, info: &ChunkInfo, range: BlockRange) -> Attempt {
+        match self.attempt_once(server, info, range, true).await {
+            Ok(attempt) => attempt,
+            Err(wrong) => {
+                tracing::warn!(
+                    %server, chunk = %info.chunk, %wrong,
+                    "a replica's reply doesn't verify; asking the storage server to verify it"
+                );
+                match self.attempt_once(server, info, range, false).await {
+                    Ok(attempt) => attempt,
+                    Err(wrong) => self.bad(server, info.chunk, &wrong.to_string()),
+                }
+            }
+        }
+    }
+
+    /// `Err`: what came doesn't have its checksums.
+    async fn attempt_once(
+        &self,
+        server: ServerId,
+        info: &ChunkInfo,
+        (start, end, needed): BlockRange,
+        reader_verifies: bool,
+    ) -> Result<Attempt, ChecksumError> {
+        let (chunk, generation) = (info.chunk, info.generation);
+        let length = (end - start) as u32;
+        let request = ReadChunk { chunk, generation, offset: start, length, reader_verifies };
         let (reply, body) = match self.storage.read(server, request, READ_DEADLINE).await {
             Ok(answer) => answer,
-            Err(failure) => return self.judge(server, chunk, &failure),
+            Err(failure) => return Ok(self.judge(server, chunk, &failure)),
         };
         // The chunk's last block may come without its padding.
         if reply.offset != start || (body.len() as u64) < needed - start {
-            return self.bad(server, chunk, "its reply has another range");
+            return Ok(self.bad(server, chunk, "its reply has another range"));
         }
         let body = body.slice(..body.len().min((end - start) as usize));
         let blocks = checksum::blocks_of(body.len() as u64) as usize;
         let sums = reply.checksums.get(..blocks).unwrap_or(&reply.checksums);
         match checksum::verify(chunk, start / BLOCK_BYTES, &body, sums) {
-            Ok(()) => Attempt::Good(body),
-            Err(_) if atoll_faults::planted("read-unverified") => Attempt::Good(body),
-            Err(error) => self.bad(server, chunk, &error.to_string()),
+            Err(wrong) if !atoll_faults::planted("read-unverified") => Err(wrong),
+            _ => Ok(Attempt::Good(body)),
         }
     }
 

@@ -195,7 +195,13 @@ async fn servers_are_found_by_their_ids_and_asked_as_the_current_session() {
     assert_eq!(metadata.asked.load(Ordering::Relaxed), 1);
     let unsynced = pool.write(one, &write(7, true), body(), DEADLINE).await;
     assert!(matches!(unsynced, Err(StorageFailure::Broken(_))), "{unsynced:?}");
-    let request = ReadChunk { chunk: ChunkId(1), generation: Generation(1), offset: 0, length: 5 };
+    let request = ReadChunk {
+        chunk: ChunkId(1),
+        generation: Generation(1),
+        offset: 0,
+        length: 5,
+        reader_verifies: true,
+    };
     let gone = pool.read(one, request, DEADLINE).await;
     assert_eq!(gone, Err(StorageFailure::Refused(StorageError::Gone)));
     assert_eq!(pool.failing_for(one), None);

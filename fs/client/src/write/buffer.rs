@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use atoll_core::attributes::{KillPriv, Timestamp};
 use atoll_core::limits::{BLOCK_BYTES, COMMIT_PIECES_MAX, SEGMENT_BYTES};
+use atoll_proto::checksum;
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -62,6 +63,52 @@ impl DirtyRange {
     fn bytes(&self) -> Bytes {
         Bytes::from_owner(Shown(Arc::clone(&self.block))).slice(self.skip..self.skip + self.length)
     }
+
+    fn part(&self) -> Part {
+        Part { bytes: self.bytes(), origin: Some((Arc::clone(&self.block), self.skip)) }
+    }
+}
+
+/// Bytes on their way into a chunk, with what is known of their checksums.
+#[derive(Clone, Debug)]
+pub struct Part {
+    bytes: Bytes,
+    /// The block that they lie in, and where in it they begin.
+    origin: Option<(Arc<DataBlock>, usize)>,
+}
+
+impl Part {
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The CRC-32C of each whole block of the bytes, counted from their beginning, as they were when the application
+    /// wrote them; empty if that isn't known.
+    #[must_use]
+    pub fn block_sums(&self) -> &[u32] {
+        let Some((block, skip)) = &self.origin else { return &[] };
+        if !skip.is_multiple_of(checksum::BLOCK_BYTES) {
+            return &[];
+        }
+        let first = skip / checksum::BLOCK_BYTES;
+        let count = self.bytes.len() / checksum::BLOCK_BYTES;
+        block.block_sums().get(first..first + count).unwrap_or(&[])
+    }
+
+    /// False if the bytes have changed in memory since the application wrote them.
+    #[must_use]
+    pub fn is_intact(&self) -> bool {
+        let blocks = self.bytes.chunks_exact(checksum::BLOCK_BYTES);
+        blocks.zip(self.block_sums()).all(|(block, sum)| checksum::crc32c(block) == *sum)
+    }
+}
+
+impl From<Bytes> for Part {
+    fn from(bytes: Bytes) -> Part {
+        Part { bytes, origin: None }
+    }
 }
 
 /// A run of bytes of a file, within one segment, in the pieces in which it lies in memory.
@@ -72,7 +119,7 @@ pub struct Run {
     /// Length in bytes.
     pub length: u64,
     /// The bytes.
-    pub parts: Vec<Bytes>,
+    pub parts: Vec<Part>,
 }
 
 impl Run {
@@ -86,8 +133,8 @@ impl Run {
     #[must_use]
     pub fn contiguous(&self) -> Bytes {
         match self.parts.as_slice() {
-            [one] => one.clone(),
-            parts => parts.concat().into(),
+            [one] => one.bytes.clone(),
+            parts => parts.iter().map(|part| &part.bytes[..]).collect::<Vec<_>>().concat().into(),
         }
     }
 }
@@ -397,9 +444,9 @@ impl DirtyFile {
             match runs.last_mut() {
                 Some(last) if last.end() == *offset && offset % SEGMENT_BYTES != 0 => {
                     last.length += length;
-                    last.parts.push(range.bytes());
+                    last.parts.push(range.part());
                 }
-                _ => runs.push(Run { offset: *offset, length, parts: vec![range.bytes()] }),
+                _ => runs.push(Run { offset: *offset, length, parts: vec![range.part()] }),
             }
         }
         blocks.sort_by_key(|block| block.order());

@@ -26,6 +26,7 @@ use tokio::time::Instant;
 
 use crate::metadata::{ClientError, Metadata};
 use crate::storage_pool::{Storage, StorageFailure};
+use crate::write::buffer::Part;
 
 /// Stream chunks that are open at the same time. More streams share them.
 pub const STREAM_CHUNKS_MAX: usize = 4;
@@ -473,18 +474,19 @@ impl<M: Metadata> ChunkWriters<M> {
     /// blocks but for the last, see [`padding`]. With `sync`, durably.
     ///
     /// # Errors
-    /// Which replica failed: the bytes have to go elsewhere.
+    /// Which replica failed: the bytes have to go elsewhere. All refuse bytes that were changed in memory after they
+    /// were summed ([`Part::is_intact`]).
     pub async fn write(
         &self,
         chunk: &Arc<OpenChunk>,
         offset: u64,
-        parts: Vec<Bytes>,
+        parts: Vec<Part>,
         sync: bool,
         attempt: u32,
     ) -> Result<(), ChunkFailure> {
-        let length: u64 = parts.iter().map(|part| part.len() as u64).sum();
-        let checksums =
-            checksum::checksums_of_parts(chunk.chunk, offset / BLOCK_BYTES, parts.iter().map(Bytes::as_ref));
+        let length: u64 = parts.iter().map(|part| part.bytes().len() as u64).sum();
+        let summed = parts.iter().map(|part| (&part.bytes()[..], part.block_sums()));
+        let checksums = checksum::checksums_of_parts(chunk.chunk, offset / BLOCK_BYTES, summed);
         let layout = match chunk.kind {
             ChunkKind::Small => ChunkLayout::Small,
             ChunkKind::Stream => ChunkLayout::Stream,
@@ -506,7 +508,8 @@ impl<M: Metadata> ChunkWriters<M> {
         self.fan_out(chunk, attempt, |at, server| {
             // A replica that was made once and isn't there any more is a lost one, not a new one.
             let request = first.filter(|_| made & (1 << at) == 0).unwrap_or(again);
-            self.storage.write(server, request, parts.clone(), TIMEOUT_MAX)
+            let body = parts.iter().map(|part| part.bytes().clone()).collect();
+            self.storage.write(server, request, body, TIMEOUT_MAX)
         })
         .await?;
         chunk.made.store(all_of(&chunk.replicas), Ordering::Relaxed);
@@ -627,9 +630,9 @@ fn failed(server: ServerId, failure: &StorageFailure) -> ChunkFailure {
 
 /// Zeroes that fill up the last block of an extent of `bytes`; `None` if it is whole.
 #[must_use]
-pub fn padding(bytes: u64) -> Option<Bytes> {
+pub fn padding(bytes: u64) -> Option<Part> {
     let missing = (bytes.next_multiple_of(BLOCK_BYTES) - bytes) as usize;
-    (missing > 0).then(|| Bytes::from_static(&ZEROES[..missing]))
+    (missing > 0).then(|| Bytes::from_static(&ZEROES[..missing]).into())
 }
 
 /// Seals the chunks that come, one after the other, until all senders are gone.

@@ -14,11 +14,10 @@ use atoll_core::error::FsError;
 use atoll_core::ids::SessionId;
 use atoll_core::limits::{BLOCK_BYTES, COMMIT_INLINE_BYTES_MAX, COMMIT_PIECES_MAX, INLINE_WRITE_BYTES_MAX};
 use atoll_proto::metadata::ChunkInfo;
-use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::buffer::{Batch, BatchLimits, Run};
+use super::buffer::{Batch, BatchLimits, Part, Run};
 use super::chunk_writer::{OpenChunk, Placement, Purpose, padding};
 use crate::data::file::FileState;
 use crate::data::{Shared, Why};
@@ -101,6 +100,12 @@ impl Work {
         }
     }
 
+    /// Whether the bytes that are to be written are still those that the application wrote.
+    fn is_intact(&self) -> bool {
+        let buffered = self.items.iter().filter(|item| matches!(item.stage, Stage::Buffered));
+        buffered.flat_map(|item| &item.run.parts).all(Part::is_intact)
+    }
+
     fn unsynced(&self) -> Vec<Arc<OpenChunk>> {
         let mut chunks: Vec<Arc<OpenChunk>> = Vec::new();
         for item in &self.items {
@@ -141,7 +146,7 @@ struct Transfer {
     chunk: Arc<OpenChunk>,
     offset: u64,
     bytes: u64,
-    parts: Vec<Bytes>,
+    parts: Vec<Part>,
     items: Vec<(usize, Placement)>,
 }
 
@@ -347,6 +352,11 @@ impl<M: Metadata> Shared<M> {
             }
             for chunk in failures {
                 work.take_back(&chunk);
+            }
+            if !work.is_intact() {
+                // No server takes them, and none may: the application never wrote this.
+                tracing::error!("buffered data was damaged in this machine's memory");
+                return Err(FsError::Io.into());
             }
             self.wait_after_failure(work).await;
         }

@@ -223,7 +223,7 @@ impl Mover {
             .await
             .map_err(|_| "no connection in time".to_owned())?
             .map_err(|error| error.to_string())?;
-        let request = ReadChunk { chunk, generation, offset, length };
+        let request = ReadChunk { chunk, generation, offset, length, reader_verifies: false };
         let (reply, body) = connection
             .call_within::<ReadChunk>(&request, (), CALL_DEADLINE)
             .await

@@ -47,8 +47,13 @@ pub async fn check(records: &dyn Read, storage: &Arc<dyn Storage>) -> Result<usi
             let mut first: Option<Vec<u8>> = None;
             for server in &record.replicas {
                 let what = format!("inode {ino}, chunk {chunk} at {offset} on server {server}");
-                let request =
-                    ReadChunk { chunk, generation: record.generation, offset, length: piece.length };
+                let request = ReadChunk {
+                    chunk,
+                    generation: record.generation,
+                    offset,
+                    length: piece.length,
+                    reader_verifies: false,
+                };
                 let (reply, body) = storage
                     .read(*server, request, TIMEOUT)
                     .await

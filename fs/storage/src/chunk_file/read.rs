@@ -1,19 +1,31 @@
-//! Reading a replica: nothing leaves it that doesn't have its checksum.
+//! Reading a replica: nothing is used that doesn't have its checksum, which is verified here or by who reads.
 
 use std::io;
 use std::ops::Range;
 
-use atoll_proto::checksum::checksums;
+use atoll_proto::buffers;
+use atoll_proto::checksum::{block_checksum, checksums};
+use bytes::Bytes;
 
 use super::{BLOCK, ChunkError, ChunkFile, blocks_of, decode_table, runs, stored};
 
-/// Verified blocks.
+/// Blocks with the checksums that they should have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocks {
     /// Whole blocks.
-    pub data: Vec<u8>,
+    pub data: Bytes,
     /// One checksum per block.
     pub checksums: Vec<u32>,
+}
+
+/// Who compares blocks with their checksums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verified {
+    /// They are verified before they are given out.
+    Here,
+    /// Who reads them does it. If they turn out to be wrong it asks again, for such that are verified here: then this
+    /// replica learns of it.
+    ByReader,
 }
 
 /// What a check of a range of blocks found.
@@ -30,22 +42,28 @@ impl ChunkFile {
     /// blocks, since a checksum covers one.
     ///
     /// Blocks that were trimmed are `Gone`, never zeroes; ones that were never written are `Missing`; ones that
-    /// don't have their checksum are `Corrupt`, and each error names all of them.
-    pub fn read(&self, offset: u64, length: u64) -> Result<Blocks, ChunkError> {
+    /// don't have their checksum are `Corrupt`, and each error names all of them. What the reader verifies may be neither
+    /// zeroes nor the bytes if it is trimmed meanwhile.
+    pub fn read(&self, offset: u64, length: u64, verified: Verified) -> Result<Blocks, ChunkError> {
         let patient = |buf: &mut [u8], at| {
             let read = self.file.read_at(buf, at)?;
             // What lies past the file's end was never written.
             buf[read..].fill(0);
             Ok(true)
         };
-        let read = self.read_by(patient, offset, length)?;
+        let read = self.read_by(patient, offset, length, verified)?;
         read.ok_or_else(|| ChunkError::Io(io::ErrorKind::WouldBlock.into()))
     }
 
     /// As [`Self::read`], if that needs no waiting for the disk; `None` if it does.
-    pub fn read_cached(&self, offset: u64, length: u64) -> Result<Option<Blocks>, ChunkError> {
+    pub fn read_cached(
+        &self,
+        offset: u64,
+        length: u64,
+        verified: Verified,
+    ) -> Result<Option<Blocks>, ChunkError> {
         let cached = |buf: &mut [u8], at| Ok(self.file.read_cached_at(buf, at)? == Some(buf.len()));
-        self.read_by(cached, offset, length)
+        self.read_by(cached, offset, length, verified)
     }
 
     /// `fetch` fills a buffer from a place in the file, or says that it can't now.
@@ -54,6 +72,7 @@ impl ChunkFile {
         fetch: impl Fn(&mut [u8], u64) -> io::Result<bool>,
         offset: u64,
         length: u64,
+        verified: Verified,
     ) -> Result<Option<Blocks>, ChunkError> {
         let blocks = self.block_range(offset, length)?;
         let sealed = self.header.read().sealed;
@@ -73,11 +92,15 @@ impl ChunkFile {
         if !missing.is_empty() {
             return Err(ChunkError::Missing(missing));
         }
-        let mut data = vec![0; blocks.len() * BLOCK as usize];
-        if !fetch(&mut data, self.geometry.data_at(blocks.start))? {
+        let mut data = buffers::take(blocks.len() * BLOCK as usize);
+        if !fetch(data.as_mut(), self.geometry.data_at(blocks.start))? {
             return Ok(None);
         }
-        let sums = checksums(self.chunk, blocks.start.into(), &data);
+        if verified == Verified::ByReader {
+            let checksums = self.unambiguous(&blocks, table, data.as_ref());
+            return Ok(Some(Blocks { data: data.freeze(), checksums }));
+        }
+        let sums = checksums(self.chunk, blocks.start.into(), data.as_ref());
         let bad: Vec<u64> = numbers(
             blocks.clone().zip(table.iter().zip(&sums)).filter(|(_, (old, new))| **old != stored(**new)),
         );
@@ -88,7 +111,18 @@ impl ChunkFile {
                 return Err(ChunkError::Corrupt(bad));
             }
         }
-        Ok(Some(Blocks { data, checksums: sums }))
+        Ok(Some(Blocks { data: data.freeze(), checksums: sums }))
+    }
+
+    /// The checksums that a table stands for. A 1 in it may stand for 0 as well: there the block says which, if it is
+    /// whole; else neither is right.
+    fn unambiguous(&self, blocks: &Range<u32>, mut table: Vec<u32>, data: &[u8]) -> Vec<u32> {
+        for ((block, sum), bytes) in blocks.clone().zip(&mut table).zip(data.chunks(BLOCK as usize)) {
+            if *sum == stored(0) && block_checksum(self.chunk, block.into(), bytes) == 0 {
+                *sum = 0;
+            }
+        }
+        table
     }
 
     /// Verifies the written blocks of a range, wherever they are; trimmed and unwritten ones are passed over.
@@ -121,9 +155,9 @@ impl ChunkFile {
     }
 
     pub(super) fn check_run(&self, blocks: Range<u32>, table: &[u32], found: &mut Checked) {
-        let mut data = vec![0; blocks.len() * BLOCK as usize];
-        match self.file.read_at(&mut data, self.geometry.data_at(blocks.start)) {
-            Ok(read) => data[read..].fill(0),
+        let mut data = buffers::take(blocks.len() * BLOCK as usize);
+        match self.file.read_at(data.as_mut(), self.geometry.data_at(blocks.start)) {
+            Ok(read) => data.as_mut()[read..].fill(0),
             Err(_) if blocks.len() > 1 => {
                 for (block, sum) in blocks.zip(table) {
                     self.check_run(block..block + 1, std::slice::from_ref(sum), found);
@@ -135,7 +169,7 @@ impl ChunkFile {
                 return;
             }
         }
-        let sums = checksums(self.chunk, blocks.start.into(), &data);
+        let sums = checksums(self.chunk, blocks.start.into(), data.as_ref());
         for ((block, old), new) in blocks.zip(table).zip(sums) {
             if *old == stored(new) { found.good_blocks += 1 } else { found.bad.push(block) }
         }

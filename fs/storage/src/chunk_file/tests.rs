@@ -66,7 +66,13 @@ fn write(chunk: &ChunkFile, block: u32, data: &[u8]) -> Result<Written, ChunkErr
 }
 
 fn read(chunk: &ChunkFile, block: u32, blocks: u32) -> Result<Vec<u8>, ChunkError> {
-    chunk.read(u64::from(block) * BLOCK, u64::from(blocks) * BLOCK).map(|read| read.data)
+    let (offset, length) = (u64::from(block) * BLOCK, u64::from(blocks) * BLOCK);
+    chunk.read(offset, length, Verified::Here).map(|read| read.data.to_vec())
+}
+
+/// As a reader that verifies does.
+fn read_raw(chunk: &ChunkFile, block: u32, blocks: u32) -> Result<Blocks, ChunkError> {
+    chunk.read(u64::from(block) * BLOCK, u64::from(blocks) * BLOCK, Verified::ByReader)
 }
 
 #[test]
@@ -79,13 +85,75 @@ fn what_was_written_is_read_with_its_checksums() {
         assert_eq!(write(&chunk, 0, &data).unwrap(), Written::New);
         let mut padded = data.clone();
         padded.resize(3 * BLOCK as usize, 0);
-        let got = chunk.read(0, data.len() as u64).unwrap();
+        let got = chunk.read(0, data.len() as u64, Verified::Here).unwrap();
         assert_eq!(got.data, padded);
         assert_eq!(got.checksums, checksums(CHUNK, 0, &data));
+        assert_eq!(read_raw(&chunk, 0, 3).unwrap(), got);
         assert_eq!(read(&chunk, 2, 1).unwrap(), padded[2 * BLOCK as usize..]);
         assert!(matches!(read(&chunk, 2, 2), Err(ChunkError::Missing(b)) if b == [3]));
         assert_eq!(chunk.info().unwrap().written_bytes, 3 * BLOCK);
     }
+}
+
+#[test]
+fn a_reader_that_verifies_gets_what_is_stored() {
+    let disk = disk();
+    let chunk = new_chunk(&disk, Layout::Stream);
+    let data = bytes(3, 4);
+    write(&chunk, 0, &data).unwrap();
+    disk.flip_bit(PATH, chunk.geometry.data_at(2) + 77, 3);
+    // One sees the damage here, the other one at the reader's.
+    assert!(matches!(read(&chunk, 0, 4), Err(ChunkError::Corrupt(blocks)) if blocks == [2]));
+    let got = read_raw(&chunk, 0, 4).unwrap();
+    assert_eq!(got.checksums, checksums(CHUNK, 0, &data));
+    let found = atoll_proto::checksum::verify(CHUNK, 0, &got.data, &got.checksums);
+    let blocks = vec![2];
+    assert_eq!(found, Err(atoll_proto::checksum::ChecksumError::Corrupt { chunk: CHUNK, blocks }));
+    // What isn't there is never served, whoever verifies.
+    assert!(matches!(read_raw(&chunk, 3, 2), Err(ChunkError::Missing(b)) if b == [4]));
+    chunk.trim(from_ref(&(BLOCK..2 * BLOCK))).unwrap();
+    assert!(matches!(read_raw(&chunk, 0, 4), Err(ChunkError::Gone(b)) if b == [1]));
+}
+
+#[test]
+fn a_checksum_of_zero_is_given_out_as_zero() {
+    let disk = disk();
+    let chunk = new_chunk(&disk, Layout::Stream);
+    // CRC is linear and has 32 bits: of blocks that differ in 33 bits one combination has the checksum 0.
+    let mut data = vec![0; BLOCK as usize];
+    let target = block_checksum(CHUNK, 0, &data);
+    let mut basis: Vec<(u32, u64)> = Vec::new();
+    for bit in 0..64u64 {
+        let mut with = vec![0; BLOCK as usize];
+        with[bit as usize / 8] = 1 << (bit % 8);
+        let (mut sum, mut bits) = (block_checksum(CHUNK, 0, &with) ^ target, 1u64 << bit);
+        for (other, others) in &basis {
+            if sum ^ other < sum {
+                (sum, bits) = (sum ^ other, bits ^ others);
+            }
+        }
+        if sum != 0 {
+            basis.push((sum, bits));
+            basis.sort_unstable_by(|a, b| b.cmp(a));
+        }
+    }
+    let (mut rest, mut bits) = (target, 0);
+    for (sum, combination) in &basis {
+        if rest ^ sum < rest {
+            (rest, bits) = (rest ^ sum, bits ^ combination);
+        }
+    }
+    data[..8].copy_from_slice(&bits.to_le_bytes());
+    assert_eq!((rest, block_checksum(CHUNK, 0, &data)), (0, 0));
+    write(&chunk, 0, &data).unwrap();
+    assert_eq!(chunk.read_table(0..1).unwrap(), [1], "0 means that it was never written");
+    let got = read_raw(&chunk, 0, 1).unwrap();
+    assert_eq!((got.checksums, &got.data[..]), (vec![0], &data[..]));
+    assert_eq!(read(&chunk, 0, 1).unwrap(), data);
+    // Damaged, neither fits.
+    disk.flip_bit(PATH, chunk.geometry.data_at(0) + 3, 0);
+    let got = read_raw(&chunk, 0, 1).unwrap();
+    assert!(atoll_proto::checksum::verify(CHUNK, 0, &got.data, &got.checksums).is_err());
 }
 
 #[test]
@@ -144,7 +212,7 @@ fn ranges_are_whole_blocks_within_the_capacity() {
         let result = chunk.write(GENERATION, WRITER, offset, data, &[]);
         assert!(matches!(result, Err(ChunkError::BadRange { .. })), "{offset}: {result:?}");
     }
-    assert!(matches!(chunk.read(7, 4096), Err(ChunkError::BadRange { .. })));
+    assert!(matches!(chunk.read(7, 4096, Verified::Here), Err(ChunkError::BadRange { .. })));
 }
 
 #[test]
@@ -361,7 +429,7 @@ fn one_that_was_only_closed_goes_on() {
     chunk.sync_covers(GENERATION, None).unwrap();
     assert_eq!(write(&chunk, 0, &bytes(1, 2)).unwrap(), Written::Again);
     assert!(matches!(write(&chunk, 1, &bytes(2, 1)), Err(ChunkError::Overwrite { block: 1 })));
-    assert_eq!(chunk.read_cached(0, 2 * BLOCK).unwrap().unwrap().data, bytes(1, 2));
+    assert_eq!(chunk.read_cached(0, 2 * BLOCK, Verified::Here).unwrap().unwrap().data, bytes(1, 2));
 }
 
 /// What a run with power cuts remembers of one block.

@@ -39,18 +39,23 @@ impl ChunkFile {
         let blocks = self.block_range(offset, data.len() as u64)?;
         self.verify_received(&blocks, data, checksums)?;
         let mut order = self.order.lock();
-        let header = self.header.read().clone();
-        if generation < header.generation {
-            return Err(ChunkError::StaleGeneration { current: header.generation });
-        }
-        if writer.session != header.writer.session || writer.incarnation < header.writer.incarnation {
-            let Writer { session, incarnation } = header.writer;
-            return Err(ChunkError::OtherWriter { session, incarnation });
-        }
-        if let Some(block) = header.trimmed.within(blocks.clone()).next() {
-            return Err(ChunkError::Gone(vec![block.into()]));
-        }
-        if let Some(length) = header.sealed {
+        // Nobody else changes the header while `order` is held, but it isn't copied: its bitmap is long.
+        let (known, layout, sealed) = {
+            let header = self.header.read();
+            let known = (header.generation, header.writer);
+            if generation < header.generation {
+                return Err(ChunkError::StaleGeneration { current: header.generation });
+            }
+            if writer.session != header.writer.session || writer.incarnation < header.writer.incarnation {
+                let Writer { session, incarnation } = header.writer;
+                return Err(ChunkError::OtherWriter { session, incarnation });
+            }
+            if let Some(block) = header.trimmed.within(blocks.clone()).next() {
+                return Err(ChunkError::Gone(vec![block.into()]));
+            }
+            (known, header.layout, header.sealed)
+        };
+        if let Some(length) = sealed {
             return match self.differing(&blocks, checksums)? {
                 Differing { unwritten: false, first_other: None } if blocks.end <= blocks_of(length) => {
                     Ok(Written::Again)
@@ -61,8 +66,9 @@ impl ChunkFile {
         if self.is_suspect() {
             return Err(ChunkError::Suspect);
         }
-        if generation > header.generation || writer.incarnation > header.writer.incarnation {
-            self.store_header(&mut order, Header { generation, writer, ..header.clone() })?;
+        if known != (generation, writer) {
+            let header = Header { generation, writer, ..self.header.read().clone() };
+            self.store_header(&mut order, header)?;
         }
         let tail = self.tail(&mut order)?;
         if blocks.start < tail.end {
@@ -75,7 +81,7 @@ impl ChunkFile {
                 return Ok(Written::Again);
             }
         }
-        self.put(&mut order, header.layout, blocks, data, checksums)?;
+        self.put(&mut order, layout, blocks, data, checksums)?;
         Ok(Written::New)
     }
 

@@ -2,7 +2,7 @@ use atoll_core::ids::{ClusterId, SessionId};
 use atoll_proto::checksum::checksums;
 
 use super::*;
-use crate::chunk_file::BLOCK;
+use crate::chunk_file::{BLOCK, Verified};
 use crate::disk::faulty::{Fault, FaultyDisk, Op};
 use crate::disk::real::RealDisk;
 
@@ -31,7 +31,8 @@ fn put(store: &Store, id: u64, block: u64, data: &[u8]) -> Result<(), ChunkError
 }
 
 fn get(store: &Store, id: u64, block: u64, blocks: u64) -> Result<Vec<u8>, ChunkError> {
-    store.chunk(ChunkId(id))?.file.read(block * BLOCK, blocks * BLOCK).map(|read| read.data)
+    let read = store.chunk(ChunkId(id))?.file.read(block * BLOCK, blocks * BLOCK, Verified::Here)?;
+    Ok(read.data.to_vec())
 }
 
 #[test]
@@ -224,7 +225,7 @@ fn damage_found_while_a_chunk_was_open_is_reported_again_when_it_is_sealed() {
     put(&store, 1, 0, &data(1, 4)).unwrap();
     let path = path_of(ChunkId(1));
     disk.flip_bit(&path, disk.contents(&path).unwrap().len() as u64 - 1, 0);
-    let read = store.chunk(ChunkId(1)).unwrap().file.read(0, 4 * BLOCK);
+    let read = store.chunk(ChunkId(1)).unwrap().file.read(0, 4 * BLOCK, Verified::Here);
     store.noting(ChunkId(1), read).unwrap_err();
     assert!(store.changes().take(10).bad.contains_key(&ChunkId(1)));
     assert!(store.changes().take(10).bad.is_empty());
@@ -242,7 +243,7 @@ fn damage_is_reported() {
     let length = disk.contents(&path).unwrap().len() as u64;
     disk.flip_bit(&path, length - 1, 0);
     let open_chunk = store.chunk(ChunkId(1)).unwrap();
-    let read = store.noting(ChunkId(1), open_chunk.file.read(0, 4 * BLOCK));
+    let read = store.noting(ChunkId(1), open_chunk.file.read(0, 4 * BLOCK, Verified::Here));
     assert!(matches!(read, Err(ChunkError::Corrupt(blocks)) if blocks == [3]));
     // The other one's file is destroyed.
     drop(open_chunk);
