@@ -130,6 +130,9 @@ pub struct MetadataArgs {
     /// Bytes per second of snapshots sent to metadata servers that lag behind the log or are new; 0: no limit.
     #[arg(long, env = "ATOLL_SNAPSHOT_RATE", default_value = "100Mi", value_name = "SIZE")]
     pub snapshot_rate: Size,
+    /// Memory for records that were read. Default: 1/32 of the memory that the process may use, 8Mi to 128Mi.
+    #[arg(long, env = "ATOLL_BLOCK_CACHE", value_name = "SIZE")]
+    pub block_cache: Option<Size>,
     /// Bytes reserved by a file (the ballast) that is released when the disk is full, so that deletions still work.
     #[arg(long, env = "ATOLL_BALLAST", default_value = "64Mi", value_name = "SIZE")]
     pub ballast: Size,

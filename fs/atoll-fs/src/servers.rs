@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use atoll_metadata::server::{MetadataConfig, MetadataServer, StartError as MetadataError};
 use atoll_metadata::store::folder::FolderError;
+use atoll_metadata::store::records::Backend;
 use atoll_proto::Encryption;
 use atoll_storage::store::StoreError;
 use atoll_storage::{StartError as StorageError, StorageConfig, StorageServer};
@@ -41,6 +42,9 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
         repair_bytes_per_second: args.repair_rate.0,
         snapshot_bytes_per_second: args.snapshot_rate.0,
         ballast_bytes: args.ballast.0,
+        records: args
+            .block_cache
+            .map_or_else(Backend::default, |size| Backend::Rocks { cache_bytes: size.0 }),
         sync: !args.unsafe_no_sync,
         ..MetadataConfig::new(args.data, listen, id, key)
     };

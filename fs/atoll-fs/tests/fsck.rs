@@ -138,7 +138,7 @@ impl Records {
     fn open(cluster: &Processes) -> Records {
         let path = cluster.folder.path().join("metadata");
         let folder = Folder::open(&path, cluster.id.parse().unwrap(), MemberId(0)).unwrap();
-        let rocks = Rocks::open(&folder.current_state().unwrap()).unwrap();
+        let rocks = Rocks::open(&folder.current_state().unwrap(), 8 << 20).unwrap();
         let superblock: Superblock = load(&rocks, Family::System, &keys::superblock()).unwrap().unwrap();
         Records { rocks, hash_key: superblock.hash_key }
     }

@@ -4,8 +4,9 @@
 //! cargo run -p atoll-metadata --example load -- FOLDER FILES [crash]
 //! ```
 //!
-//! Fills FOLDER up to FILES small files over the wire, prints what it did, and stops; with `crash` it ends
-//! without stopping anything. Run it again with the same number: it makes nothing and shows how long starting took.
+//! Fills FOLDER up to FILES small files over the wire, prints what it did and what operations cost with so many files, and stops;
+//! with `crash` it ends without stopping anything. Run it again with the same number: it makes nothing and shows how long
+//! starting took, until it leads. With 10000, 100000 and 1000000 one after the other it shows what grows.
 
 #![allow(
     clippy::expect_used,
@@ -23,7 +24,7 @@ use atoll_core::commands::{ClientOp, Command, NewPiece, NewPlace, Outcome, ops};
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::{MetadataConfig, MetadataServer};
-use atoll_proto::metadata::{Answer, AskRequest, MutateRequest};
+use atoll_proto::metadata::{Answer, AskRequest, MutateRequest, SessionHeartbeat};
 use atoll_proto::queries;
 use atoll_proto::{Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Role};
 
@@ -32,6 +33,8 @@ const CLIENTS: u64 = 4;
 const SLOTS: u64 = 16;
 const FILES_PER_DIRECTORY: u64 = 1000;
 const CONTENT: usize = 100;
+/// Operations of each kind whose cost is measured.
+const COSTS_OF: u64 = 2000;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -80,6 +83,13 @@ async fn main() -> ExitCode {
             memory(),
         );
     }
+    costs(server.address(), have.max(files)).await;
+    let began = Instant::now();
+    let status = server.status().expect("status");
+    let first = began.elapsed();
+    let began = Instant::now();
+    server.status().expect("status");
+    println!("status: {:.1?}, then {:.1?} ({} chunks)", first, began.elapsed(), status.chunks);
     if rest.first().is_some_and(|word| word == "crash") {
         std::process::abort();
     }
@@ -87,6 +97,57 @@ async fn main() -> ExitCode {
     server.shutdown().await;
     println!("stopped in {} ms", began.elapsed().as_millis());
     ExitCode::SUCCESS
+}
+
+/// Prints what an operation of each kind costs with so many files.
+async fn costs(address: &str, files: u64) {
+    let client = Client::open(address).await;
+    let name = |what: &str, number: u64| bytes::Bytes::from(format!("{what}-{number}"));
+    let directory = create(ROOT, format!("costs-{}", client.session), 0o040_755);
+    let parent = made(client.run(1, 1, directory).await);
+    let mut sequence = 1;
+    measure("create", files, async |number| {
+        sequence += 1;
+        made(client.run(1, sequence, create(parent, format!("new-{number}"), 0o100_644)).await);
+    })
+    .await;
+    measure("stat", files, async |number| {
+        // Far from each other; some may be gone.
+        let ino = InodeId(2 + number * 7919 % files);
+        let request = AskRequest { session: client.session, query: queries::GetAttr { ino }.into() };
+        let _ = client.connection.call::<AskRequest>(&request, ()).await.expect("an answer");
+    })
+    .await;
+    measure("rename", files, async |number| {
+        sequence += 1;
+        let op = ops::Rename {
+            parent,
+            name: name("new", number),
+            new_parent: parent,
+            new_name: name("renamed", number),
+            flags: 0,
+            whiteout: (0, 0),
+        };
+        let outcome = client.run(1, sequence, ClientOp::from(op)).await;
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+    })
+    .await;
+    measure("heartbeat", files, async |_| {
+        let beat = SessionHeartbeat { session: client.session, reclaimed_term: 0 };
+        client.connection.call::<SessionHeartbeat>(&beat, ()).await.expect("an answer");
+    })
+    .await;
+}
+
+/// Does it often enough, and prints what one costs.
+async fn measure(what: &str, files: u64, mut one: impl AsyncFnMut(u64)) {
+    let (began, cpu) = (Instant::now(), cpu_seconds());
+    for number in 0..COSTS_OF {
+        one(number).await;
+    }
+    let each = |seconds: f64| seconds * 1e6 / COSTS_OF as f64;
+    let (took, cpu) = (each(began.elapsed().as_secs_f64()), each(cpu_seconds() - cpu));
+    println!("{what} with {files} files: {took:.0} us, {cpu:.0} us CPU (client's included)");
 }
 
 #[derive(Clone)]

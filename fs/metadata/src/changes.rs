@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use atoll_core::ids::ServerId;
 use atoll_core::keys;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::{ChunkRecord, Record};
@@ -36,11 +37,25 @@ pub enum Work {
     Sweeps = 3,
     /// Sealed chunks of which little is in use.
     Compactions = 4,
+    /// Sealed chunks with fewer replicas than wanted, by their own records.
+    Repairs = 5,
 }
 
 impl Work {
-    const ALL: [Work; 5] =
-        [Work::Orphans, Work::Truncations, Work::Migrations, Work::Sweeps, Work::Compactions];
+    const ALL: [Work; 6] =
+        [Work::Orphans, Work::Truncations, Work::Migrations, Work::Sweeps, Work::Compactions, Work::Repairs];
+    /// Those that are found among the chunks: one scan looks for all of them.
+    const OF_CHUNKS: [Work; 3] = [Work::Sweeps, Work::Compactions, Work::Repairs];
+
+    /// Those that a scan for this one can look for, too.
+    fn family(self) -> &'static [Work] {
+        match self {
+            Work::Orphans => &[Work::Orphans],
+            Work::Truncations => &[Work::Truncations],
+            Work::Migrations => &[Work::Migrations],
+            Work::Sweeps | Work::Compactions | Work::Repairs => &Work::OF_CHUNKS,
+        }
+    }
 
     /// The range of keys in the system family where such work is found.
     fn range(self) -> Vec<u8> {
@@ -48,7 +63,7 @@ impl Work {
             Work::Orphans => keys::orphans(),
             Work::Truncations => keys::truncations(),
             Work::Migrations => keys::migrations(),
-            Work::Sweeps | Work::Compactions => keys::chunks(),
+            Work::Sweeps | Work::Compactions | Work::Repairs => keys::chunks(),
         }
     }
 
@@ -58,8 +73,15 @@ impl Work {
             Work::Orphans | Work::Truncations | Work::Migrations => true,
             Work::Sweeps => ChunkRecord::decode(value).is_ok_and(|chunk| needs_sweep(&chunk)),
             Work::Compactions => ChunkRecord::decode(value).is_ok_and(|chunk| is_mostly_dead(&chunk)),
+            Work::Repairs => ChunkRecord::decode(value).is_ok_and(|chunk| is_short(&chunk)),
         }
     }
+}
+
+/// A sealed chunk has fewer replicas than wanted, wherever these are.
+#[must_use]
+pub fn is_short(chunk: &ChunkRecord) -> bool {
+    chunk.sealed && chunk.replicas.len() < usize::from(chunk.copies)
 }
 
 /// A sealed chunk has committed blocks that no extent refers to and nobody recorded as dead.
@@ -127,28 +149,43 @@ impl ChangeFeed {
 /// The keys that wait, by kind of work, of the leader of one term.
 pub struct Changes {
     queues: Mutex<[Queue; Work::ALL.len()]>,
-    wake: Notify,
+    /// Who waits for one kind of work isn't woken by others.
+    wake: [Notify; Work::ALL.len()],
+    orders: Mutex<Orders>,
+}
+
+/// Storage servers for which orders may be recorded.
+#[derive(Default)]
+struct Orders {
+    /// Those for which some were written since they were looked for.
+    written: BTreeSet<ServerId>,
+    /// Those for which they were looked for under this leader.
+    known: BTreeSet<ServerId>,
 }
 
 impl Default for Changes {
     /// Of a leader that has only just begun: all work there is has to be found.
     fn default() -> Changes {
         let queues = Work::ALL.map(|work| Queue { scan_after: Some(work.range()), ..Queue::default() });
-        Changes { queues: Mutex::new(queues), wake: Notify::new() }
+        Changes { queues: Mutex::new(queues), wake: Default::default(), orders: Mutex::default() }
     }
 }
 
 impl Changes {
     fn note(&self, written: &Written<'_>) {
         let mut queues = self.queues.lock();
-        let mut woke = false;
+        let mut woke = [false; Work::ALL.len()];
         for (family, key, value) in written.writes() {
             let (Family::System, Some(value)) = (family, value) else { continue };
             let works: &[Work] = match key.first() {
                 Some(b'o') => &[Work::Orphans],
                 Some(b't') => &[Work::Truncations],
                 Some(b'i') => &[Work::Migrations],
-                Some(b'c') => &[Work::Sweeps, Work::Compactions],
+                Some(b'c') => &Work::OF_CHUNKS,
+                Some(b'q') => {
+                    self.orders.lock().written.extend(keys::first_number(key).map(ServerId));
+                    continue;
+                }
                 _ => continue,
             };
             for work in works {
@@ -158,25 +195,45 @@ impl Changes {
                 }
                 if work.wants(value) {
                     insert(&mut queues[*work as usize], *work, key);
-                    woke = true;
+                    woke[*work as usize] = true;
                 }
             }
         }
-        if woke {
-            self.wake.notify_waiters();
+        drop(queues);
+        for (wake, woke) in self.wake.iter().zip(woke) {
+            if woke {
+                wake.notify_waiters();
+            }
         }
+    }
+
+    fn wake(&self, work: Work) {
+        self.wake[work as usize].notify_waiters();
+    }
+
+    /// Whether orders for this server may be recorded. The caller looks, and says when it has found
+    /// [some](Self::has_orders).
+    pub fn may_have_orders(&self, server: ServerId) -> bool {
+        let mut orders = self.orders.lock();
+        let was_written = orders.written.remove(&server);
+        orders.known.insert(server) || was_written
+    }
+
+    /// There are orders for this server: they are to be looked at again.
+    pub fn has_orders(&self, server: ServerId) {
+        self.orders.lock().written.insert(server);
     }
 
     /// Puts a key back that has to be looked at again.
     pub fn again(&self, work: Work, key: &[u8]) {
         insert(&mut self.queues.lock()[work as usize], work, key);
-        self.wake.notify_waiters();
+        self.wake(work);
     }
 
     /// Has the records scanned again for such work: some was put aside that may be done now.
     pub fn look_again(&self, work: Work) {
         self.queues.lock()[work as usize].scan_after = Some(work.range());
-        self.wake.notify_waiters();
+        self.wake(work);
     }
 
     /// Up to `limit` keys of work, for a worker to be at.
@@ -186,22 +243,39 @@ impl Changes {
     pub fn take(self: &Arc<Self>, work: Work, limit: usize, from: &dyn Read) -> Result<Taken, StoreError> {
         let mut taken = Taken { changes: Arc::clone(self), work, keys: Vec::new() };
         let start = {
-            let queue = &mut self.queues.lock()[work as usize];
-            if queue.keys.is_empty() && queue.scanning.is_none() {
-                queue.scanning = queue.scan_after.take();
-                queue.scanning.clone()
-            } else {
-                None
-            }
+            let mut queues = self.queues.lock();
+            let queue = &mut queues[work as usize];
+            let start = match queue.keys.is_empty() && queue.scanning.is_none() {
+                true => queue.scan_after.take(),
+                false => None,
+            };
+            start.map(|start| {
+                // Whoever is to be scanned for from the same place on, as all are when a leader begins, is found with it.
+                let mut works = vec![work];
+                for other in work.family() {
+                    let queue = &mut queues[*other as usize];
+                    let has_room = queue.keys.len() + SCAN_KEYS_MAX <= KEYS_MAX;
+                    if *other != work && has_room && queue.scan_after.as_ref() == Some(&start) {
+                        queue.scan_after = None;
+                        works.push(*other);
+                    }
+                }
+                for work in &works {
+                    queues[*work as usize].scanning = Some(start.clone());
+                }
+                (works, start)
+            })
         };
-        if let Some(start) = start
-            && let Err(error) = self.scan(work, &start, from)
+        if let Some((works, start)) = start
+            && let Err(error) = self.scan(&works, &start, from)
         {
-            {
-                let queue = &mut self.queues.lock()[work as usize];
-                (queue.scan_after, queue.scanning) = (Some(work.range()), None);
+            for work in works {
+                {
+                    let queue = &mut self.queues.lock()[work as usize];
+                    (queue.scan_after, queue.scanning) = (Some(work.range()), None);
+                }
+                self.wake(work);
             }
-            self.wake.notify_waiters();
             return Err(error);
         }
         let queue = &mut self.queues.lock()[work as usize];
@@ -214,27 +288,38 @@ impl Changes {
         Ok(taken)
     }
 
-    fn scan(&self, work: Work, start: &[u8], from: &dyn Read) -> Result<(), StoreError> {
-        let mut found = Vec::new();
+    /// Scans a while for several kinds of work in the same range.
+    fn scan(&self, works: &[Work], start: &[u8], from: &dyn Read) -> Result<(), StoreError> {
+        let mut found = vec![Vec::new(); works.len()];
         let mut seen = 0;
-        let mut next = None;
-        from.scan(Family::System, start, &prefix_end(&work.range()), &mut |key, value| {
+        let mut next: Option<Vec<u8>> = None;
+        let Some(first) = works.first() else { return Ok(()) };
+        from.scan(Family::System, start, &prefix_end(&first.range()), &mut |key, value| {
             if seen == SCAN_KEYS_MAX {
                 next = Some(key.to_vec());
                 return ControlFlow::Break(());
             }
             seen += 1;
-            if work.wants(value) {
-                found.push(key.to_vec());
+            for (work, found) in works.iter().zip(&mut found) {
+                if work.wants(value) {
+                    found.push(key.to_vec());
+                }
             }
             ControlFlow::Continue(())
         })?;
-        let queue = &mut self.queues.lock()[work as usize];
-        queue.scanning = None;
-        queue.keys.extend(found);
-        // A note that found no room meanwhile wants a scan from the start, which covers this one's rest.
-        if queue.scan_after.is_none() {
-            queue.scan_after = next;
+        let mut queues = self.queues.lock();
+        for (work, found) in works.iter().zip(found) {
+            let queue = &mut queues[*work as usize];
+            queue.scanning = None;
+            queue.keys.extend(found);
+            // A note that found no room meanwhile wants a scan from the start, which covers this one's rest.
+            if queue.scan_after.is_none() {
+                queue.scan_after = next.clone();
+            }
+        }
+        drop(queues);
+        for work in works {
+            self.wake(*work);
         }
         Ok(())
     }
@@ -273,9 +358,9 @@ impl Changes {
         self.queues.lock()[work as usize].keys.len()
     }
 
-    /// Is done when there may be new work since it was asked for.
-    pub fn woken(&self) -> Notified<'_> {
-        self.wake.notified()
+    /// Is done when there may be new work of this kind since it was asked for.
+    pub fn woken(&self, work: Work) -> Notified<'_> {
+        self.wake[work as usize].notified()
     }
 }
 
@@ -327,7 +412,7 @@ impl Drop for Taken {
                 insert(queue, self.work, key);
             }
         }
-        self.changes.wake.notify_waiters();
+        self.changes.wake(self.work);
     }
 }
 
@@ -341,7 +426,8 @@ fn insert(queue: &mut Queue, work: Work, key: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use atoll_core::ids::InodeId;
+    use atoll_core::ids::{ChunkId, Generation, InodeId, SessionId};
+    use atoll_core::records::ChunkKind;
     use atoll_core::store::{MemStore, Write};
 
     use super::*;
@@ -438,6 +524,97 @@ mod tests {
         assert_eq!(first.take(Work::Orphans, 10, &store).unwrap().done(), [key(2)]);
         assert_eq!(second.take(Work::Orphans, 10, &store).unwrap().done(), [key(4)]);
         assert_eq!(Arc::new(Changes::default()).take(Work::Orphans, 10, &store).unwrap().done(), [key(2)]);
+    }
+
+    /// A store that counts the records that are looked at.
+    struct Counted {
+        store: MemStore,
+        seen: std::cell::Cell<usize>,
+    }
+
+    impl Read for Counted {
+        fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.store.get(family, key)
+        }
+
+        fn scan(
+            &self,
+            family: Family,
+            start: &[u8],
+            end: &[u8],
+            visit: &mut atoll_core::store::Visit<'_>,
+        ) -> Result<(), StoreError> {
+            self.store.scan(family, start, end, &mut |key, value| {
+                self.seen.set(self.seen.get() + 1);
+                visit(key, value)
+            })
+        }
+    }
+
+    fn chunk(number: u64, sealed: bool, replicas: u64, live: u64) -> Write {
+        let record = ChunkRecord {
+            generation: Generation(1),
+            writer: SessionId(1),
+            incarnation: 1,
+            replicas: (1..=replicas).map(ServerId).collect(),
+            copies: 3,
+            kind: ChunkKind::Stream,
+            capacity: 64 << 20,
+            committed: 8 * BLOCK_BYTES,
+            sealed,
+            live_blocks: live,
+            dead_blocks: 8 - live,
+        };
+        (Family::System, keys::chunk(ChunkId(number)), Some(record.encode()))
+    }
+
+    #[test]
+    fn a_new_leader_looks_at_each_chunk_once_for_all_that_there_is_to_do_to_it() {
+        let mut store = MemStore::default();
+        let chunks = 2 * SCAN_KEYS_MAX as u64 + 10;
+        store.write((0..chunks).map(|number| chunk(number, true, 3, 8)));
+        store.write([chunk(1, true, 2, 8), chunk(5000, true, 3, 2), chunk(chunks, false, 1, 8)]);
+        let store = Counted { store, seen: Default::default() };
+        let changes = Arc::new(Changes::default());
+        let mut found = Vec::new();
+        for work in [Work::Compactions, Work::Sweeps, Work::Repairs] {
+            while changes.has(work) {
+                found.extend(
+                    changes.take(work, 10, &store).unwrap().done().into_iter().map(|key| (work, key)),
+                );
+            }
+        }
+        let key = |number| keys::chunk(ChunkId(number));
+        assert_eq!(found, [(Work::Compactions, key(5000)), (Work::Repairs, key(1))]);
+        // The last of a step is looked at again with the next one.
+        assert_eq!(store.seen.get(), chunks as usize + 1 + 2);
+    }
+
+    #[test]
+    fn a_chunk_that_is_short_of_replicas_is_named() {
+        let store = MemStore::default();
+        let changes = Arc::new(Changes::default());
+        while changes.has(Work::Repairs) {
+            changes.take(Work::Repairs, 1, &store).unwrap().done();
+        }
+        note(&changes, &[chunk(1, true, 3, 8), chunk(2, true, 1, 8), chunk(3, false, 1, 8)]);
+        assert_eq!(changes.take(Work::Repairs, 10, &store).unwrap().done(), [keys::chunk(ChunkId(2))]);
+        assert!(!changes.has(Work::Repairs));
+    }
+
+    #[test]
+    fn orders_are_looked_for_once_and_after_each_that_was_written() {
+        let changes = Changes::default();
+        let (one, two) = (ServerId(1), ServerId(2));
+        assert!(changes.may_have_orders(one) && changes.may_have_orders(two), "of the terms before");
+        assert!(!changes.may_have_orders(one) && !changes.may_have_orders(two));
+        note(&changes, &[(Family::System, keys::task(two, ChunkId(7)), Some(vec![1]))]);
+        assert!(!changes.may_have_orders(one) && changes.may_have_orders(two));
+        assert!(!changes.may_have_orders(two));
+        changes.has_orders(two);
+        assert!(changes.may_have_orders(two));
+        note(&changes, &[(Family::System, keys::task(two, ChunkId(7)), None)]);
+        assert!(!changes.may_have_orders(two), "it was carried out");
     }
 
     /// A store in which somebody asks for the work while it is scanned.

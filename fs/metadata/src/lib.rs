@@ -7,6 +7,7 @@
 pub mod admission;
 pub mod changes;
 mod clock;
+mod counts;
 mod leader;
 mod making;
 pub mod membership;

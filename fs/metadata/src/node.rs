@@ -14,12 +14,12 @@ use atoll_core::records::Record;
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::Identity;
 use atoll_proto::metadata::MetadataError;
-use atoll_raft::{Leadership, PeerError, RaftError, RaftStatus};
+use atoll_raft::{Leadership, LogPosition, PeerError, RaftError, RaftStatus, StateMachine};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::changes::ChangeFeed;
@@ -36,6 +36,9 @@ use crate::store::records::Records;
 pub trait Consensus: Log {
     /// Whether this member leads, and who does.
     fn leadership(&self) -> Leadership;
+
+    /// Changes of leadership; not that a lease has lapsed for a moment.
+    fn watch_leadership(&self) -> watch::Receiver<Leadership>;
 
     /// For status pages.
     fn status(&self) -> RaftStatus;
@@ -173,7 +176,17 @@ impl Node {
         Ok(leader)
     }
 
-    /// Called now and then: a member that leads no more lets go of the leader's memory.
+    /// Whether the leader's memory is there if this member leads, and isn't otherwise.
+    pub(crate) fn is_settled(&self) -> bool {
+        let now = self.consensus.leadership();
+        let leads = now.leader.is_some_and(|(leader, _)| leader == self.member.0);
+        match self.leading() {
+            Some(leader) => leads && leader.term == now.term,
+            None => !leads,
+        }
+    }
+
+    /// Called when leadership changes: a member that leads no more lets go of the leader's memory.
     pub(crate) fn step_down_if_over(&self) {
         let Some(leader) = self.leading() else { return };
         if !leader.is_over() {
@@ -202,6 +215,17 @@ impl Node {
     /// Whether what makes the records grow is to be refused.
     pub(crate) fn is_full(&self, leader: &Leader) -> bool {
         self.disk_low.load(Ordering::Relaxed) || leader.group_low.load(Ordering::Relaxed)
+    }
+
+    /// Is done at the next whole second of this server's; see [`clock::until_next_second`].
+    pub(crate) async fn next_second(&self) {
+        tokio::time::sleep(clock::until_next_second(self.member.0, clock::since_boot())).await;
+    }
+
+    /// Whether something was applied since it was last asked with this `position`.
+    pub(crate) fn has_grown(&self, position: &mut Option<LogPosition>) -> bool {
+        let now = self.machine.applied().position;
+        std::mem::replace(position, now) != now
     }
 
     /// Bytes of RocksDB in memory and on disk, to the metrics.

@@ -7,7 +7,7 @@
 //! Point lookups, and a scan that ends after a few records, stay where they are: going elsewhere costs about what they do.
 //! Measured with a million chunk records in a [`Records`](crate::store::records::Records), on two busy cores: a lookup takes
 //! 5 µs among a hundred records and 12 µs among all (of a hundred one takes 47 µs or more), so dozens of them stay below a
-//! millisecond; a scan takes 3 ms for the 4096 records of a worker's step and 145 ms for the 200,000 that a status counts.
+//! millisecond; a scan takes 3 ms for the 4096 records of a worker's step and 145 ms for 200,000.
 
 use std::sync::Arc;
 

@@ -26,8 +26,8 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pauses between attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
-/// How often it is looked whether the members have changed.
-const MEMBERS_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether there are members, until some are known.
+const FIRST_MEMBERS_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The other members of a group, as they were last known.
 pub(crate) struct Others {
@@ -179,8 +179,10 @@ pub(crate) async fn note_members(node: Arc<Node>, folder: Arc<Folder>) {
                 Err(_) => return,
             }
         }
-        let pause = if known.is_empty() { MEMBERS_POLL_INTERVAL / 10 } else { MEMBERS_POLL_INTERVAL };
-        tokio::time::sleep(pause).await;
+        match known.is_empty() {
+            true => tokio::time::sleep(FIRST_MEMBERS_POLL_INTERVAL).await,
+            false => node.next_second().await,
+        }
     }
 }
 

@@ -22,6 +22,15 @@ const IMBALANCE_PERMILLE: u64 = 100;
 /// …and so are those that differ by no more than so many chunks: copies under way are not in the reports yet, and a
 /// small disk would be overfilled and emptied again.
 const IMBALANCE_CHUNKS: u64 = 8;
+/// All chunks are looked at at least so often, whatever happens.
+const PASS_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// While some server doesn't count: a chunk may have been placed there just before that was known.
+const PASS_EVERY_WITHOUT_ONE: Duration = Duration::from_secs(600);
+/// Disks that are uneven and that nothing could be done about are looked at again after this.
+const BALANCE_EVERY: Duration = Duration::from_secs(600);
+/// Bounds of the pause after a pass that found something and could begin nothing; it doubles.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Speed is measured over so long.
 const SPEED_WINDOW: Duration = Duration::from_secs(30);
 
@@ -43,8 +52,14 @@ fn counts(servers: &Servers, server: ServerId, now: Duration) -> bool {
 /// Replicas that a chunk lacks.
 #[must_use]
 pub fn lacks(record: &ChunkRecord, servers: &Servers, now: Duration) -> usize {
-    let there = record.replicas.iter().filter(|server| counts(servers, **server, now)).count();
-    usize::from(record.copies).saturating_sub(there)
+    lacking(record.copies, &record.replicas, servers, now)
+}
+
+/// Replicas that a chunk lacks of which `copies` are wanted and that has these.
+#[must_use]
+pub fn lacking(copies: u8, replicas: &[ServerId], servers: &Servers, now: Duration) -> usize {
+    let there = replicas.iter().filter(|server| counts(servers, **server, now)).count();
+    usize::from(copies).saturating_sub(there)
 }
 
 /// Where a sealed chunk that lacks a replica gets one.
@@ -155,6 +170,99 @@ fn taken(record: &ChunkRecord, servers: &Servers) -> Vec<Candidate> {
     record.replicas.iter().filter_map(of).collect()
 }
 
+/// Whether some disk is so much fuller than another one that [`balance`] may move replicas.
+#[must_use]
+pub fn is_uneven(servers: &Servers, now: Duration) -> bool {
+    let share = |server: &ServerId| servers.used_permille(*server);
+    let candidates = servers.candidates(0, now);
+    let emptiest = candidates.iter().filter_map(|candidate| share(&candidate.server)).min();
+    let fullest = servers.all(now).filter_map(|(server, ..)| share(&server)).max();
+    emptiest.zip(fullest).is_some_and(|(emptiest, fullest)| fullest >= emptiest + IMBALANCE_PERMILLE)
+}
+
+/// The servers there are, and whether replicas on them count.
+pub type Standing = Vec<(ServerId, bool)>;
+
+/// See [`Standing`].
+#[must_use]
+pub fn standing(servers: &Servers, now: Duration) -> Standing {
+    servers.all(now).map(|(server, ..)| (server, counts(servers, server, now))).collect()
+}
+
+/// When all chunks are looked at. Chunks that are short by their own records are named one by one; which ones lack a replica
+/// because of its server only looking at all of them tells.
+#[derive(Debug)]
+pub struct Passes {
+    standing: Option<Standing>,
+    /// Nothing was left to repair after the last pass.
+    sound: bool,
+    /// One is to begin as soon as possible.
+    wanted: bool,
+    next: Duration,
+    next_balance: Duration,
+    /// The pause after the next pass that could begin nothing.
+    pause: Duration,
+}
+
+/// A pass over all chunks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassKind {
+    /// Replicas may be moved for balance.
+    pub may_balance: bool,
+}
+
+impl Passes {
+    /// Of a leader that begins at `now`.
+    #[must_use]
+    pub fn new(now: Duration) -> Passes {
+        let next = now + PASS_EVERY;
+        Passes { standing: None, sound: true, wanted: false, next, next_balance: now, pause: PAUSE_MIN }
+    }
+
+    /// Whether a pass is to begin.
+    pub fn begins(&mut self, servers: &Servers, now: Duration) -> Option<PassKind> {
+        let standing = standing(servers, now);
+        if self.standing.as_ref() != Some(&standing) {
+            // Nothing lacks a replica because of its server when a leader begins with all of them.
+            let is_news = self.standing.is_some() || standing.iter().any(|(_, counts)| !counts);
+            self.standing = Some(standing);
+            self.pause = PAUSE_MIN;
+            self.wanted |= is_news;
+        }
+        if std::mem::take(&mut self.wanted) || now >= self.next {
+            return Some(PassKind { may_balance: false });
+        }
+        (self.sound && now >= self.next_balance && is_uneven(servers, now))
+            .then_some(PassKind { may_balance: true })
+    }
+
+    /// A pass has come to its end. `sound`: it found nothing to repair; `works`: it has begun something, or something that was
+    /// begun earlier is under way.
+    pub fn ended(&mut self, kind: PassKind, sound: bool, works: bool, now: Duration) {
+        self.sound = sound;
+        if kind.may_balance {
+            self.next_balance = if works { now } else { now + BALANCE_EVERY };
+        }
+        match (sound, works) {
+            (true, _) => {
+                let all_count = self.standing.iter().flatten().all(|(_, counts)| *counts);
+                let every = if all_count { PASS_EVERY } else { PASS_EVERY_WITHOUT_ONE };
+                (self.next, self.pause) = (now + every, PAUSE_MIN);
+            }
+            (false, true) => (self.next, self.pause) = (now, PAUSE_MIN),
+            (false, false) => {
+                self.next = now + self.pause;
+                self.pause = (self.pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+
+    /// All chunks are to be looked at as soon as possible: more are named than are looked at one by one.
+    pub fn wanted(&mut self) {
+        self.wanted = true;
+    }
+}
+
 /// How many bytes a second may be copied, so that users' own requests come first.
 #[derive(Debug)]
 pub struct Budget {
@@ -194,6 +302,8 @@ pub struct Progress {
     found: (u64, u64),
     /// Of the pass that is under way.
     finding: (u64, u64),
+    /// Of the chunks that are named one by one.
+    named: (u64, u64),
     copied: (u64, u64),
     recent: VecDeque<(Duration, u64)>,
 }
@@ -210,12 +320,19 @@ impl Progress {
         self.found = std::mem::take(&mut self.finding);
     }
 
+    /// So many chunks that are named lack replicas of so many bytes in all.
+    pub fn named(&mut self, chunks: u64, bytes: u64) {
+        self.named = (chunks, bytes);
+    }
+
     /// A replica of so many bytes is there.
     pub fn copied(&mut self, bytes: u64, now: Duration) {
         self.copied.0 += 1;
         self.copied.1 += bytes;
-        self.found.0 = self.found.0.saturating_sub(1);
-        self.found.1 = self.found.1.saturating_sub(bytes);
+        for left in [&mut self.found, &mut self.named] {
+            left.0 = left.0.saturating_sub(1);
+            left.1 = left.1.saturating_sub(bytes);
+        }
         self.recent.push_back((now, bytes));
         self.forget(now);
     }
@@ -232,7 +349,8 @@ impl Progress {
         let since = self.recent.front().map_or(now, |(at, _)| *at);
         let seconds = now.saturating_sub(since).as_secs().max(1);
         let bytes_per_second = self.recent.iter().map(|(_, bytes)| bytes).sum::<u64>() / seconds;
-        let (chunks_left, bytes_left) = self.found;
+        // What is named is found by a pass, too.
+        let (chunks_left, bytes_left) = self.found.max(self.named);
         RepairStatus {
             chunks_left,
             bytes_left,
@@ -392,5 +510,85 @@ mod tests {
         assert_eq!((later.bytes_per_second, later.eta_seconds), (0, None));
         progress.passed();
         assert_eq!(progress.status(0, at(200)).chunks_left, 0);
+    }
+
+    #[test]
+    fn chunks_are_walked_when_a_server_stops_counting_or_counts_again_and_until_nothing_is_left() {
+        let mut table = servers(&[10, 10, 10, 10]);
+        let repairs = Some(PassKind { may_balance: false });
+        let at = Duration::from_secs;
+        let all_alive = |table: &mut Servers, seconds| {
+            for number in 1..=4 {
+                table
+                    .heartbeat(
+                        ServerId(number),
+                        1,
+                        table.report(ServerId(number)).unwrap().clone(),
+                        true,
+                        at(seconds),
+                    )
+                    .unwrap();
+            }
+        };
+        all_alive(&mut table, 0);
+        let mut passes = Passes::new(at(0));
+        assert_eq!(passes.begins(&table, at(0)), None, "a leader begins, and all are there");
+        drain(&mut table, 2);
+        let kind = passes.begins(&table, at(1));
+        assert_eq!(kind, repairs);
+        // It has begun something; then it could begin nothing, for longer and longer; then nothing was left.
+        passes.ended(repairs.unwrap(), false, true, at(5));
+        assert_eq!(passes.begins(&table, at(5)), repairs);
+        for (begun, pause) in [(6, 1), (7, 2), (9, 4), (13, 8), (21, 10), (31, 10)] {
+            passes.ended(repairs.unwrap(), false, false, at(begun));
+            assert_eq!(
+                passes.begins(&table, at(begun) + Duration::from_secs(pause) - Duration::from_millis(1)),
+                None
+            );
+            assert_eq!(passes.begins(&table, at(begun + pause)), repairs);
+        }
+        passes.ended(repairs.unwrap(), true, false, at(41));
+        let absent = 41 + PASS_EVERY_WITHOUT_ONE.as_secs();
+        all_alive(&mut table, absent);
+        assert_eq!(passes.begins(&table, at(absent - 1)), None);
+        assert_eq!(passes.begins(&table, at(absent)), repairs, "while one is drained");
+        passes.ended(repairs.unwrap(), true, false, at(absent));
+        table.set_record(ServerId(2), table.record(ServerId(1)).unwrap().clone());
+        assert_eq!(passes.begins(&table, at(absent)), repairs, "it is drained no more");
+        passes.ended(repairs.unwrap(), true, false, at(absent));
+        all_alive(&mut table, 86_000);
+        assert_eq!(passes.begins(&table, at(86_000)), None);
+        passes.wanted();
+        assert_eq!(passes.begins(&table, at(86_000)), repairs, "somebody wants it");
+        passes.ended(repairs.unwrap(), true, false, at(86_003));
+        let day_later = 86_003 + PASS_EVERY.as_secs();
+        all_alive(&mut table, day_later);
+        assert_eq!(passes.begins(&table, at(day_later - 1)), None);
+        assert_eq!(passes.begins(&table, at(day_later)), repairs, "whatever happens");
+    }
+
+    #[test]
+    fn a_leader_that_begins_without_one_of_the_servers_walks_all_chunks() {
+        let mut table = servers(&[10, 10, 10]);
+        drain(&mut table, 3);
+        let mut passes = Passes::new(Duration::ZERO);
+        assert_eq!(passes.begins(&table, Duration::ZERO), Some(PassKind { may_balance: false }));
+    }
+
+    #[test]
+    fn uneven_disks_are_balanced_while_that_moves_something() {
+        let even = servers(&[10, 15, 12]);
+        let mut passes = Passes::new(Duration::ZERO);
+        assert_eq!(passes.begins(&even, Duration::ZERO), None);
+        let uneven = servers(&[10, 35, 12]);
+        let balance = Some(PassKind { may_balance: true });
+        assert_eq!(passes.begins(&uneven, Duration::ZERO), balance);
+        passes.ended(balance.unwrap(), true, true, Duration::ZERO);
+        assert_eq!(passes.begins(&uneven, Duration::ZERO), balance);
+        passes.ended(balance.unwrap(), true, false, Duration::ZERO);
+        assert_eq!(passes.begins(&uneven, Duration::from_secs(2)), None, "nothing can be done about it now");
+        let repairs = PassKind { may_balance: false };
+        passes.ended(repairs, false, true, Duration::ZERO);
+        assert_eq!(passes.begins(&uneven, Duration::ZERO), Some(repairs), "repair comes first");
     }
 }

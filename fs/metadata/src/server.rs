@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -46,7 +47,7 @@ pub const REPAIR_BYTES_PER_SECOND: u64 = 100 << 20;
 /// Bytes of log that a crash leaves to be replayed, at most.
 const REPLAY_BYTES_MAX: u64 = 32 << 20;
 /// How often it is looked whether something was found damaged.
-const DAMAGE_POLL_INTERVAL: Duration = Duration::from_secs(1);
+const DAMAGE_POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long stopping waits for the last user of the store.
 const STOP_WAIT_MAX: Duration = Duration::from_secs(10);
 
@@ -522,6 +523,10 @@ impl Log for Replication {
 impl Consensus for Replication {
     fn leadership(&self) -> Leadership {
         self.0.leadership()
+    }
+
+    fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.0.watch_leadership()
     }
 
     fn status(&self) -> RaftStatus {

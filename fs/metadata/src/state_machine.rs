@@ -20,6 +20,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::changes::ChangeFeed;
+use crate::counts::{Counted, Counts};
 use crate::metrics::Metrics;
 use crate::store::folder::{self, Folder, FolderError};
 use crate::store::records::{Backend, Records};
@@ -171,8 +172,8 @@ fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, MachineErro
 pub struct Machine {
     folder: Arc<Folder>,
     backend: Backend,
-    /// Replaced as a whole when a snapshot is installed.
-    store: RwLock<Arc<Records>>,
+    /// The records and their counts. Replaced as a whole when a snapshot is installed.
+    store: RwLock<(Arc<Records>, Arc<Counts>)>,
     state: RwLock<PathBuf>,
     applied: Mutex<AppliedState>,
     flushed: Mutex<Option<LogPosition>>,
@@ -211,7 +212,7 @@ impl Machine {
             folder,
             backend: backend.clone(),
             flushed: Mutex::new(applied.position),
-            store: RwLock::new(Arc::new(store)),
+            store: RwLock::new((Arc::new(store), Arc::default())),
             state: RwLock::new(state),
             applied: Mutex::new(applied),
             flushing: Mutex::new(()),
@@ -224,7 +225,16 @@ impl Machine {
     /// The records. Take a snapshot of it to read several that belong together.
     #[must_use]
     pub fn store(&self) -> Arc<Records> {
-        self.store.read().clone()
+        self.store.read().0.clone()
+    }
+
+    /// How many chunks and orphans there are. Who asks first waits until they are counted.
+    ///
+    /// # Errors
+    /// If the records can't be read.
+    pub(crate) fn counts(&self) -> Result<Counted, StoreError> {
+        let (store, counts) = self.store.read().clone();
+        counts.now(&store)
     }
 
     /// Whether something that is committed waits for room on the disk.
@@ -241,7 +251,7 @@ impl Machine {
 
     fn apply_entries(&self, entries: Vec<AppliedEntry>) -> Result<Vec<Bytes>, MachineError> {
         let started = Instant::now();
-        let store = self.store();
+        let (store, counts) = self.store.read().clone();
         let mut applied = self.applied.lock().clone();
         let mut txn = Txn::open(&*store)?;
         let mut results = Vec::new();
@@ -269,7 +279,7 @@ impl Machine {
         }
         let mut writes = txn.into_writes();
         writes.extend(applied_writes(&applied));
-        let written = self.room.until(is_no_space, || store.write(&writes))?;
+        let written = self.room.until(is_no_space, || counts.write(&store, &writes))?;
         *self.applied.lock() = applied;
         self.changes.note(&written);
         self.metrics.applied(commands_applied, started.elapsed());
@@ -301,7 +311,7 @@ impl Machine {
         self.room.until(FolderError::is_no_space, || self.folder.switch_state(&next))?;
         *self.flushed.lock() = applied.position;
         *self.applied.lock() = applied;
-        *self.store.write() = Arc::new(store);
+        *self.store.write() = (Arc::new(store), Arc::default());
         *self.state.write() = next;
         // Who still reads the old one has its files open; what can't be removed now is when it is opened next.
         if let Err(error) = std::fs::remove_dir_all(&old) {

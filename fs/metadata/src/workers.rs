@@ -4,6 +4,7 @@
 mod compact;
 mod freeing;
 mod housekeeping;
+mod leading;
 mod migrate;
 mod mover;
 mod repair;
@@ -24,11 +25,12 @@ use crate::store::ballast::Ballast;
 
 /// How long a worker that failed, or whose member doesn't lead, waits before it looks again.
 const PAUSE: Duration = Duration::from_millis(300);
-/// How often a worker looks even if nobody told it to.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a worker gathers what there is to do before it does it.
+const GATHER: Duration = Duration::from_secs(1);
 
 /// Starts all workers; they end when the node is stopping.
 pub fn start(node: &Arc<Node>, ballast: Ballast, tasks: &TaskTracker) {
+    tasks.spawn(until_stopped(node.clone(), leading::run(node.clone())));
     tasks.spawn(until_stopped(node.clone(), housekeeping::run(node.clone())));
     tasks.spawn(until_stopped(node.clone(), room::look(node.clone(), ballast)));
     tasks.spawn(until_stopped(node.clone(), room::ask_others(node.clone())));
@@ -57,7 +59,11 @@ async fn leader(node: &Node) -> Arc<Leader> {
         if let Ok(leader) = node.lead() {
             return leader;
         }
-        let _ = tokio::time::timeout(POLL_INTERVAL, became_leader).await;
+        match node.leading() {
+            // Its lease has lapsed for a moment, or its time is over, which is about to be noticed.
+            Some(_) => tokio::time::sleep(PAUSE).await,
+            None => became_leader.await,
+        }
     }
 }
 
@@ -66,7 +72,7 @@ async fn leader(node: &Node) -> Arc<Leader> {
 async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<Leader>, Taken) {
     loop {
         let leader = leader(node).await;
-        let woken = leader.changes.woken();
+        let woken = leader.changes.woken(work);
         if leader.changes.has(work) {
             tokio::time::sleep(gather).await;
             if leader.confirm().is_ok() {
@@ -84,7 +90,10 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<L
             tokio::time::sleep(PAUSE).await;
             continue;
         }
-        let _ = tokio::time::timeout(POLL_INTERVAL, woken).await;
+        tokio::select! {
+            () = woken => {}
+            () = leader.ended() => {}
+        }
     }
 }
 

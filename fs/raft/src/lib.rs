@@ -37,6 +37,7 @@ mod node;
 #[cfg(test)]
 mod node_tests;
 mod peer;
+mod pulse;
 mod raft_log;
 mod record;
 mod recovery;

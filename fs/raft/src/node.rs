@@ -28,6 +28,7 @@ use crate::log_store::{LogConfig, LogStore};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::peer::PeerService;
+use crate::pulse::Pulse;
 use crate::raft_log::RaftLog;
 use crate::snapshot::{Sending, Snapshots};
 use crate::types::{
@@ -308,6 +309,8 @@ impl RaftNode {
             given_away_term: AtomicU64::new(u64::MAX),
         });
         let leadership = watch_leadership(&raft, view.clone(), flushing.clone());
+        let pulse = Arc::new(Pulse::default());
+        pulse.start(raft.clone(), &config);
         let peers = PeerService {
             member: config.member,
             dir: config.dir.clone(),
@@ -316,6 +319,7 @@ impl RaftNode {
             flushing: flushing.clone(),
             quiet_until,
             receiving: Arc::default(),
+            pulse,
         };
         peers.receiving.start_cleaning(config.dir.clone());
         let permits = u64::from(config.segment_bytes) / 4 / PERMIT_BYTES;

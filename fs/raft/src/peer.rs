@@ -14,6 +14,7 @@ use crate::error::PeerError;
 use crate::flush::Flushing;
 use crate::group::{Group, GroupLogId, GroupVote, Raft, decode_stored_membership, from_log_entry};
 use crate::log_store::LogStore;
+use crate::pulse::Pulse;
 use crate::snapshot::{INCOMING_KEPT, Incoming, SnapshotData};
 use crate::types::{LogPosition, MemberId};
 use crate::vote::VoteRecord;
@@ -46,6 +47,7 @@ pub(crate) struct PeerService {
     /// promised a leader not to.
     pub(crate) quiet_until: BootInstant,
     pub(crate) receiving: Arc<Receiving>,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// The snapshot that is being received.
@@ -182,6 +184,9 @@ impl PeerService {
             entries: entries.map_err(because)?,
         };
         let answer = self.raft.append_entries(request).await.map_err(because)?;
+        if !matches!(answer, AppendEntriesResponse::HigherVote(_)) {
+            self.pulse.heard();
+        }
         Ok(wire::answer(&match answer {
             AppendEntriesResponse::Success => wire::AppendAnswer::Success,
             AppendEntriesResponse::PartialSuccess(upto) => {

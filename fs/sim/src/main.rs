@@ -149,8 +149,6 @@ fn run(arguments: &Arguments, fault: Option<&str>, until_failed: bool) -> (u64, 
     let in_time = || arguments.seconds.is_none_or(|seconds| began.elapsed() < Duration::from_secs(seconds));
     let (mut running, mut done, mut failed) = (HashMap::new(), 0u64, 0u64);
     let mut seeds = arguments.first..arguments.first.saturating_add(arguments.seeds);
-    // openraft's metrics need tables of 26 MiB, which each world would compute for itself.
-    base2histogram::LogScale::get(base2histogram::LogScale::DEFAULT_WIDTH);
     loop {
         while running.len() < jobs && in_time() && !(until_failed && failed > 0) {
             let Some(seed) = seeds.next() else { break };

@@ -29,6 +29,8 @@ struct Read {
 #[derive(Default)]
 struct Table {
     reads: HashMap<InodeId, Read>,
+    /// Those of them that are told.
+    told: usize,
     /// A task tells them.
     telling: bool,
 }
@@ -48,12 +50,14 @@ impl Atimes {
             return false;
         }
         if table.reads.len() >= FILES_MAX {
-            table.reads.retain(|_, read| !read.told);
-            if table.reads.len() >= FILES_MAX {
+            // Without one that can go nothing is looked for: a read must not cost more the more was read.
+            if std::mem::take(&mut table.told) == 0 {
                 return false;
             }
+            table.reads.retain(|_, read| !read.told);
         }
-        table.reads.insert(attributes.ino, Read { at: now, told: false });
+        let earlier = table.reads.insert(attributes.ino, Read { at: now, told: false });
+        table.told -= usize::from(earlier.is_some_and(|read| read.told));
         !std::mem::replace(&mut table.telling, true)
     }
 
@@ -73,6 +77,7 @@ impl Atimes {
         let mut table = self.0.lock();
         if table.reads.get(&ino).is_some_and(|read| read.told) {
             table.reads.remove(&ino);
+            table.told -= 1;
         }
     }
 
@@ -87,6 +92,7 @@ impl Atimes {
             })
             .collect();
         times.sort_unstable();
+        table.told += times.len();
         table.telling = !times.is_empty();
         times
     }
@@ -165,5 +171,21 @@ mod tests {
         assert!(Atimes::default().note(&file(20, 10, 25), at(30)));
         atimes.forget(InodeId(5));
         assert_eq!(shown(&atimes, file(10, 10, 10)), at(10));
+    }
+
+    #[test]
+    fn where_no_more_fit_those_that_are_told_make_room() {
+        let atimes = Atimes::default();
+        let note = |ino| atimes.note(&Attributes { ino: InodeId(ino), ..file(10, 10, 10) }, at(20));
+        let remembered = || atimes.0.lock().reads.len();
+        assert_eq!((0..FILES_MAX as u64).filter(|ino| note(*ino)).count(), 1, "one task tells all of them");
+        assert!(!note(1 << 20) && remembered() == FILES_MAX, "none is told");
+        let told = atimes.take();
+        atimes.forget(told[0].0);
+        note(1 << 20);
+        assert_eq!(remembered(), FILES_MAX, "there is room for one");
+        note(1 << 21);
+        assert_eq!(remembered(), FILES_MAX - told.len() + 2, "those that are told have gone");
+        assert_eq!(atimes.0.lock().told, 0);
     }
 }

@@ -11,6 +11,8 @@ use crate::read::map::MapMemory;
 
 /// Files that are known at the same time. Beyond this clean ones that nobody uses are forgotten.
 pub const FILES_MAX: usize = 16_384;
+/// Files that are new between two looks at all of them, while all are in use.
+const NEW_BETWEEN_LOOKS: usize = FILES_MAX / 8;
 
 /// See the module.
 #[derive(Default)]
@@ -24,6 +26,8 @@ struct Files {
     all: HashMap<InodeId, Arc<FileState>>,
     /// Those that aren't clean.
     dirty: HashMap<InodeId, Arc<FileState>>,
+    /// At how many files all are looked at next; less than [`FILES_MAX`]: not earlier than at that.
+    look_at: usize,
 }
 
 impl Table {
@@ -40,8 +44,9 @@ impl Table {
         if let Some(file) = files.all.get(&ino) {
             return Arc::clone(file);
         }
-        if files.all.len() >= FILES_MAX {
+        if files.all.len() >= FILES_MAX.max(files.look_at) {
             files.prune();
+            files.look_at = files.all.len() + NEW_BETWEEN_LOOKS;
         }
         let file = FileState::new(ino, self.maps.clone());
         files.all.insert(ino, Arc::clone(&file));
@@ -122,5 +127,26 @@ impl Files {
             drop(inner);
             needed || Arc::strong_count(file) > 1
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_in_use_are_looked_at_now_and_then_and_forgotten_when_they_are_not() {
+        let table = Table::default();
+        let known = || table.all().len();
+        let held: Vec<_> = (0..FILES_MAX as u64).map(|number| table.file(InodeId(number))).collect();
+        let mut numbers = (FILES_MAX as u64..).map(InodeId);
+        let mut other = || drop(table.file(numbers.next().unwrap()));
+        other();
+        assert_eq!(known(), FILES_MAX + 1, "all were looked at, and none could go");
+        drop(held);
+        (1..NEW_BETWEEN_LOOKS).for_each(|_| other());
+        assert_eq!(known(), FILES_MAX + NEW_BETWEEN_LOOKS, "they aren't looked at for each new one");
+        other();
+        assert_eq!(known(), 1);
     }
 }

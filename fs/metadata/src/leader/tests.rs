@@ -33,18 +33,23 @@ const SESSION: SessionId = SessionId(3);
 #[derive(Default)]
 struct Group {
     leadership: Mutex<Leadership>,
+    changes: watch::Sender<Leadership>,
     entries: Mutex<Vec<Option<oneshot::Sender<()>>>>,
 }
 
 impl Group {
     fn elects_me(&self, term: u64) {
-        *self.leadership.lock() =
-            Leadership { term, is_leader: true, leader: Some((ME.0, "me:1".to_owned())) };
+        self.changes_to(Leadership { term, is_leader: true, leader: Some((ME.0, "me:1".to_owned())) });
     }
 
     fn elects_other(&self, term: u64) {
         let leader = Some((OTHER.0, OTHER.1.to_owned()));
-        *self.leadership.lock() = Leadership { term, is_leader: false, leader };
+        self.changes_to(Leadership { term, is_leader: false, leader });
+    }
+
+    fn changes_to(&self, leadership: Leadership) {
+        *self.leadership.lock() = leadership.clone();
+        self.changes.send_replace(leadership);
     }
 
     fn lease_lapses(&self) {
@@ -77,6 +82,10 @@ impl Log for Group {
 impl Consensus for Group {
     fn leadership(&self) -> Leadership {
         self.leadership.lock().clone()
+    }
+
+    fn watch_leadership(&self) -> watch::Receiver<Leadership> {
+        self.changes.subscribe()
     }
 
     fn status(&self) -> RaftStatus {

@@ -1,27 +1,24 @@
 //! How the cluster is, for people and for the operator.
 
 use std::collections::HashMap;
-use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use atoll_core::ids::{MemberId, SessionId};
+use atoll_core::ids::{MemberId, ServerId, SessionId};
 use atoll_core::keys;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::query;
-use atoll_core::records::{ChunkRecord, Record, SessionRecord};
-use atoll_core::store::{Family, Read, StoreError, prefix_end};
+use atoll_core::records::SessionRecord;
+use atoll_core::store::{Read, StoreError};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError, ServerStatus, SessionStatus};
 use atoll_raft::RaftStatus;
 
 use crate::clock;
+use crate::counts::Counted;
 use crate::leader::Leader;
 use crate::membership::HEARD_WITHIN;
 use crate::node::{Node, collect, store_error};
 use crate::repair;
 use crate::servers::Health;
-
-/// Records that are looked at to count chunks and orphans; numbers beyond are shown as this.
-const COUNTED_MAX: u64 = 200_000;
 
 impl Node {
     /// How the cluster is, as this member knows it; sessions and storage servers only the leader knows.
@@ -53,7 +50,8 @@ impl Node {
             Self::group_problems(&mut status);
         }
         self.servers_and_problems(&mut status, leader.as_deref(), leads, &raft);
-        count(&records, leader.as_deref(), &mut status).map_err(|error| store_error(&error))?;
+        let counted = self.machine.counts().map_err(|error| store_error(&error))?;
+        show(&counted, leader.as_deref(), &mut status);
         if leads {
             let sessions = leader.map(|leader| sessions_of(&records, &leader)).transpose();
             status.sessions = sessions.map_err(|error| store_error(&error))?.unwrap_or_default();
@@ -170,35 +168,26 @@ impl Node {
     }
 }
 
-fn count(records: &dyn Read, leader: Option<&Leader>, status: &mut ClusterStatus) -> Result<(), StoreError> {
+/// Shows what was counted.
+fn show(counted: &Counted, leader: Option<&Leader>, status: &mut ClusterStatus) {
+    let number = |number: i64| u64::try_from(number).unwrap_or(0);
     let now = clock::since_boot();
     let servers = leader.map(|leader| leader.servers.lock().clone()).unwrap_or_default();
-    let (mut chunks, mut short) = (0, 0);
-    let mut stored = HashMap::new();
-    let prefix = keys::chunks();
-    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, value| {
-        chunks += 1;
-        if let Ok(chunk) = ChunkRecord::decode(value) {
-            short += u64::from(chunk.sealed && repair::lacks(&chunk, &servers, now) > 0);
-            for server in &chunk.replicas {
-                *stored.entry(*server).or_insert(0) += chunk.live_blocks * BLOCK_BYTES;
-            }
+    let mut stored: HashMap<ServerId, u64> = HashMap::new();
+    for (kind, of_kind) in &counted.chunks {
+        let chunks = number(of_kind.chunks);
+        status.chunks += chunks;
+        if kind.sealed && repair::lacking(kind.copies, &kind.replicas, &servers, now) > 0 {
+            status.chunks_short += chunks;
         }
-        if chunks >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    let mut orphans = 0;
-    let prefix = keys::orphans();
-    records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |_, _| {
-        orphans += 1;
-        if orphans >= COUNTED_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
+        for server in &kind.replicas {
+            *stored.entry(*server).or_default() += number(of_kind.live_blocks) * BLOCK_BYTES;
+        }
+    }
     for server in &mut status.servers {
         server.stored = stored.get(&server.server).copied().unwrap_or(0);
     }
-    status.chunks = chunks;
-    status.chunks_short = short;
-    status.orphans = orphans;
-    Ok(())
+    status.orphans = number(counted.orphans);
 }
 
 fn sessions_of(records: &dyn Read, leader: &Leader) -> Result<Vec<SessionStatus>, StoreError> {

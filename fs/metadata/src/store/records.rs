@@ -7,17 +7,25 @@ use atoll_core::store::{Family, Read, StoreError, Visit, Write};
 
 #[cfg(feature = "simulation")]
 use super::memory::{Memory, MemorySnapshot, SimulatedRecords};
-use super::rocks::{Rocks, RocksSizes, RocksSnapshot};
+use super::rocks::{Rocks, RocksSizes, RocksSnapshot, block_cache_bytes};
 
 /// Where the records of a server are kept.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub enum Backend {
     /// On disk.
-    #[default]
-    Rocks,
+    Rocks {
+        /// Bytes of what is read that are kept in memory.
+        cache_bytes: u64,
+    },
     /// In memory that outlives the server.
     #[cfg(feature = "simulation")]
     Simulated(SimulatedRecords),
+}
+
+impl Default for Backend {
+    fn default() -> Backend {
+        Backend::Rocks { cache_bytes: block_cache_bytes() }
+    }
 }
 
 /// Open records.
@@ -65,7 +73,7 @@ impl Records {
     /// If they can't be opened.
     pub fn open(backend: &Backend, dir: &Path) -> Result<Records, StoreError> {
         match backend {
-            Backend::Rocks => Rocks::open(dir).map(Records::Rocks),
+            Backend::Rocks { cache_bytes } => Rocks::open(dir, *cache_bytes).map(Records::Rocks),
             #[cfg(feature = "simulation")]
             Backend::Simulated(disk) => Memory::open(disk, dir).map(Records::Memory),
         }

@@ -20,8 +20,13 @@ use rocksdb::{
 pub const MEMTABLE_BYTES_MAX: usize = 12 << 20;
 /// Bytes of one family's memtable; above it all are flushed.
 const FAMILY_MEMTABLE_BYTES_MAX: usize = 6 << 20;
-/// Bytes of blocks, indexes and filters that are kept in memory.
-pub const BLOCK_CACHE_BYTES: usize = 8 << 20;
+/// Bytes of blocks, indexes and filters that are kept in memory at least, and, unless said otherwise, at most.
+const BLOCK_CACHE_BYTES_MIN: u64 = 8 << 20;
+const BLOCK_CACHE_BYTES_MAX: u64 = 128 << 20;
+/// The part of the memory that this process may use which the cache has, within these bounds.
+const BLOCK_CACHE_DIVISOR: u64 = 32;
+/// Bytes of blocks that are kept while a copy is read.
+const VERIFY_CACHE_BYTES: usize = 1 << 20;
 /// Table files that are held open.
 const OPEN_FILES_MAX: i32 = 256;
 /// Bytes that a memtable takes from the allocator at a time: small, since there are several memtables and
@@ -74,6 +79,35 @@ fn failed(error: rocksdb::Error) -> StoreError {
     }
 }
 
+/// Bytes of blocks, indexes and filters that are kept in memory, unless said otherwise: the more files there are the more a
+/// lookup needs, so it is a share of what there is.
+#[must_use]
+pub fn block_cache_bytes() -> u64 {
+    share(memory_limit(Path::new("/")))
+}
+
+/// The cache's share of so many bytes of memory.
+fn share(memory: Option<u64>) -> u64 {
+    memory.map_or(0, |bytes| bytes / BLOCK_CACHE_DIVISOR).clamp(BLOCK_CACHE_BYTES_MIN, BLOCK_CACHE_BYTES_MAX)
+}
+
+/// Bytes of memory that this process may use: what its control groups allow, or what the machine has. `root`: where the
+/// system's files are.
+fn memory_limit(root: &Path) -> Option<u64> {
+    let machine = std::fs::read_to_string(root.join("proc/meminfo")).ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10)
+    });
+    // In a container its own group is the root.
+    let groups = std::fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let limits = Path::new(own).ancestors().filter_map(|group| {
+        let file = root.join("sys/fs/cgroup").join(group).join("memory.max");
+        std::fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()
+    });
+    limits.chain(machine).min()
+}
+
 /// Whether the disk is full.
 #[must_use]
 pub fn is_no_space(error: &StoreError) -> bool {
@@ -118,12 +152,12 @@ fn family_options(family: Family, cache: &Cache) -> Options {
 }
 
 impl Rocks {
-    /// Opens the store in `dir`, or makes it.
+    /// Opens the store in `dir`, or makes it. So many bytes of what is read are kept in memory.
     ///
     /// # Errors
     /// If RocksDB can't open it.
-    pub fn open(dir: &Path) -> Result<Rocks, StoreError> {
-        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+    pub fn open(dir: &Path, block_cache_bytes: u64) -> Result<Rocks, StoreError> {
+        let cache = Cache::new_lru_cache(usize::try_from(block_cache_bytes).unwrap_or(usize::MAX));
         let memory = WriteBufferManager::new_write_buffer_manager(MEMTABLE_BYTES_MAX, false);
         let mut env = Env::new().map_err(failed)?;
         env.set_low_priority_background_threads(1);
@@ -165,7 +199,7 @@ impl Rocks {
     /// # Errors
     /// [`StoreError::Corrupt`] if a block is not what was written; if RocksDB can't read.
     pub fn verify(dir: &Path, read: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(), StoreError> {
-        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES / 8);
+        let cache = Cache::new_lru_cache(VERIFY_CACHE_BYTES);
         let mut options = Options::default();
         options.set_max_open_files(OPEN_FILES_MAX);
         options.set_skip_stats_update_on_db_open(true);
@@ -397,7 +431,7 @@ mod tests {
     #[test]
     fn it_behaves_like_the_ordered_map() {
         let dir = tempfile::tempdir().unwrap();
-        let rocks = Rocks::open(dir.path()).unwrap();
+        let rocks = Rocks::open(dir.path(), BLOCK_CACHE_BYTES_MIN).unwrap();
         let mut memory = MemStore::default();
         let mut random = StdRng::seed_from_u64(7);
         for round in 0..300 {
@@ -429,13 +463,13 @@ mod tests {
         }
         assert_eq!(dump(&rocks), dump(&memory));
         drop(rocks);
-        assert_eq!(dump(&Rocks::open(dir.path()).unwrap()), dump(&memory));
+        assert_eq!(dump(&Rocks::open(dir.path(), BLOCK_CACHE_BYTES_MIN).unwrap()), dump(&memory));
     }
 
     #[test]
     fn a_snapshot_does_not_change_and_carries_an_overlay() {
         let dir = tempfile::tempdir().unwrap();
-        let rocks = Rocks::open(dir.path()).unwrap();
+        let rocks = Rocks::open(dir.path(), BLOCK_CACHE_BYTES_MIN).unwrap();
         rocks.write(&[(Family::Names, b"a".to_vec(), Some(b"1".to_vec()))]).unwrap();
         let snapshot = rocks.snapshot();
         rocks
@@ -451,7 +485,7 @@ mod tests {
     #[test]
     fn damage_is_found_and_not_handed_on() {
         let dir = tempfile::tempdir().unwrap();
-        let rocks = Rocks::open(&dir.path().join("a")).unwrap();
+        let rocks = Rocks::open(&dir.path().join("a"), BLOCK_CACHE_BYTES_MIN).unwrap();
         let mut random = StdRng::seed_from_u64(3);
         for number in 0..6000u32 {
             let value: Vec<u8> = (0..300).map(|_| random.random()).collect();
@@ -493,13 +527,38 @@ mod tests {
     #[test]
     fn a_checkpoint_holds_all_families() {
         let dir = tempfile::tempdir().unwrap();
-        let rocks = Rocks::open(&dir.path().join("a")).unwrap();
+        let rocks = Rocks::open(&dir.path().join("a"), BLOCK_CACHE_BYTES_MIN).unwrap();
         for family in Family::ALL {
             rocks.write(&[(family, b"k".to_vec(), Some(vec![9; 1000]))]).unwrap();
         }
         rocks.checkpoint(&dir.path().join("b")).unwrap();
-        let copy = Rocks::open(&dir.path().join("b")).unwrap();
+        let copy = Rocks::open(&dir.path().join("b"), BLOCK_CACHE_BYTES_MIN).unwrap();
         assert_eq!(dump(&copy), dump(&rocks));
         assert_eq!(dump(&copy).len(), Family::ALL.len());
+    }
+
+    #[test]
+    fn the_cache_has_a_share_of_the_memory_that_the_process_may_use() {
+        assert_eq!(share(None), BLOCK_CACHE_BYTES_MIN);
+        assert_eq!(share(Some(64 << 20)), BLOCK_CACHE_BYTES_MIN);
+        assert_eq!(share(Some(1 << 30)), 32 << 20);
+        assert_eq!(share(Some(1 << 40)), BLOCK_CACHE_BYTES_MAX);
+        let dir = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        assert_eq!(memory_limit(dir.path()), None);
+        put("proc/meminfo", "MemTotal:       16777216 kB\nMemFree:  5 kB\n");
+        assert_eq!(memory_limit(dir.path()), Some(16 << 30));
+        put("proc/self/cgroup", "0::/pods/one\n");
+        put("sys/fs/cgroup/pods/one/memory.max", "max\n");
+        assert_eq!(memory_limit(dir.path()), Some(16 << 30));
+        put("sys/fs/cgroup/pods/memory.max", "1073741824\n");
+        assert_eq!(memory_limit(dir.path()), Some(1 << 30), "of all pods together");
+        put("proc/self/cgroup", "0::/\n");
+        put("sys/fs/cgroup/memory.max", "536870912\n");
+        assert_eq!(memory_limit(dir.path()), Some(512 << 20), "in a container");
     }
 }

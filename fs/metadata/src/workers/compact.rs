@@ -12,8 +12,8 @@ use atoll_core::records::Place;
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use tokio::sync::Mutex;
 
-use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
-use super::{POLL_INTERVAL, leader, take};
+use super::mover::{self, BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
+use super::{GATHER, leader, take};
 use crate::changes::{Work, is_mostly_dead};
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
@@ -43,7 +43,10 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
 async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
     let mut waiting: BTreeMap<ChunkId, Instant> = BTreeMap::new();
     loop {
-        tokio::time::sleep(POLL_INTERVAL).await;
+        if waiting.is_empty() {
+            mover::wait_for(leader, mover, Work::Compactions).await;
+        }
+        tokio::time::sleep(GATHER).await;
         if leader.is_over() {
             return;
         }

@@ -1,4 +1,4 @@
-//! What has to be looked at by the clock: leadership, sessions that fell silent, the store's flushes.
+//! What has to be looked at by the clock: sessions that fell silent, the store's flushes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use atoll_core::ids::SessionId;
 use atoll_core::keys;
 use atoll_core::records::SessionRecord;
 use atoll_proto::metadata::MetadataError;
-use tokio::time::MissedTickBehavior;
 
 use super::failed;
 use crate::clock;
@@ -17,13 +16,11 @@ use crate::node::{Node, collect};
 use crate::reads::Lane;
 use crate::store::records::Records;
 
-/// How often this looks.
-const TICK: Duration = Duration::from_millis(200);
-/// Between two ticks this process was stopped, or its machine starved or asleep, if more than this has passed.
+/// Between two looks, a second apart, this process was stopped, or its machine starved or asleep, if more than this has passed.
 const STANDSTILL_MIN: Duration = Duration::from_secs(2);
-/// Ticks between looks at what changes slowly.
-const MEASURE_TICKS: u64 = 25;
-const FORGET_TICKS: u64 = 300;
+/// Looks between looks at what changes slowly.
+const MEASURE_TICKS: u64 = 5;
+const FORGET_TICKS: u64 = 60;
 /// Seconds after which an ended session's slots are of no use to a successor any more.
 const FORGET_AFTER_S: i64 = 3600;
 /// Sessions that are forgotten with one step.
@@ -33,16 +30,14 @@ const FLUSH_BYTES: u64 = 8 << 20;
 /// …and above which they are written as soon as nothing has been applied for a while. What isn't is replayed
 /// after a crash: a restart must not take longer the more there is.
 const FLUSH_IDLE_BYTES: u64 = 256 << 10;
-const FLUSH_IDLE_TICKS: u64 = 10;
+const FLUSH_IDLE_TICKS: u64 = 2;
 
 /// Runs for as long as the server does.
 pub(super) async fn run(node: Arc<Node>) {
-    let mut ticks = tokio::time::interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle = Idle::default();
     let mut last = clock::since_boot();
     for tick in 0_u64.. {
-        ticks.tick().await;
+        node.next_second().await;
         let gap = clock::since_boot().saturating_sub(last);
         if gap > STANDSTILL_MIN {
             tracing::warn!(
@@ -56,7 +51,6 @@ pub(super) async fn run(node: Arc<Node>) {
             }
         }
         last = clock::since_boot();
-        node.step_down_if_over();
         if let Ok(leader) = node.lead()
             && let Err(error) = expire(&node, &leader).await
         {

@@ -12,8 +12,8 @@ use atoll_core::records::{Piece, Place};
 use atoll_core::{error::FsError, keys};
 use tokio::sync::Mutex;
 
-use super::mover::{BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
-use super::{PAUSE, POLL_INTERVAL, leader, take};
+use super::mover::{self, BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
+use super::{GATHER, PAUSE, leader, take};
 use crate::changes::Work;
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
@@ -47,7 +47,10 @@ pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
 async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
     let mut waiting: BTreeMap<Vec<u8>, Seen> = BTreeMap::new();
     loop {
-        tokio::time::sleep(if waiting.is_empty() { POLL_INTERVAL } else { PAUSE }).await;
+        if waiting.is_empty() {
+            mover::wait_for(leader, mover, Work::Migrations).await;
+        }
+        tokio::time::sleep(if waiting.is_empty() { GATHER } else { PAUSE }).await;
         if leader.is_over() {
             return;
         }

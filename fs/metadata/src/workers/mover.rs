@@ -16,8 +16,10 @@ use atoll_proto::metadata::MetadataError;
 use atoll_proto::storage::{ChunkLayout, ReadChunk, WriteChunk, Writer};
 use atoll_proto::{Address, ConnectOptions, Peer, Role, checksum};
 use bytes::{Bytes, BytesMut};
+use tokio::sync::Mutex;
 
 use crate::admission::{self, Facts};
+use crate::changes::Work;
 use crate::clock;
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
@@ -107,6 +109,28 @@ struct OpenChunk {
     offset: u64,
     capacity: u64,
     used: Instant,
+}
+
+/// Waits until there may be such work, or something to [seal](Mover::seal_if_idle), or this leadership is over.
+pub(super) async fn wait_for(leader: &Leader, mover: &Mutex<Mover>, work: Work) {
+    loop {
+        let woken = leader.changes.woken(work);
+        if leader.changes.has(work) || leader.is_over() {
+            return;
+        }
+        let seals_in = mover.lock().await.seals_in(leader);
+        let seal = async {
+            match seals_in {
+                Some(after) => tokio::time::sleep(after).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = woken => {}
+            () = leader.ended() => return,
+            () = seal => return,
+        }
+    }
 }
 
 /// The one writer of the metadata service's own chunks.
@@ -353,6 +377,14 @@ impl Mover {
         {
             tracing::debug!(%error, "an idle chunk isn't sealed yet");
         }
+    }
+
+    /// When there is something to seal, if nothing is moved until then.
+    fn seals_in(&self, leader: &Leader) -> Option<Duration> {
+        if self.term != leader.term {
+            return Some(Duration::ZERO);
+        }
+        self.open.as_ref().map(|open| IDLE_SEAL_AFTER.saturating_sub(open.used.elapsed()))
     }
 
     /// Chunks that an earlier leader (or this member, when it led before) was writing.

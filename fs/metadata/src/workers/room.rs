@@ -7,26 +7,28 @@ use std::time::Duration;
 
 use atoll_core::ids::MemberId;
 use atoll_proto::admin::TransferLeader;
-use tokio::time::{Instant, MissedTickBehavior};
+use atoll_raft::LogPosition;
+use tokio::time::Instant;
 
 use crate::membership::Group;
 use crate::node::Node;
 use crate::store::ballast::{Ballast, Room};
 
-/// How often this member's disk is looked at.
+/// How often this member's disk is looked at while the records grow, or there is little room…
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How often the leader asks the others about theirs.
-const ASK_INTERVAL: Duration = Duration::from_secs(2);
+/// …and after how many seconds at rest: somebody else may fill it.
+const POLL_SECONDS_AT_REST: u32 = 5;
+/// How often the leader asks the others about theirs, in seconds: while the records grow, and at rest.
+const ASK_SECONDS: u32 = 2;
+const ASK_SECONDS_AT_REST: u32 = 10;
 /// A leader with a full disk looks this often for somebody else to lead.
 const TRANSFER_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Looks at the disk of this member, for as long as it runs.
 pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
-    let mut ticks = tokio::time::interval(POLL_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut looked_for_another: Option<Instant> = None;
+    let mut position = None;
     loop {
-        ticks.tick().await;
         let looked = atoll_blocking::spawn(move || {
             let room = ballast.check();
             (ballast, room)
@@ -43,6 +45,7 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
             Ok(room) => room == Room::Low || node.machine.waits_for_room(),
             Err(error) => {
                 tracing::warn!(%error, "the free space of the metadata disk can't be read");
+                node.next_second().await;
                 continue;
             }
         };
@@ -58,6 +61,21 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
             }
             (true, false) => tracing::info!("the metadata disk has enough free space again"),
             _ => {}
+        }
+        if low || node.has_grown(&mut position) {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        } else {
+            rest(&node, &mut position, POLL_SECONDS_AT_REST).await;
+        }
+    }
+}
+
+/// Waits so many seconds, or until the records grow.
+async fn rest(node: &Node, position: &mut Option<LogPosition>, seconds: u32) {
+    for _ in 0..seconds {
+        node.next_second().await;
+        if node.has_grown(position) {
+            return;
         }
     }
 }
@@ -84,8 +102,14 @@ async fn transfer_leadership(node: &Node) {
 
 /// Keeps account of whose disks are full, for as long as this member runs.
 pub(super) async fn ask_others(node: Arc<Node>) {
+    let mut position = None;
     loop {
-        tokio::time::sleep(ASK_INTERVAL).await;
+        for _ in 0..ASK_SECONDS {
+            node.next_second().await;
+        }
+        if !node.has_grown(&mut position) {
+            rest(&node, &mut position, ASK_SECONDS_AT_REST - ASK_SECONDS).await;
+        }
         if let Ok(leader) = node.lead() {
             let answers = ask(&node).await;
             let low = {

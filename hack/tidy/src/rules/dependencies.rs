@@ -55,6 +55,12 @@ const ROOMS: &[Room] = &[
         why: "it is the slowest crate to compile and must change rarely; entries are opaque bytes to it",
     },
     Room {
+        name: "base2histogram",
+        arrows: &[],
+        absent: &[&["*"]],
+        why: "it is what openraft counts in, in the place of a crate that takes 26 MiB for it",
+    },
+    Room {
         name: "atoll-metadata",
         arrows: &["atoll-blocking", "atoll-core", "atoll-faults", "atoll-proto", "atoll-raft"],
         absent: &[KUBERNETES, KERNEL],

@@ -21,7 +21,15 @@ pub fn verdicts(repository: &Repository) -> Vec<Verdict> {
         if !repository.graph.members.values().any(|member| member == folder) {
             strangers.push(Finding::new(path, "is in no workspace that is checked"));
         }
-        let missing = SETTINGS.iter().filter(|setting| !text.contains(*setting));
+        // What takes the place of another crate has that one's version.
+        let replaces = repository.files.iter().any(|(path, root)| {
+            path == "Cargo.toml"
+                && root.split_once("[patch.crates-io]").is_some_and(|(_, patches)| {
+                    patches.lines().any(|line| line.contains(&format!("{{ path = \"{folder}\" }}")))
+                })
+        });
+        let is_its_own = |setting: &&&str| !(replaces && **setting == "version.workspace = true");
+        let missing = SETTINGS.iter().filter(is_its_own).filter(|setting| !text.contains(*setting));
         settings.extend(
             missing.map(|setting| Finding::new(path, format!("lacks {}", setting.replace('\n', " ")))),
         );
@@ -60,5 +68,18 @@ mod tests {
             [Finding::new("fs/a/Cargo.toml", "is in no workspace that is checked")]
         );
         assert_eq!(found[1].findings, [Finding::new("fs/b/Cargo.toml", "lacks [lints] workspace = true")]);
+    }
+
+    #[test]
+    fn a_crate_in_the_place_of_another_has_a_version_of_its_own() {
+        let other =
+            SETTINGS.join("\n").replace("version.workspace = true\nedition", "version = \"2.1.0\"\nedition");
+        let found = |root: &str| {
+            let mut repository = Repository::planted(&[("Cargo.toml", root), ("fs/a/Cargo.toml", &other)]);
+            repository.graph.members.insert("a".into(), "fs/a".into());
+            verdicts(&repository)[1].findings.len()
+        };
+        assert_eq!(found("[patch.crates-io]\na = { path = \"fs/a\" }\n"), 0);
+        assert_eq!(found("[dependencies]\na = { path = \"fs/a\" }\n"), 1);
     }
 }
