@@ -515,7 +515,8 @@ mod tests {
     #[test]
     fn chunks_are_walked_when_a_server_stops_counting_or_counts_again_and_until_nothing_is_left() {
         let mut table = servers(&[10, 10, 10, 10]);
-        let repairs = Some(PassKind { may_balance: false });
+        let pass = PassKind { may_balance: false };
+        let repairs = Some(pass);
         let at = Duration::from_secs;
         let all_alive = |table: &mut Servers, seconds| {
             for number in 1..=4 {
@@ -537,30 +538,30 @@ mod tests {
         let kind = passes.begins(&table, at(1));
         assert_eq!(kind, repairs);
         // It has begun something; then it could begin nothing, for longer and longer; then nothing was left.
-        passes.ended(repairs.unwrap(), false, true, at(5));
+        passes.ended(pass, false, true, at(5));
         assert_eq!(passes.begins(&table, at(5)), repairs);
         for (begun, pause) in [(6, 1), (7, 2), (9, 4), (13, 8), (21, 10), (31, 10)] {
-            passes.ended(repairs.unwrap(), false, false, at(begun));
+            passes.ended(pass, false, false, at(begun));
             assert_eq!(
                 passes.begins(&table, at(begun) + Duration::from_secs(pause) - Duration::from_millis(1)),
                 None
             );
             assert_eq!(passes.begins(&table, at(begun + pause)), repairs);
         }
-        passes.ended(repairs.unwrap(), true, false, at(41));
+        passes.ended(pass, true, false, at(41));
         let absent = 41 + PASS_EVERY_WITHOUT_ONE.as_secs();
         all_alive(&mut table, absent);
         assert_eq!(passes.begins(&table, at(absent - 1)), None);
         assert_eq!(passes.begins(&table, at(absent)), repairs, "while one is drained");
-        passes.ended(repairs.unwrap(), true, false, at(absent));
+        passes.ended(pass, true, false, at(absent));
         table.set_record(ServerId(2), table.record(ServerId(1)).unwrap().clone());
         assert_eq!(passes.begins(&table, at(absent)), repairs, "it is drained no more");
-        passes.ended(repairs.unwrap(), true, false, at(absent));
+        passes.ended(pass, true, false, at(absent));
         all_alive(&mut table, 86_000);
         assert_eq!(passes.begins(&table, at(86_000)), None);
         passes.wanted();
         assert_eq!(passes.begins(&table, at(86_000)), repairs, "somebody wants it");
-        passes.ended(repairs.unwrap(), true, false, at(86_003));
+        passes.ended(pass, true, false, at(86_003));
         let day_later = 86_003 + PASS_EVERY.as_secs();
         all_alive(&mut table, day_later);
         assert_eq!(passes.begins(&table, at(day_later - 1)), None);
@@ -581,11 +582,12 @@ mod tests {
         let mut passes = Passes::new(Duration::ZERO);
         assert_eq!(passes.begins(&even, Duration::ZERO), None);
         let uneven = servers(&[10, 35, 12]);
-        let balance = Some(PassKind { may_balance: true });
+        let pass = PassKind { may_balance: true };
+        let balance = Some(pass);
         assert_eq!(passes.begins(&uneven, Duration::ZERO), balance);
-        passes.ended(balance.unwrap(), true, true, Duration::ZERO);
+        passes.ended(pass, true, true, Duration::ZERO);
         assert_eq!(passes.begins(&uneven, Duration::ZERO), balance);
-        passes.ended(balance.unwrap(), true, false, Duration::ZERO);
+        passes.ended(pass, true, false, Duration::ZERO);
         assert_eq!(passes.begins(&uneven, Duration::from_secs(2)), None, "nothing can be done about it now");
         let repairs = PassKind { may_balance: false };
         passes.ended(repairs, false, true, Duration::ZERO);

@@ -12,7 +12,7 @@ use atoll_proto::{ClusterKey, Encryption, Identity, Role};
 use atoll_raft::{PeerError, ProposeError, RaftError, RaftStatus};
 use bytes::Bytes;
 use futures::{FutureExt, poll};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::*;
 use crate::changes::{ChangeFeed, Work};
