@@ -28,7 +28,7 @@ use crate::log_store::{LogConfig, LogStore};
 use crate::machine::Machine;
 use crate::network::Network;
 use crate::peer::PeerService;
-use crate::pulse::Pulse;
+use crate::pulse::{self, Pulse};
 use crate::raft_log::RaftLog;
 use crate::snapshot::{Sending, Snapshots};
 use crate::types::{
@@ -300,7 +300,7 @@ impl RaftNode {
             config.election.1
         };
         let quiet_until = opened + quiet;
-        start_elections(&raft, quiet_until, alone);
+        pulse::start_elections(&raft, quiet_until, alone);
 
         let view = Arc::new(View {
             member: config.member,
@@ -646,22 +646,6 @@ fn membership_error(error: OpenraftError<Group, ClientWriteError<Group>>) -> Raf
         OpenraftError::APIError(other) => RaftError::Membership(other.to_string()),
         OpenraftError::Fatal(e) => RaftError::Stopped(stopped(&e)),
     }
-}
-
-/// Lets this member stand for election once it may; at once if nobody else could be asked.
-fn start_elections(raft: &Raft, quiet_until: BootInstant, alone: bool) {
-    let raft = raft.clone();
-    let quiet = quiet_until - BootInstant::now();
-    let start = async move {
-        raft.runtime_config().elect(true);
-        if alone && let Err(error) = raft.trigger().elect(false).await {
-            tracing::debug!("an election could not be started: {error}");
-        }
-    };
-    tokio::spawn(async move {
-        tokio::time::sleep(quiet).await;
-        start.await;
-    });
 }
 
 /// Starts the task that tells about changes of leadership, and keeps account of whether there

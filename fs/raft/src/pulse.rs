@@ -128,6 +128,22 @@ impl Pulse {
     }
 }
 
+/// Lets this member stand for election once it may; at once if nobody else could be asked.
+pub(crate) fn start_elections(raft: &Raft, quiet_until: BootInstant, alone: bool) {
+    let raft = raft.clone();
+    let quiet = quiet_until - BootInstant::now();
+    let start = async move {
+        raft.runtime_config().elect(true);
+        if alone && let Err(error) = raft.trigger().elect(false).await {
+            tracing::debug!("an election could not be started: {error}");
+        }
+    };
+    tokio::spawn(async move {
+        tokio::time::sleep(quiet).await;
+        start.await;
+    });
+}
+
 type Roles = WatchReceiverOf<Group, openraft::metrics::RaftServerMetrics<Group>>;
 
 /// Sends the leader's heartbeats until its role or the membership changes; false: the node has stopped.
