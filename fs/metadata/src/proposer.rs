@@ -320,14 +320,13 @@ mod tests {
         let log = Arc::new(FakeLog::default());
         let (proposer, _) = Proposer::start(log.clone(), Metrics::default());
         // What keeps the others waiting, so that they are gathered.
-        let first: Vec<_> = (0..ENTRIES_IN_FLIGHT_MAX as u64)
-            .map(|number| {
-                let proposer = proposer.clone();
-                tokio::spawn(async move { proposer.propose(1, &command(number, 0)).await })
-            })
-            .collect();
-        while log.held.lock().len() < ENTRIES_IN_FLIGHT_MAX {
-            tokio::task::yield_now().await;
+        let mut first = Vec::new();
+        for number in 1..=ENTRIES_IN_FLIGHT_MAX {
+            let proposer = proposer.clone();
+            first.push(tokio::spawn(async move { proposer.propose(1, &command(0, 0)).await }));
+            while log.held.lock().len() < number {
+                tokio::task::yield_now().await;
+            }
         }
         let mut later = Vec::new();
         for term in [1, 1, 2, 2, 1] {
