@@ -29,7 +29,10 @@ pub fn verdicts(repository: &Repository) -> Vec<Verdict> {
                 })
         });
         let is_its_own = |setting: &&&str| !(replaces && **setting == "version.workspace = true");
-        let missing = SETTINGS.iter().filter(is_its_own).filter(|setting| !text.contains(*setting));
+        // Whole lines: rust-version is not version.
+        let lines = format!("\n{text}");
+        let missing =
+            SETTINGS.iter().filter(is_its_own).filter(|setting| !lines.contains(&format!("\n{setting}")));
         settings.extend(
             missing.map(|setting| Finding::new(path, format!("lacks {}", setting.replace('\n', " ")))),
         );
