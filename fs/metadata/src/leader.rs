@@ -179,7 +179,8 @@ impl Leader {
         // Before the sessions are asked: who makes a file is among them when it is no more among these.
         let is_made = self.making.from().is_none_or(|from| ino < from);
         let begun = is_made && self.sessions.lock().begin_unlinking(ino);
-        begun.then_some(Unlinking { leader: self, ino })
+        // Made only then: one that is dropped ends what somebody else has begun.
+        begun.then(|| Unlinking { leader: self, ino })
     }
 
     /// Waits while the last name of `ino` is being removed.

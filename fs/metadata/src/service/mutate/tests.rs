@@ -193,6 +193,9 @@ async fn who_opens_what_is_being_unlinked_waits_for_what_becomes_of_it() {
         let unlinking = leader.begin_unlinking(ino).expect("nobody holds it");
         let mut open = Box::pin(fixture.open(ino));
         assert!(poll!(&mut open).is_pending());
+        // Who comes second ends nothing of what the first one has begun.
+        assert!(leader.begin_unlinking(ino).is_none());
+        assert!(poll!(&mut open).is_pending() && leader.sessions.lock().is_unlinking(ino));
         if let Some(name) = name {
             // Another one is at it, so this one leaves it to the background.
             fixture.unlink(name, false).await.into_result().unwrap();
