@@ -357,6 +357,16 @@ impl<M: Metadata> DataPath<M> {
         self.shared.bound_maps();
     }
 
+    /// The value of the change counter that what is known of the file's committed content is right for; `None` if nothing is
+    /// known, or less than of the attributes.
+    #[must_use]
+    pub fn content_as_of(&self, ino: InodeId) -> Option<u64> {
+        let file = self.shared.table.find(ino)?;
+        let inner = file.inner.lock();
+        let known = inner.attributes.as_ref()?.change;
+        inner.map.is_at(known).then_some(known)
+    }
+
     /// Forgets what is known of the file's committed content: somebody else has changed it.
     pub fn invalidate(&self, ino: InodeId) {
         let Some(file) = self.shared.table.find(ino) else { return };

@@ -9,8 +9,9 @@ use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Mutation, Outcome, Reply};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId};
+use atoll_core::locks::LockChange;
 use atoll_core::records::VolumeConfig;
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::metadata::{Answer, FileExtents, Query};
 use atoll_proto::queries::{Answers, Question};
 
 use crate::vfs::Errno;
@@ -147,6 +148,18 @@ pub trait Metadata: Send + Sync + 'static {
     {
         let query = question.into();
         async move { Q::Answer::from_answer(self.query(query).await?).ok_or_else(unexpected) }
+    }
+
+    /// Changes what the session has locked of an inode; of each, one change at a time. For who takes a lock: the file as of
+    /// then or later, with the first `segments` of it if it isn't as of `known_change`; `None` if it has to be asked for.
+    /// Once this was polled it goes on until the outcome is known, whether somebody waits for that or not.
+    fn change_locks(
+        &self,
+        _change: LockChange,
+        _known_change: Option<u64>,
+        _segments: u32,
+    ) -> impl Future<Output = Result<Option<FileExtents>, ClientError>> + Send {
+        std::future::ready(Err(FsError::Unsupported.into()))
     }
 
     /// The current session.

@@ -8,8 +8,10 @@
 //! since, and its application was promised nothing before its next fsync or close.
 
 pub mod clock;
+mod held_locks;
 mod keeper;
 mod leader;
+mod locking;
 mod open_files;
 mod slots;
 
@@ -24,8 +26,9 @@ use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, NewPlace, Outcome, Reply, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
+use atoll_core::locks::LockChange;
 use atoll_core::records::VolumeConfig;
-use atoll_proto::metadata::{Answer, MutateReply, Query, SessionHeartbeatReply, kind};
+use atoll_proto::metadata::{Answer, FileExtents, MutateReply, Query, SessionHeartbeatReply, kind};
 use atoll_proto::queries;
 use atoll_proto::{Address, ClusterKey, Encryption, Identity, Role};
 use bytes::Bytes;
@@ -38,7 +41,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::arena::Arena;
 use crate::metadata::{ClientError, Event, Hook, Made, Metadata, Wanted, unexpected};
 use clock::Clock;
+use held_locks::HeldLocks;
 use leader::{Refusal, Service};
+use locking::Turns;
 use open_files::OpenFiles;
 use slots::{Slot, Slots};
 
@@ -186,6 +191,10 @@ struct Inner {
     kick: Notify,
     open_files: Mutex<OpenFiles>,
     close_notices: Notify,
+    held_locks: Mutex<HeldLocks>,
+    lock_turns: Turns,
+    /// Fires when a leader knows what is locked.
+    locks_told: Notify,
     heard: RwLock<Heard>,
     hooks: RwLock<Vec<Hook>>,
     /// The session is being ended: no other one is opened when it is gone.
@@ -248,6 +257,9 @@ impl MetadataClient {
             kick: Notify::new(),
             open_files: Mutex::default(),
             close_notices: Notify::new(),
+            held_locks: Mutex::default(),
+            lock_turns: Turns::default(),
+            locks_told: Notify::new(),
             heard: RwLock::default(),
             hooks: RwLock::default(),
             runtime: Handle::current(),
@@ -332,8 +344,6 @@ enum Fate {
     Keep,
     /// What it is about belongs to the old session.
     Forget,
-    /// It is done in the new session in any case: what it did in the old one went with that.
-    Renew,
 }
 
 fn fate(op: &ClientOp) -> Fate {
@@ -346,7 +356,6 @@ fn fate(op: &ClientOp) -> Fate {
         | ClientOp::Reserve(_)
         | ClientOp::Unreserve(_)
         | ClientOp::CloseSession(_) => Fate::Forget,
-        ClientOp::SetLock(_) | ClientOp::ReleaseLocks(_) => Fate::Renew,
         _ => Fate::Repeat,
     }
 }
@@ -495,7 +504,7 @@ impl Inner {
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
                         return Ok((outcome.into_result()?, None));
                     }
-                    (Fate::Repeat, None) | (Fate::Renew, _) => continue,
+                    (Fate::Repeat, None) => continue,
                     (Fate::Keep, None) | (Fate::Forget, _) => {
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
                         return Err(ClientError::SessionLost);
@@ -629,6 +638,18 @@ impl Metadata for MetadataClient {
             self.closed(ino);
         }
         answer
+    }
+
+    async fn change_locks(
+        &self,
+        change: LockChange,
+        known_change: Option<u64>,
+        segments: u32,
+    ) -> Result<Option<FileExtents>, ClientError> {
+        let inner = Arc::clone(&self.inner);
+        // Who waits may be interrupted, but what was sent goes on until its outcome is known.
+        let changed = async move { inner.change_locks(change, known_change, segments).await };
+        self.in_time(Detach::new(changed, self.inner.runtime.clone())).await
     }
 
     fn session(&self) -> SessionId {

@@ -1,5 +1,6 @@
 //! A cluster in memory, for tests: the real commands on an ordered map, without Raft, disk or wire.
 
+mod locks;
 mod storage;
 
 use std::collections::{HashMap, HashSet};
@@ -11,8 +12,9 @@ use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, INTERNAL, Op, Outcome, ServiceOp, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
+use atoll_core::lock_table::LockTable;
 use atoll_core::lock_waits::LockWaits;
-use atoll_core::locks::{self, Holder};
+use atoll_core::locks::LockChange;
 use atoll_core::namespace::execute;
 use atoll_core::query::{self, OpError};
 use atoll_core::records::{Place, Record, ServerRecord, Superblock, VolumeConfig};
@@ -67,6 +69,7 @@ pub struct MemVolume {
     store: MemStore,
     open: HashMap<SessionId, HashSet<InodeId>>,
     servers: Vec<ServerId>,
+    locks: LockTable,
     waits: LockWaits,
 }
 
@@ -91,6 +94,7 @@ impl MemVolume {
             store: MemStore::default(),
             open: HashMap::new(),
             servers: Vec::new(),
+            locks: LockTable::default(),
             waits: LockWaits::default(),
         };
         let outcome =
@@ -161,6 +165,7 @@ impl MemVolume {
 
     fn ended(&mut self, session: SessionId) {
         self.open.remove(&session);
+        self.locks.ended(session);
         self.waits.ended(session);
     }
 
@@ -284,9 +289,11 @@ impl MemVolume {
                 }
                 let answer = self.extents(ino, SegmentIndex(0), segments)?;
                 self.hold(session, &[ino], true);
-                Ok(answer)
+                Ok(Answer::Extents(answer))
             }
-            Query::Extents(queries::Extents { ino, first, segments }) => self.extents(ino, first, segments),
+            Query::Extents(queries::Extents { ino, first, segments }) => {
+                self.extents(ino, first, segments).map(Answer::Extents)
+            }
             Query::GetXattr(queries::GetXattr { ino, name }) => {
                 query::xattr(store, ino, &name).map(Answer::Bytes).map_err(refused)
             }
@@ -302,19 +309,14 @@ impl MemVolume {
                 sought.map(Answer::Sought).map_err(|error| refused(error.into()))
             }
             Query::GetLk(queries::GetLk(request)) => {
-                let Some(mode) = request.mode else { return Ok(Answer::Lock(None)) };
-                let asking = Holder { session, owner: request.owner };
-                let (ino, class) = (request.ino, request.class);
-                locks::first_in_the_way(store, ino, class, asking, &request.range, mode)
-                    .map(Answer::Lock)
-                    .map_err(|error| refused(error.into()))
+                Ok(Answer::Lock(self.locks.first_in_the_way(session, &request)))
             }
             Query::AwaitLocks(queries::AwaitLocks { waits }) => {
                 let now = crate::session::clock::since_boot();
                 self.waits.tell(session, &waits, now);
-                let verdicts = self.waits.verdicts(session, store, now);
-                verdicts.map(Answer::Locks).map_err(|error| refused(error.into()))
+                Ok(Answer::Locks(self.waits.verdicts(session, &self.locks, now)))
             }
+            Query::ChangeLocks(asked) => self.change_locks(session, &asked).map(Answer::LocksChanged),
         }
     }
 
@@ -349,7 +351,7 @@ impl MemVolume {
         Ok(Answer::Directory(DirectoryPage { parent, entries, end }))
     }
 
-    fn extents(&self, ino: InodeId, first: SegmentIndex, count: u32) -> Result<Answer, FsError> {
+    fn extents(&self, ino: InodeId, first: SegmentIndex, count: u32) -> Result<FileExtents, FsError> {
         let store = &self.store;
         let failed = |error| refused(OpError::Store(error));
         let record = query::inode(store, ino).map_err(refused)?;
@@ -378,12 +380,12 @@ impl MemVolume {
         }
         used.sort();
         used.dedup();
-        Ok(Answer::Extents(FileExtents {
+        Ok(FileExtents {
             attributes: record.attributes(ino),
             segments,
             covered: count,
             chunks: self.chunks(&used)?,
-        }))
+        })
     }
 
     fn chunks(&self, wanted: &[ChunkId]) -> Result<Vec<ChunkInfo>, FsError> {
@@ -462,6 +464,7 @@ pub struct LocalMetadata {
     volume: Arc<Mutex<MemVolume>>,
     session: AtomicU64,
     sequence: AtomicU64,
+    lock_changes: AtomicU64,
     clock: Clock,
     hooks: Mutex<Vec<Hook>>,
     /// Mutations and questions are answered only while this is false.
@@ -484,6 +487,7 @@ impl LocalMetadata {
         let local = LocalMetadata {
             session: AtomicU64::new(0),
             sequence: AtomicU64::new(0),
+            lock_changes: AtomicU64::new(0),
             clock: Clock::default(),
             hooks: Mutex::default(),
             away: AtomicBool::new(false),
@@ -635,6 +639,15 @@ impl Metadata for LocalMetadata {
             tokio::time::sleep(WAIT_POLL).await;
         }
         Ok(self.volume.lock().answer(self.session(), query)?)
+    }
+
+    async fn change_locks(
+        &self,
+        change: LockChange,
+        known_change: Option<u64>,
+        segments: u32,
+    ) -> Result<Option<FileExtents>, ClientError> {
+        self.send_lock(change, known_change, segments).await
     }
 
     fn session(&self) -> SessionId {

@@ -14,6 +14,7 @@ pub mod ids;
 pub mod intervals;
 pub mod keys;
 pub mod limits;
+pub mod lock_table;
 pub mod lock_waits;
 pub mod locks;
 pub mod namespace;

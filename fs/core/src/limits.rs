@@ -44,6 +44,8 @@ pub const COPY_PIECES_MAX: usize = 16 << 10;
 pub const LOCKS_PER_OWNER_MAX: usize = 16 << 10;
 /// Processes and open files that may have locks of one class on one inode.
 pub const LOCK_OWNERS_PER_INODE_MAX: usize = 16 << 10;
+/// Locked ranges of one session; they are in the leader's memory.
+pub const LOCKS_PER_SESSION_MAX: usize = 256 << 10;
 /// Inodes whose access times one command sets.
 pub const TOUCHED_INODES_MAX: usize = 1024;
 /// Operation slots of one session, slot 0 (the journal) included.

@@ -1,18 +1,17 @@
-//! Who waits for which lock, as the leader knows it. Waiting is done before a lock is proposed: a wait is in no
-//! record, and a new leader is told of it anew.
+//! Who waits for which lock, as the leader knows it. Waiting is done before a lock is asked for again; a new leader is told of
+//! it anew.
 //!
 //! Every session tells all its waits at once, again and again; what it doesn't tell any more is over. Pure: the
 //! time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{InodeId, SessionId};
-use crate::locks::{self, Holder, LockClass, LockMode, LockRange};
-use crate::store::{Read, StoreError};
+use crate::lock_table::LockTable;
+use crate::locks::{Holder, LockClass, LockMode, LockRange};
 
 /// A session's waits are forgotten when they were not told anew for so long.
 pub const WAITS_LIFETIME: Duration = Duration::from_secs(8);
@@ -65,35 +64,59 @@ impl Known {
     }
 }
 
+/// The waits of one session.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Their places in the order of arrival, by their ids.
+    orders: BTreeMap<u64, u64>,
+    heard: Duration,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct LockWaits {
     /// By order of arrival.
     waits: BTreeMap<u64, Known>,
     arrived: u64,
-    heard: BTreeMap<SessionId, Duration>,
+    sessions: BTreeMap<SessionId, Waiting>,
+    inodes: BTreeMap<(LockClass, InodeId), BTreeSet<u64>>,
 }
 
 impl LockWaits {
     /// These are the waits of a session now.
     pub fn tell(&mut self, session: SessionId, waits: &[Wait], now: Duration) {
         let ids: BTreeSet<u64> = waits.iter().map(|wait| wait.id).collect();
-        let mut known = BTreeSet::new();
-        self.waits.retain(|_, waiting| {
-            if waiting.session != session {
-                return true;
-            }
-            known.insert(waiting.wait.id);
-            ids.contains(&waiting.wait.id)
-        });
-        for wait in waits.iter().filter(|wait| !known.contains(&wait.id)) {
+        let known = self.sessions.entry(session).or_default();
+        known.heard = now;
+        let over: Vec<u64> =
+            known.orders.iter().filter(|(id, _)| !ids.contains(id)).map(|(_, order)| *order).collect();
+        let new: Vec<Wait> =
+            waits.iter().filter(|wait| !known.orders.contains_key(&wait.id)).copied().collect();
+        for order in over {
+            self.forget(order);
+        }
+        for wait in new {
             self.arrived += 1;
-            self.waits.insert(self.arrived, Known { session, wait: *wait, told: None });
+            self.waits.insert(self.arrived, Known { session, wait, told: None });
+            self.inodes.entry((wait.class, wait.ino)).or_default().insert(self.arrived);
+            self.sessions.entry(session).or_default().orders.insert(wait.id, self.arrived);
         }
         if waits.is_empty() {
-            self.heard.remove(&session);
-        } else {
-            self.heard.insert(session, now);
+            self.sessions.remove(&session);
+        }
+    }
+
+    fn forget(&mut self, order: u64) {
+        let Some(Known { session, wait, .. }) = self.waits.remove(&order) else { return };
+        if let Some(known) = self.sessions.get_mut(&session) {
+            known.orders.remove(&wait.id);
+        }
+        let of = (wait.class, wait.ino);
+        if let Some(orders) = self.inodes.get_mut(&of) {
+            orders.remove(&order);
+            if orders.is_empty() {
+                self.inodes.remove(&of);
+            }
         }
     }
 
@@ -105,14 +128,21 @@ impl LockWaits {
     /// Waits of sessions that fell silent are over.
     pub fn expire(&mut self, now: Duration) {
         let silent: Vec<SessionId> = self
-            .heard
+            .sessions
             .iter()
-            .filter(|(_, heard)| now.saturating_sub(**heard) > WAITS_LIFETIME)
+            .filter(|(_, known)| now.saturating_sub(known.heard) > WAITS_LIFETIME)
             .map(|(session, _)| *session)
             .collect();
         for session in silent {
             self.ended(session);
         }
+    }
+
+    /// The sessions that wait for a lock of this inode.
+    #[must_use]
+    pub fn waiting_for(&self, ino: InodeId) -> BTreeSet<SessionId> {
+        let orders = LockClass::ALL.into_iter().filter_map(|class| self.inodes.get(&(class, ino))).flatten();
+        orders.filter_map(|order| self.waits.get(order)).map(|known| known.session).collect()
     }
 
     /// How many wait.
@@ -129,114 +159,72 @@ impl LockWaits {
 
     /// What there is to tell a session of its waits. A wait that would never end is forgotten with this, so that
     /// only one of a circle is told.
-    ///
-    /// # Errors
-    /// If the store fails.
-    pub fn verdicts(
-        &mut self,
-        session: SessionId,
-        records: &dyn Read,
-        now: Duration,
-    ) -> Result<Vec<(u64, Verdict)>, StoreError> {
-        let own: Vec<(u64, Known)> = self
-            .waits
-            .iter()
-            .filter(|(_, known)| known.session == session)
-            .map(|(order, known)| (*order, *known))
-            .collect();
+    pub fn verdicts(&mut self, session: SessionId, locks: &LockTable, now: Duration) -> Vec<(u64, Verdict)> {
+        let Some(own) = self.sessions.get(&session) else { return Vec::new() };
+        let mut orders: Vec<u64> = own.orders.values().copied().collect();
+        orders.sort_unstable();
         let mut verdicts = Vec::new();
-        for (order, known) in own {
-            if self.is_free(order, &known, records, now)? {
+        for order in orders {
+            let Some(known) = self.waits.get(&order).copied() else { continue };
+            if self.is_free(order, &known, locks, now) {
                 if let Some(known) = self.waits.get_mut(&order) {
                     known.told = Some(now);
                 }
                 verdicts.push((known.wait.id, Verdict::Free));
-            } else if known.wait.is_process && self.is_circle(&known, records)? {
-                self.waits.remove(&order);
+            } else if known.wait.is_process && self.is_circle(&known, locks) {
+                self.forget(order);
                 verdicts.push((known.wait.id, Verdict::Deadlock));
             }
         }
-        Ok(verdicts)
+        verdicts
     }
 
-    fn is_free(
-        &self,
-        order: u64,
-        known: &Known,
-        records: &dyn Read,
-        now: Duration,
-    ) -> Result<bool, StoreError> {
+    fn is_free(&self, order: u64, known: &Known, locks: &LockTable, now: Duration) -> bool {
         let wait = &known.wait;
-        let mut free = true;
-        locks::in_the_way(
-            records,
-            wait.ino,
-            wait.class,
-            known.holder(),
-            &wait.range,
-            wait.mode,
-            &mut |_, _| {
-                free = false;
-                ControlFlow::Break(())
-            },
-        )?;
+        let of = (wait.class, wait.ino);
+        let free = locks.in_the_way(of, known.holder(), wait.range, wait.mode).next().is_none();
         // Whoever came before and has just been told to try goes first, instead of all at once.
-        let turn_of_another = self.waits.range(..order).any(|(_, earlier)| {
+        let earlier = self.inodes.get(&of).into_iter().flat_map(|orders| orders.range(..order));
+        let turn_of_another = earlier.filter_map(|order| self.waits.get(order)).any(|earlier| {
             earlier.told.is_some_and(|told| now.saturating_sub(told) < TURN)
-                && earlier.wait.ino == wait.ino
-                && earlier.wait.class == wait.class
                 && earlier.holder() != known.holder()
                 && earlier.wait.range.overlaps(&wait.range)
                 && (earlier.wait.mode == LockMode::Exclusive || wait.mode == LockMode::Exclusive)
         });
-        Ok(free && !turn_of_another)
+        free && !turn_of_another
     }
 
     /// Whether the wait is for somebody who waits, perhaps by way of others, for whoever waits here.
-    fn is_circle(&self, from: &Known, records: &dyn Read) -> Result<bool, StoreError> {
+    fn is_circle(&self, from: &Known, locks: &LockTable) -> bool {
         let goal = from.holder();
         let mut seen = BTreeSet::new();
         let mut next = vec![*from];
         while let Some(known) = next.pop() {
             let wait = known.wait;
-            let mut holders = Vec::new();
-            locks::in_the_way(
-                records,
-                wait.ino,
-                wait.class,
-                known.holder(),
-                &wait.range,
-                wait.mode,
-                &mut |holder, _| {
-                    holders.push(holder);
-                    ControlFlow::Continue(())
-                },
-            )?;
-            for holder in holders {
+            for (holder, _) in locks.in_the_way((wait.class, wait.ino), known.holder(), wait.range, wait.mode)
+            {
                 if holder == goal {
-                    return Ok(true);
+                    return true;
                 }
                 if seen.len() < SEARCH_MAX && seen.insert(holder) {
-                    let waits = self.waits.values().filter(|other| {
+                    let own = self.sessions.get(&holder.session).map(|known| known.orders.values());
+                    let waits = own.into_iter().flatten().filter_map(|order| self.waits.get(order));
+                    next.extend(waits.filter(|other| {
                         other.wait.is_process
                             && other.wait.class == LockClass::Record
                             && other.holder() == holder
-                    });
-                    next.extend(waits);
+                    }));
                 }
             }
         }
-        Ok(false)
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys;
-    use crate::locks::{HeldLock, LockRecord};
-    use crate::records::Record;
-    use crate::store::{Family, MemStore};
+    use crate::locks::HeldLock;
 
     const A: SessionId = SessionId(1);
     const B: SessionId = SessionId(2);
@@ -254,13 +242,10 @@ mod tests {
         }
     }
 
-    fn hold(store: &mut MemStore, session: SessionId, ino: u64, mode: Option<LockMode>) {
-        let key = keys::lock(LockClass::Record, InodeId(ino), session, 1);
-        let value = mode.map(|mode| {
-            let lock = HeldLock { range: LockRange::ALL, mode, handle: 1, pid: 1 };
-            LockRecord { locks: vec![lock] }.encode()
-        });
-        store.write([(Family::System, key, value)]);
+    fn hold(locks: &mut LockTable, session: SessionId, ino: u64, mode: Option<LockMode>) {
+        let held = mode.map(|mode| HeldLock { range: LockRange::ALL, mode, handle: 1, pid: 1 });
+        let holder = Holder { session, owner: 1 };
+        locks.put((LockClass::Record, InodeId(ino)), holder, held.into_iter().collect());
     }
 
     fn at(ms: u64) -> Duration {
@@ -269,68 +254,68 @@ mod tests {
 
     #[test]
     fn who_came_first_is_told_first_and_the_next_when_that_one_had_its_turn() {
-        let mut store = MemStore::default();
-        hold(&mut store, C, 5, Some(LockMode::Exclusive));
+        let mut locks = LockTable::default();
+        hold(&mut locks, C, 5, Some(LockMode::Exclusive));
         let mut waits = LockWaits::default();
         waits.tell(A, &[wait(1, 5, LockMode::Exclusive)], at(0));
         waits.tell(B, &[wait(1, 5, LockMode::Exclusive)], at(1));
-        assert_eq!(waits.verdicts(A, &store, at(2)).unwrap(), []);
-        hold(&mut store, C, 5, None);
-        assert_eq!(waits.verdicts(A, &store, at(10)).unwrap(), [(1, Verdict::Free)]);
-        assert_eq!(waits.verdicts(B, &store, at(11)).unwrap(), []);
+        assert_eq!(waits.verdicts(A, &locks, at(2)), []);
+        hold(&mut locks, C, 5, None);
+        assert_eq!(waits.verdicts(A, &locks, at(10)), [(1, Verdict::Free)]);
+        assert_eq!(waits.verdicts(B, &locks, at(11)), []);
         // A never took it.
-        assert_eq!(waits.verdicts(B, &store, at(600)).unwrap(), [(1, Verdict::Free)]);
+        assert_eq!(waits.verdicts(B, &locks, at(600)), [(1, Verdict::Free)]);
     }
 
     #[test]
     fn readers_are_told_together() {
-        let store = MemStore::default();
+        let locks = LockTable::default();
         let mut waits = LockWaits::default();
         waits.tell(A, &[wait(1, 5, LockMode::Shared)], at(0));
         waits.tell(B, &[wait(1, 5, LockMode::Shared)], at(0));
-        assert_eq!(waits.verdicts(A, &store, at(1)).unwrap().len(), 1);
-        assert_eq!(waits.verdicts(B, &store, at(1)).unwrap().len(), 1);
+        assert_eq!(waits.verdicts(A, &locks, at(1)).len(), 1);
+        assert_eq!(waits.verdicts(B, &locks, at(1)).len(), 1);
     }
 
     #[test]
     fn one_of_a_circle_is_told_and_the_others_go_on_waiting() {
-        let mut store = MemStore::default();
+        let mut locks = LockTable::default();
         for (session, ino) in [(A, 5), (B, 6), (C, 7)] {
-            hold(&mut store, session, ino, Some(LockMode::Exclusive));
+            hold(&mut locks, session, ino, Some(LockMode::Exclusive));
         }
         let mut waits = LockWaits::default();
         waits.tell(A, &[wait(1, 6, LockMode::Shared)], at(0));
-        assert_eq!(waits.verdicts(A, &store, at(0)).unwrap(), []);
+        assert_eq!(waits.verdicts(A, &locks, at(0)), []);
         waits.tell(B, &[wait(1, 7, LockMode::Shared)], at(0));
-        assert_eq!(waits.verdicts(B, &store, at(0)).unwrap(), []);
+        assert_eq!(waits.verdicts(B, &locks, at(0)), []);
         waits.tell(C, &[wait(9, 5, LockMode::Shared)], at(0));
-        assert_eq!(waits.verdicts(C, &store, at(0)).unwrap(), [(9, Verdict::Deadlock)]);
-        assert_eq!(waits.verdicts(A, &store, at(0)).unwrap(), []);
-        assert_eq!(waits.verdicts(B, &store, at(0)).unwrap(), []);
+        assert_eq!(waits.verdicts(C, &locks, at(0)), [(9, Verdict::Deadlock)]);
+        assert_eq!(waits.verdicts(A, &locks, at(0)), []);
+        assert_eq!(waits.verdicts(B, &locks, at(0)), []);
     }
 
     #[test]
     fn two_readers_that_both_want_to_write_are_a_circle() {
-        let mut store = MemStore::default();
-        hold(&mut store, A, 5, Some(LockMode::Shared));
-        hold(&mut store, B, 5, Some(LockMode::Shared));
+        let mut locks = LockTable::default();
+        hold(&mut locks, A, 5, Some(LockMode::Shared));
+        hold(&mut locks, B, 5, Some(LockMode::Shared));
         let mut waits = LockWaits::default();
         waits.tell(A, &[wait(1, 5, LockMode::Exclusive)], at(0));
-        assert_eq!(waits.verdicts(A, &store, at(0)).unwrap(), []);
+        assert_eq!(waits.verdicts(A, &locks, at(0)), []);
         waits.tell(B, &[wait(1, 5, LockMode::Exclusive)], at(0));
-        assert_eq!(waits.verdicts(B, &store, at(0)).unwrap(), [(1, Verdict::Deadlock)]);
+        assert_eq!(waits.verdicts(B, &locks, at(0)), [(1, Verdict::Deadlock)]);
     }
 
     #[test]
     fn open_files_are_not_searched_for_circles() {
-        let mut store = MemStore::default();
-        hold(&mut store, A, 5, Some(LockMode::Exclusive));
-        hold(&mut store, B, 6, Some(LockMode::Exclusive));
+        let mut locks = LockTable::default();
+        hold(&mut locks, A, 5, Some(LockMode::Exclusive));
+        hold(&mut locks, B, 6, Some(LockMode::Exclusive));
         let mut waits = LockWaits::default();
         waits.tell(A, &[Wait { is_process: false, ..wait(1, 6, LockMode::Shared) }], at(0));
         waits.tell(B, &[wait(1, 5, LockMode::Shared)], at(0));
-        assert_eq!(waits.verdicts(B, &store, at(0)).unwrap(), []);
-        assert_eq!(waits.verdicts(A, &store, at(0)).unwrap(), []);
+        assert_eq!(waits.verdicts(B, &locks, at(0)), []);
+        assert_eq!(waits.verdicts(A, &locks, at(0)), []);
     }
 
     #[test]
@@ -342,7 +327,9 @@ mod tests {
         assert_eq!(waits.len(), 2);
         waits.tell(B, &[wait(2, 6, LockMode::Shared)], at(9000));
         assert_eq!(waits.len(), 1);
+        assert_eq!(waits.waiting_for(InodeId(5)), BTreeSet::new());
+        assert_eq!(waits.waiting_for(InodeId(6)), BTreeSet::from([B]));
         waits.ended(B);
-        assert!(waits.is_empty());
+        assert!(waits.is_empty() && waits.inodes.is_empty() && waits.sessions.is_empty());
     }
 }

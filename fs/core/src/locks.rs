@@ -1,7 +1,13 @@
-//! File locks: who holds which, and what that keeps others from.
+//! File locks: what they keep others from, and how a change of one is made.
 //!
-//! Each owner's locks on an inode are one record, so that taking one writes little however many owners there
-//! are. A lock belongs to a session and goes with it; nothing here waits (see [`lock_waits`](crate::lock_waits)).
+//! A lock belongs to a session and goes with it. Which there are is in the leader's memory
+//! ([`lock_table`](crate::lock_table)), and who waits for one, too ([`lock_waits`](crate::lock_waits)).
+//!
+//! Earlier builds kept locks in records, one for each owner and inode, and changed them by entries of the log ([`SetLock`],
+//! [`ReleaseLocks`]). Such entries are applied as they were then, or members that replay them would differ from those that
+//! have applied them. Nobody takes a lock in that way any more. What is left in the records are locks of sessions that
+//! belong to mounts of such a build: a leader reads them into its table when its term begins, so they keep others away
+//! until these sessions release them or end, and the records go with that.
 
 use std::ops::ControlFlow;
 
@@ -141,11 +147,8 @@ pub fn conflicts(held: &HeldLock, range: &LockRange, mode: LockMode) -> bool {
     held.range.overlaps(range) && (held.mode == LockMode::Exclusive || mode == LockMode::Exclusive)
 }
 
-/// Visits the locks that are in the way of one.
-///
-/// # Errors
-/// If the store fails.
-pub fn in_the_way(
+/// Visits the recorded locks that are in the way of one.
+fn in_the_way(
     from: &dyn Read,
     ino: InodeId,
     class: LockClass,
@@ -182,28 +185,6 @@ pub fn in_the_way(
     failed.map_or(Ok(()), Err)
 }
 
-/// The lock with the lowest range that is in the way of one.
-///
-/// # Errors
-/// If the store fails.
-pub fn first_in_the_way(
-    from: &dyn Read,
-    ino: InodeId,
-    class: LockClass,
-    asking: Holder,
-    range: &LockRange,
-    mode: LockMode,
-) -> Result<Option<(Holder, HeldLock)>, StoreError> {
-    let mut first: Option<(Holder, HeldLock)> = None;
-    in_the_way(from, ino, class, asking, range, mode, &mut |holder, lock| {
-        if first.is_none_or(|(_, known)| lock.range.start < known.range.start) {
-            first = Some((holder, lock));
-        }
-        ControlFlow::Continue(())
-    })?;
-    Ok(first)
-}
-
 /// A lock to be taken (or, without a mode, let go of).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockRequest {
@@ -232,7 +213,78 @@ pub enum LockScope {
     Handle(u64),
 }
 
-/// Takes or lets go of a lock. Waiting is done before this is proposed.
+impl LockRequest {
+    /// The lock that it asks for, if it isn't an unlock.
+    #[must_use]
+    pub fn lock(&self) -> Option<HeldLock> {
+        let LockRequest { range, handle, pid, .. } = *self;
+        self.mode.map(|mode| HeldLock { range, mode, handle, pid })
+    }
+}
+
+/// A change of what a session has locked of one inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockChange {
+    /// Takes a lock, or lets go of a range.
+    Set(LockRequest),
+    /// Lets go of the locks that a process or an open file has.
+    Release(ReleaseLocks),
+}
+
+impl LockChange {
+    /// The inode.
+    #[must_use]
+    pub fn ino(&self) -> InodeId {
+        match self {
+            LockChange::Set(request) => request.ino,
+            LockChange::Release(release) => release.ino,
+        }
+    }
+
+    /// Whether it takes a lock.
+    #[must_use]
+    pub fn takes(&self) -> bool {
+        matches!(self, LockChange::Set(LockRequest { mode: Some(_), .. }))
+    }
+
+    /// What an owner with these locks on the inode has once this is done.
+    #[must_use]
+    pub fn after(&self, class: LockClass, owner: u64, before: &[HeldLock]) -> Vec<HeldLock> {
+        match self {
+            LockChange::Set(request) if (request.class, request.owner) == (class, owner) => {
+                with(before, request.range, request.lock())
+            }
+            LockChange::Release(ReleaseLocks { scope: LockScope::Owner(of, released), .. })
+                if (*of, *released) == (class, owner) =>
+            {
+                Vec::new()
+            }
+            LockChange::Release(ReleaseLocks { scope: LockScope::Handle(handle), .. }) => {
+                before.iter().filter(|lock| lock.handle != *handle).copied().collect()
+            }
+            _ => before.to_vec(),
+        }
+    }
+
+    /// What an owner with these locks on the inode has for certain while it isn't known whether this is done: nothing
+    /// that others may have been given since if it is.
+    #[must_use]
+    pub fn at_least(&self, class: LockClass, owner: u64, before: &[HeldLock]) -> Vec<HeldLock> {
+        let LockChange::Set(request @ LockRequest { mode: Some(mode), range, .. }) = self else {
+            return self.after(class, owner, before);
+        };
+        if *mode == LockMode::Exclusive || (request.class, request.owner) != (class, owner) {
+            return before.to_vec();
+        }
+        before.iter().filter(|lock| lock.range.overlaps(range)).fold(before.to_vec(), |kept, lock| {
+            let (start, end) = (lock.range.start.max(range.start), lock.range.end.min(range.end));
+            let shared = HeldLock { mode: LockMode::Shared, ..*lock };
+            with(&kept, LockRange { start, end }, Some(shared))
+        })
+    }
+}
+
+/// Takes or lets go of a lock, as earlier builds did it: see the module.
 ///
 /// Takes a lock, or is refused with `Locked`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,7 +295,7 @@ impl Mutation for SetLock {
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
         let session = context.session;
-        let LockRequest { ino, class, owner, handle, pid, mode, range } = self.0;
+        let LockRequest { ino, class, owner, mode, range, .. } = self.0;
         if !range.is_sound() {
             return Err(FsError::InvalidArgument.into());
         }
@@ -271,8 +323,7 @@ impl Mutation for SetLock {
         } else if known.is_none() {
             return Ok(());
         }
-        let new = mode.map(|mode| HeldLock { range, mode, handle, pid });
-        let locks = with(&known.unwrap_or_default().locks, range, new);
+        let locks = with(&known.unwrap_or_default().locks, range, self.0.lock());
         if locks.len() > LOCKS_PER_OWNER_MAX {
             return Err(FsError::NoLocks.into());
         }
@@ -309,8 +360,9 @@ fn store(
     Ok(())
 }
 
-/// Lets go of the locks that a process or an open file has on an inode.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Lets go of the locks that a process or an open file has on an inode. As a mutation, of those that are in records: see the
+/// module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReleaseLocks {
     /// The inode.
     pub ino: InodeId,
@@ -419,6 +471,36 @@ mod tests {
         assert!(conflicts(&shared, &range, LockMode::Exclusive));
         assert!(!conflicts(&shared, &LockRange { start: 10, end: 12 }, LockMode::Exclusive));
         assert!(conflicts(&lock(0, 9, LockMode::Exclusive), &range, LockMode::Shared));
+    }
+
+    #[test]
+    fn what_may_be_done_takes_nothing_that_is_still_had_for_certain() {
+        let request = |mode, start, end| LockRequest {
+            ino: InodeId(5),
+            class: LockClass::Record,
+            owner: 1,
+            handle: 2,
+            pid: 8,
+            mode,
+            range: LockRange { start, end },
+        };
+        let before = [lock(0, 9, LockMode::Exclusive), lock(20, 29, LockMode::Shared)];
+        let at_least = |change: &LockChange, owner| change.at_least(LockClass::Record, owner, &before);
+        let unlock = LockChange::Set(request(None, 5, 24));
+        assert_eq!(at_least(&unlock, 1), [lock(0, 4, LockMode::Exclusive), lock(25, 29, LockMode::Shared)]);
+        assert_eq!(at_least(&unlock, 2), before, "another owner's");
+        let upgrade = LockChange::Set(request(Some(LockMode::Exclusive), 0, 40));
+        assert_eq!(at_least(&upgrade, 1), before);
+        let downgrade = LockChange::Set(request(Some(LockMode::Shared), 5, 40));
+        let shared =
+            [lock(0, 4, LockMode::Exclusive), lock(5, 9, LockMode::Shared), lock(20, 29, LockMode::Shared)];
+        assert_eq!(at_least(&downgrade, 1), shared);
+        assert_eq!(at_least(&downgrade, 2), before);
+        let release = |scope| LockChange::Release(ReleaseLocks { ino: InodeId(5), scope });
+        assert_eq!(at_least(&release(LockScope::Handle(1)), 1), []);
+        assert_eq!(at_least(&release(LockScope::Handle(2)), 1), before);
+        assert_eq!(at_least(&release(LockScope::Owner(LockClass::Record, 1)), 1), []);
+        assert_eq!(at_least(&release(LockScope::Owner(LockClass::Flock, 1)), 1), before);
     }
 
     proptest! {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use atoll_core::commands::{Command, INTERNAL, Op, Outcome};
 use atoll_core::ids::{InodeId, MemberId, ServerId, SessionId, SlotId};
 use atoll_core::keys;
-use atoll_core::lock_waits::LockWaits;
 use atoll_core::records::{ServerRecord, SessionRecord};
 use atoll_core::store::StoreError;
 use atoll_proto::metadata::{MetadataError, RepairStatus};
@@ -20,6 +19,7 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::changes::Changes;
 use crate::clock;
+use crate::file_locks::FileLocks;
 use crate::making::Making;
 use crate::node::{Consensus, Node, collect};
 use crate::proposer::Proposer;
@@ -45,10 +45,10 @@ pub(crate) type AllInFlight = HashMap<(SessionId, SlotId, u64), InFlight>;
 /// Who has answered from the records, or has noted something here that an answer promises, calls [`Leader::confirm`]
 /// before it answers: only then this was the leader's memory and those were the newest records at that moment.
 ///
-/// Lock order, of those that are ever held together: `servers`, `tasks`, `repair`, then what [`Suspects`] has in it. Each
-/// of the others is taken alone. None but `membership` is held across an `await`; `sessions` is held while one record is
-/// looked up, and `lock_waits` while the locks of one inode are. [`reads`](crate::reads) says which reads of the records may
-/// be done on a thread that tasks run on.
+/// Lock order, of those that are ever held together: `servers`, `tasks`, `repair`, then what [`Suspects`] has in it; `locks`,
+/// then `sessions`. Each of the others is taken alone. None but `membership` is held across an `await`; `sessions` is held
+/// while one record is looked up. [`reads`](crate::reads) says which reads of the records may be done on a thread that tasks
+/// run on.
 pub(crate) struct Leader {
     /// The term in which this member leads.
     pub(crate) term: u64,
@@ -67,12 +67,11 @@ pub(crate) struct Leader {
     pub(crate) suspects: Suspects,
     /// `None` once this leadership is over. Each of these holds this value, so it lives for as long as they are here.
     pub(crate) in_flight: Mutex<Option<AllInFlight>>,
-    /// Who waits for which lock.
-    pub(crate) lock_waits: Mutex<LockWaits>,
-    /// The newest question of each session about its waits; older ones are over.
-    pub(crate) lock_questions: Mutex<HashMap<SessionId, u64>>,
-    /// Fires when a lock was let go of.
-    pub(crate) locks_changed: Notify,
+    /// Who has locked what, and who waits for that. What is in here belongs to sessions that are in `sessions`: who adds
+    /// something makes sure of that while holding this.
+    pub(crate) locks: Mutex<FileLocks>,
+    /// Fires when a session has told this leader what it holds, or has ended.
+    pub(crate) told: Notify,
     /// Other members whose disks are full, as they said a moment ago.
     pub(crate) full: Mutex<BTreeSet<MemberId>>,
     /// So many of the group's disks have little room that what grows could not be committed.
@@ -85,7 +84,8 @@ pub(crate) struct Leader {
 }
 
 impl Leader {
-    /// The leader of `term`, as the records of `node` make it at `now`: sessions and storage servers, not files.
+    /// The leader of `term`, as the records of `node` make it at `now`: sessions and storage servers, and the locks of mounts
+    /// of earlier builds; not files.
     ///
     /// # Errors
     /// If they can't be read.
@@ -97,6 +97,7 @@ impl Leader {
             .filter(|(_, record)| record.ended.is_none())
             .map(|(id, _)| SessionId(id))
             .collect();
+        let locks = FileLocks::from_records(&snapshot, &sessions)?;
         let servers: Vec<(ServerId, ServerRecord)> = collect::<ServerRecord>(&snapshot, &keys::servers())?
             .into_iter()
             .map(|(id, record)| (ServerId(id), record))
@@ -120,9 +121,8 @@ impl Leader {
             repair: Mutex::default(),
             suspects: Suspects::default(),
             in_flight: Mutex::new(Some(HashMap::new())),
-            lock_waits: Mutex::default(),
-            lock_questions: Mutex::default(),
-            locks_changed: Notify::new(),
+            locks: Mutex::new(locks),
+            told: Notify::new(),
             full: Mutex::default(),
             group_low: AtomicBool::new(false),
             unlinked: Notify::new(),
@@ -170,7 +170,8 @@ impl Leader {
         self.over.cancel();
         let in_flight = self.in_flight.lock().take();
         drop(in_flight);
-        self.locks_changed.notify_waiters();
+        self.locks.lock().wake_all();
+        self.told.notify_waiters();
     }
 
     /// If nobody holds `ino`, nobody can before what is returned is dropped: for who removes its last name and frees it in

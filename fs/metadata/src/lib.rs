@@ -8,6 +8,7 @@ pub mod admission;
 pub mod changes;
 mod clock;
 mod counts;
+mod file_locks;
 mod leader;
 mod making;
 pub mod membership;

@@ -49,7 +49,7 @@ impl Service {
             kind::MUTATE => reply(node.mutate(decode(&request)?).await),
             kind::ASK => reply(node.ask(decode(&request)?).await),
             kind::SESSION_HEARTBEAT => reply(node.session_heartbeat(&decode(&request)?)),
-            kind::RECLAIM => reply(node.reclaim(&decode(&request)?)),
+            kind::RECLAIM => reply(node.reclaim(&decode(&request)?).await),
             kind::CLOSE => reply(node.close(&decode(&request)?)),
             kind::BOOTSTRAP => {
                 allow(matches!(role, Role::Admin), role)?;

@@ -1,8 +1,8 @@
 //! The leader's table of sessions: who is alive, and who holds which file open.
 //!
 //! It lives in the leader's memory only. A new leader knows the sessions from their records and gives each a
-//! full lifetime; what they hold open they tell again (reclaim). Until every known session has done so or
-//! has expired, nobody can say that a file is held by no one, so nothing unlinked is freed.
+//! full lifetime; what they hold open, and what they have locked, they tell again (reclaim). Until every known session has
+//! done so or has expired, nobody can say that a file is held by no one, so nothing unlinked is freed and no lock granted.
 //!
 //! Pure: the time is an argument (since boot).
 
@@ -33,6 +33,8 @@ pub struct Sessions {
     term: u64,
     lifetime: Duration,
     entries: HashMap<SessionId, Entry>,
+    /// How many of them haven't told this leader what they hold.
+    untold: usize,
     /// How many sessions hold an inode.
     holders: HashMap<InodeId, u32>,
     /// Inodes without a name that were left alone because somebody holds them.
@@ -82,6 +84,7 @@ impl Sessions {
     }
 
     fn insert(&mut self, session: SessionId, now: Duration, reclaimed: bool) {
+        self.untold += usize::from(!reclaimed);
         self.entries.insert(
             session,
             Entry {
@@ -105,7 +108,9 @@ impl Sessions {
     /// to be looked at again.
     #[must_use]
     pub fn ended(&mut self, session: SessionId) -> Vec<InodeId> {
-        let held = self.entries.remove(&session).map_or_else(HashSet::new, |entry| entry.open);
+        let entry = self.entries.remove(&session);
+        self.untold -= usize::from(entry.as_ref().is_some_and(|entry| !entry.reclaimed));
+        let held = entry.map_or_else(HashSet::new, |entry| entry.open);
         let mut let_go: Vec<InodeId> = held.into_iter().filter(|ino| self.let_go_of(*ino)).collect();
         let_go.sort();
         let_go
@@ -179,7 +184,7 @@ impl Sessions {
         }
         entry.reclaiming.extend(open);
         if !more {
-            entry.reclaimed = true;
+            self.untold -= usize::from(!std::mem::replace(&mut entry.reclaimed, true));
             // What it opened meanwhile stays: the message may have been made before.
             for ino in std::mem::take(&mut entry.reclaiming) {
                 if entry.open.insert(ino) {
@@ -247,7 +252,7 @@ impl Sessions {
     /// Every session has told this leader what it holds.
     #[must_use]
     pub fn all_reclaimed(&self) -> bool {
-        self.entries.values().all(|entry| entry.reclaimed)
+        self.untold == 0
     }
 
     /// Whether nobody holds `ino` and nobody is freeing it, as far as anybody can say; remembers nothing.

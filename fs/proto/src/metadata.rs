@@ -10,6 +10,7 @@ use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId, MemberId, SegmentIndex, ServerId, SessionId};
+use atoll_core::lock_table::Claim;
 use atoll_core::lock_waits::Verdict;
 use atoll_core::locks::{HeldLock, Holder};
 use atoll_core::records::VolumeConfig;
@@ -216,6 +217,21 @@ pub enum Answer {
     Lock(Option<(Holder, HeldLock)>),
     /// Waits that have come to an end, by their ids.
     Locks(Vec<(u64, Verdict)>),
+    /// What a change of locks has led to.
+    LocksChanged(LockAnswer),
+}
+
+/// What a change of locks has led to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LockAnswer {
+    /// It is done. For who has taken a lock: the file as of then, or later. Segments are only there if it has changed since
+    /// what was known.
+    Done(Option<Box<FileExtents>>),
+    /// It is refused.
+    Refused(FsError),
+    /// Nothing was done: the leader of this term hasn't been told yet what the session holds ([`ReclaimRequest`]), or the
+    /// change was meant for the leader of another term.
+    Untold(u64),
 }
 
 /// Keeps a session alive; sent every third of its lifetime at the latest.
@@ -237,7 +253,7 @@ pub struct SessionHeartbeatReply {
     pub lifetime_ms: u32,
     /// The leader's term.
     pub term: u64,
-    /// The leader doesn't know which files the session has open: send [`ReclaimRequest`].
+    /// The leader doesn't know which files the session has open, and what it has locked: send [`ReclaimRequest`].
     pub reclaim: bool,
     /// Give back what is reserved and not used: another session needs it.
     pub return_reservation: bool,
@@ -253,8 +269,8 @@ pub struct SessionHeartbeatReply {
     pub config: VolumeConfig,
 }
 
-/// Tells a new leader which files the session has open.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Tells a new leader which files the session has open, and what it has locked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReclaimRequest {
     /// Which session.
     pub session: SessionId,
@@ -262,6 +278,51 @@ pub struct ReclaimRequest {
     pub open: Vec<InodeId>,
     /// Another message with further ones follows.
     pub more: bool,
+    /// All locks, as with `open`. What came before this field reads over it, and doesn't send it.
+    pub locks: Option<LocksTold>,
+}
+
+/// What a session has locked, as it tells a new leader.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocksTold {
+    /// The term of the leader that is told. Another one answers `Stale`, as one does that lacks a part: all is told anew then.
+    pub term: u64,
+    /// Counts how often the session has begun to tell.
+    pub telling: u64,
+    /// Counts the messages of this telling.
+    pub part: u32,
+    /// The locks.
+    pub locks: Vec<Claim>,
+}
+
+impl<'de> Deserialize<'de> for ReclaimRequest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> serde::de::Visitor<'de> for Fields {
+            type Value = ReclaimRequest;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("what a session holds")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut fields: A,
+            ) -> Result<ReclaimRequest, A::Error> {
+                let missing = || serde::de::Error::invalid_length(0, &self);
+                let session = fields.next_element()?.ok_or_else(missing)?;
+                let open = fields.next_element()?.ok_or_else(missing)?;
+                let more = fields.next_element()?.ok_or_else(missing)?;
+                // The message may end here.
+                let locks = fields.next_element().ok().flatten().unwrap_or_default();
+                Ok(ReclaimRequest { session, open, more, locks })
+            }
+        }
+
+        let fields = &["session", "open", "more", "locks"];
+        deserializer.deserialize_struct("ReclaimRequest", fields, Fields)
+    }
 }
 
 /// Tells that files were closed. One-way: a lost one is made good by the next reclaim or the session's end.
@@ -437,4 +498,22 @@ rpcs! {
     CloseNotice => (), kind::CLOSE;
     BootstrapRequest => (), kind::BOOTSTRAP;
     StatusRequest => ClusterStatus, kind::STATUS;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_session_holds_is_understood_without_its_locks() {
+        let told = LocksTold { term: 3, telling: 1, part: 0, locks: Vec::new() };
+        let (session, open) = (SessionId(4), vec![InodeId(5)]);
+        let request = ReclaimRequest { session, open: open.clone(), more: false, locks: Some(told) };
+        let bytes = postcard::to_allocvec(&request).unwrap();
+        assert_eq!(postcard::from_bytes::<ReclaimRequest>(&bytes).unwrap(), request);
+        let earlier = postcard::to_allocvec(&(session, open, false)).unwrap();
+        assert!(bytes.starts_with(&earlier));
+        let request = ReclaimRequest { locks: None, ..request };
+        assert_eq!(postcard::from_bytes::<ReclaimRequest>(&earlier).unwrap(), request);
+    }
 }

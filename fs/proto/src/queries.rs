@@ -3,12 +3,12 @@
 use atoll_core::attributes::{Attributes, VolumeUse};
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex};
 use atoll_core::lock_waits::{Verdict, Wait};
-use atoll_core::locks::{HeldLock, Holder, LockRequest};
+use atoll_core::locks::{HeldLock, Holder, LockChange, LockRequest};
 use atoll_core::seek::{self, Sought};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::{Answer, ChunkInfo, DirectoryPage, FileExtents, ServerInfo};
+use crate::metadata::{Answer, ChunkInfo, DirectoryPage, FileExtents, LockAnswer, ServerInfo};
 
 /// A question; changes no record.
 pub trait Question: Into<Query> {
@@ -127,6 +127,24 @@ pub struct AwaitLocks {
     pub waits: Vec<Wait>,
 }
 
+/// Changes what the session has locked of an inode, in the leader's memory. It may be sent again and may come late: see
+/// [`lock_table`](atoll_core::lock_table).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeLocks {
+    /// The leader's term that this is for. The session has told the leader of that term what it holds.
+    pub term: u64,
+    /// The session's number of this change.
+    pub number: u64,
+    /// The session's lowest number that is still under way.
+    pub floor: u64,
+    /// What to do.
+    pub change: LockChange,
+    /// What is known of the file is as of this value of its change counter, if anything is.
+    pub known_change: Option<u64>,
+    /// How many segments to map along, from the start, for who takes a lock of a file that has changed since.
+    pub segments: u32,
+}
+
 macro_rules! questions {
     ($($name:ident => $answer:ty;)+) => {
         /// Any question. On the wire: variants are only appended.
@@ -165,6 +183,7 @@ questions! {
     Lseek => Sought;
     GetLk => Option<(Holder, HeldLock)>;
     AwaitLocks => Vec<(u64, Verdict)>;
+    ChangeLocks => LockAnswer;
 }
 
 /// What a question is answered with.
@@ -205,6 +224,7 @@ answers! {
     Sought: Sought;
     Lock: Option<(Holder, HeldLock)>;
     Locks: Vec<(u64, Verdict)>;
+    LocksChanged: LockAnswer;
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use atoll_core::commands::{Allocated, Copied, FallocateMode, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SegmentIndex};
 use atoll_core::seek::{Seek, Sought};
+use atoll_proto::metadata::FileExtents;
 use atoll_proto::queries;
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ use crate::metadata::{ClientError, Made, Metadata, unexpected};
 use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 
 /// Segments whose places come along with an open.
-const OPEN_SEGMENTS: u32 = 4;
+pub(super) const OPEN_SEGMENTS: u32 = 4;
 /// Attempts to make or open a file that somebody else makes and removes.
 const CREATE_ATTEMPTS_MAX: u32 = 8;
 /// How long a WRITE waits at most for pages that are to be dropped before it is answered.
@@ -391,15 +392,24 @@ impl<M: Metadata> Client<M> {
         Err(FsError::Io.into())
     }
 
-    /// Brings what is known of a file, here and in the kernel, up to what the service says now, and sees to it that the kernel
-    /// takes up the size that it is told next.
-    pub(super) async fn revalidate(&self, ino: InodeId) -> Result<()> {
-        let query = queries::Extents { ino, first: SegmentIndex(0), segments: OPEN_SEGMENTS };
-        let answer = self.metadata.ask(query).await?;
+    /// Brings what is known of a file, here and in the kernel, up to what the service says, and sees to it that the kernel
+    /// takes up the size that it is told next. `file`: what the service has said, if it has; without a map if what is known
+    /// here is as of that.
+    pub(super) async fn revalidate(&self, ino: InodeId, file: Option<FileExtents>) -> Result<()> {
+        let answer = match file {
+            Some(file) => file,
+            None => {
+                let query = queries::Extents { ino, first: SegmentIndex(0), segments: OPEN_SEGMENTS };
+                self.metadata.ask(query).await?
+            }
+        };
         let extents = Extents::new(SegmentIndex(0), answer);
         let attributes = extents.attributes.clone();
         self.handles.learn(&attributes);
-        self.data.install_map(ino, &extents);
+        match extents.covered {
+            0 => self.data.learn(ino, &attributes),
+            _ => self.data.install_map(ino, &extents),
+        }
         let size = self.data.size(ino, &attributes);
         if let Some(stale) = self.pages.current(&attributes) {
             self.drop_pages(stale).await;

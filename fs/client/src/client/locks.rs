@@ -1,25 +1,31 @@
 //! Locks as the kernel asks for them: `flock`, record locks of processes and of open files, with waiting.
 //!
-//! The service has the truth. What this client holds is known here too, so that closing a file costs nothing
-//! unless there is something to let go of, and so that it is known what is lost with a session. Requests about one
-//! inode's locks go out one after another; waiting is done outside of that, all of it by one question to the
-//! service that is asked again and again while anybody waits.
+//! The leader has the truth, in its memory. What this client holds is known here too, so that closing a file costs nothing
+//! unless there is something to let go of, and so that it is known what is lost with a session; and by the session, which
+//! tells it to a new leader. Requests about one inode's locks go out one after another; waiting is done outside of that, all
+//! of it by one question to the service that is asked again and again while anybody waits.
+//!
+//! Taking a lock and releasing one are one request each. The reply to who takes a lock brings the file as of then, so that
+//! nothing else has to be asked for.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use atoll_core::commands::ops;
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::lock_waits::{Verdict, Wait};
-use atoll_core::locks::{self, HeldLock, LockClass, LockMode, LockRange, LockRequest, LockScope};
+use atoll_core::locks::{
+    self, HeldLock, LockChange, LockClass, LockMode, LockRange, LockRequest, LockScope, ReleaseLocks,
+};
+use atoll_proto::metadata::FileExtents;
 use atoll_proto::queries;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::Client;
+use super::files::OPEN_SEGMENTS;
 use super::identity::system_call;
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, FileLock, LockKind, Result};
@@ -27,6 +33,9 @@ use crate::vfs::{Caller, FileLock, LockKind, Result};
 /// The kernel tells of a closed file in the background: a lock that was let go of by closing a file of this mount
 /// may be in the way for so long after `close` has returned.
 const CLOSING_GRACE: Duration = Duration::from_millis(3);
+/// A call that waits for its lock ends so long after a signal if it hasn't been answered whether that is free: a new leader
+/// may have to wait for what others have locked.
+const SIGNALLED_WITHIN: Duration = Duration::from_millis(100);
 /// The pause after a question about waits that failed.
 const ASK_PAUSE: Duration = Duration::from_millis(200);
 
@@ -323,24 +332,21 @@ impl<M: Metadata> Client<M> {
         self.check_not_broken(handle)?;
         let before = self.locks.of(ino, (request.class, owner));
         self.interruptible(caller, async { Ok(self.settle(ino).await?) }).await?;
-        let mut tried = self.try_lock(caller, request, mode).await;
-        if tried == Err(FsError::Locked.into())
-            && flock
-            && !self.locks.of(ino, (request.class, owner)).is_empty()
-        {
+        let mut tried = self.try_lock(caller, request, mode, wait).await;
+        if is_locked(&tried) && flock && !self.locks.of(ino, (request.class, owner)).is_empty() {
             // Another kind of lock by the same owner goes first, as flock(2) has it: two that wait for each other's
             // shared lock to become an exclusive one would wait for ever.
             self.interruptible(caller, self.send_lock(LockRequest { mode: None, ..request })).await?;
-            tried = self.try_lock(caller, request, mode).await;
+            tried = self.try_lock(caller, request, mode, wait).await;
         }
-        while wait && tried == Err(FsError::Locked.into()) {
+        while wait && is_locked(&tried) {
             let is_process = !flock && !asks_for_open_file(caller.pid).await;
             match self.wait_for_lock(caller, &request, mode, is_process).await? {
-                Verdict::Free => tried = self.try_lock(caller, request, mode).await,
+                Verdict::Free => tried = self.try_lock(caller, request, mode, wait).await,
                 Verdict::Deadlock => return Err(FsError::Deadlock.into()),
             }
         }
-        tried?;
+        let file = tried?;
         let owner = (request.class, owner);
         if !flock && self.locks.is_open_file(ino, owner).is_none() {
             self.locks.note_open_file(ino, owner, asks_for_open_file(caller.pid).await);
@@ -348,7 +354,7 @@ impl<M: Metadata> Client<M> {
         if atoll_faults::planted("lock-not-revalidated") {
             return Ok(());
         }
-        let revalidated = self.interruptible(caller, self.revalidate(ino)).await;
+        let revalidated = self.interruptible(caller, self.revalidate(ino, file)).await;
         if revalidated.is_err() {
             // Who is told that there was an error doesn't let go of a lock.
             self.undo(request, before);
@@ -382,19 +388,53 @@ impl<M: Metadata> Client<M> {
         });
     }
 
-    async fn try_lock(&self, caller: &Caller, request: LockRequest, mode: LockMode) -> Result<()> {
-        let tried = self.interruptible(caller, self.send_lock(request)).await;
-        if tried != Err(FsError::Locked.into()) || !self.locks.others_are_in_the_way(&request, mode) {
+    async fn try_lock(
+        &self,
+        caller: &Caller,
+        request: LockRequest,
+        mode: LockMode,
+        wait: bool,
+    ) -> Result<Option<FileExtents>> {
+        let tried = self.try_once(caller, request, wait).await;
+        if !is_locked(&tried) || !self.locks.others_are_in_the_way(&request, mode) {
             return tried;
         }
         tokio::time::sleep(CLOSING_GRACE).await;
-        self.interruptible(caller, self.send_lock(request)).await
+        self.try_once(caller, request, wait).await
+    }
+
+    async fn try_once(
+        &self,
+        caller: &Caller,
+        request: LockRequest,
+        wait: bool,
+    ) -> Result<Option<FileExtents>> {
+        if !wait {
+            return self.interruptible(caller, self.send_lock(request)).await;
+        }
+        let signalled = AtomicBool::new(false);
+        let given_up = async {
+            caller.interrupt.interrupted().await;
+            signalled.store(true, Ordering::Relaxed);
+            tokio::time::sleep(SIGNALLED_WITHIN).await;
+        };
+        let tried = tokio::select! {
+            biased;
+            tried = self.send_lock(request) => tried,
+            () = given_up => Err(FsError::Interrupted.into()),
+        };
+        if signalled.load(Ordering::Relaxed) {
+            // What comes next of the same request must hear of it too.
+            caller.interrupt.renew();
+        }
+        tried
     }
 
     /// Sends a request and takes note of what came of it. If whoever waits for that goes away, a lock that was
     /// taken all the same is given back.
-    async fn send_lock(&self, request: LockRequest) -> Result<()> {
+    async fn send_lock(&self, request: LockRequest) -> Result<Option<FileExtents>> {
         let owner = (request.class, request.owner);
+        let known_change = self.data.content_as_of(request.ino);
         let order = self.locks.begin(request.ino, owner);
         let abandoned = Arc::new(AtomicBool::new(false));
         let task = {
@@ -403,13 +443,20 @@ impl<M: Metadata> Client<M> {
             tokio::spawn(async move {
                 let _order = order.lock().await;
                 let before = locks.of(request.ino, owner);
-                let result = metadata.mutate(ops::SetLock(request)).await;
+                let change = LockChange::Set(request);
+                let result = metadata.change_locks(change, known_change, OPEN_SEGMENTS).await;
                 let mut done = Vec::new();
                 if result.is_ok() {
                     done.push(request);
-                    if abandoned.load(Ordering::SeqCst) && request.mode.is_some() {
-                        done.extend(take_back(&*metadata, &before, &request).await);
-                    }
+                }
+                // Who has waited for too long has no lock, once the cluster responds again.
+                let gone = match result {
+                    Ok(_) => abandoned.load(Ordering::SeqCst),
+                    Err(ClientError::TimedOut) => true,
+                    Err(_) => false,
+                };
+                if gone && request.mode.is_some() {
+                    done.extend(take_back(&*metadata, &before, &request).await);
                 }
                 // What is known may have become less meanwhile, with a lost session.
                 locks.end(request.ino, owner, |known| {
@@ -478,7 +525,8 @@ impl<M: Metadata> Client<M> {
         let task = tokio::spawn(async move {
             committed.await;
             let _order = order.lock().await;
-            let result = metadata.mutate(ops::ReleaseLocks { ino, scope }).await;
+            let change = LockChange::Release(ReleaseLocks { ino, scope });
+            let result = metadata.change_locks(change, None, 0).await;
             if result.is_ok() {
                 locks.released(ino, |owner, lock| match scope {
                     LockScope::Owner(class, number) => *owner == (class, number),
@@ -494,8 +542,13 @@ impl<M: Metadata> Client<M> {
             );
             return Ok(());
         }
-        Ok(task.await.unwrap_or(Err(ClientError::Stopped))?)
+        task.await.unwrap_or(Err(ClientError::Stopped))?;
+        Ok(())
     }
+}
+
+fn is_locked<T>(tried: &Result<T>) -> bool {
+    tried.as_ref().err() == Some(&FsError::Locked.into())
 }
 
 /// Says that nobody waits any more, unless it is forgotten.
@@ -508,8 +561,7 @@ impl Drop for Abandon<'_> {
 }
 
 fn with(before: &[HeldLock], request: &LockRequest) -> Vec<HeldLock> {
-    let LockRequest { handle, pid, range, .. } = *request;
-    locks::with(before, range, request.mode.map(|mode| HeldLock { range, mode, handle, pid }))
+    locks::with(before, request.range, request.lock())
 }
 
 /// Sets a range back to what it was `before`; returns the steps that were taken.
@@ -529,7 +581,7 @@ async fn take_back<M: Metadata>(
         ..*request
     }));
     for step in steps {
-        match metadata.mutate(ops::SetLock(step)).await {
+        match metadata.change_locks(LockChange::Set(step), None, 0).await {
             Ok(_) => done.push(step),
             Err(error) => {
                 tracing::warn!(

@@ -7,8 +7,9 @@ use std::time::Duration;
 use atoll_core::attributes::{Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Outcome};
 use atoll_core::ids::{InodeId, SessionId};
+use atoll_core::locks::LockChange;
 use atoll_core::records::VolumeConfig;
-use atoll_proto::metadata::{Answer, Query};
+use atoll_proto::metadata::{Answer, FileExtents, Query};
 
 use super::handles::Handles;
 use super::pages::Pages;
@@ -74,6 +75,15 @@ impl<M: Metadata> Metadata for Tracked<M> {
 
     async fn query(&self, query: Query) -> Result<Answer, ClientError> {
         self.inner.query(query).await
+    }
+
+    async fn change_locks(
+        &self,
+        change: LockChange,
+        known_change: Option<u64>,
+        segments: u32,
+    ) -> Result<Option<FileExtents>, ClientError> {
+        self.inner.change_locks(change, known_change, segments).await
     }
 
     fn session(&self) -> SessionId {

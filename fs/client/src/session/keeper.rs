@@ -1,5 +1,5 @@
 //! Keeps the session: opens it, sends its heartbeats, opens a new one when it is lost, and tells the leader
-//! which files are open.
+//! which files are open and what is locked.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,7 +9,7 @@ use atoll_core::commands::{ClientOp, Command, Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId, SlotId};
 use atoll_proto::metadata::{
-    CloseNotice, MutateReply, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply, kind,
+    CloseNotice, LocksTold, MutateReply, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply, kind,
 };
 use atoll_proto::{Body, Rpc};
 use bytes::Bytes;
@@ -124,9 +124,15 @@ impl Inner {
         let (term, reclaim) = (reply.term, reply.reclaim);
         self.service.learn(&reply.members);
         self.note(reply, sent);
+        if !reclaim {
+            self.locks_known_to(term);
         // Else the next beat does it: it comes when the last of those files is known.
-        if reclaim && self.open_files.lock().may_tell_all(term) {
-            self.reclaim(session).await?;
+        } else if self.open_files.lock().may_tell_all(term) {
+            match self.reclaim(session, term).await {
+                // A part was for another leader, which has to be asked what it knows.
+                Err(Refusal::Fs(FsError::Stale)) => self.kick.notify_one(),
+                reclaimed => reclaimed?,
+            }
         }
         // Those that could not be told before, or may have been told too early.
         if self.open_files.lock().has_closed() {
@@ -135,17 +141,46 @@ impl Inner {
         Ok(term)
     }
 
-    /// Tells the leader all open files.
-    async fn reclaim(&self, session: SessionId) -> Result<(), Refusal> {
-        let messages = self.open_files.lock().messages();
-        let last = messages.len() - 1;
-        for (number, open) in messages.into_iter().enumerate() {
-            tracing::debug!(%session, files = open.len(), "reporting the open files to the new leader");
-            let request = ReclaimRequest { session, open, more: number < last };
+    /// Tells the leader of this term all open files and all locks.
+    async fn reclaim(&self, session: SessionId, term: u64) -> Result<(), Refusal> {
+        let locks = self.held_locks.lock().tell(term);
+        // Otherwise another leader has asked meanwhile.
+        if let Some(locks) = locks {
+            self.tell_all(session, locks).await?;
+            self.locks_known_to(term);
+        }
+        Ok(())
+    }
+
+    /// Tells the leader, whichever that is, all open files, and these locks. Each message says whose part it is: a leader that
+    /// hasn't got all of them takes none.
+    async fn tell_all(&self, session: SessionId, mut locks: Vec<LocksTold>) -> Result<(), Refusal> {
+        let files = self.open_files.lock().messages();
+        let parts = files.len().max(locks.len());
+        while let Some(last) = locks.last()
+            && locks.len() < parts
+        {
+            locks.push(LocksTold { part: last.part + 1, locks: Vec::new(), ..*last });
+        }
+        let (mut files, mut locks) = (files.into_iter(), locks.into_iter());
+        for part in 1..=parts {
+            let (open, locks) = (files.next().unwrap_or_default(), locks.next());
+            tracing::debug!(
+                %session,
+                files = open.len(),
+                locks = locks.as_ref().map_or(0, |told| told.locks.len()),
+                "reporting open files and locks to the new leader"
+            );
+            let request = ReclaimRequest { session, open, more: part < parts, locks };
             self.service.call(kind::RECLAIM, &encode(&request)?).await?;
             self.open_files.lock().told_open(&request.open);
         }
         Ok(())
+    }
+
+    fn locks_known_to(&self, term: u64) {
+        self.held_locks.lock().is_known_to(term);
+        self.locks_told.notify_waiters();
     }
 
     /// Tells the leader of the files that were closed since it was told last.
@@ -203,9 +238,10 @@ impl Inner {
         };
         self.sessions_lost.fetch_add(1, Ordering::Relaxed);
         // Before anything can happen in the new session: nobody may use what belonged to the old one.
+        self.held_locks.lock().lost();
         self.tell(Event::SessionLost);
-        // The new session holds nothing open yet, whatever the leader thinks it was told.
-        if let Err(error) = self.reclaim(current.id).await {
+        // The new session holds nothing open yet, whatever the leader thinks it was told. It has locked nothing.
+        if let Err(error) = self.tell_all(current.id, Vec::new()).await {
             tracing::warn!(%error, "the open files could not be reported to the leader; retrying");
         }
         self.state.send_replace(State::Open(current));
@@ -239,7 +275,7 @@ async fn beat(inner: &Inner) {
             () = tokio::time::sleep_until(next) => {}
             () = inner.kick.notified() => {}
             changed = connected.changed() => {
-                // A new leader wants to be told what is open; anything else can wait for the next beat.
+                // A new leader wants to be told what is open and locked; anything else can wait for the next beat.
                 let now = connected.borrow_and_update().leader.clone();
                 if changed.is_ok() && now == leader {
                     continue;

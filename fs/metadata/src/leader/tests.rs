@@ -188,7 +188,7 @@ fn work_with(leader: &Leader) {
     leader.repair.lock().passed();
     leader.suspects.add([(ChunkId(5), ServerId(4))]);
     leader.changes.again(Work::Orphans, &keys::orphan(InodeId(6)));
-    leader.lock_questions.lock().insert(SESSION, 9);
+    leader.locks.lock().question(SESSION, &[], now);
     leader.full.lock().insert(MemberId(2));
     leader.group_low.store(true, Ordering::Relaxed);
 }
@@ -198,7 +198,7 @@ fn assert_nothing_in(leader: &Leader) {
     assert_eq!(leader.servers.lock().record(ServerId(4)), None);
     assert_eq!(leader.repair_status(), RepairStatus::default());
     assert!(leader.suspects.is_empty() && leader.changes.waiting(Work::Orphans) == 0);
-    assert!(leader.lock_questions.lock().is_empty());
+    assert!(leader.locks.lock().is_empty());
     assert!(leader.full.lock().is_empty());
     assert!(!leader.group_low.load(Ordering::Relaxed));
     assert_eq!(in_flight(leader), Some(0));

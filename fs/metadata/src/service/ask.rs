@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, SessionId};
-use atoll_core::locks::{self, HeldLock, Holder, LockRequest};
 use atoll_core::query::{self, OpError, OpResult};
 use atoll_core::records::{Piece, Place};
 use atoll_core::store::{Read, StoreError};
@@ -42,7 +41,7 @@ const FREEING_TIMEOUT: Duration = Duration::from_millis(300);
 /// How often it looks.
 const FREEING_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Segments, and chunks, that are looked up without going to another thread for it.
-const SEGMENTS_HERE_MAX: u32 = 8;
+pub(super) const SEGMENTS_HERE_MAX: u32 = 8;
 const CHUNKS_HERE_MAX: usize = 64;
 /// About what an entry costs besides its name (bytes), and what attributes cost.
 const ENTRY_BYTES: u32 = 24;
@@ -61,6 +60,8 @@ impl Node {
                 }
                 self.ask_now(request).await
             }
+            Query::ChangeLocks(asked) => self.change_locks(request.session, &asked).await,
+            Query::GetLk(asked) => self.test_lock(request.session, &asked.0).await.map(Answers::into_answer),
             Query::StatFs(_) => {
                 self.deleted_is_freed().await;
                 self.ask_now(request).await
@@ -143,11 +144,10 @@ impl Node {
                 });
                 answered(&asked, found)
             }
-            Query::GetLk(asked) => {
-                answered(&asked, test_lock(&records, session, &asked.0).map_err(OpError::Store))
+            // Answered before: locks aren't in the records.
+            Query::GetLk(_) | Query::AwaitLocks(_) | Query::ChangeLocks(_) => {
+                Err(FsError::Unsupported.into())
             }
-            // Answered before: it waits.
-            Query::AwaitLocks(asked) => answered(&asked, Ok(Vec::new())),
         };
         answer.map_err(query_error)
     }
@@ -211,7 +211,8 @@ fn may_take_long(query: &Query) -> bool {
         | Query::StatFs(_)
         | Query::Servers(_)
         | Query::GetLk(_)
-        | Query::AwaitLocks(_) => false,
+        | Query::AwaitLocks(_)
+        | Query::ChangeLocks(_) => false,
     }
 }
 
@@ -226,16 +227,6 @@ fn server_infos(leader: &Leader) -> Vec<ServerInfo> {
             alive: health == Health::Alive,
         })
         .collect()
-}
-
-fn test_lock(
-    records: &dyn Read,
-    session: SessionId,
-    request: &LockRequest,
-) -> Result<Option<(Holder, HeldLock)>, StoreError> {
-    let Some(mode) = request.mode else { return Ok(None) };
-    let asking = Holder { session, owner: request.owner };
-    locks::first_in_the_way(records, request.ino, request.class, asking, &request.range, mode)
 }
 
 fn read_link(records: &dyn Read, ino: InodeId) -> OpResult<Bytes> {
@@ -276,7 +267,12 @@ fn read_directory(records: &dyn Read, asked: &queries::ReadDir) -> OpResult<Dire
     Ok(DirectoryPage { parent, entries, end })
 }
 
-fn extents(records: &dyn Read, ino: InodeId, first: SegmentIndex, segments: u32) -> OpResult<FileExtents> {
+pub(super) fn extents(
+    records: &dyn Read,
+    ino: InodeId,
+    first: SegmentIndex,
+    segments: u32,
+) -> OpResult<FileExtents> {
     let record = &query::inode(records, ino)?;
     let wanted = segments.min(ANSWER_SEGMENTS_MAX);
     let mut found = Vec::new();

@@ -160,7 +160,7 @@ impl Node {
         if matches!(command.op, Op::Client(ClientOp::CloseSession(_))) && outcome == Outcome::Done {
             self.session_ended(command.session);
         }
-        self.note_locks(&command.op, &outcome);
+        self.note_locks(command.session, &command.op, &outcome);
         let Some(ino) = made_to_be_held(&command.op, opens, &outcome) else { return Ok(outcome) };
         self.hold_made(leader, command.session, ino, outcome).await
     }

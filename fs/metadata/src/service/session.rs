@@ -1,11 +1,13 @@
-//! Sessions' heartbeats, and what they hold open.
+//! Sessions' heartbeats, and what they hold open and have locked.
 
+use atoll_core::commands::{Op, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId};
 use atoll_core::keys;
+use atoll_core::lock_table::NotHeld;
 use atoll_core::query;
 use atoll_proto::metadata::{
-    CloseNotice, MetadataError, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply,
+    CloseNotice, LocksTold, MetadataError, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply,
 };
 
 use crate::changes::Work;
@@ -14,7 +16,7 @@ use crate::leader::Leader;
 use crate::node::{Node, query_error};
 use crate::sessions::OpenError;
 
-const EXPIRED: MetadataError = MetadataError::Fs(FsError::SessionExpired);
+pub(super) const EXPIRED: MetadataError = MetadataError::Fs(FsError::SessionExpired);
 
 impl Node {
     /// A session is alive.
@@ -48,23 +50,27 @@ impl Node {
         Ok(reply)
     }
 
-    /// A session tells what it holds open.
-    pub(crate) fn reclaim(&self, request: &ReclaimRequest) -> Result<(), MetadataError> {
+    /// A session tells what it holds open and what it has locked.
+    pub(crate) async fn reclaim(&self, request: &ReclaimRequest) -> Result<(), MetadataError> {
         let leader = self.lead()?;
-        let all = {
-            let mut sessions = leader.sessions.lock();
-            sessions.heard(request.session, clock::since_boot()).map_err(|_| EXPIRED)?;
-            sessions.reclaim(request.session, &request.open, request.more).map_err(|error| match error {
-                OpenError::Unknown => EXPIRED,
-                OpenError::TooMany | OpenError::Going | OpenError::Unlinking => {
-                    MetadataError::Fs(FsError::TryAgain)
-                }
-            })?;
-            sessions.all_reclaimed()
-        };
-        if all {
+        match tell(&leader, request)? {
+            Ok(()) => {}
+            // All is told anew, to the leader of then.
+            Err(NotHeld::Incomplete) => return Err(MetadataError::Fs(FsError::Stale)),
+            Err(error) => {
+                // One of two sessions is wrong about what it was granted, which can't be. This one, which comes later, loses
+                // what it has, and its open files say so.
+                let session = request.session;
+                tracing::error!(%session, %error, "a session can't have the locks that it reports, and ends");
+                leader.propose(Op::from(ops::ExpireSession { session })).await?;
+                self.session_ended(session);
+                return Err(EXPIRED);
+            }
+        }
+        if leader.sessions.lock().all_reclaimed() {
             leader.changes.look_again(Work::Orphans);
         }
+        leader.told.notify_waiters();
         leader.confirm()
     }
 
@@ -93,10 +99,38 @@ impl Node {
         for ino in let_go {
             leader.changes.again(Work::Orphans, &keys::orphan(ino));
         }
-        self.waits_ended(&leader, session);
+        leader.locks.lock().ended(session);
+        leader.told.notify_waiters();
         // It may have been the last one that had not said what it holds.
         leader.changes.look_again(Work::Orphans);
     }
+}
+
+/// Takes down what a session tells. An inner error: it can't have these locks, and nothing is taken down.
+fn tell(leader: &Leader, request: &ReclaimRequest) -> Result<Result<(), NotHeld>, MetadataError> {
+    let ReclaimRequest { session, ref open, more, ref locks } = *request;
+    // Together: whoever sees that all have told sees what they have.
+    let mut known = leader.locks.lock();
+    let mut sessions = leader.sessions.lock();
+    sessions.heard(session, clock::since_boot()).map_err(|_| EXPIRED)?;
+    if !sessions.must_reclaim(session) {
+        // A message that comes again is as of a time before what was locked and released since.
+        known.table.forget_claims(session);
+    } else if let Some(LocksTold { term, telling, part, locks }) = locks {
+        // Otherwise a build that came before tells of none: what it has is in records, and known already.
+        if *term != leader.term {
+            return Ok(Err(NotHeld::Incomplete));
+        }
+        let claimed = known.table.claim(session, (*telling, *part), locks);
+        if let Err(error) = claimed.and_then(|()| if more { Ok(()) } else { known.table.adopt(session) }) {
+            return Ok(Err(error));
+        }
+    }
+    sessions.reclaim(session, open, more).map_err(|error| match error {
+        OpenError::Unknown => EXPIRED,
+        OpenError::TooMany | OpenError::Going | OpenError::Unlinking => MetadataError::Fs(FsError::TryAgain),
+    })?;
+    Ok(Ok(()))
 }
 
 /// Clients are told a little before the budget is used up, so that hardly any write is refused.

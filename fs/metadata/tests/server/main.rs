@@ -4,6 +4,7 @@
 
 mod client;
 mod kill;
+mod locks;
 mod sessions;
 mod space;
 mod storage;

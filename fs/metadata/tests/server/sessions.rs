@@ -122,7 +122,7 @@ async fn after_a_restart_nothing_is_freed_until_sessions_have_told_what_they_hol
     for client in [&writer, &reader] {
         assert!(client.beat().await.unwrap().reclaim);
     }
-    let tell = |session, open| ReclaimRequest { session, open, more: false };
+    let tell = |session, open| ReclaimRequest { session, open, more: false, locks: None };
     writer.call::<ReclaimRequest>(&tell(writer.session, vec![])).await.unwrap();
     reader.ask(queries::GetAttr { ino }).await;
     reader.call::<ReclaimRequest>(&tell(reader.session, vec![ino])).await.unwrap();

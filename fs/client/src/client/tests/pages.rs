@@ -205,6 +205,48 @@ async fn a_lock_stays_until_what_was_written_under_it_is_committed() {
     assert_eq!(read(&there, theirs, 0, 1).await, b"1");
 }
 
+/// What sqlite does for a transaction with a rollback journal: each call is one question, and none is a mutation.
+#[tokio::test(start_paused = true)]
+async fn a_lock_and_its_release_are_a_question_each() {
+    let cluster = cluster();
+    let (here, there) = (mount(&cluster), mount(&cluster));
+    put(&here, "file", b"0").await;
+    let (ino, handle) = open(&here, "file", RDWR).await;
+    let theirs = open(&there, "file", RDWR).await;
+    let requests_since = |(mutations, questions): (u64, u64)| {
+        let (mutations_now, questions_now) = here.metadata().requests();
+        (mutations_now - mutations, questions_now - questions)
+    };
+    let (pending, reserved, shared) = ((0, 0), (1, 1), (2, 511));
+    let calls = [
+        (LockKind::Read, pending),
+        (LockKind::Read, shared),
+        (LockKind::Unlock, pending),
+        (LockKind::Write, reserved),
+        (LockKind::Write, pending),
+        (LockKind::Write, shared),
+        (LockKind::Read, shared),
+        (LockKind::Unlock, (0, 1)),
+        (LockKind::Unlock, (0, 511)),
+    ];
+    for changed in [false, true] {
+        if changed {
+            write(&there, theirs, 0, b"1").await;
+            there.fsync(&me(), theirs.0, theirs.1, false).await.unwrap();
+        }
+        let before = here.metadata().requests();
+        for (kind, (start, end)) in calls {
+            let lock = FileLock { kind, start, end, pid: 1 };
+            here.setlk(&me(), ino, handle, 1, lock, false, false).await.unwrap();
+        }
+        assert_eq!(requests_since(before), (0, calls.len() as u64), "changed by another mount: {changed}");
+        let before = here.metadata().requests();
+        let found = read(&here, (ino, handle), 0, 1).await;
+        assert_eq!(found, if changed { b"1" } else { b"0" });
+        assert_eq!(requests_since(before), (0, 0), "the locks brought what is read");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_is_told_that_a_lock_failed_has_none() {
     let cluster = cluster();
@@ -212,7 +254,7 @@ async fn who_is_told_that_a_lock_failed_has_none() {
     put(&here, "file", b"0").await;
     let file = open(&here, "file", RDWR).await;
     let theirs = open(&there, "file", RDWR).await;
-    // The lock is taken, and then the file can't be asked about.
+    // The lock is taken, and the file can neither be told along with that nor be asked about.
     here.metadata().refuse_questions(true);
     assert_eq!(set_lock(&here, &me(), file, LockKind::Write).await, Err(Errno(libc::EIO)));
     here.metadata().refuse_questions(false);
