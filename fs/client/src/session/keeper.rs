@@ -274,8 +274,10 @@ async fn beat(inner: &Inner) {
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
             () = inner.kick.notified() => {}
+            // Whoever leads next, or again, waits for being told what is open and locked.
+            () = parted(inner) => {}
             changed = connected.changed() => {
-                // A new leader wants to be told what is open and locked; anything else can wait for the next beat.
+                // The same of a new leader; anything else can wait for the next beat.
                 let now = connected.borrow_and_update().leader.clone();
                 if changed.is_ok() && now == leader {
                     continue;
@@ -304,6 +306,15 @@ async fn beat(inner: &Inner) {
             }
             Err(refusal) => tracing::warn!(%refusal, "a heartbeat was refused"),
         }
+    }
+}
+
+/// Comes back when the connection to the leader is closed, if there is one.
+async fn parted(inner: &Inner) {
+    match inner.service.connection() {
+        Some(connection) => connection.closed().await,
+        // Whoever asks something next makes one.
+        None => std::future::pending().await,
     }
 }
 
