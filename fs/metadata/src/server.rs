@@ -383,6 +383,12 @@ impl RunningMetadata {
         self.node.machine.store()
     }
 
+    /// How many ranges of files are locked; only the leader knows.
+    #[must_use]
+    pub fn locked_ranges(&self) -> usize {
+        self.node.leading().map_or(0, |leader| leader.locks.lock().table.len())
+    }
+
     /// How the cluster is, as this member knows it.
     ///
     /// # Errors

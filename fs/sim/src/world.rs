@@ -283,6 +283,13 @@ async fn rest(world: &World, sessions: usize, all: bool) -> Result<(), String> {
                 .map_err(|error| error.to_string())?;
             left.extend(found.into_iter().map(|what| format!("member {number}: {what}")));
         }
+        // Whoever is still there has locked nothing.
+        for (number, member) in world.members.iter().enumerate() {
+            let locked = member.running.as_ref().map_or(0, |running| running.locked_ranges());
+            if locked > 0 {
+                left.push(format!("member {number}: {locked} locked ranges"));
+            }
+        }
         let checked = match left.is_empty() {
             true => invariants::records::check(&snapshots),
             false => Err(format!("there is something left at rest: {}", left.join(", "))),
