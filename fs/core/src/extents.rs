@@ -80,7 +80,8 @@ fn tidy(mut pieces: Vec<Piece>) -> Vec<Piece> {
     joined
 }
 
-fn mapped(pieces: &[Piece]) -> u64 {
+/// Bytes that pieces map.
+pub(crate) fn mapped(pieces: &[Piece]) -> u64 {
     pieces.iter().map(|piece| u64::from(piece.length)).sum()
 }
 

@@ -44,6 +44,7 @@ impl Mutation for PurgeOrphan {
         if record.nlink > 0 {
             return Err(FsError::InvalidArgument.into());
         }
+        let mapped = (!orphan.purging && record.truncations.is_empty()).then_some(record.mapped);
         if !orphan.purging {
             orphan.purging = true;
             txn.put(Family::System, key.clone(), &orphan);
@@ -55,12 +56,15 @@ impl Mutation for PurgeOrphan {
             txn.delete(Family::System, keys::truncation(ino));
             txn.put_inode(ino, &record);
         }
-        let segments = txn.segments_from(ino, SegmentIndex(0), segments_max.max(1))?;
-        for (segment, value) in &segments {
-            extents::free_segment(txn, ino, &mut record, *segment, &SegmentRecord::decode(value)?)?;
+        let (segments, more) = segments_of(txn, ino, mapped, segments_max.max(1))?;
+        for (segment, found) in &segments {
+            extents::free_segment(txn, ino, &mut record, *segment, found)?;
         }
-        let xattrs = txn.collect_prefix(Family::Xattrs, &keys::inode(ino), XATTRS_PER_STEP)?;
-        let more = segments.len() == segments_max.max(1) || xattrs.len() == XATTRS_PER_STEP;
+        let xattrs = match record.xattr_list_bytes {
+            0 => Vec::new(),
+            _ => txn.collect_prefix(Family::Xattrs, &keys::inode(ino), XATTRS_PER_STEP)?,
+        };
+        let more = more || xattrs.len() == XATTRS_PER_STEP;
         for (key, _) in xattrs {
             txn.delete(Family::Xattrs, key);
         }
@@ -71,6 +75,32 @@ impl Mutation for PurgeOrphan {
         }
         Ok(more)
     }
+}
+
+/// At most `limit` of an inode's segments, and whether there may be more. `mapped`: the bytes that all of them map, if
+/// that is known. It says of most files that the first one is all there is, so that no range has to be searched.
+fn segments_of(
+    txn: &Txn<'_>,
+    ino: InodeId,
+    mapped: Option<u64>,
+    limit: usize,
+) -> OpResult<(Vec<(SegmentIndex, SegmentRecord)>, bool)> {
+    const FIRST: SegmentIndex = SegmentIndex(0);
+    if mapped == Some(0) {
+        return Ok((Vec::new(), false));
+    }
+    if let Some(mapped) = mapped
+        && let Some(first) = txn.load::<SegmentRecord>(Family::Extents, &keys::segment(ino, FIRST))?
+        && extents::mapped(&first.pieces) == mapped
+    {
+        return Ok((vec![(FIRST, first)], false));
+    }
+    let mut found = Vec::new();
+    for (segment, value) in txn.segments_from(ino, FIRST, limit)? {
+        found.push((segment, SegmentRecord::decode(&value)?));
+    }
+    let more = found.len() == limit;
+    Ok((found, more))
 }
 
 /// Frees some of what truncations of an inode cut off.

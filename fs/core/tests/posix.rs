@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use atoll_core::acl::{ACCESS_NAME, DEFAULT_NAME};
@@ -11,7 +12,7 @@ use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv, T
 use atoll_core::check::check;
 use atoll_core::commands::{
     ClientOp, Command, FallocateMode, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_WHITEOUT, ServerChange,
-    ops,
+    XattrMode, ops,
 };
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, ROOT, ServerId, SessionId, SlotId};
@@ -22,7 +23,7 @@ use atoll_core::namespace::{Txn, execute};
 use atoll_core::query;
 use atoll_core::records::VolumeConfig;
 use atoll_core::seek::{Seek, Sought, seek};
-use atoll_core::store::{Family, MemStore};
+use atoll_core::store::{Family, MemStore, Read, StoreError, Visit};
 use bytes::Bytes;
 use common::create;
 
@@ -258,6 +259,69 @@ fn a_file_without_a_name_may_get_one_and_is_an_orphan_until_then() {
         volume.run(INTERNAL, Op::from(ops::PurgeOrphan { ino, segments_max: 1 }));
     }
     assert_eq!(query::superblock(&volume.store).unwrap().inodes_used, 1);
+}
+
+/// A store that takes down in which families a range was searched.
+struct Searched<'a> {
+    store: &'a MemStore,
+    families: RefCell<Vec<Family>>,
+}
+
+impl Read for Searched<'_> {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store.get(family, key)
+    }
+
+    fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.families.borrow_mut().push(family);
+        self.store.scan(family, from, to, visit)
+    }
+}
+
+#[test]
+fn what_an_orphan_has_is_searched_for_only_if_its_inode_says_that_there_may_be_more() {
+    let allocate = |ino, offset| {
+        let (mode, kill_priv) = (FallocateMode::Allocate, KillPriv::NONE);
+        Op::from(ops::Fallocate { ino, offset, length: 4096, mode, keep_size: true, kill_priv })
+    };
+    let attribute = |ino| {
+        let (name, value) = (Bytes::from("user.a"), Bytes::from("value"));
+        Op::from(ops::SetXattr { ino, name, value, mode: XattrMode::Set })
+    };
+    type Fill<'a> = &'a dyn Fn(InodeId) -> Vec<Op>;
+    let cases: [(Fill<'_>, &[Family]); 5] = [
+        (&|_| vec![], &[]),
+        (&|ino| vec![allocate(ino, 0), allocate(ino, SEGMENT_BYTES / 2)], &[]),
+        (&|ino| vec![allocate(ino, SEGMENT_BYTES)], &[Family::Extents]),
+        (&|ino| vec![allocate(ino, 0), allocate(ino, SEGMENT_BYTES)], &[Family::Extents]),
+        (&|ino| vec![allocate(ino, 0), attribute(ino)], &[Family::Xattrs]),
+    ];
+    for (number, (fill, expected)) in cases.into_iter().enumerate() {
+        let mut volume = Volume::new();
+        let a = volume.session();
+        let before = [Family::Extents, Family::Xattrs, Family::Inodes].map(|family| volume.store.len(family));
+        let ino = volume.inode(a, create(ROOT, "file", FILE | 0o644, 0)).ino;
+        for op in fill(ino) {
+            volume.run(a, op);
+        }
+        volume.run(a, Op::from(ops::Unlink { parent: ROOT, name: "file".into(), directory: false }));
+        let writes = {
+            let searched = Searched { store: &volume.store, families: RefCell::default() };
+            let mut txn = Txn::open(&searched).unwrap();
+            let (time, op) = (Timestamp::default(), Op::from(ops::PurgeOrphan { ino, segments_max: 10 }));
+            let command =
+                Command { session: INTERNAL, slot: SlotId(0), sequence: 99, time, expect: None, op };
+            assert_eq!(execute(&mut txn, &command).unwrap(), Outcome::More(false));
+            let mut families = searched.families.take();
+            families.retain(|family| *family != Family::System);
+            assert_eq!(families, expected, "case {number}");
+            txn.into_writes()
+        };
+        volume.store.write(writes);
+        let after = [Family::Extents, Family::Xattrs, Family::Inodes].map(|family| volume.store.len(family));
+        assert_eq!(after, before, "case {number}");
+        assert_eq!(check(&volume.store).unwrap(), Vec::<String>::new(), "case {number}");
+    }
 }
 
 #[test]
