@@ -4,14 +4,21 @@ use std::sync::Arc;
 
 use atoll_client::client::Client;
 use atoll_client::session::MetadataClient;
+use atoll_fuse::session::RequestCounters;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 
-/// Reads a client's counters.
-pub struct MountCollector(pub Arc<Client<MetadataClient>>);
+/// Reads a mount's counters.
+pub struct MountCollector {
+    /// Its client.
+    pub client: Arc<Client<MetadataClient>>,
+    /// What its session with the kernel counts, if it does.
+    pub requests: Option<Arc<RequestCounters>>,
+}
 
 impl std::fmt::Debug for MountCollector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -21,8 +28,8 @@ impl std::fmt::Debug for MountCollector {
 
 impl Collector for MountCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let data = self.0.data().counters();
-        let status = self.0.metadata().status();
+        let data = self.client.data().counters();
+        let status = self.client.metadata().status();
         let gauges: [(&str, &str, Option<&Unit>, u64); 4] = [
             ("mount_dirty", "Bytes written and not yet committed", Some(&Unit::Bytes), data.dirty_bytes),
             ("mount_reserved", "Bytes of quota reserved for writes", Some(&Unit::Bytes), data.reserved_bytes),
@@ -55,6 +62,13 @@ impl Collector for MountCollector {
         for (name, help, unit, value) in counters {
             let counter = ConstCounter::new(value);
             counter.encode(encoder.encode_descriptor(name, help, unit, counter.metric_type())?)?;
+        }
+        let Some(requests) = &self.requests else { return Ok(()) };
+        let (name, help) =
+            ("mount_requests", "Requests of the kernel, by whether they were answered at once");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (how, count) in [("at_once", requests.at_once()), ("waited", requests.waited())] {
+            ConstCounter::new(count).encode(family.encode_family(&[("answered", how)])?)?;
         }
         Ok(())
     }

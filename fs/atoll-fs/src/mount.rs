@@ -179,7 +179,15 @@ impl Mounted {
 
     /// Makes the mount's figures part of a registry.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        registry.register_collector(Box::new(metrics::MountCollector(Arc::clone(&self.client))));
+        let requests = match &self.kernel {
+            Kernel::Atoll(session) => session.lock().as_ref().map(Session::counters),
+            Kernel::Fuser => None,
+        };
+        let registry = registry.sub_registry_with_prefix("atoll");
+        registry.register_collector(Box::new(metrics::MountCollector {
+            client: Arc::clone(&self.client),
+            requests,
+        }));
     }
 
     /// Writes everything out, takes the mount away and ends the session. If somebody still uses the mount it is
@@ -398,7 +406,7 @@ pub fn run(args: MountArgs) -> Outcome {
 /// If the address can't be listened on.
 pub async fn serve_http(args: &MountArgs, mounted: &Arc<Mounted>) -> Outcome {
     let Some(listen) = &args.http else { return Ok(()) };
-    let mut registry = Registry::with_prefix("atoll");
+    let mut registry = Registry::default();
     mounted.register_metrics(&mut registry);
     let watched = Arc::clone(mounted);
     http::serve(listen, Arc::new(registry), Arc::new(move || watched.problem())).await?;

@@ -50,7 +50,7 @@ pub fn metadata(args: MetadataArgs) -> Outcome {
     };
     serving_runtime(SERVER_THREADS)?.block_on(async {
         let asked_to_end = signals::listen()?;
-        let mut registry = Registry::with_prefix("atoll");
+        let mut registry = Registry::default();
         tokio::pin!(asked_to_end);
         // A damaged member looks for another one that leads, which may take a while. To be killed meanwhile is as good.
         let mut server = tokio::select! {
@@ -115,7 +115,7 @@ pub fn storage(args: StorageArgs) -> Outcome {
     serving_runtime(threads)?.block_on(async {
         let asked_to_end = signals::listen()?;
         let server = StorageServer::start(config).await.map_err(storage_failure)?;
-        let mut registry = Registry::with_prefix("atoll");
+        let mut registry = Registry::default();
         server.register_metrics(&mut registry);
         let registered = server.registration();
         let ready: http::Readiness = Arc::new(move || {

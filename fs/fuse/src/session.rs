@@ -27,6 +27,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 pub use call::Call;
+pub use core::RequestCounters;
 pub use init::{InitOptions, KernelTooOld, Negotiated};
 
 use crate::InitFlags;
@@ -179,6 +180,12 @@ impl Session {
     /// Requests that were read and are not answered yet.
     pub fn requests_under_way(&self) -> u32 {
         self.core.interrupts.under_way()
+    }
+
+    /// What it counts, also after its end.
+    #[must_use]
+    pub fn counters(&self) -> Arc<RequestCounters> {
+        Arc::clone(&self.core.counters)
     }
 
     /// Reads no more requests, for a successor to read them. Those under way are still answered.

@@ -49,7 +49,7 @@ pub fn serve(args: &LocalUpArgs, folder: Folder, mountpoint: PathBuf) -> Outcome
 
 async fn run(args: &LocalUpArgs, folder: &Folder, mountpoint: PathBuf) -> Outcome {
     let asked_to_end = signals::listen()?;
-    let mut registry = Registry::with_prefix("atoll");
+    let mut registry = Registry::default();
     let servers = start(args, folder, &mut registry).await?;
     let config = MountConfig {
         cluster: folder.id,

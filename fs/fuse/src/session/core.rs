@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -18,6 +18,27 @@ use crate::slots::{Keep, Pool, RequestMemory};
 /// Slices of a reply that are gathered without allocating.
 const SLICES_INLINE: usize = 16;
 
+/// How many requests a session has begun to serve, by whether another thread was needed for them.
+#[derive(Debug, Default)]
+pub struct RequestCounters {
+    pub(super) at_once: AtomicU64,
+    pub(super) waited: AtomicU64,
+}
+
+impl RequestCounters {
+    /// Requests that the thread that read them has answered.
+    #[must_use]
+    pub fn at_once(&self) -> u64 {
+        self.at_once.load(Ordering::Relaxed)
+    }
+
+    /// Requests that had to wait for something, and were given to other threads.
+    #[must_use]
+    pub fn waited(&self) -> u64 {
+        self.waited.load(Ordering::Relaxed)
+    }
+}
+
 /// The shared part of a session.
 pub(crate) struct Core {
     pub memory: RequestMemory,
@@ -27,6 +48,7 @@ pub(crate) struct Core {
     pub devices: Vec<OwnedFd>,
     pub negotiated: OnceLock<Negotiated>,
     pub stopping: AtomicBool,
+    pub counters: Arc<RequestCounters>,
     pub state: watch::Sender<State>,
     readers_left: AtomicUsize,
     /// Requests under way that the kernel has sent again, under another number or to another descriptor.
@@ -56,6 +78,7 @@ impl Core {
             devices,
             negotiated,
             stopping: AtomicBool::new(false),
+            counters: Arc::default(),
             state: watch::Sender::new(state),
             rebound: Mutex::default(),
         }

@@ -287,10 +287,13 @@ impl<H: Handler, F: Future<Output = ()> + Send + 'static> Reader<H, F> {
         let parked = place.parked.take().unwrap_or_else(|| Parked::new(self.runtime.clone()));
         match catch_unwind(AssertUnwindSafe(|| parked.poll(future))) {
             Ok(Some(done)) => {
+                self.core.counters.at_once.fetch_add(1, Ordering::Relaxed);
                 place.room = Some(empty(done));
                 place.parked = parked.again();
             }
-            Ok(None) => {}
+            Ok(None) => {
+                self.core.counters.waited.fetch_add(1, Ordering::Relaxed);
+            }
             // The request was answered EIO when the future's call was dropped on the way.
             Err(_) => tracing::error!("the handler of a request panicked: this is a bug, please report it"),
         }
