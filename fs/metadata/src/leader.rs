@@ -144,6 +144,15 @@ impl Leader {
         }
     }
 
+    /// As [`confirm`](Self::confirm), for who isn't asked by anybody: the lease may have lapsed for that very reason.
+    ///
+    /// # Errors
+    /// As [`confirm`](Self::confirm).
+    pub(crate) async fn confirm_unasked(&self) -> Result<(), MetadataError> {
+        self.consensus.renew_lease().await;
+        self.confirm()
+    }
+
     /// Whether this leadership has ended, for good. A lease that lapsed for a moment is no change of leader.
     pub(crate) fn is_over(&self) -> bool {
         is_over(self.term, self.member, &self.consensus.leadership())

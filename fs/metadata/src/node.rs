@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
@@ -32,10 +32,24 @@ use crate::reads::{Lane, Reads};
 use crate::state_machine::Machine;
 use crate::store::records::Records;
 
+/// How long nobody has asked for anything when storage servers are to be heard of less often.
+const REST_AFTER: Duration = Duration::from_secs(5);
+/// See [`Node::seconds_at_rest`].
+const SECONDS_AT_REST_MAX: u32 = 5;
+
 /// What this crate needs of replication.
 pub trait Consensus: Log {
     /// Whether this member leads, and who does.
     fn leadership(&self) -> Leadership;
+
+    /// Says that somebody is about to ask whether this member leads; `by_heartbeat`: somebody who does so whether there is
+    /// anything to ask or not. True if it does and its lease was let lapse because nobody asked: see [`RaftNode::is_asked`].
+    ///
+    /// [`RaftNode::is_asked`]: atoll_raft::RaftNode::is_asked
+    fn is_asked(&self, by_heartbeat: bool) -> bool;
+
+    /// Renews a lease that was let lapse; done when it is renewed, or can't be.
+    fn renew_lease(&self) -> BoxFuture<'_, ()>;
 
     /// Changes of leadership; not that a lease has lapsed for a moment.
     fn watch_leadership(&self) -> watch::Receiver<Leadership>;
@@ -95,6 +109,8 @@ pub struct Node {
     pub(crate) place: LeadersPlace,
     /// The metadata disk has little room.
     pub(crate) disk_low: AtomicBool,
+    /// When somebody has asked for something last, in milliseconds since boot; heartbeats don't count.
+    pub(crate) asked: AtomicU64,
     pub(crate) metrics: Metrics,
     /// How this server introduces itself to others.
     pub(crate) identity: Identity,
@@ -128,6 +144,15 @@ impl Node {
             Some(leader) if leader.term == leadership.term => Ok(leader),
             _ => self.become_leader(leadership.term),
         }
+    }
+
+    /// As [`lead`](Self::lead), for who isn't asked by anybody: the lease may have lapsed for that very reason.
+    ///
+    /// # Errors
+    /// If this member doesn't lead.
+    pub(crate) async fn lead_unasked(&self) -> Result<Arc<Leader>, MetadataError> {
+        self.consensus.renew_lease().await;
+        self.lead()
     }
 
     /// The leader's memory while this member leads, even while its lease has lapsed for a moment: for what is known to be so
@@ -212,14 +237,50 @@ impl Node {
         }
     }
 
+    /// Somebody asks for something.
+    pub(crate) fn note_asked(&self) {
+        self.asked.store(clock::since_boot().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether nobody has asked for anything for a while.
+    pub(crate) fn rests(&self, now: Duration) -> bool {
+        now >= Duration::from_millis(self.asked.load(Ordering::Relaxed)) + REST_AFTER
+    }
+
     /// Whether what makes the records grow is to be refused.
     pub(crate) fn is_full(&self, leader: &Leader) -> bool {
         self.disk_low.load(Ordering::Relaxed) || leader.group_low.load(Ordering::Relaxed)
     }
 
-    /// Is done at the next whole second of this server's; see [`clock::until_next_second`].
+    /// Is done at the next whole second of this server's; see [`clock::until_next`].
     pub(crate) async fn next_second(&self) {
-        tokio::time::sleep(clock::until_next_second(self.member.0, clock::since_boot())).await;
+        self.next_of_seconds(1).await;
+    }
+
+    /// The same of the next one that is a multiple of so many.
+    pub(crate) async fn next_of_seconds(&self, seconds: u32) {
+        tokio::time::sleep(clock::until_next(seconds, self.member.0, clock::since_boot())).await;
+    }
+
+    /// Is done when something was applied since `position` was the last, or at the next whole second that is a multiple of so
+    /// many.
+    pub(crate) async fn until_grown(&self, position: &mut Option<LogPosition>, seconds: u32) {
+        let grew = self.machine.grew();
+        tokio::pin!(grew);
+        grew.as_mut().enable();
+        if self.has_grown(position) {
+            return;
+        }
+        tokio::select! {
+            () = grew => {}
+            () = self.next_of_seconds(seconds) => {}
+        }
+    }
+
+    /// Seconds between looks at what depends on the clock where nobody asks for anything: a session is found to have expired so
+    /// late at most.
+    pub(crate) fn seconds_at_rest(&self) -> u32 {
+        (self.session_lifetime / 3).as_secs().clamp(1, u64::from(SECONDS_AT_REST_MAX)) as u32
     }
 
     /// Whether something was applied since it was last asked with this `position`.
@@ -240,8 +301,8 @@ impl Node {
         self.metrics.size("raft_flushed", raft.flushed.map_or(0, |position| position.index));
         self.metrics.size("raft_log_bytes", raft.log_file_bytes);
         self.metrics.size("raft_unflushed_bytes", raft.unflushed_log_bytes);
-        self.metrics.size("leads", u64::from(self.consensus.leadership().is_leader));
         let leader = self.leading();
+        self.metrics.size("leads", u64::from(leader.is_some()));
         let repair = leader.as_ref().map(|leader| leader.repair_status()).unwrap_or_default();
         self.metrics.size("repair_chunks_left", repair.chunks_left);
         self.metrics.size("repair_bytes_left", repair.bytes_left);

@@ -257,6 +257,12 @@ impl Passes {
         }
     }
 
+    /// Whether nothing is to be done before something happens.
+    #[must_use]
+    pub fn rests(&self) -> bool {
+        self.sound && !self.wanted
+    }
+
     /// All chunks are to be looked at as soon as possible: more are named than are looked at one by one.
     pub fn wanted(&mut self) {
         self.wanted = true;

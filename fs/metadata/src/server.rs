@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
@@ -260,6 +260,7 @@ impl MetadataServer {
             members,
             place: LeadersPlace::default(),
             disk_low: AtomicBool::new(false),
+            asked: AtomicU64::default(),
             metrics: metrics.clone(),
             identity: identity.clone(),
             stopping: stopping.clone(),
@@ -442,7 +443,7 @@ impl RunningMetadata {
             if others.is_empty() {
                 continue;
             }
-            if self.node.consensus.leadership().is_leader
+            if self.node.lead_unasked().await.is_ok()
                 && let Err(error) = self.node.transfer_leadership(TransferLeader { to: None }).await
                 && !std::mem::replace(&mut told, true)
             {
@@ -474,7 +475,7 @@ impl RunningMetadata {
     /// Lets another member lead, if this one does and another one can: for an orderly stop, after which nobody has to wait for
     /// an election. Without one this changes nothing.
     pub async fn transfer_leadership(&self) {
-        if self.node.consensus.leadership().is_leader
+        if self.node.lead_unasked().await.is_ok()
             && self.node.consensus.status().members.len() > 1
             && let Err(error) = self.node.transfer_leadership(TransferLeader { to: None }).await
         {
@@ -529,6 +530,14 @@ impl Log for Replication {
 impl Consensus for Replication {
     fn leadership(&self) -> Leadership {
         self.0.leadership()
+    }
+
+    fn is_asked(&self, by_heartbeat: bool) -> bool {
+        self.0.is_asked(by_heartbeat)
+    }
+
+    fn renew_lease(&self) -> BoxFuture<'_, ()> {
+        self.0.renew_lease().boxed()
     }
 
     fn watch_leadership(&self) -> watch::Receiver<Leadership> {

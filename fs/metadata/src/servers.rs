@@ -11,14 +11,19 @@ use atoll_core::records::ServerRecord;
 
 use crate::placement::Candidate;
 
-/// A server that was silent for longer gets no new chunks and is not counted as alive.
-pub const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+/// A server whose heartbeat is overdue for longer gets no new chunks and is not counted as alive.
+const OVERDUE_MAX: Duration = Duration::from_secs(2);
 /// A server that was silent for no longer still gets new chunks where there are too few others.
 pub const TRIED_UNTIL: Duration = Duration::from_secs(10);
 /// A server that was silent for longer is given up, unless said otherwise: its replicas are made anew elsewhere.
 pub const DEAD_AFTER: Duration = Duration::from_secs(300);
-/// How often a server says that it is alive.
-pub const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(1000);
+/// How often a server says that it is alive, …
+pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+/// … and where nobody asks for anything: at the leader's times that are multiples of this, so that all servers, and the
+/// leader's own heartbeats, wake a machine once. A new leader hears of a server so late at most, if the one before it still runs.
+pub const HEARTBEAT_INTERVAL_AT_REST: Duration = Duration::from_secs(2);
+/// Heartbeats of which one at least comes before a server is given up, whatever its interval.
+const HEARTBEATS_BEFORE_DEATH: u32 = 4;
 
 /// What a server last said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub enum Health {
 struct Entry {
     record: ServerRecord,
     incarnation: u64,
+    /// When it was told to be heard of next, after each time.
+    interval: Duration,
     /// When it was last heard of; for a server that this leader hasn't heard of, when it came to lead.
     heard: Duration,
     /// It has spoken to this leader.
@@ -112,6 +119,7 @@ impl Servers {
                 let entry = Entry {
                     record,
                     incarnation: 0,
+                    interval: HEARTBEAT_INTERVAL_AT_REST,
                     heard: now,
                     spoke: false,
                     report: Report::default(),
@@ -151,6 +159,7 @@ impl Servers {
             Entry {
                 record,
                 incarnation,
+                interval: HEARTBEAT_INTERVAL,
                 heard: now,
                 spoke: true,
                 report,
@@ -190,6 +199,20 @@ impl Servers {
         entry.report = Report { capacity, ..report };
         entry.committed = self.committed;
         Ok(!entry.inventoried)
+    }
+
+    /// When a server that was heard of `now` is to be heard of next; `rests`: nobody asks for anything, and there is nothing for
+    /// it to do.
+    pub fn next_heartbeat(&mut self, server: ServerId, rests: bool, now: Duration) -> Duration {
+        let longest = (self.dead_after / HEARTBEATS_BEFORE_DEATH).max(HEARTBEAT_INTERVAL);
+        let interval = match rests {
+            true => until_multiple(now, HEARTBEAT_INTERVAL_AT_REST).min(longest),
+            false => HEARTBEAT_INTERVAL,
+        };
+        if let Some(entry) = self.entries.get_mut(&server) {
+            entry.interval = interval;
+        }
+        interval
     }
 
     /// Extents of so many bytes are being committed: their bytes are on disks whose servers have not said so yet.
@@ -359,11 +382,18 @@ fn health(entry: &Entry, now: Duration, dead_after: Duration) -> Health {
     let silent = now.saturating_sub(entry.heard);
     if silent > dead_after {
         Health::Dead
-    } else if silent > SUSPECT_AFTER || !entry.spoke || entry.parted {
+    } else if silent > entry.interval + OVERDUE_MAX || !entry.spoke || entry.parted {
         Health::Suspect
     } else {
         Health::Alive
     }
+}
+
+/// The time until a multiple of `interval` that isn't nearer than half of it.
+fn until_multiple(now: Duration, interval: Duration) -> Duration {
+    let past = Duration::from_nanos((now.as_nanos() % interval.as_nanos()) as u64);
+    let left = interval - past;
+    if left < interval / 2 { left + interval } else { left }
 }
 
 /// The most data `d` so that `copies` replicas of it, no two on one disk, fit: a disk holds at most all of it,

@@ -45,6 +45,15 @@ impl Service {
     async fn answer(&self, peer: &PeerInfo, request: Request) -> Result<Response, Status> {
         let node = &self.node;
         let role = peer.remote.role;
+        if request.kind != kind::RAFT {
+            let by_heartbeat = is_heartbeat(request.kind);
+            if !by_heartbeat {
+                node.note_asked();
+            }
+            if node.consensus.is_asked(by_heartbeat) {
+                node.consensus.renew_lease().await;
+            }
+        }
         match request.kind {
             kind::MUTATE => reply(node.mutate(decode(&request)?).await),
             kind::ASK => reply(node.ask(decode(&request)?).await),
@@ -130,6 +139,11 @@ impl Handler for Service {
             leader.servers.lock().parted(server, peer.connection);
         }
     }
+}
+
+/// Requests that come whether there is anything to ask or not.
+fn is_heartbeat(kind: u16) -> bool {
+    matches!(kind, kind::SESSION_HEARTBEAT | Heartbeat::KIND)
 }
 
 fn name_of(kind: u16) -> &'static str {

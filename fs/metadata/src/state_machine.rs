@@ -18,6 +18,8 @@ use atoll_raft::{
 };
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::changes::ChangeFeed;
 use crate::counts::{Counted, Counts};
@@ -176,6 +178,8 @@ pub struct Machine {
     store: RwLock<(Arc<Records>, Arc<Counts>)>,
     state: RwLock<PathBuf>,
     applied: Mutex<AppliedState>,
+    /// Fires when something was applied.
+    grew: Notify,
     flushed: Mutex<Option<LogPosition>>,
     /// One flush at a time: the position is read before it and is durable after it.
     flushing: Mutex<()>,
@@ -214,6 +218,7 @@ impl Machine {
             flushed: Mutex::new(applied.position),
             store: RwLock::new((Arc::new(store), Arc::default())),
             state: RwLock::new(state),
+            grew: Notify::new(),
             applied: Mutex::new(applied),
             flushing: Mutex::new(()),
             room: WaitForRoom::default(),
@@ -281,9 +286,15 @@ impl Machine {
         writes.extend(applied_writes(&applied));
         let written = self.room.until(is_no_space, || counts.write(&store, &writes))?;
         *self.applied.lock() = applied;
+        self.grew.notify_waiters();
         self.changes.note(&written);
         self.metrics.applied(commands_applied, started.elapsed());
         Ok(results)
+    }
+
+    /// Is done when something was applied after this was called.
+    pub fn grew(&self) -> Notified<'_> {
+        self.grew.notified()
     }
 
     fn flush_store(&self) -> Result<Option<LogPosition>, MachineError> {
@@ -311,6 +322,7 @@ impl Machine {
         self.room.until(FolderError::is_no_space, || self.folder.switch_state(&next))?;
         *self.flushed.lock() = applied.position;
         *self.applied.lock() = applied;
+        self.grew.notify_waiters();
         *self.store.write() = (Arc::new(store), Arc::default());
         *self.state.write() = next;
         // Who still reads the old one has its files open; what can't be removed now is when it is opened next.

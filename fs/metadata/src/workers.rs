@@ -56,7 +56,7 @@ async fn until_stopped(node: Arc<Node>, work: impl Future<Output = ()>) {
 async fn leader(node: &Node) -> Arc<Leader> {
     loop {
         let became_leader = node.became_leader();
-        if let Ok(leader) = node.lead() {
+        if let Ok(leader) = node.lead_unasked().await {
             return leader;
         }
         match node.leading() {
@@ -75,7 +75,7 @@ async fn next(node: &Node, work: Work, limit: usize, gather: Duration) -> (Arc<L
         let woken = leader.changes.woken(work);
         if leader.changes.has(work) {
             tokio::time::sleep(gather).await;
-            if leader.confirm().is_ok() {
+            if leader.confirm_unasked().await.is_ok() {
                 match take(node, &leader, work, limit).await {
                     Ok(taken) if taken.is_empty() => continue,
                     Ok(taken) => return (leader.clone(), taken),

@@ -67,21 +67,33 @@ impl View {
             let addr = membership.get_node(&id).map_or_else(String::new, |node| node.addr.clone());
             (id, addr)
         });
-        let is_leader = metrics.state == ServerState::Leader
+        let is_leader = self.leads(&metrics) && (self.is_alone(&metrics) || self.has_lease(&metrics));
+        Leadership { term, is_leader, leader }
+    }
+
+    /// Whether this node may answer reads while its lease lasts.
+    fn leads(&self, metrics: &RaftMetrics<Group>) -> bool {
+        let term = metrics.current_term;
+        metrics.state == ServerState::Leader
             && metrics.running_state.is_ok()
             && metrics.current_leader == Some(self.member)
             // What earlier leaders have committed is committed here by the first entry of this
             // term at the latest.
             && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == term)
             && self.given_away_term.load(Ordering::Acquire) != term
-            && {
-                let mut configs = membership.get_joint_config().iter();
-                let alone = configs.all(|voters| voters.len() == 1 && voters.contains(&self.member));
-                alone || self.has_lease(&metrics)
-            }
             // A leader that was removed gives leadership away by itself.
-            && metrics.committed_membership_config.voter_ids().any(|id| id == self.member);
-        Leadership { term, is_leader, leader }
+            && metrics.committed_membership_config.voter_ids().any(|id| id == self.member)
+    }
+
+    fn is_alone(&self, metrics: &RaftMetrics<Group>) -> bool {
+        let mut configs = metrics.membership_config.membership().get_joint_config().iter();
+        configs.all(|voters| voters.len() == 1 && voters.contains(&self.member))
+    }
+
+    /// Whether nothing but a lease is missing for this node to answer reads.
+    fn lacks_lease(&self) -> bool {
+        let metrics = self.metrics.borrow_watched();
+        self.leads(&metrics) && !self.is_alone(&metrics) && !self.has_lease(&metrics)
     }
 
     fn has_lease(&self, metrics: &RaftMetrics<Group>) -> bool {
@@ -444,6 +456,34 @@ impl RaftNode {
         self.view.leadership()
     }
 
+    /// Says that somebody is about to ask whether this node may answer reads. Cheap. True if it leads and has let its lease
+    /// lapse because nobody asked: then it has to be [renewed](Self::renew_lease) first.
+    pub fn is_asked(&self, by_heartbeat: bool) -> bool {
+        let pulse = &self.peers.pulse;
+        if !by_heartbeat {
+            pulse.asked();
+        }
+        pulse.lapses() && self.view.lacks_lease()
+    }
+
+    /// Renews a lease that was let lapse because nobody asked; done when it is renewed, or can't be within the time of one.
+    pub async fn renew_lease(&self) {
+        if !self.peers.pulse.lapses() || !self.view.lacks_lease() {
+            return;
+        }
+        let mut metrics = self.raft.metrics();
+        self.peers.pulse.want();
+        let renewed = async {
+            while self.view.lacks_lease() {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // A leader that nobody acknowledges is none to those who ask.
+        let _ = tokio::time::timeout(self.config.election.1, renewed).await;
+    }
+
     /// Changes of leadership, including the moment at which a new leader is ready to serve. A
     /// lease that runs out doesn't show here, only in [`leadership`](Self::leadership).
     pub fn watch_leadership(&self) -> watch::Receiver<Leadership> {
@@ -552,6 +592,7 @@ impl RaftNode {
     /// Gives leadership to a voter, and waits until this node leads no longer. Only on the leader,
     /// which answers no more reads from here on.
     pub async fn transfer_leader(&self, to: MemberId) -> Result<(), RaftError> {
+        self.renew_lease().await;
         let now = self.leadership();
         if now.leader.as_ref().map(|(id, _)| *id) != Some(self.config.member) {
             return Err(RaftError::NotLeader { leader: now.leader });

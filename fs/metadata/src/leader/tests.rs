@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use atoll_core::attributes::Timestamp;
 use atoll_core::commands::ops;
@@ -84,6 +84,14 @@ impl Consensus for Group {
         self.leadership.lock().clone()
     }
 
+    fn is_asked(&self, _: bool) -> bool {
+        false
+    }
+
+    fn renew_lease(&self) -> BoxFuture<'_, ()> {
+        std::future::ready(()).boxed()
+    }
+
     fn watch_leadership(&self) -> watch::Receiver<Leadership> {
         self.changes.subscribe()
     }
@@ -149,6 +157,7 @@ fn start(dir: &Path) -> (Arc<Node>, Arc<Group>) {
         members: Arc::new(Members::new(identity.clone())),
         place: LeadersPlace::default(),
         disk_low: AtomicBool::new(false),
+        asked: AtomicU64::default(),
         metrics: Metrics::default(),
         identity,
         stopping: CancellationToken::new(),

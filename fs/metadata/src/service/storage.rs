@@ -128,8 +128,11 @@ impl Node {
             leader.propose(Op::from(ops::TasksDone { server, done })).await.map_err(refusal)?;
         }
         leader.confirm().map_err(refusal)?;
-        let members = self.all_addresses();
-        Ok(HeartbeatReply { heartbeat_interval_ms: INTERVAL_MS, tasks, full_inventory, members })
+        let now = clock::since_boot();
+        let rests = tasks.is_empty() && !full_inventory && self.rests(now);
+        let interval = leader.servers.lock().next_heartbeat(server, rests, now);
+        let (heartbeat_interval_ms, members) = (interval.as_millis() as u64, self.all_addresses());
+        Ok(HeartbeatReply { heartbeat_interval_ms, tasks, full_inventory, members })
     }
 
     async fn take_reports(&self, leader: &Leader, beat: &Heartbeat) -> Result<(), MetadataError> {

@@ -50,7 +50,7 @@ async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
         if leader.is_over() {
             return;
         }
-        if leader.confirm().is_err() {
+        if leader.confirm_unasked().await.is_err() {
             continue;
         }
         let limit = CHUNKS_WAITING_MAX.saturating_sub(waiting.len());

@@ -16,8 +16,8 @@ use crate::node::{Node, collect};
 use crate::reads::Lane;
 use crate::store::records::Records;
 
-/// Between two looks, a second apart, this process was stopped, or its machine starved or asleep, if more than this has passed.
-const STANDSTILL_MIN: Duration = Duration::from_secs(2);
+/// This process was stopped, or its machine starved or asleep, if a look comes later than it was due by more than this.
+const LATE_MAX: Duration = Duration::from_secs(1);
 /// Looks between looks at what changes slowly.
 const MEASURE_TICKS: u64 = 5;
 const FORGET_TICKS: u64 = 60;
@@ -35,11 +35,19 @@ const FLUSH_IDLE_TICKS: u64 = 2;
 /// Runs for as long as the server does.
 pub(super) async fn run(node: Arc<Node>) {
     let mut idle = Idle::default();
-    let mut last = clock::since_boot();
+    let (mut last, mut position) = (clock::since_boot(), None);
     for tick in 0_u64.. {
-        node.next_second().await;
-        let gap = clock::since_boot().saturating_sub(last);
-        if gap > STANDSTILL_MIN {
+        let rests = idle.is_over() && node.rests(last) && !node.has_grown(&mut position);
+        let due =
+            last + clock::until_next(if rests { node.seconds_at_rest() } else { 1 }, node.member.0, last);
+        if rests {
+            node.until_grown(&mut position, node.seconds_at_rest()).await;
+        } else {
+            node.next_second().await;
+        }
+        let now = clock::since_boot();
+        let gap = now.saturating_sub(last);
+        if now.saturating_sub(due) > LATE_MAX {
             tracing::warn!(
                 gap_ms = gap.as_millis() as u64,
                 "this process did not run for a while (paused, or out of CPU time); timeouts are extended by \
@@ -50,8 +58,9 @@ pub(super) async fn run(node: Arc<Node>) {
                 leader.servers.lock().forgive(gap);
             }
         }
-        last = clock::since_boot();
-        if let Ok(leader) = node.lead()
+        last = now;
+        // Without asking whether it leads still: what is proposed says so.
+        if let Some(leader) = node.leading()
             && let Err(error) = expire(&node, &leader).await
         {
             failed("expiring sessions", &error).await;
@@ -59,11 +68,11 @@ pub(super) async fn run(node: Arc<Node>) {
         if idle.wants_flush(&node) {
             flush(&node).await;
         }
-        if tick % MEASURE_TICKS == 0 {
+        if rests || tick % MEASURE_TICKS == 0 {
             node.measure();
         }
         if tick % FORGET_TICKS == FORGET_TICKS - 1
-            && let Ok(leader) = node.lead()
+            && let Some(leader) = node.leading()
             && let Err(error) = forget(&node, &leader).await
         {
             failed("removing the records of ended sessions", &error).await;
@@ -107,6 +116,11 @@ struct Idle {
 }
 
 impl Idle {
+    /// Nothing was applied for so long that there is nothing to flush, either.
+    fn is_over(&self) -> bool {
+        self.ticks > FLUSH_IDLE_TICKS
+    }
+
     fn wants_flush(&mut self, node: &Node) -> bool {
         let raft = node.consensus.status();
         let applied = raft.applied.map_or(0, |position| position.index);

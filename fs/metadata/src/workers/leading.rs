@@ -12,7 +12,7 @@ pub(super) async fn run(node: Arc<Node>) {
         changes.mark_unchanged();
         node.step_down_if_over();
         // Before anybody asks: there is work to do.
-        let _ = node.lead();
+        let _ = node.lead_unasked().await;
         let is_settled = node.is_settled();
         tokio::select! {
             changed = changes.changed() => {

@@ -54,7 +54,7 @@ async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
         if leader.is_over() {
             return;
         }
-        if leader.confirm().is_err() {
+        if leader.confirm_unasked().await.is_err() {
             continue;
         }
         collect(node, leader, &mut waiting).await;

@@ -150,7 +150,7 @@ impl Mover {
     /// Moves runs, at most [`BATCH_BYTES_MAX`] together. Those whose segment has changed meanwhile stay where
     /// they are. Returns how many bytes moved.
     pub(super) async fn relocate(&mut self, leader: &Leader, runs: Vec<Run>) -> Result<u64, MoveError> {
-        leader.confirm()?;
+        leader.confirm_unasked().await?;
         self.seal_leftovers(leader).await?;
         let mut parts = Vec::with_capacity(runs.len());
         let mut found = Vec::with_capacity(runs.len());
@@ -367,7 +367,7 @@ impl Mover {
 
     /// Seals the chunk if nothing was written to it for a while, and those of earlier leaders.
     pub(super) async fn seal_if_idle(&mut self, leader: &Leader) {
-        if leader.confirm().is_ok()
+        if leader.confirm_unasked().await.is_ok()
             && let Err(error) = self.seal_leftovers(leader).await
         {
             tracing::debug!(%error, "chunks of earlier leaders aren't sealed yet");

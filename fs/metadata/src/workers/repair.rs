@@ -87,18 +87,27 @@ async fn repair_all(node: &Node, leader: &Leader) {
     loop {
         match &work.pass {
             Some(pass) if pass.from != keys::chunks() => tokio::time::sleep(STEP_PAUSE).await,
-            _ => node.next_second().await,
+            pass => {
+                let works = pass.is_some() || leader.changes.has(changes::Work::Repairs);
+                let rests = !works && work.passes.rests() && leader.tasks.lock().copies() == 0;
+                let seconds =
+                    if rests && node.rests(clock::since_boot()) { node.seconds_at_rest() } else { 1 };
+                node.next_of_seconds(seconds).await;
+            }
         }
         if leader.is_over() {
             return;
         }
-        if leader.confirm().is_err() {
-            work.pass = work.pass.map(|pass| Pass::new(pass.kind));
-            continue;
-        }
         if work.pass.is_none() {
             let begins = work.passes.begins(&leader.servers.lock(), clock::since_boot());
             work.pass = begins.map(Pass::new);
+        }
+        if work.pass.is_none() && !leader.changes.has(changes::Work::Repairs) {
+            continue;
+        }
+        if leader.confirm_unasked().await.is_err() {
+            work.pass = work.pass.map(|pass| Pass::new(pass.kind));
+            continue;
         }
         named(node, leader, &mut work).await;
         if let Some(pass) = work.pass.take() {

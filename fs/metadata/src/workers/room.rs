@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use atoll_core::ids::MemberId;
 use atoll_proto::admin::TransferLeader;
-use atoll_raft::LogPosition;
 use tokio::time::Instant;
 
 use crate::membership::Group;
@@ -50,7 +49,9 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
             }
         };
         // First this: what grows is refused only if nobody else can take it.
-        if low && node.lead().is_ok() && looked_for_another.is_none_or(|at| at.elapsed() >= TRANSFER_INTERVAL)
+        if low
+            && node.leading().is_some()
+            && looked_for_another.is_none_or(|at| at.elapsed() >= TRANSFER_INTERVAL)
         {
             transfer_leadership(&node).await;
             looked_for_another = Some(Instant::now());
@@ -65,17 +66,7 @@ pub(super) async fn look(node: Arc<Node>, mut ballast: Ballast) {
         if low || node.has_grown(&mut position) {
             tokio::time::sleep(POLL_INTERVAL).await;
         } else {
-            rest(&node, &mut position, POLL_SECONDS_AT_REST).await;
-        }
-    }
-}
-
-/// Waits so many seconds, or until the records grow.
-async fn rest(node: &Node, position: &mut Option<LogPosition>, seconds: u32) {
-    for _ in 0..seconds {
-        node.next_second().await;
-        if node.has_grown(position) {
-            return;
+            node.until_grown(&mut position, POLL_SECONDS_AT_REST).await;
         }
     }
 }
@@ -104,13 +95,11 @@ async fn transfer_leadership(node: &Node) {
 pub(super) async fn ask_others(node: Arc<Node>) {
     let mut position = None;
     loop {
-        for _ in 0..ASK_SECONDS {
-            node.next_second().await;
-        }
+        node.next_of_seconds(ASK_SECONDS).await;
         if !node.has_grown(&mut position) {
-            rest(&node, &mut position, ASK_SECONDS_AT_REST - ASK_SECONDS).await;
+            node.until_grown(&mut position, ASK_SECONDS_AT_REST).await;
         }
-        if let Ok(leader) = node.lead() {
+        if let Ok(leader) = node.lead_unasked().await {
             let answers = ask(&node).await;
             let low = {
                 let mut full = leader.full.lock();

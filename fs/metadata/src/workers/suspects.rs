@@ -229,7 +229,7 @@ pub(super) async fn run(node: Arc<Node>) {
             () = leader.ended() => continue,
         };
         // A lease may lapse for a moment: with another leader, who hears of them from the inventories, they are forgotten.
-        let result = match leader.confirm() {
+        let result = match leader.confirm_unasked().await {
             Ok(()) => take_out(&node, &leader, chunk, &bad, &bad).await,
             Err(error) => Err(error),
         };
