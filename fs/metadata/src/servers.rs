@@ -463,6 +463,27 @@ mod tests {
     }
 
     #[test]
+    fn a_server_is_suspected_when_it_is_overdue_however_rarely_it_is_to_be_heard_of() {
+        let one = ServerId(1);
+        let mut table = Servers::begin(1, at(0), DEAD_AFTER, []);
+        table.registered(one, record("a:1"), 5, (0, 0), at(1)).unwrap();
+        assert_eq!(table.next_heartbeat(one, false, at(1)), HEARTBEAT_INTERVAL);
+        assert_eq!(table.health(one, at(5)), Some(Health::Suspect));
+        let ms = Duration::from_millis;
+        // All at the same moment, and none at once.
+        for (now, interval) in [(0, 2000), (100, 1900), (999, 1001), (1001, 2999), (1999, 2001)] {
+            assert_eq!(table.next_heartbeat(one, true, at(2) + ms(now)), ms(interval), "{now}");
+        }
+        assert_eq!(table.health(one, at(1) + ms(4001)), Some(Health::Alive));
+        assert_eq!(table.health(one, at(1) + ms(4002)), Some(Health::Suspect));
+        // A server that is given up soon is to be heard of often.
+        let mut table = Servers::begin(1, at(0), ms(6000), []);
+        assert_eq!(table.next_heartbeat(one, true, at(0)), ms(1500));
+        let mut table = Servers::begin(1, at(0), ms(100), []);
+        assert_eq!(table.next_heartbeat(one, true, at(0)), HEARTBEAT_INTERVAL);
+    }
+
+    #[test]
     fn what_is_committed_takes_room_until_the_server_says_how_much_is_left() {
         let one = ServerId(1);
         let mut table = Servers::begin(1, at(0), DEAD_AFTER, []);

@@ -435,6 +435,39 @@ async fn a_leader_that_is_cut_off_answers_no_reads_and_its_leftovers_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_nobody_uses_lapses_and_is_renewed_for_who_asks() {
+    let trio = Trio::found(1..=3).await;
+    trio.propose(command(0), None).await;
+    let (leader, node) = trio.leader(None).await;
+    let term = node.leadership().term;
+    for _ in 0..2 {
+        eventually("its lease lapses", || node.is_asked(true)).await;
+        assert!(!node.leadership().is_leader);
+        let renewed = async {
+            while !node.leadership().is_leader {
+                node.renew_lease().await;
+            }
+        };
+        tokio::time::timeout(HANG, renewed).await.expect("it is renewed");
+    }
+    assert_eq!(node.leadership().term, term, "nobody took its silence for its death");
+    // Who asks has a heartbeat sent, too.
+    eventually("its lease lapses", || node.is_asked(true)).await;
+    node.is_asked(false);
+    eventually("it is renewed", || node.leadership().is_leader).await;
+
+    // Cut off it can't be renewed, and another one is elected.
+    eventually("its lease lapses", || node.is_asked(true)).await;
+    trio.hub.cut(leader, true);
+    node.renew_lease().await;
+    assert!(!node.leadership().is_leader);
+    trio.propose(command(1), Some(leader)).await;
+    trio.hub.cut(leader, false);
+    trio.all_agree().await;
+    trio.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_member_that_lags_gets_a_snapshot_and_a_new_one_too() {
     let mut trio = Trio::found(1..=3).await;
     trio.propose(command(0), None).await;
