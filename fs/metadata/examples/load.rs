@@ -22,11 +22,14 @@ use std::time::{Duration, Instant};
 use atoll_core::attributes::{KillPriv, Timestamp};
 use atoll_core::commands::{ClientOp, Command, NewPiece, NewPlace, Outcome, ops};
 use atoll_core::ids::{ClusterId, InodeId, ROOT, SessionId, SlotId};
+use atoll_core::locks::{LockChange, LockClass, LockMode, LockRange, LockRequest};
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::{MetadataConfig, MetadataServer};
-use atoll_proto::metadata::{Answer, AskRequest, MutateRequest, SessionHeartbeat};
+use atoll_proto::metadata::{
+    Answer, AskRequest, LockAnswer, MutateRequest, SessionHeartbeat, SessionHeartbeatReply,
+};
 use atoll_proto::queries;
-use atoll_proto::{Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Role};
+use atoll_proto::{Address, ClusterKey, ConnectOptions, Connection, Encryption, Identity, Role, RpcError};
 
 const CLUSTER: ClusterId = ClusterId(1);
 const CLIENTS: u64 = 4;
@@ -106,16 +109,43 @@ async fn costs(address: &str, files: u64) {
     let directory = create(ROOT, format!("costs-{}", client.session), 0o040_755);
     let parent = made(client.run(1, 1, directory).await);
     let mut sequence = 1;
+    let mut first = InodeId(u64::MAX);
     measure("create", files, async |number| {
         sequence += 1;
-        made(client.run(1, sequence, create(parent, format!("new-{number}"), 0o100_644)).await);
+        let made = made(client.run(1, sequence, create(parent, format!("new-{number}"), 0o100_644)).await);
+        first = first.min(made);
     })
     .await;
     measure("stat", files, async |number| {
         // Far from each other; some may be gone.
         let ino = InodeId(2 + number * 7919 % files);
         let request = AskRequest { session: client.session, query: queries::GetAttr { ino }.into() };
-        let _ = client.connection.call::<AskRequest>(&request, ()).await.expect("an answer");
+        match client.connection.call::<AskRequest>(&request, ()).await {
+            Ok(_) | Err(RpcError::Refused(_)) => {}
+            Err(error) => panic!("{error}"),
+        }
+    })
+    .await;
+    let term = client.beat().await.term;
+    let mut number = 0;
+    measure("lock and unlock", files, async |file| {
+        for mode in [Some(LockMode::Exclusive), None] {
+            number += 1;
+            let change = LockChange::Set(LockRequest {
+                ino: InodeId(first.0 + file),
+                class: LockClass::Record,
+                owner: 1,
+                handle: 1,
+                pid: 1,
+                mode,
+                range: LockRange::ALL,
+            });
+            let (known_change, segments, floor) = (None, 0, number);
+            let query = queries::ChangeLocks { term, number, floor, change, known_change, segments }.into();
+            let request = AskRequest { session: client.session, query };
+            let (answer, _) = client.connection.call::<AskRequest>(&request, ()).await.expect("an answer");
+            assert!(matches!(answer, Answer::LocksChanged(LockAnswer::Done(_))), "{answer:?}");
+        }
     })
     .await;
     measure("rename", files, async |number| {
@@ -132,11 +162,7 @@ async fn costs(address: &str, files: u64) {
         assert!(!matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
     })
     .await;
-    measure("heartbeat", files, async |_| {
-        let beat = SessionHeartbeat { session: client.session, reclaimed_term: 0 };
-        client.connection.call::<SessionHeartbeat>(&beat, ()).await.expect("an answer");
-    })
-    .await;
+    measure("heartbeat", files, async |_| drop(client.beat().await)).await;
 }
 
 /// Does it often enough, and prints what one costs.
@@ -172,6 +198,11 @@ impl Client {
         let Outcome::Session(session, _) = client.run(0, 0, op).await else { panic!("no session") };
         client.session = session;
         client
+    }
+
+    async fn beat(&self) -> SessionHeartbeatReply {
+        let beat = SessionHeartbeat { session: self.session, reclaimed_term: 0 };
+        self.connection.call::<SessionHeartbeat>(&beat, ()).await.expect("an answer").0
     }
 
     async fn run(&self, slot: u32, sequence: u64, op: impl Into<ClientOp>) -> Outcome {
