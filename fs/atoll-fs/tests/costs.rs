@@ -149,12 +149,12 @@ fn each_operation_costs_what_it_did() {
         file.sync_data().unwrap();
     });
     check("overwrite 4 KiB, fsync", costs(2, 1, 0, 1, 1, 0), found);
-    // No commit: locks are in the leader's memory.
+    // No commit: locks are in the leader's memory, and in this process.
     let found = cost(&cluster, |_| {
         lock(&file, libc::F_WRLCK);
         lock(&file, libc::F_UNLCK);
     });
-    check("lock, unlock", costs(2, 1, 2, 0, 0, 0), found);
+    check("lock, unlock", costs(2, 0, 2, 0, 0, 0), found);
     let found = cost(&cluster, |n| fs::rename(path("empty", n), path("renamed", n)).unwrap());
     check("rename", costs(7, 1, 6, 1, 1, 0), found);
     // One entry frees what it held, too.

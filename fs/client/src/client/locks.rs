@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use atoll_blocking::Detach;
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::lock_waits::{Verdict, Wait};
@@ -22,6 +23,7 @@ use atoll_core::locks::{
 use atoll_proto::metadata::FileExtents;
 use atoll_proto::queries;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
 use super::Client;
@@ -437,10 +439,10 @@ impl<M: Metadata> Client<M> {
         let known_change = self.data.content_as_of(request.ino);
         let order = self.locks.begin(request.ino, owner);
         let abandoned = Arc::new(AtomicBool::new(false));
-        let task = {
+        let sent = {
             let (locks, metadata) = (Arc::clone(&self.locks), Arc::clone(&self.metadata));
             let abandoned = Arc::clone(&abandoned);
-            tokio::spawn(async move {
+            let sent = async move {
                 let _order = order.lock().await;
                 let before = locks.of(request.ino, owner);
                 let change = LockChange::Set(request);
@@ -463,10 +465,13 @@ impl<M: Metadata> Client<M> {
                     done.iter().for_each(|step| *known = with(known, step));
                 });
                 result
-            })
+            };
+            // By the caller's own thread, if nothing has to be waited for.
+            Detach::new(sent, Handle::current())
         };
+        // Dropped before the rest goes on without the caller.
         let guard = Abandon(&abandoned);
-        let result = task.await.unwrap_or(Err(ClientError::Stopped));
+        let result = sent.await;
         std::mem::forget(guard);
         Ok(result?)
     }
@@ -522,7 +527,7 @@ impl<M: Metadata> Client<M> {
         let order = locks.order(ino);
         let committed = self.data.committed(ino);
         // Whoever waits for this may go away; the locks must go all the same.
-        let task = tokio::spawn(async move {
+        let released = async move {
             committed.await;
             let _order = order.lock().await;
             let change = LockChange::Release(ReleaseLocks { ino, scope });
@@ -534,7 +539,8 @@ impl<M: Metadata> Client<M> {
                 });
             }
             result
-        });
+        };
+        let released = Detach::new(released, Handle::current());
         if self.settle(ino).await == Err(ClientError::TimedOut) {
             tracing::warn!(
                 %ino,
@@ -542,7 +548,7 @@ impl<M: Metadata> Client<M> {
             );
             return Ok(());
         }
-        task.await.unwrap_or(Err(ClientError::Stopped))?;
+        released.await?;
         Ok(())
     }
 }

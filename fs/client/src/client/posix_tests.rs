@@ -4,7 +4,7 @@ use atoll_core::records::VolumeConfig;
 
 use super::*;
 use crate::testing::{LocalMetadata, MemCluster};
-use crate::vfs::{Errno, Interrupt, LockKind};
+use crate::vfs::{Interrupt, LockKind};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const RDWR: u32 = libc::O_RDWR as u32;
@@ -163,24 +163,24 @@ async fn processes_that_wait_for_one_another_are_told() {
     let at = |byte| range(LockKind::Write, byte, byte);
     lock(&here, a, 1, at(1)).await.unwrap();
     lock(&there, b, 1, at(2)).await.unwrap();
-    let blocked = {
-        let here = Arc::clone(&here);
-        tokio::spawn(async move { here.setlk(&me(), a.0, a.1, 1, at(2), false, true).await })
+    let wait = |mount: &Mount, open: Open, byte| {
+        let mount = Arc::clone(mount);
+        tokio::spawn(async move { mount.setlk(&me(), open.0, open.1, 1, at(byte), false, true).await })
     };
-    // Whichever is told of the circle first is the one that gets nothing.
-    let caller = me();
-    let other = tokio::time::timeout(TIMEOUT, there.setlk(&caller, b.0, b.1, 1, at(1), false, true));
-    match other.await.unwrap() {
-        Err(error) => {
-            assert_eq!(error, Errno(libc::EDEADLK));
-            close(&there, b, 1).await;
-            tokio::time::timeout(TIMEOUT, blocked).await.unwrap().unwrap().unwrap();
+    let (mut first, mut second) = (wait(&here, a, 2), wait(&there, b, 1));
+    // Whichever is told of the circle gets nothing; the other one gets what that one lets go of.
+    let is_first = tokio::time::timeout(TIMEOUT, async {
+        tokio::select! {
+            told = &mut first => { assert_eq!(errno(told.unwrap()), libc::EDEADLK); true }
+            told = &mut second => { assert_eq!(errno(told.unwrap()), libc::EDEADLK); false }
         }
-        Ok(()) => {
-            let told = tokio::time::timeout(TIMEOUT, blocked).await.unwrap().unwrap();
-            assert_eq!(errno(told), libc::EDEADLK);
-        }
-    }
+    });
+    let (loser, other) = match is_first.await.unwrap() {
+        true => ((&here, a), second),
+        false => ((&there, b), first),
+    };
+    close(loser.0, loser.1, 1).await;
+    tokio::time::timeout(TIMEOUT, other).await.unwrap().unwrap().unwrap();
     close(&here, a, 1).await;
     check(&cluster);
 }
