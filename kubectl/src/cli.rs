@@ -26,6 +26,8 @@ pub enum Command {
     List(ListArgs),
     /// Deletes a FileSystemCluster with all its data, or keeps the data (--keep-data).
     Delete(DeleteArgs),
+    /// Uninstalls Atoll in the right order, keeps all data, and shows what stays.
+    Uninstall(UninstallArgs),
 }
 
 /// Which Kubernetes cluster.
@@ -89,6 +91,22 @@ pub struct DeleteArgs {
     #[arg(long)]
     pub no_wait: bool,
     /// Seconds to wait until it is deleted.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// `kubectl atoll uninstall`
+#[derive(Args, Debug)]
+pub struct UninstallArgs {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Don't ask for confirmation.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Uninstall while volumes are mounted: pods that use them get errors until they are restarted.
+    #[arg(long)]
+    pub ignore_mounts: bool,
+    /// Seconds to wait for each object until it is deleted.
     #[arg(long, default_value_t = 180, value_name = "SECONDS")]
     pub timeout: u64,
 }

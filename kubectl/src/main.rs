@@ -9,6 +9,7 @@ mod find;
 mod list;
 mod output;
 mod status;
+mod uninstall;
 mod view;
 
 use std::process::ExitCode;
@@ -47,12 +48,14 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => &args.connection,
         Command::List(args) => &args.connection,
         Command::Delete(args) => &args.connection,
+        Command::Uninstall(args) => &args.connection,
     };
     let (client, namespace) = connect(connection).await?;
     match &cli.command {
         Command::Status(args) => status::run(client, &namespace, args).await,
         Command::List(args) => list::run(client, &namespace, args).await,
         Command::Delete(args) => delete::run(client, &namespace, args).await,
+        Command::Uninstall(args) => uninstall::run(client, args).await,
     }
 }
 

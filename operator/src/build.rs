@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod compare;
+pub mod prerequisites;
 pub mod secret;
 pub mod service;
 pub mod statefulset;

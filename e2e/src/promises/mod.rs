@@ -12,6 +12,7 @@ mod refusals;
 mod shared;
 mod static_volume;
 mod unfinished;
+mod uninstall;
 
 use futures::future::LocalBoxFuture;
 
@@ -45,5 +46,6 @@ pub fn all() -> Vec<Promise> {
         unfinished::PROMISE,
         refusals::PROMISE,
         many_volumes::PROMISE,
+        uninstall::PROMISE,
     ]
 }
