@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use atoll_crds::names::{self, labels};
+use atoll_crds::names::{self, annotations, labels};
 use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterStatus};
 use atoll_proto::ClusterKey;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -50,7 +50,7 @@ pub async fn carry_out(
         context.metrics.acted(action);
         changed.anything = true;
         changed.resource |=
-            matches!(action, Action::AddFinalizer | Action::RemoveFinalizer | Action::SetClusterId(_));
+            matches!(action, Action::AddFinalizer | Action::RemoveFinalizer | Action::SetClusterId { .. });
         tracing::info!(
             namespace = doing.namespace, cluster = doing.name, action = %brief(action),
             "changed the cluster's objects"
@@ -64,6 +64,7 @@ fn brief(action: &Action) -> String {
     match action {
         Action::Apply(object) => format!("apply {}", object.brief()),
         Action::Disown(object) => format!("orphan {}", object.brief()),
+        Action::MarkDisk { pvc, .. } => format!("mark the PVC {pvc}"),
         other => format!("{other:?}"),
     }
 }
@@ -99,7 +100,7 @@ impl Doing<'_> {
                 finalizers.retain(|found| found != names::FINALIZER);
                 self.patch_cluster(json!({ "finalizers": finalizers })).await
             }
-            Action::SetClusterId(id) => self.set_cluster_id(&id.to_string()).await,
+            Action::SetClusterId { id, adopted } => self.set_cluster_id(&id.to_string(), *adopted).await,
             Action::CreateSecret(id) => {
                 let Some(wanted) = wanted else { return Ok(()) };
                 let secret = build::secret::secret(wanted, *id, &ClusterKey::random());
@@ -134,6 +135,17 @@ impl Doing<'_> {
             Action::LabelMember { pvc, member } => {
                 let labels = json!({ "labels": { labels::MEMBER_ID: member.to_string() } });
                 self.patch_meta::<PersistentVolumeClaim>(pvc, labels).await
+            }
+            Action::MarkDisk { pvc, record } => {
+                let marks = json!({
+                    "labels": { labels::BOOTSTRAPPED: "true" },
+                    "annotations": { annotations::VOLUME: record },
+                });
+                self.patch_meta::<PersistentVolumeClaim>(pvc, marks).await
+            }
+            Action::MarkKey(name) => {
+                let marks = json!({ "labels": { labels::BOOTSTRAPPED: "true" } });
+                self.patch_meta::<Secret>(name, marks).await
             }
             Action::RestartPod { name, uid } => self.restart(name, uid).await,
             Action::Disown(object) => {
@@ -170,11 +182,11 @@ impl Doing<'_> {
             .map_err(Error::api("change the resource's finalizers"))
     }
 
-    async fn set_cluster_id(&self, id: &str) -> Result<(), Error> {
+    async fn set_cluster_id(&self, id: &str, adopted: bool) -> Result<(), Error> {
         // Two operators can't choose two ids: the second one's version is out of date.
         let patch = Patch::Merge(json!({
             "metadata": { "resourceVersion": self.seen.cluster.resource_version() },
-            "status": { "clusterId": id },
+            "status": { "clusterId": id, "adopted": adopted },
         }));
         self.api::<FileSystemCluster>()
             .patch_status(self.name, &PatchParams::default(), &patch)

@@ -10,7 +10,7 @@ pub mod statefulset;
 use std::collections::BTreeMap;
 
 use atoll_core::ids::ClusterId;
-use atoll_crds::names::{Component, labels};
+use atoll_crds::names::{Component, annotations, labels};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 
 use crate::validate::Wanted;
@@ -37,6 +37,11 @@ pub fn disk_labels(wanted: &Wanted, component: Component, id: ClusterId) -> BTre
     let mut found = component_labels(wanted, component);
     found.insert(labels::CLUSTER_ID.to_owned(), id.to_string());
     found
+}
+
+/// What tells later that an object was created for this very resource, and not for an earlier one of its name.
+pub fn created_for(wanted: &Wanted) -> BTreeMap<String, String> {
+    BTreeMap::from([(annotations::CREATED_FOR.to_owned(), wanted.uid.clone())])
 }
 
 /// What selects a component's pods; it can never be changed.

@@ -131,6 +131,9 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
     } else {
         match fate(seen) {
             Fate::Delete => "all objects and all data of the cluster are deleted".to_owned(),
+            Fate::Discard => {
+                "the volume was never created, and what had been created for it is deleted".to_owned()
+            }
             Fate::Keep => format!(
                 "the PVCs and the Secret of cluster {id} are kept, since spec.deletionConfirmation was not \
                  its id; a FileSystemCluster of the same name adopts them"

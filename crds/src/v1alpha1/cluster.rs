@@ -321,6 +321,12 @@ impl FileSystemClusterSpec {
         self.metadata.replicas.unwrap_or(if self.copies >= 2 { 3 } else { 1 })
     }
 
+    /// The Secret with the id and key of a cluster of this name.
+    #[must_use]
+    pub fn secret_name(&self, cluster: &str) -> String {
+        self.client_secret_name.clone().unwrap_or_else(|| names::key_secret(cluster))
+    }
+
     /// How many storage servers.
     #[must_use]
     pub fn storage_replicas(&self) -> u8 {
@@ -344,7 +350,7 @@ impl FileSystemCluster {
     /// The Secret with its id and key.
     #[must_use]
     pub fn client_secret_name(&self) -> String {
-        self.spec.client_secret_name.clone().unwrap_or_else(|| names::key_secret(self.name_str()))
+        self.spec.secret_name(self.name_str())
     }
 
     /// Its CSI volume handle.

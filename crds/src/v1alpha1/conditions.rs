@@ -69,6 +69,8 @@ pub enum Reason {
     NameConflict,
     /// The PVCs hold another cluster's data, or data whose volume is gone.
     ForeignData,
+    /// The disks that are there were made for another spec.
+    AdoptionRefused,
     /// The Secret with the key is gone or not this cluster's.
     KeyMissing,
     /// The API server refuses what the operator does (quota, admission, rights).
@@ -103,6 +105,7 @@ impl Reason {
             Reason::StorageClassRefused => "StorageClassRefused",
             Reason::NameConflict => "NameConflict",
             Reason::ForeignData => "ForeignData",
+            Reason::AdoptionRefused => "AdoptionRefused",
             Reason::KeyMissing => "KeyMissing",
             Reason::ApiRefused => "ApiRefused",
             Reason::Paused => "Paused",
@@ -122,6 +125,7 @@ impl Reason {
             | Reason::StorageClassRefused
             | Reason::NameConflict
             | Reason::ForeignData
+            | Reason::AdoptionRefused
             | Reason::KeyMissing
             | Reason::ApiRefused
             | Reason::PodsFailing

@@ -32,6 +32,9 @@ pub struct FileSystemClusterStatus {
     /// The volume has been created. It is never created a second time.
     #[serde(default)]
     pub bootstrapped: bool,
+    /// The id is that of disks that existed before this resource: the volume is never created, only used again.
+    #[serde(default)]
+    pub adopted: bool,
     /// Version that the pods run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

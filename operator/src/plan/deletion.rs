@@ -1,9 +1,12 @@
 //! How a cluster goes: data dies only on a deliberate word (D32).
 
-use atoll_crds::names::{Component, labels};
+use atoll_crds::names::{Component, annotations, labels};
 use atoll_crds::v1alpha1::Reason;
 
-use super::{Action, Kind, Owned, Plan, has_finalizer, member_is_known};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::{Action, Kind, Owned, Plan, has_finalizer, is_made};
 use crate::observe::{Observed, Ownership, label};
 use crate::validate::Problem;
 
@@ -13,8 +16,10 @@ const NAMED_MAX: usize = 5;
 /// Whether the data may die.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// The word was said, or there never was any data.
+    /// The word was said.
     Delete,
+    /// There never was any data: what this very resource created goes, and nothing else.
+    Discard,
     /// PVCs and key stay, and a resource of the same name takes them over.
     Keep,
 }
@@ -25,9 +30,12 @@ pub fn fate(seen: &Observed) -> Fate {
         (Some(id), Some(word)) => word.parse() == Ok(id),
         _ => false,
     };
-    // What was never usable holds nothing: half-made clusters leave nothing behind.
-    let made = seen.is_bootstrapped() || member_is_known(seen);
-    if confirmed || !made { Fate::Delete } else { Fate::Keep }
+    match (confirmed, is_made(seen)) {
+        (true, _) => Fate::Delete,
+        (false, true) => Fate::Keep,
+        // What was never usable holds nothing: half-made clusters leave nothing behind.
+        (false, false) => Fate::Discard,
+    }
 }
 
 /// The next steps of a deletion.
@@ -48,11 +56,11 @@ pub fn plan(seen: &Observed) -> Plan {
     match fate(seen) {
         // What the resource owns goes with it; PVCs and Secret have no owner.
         Fate::Keep => Plan::just(Action::RemoveFinalizer),
-        Fate::Delete => delete(seen),
+        fate @ (Fate::Delete | Fate::Discard) => delete(seen, fate),
     }
 }
 
-fn delete(seen: &Observed) -> Plan {
+fn delete(seen: &Observed, fate: Fate) -> Plan {
     if let Some(problem) = mounts(seen) {
         return Plan::blocked(problem);
     }
@@ -78,6 +86,7 @@ fn delete(seen: &Observed) -> Plan {
         .filter(|pvc| label(&pvc.metadata, labels::CLUSTER) == Some(seen.cluster.name_str()))
         .filter(|pvc| label(&pvc.metadata, labels::CLUSTER_ID) == seen.cluster.cluster_id())
         .filter(|_| seen.cluster.cluster_id().is_some())
+        .filter(|pvc| fate == Fate::Delete || is_blank(seen, pvc))
         .collect();
     let due: Vec<Action> = ours
         .iter()
@@ -96,11 +105,25 @@ fn delete(seen: &Observed) -> Plan {
     let key = seen.secret.as_ref().filter(|secret| {
         seen.cluster.cluster_id().is_some()
             && label(&secret.metadata, labels::CLUSTER_ID) == seen.cluster.cluster_id()
+            && (fate == Fate::Delete || is_created_for(seen, &secret.metadata))
     });
     if let Some(secret) = key {
         return Plan::just(Action::Delete(Kind::Secret, secret.metadata.name.clone().unwrap_or_default()));
     }
     Plan::just(Action::RemoveFinalizer)
+}
+
+/// A disk that was created for this very resource, and from nothing: not for an earlier one, not from a snapshot, and not by
+/// hand with the labels of another.
+fn is_blank(seen: &Observed, pvc: &PersistentVolumeClaim) -> bool {
+    let from_something =
+        pvc.spec.as_ref().is_some_and(|spec| spec.data_source.is_some() || spec.data_source_ref.is_some());
+    !from_something && is_created_for(seen, &pvc.metadata)
+}
+
+fn is_created_for(seen: &Observed, meta: &ObjectMeta) -> bool {
+    let uid = meta.annotations.as_ref().and_then(|found| found.get(annotations::CREATED_FOR));
+    uid.is_some() && uid == seen.cluster.metadata.uid.as_ref()
 }
 
 /// Mounts that are still there. A service that doesn't answer has none that could do anything.

@@ -24,7 +24,10 @@ fn words(plan: &Plan) -> Vec<String> {
         .map(|action| match action {
             Action::AddFinalizer => "add finalizer".to_owned(),
             Action::RemoveFinalizer => "remove finalizer".to_owned(),
-            Action::SetClusterId(id) => format!("id {id}"),
+            Action::SetClusterId { id, adopted: false } => format!("id {id}"),
+            Action::SetClusterId { id, adopted: true } => format!("adopt {id}"),
+            Action::MarkDisk { pvc, .. } => format!("mark {pvc}"),
+            Action::MarkKey(name) => format!("mark {name}"),
             Action::CreateSecret(id) => format!("secret {id}"),
             Action::Apply(object) => format!("apply {}", owned(object)),
             Action::Bootstrap(id) => format!("bootstrap {id}"),
@@ -179,6 +182,7 @@ fn what_is_as_it_shall_be_is_left_alone_and_what_is_not_is_set_right() {
     does(&seen, &[]);
     let mut seen = testing::running();
     testing::change(&mut seen, |cluster| cluster.spec.storage.replicas = Some(4));
+    testing::mark_all(&mut seen);
     does(&seen, &["apply StatefulSet db-storage"]);
     testing::change(&mut seen, |cluster| cluster.spec.paused = true);
     refuses(&seen, Reason::Paused, "spec.paused");
@@ -219,7 +223,10 @@ fn a_resource_of_the_same_name_takes_over_the_disks_and_the_key_that_were_kept()
     testing::with_finalizer(&mut seen);
     let kept = testing::running();
     (seen.pvcs, seen.secret) = (kept.pvcs.clone(), kept.secret.clone());
-    does(&seen, &[&format!("id {ID}")]);
+    does(&seen, &[&format!("adopt {ID}")]);
+    // A node was lost with one of the copies: the others are there.
+    seen.nodes_usable = 2;
+    does(&seen, &[&format!("adopt {ID}")]);
     // With the id, but without the key, they can't be used.
     testing::with_id(&mut seen, ID);
     seen.secret = None;
@@ -228,6 +235,87 @@ fn a_resource_of_the_same_name_takes_over_the_disks_and_the_key_that_were_kept()
     refuses(&seen, Reason::KeyMissing, "of cluster 0000");
     seen.secret = Some(Default::default());
     refuses(&seen, Reason::NameConflict, "isn't a cluster key");
+}
+
+fn mark(meta: &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) {
+    meta.labels.get_or_insert_default().insert(labels::BOOTSTRAPPED.into(), "true".into());
+}
+
+/// A resource that finds the disks and the key of [`testing::running`].
+fn adopting() -> Observed {
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    let kept = testing::running();
+    (seen.pvcs, seen.secret) = (kept.pvcs.clone(), kept.secret.clone());
+    // As they would be found by another resource of this name.
+    testing::change(&mut seen, |cluster| cluster.metadata.uid = Some("uid-2".into()));
+    seen
+}
+
+#[test]
+fn an_adopted_volume_is_never_bootstrapped_again() {
+    let without = |component: Component| {
+        let mut seen = adopting();
+        seen.pvcs.retain(|name, _| !name.contains(component.as_str()));
+        seen
+    };
+    // The disks of the metadata servers are gone: new ones would be an empty volume with the old key.
+    refuses(
+        &without(Component::Metadata),
+        Reason::ForeignData,
+        "PVCs data-db-metadata-0, data-db-metadata-1",
+    );
+    // One is gone: the others know everything.
+    let mut seen = adopting();
+    seen.pvcs.remove("data-db-metadata-0");
+    does(&seen, &[&format!("adopt {ID}")]);
+    does(&without(Component::Storage), &[&format!("adopt {ID}")]);
+    // The key alone is left.
+    let mut seen = adopting();
+    seen.pvcs.clear();
+    refuses(&seen, Reason::ForeignData, "none of its disks");
+    // A key that a user made is for a new volume.
+    seen.secret.as_mut().expect("key").metadata.labels = None;
+    does(&seen, &[&format!("id {ID}")]);
+}
+
+#[test]
+fn kept_disks_are_compared_with_what_is_asked_for() {
+    let mut seen = adopting();
+    testing::change(&mut seen, |cluster| cluster.spec.copies = 2);
+    refuses(&seen, Reason::AdoptionRefused, "spec.copies is 2, and the disks have 3");
+    // Without a record the disks are counted, and the key says whether it encrypts.
+    for pvc in seen.pvcs.values_mut() {
+        pvc.metadata.annotations = None;
+    }
+    refuses(&seen, Reason::AdoptionRefused, "there are disks of 3 servers");
+    testing::change(&mut seen, |cluster| {
+        cluster.spec.copies = 3;
+        cluster.spec.encryption = atoll_crds::v1alpha1::Encryption::Required;
+    });
+    refuses(&seen, Reason::AdoptionRefused, "spec.encryption is Required");
+    testing::change(&mut seen, |cluster| cluster.spec.encryption = Default::default());
+    does(&seen, &[&format!("adopt {ID}")]);
+}
+
+#[test]
+fn all_disks_and_the_key_say_that_the_volume_was_made() {
+    let mut seen = testing::running();
+    for pvc in seen.pvcs.values_mut() {
+        pvc.metadata.labels.as_mut().expect("labels").remove(labels::BOOTSTRAPPED);
+    }
+    seen.secret = Some(testing::stored_secret(ID));
+    let disks = ["metadata", "storage"]
+        .iter()
+        .flat_map(|name| (0..3).map(move |n| format!("mark data-db-{name}-{n}")));
+    let expected: Vec<String> = disks.chain(["mark db-key".to_owned()]).collect();
+    does(&seen, &expected.iter().map(String::as_str).collect::<Vec<_>>());
+    // What the volume is has changed: the disks are told, the key says nothing of it.
+    let mut seen = testing::running();
+    testing::change(&mut seen, |cluster| cluster.spec.version = Some(crate::config::VERSION.into()));
+    does(&seen, &expected[..6].iter().map(String::as_str).collect::<Vec<_>>());
+    // Nobody says so before it is true.
+    does(&testing::started(), &[&format!("bootstrap {ID}")]);
 }
 
 #[test]
@@ -250,11 +338,25 @@ fn a_volume_is_made_once() {
     // The id is on the PVC: an empty disk is a lost one.
     let mut seen = testing::started();
     testing::mark_member(&mut seen, 0, MEMBER);
-    refuses(&seen, Reason::ForeignData, "is empty");
+    refuses(&seen, Reason::ForeignData, "no records");
     // The status says so.
     let mut seen = testing::started();
     testing::change(&mut seen, |cluster| cluster.status.get_or_insert_default().bootstrapped = true);
-    refuses(&seen, Reason::ForeignData, "is empty");
+    refuses(&seen, Reason::ForeignData, "no records");
+    // Or the id is that of disks that were there before.
+    let mut seen = testing::started();
+    testing::change(&mut seen, |cluster| cluster.status.get_or_insert_default().adopted = true);
+    refuses(&seen, Reason::ForeignData, "no records");
+    // Or the disk of a storage server, when nothing else is left that could say so; or the key.
+    let mut seen = testing::started();
+    mark(&mut seen.pvcs.get_mut("data-db-storage-2").expect("disk").metadata);
+    refuses(&seen, Reason::ForeignData, "no records");
+    let mut seen = testing::started();
+    mark(&mut seen.secret.as_mut().expect("key").metadata);
+    refuses(&seen, Reason::ForeignData, "no records");
+    // The servers that have the records may still be starting.
+    seen.pods.get_mut("db-metadata-1").expect("pod").status = None;
+    refuses(&seen, Reason::MetadataUnreachable, "waits for those");
     // Another disk under the PVC.
     let mut seen = testing::running();
     testing::answer(&mut seen).members.truncate(1);
@@ -332,6 +434,25 @@ fn what_was_never_made_leaves_nothing_behind() {
     let mut seen = testing::observed("1Gi");
     testing::with_finalizer(&mut seen);
     testing::deleted(&mut seen);
+    does(&seen, &["remove finalizer"]);
+    // Nothing goes that an earlier resource, a snapshot or a person brought.
+    let mut seen = testing::started();
+    testing::deleted(&mut seen);
+    seen.statefulsets.clear();
+    seen.pods.clear();
+    seen.metadata = MetadataFact::NotAsked;
+    let restored = seen.pvcs.get_mut("data-db-storage-1").expect("disk");
+    restored.spec.get_or_insert_default().data_source = Some(Default::default());
+    let by_hand = seen.pvcs.get_mut("data-db-storage-2").expect("disk");
+    by_hand.metadata.annotations = None;
+    let goes = words(&planned(&seen));
+    assert_eq!(goes.len(), 4, "{goes:?}");
+    testing::change(&mut seen, |cluster| cluster.metadata.uid = Some("uid-2".into()));
+    does(&seen, &["remove finalizer"]);
+    // An adopted volume was made, though nothing else says so.
+    testing::change(&mut seen, |cluster| {
+        (cluster.metadata.uid, cluster.status.get_or_insert_default().adopted) = (Some("uid-1".into()), true);
+    });
     does(&seen, &["remove finalizer"]);
     // Made, and the status doesn't know yet: the label does.
     let mut seen = testing::started();
