@@ -26,6 +26,10 @@ pub enum Command {
     List(ListArgs),
     /// Deletes a FileSystemCluster with all its data, or keeps the data (--keep-data).
     Delete(DeleteArgs),
+    /// Lists disks that were kept after their FileSystemCluster was deleted.
+    Orphans(OrphansArgs),
+    /// Creates the FileSystemCluster of kept disks again: their data can be used as before.
+    Adopt(AdoptArgs),
     /// Uninstalls Atoll in the right order, keeps all data, and shows what stays.
     Uninstall(UninstallArgs),
 }
@@ -95,6 +99,32 @@ pub struct DeleteArgs {
     pub timeout: u64,
 }
 
+/// `kubectl atoll orphans`
+#[derive(Args, Debug)]
+pub struct OrphansArgs {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Disks in all namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// Output format.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `kubectl atoll adopt`
+#[derive(Args, Debug)]
+pub struct AdoptArgs {
+    /// The name that the FileSystemCluster had, or pv/NAME: the PersistentVolume that refers to it.
+    #[arg(value_name = "FSC|PV", required_unless_present = "all")]
+    pub target: Option<String>,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// All kept disks, in all namespaces.
+    #[arg(long, conflicts_with = "target")]
+    pub all: bool,
+}
+
 /// `kubectl atoll uninstall`
 #[derive(Args, Debug)]
 pub struct UninstallArgs {
@@ -137,5 +167,7 @@ mod tests {
         let Command::Status(args) = cli.command else { panic!("not status") };
         assert_eq!((args.target.as_deref(), args.output), (Some("pvc/data"), Format::Json));
         assert!(Cli::try_parse_from(["kubectl-atoll", "status", "x", "-A"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-atoll", "adopt"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-atoll", "adopt", "--all"]).is_ok());
     }
 }

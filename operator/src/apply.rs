@@ -63,7 +63,6 @@ pub async fn carry_out(
 fn brief(action: &Action) -> String {
     match action {
         Action::Apply(object) => format!("apply {}", object.brief()),
-        Action::Disown(object) => format!("orphan {}", object.brief()),
         Action::MarkDisk { pvc, .. } => format!("mark the PVC {pvc}"),
         other => format!("{other:?}"),
     }
@@ -148,18 +147,6 @@ impl Doing<'_> {
                 self.patch_meta::<Secret>(name, marks).await
             }
             Action::RestartPod { name, uid } => self.restart(name, uid).await,
-            Action::Disown(object) => {
-                let nobody = json!({ "ownerReferences": null });
-                match object {
-                    Owned::Service(found) => self.patch_meta::<Service>(&found.name_any(), nobody).await,
-                    Owned::StatefulSet(found) => {
-                        self.patch_meta::<StatefulSet>(&found.name_any(), nobody).await
-                    }
-                    Owned::Budget(found) => {
-                        self.patch_meta::<PodDisruptionBudget>(&found.name_any(), nobody).await
-                    }
-                }
-            }
             Action::Delete(kind, name) => self.delete(*kind, name).await,
         }
     }
@@ -243,6 +230,11 @@ impl Doing<'_> {
                 let found = self.seen.statefulsets.values().find(|found| found.name_any() == name);
                 let uid = found.and_then(ResourceExt::uid);
                 self.delete_this::<StatefulSet>(name, uid, DeleteParams::background()).await
+            }
+            Kind::Service => {
+                let found = self.seen.services.values().find(|found| found.name_any() == name);
+                let uid = found.and_then(ResourceExt::uid);
+                self.delete_this::<Service>(name, uid, DeleteParams::default()).await
             }
             Kind::Budget => {
                 let found = self.seen.budgets.values().find(|found| found.name_any() == name);

@@ -8,7 +8,9 @@ use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::{Encryption, FileSystemCluster};
 use atoll_proto::admin::MemberIdentity;
 use atoll_proto::handshake::Encryption as WireEncryption;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
@@ -18,6 +20,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::build::secret;
+use crate::caches::cluster_of;
 use crate::context::Context;
 use crate::error::Error;
 use crate::metadata::{self, Access};
@@ -45,6 +48,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         pvcs: labelled(&caches.pvcs, &namespace, &name),
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
+        volumes: referring(&caches.volumes, &cluster),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
         metadata: MetadataFact::NotAsked,
@@ -178,6 +182,26 @@ where
 {
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
     api.get_opt(name).await.map_err(Error::api(format!("read the {} {name}", K::kind(&()))))
+}
+
+/// PersistentVolumes that name the cluster: `name (claim)`.
+fn referring(store: &Store<PersistentVolume>, cluster: &FileSystemCluster) -> Vec<String> {
+    let wake = ObjectRef::from_obj(cluster);
+    let mut found: Vec<String> = store
+        .state_filter(|volume| {
+            cluster_of(volume).is_some_and(|of| of.name == wake.name && of.namespace == wake.namespace)
+        })
+        .iter()
+        .map(|volume| {
+            let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+            let part = |part: &Option<String>| part.clone().unwrap_or_default();
+            let claim =
+                claim.map(|claim| format!(" of claim {}/{}", part(&claim.namespace), part(&claim.name)));
+            format!("{}{}", volume.name_any(), claim.unwrap_or_default())
+        })
+        .collect();
+    found.sort();
+    found
 }
 
 /// Before a StatefulSet is made: PVCs that its pods would use, whoever made them.

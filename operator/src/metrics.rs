@@ -87,7 +87,6 @@ impl Metrics {
             Action::MarkKey(_) => "mark_key",
             Action::ChangeMembers(_) => "change_members",
             Action::RestartPod { .. } => "restart_pod",
-            Action::Disown(_) => "disown",
             Action::Delete(..) => "delete",
         };
         self.actions.get_or_create(&ActionLabel { action }).inc();

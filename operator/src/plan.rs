@@ -70,13 +70,11 @@ pub enum Action {
         /// Its uid: only this very pod.
         uid: String,
     },
-    /// Take the resource's name off an object, so that it stays when the resource goes.
-    Disown(Owned),
     /// Delete an object of this kind.
     Delete(Kind, String),
 }
 
-/// An object that goes with the resource.
+/// An object that goes with the resource, at its end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Owned {
     /// A Service.
@@ -92,6 +90,8 @@ pub enum Owned {
 pub enum Kind {
     /// StatefulSets.
     StatefulSet,
+    /// Services.
+    Service,
     /// PodDisruptionBudgets.
     Budget,
     /// PVCs: data.
@@ -186,12 +186,9 @@ fn refuse_others_objects(seen: &Observed) -> Result<(), Problem> {
     for (kind, meta) in sets.chain(services).chain(budgets) {
         let name = meta.name.as_deref().unwrap_or_default();
         match seen.ownership(meta) {
-            Ownership::Ours | Ownership::Orphan => {}
-            Ownership::Former => {
-                let message = format!(
-                    "the {kind} {name} belongs to an earlier FileSystemCluster of this name and is being \
-                     deleted"
-                );
+            Ownership::Ours => {}
+            Ownership::Going => {
+                let message = format!("the {kind} {name} is being deleted; afterwards it is created again");
                 return Err(Problem::new(Reason::Applying, message));
             }
             Ownership::Foreign(owner) => {

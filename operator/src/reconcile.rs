@@ -127,7 +127,9 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
     let note = if seen.namespace_terminating {
         "the namespace is being deleted, and the PVCs with it".to_owned()
     } else if seen.crd_terminating {
-        "the CustomResourceDefinition is being deleted: pods, disks and key are kept".to_owned()
+        "the CustomResourceDefinition is being deleted: pods, disks and key are kept; kubectl atoll adopt creates the \
+         resource again"
+            .to_owned()
     } else {
         match fate(seen) {
             Fate::Delete => "all objects and all data of the cluster are deleted".to_owned(),
@@ -136,7 +138,7 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
             }
             Fate::Keep => format!(
                 "the PVCs and the Secret of cluster {id} are kept, since spec.deletionConfirmation was not \
-                 its id; a FileSystemCluster of the same name adopts them"
+                 its id; a FileSystemCluster of the same name adopts them (kubectl atoll adopt)"
             ),
         }
     };

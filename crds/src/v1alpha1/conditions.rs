@@ -14,12 +14,18 @@ pub enum ConditionType {
     Progressing,
     /// Something is worse than it should be, though the volume may be usable.
     Degraded,
+    /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
+    DeletionBlocked,
 }
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 3] =
-        [ConditionType::Ready, ConditionType::Progressing, ConditionType::Degraded];
+    pub const ALL: [ConditionType; 4] = [
+        ConditionType::Ready,
+        ConditionType::Progressing,
+        ConditionType::Degraded,
+        ConditionType::DeletionBlocked,
+    ];
 
     /// As in `type`.
     #[must_use]
@@ -28,6 +34,7 @@ impl ConditionType {
             ConditionType::Ready => "Ready",
             ConditionType::Progressing => "Progressing",
             ConditionType::Degraded => "Degraded",
+            ConditionType::DeletionBlocked => "DeletionBlocked",
         }
     }
 }
@@ -81,6 +88,12 @@ pub enum Reason {
     Deleting,
     /// Deletion waits (for mounts, pods, or a terminating CRD or namespace).
     DeletionBlocked,
+    /// Deletion waits: the volume is mounted.
+    Mounted,
+    /// Deletion waits: nobody says whether the volume is mounted.
+    MountsUnknown,
+    /// Deletion waits: PersistentVolumes refer to the resource.
+    ReferencedByVolume,
 }
 
 impl Reason {
@@ -111,6 +124,9 @@ impl Reason {
             Reason::Paused => "Paused",
             Reason::Deleting => "Deleting",
             Reason::DeletionBlocked => "DeletionBlocked",
+            Reason::Mounted => "Mounted",
+            Reason::MountsUnknown => "MountsUnknown",
+            Reason::ReferencedByVolume => "ReferencedByVolume",
         }
     }
 
@@ -140,8 +156,17 @@ impl Reason {
             | Reason::StorageUnavailable
             | Reason::Unhealthy
             | Reason::Deleting
-            | Reason::DeletionBlocked => false,
+            | Reason::DeletionBlocked
+            | Reason::Mounted
+            | Reason::MountsUnknown
+            | Reason::ReferencedByVolume => false,
         }
+    }
+
+    /// A deletion waits for it.
+    #[must_use]
+    pub fn blocks_deletion(self) -> bool {
+        matches!(self, Reason::Mounted | Reason::MountsUnknown | Reason::ReferencedByVolume)
     }
 }
 

@@ -1,5 +1,6 @@
 //! One promise, or one disaster, a file.
 
+mod deletion_in_use;
 mod deletion_keeps_data;
 mod deletion_waits;
 mod killed_pods;
@@ -43,6 +44,7 @@ pub fn all() -> Vec<Promise> {
         static_volume::PROMISE,
         deletion_keeps_data::PROMISE,
         deletion_waits::PROMISE,
+        deletion_in_use::PROMISE,
         unfinished::PROMISE,
         refusals::PROMISE,
         many_volumes::PROMISE,

@@ -22,6 +22,8 @@ pub const PROMISE: Promise = Promise {
     run: |cluster| prove(cluster).boxed_local(),
 };
 
+/// What the operator creates and no install brings.
+const DEFINITION: &str = "filesystemclusters.atoll.dev";
 /// What an install brings.
 const INSTALLED: &str = "config/default";
 const WRITE: &str = "cd /data && cp -a /usr/share .
@@ -63,7 +65,19 @@ async fn uninstall(cluster: &Cluster) -> Outcome {
     }
     let kept = cluster.of::<FileSystemCluster>(NAMESPACE_VOLUMES).get(&name).await?;
     ensure(kept.finalizers().is_empty(), || format!("left: {:?}", kept.finalizers()))?;
+    // Whoever then deletes the definition as well deletes no server and no disk: only the list of what there is.
+    run("kubectl", &["delete", "crd", DEFINITION, "--timeout=60s"]).await?;
+    let after = self::disks(cluster, &name).await?;
+    ensure(after == disks, || format!("disks {after:?} instead of {disks:?}"))?;
     install().await?;
+    run("kubectl", &["atoll", "adopt", "--all"]).await?;
+    let clusters = cluster.of::<FileSystemCluster>(NAMESPACE_VOLUMES);
+    let again = cluster
+        .eventually("the volume is Ready again", TIMEOUT, async || {
+            Ok(clusters.get_opt(&name).await?.filter(FileSystemCluster::is_ready))
+        })
+        .await?;
+    ensure(again.cluster_id() == made.cluster_id(), || "it is another cluster".into())?;
     read_back(cluster, "after-plugin").await?;
 
     cluster.delete::<PersistentVolumeClaim>("volume").await?;

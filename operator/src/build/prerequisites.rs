@@ -106,6 +106,8 @@ mod tests {
                 "CustomResourceDefinition filesystemclusters.atoll.dev",
                 "ValidatingAdmissionPolicy atoll-volumes",
                 "ValidatingAdmissionPolicyBinding atoll-volumes",
+                "ValidatingAdmissionPolicy atoll-clusters-of-claims",
+                "ValidatingAdmissionPolicyBinding atoll-clusters-of-claims",
                 "Namespace atoll-volumes",
                 "RoleBinding atoll-csi-volumes",
             ]
@@ -130,7 +132,7 @@ mod tests {
             let grants = |rule: &&serde_json::Value| {
                 has(&rule["apiGroups"], &needed.kind.group)
                     && has(&rule["resources"], &needed.kind.plural)
-                    && rule["resourceNames"] == serde_json::json!([name])
+                    && has(&rule["resourceNames"], &name)
                     && ["get", "list", "watch", "create", "patch"]
                         .iter()
                         .all(|verb| has(&rule["verbs"], verb))

@@ -1,6 +1,7 @@
 //! Every step of a cluster's life, as a table: what is seen, and what is to be done.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
 
 use super::*;
 use crate::testing::{self, FRESH, ID, MEMBER, MEMBERS};
@@ -34,7 +35,6 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::LabelMember { pvc, member } => format!("label {pvc} {member}"),
             Action::ChangeMembers(change) => format!("{change:?}"),
             Action::RestartPod { name, .. } => format!("restart {name}"),
-            Action::Disown(object) => format!("disown {}", owned(object)),
             Action::Delete(kind, name) => format!("delete {kind:?} {name}"),
         })
         .collect()
@@ -203,18 +203,32 @@ fn nothing_is_forced_onto_what_belongs_to_somebody_else() {
     let meta = &mut seen.services.get_mut(&Component::Metadata).expect("service").metadata;
     (meta.owner_references, meta.labels) = (None, None);
     refuses(&seen, Reason::NameConflict, "another owner");
-    // Left over from before the resource was made anew: ours again.
+    // Nothing has an owner, so that no garbage collection acts before the operator has decided.
     let mut seen = testing::running();
     for set in seen.statefulsets.values_mut() {
-        set.metadata.owner_references = None;
+        assert_eq!(set.metadata.owner_references, None);
+        let owner = OwnerReference {
+            kind: "FileSystemCluster".into(),
+            name: "db".into(),
+            uid: "uid-1".into(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        };
+        set.metadata.owner_references = Some(vec![owner]);
+        // An earlier release made it so, and its stamp is of that.
+        set.metadata.annotations = None;
     }
     does(&seen, &["apply StatefulSet db-metadata", "apply StatefulSet db-storage"]);
     // Its garbage collection isn't done yet.
-    let mut seen = testing::running();
     for set in seen.statefulsets.values_mut() {
         set.metadata.owner_references.as_mut().expect("owner")[0].uid = "uid-0".into();
     }
-    refuses(&seen, Reason::Applying, "earlier");
+    refuses(&seen, Reason::Applying, "being deleted");
+    let mut seen = testing::running();
+    for set in seen.statefulsets.values_mut() {
+        set.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    }
+    refuses(&seen, Reason::Applying, "being deleted");
 }
 
 #[test]
@@ -373,19 +387,80 @@ fn a_volume_is_made_once() {
 
 #[test]
 fn without_the_word_data_stays() {
-    let mut seen = testing::running();
+    let mut seen = unused();
     testing::deleted(&mut seen);
-    does(&seen, &["remove finalizer"]);
+    let servers = ["delete StatefulSet db-metadata", "delete StatefulSet db-storage"];
+    does(&seen, &servers);
     // A wrong word is none.
     testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(FRESH.to_string()));
-    does(&seen, &["remove finalizer"]);
+    does(&seen, &servers);
     // Paused or invalid: it can be let go all the same.
     testing::change(&mut seen, |cluster| {
-        (cluster.spec.paused, cluster.spec.version) = (true, Some("9".into()))
+        (cluster.spec.paused, cluster.spec.version) = (true, Some("9".into()));
     });
+    does(&seen, &servers);
+    (seen.statefulsets, seen.metadata) = (Default::default(), MetadataFact::NotAsked);
+    refuses(&seen, Reason::Deleting, "pods");
+    seen.pods.clear();
+    does(
+        &seen,
+        &[
+            "delete Service db-metadata",
+            "delete Service db-storage",
+            "delete Budget db-metadata",
+            "delete Budget db-storage",
+        ],
+    );
+    (seen.services, seen.budgets) = Default::default();
     does(&seen, &["remove finalizer"]);
     testing::change(&mut seen, |cluster| cluster.metadata.finalizers = None);
     does(&seen, &[]);
+}
+
+/// Everything runs, and nobody has mounted it.
+fn unused() -> Observed {
+    let mut seen = testing::running();
+    testing::answer(&mut seen).sessions.clear();
+    seen
+}
+
+#[test]
+fn a_volume_in_use_is_served_until_nobody_refers_to_it() {
+    let mut seen = testing::running();
+    seen.volumes = vec!["pvc-1 of claim web/data".into()];
+    testing::deleted(&mut seen);
+    refuses(&seen, Reason::Mounted, "node-1");
+    // However it was deleted: what the garbage collector writes changes nothing.
+    testing::change(&mut seen, |cluster| {
+        cluster.metadata.finalizers.as_mut().expect("ours").push("foregroundDeletion".into());
+    });
+    refuses(&seen, Reason::Mounted, "node-1");
+    testing::answer(&mut seen).sessions.clear();
+    refuses(&seen, Reason::ReferencedByVolume, "pvc-1 of claim web/data");
+    // The word is said while the PersistentVolume is still there.
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    assert_eq!(words(&planned(&seen)).len(), 2);
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = None);
+    seen.volumes.clear();
+    assert_eq!(words(&planned(&seen)).len(), 2);
+}
+
+#[test]
+fn only_the_leader_knows_who_has_mounted_a_volume() {
+    let mut seen = unused();
+    testing::deleted(&mut seen);
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    // An election: a follower answers, and knows of no session.
+    testing::answer(&mut seen).is_leader = false;
+    refuses(&seen, Reason::MountsUnknown, "election");
+    // Something is between the operator and servers that work.
+    seen.metadata = MetadataFact::Unreachable("timed out".into());
+    refuses(&seen, Reason::MountsUnknown, "NetworkPolicies");
+    // A majority that doesn't run serves nobody.
+    seen.pods.get_mut("db-metadata-0").expect("pod").status = None;
+    refuses(&seen, Reason::MountsUnknown, "2 of 3");
+    seen.pods.remove("db-metadata-1");
+    does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
 }
 
 #[test]
@@ -393,13 +468,15 @@ fn with_the_word_mounts_go_first_then_pods_then_disks_then_the_key() {
     let mut seen = testing::running();
     testing::deleted(&mut seen);
     testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
-    refuses(&seen, Reason::DeletionBlocked, "node-1");
+    refuses(&seen, Reason::Mounted, "node-1");
     testing::answer(&mut seen).sessions.clear();
     does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
     seen.statefulsets.clear();
     seen.metadata = MetadataFact::NotAsked;
     refuses(&seen, Reason::Deleting, "pods");
     seen.pods.clear();
+    assert_eq!(words(&planned(&seen)).len(), 4);
+    (seen.services, seen.budgets) = Default::default();
     let foreign = testing::pvc("data-db-storage-9", Component::Storage, ClusterId(1));
     seen.pvcs.insert("data-db-storage-9".into(), foreign);
     does(
@@ -425,22 +502,18 @@ fn with_the_word_mounts_go_first_then_pods_then_disks_then_the_key() {
 
 #[test]
 fn what_was_never_made_leaves_nothing_behind() {
+    // Its servers run, and nobody can have mounted what they would serve.
     let mut seen = testing::started();
     testing::deleted(&mut seen);
-    seen.statefulsets.clear();
-    seen.pods.clear();
-    seen.metadata = MetadataFact::NotAsked;
+    does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
+    let mut seen = half_made();
     assert_eq!(words(&planned(&seen)).len(), 6);
-    let mut seen = testing::observed("1Gi");
+    seen = testing::observed("1Gi");
     testing::with_finalizer(&mut seen);
     testing::deleted(&mut seen);
     does(&seen, &["remove finalizer"]);
     // Nothing goes that an earlier resource, a snapshot or a person brought.
-    let mut seen = testing::started();
-    testing::deleted(&mut seen);
-    seen.statefulsets.clear();
-    seen.pods.clear();
-    seen.metadata = MetadataFact::NotAsked;
+    seen = half_made();
     let restored = seen.pvcs.get_mut("data-db-storage-1").expect("disk");
     restored.spec.get_or_insert_default().data_source = Some(Default::default());
     let by_hand = seen.pvcs.get_mut("data-db-storage-2").expect("disk");
@@ -455,10 +528,19 @@ fn what_was_never_made_leaves_nothing_behind() {
     });
     does(&seen, &["remove finalizer"]);
     // Made, and the status doesn't know yet: the label does.
-    let mut seen = testing::started();
+    seen = half_made();
     testing::mark_member(&mut seen, 0, MEMBER);
-    testing::deleted(&mut seen);
     does(&seen, &["remove finalizer"]);
+}
+
+/// A cluster that was deleted before its volume was made: its disks and its key are left.
+fn half_made() -> Observed {
+    let mut seen = testing::started();
+    testing::deleted(&mut seen);
+    (seen.statefulsets, seen.services, seen.budgets) = Default::default();
+    seen.pods.clear();
+    seen.metadata = MetadataFact::NotAsked;
+    seen
 }
 
 #[test]
@@ -466,19 +548,9 @@ fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
     let mut seen = testing::running();
     testing::deleted(&mut seen);
     testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    // Mounted or not: the pods go on, since the resource owns nothing.
     seen.crd_terminating = true;
-    does(
-        &seen,
-        &[
-            "disown StatefulSet db-metadata",
-            "disown Service db-metadata",
-            "disown Budget db-metadata",
-            "disown StatefulSet db-storage",
-            "disown Service db-storage",
-            "disown Budget db-storage",
-            "remove finalizer",
-        ],
-    );
+    does(&seen, &["remove finalizer"]);
     seen.namespace_terminating = true;
     does(&seen, &["remove finalizer"]);
     let mut seen = testing::running();
