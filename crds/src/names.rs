@@ -79,6 +79,8 @@ pub mod annotations {
 
 /// Keys of the Secret with the cluster's key. The node plugin is given the same ones with each stage and publish.
 pub mod secret {
+    /// The Secret's type.
+    pub const TYPE: &str = "atoll.dev/cluster-key";
     /// The cluster's id: 32 hexadecimal digits.
     pub const CLUSTER: &str = "cluster";
     /// The key: 64 hexadecimal digits.

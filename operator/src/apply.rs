@@ -49,8 +49,13 @@ pub async fn carry_out(
         doing.act(wanted, action).await?;
         context.metrics.acted(action);
         changed.anything = true;
-        changed.resource |=
-            matches!(action, Action::AddFinalizer | Action::RemoveFinalizer | Action::SetClusterId { .. });
+        changed.resource |= matches!(
+            action,
+            Action::AddFinalizer
+                | Action::RemoveFinalizer
+                | Action::WithdrawConfirmation
+                | Action::SetClusterId { .. }
+        );
         tracing::info!(
             namespace = doing.namespace, cluster = doing.name, action = %brief(action),
             "changed the cluster's objects"
@@ -99,6 +104,7 @@ impl Doing<'_> {
                 finalizers.retain(|found| found != names::FINALIZER);
                 self.patch_cluster(json!({ "finalizers": finalizers })).await
             }
+            Action::WithdrawConfirmation => self.withdraw_confirmation().await,
             Action::SetClusterId { id, adopted } => self.set_cluster_id(&id.to_string(), *adopted).await,
             Action::CreateSecret(id) => {
                 let Some(wanted) = wanted else { return Ok(()) };
@@ -143,8 +149,16 @@ impl Doing<'_> {
                 self.patch_meta::<PersistentVolumeClaim>(pvc, marks).await
             }
             Action::MarkKey(name) => {
-                let marks = json!({ "labels": { labels::BOOTSTRAPPED: "true" } });
-                self.patch_meta::<Secret>(name, marks).await
+                // Nothing of it ever changes, and what was immutable once stays so.
+                let patch = Patch::Merge(json!({
+                    "metadata": { "labels": { labels::BOOTSTRAPPED: "true" } },
+                    "immutable": true,
+                }));
+                self.api::<Secret>()
+                    .patch(name, &PatchParams::default(), &patch)
+                    .await
+                    .map(|_| ())
+                    .map_err(Error::api(format!("change the Secret {name}")))
             }
             Action::RestartPod { name, uid } => self.restart(name, uid).await,
             Action::Delete(kind, name) => self.delete(*kind, name).await,
@@ -167,6 +181,18 @@ impl Doing<'_> {
             .await
             .map(|_| ())
             .map_err(Error::api("change the resource's finalizers"))
+    }
+
+    async fn withdraw_confirmation(&self) -> Result<(), Error> {
+        let patch = Patch::Merge(json!({
+            "metadata": { "resourceVersion": self.seen.cluster.resource_version() },
+            "spec": { "deletionConfirmation": null },
+        }));
+        self.api::<FileSystemCluster>()
+            .patch(self.name, &PatchParams::default(), &patch)
+            .await
+            .map(|_| ())
+            .map_err(Error::api("withdraw the confirmation of a deletion"))
     }
 
     async fn set_cluster_id(&self, id: &str, adopted: bool) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{self, Component, labels};
@@ -53,6 +54,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
+        confirmed_for: confirmed_for(context, &cluster).await,
         namespace_terminating: false,
         crd_terminating: false,
         cluster,
@@ -78,6 +80,17 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
     }
     warnings(context, &mut seen, &namespace).await;
     Ok(seen)
+}
+
+/// For how long the confirmation of a deletion has been there, as far as this operator has seen it.
+async fn confirmed_for(context: &Context, cluster: &FileSystemCluster) -> Option<Duration> {
+    let mut memory = context.memory.lock().await;
+    let remembered = memory.entry(ObjectRef::from_obj(cluster)).or_default();
+    let Some(_) = cluster.spec.deletion_confirmation else {
+        remembered.confirmed = None;
+        return None;
+    };
+    Some(remembered.confirmed.get_or_insert_with(Instant::now).elapsed())
 }
 
 /// How to speak to the cluster, if that is known.

@@ -78,6 +78,7 @@ impl Metrics {
         let action = match action {
             Action::AddFinalizer => "add_finalizer",
             Action::RemoveFinalizer => "remove_finalizer",
+            Action::WithdrawConfirmation => "withdraw_confirmation",
             Action::SetClusterId { .. } => "set_cluster_id",
             Action::CreateSecret(_) => "create_secret",
             Action::Apply(_) => "apply",

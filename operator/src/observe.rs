@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{self, Component, labels};
@@ -46,6 +47,8 @@ pub struct Observed {
     /// Metadata servers by their pods' ordinals, as they say themselves: those at whose address the group has nobody, or
     /// somebody else.
     pub joiners: BTreeMap<u32, MemberIdentity>,
+    /// For how long this operator has seen a confirmation of a deletion.
+    pub confirmed_for: Option<Duration>,
     /// The namespace is being deleted.
     pub namespace_terminating: bool,
     /// The definition of the custom resource is being deleted.

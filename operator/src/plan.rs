@@ -12,6 +12,8 @@ pub use deletion::{Fate, fate};
 pub use marks::is_made;
 pub use roll::outdated;
 
+use std::time::Duration;
+
 use atoll_core::ids::{ClusterId, MemberId};
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::Reason;
@@ -41,6 +43,8 @@ pub enum Action {
     },
     /// Make the Secret with a new key.
     CreateSecret(ClusterId),
+    /// Take the confirmation of a deletion out of the spec: no deletion followed it.
+    WithdrawConfirmation,
     /// Make or change an object that goes with the resource.
     Apply(Owned),
     /// Make the volume.
@@ -119,6 +123,10 @@ impl Plan {
     }
 }
 
+/// How long a confirmation holds. Who says it deletes the resource next: a program that was interrupted in between, or a
+/// manifest that was left as it is, must not make a later deletion by somebody else one of data.
+pub const CONFIRMATION_LIFETIME: Duration = Duration::from_secs(600);
+
 /// The next steps. `fresh` is an id that no cluster has.
 pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId) -> Plan {
     if seen.cluster.is_terminating() {
@@ -127,6 +135,9 @@ pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId)
     if seen.cluster.spec.paused {
         let message = "spec.paused is true: the operator changes nothing; set it to false to resume";
         return Plan::blocked(Problem::new(Reason::Paused, message));
+    }
+    if seen.confirmed_for.is_some_and(|since| since >= CONFIRMATION_LIFETIME) {
+        return Plan::just(Action::WithdrawConfirmation);
     }
     let wanted = match wanted {
         Ok(wanted) => wanted,

@@ -19,7 +19,7 @@ use crate::error::{Error, Kind};
 use crate::events::{event, transitions};
 use crate::gather::observe;
 use crate::observe::Observed;
-use crate::plan::{Action, Fate, fate, plan};
+use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, plan};
 use crate::report;
 use crate::state::assess;
 use crate::validate::{Problem, validate};
@@ -118,8 +118,16 @@ async fn write_if_changed(
     Ok(())
 }
 
-/// What is said of a resource that goes: whether its data stays.
+/// What is said of actions that nobody asked for just then: of a resource that goes, whether its data stays.
 fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
+    if actions.contains(&Action::WithdrawConfirmation) {
+        let note = format!(
+            "spec.deletionConfirmation was removed, since the resource was not deleted within {} minutes of it: to delete \
+             the data, use kubectl atoll delete, or set it again and delete the resource",
+            CONFIRMATION_LIFETIME.as_secs() / 60
+        );
+        return vec![event(EventType::Warning, "ConfirmationWithdrawn", note)];
+    }
     if !actions.contains(&Action::RemoveFinalizer) {
         return Vec::new();
     }

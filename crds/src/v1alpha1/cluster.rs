@@ -165,6 +165,7 @@ pub struct FileSystemClusterSpec {
     #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"), length(min = 1, max = 253))]
     pub client_secret_name: Option<String>,
     /// Set this to `status.clusterId` and then delete this resource to delete all data of the volume permanently.
+    /// The operator removes it after ten minutes if no deletion follows.
     /// Without it, deleting this resource (or uninstalling Atoll) keeps the PersistentVolumeClaims and the Secret
     /// with the key, and a resource of the same name adopts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]

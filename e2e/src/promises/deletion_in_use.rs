@@ -5,7 +5,7 @@ use atoll_crds::names::NAMESPACE_VOLUMES;
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster};
 use futures::FutureExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Secret};
 use kube::api::{DeleteParams, ListParams};
 
 use super::Promise;
@@ -57,6 +57,12 @@ async fn delete_in_use(cluster: &Cluster, made: &FileSystemCluster) -> Outcome {
     cluster.wait_gone(&cluster.here::<FileSystemCluster>(), NAME).await?;
     let disks = cluster.here::<PersistentVolumeClaim>().list(&ListParams::default()).await?.items.len();
     ensure(disks == 2, || format!("{disks} disks were kept instead of 2"))?;
+
+    // Nor does anybody delete the one key by mistake.
+    let secret = made.client_secret_name();
+    let refused = cluster.here::<Secret>().delete(&secret, &DeleteParams::default()).await.err();
+    let says = refused.map(|error| error.to_string()).unwrap_or_default();
+    ensure(says.contains("only key of a volume"), || format!("the key's deletion isn't refused: '{says}'"))?;
 
     // What was kept is seen, and used again as it was.
     let orphans = cluster.plugin(&["orphans"]).await?;

@@ -108,6 +108,8 @@ mod tests {
                 "ValidatingAdmissionPolicyBinding atoll-volumes",
                 "ValidatingAdmissionPolicy atoll-clusters-of-claims",
                 "ValidatingAdmissionPolicyBinding atoll-clusters-of-claims",
+                "ValidatingAdmissionPolicy atoll-keys",
+                "ValidatingAdmissionPolicyBinding atoll-keys",
                 "Namespace atoll-volumes",
                 "RoleBinding atoll-csi-volumes",
             ]

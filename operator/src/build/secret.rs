@@ -24,7 +24,8 @@ pub fn secret(wanted: &Wanted, id: ClusterId, key: &ClusterKey) -> Secret {
             annotations: Some(created_for(wanted)),
             ..ObjectMeta::default()
         },
-        type_: Some("atoll.dev/cluster-key".to_owned()),
+        immutable: Some(true),
+        type_: Some(secret::TYPE.to_owned()),
         string_data: Some(BTreeMap::from([
             (secret::CLUSTER.to_owned(), id.to_string()),
             (secret::KEY.to_owned(), key.to_hex()),

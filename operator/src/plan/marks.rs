@@ -35,8 +35,9 @@ pub fn due(seen: &Observed) -> Vec<Action> {
             actions.push(Action::MarkDisk { pvc: name.clone(), record: record.clone() });
         }
     }
-    let unmarked =
-        seen.secret.as_ref().filter(|secret| label(&secret.metadata, labels::BOOTSTRAPPED).is_none());
+    let unmarked = seen.secret.as_ref().filter(|secret| {
+        label(&secret.metadata, labels::BOOTSTRAPPED).is_none() || secret.immutable != Some(true)
+    });
     if let Some(name) = unmarked.and_then(|secret| secret.metadata.name.clone()) {
         actions.push(Action::MarkKey(name));
     }

@@ -29,6 +29,7 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::SetClusterId { id, adopted: true } => format!("adopt {id}"),
             Action::MarkDisk { pvc, .. } => format!("mark {pvc}"),
             Action::MarkKey(name) => format!("mark {name}"),
+            Action::WithdrawConfirmation => "withdraw confirmation".to_owned(),
             Action::CreateSecret(id) => format!("secret {id}"),
             Action::Apply(object) => format!("apply {}", owned(object)),
             Action::Bootstrap(id) => format!("bootstrap {id}"),
@@ -461,6 +462,31 @@ fn only_the_leader_knows_who_has_mounted_a_volume() {
     refuses(&seen, Reason::MountsUnknown, "2 of 3");
     seen.pods.remove("db-metadata-1");
     does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
+}
+
+#[test]
+fn a_confirmation_that_no_deletion_follows_is_withdrawn() {
+    let mut seen = unused();
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    seen.confirmed_for = Some(CONFIRMATION_LIFETIME / 2);
+    does(&seen, &[]);
+    seen.confirmed_for = Some(CONFIRMATION_LIFETIME);
+    does(&seen, &["withdraw confirmation"]);
+    // Whatever else is wrong with the resource.
+    testing::change(&mut seen, |cluster| cluster.spec.version = Some("9".into()));
+    does(&seen, &["withdraw confirmation"]);
+    // A deletion has begun, and may take as long as mounts stay.
+    testing::deleted(&mut seen);
+    does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
+}
+
+#[test]
+fn the_key_of_a_volume_never_changes() {
+    let mut seen = testing::running();
+    assert_eq!(seen.secret.as_ref().expect("key").immutable, Some(true));
+    // An earlier release left it open.
+    seen.secret.as_mut().expect("key").immutable = None;
+    does(&seen, &["mark db-key"]);
 }
 
 #[test]
