@@ -30,6 +30,8 @@ pub enum Command {
     Orphans(OrphansArgs),
     /// Creates the FileSystemCluster of kept disks again: their data can be used as before.
     Adopt(AdoptArgs),
+    /// Makes one metadata server the only one, after most of them were lost for good. What only the others had is lost.
+    UnsafeRecovery(RecoveryArgs),
     /// Uninstalls Atoll in the right order, keeps all data, and shows what stays.
     Uninstall(UninstallArgs),
 }
@@ -125,6 +127,28 @@ pub struct AdoptArgs {
     pub all: bool,
 }
 
+/// `kubectl atoll unsafe-recovery`
+#[derive(Args, Debug)]
+pub struct RecoveryArgs {
+    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME.
+    #[arg(value_name = "PVC|FSC")]
+    pub target: String,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Number of the metadata server whose disk is left: 0 for the pod NAME-metadata-0.
+    #[arg(long, value_name = "NUMBER")]
+    pub member: u32,
+    /// Confirms that the other metadata servers are lost for good: their disks are deleted.
+    #[arg(long, required = true)]
+    pub the_others_are_gone: bool,
+    /// Don't ask for confirmation.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Seconds to wait for each step.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
 /// `kubectl atoll uninstall`
 #[derive(Args, Debug)]
 pub struct UninstallArgs {
@@ -167,6 +191,9 @@ mod tests {
         let Command::Status(args) = cli.command else { panic!("not status") };
         assert_eq!((args.target.as_deref(), args.output), (Some("pvc/data"), Format::Json));
         assert!(Cli::try_parse_from(["kubectl-atoll", "status", "x", "-A"]).is_err());
+        let recover = ["kubectl-atoll", "unsafe-recovery", "x", "--member", "1"];
+        assert!(Cli::try_parse_from(recover).is_err());
+        assert!(Cli::try_parse_from(recover.into_iter().chain(["--the-others-are-gone"])).is_ok());
         assert!(Cli::try_parse_from(["kubectl-atoll", "adopt"]).is_err());
         assert!(Cli::try_parse_from(["kubectl-atoll", "adopt", "--all"]).is_ok());
     }

@@ -10,6 +10,7 @@ mod find;
 mod list;
 mod orphans;
 mod output;
+mod recovery;
 mod status;
 mod uninstall;
 mod view;
@@ -52,6 +53,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(args) => &args.connection,
         Command::Orphans(args) => &args.connection,
         Command::Adopt(args) => &args.connection,
+        Command::UnsafeRecovery(args) => &args.connection,
         Command::Uninstall(args) => &args.connection,
     };
     let (client, namespace) = connect(connection).await?;
@@ -61,6 +63,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(args) => delete::run(client, &namespace, args).await,
         Command::Orphans(args) => orphans::run(client, &namespace, args).await,
         Command::Adopt(args) => adopt::run(client, &namespace, args).await,
+        Command::UnsafeRecovery(args) => recovery::run(client, &namespace, args).await,
         Command::Uninstall(args) => uninstall::run(client, args).await,
     }
 }

@@ -4,6 +4,7 @@ mod deletion_in_use;
 mod deletion_keeps_data;
 mod deletion_waits;
 mod killed_pods;
+mod lost_majority;
 mod many_volumes;
 mod mount_host;
 mod new_disk;
@@ -39,6 +40,7 @@ pub fn all() -> Vec<Promise> {
         shared::PROMISE,
         killed_pods::PROMISE,
         new_disk::PROMISE,
+        lost_majority::PROMISE,
         node_plugin::PROMISE,
         mount_host::PROMISE,
         static_volume::PROMISE,
