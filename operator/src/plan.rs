@@ -8,6 +8,7 @@ mod deletion;
 mod marks;
 mod roll;
 
+pub use adoption::missing;
 pub use deletion::{Fate, fate};
 pub use marks::is_made;
 pub use roll::outdated;
@@ -174,6 +175,7 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
         return Ok(vec![Action::SetClusterId { id, adopted }]);
     };
     refuse_others_disks(seen, id)?;
+    refuse_others_sets(seen, id)?;
     if !is_made(seen) {
         check_surroundings(wanted, seen)?;
     }
@@ -235,6 +237,24 @@ fn refuse_others_disks(seen: &Observed, id: ClusterId) -> Result<(), Problem> {
                 );
                 return Err(Problem::new(Reason::NameConflict, message));
             }
+        }
+    }
+    Ok(())
+}
+
+/// A StatefulSet may be older than the resource, and what its disks are labelled with can't be changed.
+fn refuse_others_sets(seen: &Observed, id: ClusterId) -> Result<(), Problem> {
+    for set in seen.statefulsets.values() {
+        let templates = set.spec.as_ref().and_then(|spec| spec.volume_claim_templates.as_ref());
+        let of = templates.and_then(|found| label(&found.first()?.metadata, labels::CLUSTER_ID));
+        if let Some(of) = of.filter(|of| of.parse() != Ok(id)) {
+            let name = set.metadata.name.as_deref().unwrap_or_default();
+            let message = format!(
+                "the StatefulSet {name} was created for cluster {of}, and this one is {id}: delete it (kubectl -n {} delete \
+                 statefulset {name}); its PVCs stay",
+                seen.cluster.namespace_str()
+            );
+            return Err(Problem::new(Reason::ForeignData, message));
         }
     }
     Ok(())

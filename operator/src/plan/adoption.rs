@@ -84,13 +84,30 @@ pub fn metadata_disks(wanted: &Wanted) -> String {
     format!("PVCs {}", names.join(", "))
 }
 
+/// Disks that the volume had, as those that are there say, and that aren't there: what they held is made again from others, or is
+/// lost.
+pub fn missing(seen: &Observed) -> Vec<String> {
+    let Some(record) = record(seen) else { return Vec::new() };
+    let counts = [
+        (Component::Metadata, record.spec.metadata_replicas()),
+        (Component::Storage, record.spec.storage_replicas()),
+    ];
+    let all = counts.into_iter().flat_map(|(component, count)| {
+        (0..u32::from(count)).map(move |ordinal| names::pvc(seen.cluster.name_str(), component, ordinal))
+    });
+    all.filter(|name| !seen.pvcs.contains_key(name)).collect()
+}
+
+/// What the disks say of their volume; all say the same.
+fn record(seen: &Observed) -> Option<KeptVolume> {
+    seen.pvcs
+        .values()
+        .find_map(|pvc| KeptVolume::parse(pvc.metadata.annotations.as_ref()?.get(annotations::VOLUME)?).ok())
+}
+
 /// Servers and mounts would disagree, or some disks wouldn't be used, and nobody would be told.
 fn refuse_differences(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<(), Problem> {
-    let record = seen
-        .pvcs
-        .values()
-        .find_map(|pvc| KeptVolume::parse(pvc.metadata.annotations.as_ref()?.get(annotations::VOLUME)?).ok());
-    let differences = match record {
+    let differences = match record(seen) {
         Some(record) => record.differences(&wanted.name, &seen.cluster.spec),
         None => counted(seen, wanted),
     };

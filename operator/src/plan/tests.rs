@@ -282,8 +282,10 @@ fn an_adopted_volume_is_never_bootstrapped_again() {
     );
     // One is gone: the others know everything.
     let mut seen = adopting();
+    assert_eq!(missing(&seen), Vec::<String>::new());
     seen.pvcs.remove("data-db-metadata-0");
     does(&seen, &[&format!("adopt {ID}")]);
+    assert_eq!(missing(&seen), ["data-db-metadata-0"]);
     does(&without(Component::Storage), &[&format!("adopt {ID}")]);
     // The key alone is left.
     let mut seen = adopting();
@@ -346,6 +348,10 @@ fn disks_of_others_are_never_used() {
     refuses(&seen, Reason::ForeignData, "data-db-storage-1");
     seen.pvcs.get_mut("data-db-storage-1").expect("disk").metadata.labels = None;
     refuses(&seen, Reason::NameConflict, "atoll.dev/cluster-id=");
+    // Nor are the servers of a resource whose disks were deleted: theirs would be labelled as the old ones.
+    let mut seen = testing::applied();
+    testing::with_id(&mut seen, ClusterId(1));
+    refuses(&seen, Reason::ForeignData, "delete statefulset db-metadata");
 }
 
 #[test]
