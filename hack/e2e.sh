@@ -48,4 +48,5 @@ if [ "$rules" = 1 ] && ! hack/kube/kubectl get namespace atoll-system >/dev/null
 fi
 hack/kube/load --build >/dev/null
 hack/install.sh
-hack/kube/run "$work/atoll-e2e" "$@"
+# `kubectl atoll` is a plugin: found in the PATH, as users have it.
+PATH=$CARGO_TARGET_DIR/shipped:$PATH hack/kube/run "$work/atoll-e2e" "$@"

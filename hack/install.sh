@@ -8,6 +8,13 @@ ROLLOUT=180s
 kubectl() { hack/kube/kubectl --namespace atoll-system "$@"; }
 
 hack/kube/kubectl apply -k config/default
+# What the operator creates and keeps; this is the last of it (operator/src/build/prerequisites.rs).
+end=$((EPOCHSECONDS + ${ROLLOUT%s}))
+until hack/kube/kubectl --namespace atoll-volumes get rolebinding/atoll-csi-volumes >/dev/null 2>&1; do
+  [ "$EPOCHSECONDS" -lt "$end" ] || { echo "install: the operator didn't create atoll-volumes: see its log" >&2; exit 1; }
+  sleep 0.2
+done
+hack/kube/kubectl wait crd/filesystemclusters.atoll.dev --for=condition=Established --timeout "$ROLLOUT"
 for workload in deployment/atoll-operator deployment/atoll-csi-controller daemonset/atoll-csi-node; do
   kubectl rollout status "$workload" --timeout "$ROLLOUT"
 done

@@ -35,6 +35,8 @@ pub mod labels {
     pub const CLUSTER_ID: &str = "atoll.dev/cluster-id";
     /// Id of the metadata server whose disk a PVC is. While it is there nobody bootstraps.
     pub const MEMBER_ID: &str = "atoll.dev/member-id";
+    /// On PVCs and the key's Secret: `true` once the volume was bootstrapped. It never is again.
+    pub const BOOTSTRAPPED: &str = "atoll.dev/bootstrapped";
     /// `metadata` or `storage`.
     pub const COMPONENT: &str = "app.kubernetes.io/component";
     /// `atoll`, on every object.
@@ -67,12 +69,18 @@ pub mod annotations {
     /// On a cluster that was made by CreateVolume: a hash of the accepted request, to tell a repetition from
     /// another request of the same name.
     pub const REQUEST_HASH: &str = "atoll.dev/request-hash";
+    /// On a PVC: what its volume is, as a resource says it ([`crate::v1alpha1::KeptVolume`]).
+    pub const VOLUME: &str = "atoll.dev/volume";
+    /// On a PVC or a key's Secret: the uid of the resource for which it was created.
+    pub const CREATED_FOR: &str = "atoll.dev/created-for-uid";
     /// On a pod template: a hash of what it was made from.
     pub const TEMPLATE_HASH: &str = "atoll.dev/template-hash";
 }
 
 /// Keys of the Secret with the cluster's key. The node plugin is given the same ones with each stage and publish.
 pub mod secret {
+    /// The Secret's type.
+    pub const TYPE: &str = "atoll.dev/cluster-key";
     /// The cluster's id: 32 hexadecimal digits.
     pub const CLUSTER: &str = "cluster";
     /// The key: 64 hexadecimal digits.

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod conditions;
+pub mod kept;
 pub mod status;
 
 pub use cluster::{
@@ -9,6 +10,7 @@ pub use cluster::{
     StorageSpec,
 };
 pub use conditions::{ConditionType, Reason};
+pub use kept::KeptVolume;
 pub use status::{
     ClientStatus, FileSystemClusterStatus, MemberStatus, MetadataStatus, Phase, ServerStatus, StorageStatus,
     UsageStatus,

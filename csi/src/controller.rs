@@ -24,7 +24,7 @@ const CAPACITY_BYTES_DEFAULT: u64 = 10 << 30;
 /// How long a new cluster may take to become ready (seconds).
 const TIMEOUT_SECONDS: i64 = 900;
 /// Reasons of the Ready condition that don't pass by waiting.
-const HOPELESS: [Reason; 8] = [
+const HOPELESS: [Reason; 9] = [
     Reason::InvalidSpec,
     Reason::UnknownVersion,
     Reason::TooFewNodes,
@@ -32,6 +32,7 @@ const HOPELESS: [Reason; 8] = [
     Reason::StorageClassRefused,
     Reason::NameConflict,
     Reason::ForeignData,
+    Reason::AdoptionRefused,
     Reason::ApiRefused,
 ];
 
@@ -136,8 +137,9 @@ pub fn judge(found: Option<&FileSystemCluster>, wanted: &Wanted, now: Timestamp)
     if found.is_ready() {
         return Ok(Step::Ready);
     }
-    let bootstrapped = found.status.as_ref().is_some_and(|status| status.bootstrapped);
-    if !bootstrapped && is_hopeless(found, now) {
+    // What adopts disks may have data, too.
+    let made = found.status.as_ref().is_some_and(|status| status.bootstrapped || status.adopted);
+    if !made && is_hopeless(found, now) {
         return Ok(Step::GiveUp(format!("the volume can't be created: {}", state(found))));
     }
     Ok(Step::Wait(Pending::NotYet(format!("the volume's cluster is not ready yet: {}", state(found)))))

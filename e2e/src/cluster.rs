@@ -175,17 +175,14 @@ impl Cluster {
 
     /// Runs kubectl with this promise's namespace as the default one.
     pub async fn kubectl(&self, arguments: &[&str], input: &str) -> Outcome<String> {
-        let (namespace, input) = (self.namespace.clone(), input.to_owned());
-        let words: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
-        let output = tokio::task::spawn_blocking(move || run_kubectl(&namespace, &words, &input))
-            .await
-            .map_err(|error| Failure::new(format!("kubectl: {error}")))??;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
-        if output.status.success() {
-            return Ok(text(&output.stdout));
-        }
-        let words = format!("kubectl {}: {}", arguments.join(" "), text(&output.stderr));
-        Err(Failure::new(format!("{words}\n{}", text(&output.stdout)).trim_end().to_owned()))
+        let namespace = ["--namespace", self.namespace()];
+        run(&[&namespace, arguments].concat(), input).await
+    }
+
+    /// Runs `kubectl atoll` with this promise's namespace as the default one: flags of a plugin come after its name.
+    pub async fn plugin(&self, arguments: &[&str]) -> Outcome<String> {
+        let namespace = ["--namespace", self.namespace()];
+        run(&[&["atoll"], arguments, &namespace].concat(), "").await
     }
 
     /// Names of the nodes, in order.
@@ -254,9 +251,23 @@ impl Cluster {
     }
 }
 
-fn run_kubectl(namespace: &str, arguments: &[String], input: &str) -> Outcome<Output> {
+/// Runs kubectl; its standard output.
+async fn run(arguments: &[&str], input: &str) -> Outcome<String> {
+    let words: Vec<String> = arguments.iter().map(|word| (*word).to_owned()).collect();
+    let input = input.to_owned();
+    let output = tokio::task::spawn_blocking(move || run_kubectl(&words, &input))
+        .await
+        .map_err(|error| Failure::new(format!("kubectl: {error}")))??;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim_end().to_owned();
+    if output.status.success() {
+        return Ok(text(&output.stdout));
+    }
+    let words = format!("kubectl {}: {}", arguments.join(" "), text(&output.stderr));
+    Err(Failure::new(format!("{words}\n{}", text(&output.stdout)).trim_end().to_owned()))
+}
+
+fn run_kubectl(arguments: &[String], input: &str) -> Outcome<Output> {
     let mut child = Command::new("kubectl")
-        .args(["--namespace", namespace])
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

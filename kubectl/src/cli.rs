@@ -26,6 +26,14 @@ pub enum Command {
     List(ListArgs),
     /// Deletes a FileSystemCluster with all its data, or keeps the data (--keep-data).
     Delete(DeleteArgs),
+    /// Lists disks that were kept after their FileSystemCluster was deleted.
+    Orphans(OrphansArgs),
+    /// Creates the FileSystemCluster of kept disks again: their data can be used as before.
+    Adopt(AdoptArgs),
+    /// Makes one metadata server the only one, after most of them were lost for good. What only the others had is lost.
+    UnsafeRecovery(RecoveryArgs),
+    /// Uninstalls Atoll in the right order, keeps all data, and shows what stays.
+    Uninstall(UninstallArgs),
 }
 
 /// Which Kubernetes cluster.
@@ -93,6 +101,70 @@ pub struct DeleteArgs {
     pub timeout: u64,
 }
 
+/// `kubectl atoll orphans`
+#[derive(Args, Debug)]
+pub struct OrphansArgs {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Disks in all namespaces.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+    /// Output format.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
+}
+
+/// `kubectl atoll adopt`
+#[derive(Args, Debug)]
+pub struct AdoptArgs {
+    /// The name that the FileSystemCluster had, or pv/NAME: the PersistentVolume that refers to it.
+    #[arg(value_name = "FSC|PV", required_unless_present = "all")]
+    pub target: Option<String>,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// All kept disks, in all namespaces.
+    #[arg(long, conflicts_with = "target")]
+    pub all: bool,
+}
+
+/// `kubectl atoll unsafe-recovery`
+#[derive(Args, Debug)]
+pub struct RecoveryArgs {
+    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME.
+    #[arg(value_name = "PVC|FSC")]
+    pub target: String,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Number of the metadata server whose disk is left: 0 for the pod NAME-metadata-0.
+    #[arg(long, value_name = "NUMBER")]
+    pub member: u32,
+    /// Confirms that the other metadata servers are lost for good: their disks are deleted.
+    #[arg(long, required = true)]
+    pub the_others_are_gone: bool,
+    /// Don't ask for confirmation.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Seconds to wait for each step.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
+/// `kubectl atoll uninstall`
+#[derive(Args, Debug)]
+pub struct UninstallArgs {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Don't ask for confirmation.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// Uninstall while volumes are mounted: pods that use them get errors until they are restarted.
+    #[arg(long)]
+    pub ignore_mounts: bool,
+    /// Seconds to wait for each object until it is deleted.
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
 /// Output formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -119,5 +191,10 @@ mod tests {
         let Command::Status(args) = cli.command else { panic!("not status") };
         assert_eq!((args.target.as_deref(), args.output), (Some("pvc/data"), Format::Json));
         assert!(Cli::try_parse_from(["kubectl-atoll", "status", "x", "-A"]).is_err());
+        let recover = ["kubectl-atoll", "unsafe-recovery", "x", "--member", "1"];
+        assert!(Cli::try_parse_from(recover).is_err());
+        assert!(Cli::try_parse_from(recover.into_iter().chain(["--the-others-are-gone"])).is_ok());
+        assert!(Cli::try_parse_from(["kubectl-atoll", "adopt"]).is_err());
+        assert!(Cli::try_parse_from(["kubectl-atoll", "adopt", "--all"]).is_ok());
     }
 }

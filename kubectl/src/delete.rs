@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use atoll_crds::names::MANAGER_KUBECTL;
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, Phase};
+use k8s_openapi::api::core::v1::PersistentVolume;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
@@ -31,7 +32,7 @@ pub async fn run(client: Client, namespace: &str, args: &DeleteArgs) -> Result<(
         }
     };
     let cluster = find::one(&client, namespace, &target).await?;
-    if let Some(refusal) = refusal(&cluster) {
+    if let Some(refusal) = refusal(&cluster, has_volume(&client, &cluster).await?) {
         return Err(Failure::new(Code::Refused, refusal));
     }
     if !args.yes {
@@ -52,9 +53,17 @@ pub async fn run(client: Client, namespace: &str, args: &DeleteArgs) -> Result<(
     wait(&api, &cluster, Duration::from_secs(args.timeout)).await
 }
 
-/// A cluster that was made for a claim goes with it.
-fn refusal(cluster: &FileSystemCluster) -> Option<String> {
-    let claim = claim_of(cluster)?;
+/// The PersistentVolume that the cluster was made for is still there.
+async fn has_volume(client: &Client, cluster: &FileSystemCluster) -> Result<bool, Failure> {
+    let Some(volume) = claim_of(cluster).and_then(|claim| claim.volume) else { return Ok(true) };
+    let volumes: Api<PersistentVolume> = Api::all(client.clone());
+    let found = volumes.get_opt(&volume).await.map_err(Failure::api("read the PersistentVolume"))?;
+    Ok(found.is_some())
+}
+
+/// A cluster that was made for a claim goes with it. If its volume is gone, nobody else deletes it any more.
+fn refusal(cluster: &FileSystemCluster, has_volume: bool) -> Option<String> {
+    let claim = claim_of(cluster).filter(|_| has_volume)?;
     Some(format!(
         "{} was created for the PersistentVolumeClaim {}: delete that (kubectl -n {} delete pvc {})",
         cluster.name_str(),
@@ -73,7 +82,10 @@ fn warning(cluster: &FileSystemCluster, keep_data: bool) -> String {
         count => format!(" It is mounted {count} times."),
     };
     if keep_data {
-        format!("The servers of {} are stopped; its disks and its key are kept.{mounts}", cluster.name_str())
+        format!(
+            "The servers of {} are stopped once nobody uses it; its disks and its key are kept (kubectl atoll orphans).{mounts}",
+            cluster.name_str()
+        )
     } else {
         format!("All data of {} ({used} in use) is deleted permanently.{mounts}", cluster.name_str())
     }
@@ -147,10 +159,11 @@ mod tests {
     #[test]
     fn a_cluster_of_a_claim_goes_with_the_claim() {
         let mut cluster = FileSystemCluster::new("db", FileSystemClusterSpec::with_capacity("1Gi".into()));
-        assert_eq!(refusal(&cluster), None);
+        assert_eq!(refusal(&cluster, true), None);
         cluster.labels_mut().insert(labels::PVC_NAMESPACE.into(), "web".into());
         cluster.annotations_mut().insert(annotations::PVC_NAME.into(), "data".into());
-        assert!(refusal(&cluster).expect("refused").contains("kubectl -n web delete pvc data"));
+        assert!(refusal(&cluster, true).expect("refused").contains("kubectl -n web delete pvc data"));
+        assert_eq!(refusal(&cluster, false), None);
     }
 
     #[test]

@@ -2,13 +2,17 @@
 //!
 //! What is shown is put together in `view`, which is pure; everything it needs is read with `get` and `list` alone.
 
+mod adopt;
 mod cli;
 mod delete;
 mod exit;
 mod find;
 mod list;
+mod orphans;
 mod output;
+mod recovery;
 mod status;
+mod uninstall;
 mod view;
 
 use std::process::ExitCode;
@@ -47,12 +51,20 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => &args.connection,
         Command::List(args) => &args.connection,
         Command::Delete(args) => &args.connection,
+        Command::Orphans(args) => &args.connection,
+        Command::Adopt(args) => &args.connection,
+        Command::UnsafeRecovery(args) => &args.connection,
+        Command::Uninstall(args) => &args.connection,
     };
     let (client, namespace) = connect(connection).await?;
     match &cli.command {
         Command::Status(args) => status::run(client, &namespace, args).await,
         Command::List(args) => list::run(client, &namespace, args).await,
         Command::Delete(args) => delete::run(client, &namespace, args).await,
+        Command::Orphans(args) => orphans::run(client, &namespace, args).await,
+        Command::Adopt(args) => adopt::run(client, &namespace, args).await,
+        Command::UnsafeRecovery(args) => recovery::run(client, &namespace, args).await,
+        Command::Uninstall(args) => uninstall::run(client, args).await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use atoll_crds::names::{self, labels};
+use atoll_crds::names::{self, annotations, labels};
 use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterStatus};
 use atoll_proto::ClusterKey;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -49,8 +49,13 @@ pub async fn carry_out(
         doing.act(wanted, action).await?;
         context.metrics.acted(action);
         changed.anything = true;
-        changed.resource |=
-            matches!(action, Action::AddFinalizer | Action::RemoveFinalizer | Action::SetClusterId(_));
+        changed.resource |= matches!(
+            action,
+            Action::AddFinalizer
+                | Action::RemoveFinalizer
+                | Action::WithdrawConfirmation
+                | Action::SetClusterId { .. }
+        );
         tracing::info!(
             namespace = doing.namespace, cluster = doing.name, action = %brief(action),
             "changed the cluster's objects"
@@ -63,7 +68,7 @@ pub async fn carry_out(
 fn brief(action: &Action) -> String {
     match action {
         Action::Apply(object) => format!("apply {}", object.brief()),
-        Action::Disown(object) => format!("orphan {}", object.brief()),
+        Action::MarkDisk { pvc, .. } => format!("mark the PVC {pvc}"),
         other => format!("{other:?}"),
     }
 }
@@ -99,7 +104,8 @@ impl Doing<'_> {
                 finalizers.retain(|found| found != names::FINALIZER);
                 self.patch_cluster(json!({ "finalizers": finalizers })).await
             }
-            Action::SetClusterId(id) => self.set_cluster_id(&id.to_string()).await,
+            Action::WithdrawConfirmation => self.withdraw_confirmation().await,
+            Action::SetClusterId { id, adopted } => self.set_cluster_id(&id.to_string(), *adopted).await,
             Action::CreateSecret(id) => {
                 let Some(wanted) = wanted else { return Ok(()) };
                 let secret = build::secret::secret(wanted, *id, &ClusterKey::random());
@@ -135,19 +141,26 @@ impl Doing<'_> {
                 let labels = json!({ "labels": { labels::MEMBER_ID: member.to_string() } });
                 self.patch_meta::<PersistentVolumeClaim>(pvc, labels).await
             }
-            Action::RestartPod { name, uid } => self.restart(name, uid).await,
-            Action::Disown(object) => {
-                let nobody = json!({ "ownerReferences": null });
-                match object {
-                    Owned::Service(found) => self.patch_meta::<Service>(&found.name_any(), nobody).await,
-                    Owned::StatefulSet(found) => {
-                        self.patch_meta::<StatefulSet>(&found.name_any(), nobody).await
-                    }
-                    Owned::Budget(found) => {
-                        self.patch_meta::<PodDisruptionBudget>(&found.name_any(), nobody).await
-                    }
-                }
+            Action::MarkDisk { pvc, record } => {
+                let marks = json!({
+                    "labels": { labels::BOOTSTRAPPED: "true" },
+                    "annotations": { annotations::VOLUME: record },
+                });
+                self.patch_meta::<PersistentVolumeClaim>(pvc, marks).await
             }
+            Action::MarkKey(name) => {
+                // Nothing of it ever changes, and what was immutable once stays so.
+                let patch = Patch::Merge(json!({
+                    "metadata": { "labels": { labels::BOOTSTRAPPED: "true" } },
+                    "immutable": true,
+                }));
+                self.api::<Secret>()
+                    .patch(name, &PatchParams::default(), &patch)
+                    .await
+                    .map(|_| ())
+                    .map_err(Error::api(format!("change the Secret {name}")))
+            }
+            Action::RestartPod { name, uid } => self.restart(name, uid).await,
             Action::Delete(kind, name) => self.delete(*kind, name).await,
         }
     }
@@ -170,11 +183,23 @@ impl Doing<'_> {
             .map_err(Error::api("change the resource's finalizers"))
     }
 
-    async fn set_cluster_id(&self, id: &str) -> Result<(), Error> {
+    async fn withdraw_confirmation(&self) -> Result<(), Error> {
+        let patch = Patch::Merge(json!({
+            "metadata": { "resourceVersion": self.seen.cluster.resource_version() },
+            "spec": { "deletionConfirmation": null },
+        }));
+        self.api::<FileSystemCluster>()
+            .patch(self.name, &PatchParams::default(), &patch)
+            .await
+            .map(|_| ())
+            .map_err(Error::api("withdraw the confirmation of a deletion"))
+    }
+
+    async fn set_cluster_id(&self, id: &str, adopted: bool) -> Result<(), Error> {
         // Two operators can't choose two ids: the second one's version is out of date.
         let patch = Patch::Merge(json!({
             "metadata": { "resourceVersion": self.seen.cluster.resource_version() },
-            "status": { "clusterId": id },
+            "status": { "clusterId": id, "adopted": adopted },
         }));
         self.api::<FileSystemCluster>()
             .patch_status(self.name, &PatchParams::default(), &patch)
@@ -231,6 +256,11 @@ impl Doing<'_> {
                 let found = self.seen.statefulsets.values().find(|found| found.name_any() == name);
                 let uid = found.and_then(ResourceExt::uid);
                 self.delete_this::<StatefulSet>(name, uid, DeleteParams::background()).await
+            }
+            Kind::Service => {
+                let found = self.seen.services.values().find(|found| found.name_any() == name);
+                let uid = found.and_then(ResourceExt::uid);
+                self.delete_this::<Service>(name, uid, DeleteParams::default()).await
             }
             Kind::Budget => {
                 let found = self.seen.budgets.values().find(|found| found.name_any() == name);

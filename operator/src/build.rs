@@ -2,6 +2,7 @@
 
 pub mod budget;
 pub mod compare;
+pub mod prerequisites;
 pub mod secret;
 pub mod service;
 pub mod statefulset;
@@ -9,8 +10,8 @@ pub mod statefulset;
 use std::collections::BTreeMap;
 
 use atoll_core::ids::ClusterId;
-use atoll_crds::names::{Component, labels};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use atoll_crds::names::{Component, annotations, labels};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 
 use crate::validate::Wanted;
 
@@ -38,6 +39,11 @@ pub fn disk_labels(wanted: &Wanted, component: Component, id: ClusterId) -> BTre
     found
 }
 
+/// What tells later that an object was created for this very resource, and not for an earlier one of its name.
+pub fn created_for(wanted: &Wanted) -> BTreeMap<String, String> {
+    BTreeMap::from([(annotations::CREATED_FOR.to_owned(), wanted.uid.clone())])
+}
+
 /// What selects a component's pods; it can never be changed.
 pub fn selector(wanted: &Wanted, component: Component) -> BTreeMap<String, String> {
     BTreeMap::from([
@@ -51,20 +57,13 @@ pub fn label_selector(wanted: &Wanted, component: Component) -> LabelSelector {
     LabelSelector { match_labels: Some(selector(wanted, component)), ..LabelSelector::default() }
 }
 
-/// Metadata of an object that goes with the resource.
+/// Metadata of an object that goes with the resource. Its labels say so, and no owner reference does: garbage collection deletes
+/// what has an owner as soon as that is being deleted in the foreground, before the operator has decided anything.
 pub fn owned_meta(wanted: &Wanted, name: String, labels: BTreeMap<String, String>) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
         namespace: Some(wanted.namespace.clone()),
         labels: Some(labels),
-        owner_references: Some(vec![OwnerReference {
-            api_version: "atoll.dev/v1alpha1".to_owned(),
-            kind: "FileSystemCluster".to_owned(),
-            name: wanted.name.clone(),
-            uid: wanted.uid.clone(),
-            controller: Some(true),
-            block_owner_deletion: Some(true),
-        }]),
         ..ObjectMeta::default()
     }
 }

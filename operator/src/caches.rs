@@ -4,11 +4,11 @@
 use std::fmt::Debug;
 use std::hash::Hash;
 
-use atoll_crds::names::labels;
+use atoll_crds::names::{DRIVER_NAME, VolumeHandle, labels};
 use atoll_crds::v1alpha1::FileSystemCluster;
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::runtime::reflector::store::Store;
@@ -41,6 +41,8 @@ pub struct Caches {
     pub pvcs: Store<PersistentVolumeClaim>,
     /// Pods of clusters.
     pub pods: Store<Pod>,
+    /// All PersistentVolumes; of those that aren't ours nothing but the metadata.
+    pub volumes: Store<PersistentVolume>,
     /// All nodes.
     pub nodes: Store<Node>,
     /// All StorageClasses.
@@ -60,6 +62,7 @@ impl Caches {
             budgets: watch.kind(labelled(), owner_of),
             pvcs: watch.kind(labelled(), owner_of),
             pods: watch.kind(labelled(), owner_of),
+            volumes: watch.kind(Config::default(), cluster_of),
             // What depends on these asks again by itself.
             nodes: watch.kind(Config::default(), |_: &Node| None),
             classes: watch.kind(Config::default(), |_: &StorageClass| None),
@@ -75,6 +78,7 @@ impl Caches {
             self.budgets.wait_until_ready().await.is_ok(),
             self.pvcs.wait_until_ready().await.is_ok(),
             self.pods.wait_until_ready().await.is_ok(),
+            self.volumes.wait_until_ready().await.is_ok(),
             self.nodes.wait_until_ready().await.is_ok(),
             self.classes.wait_until_ready().await.is_ok(),
         ];
@@ -86,6 +90,13 @@ impl Caches {
 fn owner_of<K: ResourceExt>(object: &K) -> Option<Wake> {
     let name = object.labels().get(OF_CLUSTERS)?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
+}
+
+/// The cluster that a PersistentVolume names, if it is one of ours.
+pub fn cluster_of(volume: &PersistentVolume) -> Option<Wake> {
+    let source = volume.spec.as_ref()?.csi.as_ref().filter(|source| source.driver == DRIVER_NAME)?;
+    let handle: VolumeHandle = source.volume_handle.parse().ok()?;
+    Some(ObjectRef::new(handle.name()).within(handle.namespace()))
 }
 
 struct Watch<'a> {

@@ -36,6 +36,8 @@ pub struct Memory {
     pub failures: u32,
     /// When the status was written last.
     pub written: Option<Instant>,
+    /// Since when a confirmation of a deletion is there that hasn't begun.
+    pub confirmed: Option<Instant>,
 }
 
 impl Context {

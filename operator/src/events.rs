@@ -9,6 +9,16 @@ const NOTE_CHARS_MAX: usize = 900;
 /// What has changed between two statuses, as Events tell it.
 pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterStatus) -> Vec<Event> {
     let mut events = Vec::new();
+    let of = |status: &FileSystemClusterStatus, kind: ConditionType| {
+        status.conditions.iter().find(|found| found.type_ == kind.as_str()).cloned()
+    };
+    // The one thing that is said of a resource that goes, and whenever there is another reason.
+    if let Some(is) = of(after, ConditionType::DeletionBlocked).filter(|is| is.status == "True") {
+        let was = of(before, ConditionType::DeletionBlocked);
+        if was.is_none_or(|was| (was.status, was.reason) != (is.status, is.reason)) {
+            events.push(event(EventType::Warning, ConditionType::DeletionBlocked.as_str(), is.message));
+        }
+    }
     if before.phase == Some(Phase::Deleting) {
         return events;
     }
@@ -20,9 +30,6 @@ pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterSt
             format!("the volume of cluster {id} was created"),
         ));
     }
-    let of = |status: &FileSystemClusterStatus, kind: ConditionType| {
-        status.conditions.iter().find(|found| found.type_ == kind.as_str()).cloned()
-    };
     let ready = (of(before, ConditionType::Ready), of(after, ConditionType::Ready));
     if let (was, Some(is)) = ready {
         let was_true = was.as_ref().is_some_and(|was| was.status == "True");
@@ -103,6 +110,16 @@ mod tests {
         assert_eq!(reasons(&ill, &ill), Vec::<String>::new());
         assert_eq!(reasons(&ill, &status(true, Some(Reason::PodsFailing))), ["PodsFailing"]);
         assert_eq!(reasons(&ill, &well), ["Recovered"]);
+        let mut blocked = well.clone();
+        blocked.phase = Some(Phase::Deleting);
+        let now = Time(Timestamp::UNIX_EPOCH);
+        let kind = ConditionType::DeletionBlocked;
+        conditions::set(&mut blocked.conditions, kind, true, (Reason::Mounted, "m"), None, now.clone());
+        assert_eq!(reasons(&well, &blocked), ["DeletionBlocked"]);
+        assert_eq!(reasons(&blocked, &blocked), Vec::<String>::new());
+        let mut other = blocked.clone();
+        conditions::set(&mut other.conditions, kind, true, (Reason::ReferencedByVolume, "v"), None, now);
+        assert_eq!(reasons(&blocked, &other), ["DeletionBlocked"]);
         let mut down = status(false, Some(Reason::MetadataUnreachable));
         down.bootstrapped = true;
         assert_eq!(reasons(&well, &down), ["MetadataUnreachable"]);

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::{Encryption, FileSystemCluster};
 use atoll_proto::admin::MemberIdentity;
 use atoll_proto::handshake::Encryption as WireEncryption;
-use k8s_openapi::api::core::v1::{Event, Namespace, Node, PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{
+    Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
+};
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
@@ -18,6 +21,7 @@ use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::build::secret;
+use crate::caches::cluster_of;
 use crate::context::Context;
 use crate::error::Error;
 use crate::metadata::{self, Access};
@@ -45,10 +49,12 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         pvcs: labelled(&caches.pvcs, &namespace, &name),
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
+        volumes: referring(&caches.volumes, &cluster),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
+        confirmed_for: confirmed_for(context, &cluster).await,
         namespace_terminating: false,
         crd_terminating: false,
         cluster,
@@ -74,6 +80,17 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
     }
     warnings(context, &mut seen, &namespace).await;
     Ok(seen)
+}
+
+/// For how long the confirmation of a deletion has been there, as far as this operator has seen it.
+async fn confirmed_for(context: &Context, cluster: &FileSystemCluster) -> Option<Duration> {
+    let mut memory = context.memory.lock().await;
+    let remembered = memory.entry(ObjectRef::from_obj(cluster)).or_default();
+    let Some(_) = cluster.spec.deletion_confirmation else {
+        remembered.confirmed = None;
+        return None;
+    };
+    Some(remembered.confirmed.get_or_insert_with(Instant::now).elapsed())
 }
 
 /// How to speak to the cluster, if that is known.
@@ -178,6 +195,26 @@ where
 {
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
     api.get_opt(name).await.map_err(Error::api(format!("read the {} {name}", K::kind(&()))))
+}
+
+/// PersistentVolumes that name the cluster: `name (claim)`.
+fn referring(store: &Store<PersistentVolume>, cluster: &FileSystemCluster) -> Vec<String> {
+    let wake = ObjectRef::from_obj(cluster);
+    let mut found: Vec<String> = store
+        .state_filter(|volume| {
+            cluster_of(volume).is_some_and(|of| of.name == wake.name && of.namespace == wake.namespace)
+        })
+        .iter()
+        .map(|volume| {
+            let claim = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+            let part = |part: &Option<String>| part.clone().unwrap_or_default();
+            let claim =
+                claim.map(|claim| format!(" of claim {}/{}", part(&claim.namespace), part(&claim.name)));
+            format!("{}{}", volume.name_any(), claim.unwrap_or_default())
+        })
+        .collect();
+    found.sort();
+    found
 }
 
 /// Before a StatefulSet is made: PVCs that its pods would use, whoever made them.

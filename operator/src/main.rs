@@ -1,7 +1,7 @@
 //! The operator: keeps the pods of every FileSystemCluster as they shall be.
 //!
 //! Observe, validate, plan, apply, report: what decides (`validate`, `plan`, `build`, `state`, `trouble`, `report`) is
-//! pure; what acts (`gather`, `apply`, `metadata`, `caches`, `leader`) decides nothing. See DESIGN.md.
+//! pure; what acts (`gather`, `apply`, `metadata`, `caches`, `leader`, `prerequisites`) decides nothing. See DESIGN.md.
 
 mod apply;
 mod build;
@@ -17,6 +17,7 @@ mod metadata;
 mod metrics;
 mod observe;
 mod plan;
+mod prerequisites;
 mod reconcile;
 mod report;
 mod state;
@@ -68,6 +69,8 @@ enum Fatal {
     Client(#[from] kube::Error),
     #[error("can't listen on {address} for metrics: {source}; choose another address with --http")]
     Http { address: String, source: std::io::Error },
+    #[error(transparent)]
+    Prerequisites(#[from] build::prerequisites::PrerequisiteError),
     #[error("can't listen for signals: {0}")]
     Signals(std::io::Error),
     #[error("the leader election lease is lost: another operator may be active, so this one stops")]
@@ -174,7 +177,12 @@ async fn work(
     stopping: CancellationToken,
 ) -> Result<(), Fatal> {
     let (wakes, mut woken) = mpsc::unbounded_channel::<Wake>();
+    let kept = tokio::select! {
+        kept = prerequisites::create(&client) => kept?,
+        () = stopping.cancelled() => return Ok(()),
+    };
     let mut watches = JoinSet::new();
+    watches.spawn(prerequisites::keep(client.clone(), kept));
     let caches = Caches::start(&client, &wakes, &mut watches);
     tokio::select! {
         ready = caches.ready() => if !ready { return Err(Fatal::WatchEnded) },

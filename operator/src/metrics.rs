@@ -78,14 +78,16 @@ impl Metrics {
         let action = match action {
             Action::AddFinalizer => "add_finalizer",
             Action::RemoveFinalizer => "remove_finalizer",
-            Action::SetClusterId(_) => "set_cluster_id",
+            Action::WithdrawConfirmation => "withdraw_confirmation",
+            Action::SetClusterId { .. } => "set_cluster_id",
             Action::CreateSecret(_) => "create_secret",
             Action::Apply(_) => "apply",
             Action::Bootstrap(_) => "bootstrap",
             Action::LabelMember { .. } => "label_member",
+            Action::MarkDisk { .. } => "mark_disk",
+            Action::MarkKey(_) => "mark_key",
             Action::ChangeMembers(_) => "change_members",
             Action::RestartPod { .. } => "restart_pod",
-            Action::Disown(_) => "disown",
             Action::Delete(..) => "delete",
         };
         self.actions.get_or_create(&ActionLabel { action }).inc();

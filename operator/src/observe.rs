@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{self, Component, labels};
@@ -11,7 +12,7 @@ use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 /// Who was silent for so long (ms) may be somebody else by now.
 const SILENT_MS: u64 = 5_000;
@@ -35,6 +36,8 @@ pub struct Observed {
     pub pods: BTreeMap<String, Pod>,
     /// Why a PVC waits, as its provisioner says, by name.
     pub pvc_warnings: BTreeMap<String, String>,
+    /// PersistentVolumes that name this cluster, each with its claim.
+    pub volumes: Vec<String>,
     /// Nodes that pods may run on, those that are away for a while included.
     pub nodes_usable: usize,
     /// StorageClasses.
@@ -44,6 +47,8 @@ pub struct Observed {
     /// Metadata servers by their pods' ordinals, as they say themselves: those at whose address the group has nobody, or
     /// somebody else.
     pub joiners: BTreeMap<u32, MemberIdentity>,
+    /// For how long this operator has seen a confirmation of a deletion.
+    pub confirmed_for: Option<Duration>,
     /// The namespace is being deleted.
     pub namespace_terminating: bool,
     /// The definition of the custom resource is being deleted.
@@ -76,12 +81,10 @@ pub enum MetadataFact {
 /// Whose an object of a derived name is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ownership {
-    /// This cluster's.
+    /// This cluster's: its labels say so.
     Ours,
-    /// It was ours, before the resource was made anew; nobody owns it now.
-    Orphan,
-    /// It belongs to an earlier resource of the same name and is about to go.
-    Former,
+    /// It was ours and is being deleted, by somebody or with an earlier resource of the same name.
+    Going,
     /// Somebody else's.
     Foreign(String),
 }
@@ -110,18 +113,18 @@ impl Observed {
         let controller =
             object.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         let label = |key: &str| object.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+        let is_ours = label(labels::MANAGED_BY) == Some(labels::MANAGED_BY_OPERATOR)
+            && label(labels::CLUSTER) == Some(self.cluster.name_str());
+        // Earlier releases made resources the owners of their objects.
+        let is_owner = |owner: &&OwnerReference| {
+            owner.kind == "FileSystemCluster" && owner.name == self.cluster.name_str()
+        };
         match controller {
-            Some(owner) if Some(&owner.uid) == self.cluster.metadata.uid.as_ref() => Ownership::Ours,
-            Some(owner) if owner.kind == "FileSystemCluster" && owner.name == self.cluster.name_str() => {
-                Ownership::Former
-            }
-            Some(owner) => Ownership::Foreign(format!("{} {}", owner.kind, owner.name)),
-            None if label(labels::MANAGED_BY) == Some(labels::MANAGED_BY_OPERATOR)
-                && label(labels::CLUSTER) == Some(self.cluster.name_str()) =>
-            {
-                Ownership::Orphan
-            }
-            None => Ownership::Foreign("another owner".to_owned()),
+            Some(owner) if !is_owner(&owner) => Ownership::Foreign(format!("{} {}", owner.kind, owner.name)),
+            Some(owner) if Some(&owner.uid) != self.cluster.metadata.uid.as_ref() => Ownership::Going,
+            Some(_) | None if !is_ours => Ownership::Foreign("another owner".to_owned()),
+            Some(_) | None if object.deletion_timestamp.is_some() => Ownership::Going,
+            Some(_) | None => Ownership::Ours,
         }
     }
 

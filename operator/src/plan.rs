@@ -3,13 +3,17 @@
 //! A plan holds what can be done *now*: whatever depends on the outcome of an action comes in a later plan, made from
 //! what is seen then. So each action may be the last one before a crash; DESIGN.md goes through them.
 
+mod adoption;
 mod deletion;
+mod marks;
 mod roll;
 
+pub use adoption::missing;
 pub use deletion::{Fate, fate};
+pub use marks::is_made;
 pub use roll::outdated;
 
-use std::collections::BTreeSet;
+use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
 use atoll_crds::names::{self, Component, labels};
@@ -21,7 +25,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::build::{budget::budget, compare, secret, service::service, statefulset::statefulset};
-use crate::observe::{MetadataFact, Observed, Ownership, is_heard, label, pod_ip};
+use crate::observe::{MetadataFact, Observed, Ownership, is_heard, is_ready, label, pod_ip};
 use crate::validate::{Problem, Wanted, check_surroundings};
 
 /// One change.
@@ -32,9 +36,16 @@ pub enum Action {
     /// Let it go.
     RemoveFinalizer,
     /// Write the cluster's id into the status, before anything carries it.
-    SetClusterId(ClusterId),
+    SetClusterId {
+        /// The id.
+        id: ClusterId,
+        /// It is that of disks that were there before.
+        adopted: bool,
+    },
     /// Make the Secret with a new key.
     CreateSecret(ClusterId),
+    /// Take the confirmation of a deletion out of the spec: no deletion followed it.
+    WithdrawConfirmation,
     /// Make or change an object that goes with the resource.
     Apply(Owned),
     /// Make the volume.
@@ -46,6 +57,15 @@ pub enum Action {
         /// The server.
         member: MemberId,
     },
+    /// Write onto a PVC that its volume was made, and what it is.
+    MarkDisk {
+        /// The PVC.
+        pvc: String,
+        /// What the volume is.
+        record: String,
+    },
+    /// Write onto the Secret that the volume was made.
+    MarkKey(String),
     /// Let a metadata server into the group.
     ChangeMembers(MembersChange),
     /// Have a pod made anew from its template.
@@ -55,13 +75,11 @@ pub enum Action {
         /// Its uid: only this very pod.
         uid: String,
     },
-    /// Take the resource's name off an object, so that it stays when the resource goes.
-    Disown(Owned),
     /// Delete an object of this kind.
     Delete(Kind, String),
 }
 
-/// An object that goes with the resource.
+/// An object that goes with the resource, at its end.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Owned {
     /// A Service.
@@ -77,6 +95,8 @@ pub enum Owned {
 pub enum Kind {
     /// StatefulSets.
     StatefulSet,
+    /// Services.
+    Service,
     /// PodDisruptionBudgets.
     Budget,
     /// PVCs: data.
@@ -104,6 +124,10 @@ impl Plan {
     }
 }
 
+/// How long a confirmation holds. Who says it deletes the resource next: a program that was interrupted in between, or a
+/// manifest that was left as it is, must not make a later deletion by somebody else one of data.
+pub const CONFIRMATION_LIFETIME: Duration = Duration::from_secs(600);
+
 /// The next steps. `fresh` is an id that no cluster has.
 pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId) -> Plan {
     if seen.cluster.is_terminating() {
@@ -112,6 +136,9 @@ pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId)
     if seen.cluster.spec.paused {
         let message = "spec.paused is true: the operator changes nothing; set it to false to resume";
         return Plan::blocked(Problem::new(Reason::Paused, message));
+    }
+    if seen.confirmed_for.is_some_and(|since| since >= CONFIRMATION_LIFETIME) {
+        return Plan::just(Action::WithdrawConfirmation);
     }
     let wanted = match wanted {
         Ok(wanted) => wanted,
@@ -139,13 +166,17 @@ pub fn has_finalizer(seen: &Observed) -> bool {
 fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Action>, Problem> {
     refuse_others_objects(seen)?;
     let Some(id) = seen.cluster_id() else {
-        // Before there is anything that could be left behind.
-        let id = adopted_id(seen)?.unwrap_or(fresh);
-        check_surroundings(wanted, seen)?;
-        return Ok(vec![Action::SetClusterId(id)]);
+        // Before there is anything that could be left behind. What a volume that is there needs it has, or has lost.
+        let found = adoption::find(seen, wanted)?;
+        if !found.is_some_and(|found| found.adopted) {
+            check_surroundings(wanted, seen)?;
+        }
+        let (id, adopted) = found.map_or((fresh, false), |found| (found.id, found.adopted));
+        return Ok(vec![Action::SetClusterId { id, adopted }]);
     };
     refuse_others_disks(seen, id)?;
-    if !seen.is_bootstrapped() && !member_is_known(seen) {
+    refuse_others_sets(seen, id)?;
+    if !is_made(seen) {
         check_surroundings(wanted, seen)?;
     }
     if !key_is_there(seen, wanted, id)? {
@@ -168,12 +199,9 @@ fn refuse_others_objects(seen: &Observed) -> Result<(), Problem> {
     for (kind, meta) in sets.chain(services).chain(budgets) {
         let name = meta.name.as_deref().unwrap_or_default();
         match seen.ownership(meta) {
-            Ownership::Ours | Ownership::Orphan => {}
-            Ownership::Former => {
-                let message = format!(
-                    "the {kind} {name} belongs to an earlier FileSystemCluster of this name and is being \
-                     deleted"
-                );
+            Ownership::Ours => {}
+            Ownership::Going => {
+                let message = format!("the {kind} {name} is being deleted; afterwards it is created again");
                 return Err(Problem::new(Reason::Applying, message));
             }
             Ownership::Foreign(owner) => {
@@ -186,29 +214,6 @@ fn refuse_others_objects(seen: &Observed) -> Result<(), Problem> {
         }
     }
     Ok(())
-}
-
-/// The id of the cluster whose disks and key are there already.
-fn adopted_id(seen: &Observed) -> Result<Option<ClusterId>, Problem> {
-    let mut ids: BTreeSet<ClusterId> = BTreeSet::new();
-    for pvc in seen.pvcs.values() {
-        ids.extend(label(&pvc.metadata, labels::CLUSTER_ID).and_then(|id| id.parse::<ClusterId>().ok()));
-    }
-    if ids.is_empty() {
-        ids.extend(
-            seen.secret.as_ref().and_then(|found| secret::read(found).ok()).map(|found| found.cluster),
-        );
-    }
-    if ids.len() > 1 {
-        let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
-        let message = format!(
-            "PVCs of several clusters have this name ({}): delete those that aren't needed any more, or give \
-             this FileSystemCluster another name",
-            ids.join(", ")
-        );
-        return Err(Problem::new(Reason::ForeignData, message));
-    }
-    Ok(ids.into_iter().next())
 }
 
 /// The disks that the pods will use are this cluster's.
@@ -237,9 +242,22 @@ fn refuse_others_disks(seen: &Observed, id: ClusterId) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Some metadata server's id is on its PVC.
-fn member_is_known(seen: &Observed) -> bool {
-    seen.pvcs_of(Component::Metadata).any(|pvc| label(&pvc.metadata, labels::MEMBER_ID).is_some())
+/// A StatefulSet may be older than the resource, and what its disks are labelled with can't be changed.
+fn refuse_others_sets(seen: &Observed, id: ClusterId) -> Result<(), Problem> {
+    for set in seen.statefulsets.values() {
+        let templates = set.spec.as_ref().and_then(|spec| spec.volume_claim_templates.as_ref());
+        let of = templates.and_then(|found| label(&found.first()?.metadata, labels::CLUSTER_ID));
+        if let Some(of) = of.filter(|of| of.parse() != Ok(id)) {
+            let name = set.metadata.name.as_deref().unwrap_or_default();
+            let message = format!(
+                "the StatefulSet {name} was created for cluster {of}, and this one is {id}: delete it (kubectl -n {} delete \
+                 statefulset {name}); its PVCs stay",
+                seen.cluster.namespace_str()
+            );
+            return Err(Problem::new(Reason::ForeignData, message));
+        }
+    }
+    Ok(())
 }
 
 /// Whether the Secret is there. Once there are disks a new one would lock them for good.
@@ -321,9 +339,9 @@ fn applies(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Vec<Action> {
 
 /// The steps by which a volume is made, once and never again (D34), and by which further metadata servers get into the group.
 /// The first one bootstraps the group alone, whatever others there are: so there is only one that can.
-fn bootstrap(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Action>, Problem> {
+fn bootstrap(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Vec<Action>, Problem> {
     let pvc_name = names::pvc(&wanted.name, Component::Metadata, 0);
-    let MetadataFact::Answers(answer) = &seen.metadata else { return Ok(None) };
+    let MetadataFact::Answers(answer) = &seen.metadata else { return Ok(Vec::new()) };
     match answer.cluster {
         Some(found) if found != id => {
             let message = format!(
@@ -332,24 +350,41 @@ fn bootstrap(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<A
             );
             Err(Problem::new(Reason::ForeignData, message))
         }
-        Some(_) => match label_members(seen, wanted, answer)? {
-            Some(action) => Ok(Some(action)),
-            None => Ok(next_joiner(seen, answer)),
-        },
-        None if member_is_known(seen) || seen.is_bootstrapped() => {
-            let message = format!(
-                "the volume was created, but the disk of its metadata server (PVC {pvc_name}) is empty: \
-                 restore the disk from a backup; it isn't bootstrapped again, since that would hide the loss"
-            );
-            Err(Problem::new(Reason::ForeignData, message))
+        Some(_) => {
+            let mut actions = marks::due(seen);
+            match label_members(seen, wanted, answer)? {
+                Some(action) => actions.push(action),
+                None => actions.extend(next_joiner(seen, answer)),
+            }
+            Ok(actions)
         }
+        None if is_made(seen) => Err(records_missing(seen, wanted)),
         None => {
             let pod = seen.pods.get(&names::pod(&wanted.name, Component::Metadata, 0));
             let first_is_there =
                 seen.pvcs.contains_key(&pvc_name) && pod.is_some_and(|pod| pod_ip(pod).is_some());
-            Ok(first_is_there.then_some(Action::Bootstrap(id)))
+            Ok(first_is_there.then_some(Action::Bootstrap(id)).into_iter().collect())
         }
     }
+}
+
+/// The volume was made, and who answers has an empty disk.
+fn records_missing(seen: &Observed, wanted: &Wanted) -> Problem {
+    let disks = adoption::metadata_disks(wanted);
+    let replicas = usize::from(wanted.workload(Component::Metadata).replicas);
+    let ready = seen.pods_of(Component::Metadata).filter(|pod| is_ready(pod)).count();
+    if ready < replicas {
+        let message = format!(
+            "only a metadata server with an empty disk responds; it waits for those that have the volume's records \
+             ({disks})"
+        );
+        return Problem::new(Reason::MetadataUnreachable, message);
+    }
+    let message = format!(
+        "the volume was created, and the disks of its metadata servers ({disks}) have no records of it: restore at least a \
+         majority of them from a backup; the volume isn't bootstrapped again, since that would hide the loss"
+    );
+    Problem::new(Reason::ForeignData, message)
 }
 
 /// The members' ids belong onto their PVCs, the first one's before there are others.

@@ -19,7 +19,7 @@ use crate::error::{Error, Kind};
 use crate::events::{event, transitions};
 use crate::gather::observe;
 use crate::observe::Observed;
-use crate::plan::{Action, Fate, fate, plan};
+use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, missing, plan};
 use crate::report;
 use crate::state::assess;
 use crate::validate::{Problem, validate};
@@ -118,8 +118,26 @@ async fn write_if_changed(
     Ok(())
 }
 
-/// What is said of a resource that goes: whether its data stays.
+/// What is said of actions that nobody asked for just then: of a resource that goes, whether its data stays.
 fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
+    if let [Action::SetClusterId { id, adopted: true }] = actions {
+        let missing = missing(seen);
+        let (kind, lacks) = if missing.is_empty() {
+            (EventType::Normal, String::new())
+        } else {
+            (EventType::Warning, format!("; these are missing: {}", missing.join(", ")))
+        };
+        let note = format!("the disks of cluster {id} are used again, {} of them{lacks}", seen.pvcs.len());
+        return vec![event(kind, "Adopted", note)];
+    }
+    if actions.contains(&Action::WithdrawConfirmation) {
+        let note = format!(
+            "spec.deletionConfirmation was removed, since the resource was not deleted within {} minutes of it: to delete \
+             the data, use kubectl atoll delete, or set it again and delete the resource",
+            CONFIRMATION_LIFETIME.as_secs() / 60
+        );
+        return vec![event(EventType::Warning, "ConfirmationWithdrawn", note)];
+    }
     if !actions.contains(&Action::RemoveFinalizer) {
         return Vec::new();
     }
@@ -127,13 +145,18 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
     let note = if seen.namespace_terminating {
         "the namespace is being deleted, and the PVCs with it".to_owned()
     } else if seen.crd_terminating {
-        "the CustomResourceDefinition is being deleted: pods, disks and key are kept".to_owned()
+        "the CustomResourceDefinition is being deleted: pods, disks and key are kept; kubectl atoll adopt creates the \
+         resource again"
+            .to_owned()
     } else {
         match fate(seen) {
             Fate::Delete => "all objects and all data of the cluster are deleted".to_owned(),
+            Fate::Discard => {
+                "the volume was never created, and what had been created for it is deleted".to_owned()
+            }
             Fate::Keep => format!(
                 "the PVCs and the Secret of cluster {id} are kept, since spec.deletionConfirmation was not \
-                 its id; a FileSystemCluster of the same name adopts them"
+                 its id; a FileSystemCluster of the same name adopts them (kubectl atoll adopt)"
             ),
         }
     };
@@ -164,4 +187,40 @@ pub fn after_failure(cluster: Arc<FileSystemCluster>, error: &Error, context: Ar
         );
     }
     Next::requeue(pause.mul_f64(rand::rng().random_range(0.8..1.2)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{self, ID};
+
+    fn notes(seen: &Observed, actions: &[Action]) -> Vec<String> {
+        let text = |event: Event| format!("{}: {}", event.reason, event.note.unwrap_or_default());
+        farewell(seen, actions).into_iter().map(text).collect()
+    }
+
+    #[test]
+    fn it_is_said_which_disks_are_used_again_and_which_are_missing() {
+        let mut seen = testing::running();
+        let adopts = [Action::SetClusterId { id: ID, adopted: true }];
+        assert_eq!(notes(&seen, &[Action::SetClusterId { id: ID, adopted: false }]), Vec::<String>::new());
+        let said = notes(&seen, &adopts);
+        assert!(said[0].starts_with("Adopted: ") && said[0].ends_with("6 of them"), "{said:?}");
+        seen.pvcs.remove("data-db-storage-1");
+        let said = notes(&seen, &adopts);
+        assert!(said[0].ends_with("5 of them; these are missing: data-db-storage-1"), "{said:?}");
+    }
+
+    #[test]
+    fn it_is_said_of_a_resource_that_goes_what_stays() {
+        let mut seen = testing::running();
+        testing::deleted(&mut seen);
+        let goes = [Action::RemoveFinalizer];
+        assert!(notes(&seen, &goes)[0].contains("are kept"), "{:?}", notes(&seen, &goes));
+        testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+        assert!(notes(&seen, &goes)[0].contains("all data"), "{:?}", notes(&seen, &goes));
+        seen.crd_terminating = true;
+        assert!(notes(&seen, &goes)[0].contains("kubectl atoll adopt"), "{:?}", notes(&seen, &goes));
+        assert!(notes(&seen, &[Action::WithdrawConfirmation])[0].contains("10 minutes"));
+    }
 }

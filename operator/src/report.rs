@@ -35,11 +35,13 @@ pub fn status(
         ..before.clone()
     };
     for kind in ConditionType::ALL {
-        let Verdict { holds, reason, message } = match kind {
-            ConditionType::Ready => &assessment.ready,
-            ConditionType::Progressing => &assessment.progressing,
-            ConditionType::Degraded => &assessment.degraded,
+        let verdict = match kind {
+            ConditionType::Ready => Some(&assessment.ready),
+            ConditionType::Progressing => Some(&assessment.progressing),
+            ConditionType::Degraded => Some(&assessment.degraded),
+            ConditionType::DeletionBlocked => assessment.deletion_blocked.as_ref(),
         };
+        let Some(Verdict { holds, reason, message }) = verdict else { continue };
         let words = (*reason, message.as_str());
         conditions::set(&mut status.conditions, kind, *holds, words, generation, now.clone());
     }

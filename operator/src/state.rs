@@ -41,6 +41,8 @@ pub struct Assessment {
     pub progressing: Verdict,
     /// Something is worse than it should be.
     pub degraded: Verdict,
+    /// Its deletion waits; only of one that is being deleted.
+    pub deletion_blocked: Option<Verdict>,
     /// In one word.
     pub phase: Phase,
 }
@@ -66,7 +68,7 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
     } else {
         Phase::Creating
     };
-    Assessment { ready, progressing, degraded, phase }
+    Assessment { ready, progressing, degraded, deletion_blocked: None, phase }
 }
 
 fn deleting(plan: &Plan) -> Assessment {
@@ -74,10 +76,13 @@ fn deleting(plan: &Plan) -> Assessment {
         .problem
         .clone()
         .unwrap_or_else(|| Problem::new(Reason::Deleting, "the cluster is being deleted"));
+    let blocked = problem.reason.blocks_deletion();
+    let ready_reason = if blocked { Reason::DeletionBlocked } else { problem.reason };
     Assessment {
-        ready: Verdict::of(false, &problem),
+        ready: Verdict::new(false, ready_reason, problem.message.clone()),
         progressing: Verdict::of(true, &problem),
         degraded: Verdict::new(false, Reason::Deleting, "the cluster is being deleted"),
+        deletion_blocked: Some(Verdict::of(blocked, &problem)),
         phase: Phase::Deleting,
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use atoll_core::attributes::VolumeUse;
 use atoll_core::ids::{ClusterId, MemberId, ServerId, SessionId};
-use atoll_crds::names::{self, Component, labels};
-use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec, FileSystemClusterStatus};
+use atoll_crds::names::{self, Component, annotations, labels};
+use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec, FileSystemClusterStatus, KeptVolume};
 use atoll_proto::ClusterKey;
 use atoll_proto::admin::MemberIdentity;
 use atoll_proto::metadata::{ClusterStatus, MemberStatus, ServerStatus, SessionStatus};
@@ -19,7 +19,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 
-use crate::build::{budget, compare, disk_labels, secret, service, statefulset};
+use crate::build::{budget, compare, created_for, disk_labels, secret, service, statefulset};
 use crate::config::{Config, Images};
 use crate::observe::{ClassFact, MetadataFact, Observed};
 use crate::validate::{Wanted, validate};
@@ -68,10 +68,12 @@ pub fn observed(capacity: &str) -> Observed {
         pvcs: BTreeMap::new(),
         pods: BTreeMap::new(),
         pvc_warnings: BTreeMap::new(),
+        volumes: Vec::new(),
         nodes_usable: 3,
         classes: vec![class("disks", "disks.example", true), class("atoll", names::DRIVER_NAME, false)],
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
+        confirmed_for: None,
         namespace_terminating: false,
         crd_terminating: false,
     }
@@ -119,6 +121,7 @@ pub fn pvc(name: &str, component: Component, id: ClusterId) -> PersistentVolumeC
         metadata: ObjectMeta {
             name: Some(name.into()),
             labels: Some(disk_labels(&wanted("1Gi"), component, id)),
+            annotations: Some(created_for(&wanted("1Gi"))),
             ..ObjectMeta::default()
         },
         spec: None,
@@ -251,7 +254,23 @@ pub fn running() -> Observed {
         chunks: 1,
         ..ClusterStatus::default()
     }));
+    mark_all(&mut seen);
     seen
+}
+
+/// Disks and key say that the volume was made, and what it is now.
+pub fn mark_all(seen: &mut Observed) {
+    let record = KeptVolume::of(&seen.cluster).to_text().expect("serialises");
+    for pvc in seen.pvcs.values_mut() {
+        let labels = pvc.metadata.labels.get_or_insert_default();
+        labels.insert(labels::BOOTSTRAPPED.into(), "true".into());
+        let annotations = pvc.metadata.annotations.get_or_insert_default();
+        annotations.insert(annotations::VOLUME.into(), record.clone());
+    }
+    if let Some(secret) = &mut seen.secret {
+        let labels = secret.metadata.labels.get_or_insert_default();
+        labels.insert(labels::BOOTSTRAPPED.into(), "true".into());
+    }
 }
 
 pub fn mark_member(seen: &mut Observed, ordinal: u32, member: MemberId) {

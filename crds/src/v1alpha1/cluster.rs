@@ -165,6 +165,7 @@ pub struct FileSystemClusterSpec {
     #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"), length(min = 1, max = 253))]
     pub client_secret_name: Option<String>,
     /// Set this to `status.clusterId` and then delete this resource to delete all data of the volume permanently.
+    /// The operator removes it after ten minutes if no deletion follows.
     /// Without it, deleting this resource (or uninstalling Atoll) keeps the PersistentVolumeClaims and the Secret
     /// with the key, and a resource of the same name adopts them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -321,6 +322,12 @@ impl FileSystemClusterSpec {
         self.metadata.replicas.unwrap_or(if self.copies >= 2 { 3 } else { 1 })
     }
 
+    /// The Secret with the id and key of a cluster of this name.
+    #[must_use]
+    pub fn secret_name(&self, cluster: &str) -> String {
+        self.client_secret_name.clone().unwrap_or_else(|| names::key_secret(cluster))
+    }
+
     /// How many storage servers.
     #[must_use]
     pub fn storage_replicas(&self) -> u8 {
@@ -344,7 +351,7 @@ impl FileSystemCluster {
     /// The Secret with its id and key.
     #[must_use]
     pub fn client_secret_name(&self) -> String {
-        self.spec.client_secret_name.clone().unwrap_or_else(|| names::key_secret(self.name_str()))
+        self.spec.secret_name(self.name_str())
     }
 
     /// Its CSI volume handle.

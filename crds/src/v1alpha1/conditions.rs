@@ -14,12 +14,18 @@ pub enum ConditionType {
     Progressing,
     /// Something is worse than it should be, though the volume may be usable.
     Degraded,
+    /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
+    DeletionBlocked,
 }
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 3] =
-        [ConditionType::Ready, ConditionType::Progressing, ConditionType::Degraded];
+    pub const ALL: [ConditionType; 4] = [
+        ConditionType::Ready,
+        ConditionType::Progressing,
+        ConditionType::Degraded,
+        ConditionType::DeletionBlocked,
+    ];
 
     /// As in `type`.
     #[must_use]
@@ -28,6 +34,7 @@ impl ConditionType {
             ConditionType::Ready => "Ready",
             ConditionType::Progressing => "Progressing",
             ConditionType::Degraded => "Degraded",
+            ConditionType::DeletionBlocked => "DeletionBlocked",
         }
     }
 }
@@ -69,6 +76,8 @@ pub enum Reason {
     NameConflict,
     /// The PVCs hold another cluster's data, or data whose volume is gone.
     ForeignData,
+    /// The disks that are there were made for another spec.
+    AdoptionRefused,
     /// The Secret with the key is gone or not this cluster's.
     KeyMissing,
     /// The API server refuses what the operator does (quota, admission, rights).
@@ -79,6 +88,12 @@ pub enum Reason {
     Deleting,
     /// Deletion waits (for mounts, pods, or a terminating CRD or namespace).
     DeletionBlocked,
+    /// Deletion waits: the volume is mounted.
+    Mounted,
+    /// Deletion waits: nobody says whether the volume is mounted.
+    MountsUnknown,
+    /// Deletion waits: PersistentVolumes refer to the resource.
+    ReferencedByVolume,
 }
 
 impl Reason {
@@ -103,11 +118,15 @@ impl Reason {
             Reason::StorageClassRefused => "StorageClassRefused",
             Reason::NameConflict => "NameConflict",
             Reason::ForeignData => "ForeignData",
+            Reason::AdoptionRefused => "AdoptionRefused",
             Reason::KeyMissing => "KeyMissing",
             Reason::ApiRefused => "ApiRefused",
             Reason::Paused => "Paused",
             Reason::Deleting => "Deleting",
             Reason::DeletionBlocked => "DeletionBlocked",
+            Reason::Mounted => "Mounted",
+            Reason::MountsUnknown => "MountsUnknown",
+            Reason::ReferencedByVolume => "ReferencedByVolume",
         }
     }
 
@@ -122,6 +141,7 @@ impl Reason {
             | Reason::StorageClassRefused
             | Reason::NameConflict
             | Reason::ForeignData
+            | Reason::AdoptionRefused
             | Reason::KeyMissing
             | Reason::ApiRefused
             | Reason::PodsFailing
@@ -136,8 +156,17 @@ impl Reason {
             | Reason::StorageUnavailable
             | Reason::Unhealthy
             | Reason::Deleting
-            | Reason::DeletionBlocked => false,
+            | Reason::DeletionBlocked
+            | Reason::Mounted
+            | Reason::MountsUnknown
+            | Reason::ReferencedByVolume => false,
         }
+    }
+
+    /// A deletion waits for it.
+    #[must_use]
+    pub fn blocks_deletion(self) -> bool {
+        matches!(self, Reason::Mounted | Reason::MountsUnknown | Reason::ReferencedByVolume)
     }
 }
 

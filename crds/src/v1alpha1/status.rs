@@ -19,7 +19,7 @@ pub struct FileSystemClusterStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
     /// The state with reasons: `Ready` (can be mounted and used), `Progressing` (the operator is making changes),
-    /// `Degraded` (something is wrong). Each message says what an administrator has to do, if anything.
+    /// `Degraded` (something is wrong), `DeletionBlocked` (it was deleted and waits for its users). Each message says what an administrator has to do, if anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -32,6 +32,9 @@ pub struct FileSystemClusterStatus {
     /// The volume has been created. It is never created a second time.
     #[serde(default)]
     pub bootstrapped: bool,
+    /// The id is that of disks that existed before this resource: the volume is never created, only used again.
+    #[serde(default)]
+    pub adopted: bool,
     /// Version that the pods run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

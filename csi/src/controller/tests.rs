@@ -188,9 +188,12 @@ fn a_cluster_is_given_up_only_without_data() {
     assert!(matches!(judge(Some(&late), &wanted, now), Ok(Step::GiveUp(_))));
     let soon = now - SignedDuration::from_secs(2);
     assert!(matches!(judge(Some(&late), &wanted, soon), Ok(Step::Wait(_))));
-    let status = FileSystemClusterStatus { bootstrapped: true, ..FileSystemClusterStatus::default() };
-    let made = FileSystemCluster { status: Some(status), ..late };
-    assert!(matches!(judge(Some(&made), &wanted, now), Ok(Step::Wait(_))), "somebody may have used it");
+    // Somebody may have used it; or it adopts disks of which nobody knows yet what they hold.
+    for (bootstrapped, adopted) in [(true, false), (false, true)] {
+        let status = FileSystemClusterStatus { bootstrapped, adopted, ..FileSystemClusterStatus::default() };
+        let made = FileSystemCluster { status: Some(status), ..late.clone() };
+        assert!(matches!(judge(Some(&made), &wanted, now), Ok(Step::Wait(_))), "{made:?}");
+    }
 }
 
 #[tokio::test]

@@ -43,6 +43,9 @@ async fn delete_in_use(cluster: &Cluster, made: &FileSystemCluster) -> Outcome {
     let says = waiting.condition(ConditionType::Ready).map(|ready| ready.message.clone()).unwrap_or_default();
     ensure(says.contains("still mounted by 1"), || format!("it says '{says}'"))?;
     cluster.shell("user", "echo here >/data/file && sync && cat /data/file").await?;
+    let reason = |kind| waiting.condition(kind).map(|found| (found.status.clone(), found.reason.clone()));
+    let blocked = reason(ConditionType::DeletionBlocked);
+    ensure(blocked == Some(("True".into(), "Mounted".into())), || format!("DeletionBlocked is {blocked:?}"))?;
 
     cluster.delete_pod("user").await?;
     cluster.delete::<PersistentVolumeClaim>("volume").await?;

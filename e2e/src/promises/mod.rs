@@ -1,8 +1,10 @@
 //! One promise, or one disaster, a file.
 
+mod deletion_in_use;
 mod deletion_keeps_data;
 mod deletion_waits;
 mod killed_pods;
+mod lost_majority;
 mod many_volumes;
 mod mount_host;
 mod new_disk;
@@ -12,6 +14,7 @@ mod refusals;
 mod shared;
 mod static_volume;
 mod unfinished;
+mod uninstall;
 
 use futures::future::LocalBoxFuture;
 
@@ -37,13 +40,16 @@ pub fn all() -> Vec<Promise> {
         shared::PROMISE,
         killed_pods::PROMISE,
         new_disk::PROMISE,
+        lost_majority::PROMISE,
         node_plugin::PROMISE,
         mount_host::PROMISE,
         static_volume::PROMISE,
         deletion_keeps_data::PROMISE,
         deletion_waits::PROMISE,
+        deletion_in_use::PROMISE,
         unfinished::PROMISE,
         refusals::PROMISE,
         many_volumes::PROMISE,
+        uninstall::PROMISE,
     ]
 }

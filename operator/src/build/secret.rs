@@ -8,7 +8,7 @@ use atoll_proto::ClusterKey;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use super::labels_of;
+use super::{created_for, labels_of};
 use crate::validate::Wanted;
 
 /// The Secret of a new cluster. It has no owner: whoever keeps the disks needs the key.
@@ -21,9 +21,11 @@ pub fn secret(wanted: &Wanted, id: ClusterId, key: &ClusterKey) -> Secret {
             name: Some(wanted.secret.clone()),
             namespace: Some(wanted.namespace.clone()),
             labels: Some(labels),
+            annotations: Some(created_for(wanted)),
             ..ObjectMeta::default()
         },
-        type_: Some("atoll.dev/cluster-key".to_owned()),
+        immutable: Some(true),
+        type_: Some(secret::TYPE.to_owned()),
         string_data: Some(BTreeMap::from([
             (secret::CLUSTER.to_owned(), id.to_string()),
             (secret::KEY.to_owned(), key.to_hex()),
@@ -40,6 +42,8 @@ pub struct Credentials {
     pub cluster: ClusterId,
     /// The key.
     pub key: ClusterKey,
+    /// Whether its connections are encrypted, if it says so.
+    pub encrypts: Option<bool>,
 }
 
 /// Reads a Secret. The error says what is wrong with it.
@@ -55,7 +59,12 @@ pub fn read(found: &Secret) -> Result<Credentials, String> {
     let cluster = text.parse().map_err(|_| format!("its '{}' isn't a cluster id", secret::CLUSTER))?;
     let key =
         ClusterKey::parse(value(secret::KEY)?).map_err(|error| format!("its key is invalid: {error}"))?;
-    Ok(Credentials { cluster, key })
+    let encrypts = match value(secret::ENCRYPTION).ok().and_then(|text| std::str::from_utf8(text).ok()) {
+        Some(secret::ENCRYPTION_REQUIRED) => Some(true),
+        Some(secret::ENCRYPTION_DISABLED) => Some(false),
+        _ => None,
+    };
+    Ok(Credentials { cluster, key, encrypts })
 }
 
 #[cfg(test)]
@@ -81,6 +90,7 @@ mod tests {
         assert_eq!(written.metadata.owner_references, None, "the key outlives the resource");
         let read = read(&stored(written)).expect("ours");
         assert_eq!((read.cluster, read.key.to_hex()), (ClusterId(7), key.to_hex()));
+        assert_eq!(read.encrypts, Some(false));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{component_labels, disk_labels, label_selector, owned_meta};
+use super::{component_labels, created_for, disk_labels, label_selector, owned_meta};
 use crate::validate::{Disk, Wanted};
 
 /// The user and group that the servers run as; nobody else's on a node.
@@ -45,6 +45,12 @@ pub fn statefulset(
 ) -> StatefulSet {
     let workload = wanted.workload(component);
     let disk = existing.and_then(disk_of).unwrap_or_else(|| workload.disk.clone());
+    // Nor can their labels and annotations: those of an earlier release, or of an earlier resource, stay.
+    let marks = existing.and_then(marks_of).unwrap_or_else(|| ObjectMeta {
+        labels: Some(disk_labels(wanted, component, id)),
+        annotations: Some(created_for(wanted)),
+        ..ObjectMeta::default()
+    });
     let name = names::workload(&wanted.name, component);
     StatefulSet {
         metadata: owned_meta(wanted, name.clone(), component_labels(wanted, component)),
@@ -64,7 +70,7 @@ pub fn statefulset(
             }),
             revision_history_limit: Some(3),
             template: template(wanted, component, id),
-            volume_claim_templates: Some(vec![claim(wanted, component, id, &disk)]),
+            volume_claim_templates: Some(vec![claim(marks, &disk)]),
             ..StatefulSetSpec::default()
         }),
         status: None,
@@ -79,13 +85,19 @@ pub fn disk_of(existing: &StatefulSet) -> Option<Disk> {
     Some(Disk { size: size.0.as_str().into(), class: spec.storage_class_name.clone() })
 }
 
-fn claim(wanted: &Wanted, component: Component, id: ClusterId, disk: &Disk) -> PersistentVolumeClaim {
+/// Labels and annotations of the disks that an existing StatefulSet asks for.
+fn marks_of(existing: &StatefulSet) -> Option<ObjectMeta> {
+    let found = &existing.spec.as_ref()?.volume_claim_templates.as_ref()?.first()?.metadata;
+    Some(ObjectMeta {
+        labels: found.labels.clone(),
+        annotations: found.annotations.clone(),
+        ..ObjectMeta::default()
+    })
+}
+
+fn claim(marks: ObjectMeta, disk: &Disk) -> PersistentVolumeClaim {
     PersistentVolumeClaim {
-        metadata: ObjectMeta {
-            name: Some(names::DATA_VOLUME.to_owned()),
-            labels: Some(disk_labels(wanted, component, id)),
-            ..ObjectMeta::default()
-        },
+        metadata: ObjectMeta { name: Some(names::DATA_VOLUME.to_owned()), ..marks },
         spec: Some(PersistentVolumeClaimSpec {
             access_modes: Some(vec!["ReadWriteOnce".to_owned()]),
             storage_class_name: disk.class.clone(),
@@ -363,6 +375,12 @@ mod tests {
         let storage = wanted.workloads.get_mut(&Component::Storage).expect("storage");
         storage.replicas = 5;
         storage.disk = Disk { size: "999Gi".into(), class: Some("other".into()) };
+        // A resource that was created again has another uid, and a later release other labels.
+        wanted.uid = "uid-2".into();
+        let mut before = before;
+        let claim =
+            &mut before.spec.as_mut().expect("spec").volume_claim_templates.as_mut().expect("claims")[0];
+        claim.metadata.labels.as_mut().expect("labels").remove(names::labels::INSTANCE);
         let after = statefulset(&wanted, Component::Storage, ClusterId(7), Some(&before));
         let claims = |set: &StatefulSet| set.spec.clone().expect("spec").volume_claim_templates;
         assert_eq!(claims(&after), claims(&before));

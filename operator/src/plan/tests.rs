@@ -1,6 +1,7 @@
 //! Every step of a cluster's life, as a table: what is seen, and what is to be done.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
+use k8s_openapi::jiff::Timestamp;
 
 use super::*;
 use crate::testing::{self, FRESH, ID, MEMBER, MEMBERS};
@@ -24,14 +25,17 @@ fn words(plan: &Plan) -> Vec<String> {
         .map(|action| match action {
             Action::AddFinalizer => "add finalizer".to_owned(),
             Action::RemoveFinalizer => "remove finalizer".to_owned(),
-            Action::SetClusterId(id) => format!("id {id}"),
+            Action::SetClusterId { id, adopted: false } => format!("id {id}"),
+            Action::SetClusterId { id, adopted: true } => format!("adopt {id}"),
+            Action::MarkDisk { pvc, .. } => format!("mark {pvc}"),
+            Action::MarkKey(name) => format!("mark {name}"),
+            Action::WithdrawConfirmation => "withdraw confirmation".to_owned(),
             Action::CreateSecret(id) => format!("secret {id}"),
             Action::Apply(object) => format!("apply {}", owned(object)),
             Action::Bootstrap(id) => format!("bootstrap {id}"),
             Action::LabelMember { pvc, member } => format!("label {pvc} {member}"),
             Action::ChangeMembers(change) => format!("{change:?}"),
             Action::RestartPod { name, .. } => format!("restart {name}"),
-            Action::Disown(object) => format!("disown {}", owned(object)),
             Action::Delete(kind, name) => format!("delete {kind:?} {name}"),
         })
         .collect()
@@ -179,6 +183,7 @@ fn what_is_as_it_shall_be_is_left_alone_and_what_is_not_is_set_right() {
     does(&seen, &[]);
     let mut seen = testing::running();
     testing::change(&mut seen, |cluster| cluster.spec.storage.replicas = Some(4));
+    testing::mark_all(&mut seen);
     does(&seen, &["apply StatefulSet db-storage"]);
     testing::change(&mut seen, |cluster| cluster.spec.paused = true);
     refuses(&seen, Reason::Paused, "spec.paused");
@@ -199,18 +204,32 @@ fn nothing_is_forced_onto_what_belongs_to_somebody_else() {
     let meta = &mut seen.services.get_mut(&Component::Metadata).expect("service").metadata;
     (meta.owner_references, meta.labels) = (None, None);
     refuses(&seen, Reason::NameConflict, "another owner");
-    // Left over from before the resource was made anew: ours again.
+    // Nothing has an owner, so that no garbage collection acts before the operator has decided.
     let mut seen = testing::running();
     for set in seen.statefulsets.values_mut() {
-        set.metadata.owner_references = None;
+        assert_eq!(set.metadata.owner_references, None);
+        let owner = OwnerReference {
+            kind: "FileSystemCluster".into(),
+            name: "db".into(),
+            uid: "uid-1".into(),
+            controller: Some(true),
+            ..OwnerReference::default()
+        };
+        set.metadata.owner_references = Some(vec![owner]);
+        // An earlier release made it so, and its stamp is of that.
+        set.metadata.annotations = None;
     }
     does(&seen, &["apply StatefulSet db-metadata", "apply StatefulSet db-storage"]);
     // Its garbage collection isn't done yet.
-    let mut seen = testing::running();
     for set in seen.statefulsets.values_mut() {
         set.metadata.owner_references.as_mut().expect("owner")[0].uid = "uid-0".into();
     }
-    refuses(&seen, Reason::Applying, "earlier");
+    refuses(&seen, Reason::Applying, "being deleted");
+    let mut seen = testing::running();
+    for set in seen.statefulsets.values_mut() {
+        set.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    }
+    refuses(&seen, Reason::Applying, "being deleted");
 }
 
 #[test]
@@ -219,7 +238,10 @@ fn a_resource_of_the_same_name_takes_over_the_disks_and_the_key_that_were_kept()
     testing::with_finalizer(&mut seen);
     let kept = testing::running();
     (seen.pvcs, seen.secret) = (kept.pvcs.clone(), kept.secret.clone());
-    does(&seen, &[&format!("id {ID}")]);
+    does(&seen, &[&format!("adopt {ID}")]);
+    // A node was lost with one of the copies: the others are there.
+    seen.nodes_usable = 2;
+    does(&seen, &[&format!("adopt {ID}")]);
     // With the id, but without the key, they can't be used.
     testing::with_id(&mut seen, ID);
     seen.secret = None;
@@ -228,6 +250,89 @@ fn a_resource_of_the_same_name_takes_over_the_disks_and_the_key_that_were_kept()
     refuses(&seen, Reason::KeyMissing, "of cluster 0000");
     seen.secret = Some(Default::default());
     refuses(&seen, Reason::NameConflict, "isn't a cluster key");
+}
+
+fn mark(meta: &mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) {
+    meta.labels.get_or_insert_default().insert(labels::BOOTSTRAPPED.into(), "true".into());
+}
+
+/// A resource that finds the disks and the key of [`testing::running`].
+fn adopting() -> Observed {
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    let kept = testing::running();
+    (seen.pvcs, seen.secret) = (kept.pvcs.clone(), kept.secret.clone());
+    // As they would be found by another resource of this name.
+    testing::change(&mut seen, |cluster| cluster.metadata.uid = Some("uid-2".into()));
+    seen
+}
+
+#[test]
+fn an_adopted_volume_is_never_bootstrapped_again() {
+    let without = |component: Component| {
+        let mut seen = adopting();
+        seen.pvcs.retain(|name, _| !name.contains(component.as_str()));
+        seen
+    };
+    // The disks of the metadata servers are gone: new ones would be an empty volume with the old key.
+    refuses(
+        &without(Component::Metadata),
+        Reason::ForeignData,
+        "PVCs data-db-metadata-0, data-db-metadata-1",
+    );
+    // One is gone: the others know everything.
+    let mut seen = adopting();
+    assert_eq!(missing(&seen), Vec::<String>::new());
+    seen.pvcs.remove("data-db-metadata-0");
+    does(&seen, &[&format!("adopt {ID}")]);
+    assert_eq!(missing(&seen), ["data-db-metadata-0"]);
+    does(&without(Component::Storage), &[&format!("adopt {ID}")]);
+    // The key alone is left.
+    let mut seen = adopting();
+    seen.pvcs.clear();
+    refuses(&seen, Reason::ForeignData, "none of its disks");
+    // A key that a user made is for a new volume.
+    seen.secret.as_mut().expect("key").metadata.labels = None;
+    does(&seen, &[&format!("id {ID}")]);
+}
+
+#[test]
+fn kept_disks_are_compared_with_what_is_asked_for() {
+    let mut seen = adopting();
+    testing::change(&mut seen, |cluster| cluster.spec.copies = 2);
+    refuses(&seen, Reason::AdoptionRefused, "spec.copies is 2, and the disks have 3");
+    // Without a record the disks are counted, and the key says whether it encrypts.
+    for pvc in seen.pvcs.values_mut() {
+        pvc.metadata.annotations = None;
+    }
+    refuses(&seen, Reason::AdoptionRefused, "there are disks of 3 servers");
+    testing::change(&mut seen, |cluster| {
+        cluster.spec.copies = 3;
+        cluster.spec.encryption = atoll_crds::v1alpha1::Encryption::Required;
+    });
+    refuses(&seen, Reason::AdoptionRefused, "spec.encryption is Required");
+    testing::change(&mut seen, |cluster| cluster.spec.encryption = Default::default());
+    does(&seen, &[&format!("adopt {ID}")]);
+}
+
+#[test]
+fn all_disks_and_the_key_say_that_the_volume_was_made() {
+    let mut seen = testing::running();
+    for pvc in seen.pvcs.values_mut() {
+        pvc.metadata.labels.as_mut().expect("labels").remove(labels::BOOTSTRAPPED);
+    }
+    seen.secret = Some(testing::stored_secret(ID));
+    let disks = ["metadata", "storage"]
+        .iter()
+        .flat_map(|name| (0..3).map(move |n| format!("mark data-db-{name}-{n}")));
+    let expected: Vec<String> = disks.chain(["mark db-key".to_owned()]).collect();
+    does(&seen, &expected.iter().map(String::as_str).collect::<Vec<_>>());
+    // What the volume is has changed: the disks are told, the key says nothing of it.
+    let mut seen = testing::running();
+    testing::change(&mut seen, |cluster| cluster.spec.version = Some(crate::config::VERSION.into()));
+    does(&seen, &expected[..6].iter().map(String::as_str).collect::<Vec<_>>());
+    // Nobody says so before it is true.
+    does(&testing::started(), &[&format!("bootstrap {ID}")]);
 }
 
 #[test]
@@ -243,6 +348,10 @@ fn disks_of_others_are_never_used() {
     refuses(&seen, Reason::ForeignData, "data-db-storage-1");
     seen.pvcs.get_mut("data-db-storage-1").expect("disk").metadata.labels = None;
     refuses(&seen, Reason::NameConflict, "atoll.dev/cluster-id=");
+    // Nor are the servers of a resource whose disks were deleted: theirs would be labelled as the old ones.
+    let mut seen = testing::applied();
+    testing::with_id(&mut seen, ClusterId(1));
+    refuses(&seen, Reason::ForeignData, "delete statefulset db-metadata");
 }
 
 #[test]
@@ -250,11 +359,25 @@ fn a_volume_is_made_once() {
     // The id is on the PVC: an empty disk is a lost one.
     let mut seen = testing::started();
     testing::mark_member(&mut seen, 0, MEMBER);
-    refuses(&seen, Reason::ForeignData, "is empty");
+    refuses(&seen, Reason::ForeignData, "no records");
     // The status says so.
     let mut seen = testing::started();
     testing::change(&mut seen, |cluster| cluster.status.get_or_insert_default().bootstrapped = true);
-    refuses(&seen, Reason::ForeignData, "is empty");
+    refuses(&seen, Reason::ForeignData, "no records");
+    // Or the id is that of disks that were there before.
+    let mut seen = testing::started();
+    testing::change(&mut seen, |cluster| cluster.status.get_or_insert_default().adopted = true);
+    refuses(&seen, Reason::ForeignData, "no records");
+    // Or the disk of a storage server, when nothing else is left that could say so; or the key.
+    let mut seen = testing::started();
+    mark(&mut seen.pvcs.get_mut("data-db-storage-2").expect("disk").metadata);
+    refuses(&seen, Reason::ForeignData, "no records");
+    let mut seen = testing::started();
+    mark(&mut seen.secret.as_mut().expect("key").metadata);
+    refuses(&seen, Reason::ForeignData, "no records");
+    // The servers that have the records may still be starting.
+    seen.pods.get_mut("db-metadata-1").expect("pod").status = None;
+    refuses(&seen, Reason::MetadataUnreachable, "waits for those");
     // Another disk under the PVC.
     let mut seen = testing::running();
     testing::answer(&mut seen).members.truncate(1);
@@ -271,19 +394,105 @@ fn a_volume_is_made_once() {
 
 #[test]
 fn without_the_word_data_stays() {
-    let mut seen = testing::running();
+    let mut seen = unused();
     testing::deleted(&mut seen);
-    does(&seen, &["remove finalizer"]);
+    let servers = ["delete StatefulSet db-metadata", "delete StatefulSet db-storage"];
+    does(&seen, &servers);
     // A wrong word is none.
     testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(FRESH.to_string()));
-    does(&seen, &["remove finalizer"]);
+    does(&seen, &servers);
     // Paused or invalid: it can be let go all the same.
     testing::change(&mut seen, |cluster| {
-        (cluster.spec.paused, cluster.spec.version) = (true, Some("9".into()))
+        (cluster.spec.paused, cluster.spec.version) = (true, Some("9".into()));
     });
+    does(&seen, &servers);
+    (seen.statefulsets, seen.metadata) = (Default::default(), MetadataFact::NotAsked);
+    refuses(&seen, Reason::Deleting, "pods");
+    seen.pods.clear();
+    does(
+        &seen,
+        &[
+            "delete Service db-metadata",
+            "delete Service db-storage",
+            "delete Budget db-metadata",
+            "delete Budget db-storage",
+        ],
+    );
+    (seen.services, seen.budgets) = Default::default();
     does(&seen, &["remove finalizer"]);
     testing::change(&mut seen, |cluster| cluster.metadata.finalizers = None);
     does(&seen, &[]);
+}
+
+/// Everything runs, and nobody has mounted it.
+fn unused() -> Observed {
+    let mut seen = testing::running();
+    testing::answer(&mut seen).sessions.clear();
+    seen
+}
+
+#[test]
+fn a_volume_in_use_is_served_until_nobody_refers_to_it() {
+    let mut seen = testing::running();
+    seen.volumes = vec!["pvc-1 of claim web/data".into()];
+    testing::deleted(&mut seen);
+    refuses(&seen, Reason::Mounted, "node-1");
+    // However it was deleted: what the garbage collector writes changes nothing.
+    testing::change(&mut seen, |cluster| {
+        cluster.metadata.finalizers.as_mut().expect("ours").push("foregroundDeletion".into());
+    });
+    refuses(&seen, Reason::Mounted, "node-1");
+    testing::answer(&mut seen).sessions.clear();
+    refuses(&seen, Reason::ReferencedByVolume, "pvc-1 of claim web/data");
+    // The word is said while the PersistentVolume is still there.
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    assert_eq!(words(&planned(&seen)).len(), 2);
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = None);
+    seen.volumes.clear();
+    assert_eq!(words(&planned(&seen)).len(), 2);
+}
+
+#[test]
+fn only_the_leader_knows_who_has_mounted_a_volume() {
+    let mut seen = unused();
+    testing::deleted(&mut seen);
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    // An election: a follower answers, and knows of no session.
+    testing::answer(&mut seen).is_leader = false;
+    refuses(&seen, Reason::MountsUnknown, "election");
+    // Something is between the operator and servers that work.
+    seen.metadata = MetadataFact::Unreachable("timed out".into());
+    refuses(&seen, Reason::MountsUnknown, "NetworkPolicies");
+    // A majority that doesn't run serves nobody.
+    seen.pods.get_mut("db-metadata-0").expect("pod").status = None;
+    refuses(&seen, Reason::MountsUnknown, "2 of 3");
+    seen.pods.remove("db-metadata-1");
+    does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
+}
+
+#[test]
+fn a_confirmation_that_no_deletion_follows_is_withdrawn() {
+    let mut seen = unused();
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    seen.confirmed_for = Some(CONFIRMATION_LIFETIME / 2);
+    does(&seen, &[]);
+    seen.confirmed_for = Some(CONFIRMATION_LIFETIME);
+    does(&seen, &["withdraw confirmation"]);
+    // Whatever else is wrong with the resource.
+    testing::change(&mut seen, |cluster| cluster.spec.version = Some("9".into()));
+    does(&seen, &["withdraw confirmation"]);
+    // A deletion has begun, and may take as long as mounts stay.
+    testing::deleted(&mut seen);
+    does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
+}
+
+#[test]
+fn the_key_of_a_volume_never_changes() {
+    let mut seen = testing::running();
+    assert_eq!(seen.secret.as_ref().expect("key").immutable, Some(true));
+    // An earlier release left it open.
+    seen.secret.as_mut().expect("key").immutable = None;
+    does(&seen, &["mark db-key"]);
 }
 
 #[test]
@@ -291,13 +500,15 @@ fn with_the_word_mounts_go_first_then_pods_then_disks_then_the_key() {
     let mut seen = testing::running();
     testing::deleted(&mut seen);
     testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
-    refuses(&seen, Reason::DeletionBlocked, "node-1");
+    refuses(&seen, Reason::Mounted, "node-1");
     testing::answer(&mut seen).sessions.clear();
     does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
     seen.statefulsets.clear();
     seen.metadata = MetadataFact::NotAsked;
     refuses(&seen, Reason::Deleting, "pods");
     seen.pods.clear();
+    assert_eq!(words(&planned(&seen)).len(), 4);
+    (seen.services, seen.budgets) = Default::default();
     let foreign = testing::pvc("data-db-storage-9", Component::Storage, ClusterId(1));
     seen.pvcs.insert("data-db-storage-9".into(), foreign);
     does(
@@ -323,21 +534,45 @@ fn with_the_word_mounts_go_first_then_pods_then_disks_then_the_key() {
 
 #[test]
 fn what_was_never_made_leaves_nothing_behind() {
+    // Its servers run, and nobody can have mounted what they would serve.
     let mut seen = testing::started();
     testing::deleted(&mut seen);
-    seen.statefulsets.clear();
-    seen.pods.clear();
-    seen.metadata = MetadataFact::NotAsked;
+    does(&seen, &["delete StatefulSet db-metadata", "delete StatefulSet db-storage"]);
+    let mut seen = half_made();
     assert_eq!(words(&planned(&seen)).len(), 6);
-    let mut seen = testing::observed("1Gi");
+    seen = testing::observed("1Gi");
     testing::with_finalizer(&mut seen);
     testing::deleted(&mut seen);
     does(&seen, &["remove finalizer"]);
-    // Made, and the status doesn't know yet: the label does.
-    let mut seen = testing::started();
-    testing::mark_member(&mut seen, 0, MEMBER);
-    testing::deleted(&mut seen);
+    // Nothing goes that an earlier resource, a snapshot or a person brought.
+    seen = half_made();
+    let restored = seen.pvcs.get_mut("data-db-storage-1").expect("disk");
+    restored.spec.get_or_insert_default().data_source = Some(Default::default());
+    let by_hand = seen.pvcs.get_mut("data-db-storage-2").expect("disk");
+    by_hand.metadata.annotations = None;
+    let goes = words(&planned(&seen));
+    assert_eq!(goes.len(), 4, "{goes:?}");
+    testing::change(&mut seen, |cluster| cluster.metadata.uid = Some("uid-2".into()));
     does(&seen, &["remove finalizer"]);
+    // An adopted volume was made, though nothing else says so.
+    testing::change(&mut seen, |cluster| {
+        (cluster.metadata.uid, cluster.status.get_or_insert_default().adopted) = (Some("uid-1".into()), true);
+    });
+    does(&seen, &["remove finalizer"]);
+    // Made, and the status doesn't know yet: the label does.
+    seen = half_made();
+    testing::mark_member(&mut seen, 0, MEMBER);
+    does(&seen, &["remove finalizer"]);
+}
+
+/// A cluster that was deleted before its volume was made: its disks and its key are left.
+fn half_made() -> Observed {
+    let mut seen = testing::started();
+    testing::deleted(&mut seen);
+    (seen.statefulsets, seen.services, seen.budgets) = Default::default();
+    seen.pods.clear();
+    seen.metadata = MetadataFact::NotAsked;
+    seen
 }
 
 #[test]
@@ -345,19 +580,9 @@ fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
     let mut seen = testing::running();
     testing::deleted(&mut seen);
     testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    // Mounted or not: the pods go on, since the resource owns nothing.
     seen.crd_terminating = true;
-    does(
-        &seen,
-        &[
-            "disown StatefulSet db-metadata",
-            "disown Service db-metadata",
-            "disown Budget db-metadata",
-            "disown StatefulSet db-storage",
-            "disown Service db-storage",
-            "disown Budget db-storage",
-            "remove finalizer",
-        ],
-    );
+    does(&seen, &["remove finalizer"]);
     seen.namespace_terminating = true;
     does(&seen, &["remove finalizer"]);
     let mut seen = testing::running();

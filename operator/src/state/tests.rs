@@ -116,6 +116,13 @@ fn a_deletion_says_what_it_waits_for() {
     let found = judged(&seen);
     assert_eq!((found.phase, found.ready.holds), (Phase::Deleting, false));
     assert_eq!(found.ready.reason, Reason::DeletionBlocked);
+    let blocked = found.deletion_blocked.expect("it is being deleted");
+    assert_eq!((blocked.holds, blocked.reason), (true, Reason::Mounted));
+    testing::answer(&mut seen).sessions.clear();
+    let found = judged(&seen);
+    let blocked = found.deletion_blocked.expect("it is being deleted");
+    assert_eq!((blocked.holds, found.ready.reason), (false, Reason::Deleting));
+    assert_eq!(judged(&testing::running()).deletion_blocked, None);
 }
 
 #[test]
