@@ -329,14 +329,14 @@ mod tests {
                 "{pauses:?}, {pause:?}"
             );
             pauses.push(pause);
-            now = now + pause;
+            now += pause;
             heard.note(now, LATELY_HEARD);
         }
         assert!(pauses.is_sorted() && pauses[0] == OFTEN && beats.lets_lapse(), "{pauses:?}");
         assert_eq!(heard.patience(LEASE), UNUSED_MAX * INTERVALS_OF_SILENCE);
         // Heartbeats of storage servers are answered in between.
         for after in [UNUSED_MAX / 3, UNUSED_MAX / 2, UNUSED_MAX] {
-            now = now + after;
+            now += after;
             heard.note(now, LATELY_HEARD);
             assert_eq!(beats.next(None, Some(now), false, now), UNUSED_MAX);
             assert!(UNUSED_MAX * 2 < heard.patience(LEASE));
@@ -344,7 +344,7 @@ mod tests {
         // Somebody asks.
         assert_eq!(beats.next(None, Some(now), true, now), RARELY);
         assert!(!beats.lets_lapse());
-        now = now + REST_AFTER;
+        now += REST_AFTER;
         assert!(beats.next(None, Some(now), false, now) > RARELY);
         assert_eq!(beats.next(Some(1), Some(now), false, now), OFTEN);
     }
@@ -360,7 +360,7 @@ mod tests {
         // A burst, and then it may be silent again for as long.
         let mut at = began + UNUSED_MAX;
         for _ in 0..100 {
-            at = at + OFTEN / 10;
+            at += OFTEN / 10;
             note(&mut heard, at);
         }
         assert_eq!(heard.patience(LEASE), UNUSED_MAX * INTERVALS_OF_SILENCE);
@@ -375,7 +375,7 @@ mod tests {
         );
         let mut at = at + LATELY_HEARD * 3 + OFTEN * 3;
         for _ in 0..50 {
-            at = at + OFTEN;
+            at += OFTEN;
             note(&mut heard, at);
         }
         assert_eq!(heard.patience(LEASE), LEASE);
