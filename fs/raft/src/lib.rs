@@ -28,6 +28,7 @@ mod error;
 mod files;
 mod flush;
 mod group;
+mod leadership;
 mod log_store;
 #[cfg(test)]
 mod log_store_tests;

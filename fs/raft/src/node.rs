@@ -9,14 +9,13 @@ use std::time::Duration;
 
 use atoll_blocking::Pace;
 use bytes::Bytes;
-use openraft::alias::WatchReceiverOf;
 use openraft::async_runtime::{Instant, WatchReceiver};
 use openraft::errors::{
     ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError as OpenraftError,
 };
 use openraft::impls::ProgressResponder;
 use openraft::vote::leader_id_std::CommittedLeaderId;
-use openraft::{BasicNode, ChangeMembers, Config, RaftMetrics, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, ChangeMembers, Config, ServerState, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as FairMutex, Semaphore, watch};
 
@@ -24,6 +23,7 @@ use crate::clock::BootInstant;
 use crate::error::{LogError, PeerError, ProposeError, RaftError, StateMachineFailure};
 use crate::flush::Flushing;
 use crate::group::{Command, Group, Raft};
+use crate::leadership::{View, watch_leadership};
 use crate::log_store::{LogConfig, LogStore};
 use crate::machine::Machine;
 use crate::network::Network;
@@ -37,71 +37,12 @@ use crate::types::{
 
 /// Entries sent to a follower in one request, beside the bound on their bytes.
 const APPEND_ENTRIES_MAX: u64 = 4096;
-/// The part of a lease that is not used, for clocks that run at different speeds.
-const LEASE_MARGIN_DIVISOR: u32 = 10;
 /// Unit in which commands under way are counted, in bytes.
 const PERMIT_BYTES: u64 = 1 << 10;
 /// A transfer of leadership is given up after this time.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Smallest segment that can be configured, in bytes.
 const SEGMENT_BYTES_MIN: u32 = 16 << 10;
-
-type Metrics = WatchReceiverOf<Group, RaftMetrics<Group>>;
-
-/// What leadership is judged by; shared with the task that watches it.
-struct View {
-    member: MemberId,
-    metrics: Metrics,
-    lease: Duration,
-    /// The term in which this node gave leadership away: then its followers may elect another
-    /// leader at once, whatever this node's lease says.
-    given_away_term: AtomicU64,
-}
-
-impl View {
-    fn leadership(&self) -> Leadership {
-        let metrics = self.metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
-        let term = metrics.current_term;
-        let leader = metrics.current_leader.map(|id| {
-            let addr = membership.get_node(&id).map_or_else(String::new, |node| node.addr.clone());
-            (id, addr)
-        });
-        let is_leader = self.leads(&metrics) && (self.is_alone(&metrics) || self.has_lease(&metrics));
-        Leadership { term, is_leader, leader }
-    }
-
-    /// Whether this node may answer reads while its lease lasts.
-    fn leads(&self, metrics: &RaftMetrics<Group>) -> bool {
-        let term = metrics.current_term;
-        metrics.state == ServerState::Leader
-            && metrics.running_state.is_ok()
-            && metrics.current_leader == Some(self.member)
-            // What earlier leaders have committed is committed here by the first entry of this
-            // term at the latest.
-            && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == term)
-            && self.given_away_term.load(Ordering::Acquire) != term
-            // A leader that was removed gives leadership away by itself.
-            && metrics.committed_membership_config.voter_ids().any(|id| id == self.member)
-    }
-
-    fn is_alone(&self, metrics: &RaftMetrics<Group>) -> bool {
-        let mut configs = metrics.membership_config.membership().get_joint_config().iter();
-        configs.all(|voters| voters.len() == 1 && voters.contains(&self.member))
-    }
-
-    /// Whether nothing but a lease is missing for this node to answer reads.
-    fn lacks_lease(&self) -> bool {
-        let metrics = self.metrics.borrow_watched();
-        self.leads(&metrics) && !self.is_alone(&metrics) && !self.has_lease(&metrics)
-    }
-
-    fn has_lease(&self, metrics: &RaftMetrics<Group>) -> bool {
-        let lease = self.lease - self.lease / LEASE_MARGIN_DIVISOR;
-        atoll_faults::planted("stale-leader-serves")
-            || metrics.last_quorum_acked.is_some_and(|acked| BootInstant::now() < acked.into_inner() + lease)
-    }
-}
 
 /// A running member: owns the log, drives the state machine, talks to the other members.
 ///
@@ -687,41 +628,4 @@ fn membership_error(error: OpenraftError<Group, ClientWriteError<Group>>) -> Raf
         OpenraftError::APIError(other) => RaftError::Membership(other.to_string()),
         OpenraftError::Fatal(e) => RaftError::Stopped(stopped(&e)),
     }
-}
-
-/// Starts the task that tells about changes of leadership, and keeps account of whether there
-/// are followers.
-fn watch_leadership(raft: &Raft, view: Arc<View>, flushing: Arc<Flushing>) -> watch::Receiver<Leadership> {
-    let (tell, leadership) = watch::channel(view.leadership());
-    // Changes with roles and memberships only; the other one changes with every command.
-    let mut roles = raft.server_metrics();
-    let mut all = raft.metrics();
-    tokio::spawn(async move {
-        loop {
-            let now = view.leadership();
-            let waits_for_first_entry = {
-                let metrics = view.metrics.borrow_watched();
-                let others = metrics.membership_config.nodes().any(|(id, _)| *id != view.member);
-                flushing.set_followers(others);
-                metrics.state == ServerState::Leader
-                    && metrics.running_state.is_ok()
-                    && metrics.last_applied.is_none_or(|a| a.leader_id.term != metrics.current_term)
-            };
-            tell.send_if_modified(|told| {
-                let changed = *told != now;
-                *told = now;
-                changed
-            });
-            let changed = if waits_for_first_entry { all.changed().await } else { roles.changed().await };
-            if changed.is_err() {
-                break;
-            }
-        }
-        // The core is gone, for whatever reason.
-        tell.send_modify(|told| {
-            told.is_leader = false;
-            told.leader = None;
-        });
-    });
-    leadership
 }
