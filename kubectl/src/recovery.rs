@@ -1,8 +1,8 @@
 //! `kubectl atoll unsafe-recovery`: one metadata server goes on alone when a majority of them is lost for good.
 //!
 //! In a pod the server can't be stopped while its disk is there, so a pod of its own does it: the operator is paused, the
-//! servers are stopped, the disks of the lost ones are deleted so that none of them ever comes back, the one that is left
-//! becomes the only member, and the operator adds new ones. Every step can be done again, so an interrupted recovery is
+//! servers are stopped, the one that is left becomes the only member, the disks of the others are deleted so that none of
+//! them ever comes back, and the operator adds new ones. Nothing is deleted before the one that is left is known to work. Every step can be done again, so an interrupted recovery is
 //! finished by the same command.
 
 use std::io::{IsTerminal, Write};
@@ -52,10 +52,6 @@ pub async fn run(client: Client, namespace: &str, args: &RecoveryArgs) -> Result
     patch(&sets, &set_name, json!({ "spec": { "replicas": 0 } }), "stop the metadata servers").await?;
     // Those of lost nodes may never end; this one has to.
     wait_gone(&pods, &names::pod(name, Component::Metadata, args.member), patience).await?;
-    let disks: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    for disk in lost_disks(&cluster, args.member) {
-        delete(&disks, &disk).await?;
-    }
     let recovery_name = recovery.metadata.name.clone().unwrap_or_default();
     delete(&pods, &recovery_name).await?;
     wait_gone(&pods, &recovery_name, patience).await?;
@@ -64,6 +60,11 @@ pub async fn run(client: Client, namespace: &str, args: &RecoveryArgs) -> Result
     wait_done(&pods, &recovery_name, patience).await?;
     delete(&pods, &recovery_name).await?;
     wait_gone(&pods, &recovery_name, patience).await?;
+    // Not before: if it can't be recovered, another one may be, from one of these disks.
+    let disks: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
+    for disk in lost_disks(&cluster, args.member) {
+        delete(&disks, &disk).await?;
+    }
     // As many as before: the operator sets them to what the spec says.
     let replicas = cluster.spec.metadata_replicas();
     patch(&sets, &set_name, json!({ "spec": { "replicas": replicas } }), "start the metadata servers")
