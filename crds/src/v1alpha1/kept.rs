@@ -54,7 +54,7 @@ impl KeptVolume {
     /// From an annotation.
     ///
     /// # Errors
-    /// If it is none of ours.
+    /// If it isn't what the operator writes.
     pub fn parse(text: &str) -> Result<KeptVolume, serde_json::Error> {
         serde_json::from_str(text)
     }

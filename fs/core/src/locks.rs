@@ -247,6 +247,18 @@ impl LockChange {
         matches!(self, LockChange::Set(LockRequest { mode: Some(_), .. }))
     }
 
+    /// False if what an owner has of the inode stays as it is, whatever that is.
+    #[must_use]
+    pub fn concerns(&self, owner: &(LockClass, u64)) -> bool {
+        match self {
+            LockChange::Set(request) => (request.class, request.owner) == *owner,
+            LockChange::Release(ReleaseLocks { scope: LockScope::Owner(class, number), .. }) => {
+                (*class, *number) == *owner
+            }
+            LockChange::Release(ReleaseLocks { scope: LockScope::Handle(_), .. }) => true,
+        }
+    }
+
     /// What an owner with these locks on the inode has once this is done.
     #[must_use]
     pub fn after(&self, class: LockClass, owner: u64, before: &[HeldLock]) -> Vec<HeldLock> {

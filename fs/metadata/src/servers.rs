@@ -20,7 +20,8 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(300);
 /// How often a server says that it is alive, …
 pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 /// … and where nobody asks for anything: at the leader's times that are multiples of this, so that all servers, and the
-/// leader's own heartbeats, wake a machine once. A new leader hears of a server so late at most, if the one before it still runs.
+/// leader's own heartbeats, wake a machine once. A new leader hears of a server half as long after that at most, if the one before it
+/// still runs.
 pub const HEARTBEAT_INTERVAL_AT_REST: Duration = Duration::from_secs(2);
 /// Heartbeats of which one at least comes before a server is given up, whatever its interval.
 const HEARTBEATS_BEFORE_DEATH: u32 = 4;

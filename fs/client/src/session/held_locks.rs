@@ -36,7 +36,7 @@ pub struct Stamp {
 #[derive(Debug)]
 struct UnderWay {
     change: LockChange,
-    /// What the owners of the inode's locks had before.
+    /// What those owners of the inode's locks had before that it changes something for.
     before: BTreeMap<Owner, Vec<HeldLock>>,
     /// What the leader knew.
     telling: u64,
@@ -61,9 +61,10 @@ impl HeldLocks {
     pub fn begin(&mut self, change: LockChange) -> u64 {
         self.last += 1;
         let owners = self.inodes.entry(change.ino()).or_default();
-        let before = owners.clone();
-        for ((class, owner), locks) in owners.iter_mut() {
-            *locks = change.at_least(*class, *owner, locks);
+        let mut before = BTreeMap::new();
+        for (&(class, owner), locks) in owners.iter_mut().filter(|(owner, _)| change.concerns(owner)) {
+            let kept = change.at_least(class, owner, locks);
+            before.insert((class, owner), std::mem::replace(locks, kept));
         }
         self.under_way.insert(self.last, UnderWay { change, before, telling: self.telling });
         self.tidy(change.ino());
@@ -101,7 +102,7 @@ impl HeldLocks {
                 owners.insert((class, owner), change.after(class, owner, &locks));
             }
         } else if telling == self.telling {
-            *owners = before;
+            owners.extend(before);
         }
         // Else a newer leader has been told less than there was before.
         self.tidy(change.ino());
