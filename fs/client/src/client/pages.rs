@@ -63,6 +63,8 @@ struct File {
     size: u64,
     /// The kernel holds no page from here on, a page's beginning.
     clean_from: u64,
+    /// The inode has no page from here on: there may be one that was dropped, and that somebody has found before.
+    empty_from: u64,
     /// The last thing that may have put bytes into pages.
     last_fill: u64,
     /// Where the file ended when pages were filled, and where the kernel was told that it ends; by epoch, the smallest.
@@ -166,10 +168,20 @@ fn common_pages(one: &Range<u64>, other: &Range<u64>) -> Option<Range<u64>> {
     (from < to).then(|| from * PAGE_BYTES..to.saturating_mul(PAGE_BYTES))
 }
 
+/// Where the page begins that has this byte.
+fn page_of(byte: u64) -> u64 {
+    byte / PAGE_BYTES * PAGE_BYTES
+}
+
 impl File {
     /// What is known of a file that may have any pages.
     fn unknown() -> File {
-        File { clean_from: EVERYTHING, short: BTreeMap::from([(0, 0)]), ..File::default() }
+        File {
+            clean_from: EVERYTHING,
+            empty_from: EVERYTHING,
+            short: BTreeMap::from([(0, 0)]),
+            ..File::default()
+        }
     }
 
     /// The smallest end of file that a page was filled at, or is being filled at.
@@ -196,7 +208,7 @@ impl File {
 
     /// The kernel may hold a page that has bytes behind this place.
     fn has_from(&self, start: u64) -> bool {
-        start / PAGE_BYTES * PAGE_BYTES < self.clean_from
+        page_of(start) < self.clean_from
     }
 
     fn note_short(&mut self, epoch: u64, end: u64) {
@@ -221,6 +233,13 @@ impl File {
         }
     }
 
+    /// These are no pages of the inode any more. What was read since may be.
+    fn emptied(&mut self, stale: &Stale) {
+        if stale.range.end == EVERYTHING && self.last_fill <= stale.fill {
+            self.empty_from = self.empty_from.min(page_of(stale.range.start));
+        }
+    }
+
     fn may_be_cut_before(&mut self, size: u64, epoch: u64, now: Instant) -> bool {
         if atoll_faults::planted("cut-late") {
             return false;
@@ -231,10 +250,10 @@ impl File {
         may_be
     }
 
-    /// What was read while a cut was pending may have been cut off; where there is no page, nothing was.
+    /// What was read while a cut was pending may have been cut off; where the inode has no page, nothing was.
     fn note_cuts(&mut self, epoch: u64) {
         if let Some(size) = self.cuts.over()
-            && self.has_from(size)
+            && page_of(size) < self.empty_from
             && !atoll_faults::planted("cut-forgotten")
         {
             self.note_short(epoch, size);
@@ -310,7 +329,8 @@ impl Table {
         self.fills += 1;
         let fills = self.fills;
         let file = self.find(ino);
-        file.clean_from = file.clean_from.max(end.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES));
+        let end = end.div_ceil(PAGE_BYTES).saturating_mul(PAGE_BYTES);
+        (file.clean_from, file.empty_from) = (file.clean_from.max(end), file.empty_from.max(end));
         file.last_fill = fills;
         file
     }
@@ -567,6 +587,7 @@ impl Pages {
         if let Some(file) = self.0.lock().files.get_mut(&stale.ino) {
             file.voided = file.voided.max(stale.epoch);
             file.dropped(stale.change);
+            file.emptied(stale);
             if stale.range.end == EVERYTHING && stale.range.start < EVERYTHING {
                 file.leaving.push((stale.epoch, stale.range.start));
             }
@@ -581,8 +602,9 @@ impl Pages {
         if stale.range.end == EVERYTHING {
             // Later ones were read while it was under way, or since.
             file.short.retain(|epoch, short| *epoch >= stale.epoch || *short < stale.range.start);
+            file.emptied(stale);
             if file.last_fill <= stale.fill {
-                file.clean_from = file.clean_from.min(stale.range.start / PAGE_BYTES * PAGE_BYTES);
+                file.clean_from = file.clean_from.min(page_of(stale.range.start));
             }
         } else {
             // None of the pages that there were ends within it any more.

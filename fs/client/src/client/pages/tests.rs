@@ -161,19 +161,23 @@ fn what_is_read_while_a_cut_is_pending_may_be_cut_off() {
 
 #[test]
 fn a_cut_that_is_over_says_nothing_of_what_is_read_later() {
-    // Whether that is noticed before the READ, or only afterwards.
-    for noticed in [true, false] {
+    // Whether that is noticed before the READ, or only afterwards, and whether somebody may have found the old page before it
+    // was dropped.
+    for (noticed, gone) in [(true, true), (false, true), (true, false), (false, false)] {
         let (pages, now) = (opened(&file(1, 100)), now());
         let late = now + CUT_WITHIN;
         read(&pages, 100, 0..4096).answered(100, now);
         assert_eq!(tell(&pages, 100, 0, now), Tell::Now);
         let mut stale = pages.current(&file(2, 200)).unwrap();
         pages.dropped(&mut stale);
-        pages.gone(&stale);
+        if gone {
+            pages.gone(&stale);
+        }
         assert!(!noticed || !pages.may_be_cut_before(FILE, 200, late));
         let fill = pages.read(FILE, 0..4096, late);
         fill.knows(200);
         fill.answered(200, late);
+        pages.gone(&stale);
         // Who has the lock would be told this in vain, and go by the size of before.
         assert_eq!(pages.settle(FILE, 200, pages.epoch(), late), Tell::Now);
         assert_eq!(tell(&pages, 200, 0, late), Tell::Now);
