@@ -278,12 +278,8 @@ impl<M: Metadata> Client<M> {
             match self.pages.tell(attributes.ino, attributes.size, (caller.pid, asked), Instant::now()) {
                 Tell::Now => break,
                 Tell::Later => tokio::time::sleep(CUT_POLL).await,
-                Tell::Void(mut stale) => {
-                    let notifier = self.notifier.read().clone();
-                    if let Some(notifier) = notifier {
-                        notifier.void(attributes.ino).await;
-                        self.pages.dropped(&mut stale);
-                    }
+                Tell::Void(stale) => {
+                    self.void(stale).await;
                     break;
                 }
                 Tell::Without(stale) => {
@@ -311,6 +307,14 @@ impl<M: Metadata> Client<M> {
         attributes
     }
 
+    /// Has the kernel take no attributes up that it asked for before this. False if it can't be told.
+    async fn void(&self, mut stale: Stale) -> bool {
+        let Some(notifier) = self.notifier.read().clone() else { return false };
+        notifier.void(stale.ino()).await;
+        self.pages.dropped(&mut stale, Instant::now());
+        true
+    }
+
     /// Has the kernel drop pages, and waits until they are gone. False if it can't be told: they stay suspect.
     async fn drop_pages(&self, stale: Stale) -> bool {
         self.invalidate(stale).await.is_some()
@@ -330,7 +334,7 @@ impl<M: Metadata> Client<M> {
         let notifier = self.notifier.read().clone()?;
         let length = stale.range.end - stale.range.start;
         notifier.invalidate(stale.ino(), stale.range.start, length).await;
-        self.pages.dropped(&mut stale);
+        self.pages.dropped(&mut stale, Instant::now());
         let pages = Arc::clone(&self.pages);
         Some(tokio::spawn(async move {
             if stale.has_no_end() {
@@ -456,7 +460,12 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn open(&self, caller: &Caller, ino: InodeId, flags: u32) -> Result<Opened> {
-        self.serve(caller, Target::Inode(ino), self.do_open(ino, flags, KillPriv::CAPABILITY)).await
+        self.serve(
+            caller,
+            Target::Inode(ino),
+            self.do_open(ino, Some(caller.pid), flags, KillPriv::CAPABILITY),
+        )
+        .await
     }
 
     async fn create(

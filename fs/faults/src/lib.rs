@@ -34,6 +34,10 @@ pub const ALL: &[(&str, &str)] = &[
     ("cut-late", "the kernel receives a larger size while it may still truncate pages at a smaller one"),
     ("cut-forgotten", "pages that were read while the kernel was still to truncate others count as whole"),
     ("write-cut", "a page in which the kernel may have truncated what was just written stays"),
+    (
+        "old-reply-late",
+        "a thread of the kernel may replace the size that the holder of a new lock receives by an older one",
+    ),
     ("lock-unsettled", "the size that the holder of a new lock receives is ignored by the kernel"),
     ("lock-not-revalidated", "the holder of a new lock reads pages that the kernel had before"),
     ("lock-not-reclaimed", "a client doesn't tell a new leader which locks it has"),

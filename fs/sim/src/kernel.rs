@@ -10,7 +10,7 @@
 //! - an invalidation makes older attributes void, and waits for locked pages (`fuse_reverse_inval_inode`);
 //! - the size counts that is known after a page was found (`filemap_read`).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +33,10 @@ const STEP_MICROSECONDS_MAX: u64 = 300;
 const PREEMPTED_MILLISECONDS_MAX: u64 = 20;
 /// One in so many does.
 const PREEMPTED_ONE_IN: u32 = 8;
+/// Milliseconds after which a thread processes a reply at most, …
+const LATE_MILLISECONDS_MAX: u64 = 150;
+/// … one in so many later than at once.
+const LATE_ONE_IN: u32 = 16;
 
 /// A page. Who has found one may still copy from it after it is gone from the inode's mapping.
 #[derive(Default)]
@@ -61,6 +65,8 @@ struct Cache {
 pub struct Kernel {
     files: Arc<FileSystem>,
     cache: Arc<Cache>,
+    /// Handles with `FOPEN_DIRECT_IO`.
+    direct: Mutex<BTreeSet<u64>>,
 }
 
 async fn step() {
@@ -72,6 +78,14 @@ async fn preempted() {
     step().await;
     if rand::random_ratio(1, PREEMPTED_ONE_IN) {
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..PREEMPTED_MILLISECONDS_MAX))).await;
+    }
+}
+
+/// A thread that has been given a reply, and goes on whenever it gets a processor.
+async fn late() {
+    step().await;
+    if rand::random_ratio(1, LATE_ONE_IN) {
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..LATE_MILLISECONDS_MAX))).await;
     }
 }
 
@@ -203,7 +217,7 @@ impl Kernel {
     pub fn new(files: &Arc<FileSystem>) -> Kernel {
         let cache = Arc::new(Cache::default());
         files.set_notifier(Arc::clone(&cache) as Arc<dyn Notifier>);
-        Kernel { files: Arc::clone(files), cache }
+        Kernel { files: Arc::clone(files), cache, direct: Mutex::default() }
     }
 
     /// open(2), of an inode that the kernel has looked up.
@@ -213,17 +227,23 @@ impl Kernel {
     pub async fn open(&self, caller: &Caller, ino: InodeId, flags: i32) -> Result<Opened> {
         self.stat(caller, ino).await?;
         let opened = self.files.open(caller, ino, flags as u32).await?;
-        if !opened.keep_cache {
+        if opened.direct_io {
+            self.direct.lock().insert(opened.handle);
+        } else if !opened.keep_cache {
             self.cache.drop_pages(ino, 0, u64::MAX).await;
         }
         Ok(opened)
+    }
+
+    fn is_direct(&self, handle: u64) -> bool {
+        self.direct.lock().contains(&handle)
     }
 
     /// fstat(2); attributes are never kept.
     pub async fn stat(&self, caller: &Caller, ino: InodeId) -> Result<AttributeReply> {
         let asked_at = self.cache.version();
         let reply = self.files.getattr(caller, ino, None).await?;
-        step().await;
+        late().await;
         self.cache.take_up(ino, reply.attributes.size, asked_at).await;
         Ok(reply)
     }
@@ -236,6 +256,11 @@ impl Kernel {
         offset: u64,
         length: usize,
     ) -> Result<Vec<u8>> {
+        if self.is_direct(handle) {
+            let read = self.files.read(caller, ino, handle, offset, length as u32, false).await;
+            step().await;
+            return Ok(read?.concat());
+        }
         if offset + length as u64 > self.cache.size(ino) {
             self.stat(caller, ino).await?;
         }
@@ -296,6 +321,12 @@ impl Kernel {
         offset: u64,
         data: &[u8],
     ) -> Result<()> {
+        if self.is_direct(handle) {
+            let bytes = Bytes::copy_from_slice(data);
+            let written = self.files.write(caller, ino, handle, offset, bytes, WriteFlags::default()).await;
+            step().await;
+            return written.map(|length| self.cache.grow(ino, offset + u64::from(length)));
+        }
         let (page, locked) = self.cache.locked(ino, offset / PAGE_BYTES as u64).await;
         let mut locked = Some(locked);
         if let Some(bytes) = &mut *page.bytes.lock() {
@@ -341,6 +372,7 @@ impl Kernel {
     pub async fn close(&self, caller: &Caller, (ino, handle): (InodeId, u64), owner: u64) -> Result<()> {
         let flushed = self.files.flush(caller, ino, handle, owner).await;
         self.files.release(caller, ino, handle, None, false).await?;
+        self.direct.lock().remove(&handle);
         flushed
     }
 }

@@ -43,11 +43,13 @@ pub struct WriteRequest {
 struct Opening<'a, M: Metadata> {
     client: &'a Client<M>,
     file: Option<Arc<OpenFile>>,
+    /// The handle goes past the kernel's pages.
+    without_pages: bool,
 }
 
 impl<'a, M: Metadata> Opening<'a, M> {
     fn new(client: &'a Client<M>, ino: InodeId) -> Self {
-        Opening { client, file: Some(client.handles.open(ino)) }
+        Opening { client, file: Some(client.handles.open(ino)), without_pages: false }
     }
 
     /// Of a file that was just made.
@@ -65,7 +67,8 @@ impl<'a, M: Metadata> Opening<'a, M> {
         // The kernel would put appended bytes where it thinks that the file ends. Who reads what is being appended to is
         // better off without pages, too: the last one would be dropped with each append, and a read stops where the
         // kernel thinks that the file ends.
-        let direct_io = client.options.append == Append::Shared && (appends || file.has_appender());
+        let direct_io =
+            self.without_pages || client.options.append == Append::Shared && (appends || file.has_appender());
         let handle = client.handles.add_file(file, flags, direct_io, errors);
         Opened { handle, keep_cache, direct_io, ..Opened::default() }
     }
@@ -112,8 +115,15 @@ impl<M: Metadata> Client<M> {
     }
 
     /// `kill_priv`: what the file loses if this truncates it.
-    pub(super) async fn do_open(&self, ino: InodeId, flags: u32, kill_priv: KillPriv) -> Result<Opened> {
-        let opening = Opening::new(self, ino);
+    /// `thread`: the kernel's, if it has to have asked for the size before; without, it takes one up along with this.
+    pub(super) async fn do_open(
+        &self,
+        ino: InodeId,
+        thread: Option<u32>,
+        flags: u32,
+        kill_priv: KillPriv,
+    ) -> Result<Opened> {
+        let mut opening = Opening::new(self, ino);
         let answer = self.metadata.ask(queries::Open { ino, segments: OPEN_SEGMENTS }).await?;
         let extents = Extents::new(SegmentIndex(0), answer);
         let attributes = extents.attributes.clone();
@@ -128,6 +138,10 @@ impl<M: Metadata> Client<M> {
             }
             return Ok(opening.finish(flags, true));
         }
+        // A read through the pages stops where the kernel thinks that the file ends, whatever it was told.
+        let size = self.data.size(ino, &attributes);
+        opening.without_pages =
+            thread.is_some_and(|thread| self.pages.may_be_behind(ino, size, thread, Instant::now()));
         let keep_cache = match self.pages.current(&attributes) {
             None => true,
             Some(stale) => self.drop_pages(stale).await,
@@ -202,7 +216,7 @@ impl<M: Metadata> Client<M> {
             0 => KillPriv::NONE,
             _ => killed_by_content(caller, Self::clears_setid(caller), Some(&found.attributes)),
         };
-        let opened = self.do_open(found.attributes.ino, flags, kill_priv).await?;
+        let opened = self.do_open(found.attributes.ino, None, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
         Ok(Some((self.entry(caller, attributes, NEVER_VOID).await, opened)))
     }
@@ -350,7 +364,7 @@ impl<M: Metadata> Client<M> {
         let pages = Arc::clone(&self.pages);
         let gone = tokio::spawn(async move {
             notifier.invalidate(stale.ino(), stale.range.start, stale.range.end - stale.range.start).await;
-            pages.dropped(&mut stale);
+            pages.dropped(&mut stale, Instant::now());
             pages.gone(&stale);
         });
         let _ = tokio::time::timeout(UNLOCKED_WITHIN, gone).await;
@@ -417,7 +431,12 @@ impl<M: Metadata> Client<M> {
         let epoch = self.pages.epoch();
         while !atoll_faults::planted("lock-unsettled") {
             match self.pages.settle(ino, size, epoch, Instant::now()) {
-                Tell::Now | Tell::Void(_) => return Ok(()),
+                Tell::Now => return Ok(()),
+                Tell::Void(stale) => {
+                    if !self.void(stale).await {
+                        return Ok(());
+                    }
+                }
                 Tell::Later => tokio::time::sleep(CUT_POLL).await,
                 Tell::Without(stale) => {
                     if !self.drop_pages(stale).await {

@@ -32,9 +32,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use cuts::{CUT_WITHIN, Cuts};
+use replies::{LATELY, Replies};
 use under_way::{Fill, Reading, Writing, Written};
 
 mod cuts;
+mod replies;
 mod under_way;
 
 /// Files that are remembered. Of others the pages are dropped when they are opened; those that are open are remembered
@@ -77,10 +79,14 @@ struct File {
     grown: Option<Instant>,
     /// Pages may be cut off at these sizes yet.
     cuts: Cuts,
+    /// Threads may take these sizes up yet.
+    replies: Replies,
     /// Invalidations that may be under way yet, by epoch.
     under_way: Vec<(u64, Weak<()>)>,
     /// The last one that is over: the kernel doesn't take up what it asked for before that.
     voided: u64,
+    /// When that was.
+    voided_at: Option<Instant>,
     /// Those that are over, but for who has found a page before: epoch and first byte, up to the end of the file.
     leaving: Vec<(u64, u64)>,
     /// Pages were dropped because somebody else changed the file.
@@ -108,7 +114,7 @@ struct Table {
     /// There may be pages of files that aren't remembered: some were, until there were too many.
     may_have_others: bool,
     /// Sizes that the kernel was told of files that aren't remembered: who opens one next may be cut off there.
-    strangers: VecDeque<(InodeId, u64, u32, Instant)>,
+    strangers: VecDeque<(InodeId, u64, (u32, u64), Instant)>,
     /// Files that are remembered, if more than the usual number is open.
     files_max: usize,
 }
@@ -240,6 +246,12 @@ impl File {
         }
     }
 
+    /// The kernel's thread asks for something.
+    fn gone_on(&mut self, thread: u32, now: Instant) {
+        self.cuts.gone_on(thread, now);
+        self.replies.gone_on(thread);
+    }
+
     fn may_be_cut_before(&mut self, size: u64, epoch: u64, now: Instant) -> bool {
         if atoll_faults::planted("cut-late") {
             return false;
@@ -284,21 +296,28 @@ impl Table {
         Stale { ino, range, epoch: self.epoch, fill: self.fills, change, under_way: Some(under_way) }
     }
 
-    /// See [`Pages::told`].
-    fn told(&mut self, ino: InodeId, size: u64) -> Option<Stale> {
+    /// What has to be dropped before the kernel hears of this size.
+    fn too_short(&mut self, ino: InodeId, size: u64) -> Option<Stale> {
         if atoll_faults::planted("growth-over-old-pages") {
             return None;
         }
         let file = self.files.get_mut(&ino)?;
         file.learn(size);
         file.own_end = file.own_end.min(size);
-        let short = file.shortest().filter(|short| *short < size && file.has_from(*short));
-        let stale = short.map(|short| self.stale(ino, short..EVERYTHING, None));
+        let short = file.shortest().filter(|short| *short < size && file.has_from(*short))?;
+        Some(self.stale(ino, short..EVERYTHING, None))
+    }
+
+    /// The kernel is about to hear of this size, and cuts pages off there: whichever it has by then, or only those that it
+    /// has now.
+    fn hears(&mut self, ino: InodeId, size: u64, by_then: bool) {
         let epoch = self.epoch;
-        if let Some(file) = self.files.get_mut(&ino) {
+        if let Some(file) = self.files.get_mut(&ino)
+            && (by_then || page_of(size) < file.empty_from)
+            && !atoll_faults::planted("growth-over-old-pages")
+        {
             file.note_short(epoch, size);
         }
-        stale
     }
 
     /// The file; if it isn't remembered it may have any pages, or has none.
@@ -307,21 +326,23 @@ impl Table {
         let strangers = &self.strangers;
         self.files.entry(ino).or_insert_with(|| {
             let mut file = make();
-            for (_, size, thread, told) in strangers.iter().filter(|(stranger, ..)| *stranger == ino) {
+            for (_, size, (thread, asked), told) in strangers.iter().filter(|(stranger, ..)| *stranger == ino)
+            {
                 file.cuts.told(*size, *thread, *told);
+                file.replies.told(*size, (*thread, *asked), 0, *told);
             }
             file
         })
     }
 
     /// The kernel's thread is told this size of a file that isn't remembered.
-    fn told_of_stranger(&mut self, ino: InodeId, size: u64, thread: u32, now: Instant) {
+    fn told_of_stranger(&mut self, ino: InodeId, size: u64, asked: (u32, u64), now: Instant) {
         let is_over =
-            |(_, _, _, told): &(InodeId, u64, u32, Instant)| now.duration_since(*told) >= CUT_WITHIN;
+            |(.., told): &(InodeId, u64, (u32, u64), Instant)| now.duration_since(*told) >= CUT_WITHIN;
         while self.strangers.len() >= STRANGERS_MAX || self.strangers.front().is_some_and(is_over) {
             self.strangers.pop_front();
         }
-        self.strangers.push_back((ino, size, thread, now));
+        self.strangers.push_back((ino, size, asked, now));
     }
 
     /// Something is about to put bytes into pages of this file, up to `end`.
@@ -407,7 +428,7 @@ impl Pages {
         let mut all = self.0.lock();
         let has_page = all.find(ino).has_from(range.start);
         let file = all.fill(ino, range.end);
-        file.cuts.gone_on(thread, now);
+        file.gone_on(thread, now);
         let id = file.last_fill;
         // A READ that is under way has its pages locked: this WRITE went through others, which were dropped since. One that
         // is over may have been sent after it.
@@ -462,6 +483,7 @@ impl Pages {
             && end > file.own_end
         {
             (file.own_end, file.grown) = (end, Some(now));
+            file.replies.written();
         }
     }
 
@@ -507,10 +529,10 @@ impl Pages {
         let mut all = self.0.lock();
         let epoch = all.epoch;
         let Some(file) = all.files.get_mut(&ino) else {
-            all.told_of_stranger(ino, size, thread, now);
+            all.told_of_stranger(ino, size, (thread, asked), now);
             return Tell::Now;
         };
-        file.cuts.gone_on(thread, now);
+        file.gone_on(thread, now);
         file.note_cuts(epoch);
         if asked < file.voided {
             return Tell::Now;
@@ -518,18 +540,24 @@ impl Pages {
         if size > file.own_end && file.may_be_cut_before(size, epoch, now) || file.is_leaving(size) {
             return Tell::Later;
         }
-        if let Some(stale) = all.told(ino, size) {
+        let own_end = file.own_end;
+        if let Some(stale) = all.too_short(ino, size) {
             return Tell::Without(stale);
         }
+        // One that is read later is seen to by `cuts`. To take it for short would be to drop it before the next size is told,
+        // which makes that void.
+        all.hears(ino, size, false);
         let Some(file) = all.files.get_mut(&ino) else { return Tell::Now };
+        file.replies.told(size, (thread, asked), file.voided, now);
         // No page is cut in two there.
         if size.is_multiple_of(PAGE_BYTES) {
             return Tell::Now;
         }
-        if size > file.own_end || asked == NEVER_VOID {
-            file.cuts.told(size, thread, now);
-        } else if file.grew_lately(now) {
+        if size <= own_end && asked != NEVER_VOID && file.grew_lately(now) {
             return Tell::Void(all.stale(ino, EVERYTHING..EVERYTHING, None));
+        }
+        if size != own_end || asked == NEVER_VOID {
+            file.cuts.told(size, thread, now);
         }
         Tell::Now
     }
@@ -551,8 +579,25 @@ impl Pages {
         {
             return Tell::Later;
         }
-        let short = file.shortest().filter(|_| file.is_short_of(size));
-        short.map_or(Tell::Now, |short| Tell::Without(all.stale(ino, short..EVERYTHING, None)))
+        if let Some(short) = file.shortest().filter(|_| file.is_short_of(size)) {
+            return Tell::Without(all.stale(ino, short..EVERYTHING, None));
+        }
+        match file.replies.may_replace(size, file.voided) && !atoll_faults::planted("old-reply-late") {
+            true => Tell::Void(all.stale(ino, EVERYTHING..EVERYTHING, None)),
+            false => Tell::Now,
+        }
+    }
+
+    /// True if the kernel may know less of the file than the thread that opens it has to find: what it asked for when it
+    /// looked the file up was lately made void, or another thread may yet leave an older size.
+    pub fn may_be_behind(&self, ino: InodeId, size: u64, thread: u32, now: Instant) -> bool {
+        let all = self.0.lock();
+        let Some(file) = all.files.get(&ino) else { return false };
+        // It knows what it has written itself.
+        let was_voided =
+            size > file.own_end && file.voided_at.is_some_and(|voided| now.duration_since(voided) < LATELY);
+        was_voided && !file.replies.has_processed(thread, file.voided)
+            || file.replies.may_lately_replace(size, thread, file.voided, now)
     }
 
     /// True if the kernel may yet cut pages off before this place.
@@ -568,7 +613,10 @@ impl Pages {
     /// after a later growth. So each size that it was told is one at which pages may end. An answer to what it asked
     /// before an invalidation it doesn't take up any more.
     pub fn told(&self, ino: InodeId, size: u64) -> Option<Stale> {
-        self.0.lock().told(ino, size)
+        let mut all = self.0.lock();
+        let stale = all.too_short(ino, size);
+        all.hears(ino, size, true);
+        stale
     }
 
     /// True if something would have to happen before the kernel can be told this size.
@@ -582,10 +630,11 @@ impl Pages {
 
     /// They are gone, as far as what comes next is concerned: who has found one of them before may still be served with it,
     /// up to the size that the kernel knows by then.
-    pub fn dropped(&self, stale: &mut Stale) {
+    pub fn dropped(&self, stale: &mut Stale, now: Instant) {
         stale.under_way = None;
         if let Some(file) = self.0.lock().files.get_mut(&stale.ino) {
             file.voided = file.voided.max(stale.epoch);
+            file.voided_at = Some(now);
             file.dropped(stale.change);
             file.emptied(stale);
             if stale.range.end == EVERYTHING && stale.range.start < EVERYTHING {

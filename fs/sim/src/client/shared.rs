@@ -339,7 +339,7 @@ impl SimClient {
     }
 
     async fn count_on(&self, counter: usize, random: &mut StdRng) -> Result<(), Errno> {
-        let (kernel, caller, ino) = (&self.kernel, &self.caller, self.shared.counter);
+        let (kernel, caller, ino) = (&self.kernel, &self.thread(6 + counter as u32), self.shared.counter);
         let owner = (self.number * COUNTERS + counter) as u64 + 1;
         let start = (counter * DIGITS) as u64;
         let range = start..start + DIGITS as u64;
@@ -393,7 +393,7 @@ impl SimClient {
     }
 
     async fn peek(&self, random: &mut StdRng, running: &Cell<usize>) -> Checked<()> {
-        let (kernel, caller, ino) = (&self.kernel, &self.caller, self.shared.counter);
+        let (kernel, caller, ino) = (&self.kernel, &self.thread(5), self.shared.counter);
         let lost = self.lost();
         let peeked = async {
             while running.get() > 0 {

@@ -136,7 +136,7 @@ fn a_larger_size_waits_for_those_that_may_cut_pages_off_yet() {
     fill.answered(200, late);
     assert_eq!(tell(&pages, 300, 3, late), Tell::Later);
     let Tell::Without(stale) = tell(&pages, 300, 3, later) else { panic!("it ends at 200") };
-    assert_eq!(stale.range, 100..EVERYTHING);
+    assert_eq!(stale.range, 200..EVERYTHING);
     // That makes its answer void: nobody cuts anything off at 300.
     pages.gone(&stale);
     assert_eq!(tell(&pages, 400, 4, later), Tell::Now);
@@ -149,7 +149,7 @@ fn what_is_read_while_a_cut_is_pending_may_be_cut_off() {
     assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
     // It waits for the page, which goes, and then for the one that is read next.
     let mut stale = pages.current(&file(2, 200)).unwrap();
-    pages.dropped(&mut stale);
+    pages.dropped(&mut stale, now);
     pages.gone(&stale);
     read(&pages, 200, 0..4096).answered(200, now);
     assert_eq!(tell(&pages, 200, 2, now), Tell::Later);
@@ -169,7 +169,7 @@ fn a_cut_that_is_over_says_nothing_of_what_is_read_later() {
         read(&pages, 100, 0..4096).answered(100, now);
         assert_eq!(tell(&pages, 100, 0, now), Tell::Now);
         let mut stale = pages.current(&file(2, 200)).unwrap();
-        pages.dropped(&mut stale);
+        pages.dropped(&mut stale, now);
         if gone {
             pages.gone(&stale);
         }
@@ -182,6 +182,44 @@ fn a_cut_that_is_over_says_nothing_of_what_is_read_later() {
         assert_eq!(pages.settle(FILE, 200, pages.epoch(), late), Tell::Now);
         assert_eq!(tell(&pages, 200, 0, late), Tell::Now);
     }
+}
+
+#[test]
+fn a_size_that_is_told_without_a_page_says_nothing_of_what_is_read_later() {
+    // Somebody hears of 100 and reads when it is 200 by then. Who has been granted a lock must not be told that in vain.
+    let (pages, now) = (opened(&file(1, 100)), now());
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    assert_eq!(pages.current(&file(2, 200)), None);
+    let late = now + CUT_WITHIN;
+    let Tell::Void(mut stale) = pages.settle(FILE, 200, pages.epoch(), late) else { panic!("1 may be late") };
+    pages.dropped(&mut stale, now);
+    let asked = pages.epoch();
+    read(&pages, 200, 0..4096).answered(200, late);
+    assert_eq!(pages.tell(FILE, 200, (2, asked), late), Tell::Now);
+}
+
+#[test]
+fn a_size_that_is_void_says_nothing_of_what_is_read_later() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    read(&pages, 100, 0..4096).answered(100, now);
+    let asked = pages.epoch();
+    let Tell::Without(mut stale) = pages.tell(FILE, 200, (1, asked), now) else { panic!("it ends at 100") };
+    pages.dropped(&mut stale, now);
+    pages.gone(&stale);
+    assert_eq!(pages.tell(FILE, 200, (1, asked), now), Tell::Now, "it isn't taken up");
+    read(&pages, 300, 0..4096).answered(300, now);
+    assert_eq!(tell(&pages, 300, 2, now), Tell::Now);
+}
+
+#[test]
+fn others_make_a_file_shorter_and_longer_again() {
+    let (pages, now) = (opened(&file(1, 0)), now());
+    pages.written(FILE, 0..300, 1, now).visible();
+    // What the kernel knows from its own write cuts nothing off.
+    assert_eq!(tell(&pages, 300, 2, now), Tell::Now);
+    assert!(!pages.may_be_cut_before(FILE, 301, now));
+    assert_eq!(tell(&pages, 100, 2, now), Tell::Now);
+    assert!(pages.may_be_cut_before(FILE, 200, now));
 }
 
 #[test]
@@ -260,7 +298,7 @@ fn one_invalidation_is_enough_for_all_that_ask_meanwhile() {
     read(&pages, 100, 0..4096).answered(100, now);
     let asked = pages.epoch();
     let Tell::Without(mut stale) = tell(&pages, 200, 1, now) else { panic!("a page ends at 100") };
-    pages.dropped(&mut stale);
+    pages.dropped(&mut stale, now);
     // The kernel takes up neither of these answers, so no other one has to wait for them.
     for thread in [1, 2] {
         assert_eq!(pages.tell(FILE, 100, (thread, asked), now), Tell::Now);
@@ -290,7 +328,7 @@ fn who_gets_a_lock_asks_for_the_size_when_nothing_makes_the_answer_void() {
     assert!(matches!(settle(epoch - 1, now), Tell::Without(_)));
     drop(stale);
     let Tell::Without(mut stale) = settle(epoch, now) else { panic!("it is still there") };
-    pages.dropped(&mut stale);
+    pages.dropped(&mut stale, now);
     // Who asks next waits for those who have found the page. The lock doesn't.
     assert_eq!(settle(pages.epoch(), now), Tell::Now);
     assert_eq!(tell(&pages, 200, 1, now), Tell::Later);
@@ -300,6 +338,50 @@ fn who_gets_a_lock_asks_for_the_size_when_nothing_makes_the_answer_void() {
     pages.grown(FILE, 300, now);
     assert_eq!(settle(pages.epoch(), now), Tell::Later);
     assert_eq!(settle(pages.epoch(), now + CUT_WITHIN), Tell::Now);
+}
+
+#[test]
+fn who_gets_a_lock_is_told_the_size_after_older_replies_are_void() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    let late = now + CUT_WITHIN * 100;
+    // Nothing was read, so there is no page to drop; and the thread has stood still since, for longer than any that cuts.
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    assert_eq!(pages.current(&file(2, 200)), None);
+    let Tell::Void(mut stale) = pages.settle(FILE, 200, pages.epoch(), late) else {
+        panic!("it is told 100")
+    };
+    assert!(matches!(pages.settle(FILE, 200, pages.epoch(), late), Tell::Later), "it isn't done yet");
+    pages.dropped(&mut stale, now);
+    assert_eq!(pages.settle(FILE, 200, pages.epoch(), late), Tell::Now);
+    // Who is told the same, or asks for something else.
+    assert_eq!(tell(&pages, 200, 1, late), Tell::Now);
+    assert_eq!(pages.settle(FILE, 200, pages.epoch(), late), Tell::Now);
+    assert!(matches!(pages.settle(FILE, 8192, pages.epoch(), late + CUT_WITHIN), Tell::Void(_)));
+    drop(pages.written(FILE, 0..1, 1, late));
+    assert_eq!(pages.settle(FILE, 8192, pages.epoch(), late + CUT_WITHIN), Tell::Now);
+}
+
+#[test]
+fn who_opens_a_file_whose_size_the_kernel_may_not_know_does_without_pages() {
+    let (pages, now) = (opened(&file(1, 100)), now());
+    assert!(!pages.may_be_behind(FILE, 100, 1, now), "nothing was ever made void");
+    assert!(!pages.may_be_behind(InodeId(FILE.0 + 1), 100, 1, now));
+    // Somebody else may leave an older size; who opens it itself has processed what it was told.
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
+    assert!(pages.may_be_behind(FILE, 200, 2, now) && !pages.may_be_behind(FILE, 100, 2, now));
+    assert!(!pages.may_be_behind(FILE, 200, 1, now));
+    // What it was told was void.
+    let Tell::Void(mut stale) = pages.settle(FILE, 200, pages.epoch(), now + CUT_WITHIN) else {
+        panic!("100")
+    };
+    pages.dropped(&mut stale, now);
+    assert!(pages.may_be_behind(FILE, 200, 1, now));
+    assert_eq!(tell(&pages, 200, 1, now), Tell::Now);
+    assert!(!pages.may_be_behind(FILE, 200, 1, now));
+    assert!(pages.may_be_behind(FILE, 200, 2, now) && !pages.may_be_behind(FILE, 200, 2, now + LATELY));
+    // But what it has written itself it knows.
+    pages.grown(FILE, 200, now);
+    assert!(!pages.may_be_behind(FILE, 200, 2, now));
 }
 
 #[test]

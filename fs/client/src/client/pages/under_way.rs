@@ -129,6 +129,7 @@ impl Written<'_> {
             let writing = file.writing.iter_mut().find(|writing| writing.id == self.id)?;
             // Not before: until now another thread that hears of this size may be served with a page without these bytes.
             file.own_end = file.own_end.max(writing.range.end);
+            file.replies.written();
             let mut overtaken = std::mem::take(&mut writing.overtaken);
             // It may have been cut off before it was known here, too.
             let since = writing.began.checked_sub(LATE_MAX).unwrap_or(writing.began);
