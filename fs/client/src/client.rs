@@ -1,7 +1,8 @@
 //! The filesystem of one mount: POSIX on top of the metadata service and the data path.
 //!
-//! Until there are leases the kernel may keep nothing without asking (all timeouts are 0), and data is coherent
-//! from close to open: opening a file asks the service for its current state, closing one commits what was
+//! Of a volume that others mount, too, the kernel may keep nothing without asking (all timeouts are 0): see
+//! [`rights`](crate::rights); of a volume for one machine it keeps names and attributes while the session is valid. Data is coherent from
+//! close to open: opening a file asks the service for its current state, closing one commits what was
 //! written. What the kernel holds in its pages stays good over an open if the file's change counter says that
 //! only this client has changed it.
 //!
@@ -15,6 +16,8 @@ mod files;
 mod gone;
 mod handles;
 mod identity;
+mod keeping;
+mod kept;
 mod locks;
 mod names;
 mod pages;
@@ -48,6 +51,8 @@ use crate::vfs::{
 use atimes::Atimes;
 use gone::{LookAgain, Target};
 use handles::Handles;
+use keeping::Asked;
+use kept::Kept;
 use locks::Locks;
 use pages::{Pages, Stale, Tell};
 pub use tracked::Tracked;
@@ -121,6 +126,7 @@ pub struct Client<M: Metadata> {
     atimes: Arc<Atimes>,
     /// Which inodes have access control lists, as the kernel was told last.
     acls: AclMemory,
+    kept: Arc<Kept>,
     /// The root's attributes as they were seen last.
     root: Mutex<Option<Attributes>>,
     /// Inodes that this mount removed, until the kernel forgets them.
@@ -141,7 +147,9 @@ impl<M: Metadata> Client<M> {
     ) -> Arc<Self> {
         let pages = Arc::new(Pages::default());
         let handles = Arc::new(Handles::default());
-        let metadata = Arc::new(Tracked::new(metadata, Arc::clone(&pages), Arc::clone(&handles)));
+        let kept = Arc::new(Kept::default());
+        let tracked = Tracked::new(metadata, Arc::clone(&pages), Arc::clone(&handles), Arc::clone(&kept));
+        let metadata = Arc::new(tracked);
         let storage = storage(&metadata);
         let client = Arc::new(Client {
             data: DataPath::new(Arc::clone(&metadata), storage, arena, options.data.clone()),
@@ -152,6 +160,7 @@ impl<M: Metadata> Client<M> {
             locks: Arc::default(),
             atimes: Arc::default(),
             acls: AclMemory::default(),
+            kept,
             root: Mutex::default(),
             removed: Mutex::default(),
             look_again: LookAgain::default(),
@@ -252,7 +261,7 @@ impl<M: Metadata> Client<M> {
 
     /// A result as the application is to hear it.
     fn told_of<T>(&self, target: Target, result: Result<T>) -> Result<T> {
-        gone::told(result, target, |ino| self.handles.file(ino).is_some())
+        gone::told(result, target, |ino| self.handles.has_handle(ino))
     }
 
     /// Asks for an inode.
@@ -345,15 +354,6 @@ impl<M: Metadata> Client<M> {
         }))
     }
 
-    async fn entry(&self, caller: &Caller, attributes: Attributes, asked: u64) -> Entry {
-        Entry {
-            attributes: self.told(caller, attributes, asked).await,
-            generation: 0,
-            attribute_ttl: Duration::ZERO,
-            entry_ttl: Duration::ZERO,
-        }
-    }
-
     /// Remembers an inode whose last name this mount removed.
     fn note_removed(&self, attributes: Attributes) {
         let mut removed = self.removed.lock();
@@ -386,7 +386,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn getattr(&self, caller: &Caller, ino: InodeId, _handle: Option<u64>) -> Result<AttributeReply> {
-        self.serve(caller, Target::Inode(ino), self.do_getattr(caller, ino, self.pages.epoch())).await
+        self.serve(caller, Target::Inode(ino), self.do_getattr(caller, ino, self.asking())).await
     }
 
     async fn setattr(
@@ -425,11 +425,11 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn unlink(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
-        self.serve(caller, Target::Name, self.do_unlink(parent, name, false)).await
+        self.serve(caller, Target::Name, self.do_unlink(caller, parent, name, false)).await
     }
 
     async fn rmdir(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<()> {
-        self.serve(caller, Target::Name, self.do_unlink(parent, name, true)).await
+        self.serve(caller, Target::Name, self.do_unlink(caller, parent, name, true)).await
     }
 
     async fn rename(
@@ -582,7 +582,12 @@ impl<M: Metadata> Vfs for Client<M> {
         flags: u32,
         kill_sgid: bool,
     ) -> Result<()> {
-        self.serve(caller, Target::Inode(ino), self.do_setxattr(ino, name, value, flags, kill_sgid)).await
+        let set = async {
+            self.do_setxattr(ino, name, value, flags, kill_sgid).await?;
+            self.void_kept(caller, [ino]).await;
+            Ok(())
+        };
+        self.serve(caller, Target::Inode(ino), set).await
     }
 
     async fn getxattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<Bytes> {
@@ -594,7 +599,12 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn removexattr(&self, caller: &Caller, ino: InodeId, name: Bytes) -> Result<()> {
-        self.serve(caller, Target::Inode(ino), self.do_removexattr(caller, ino, name)).await
+        let removed = async {
+            self.do_removexattr(caller, ino, name).await?;
+            self.void_kept(caller, [ino]).await;
+            Ok(())
+        };
+        self.serve(caller, Target::Inode(ino), removed).await
     }
 
     async fn getlk(

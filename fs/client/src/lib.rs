@@ -5,6 +5,7 @@ pub mod client;
 pub mod data;
 pub mod metadata;
 pub mod read;
+pub mod rights;
 pub mod session;
 pub mod storage_pool;
 #[cfg(any(test, feature = "testing"))]

@@ -185,6 +185,12 @@ pub trait Metadata: Send + Sync + 'static {
         VolumeUse::default()
     }
 
+    /// For how long from now on the session is valid for sure, whatever becomes of the connection. By this machine's clock
+    /// that goes on in suspend.
+    fn valid_for(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// How long the cluster hasn't answered; `None` if it does.
     fn away_for(&self) -> Option<Duration> {
         None

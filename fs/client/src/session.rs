@@ -28,7 +28,7 @@ use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
 use atoll_core::locks::LockChange;
 use atoll_core::records::VolumeConfig;
-use atoll_proto::metadata::{Answer, FileExtents, MutateReply, Query, SessionHeartbeatReply, kind};
+use atoll_proto::metadata::{Answer, FileExtents, MutateReply, Query, kind};
 use atoll_proto::queries;
 use atoll_proto::{Address, ClusterKey, Encryption, Identity, Role};
 use bytes::Bytes;
@@ -208,6 +208,8 @@ struct Inner {
 #[derive(Clone, Debug, Default)]
 struct Heard {
     lifetime: Duration,
+    /// The session is valid until then, by [`clock::since_boot`]; zero if it isn't known.
+    valid_until: Duration,
     term: u64,
     inline_allowed: bool,
     volume: VolumeUse,
@@ -546,22 +548,6 @@ impl Inner {
         }
     }
 
-    fn note(&self, reply: SessionHeartbeatReply, sent: Duration) {
-        self.clock.sample(reply.now, sent, clock::since_boot());
-        let recall = reply.return_reservation;
-        *self.heard.write() = Heard {
-            lifetime: Duration::from_millis(u64::from(reply.lifetime_ms)),
-            term: reply.term,
-            inline_allowed: reply.inline_allowed,
-            volume: reply.volume,
-            servers_version: reply.servers_version,
-            config: Arc::new(reply.config),
-        };
-        if recall {
-            self.tell(Event::ReturnReservation);
-        }
-    }
-
     fn tell(&self, event: Event) {
         for hook in self.hooks.read().iter() {
             hook(event);
@@ -678,6 +664,10 @@ impl Metadata for MetadataClient {
 
     fn volume(&self) -> VolumeUse {
         self.inner.heard.read().volume
+    }
+
+    fn valid_for(&self) -> Duration {
+        self.inner.heard.read().valid_until.saturating_sub(clock::since_boot())
     }
 
     fn away_for(&self) -> Option<Duration> {

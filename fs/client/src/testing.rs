@@ -678,6 +678,13 @@ impl Metadata for LocalMetadata {
         self.volume.lock().volume()
     }
 
+    fn valid_for(&self) -> Duration {
+        match self.away.load(Ordering::SeqCst) {
+            true => Duration::ZERO,
+            false => Duration::from_secs(10),
+        }
+    }
+
     fn away_for(&self) -> Option<Duration> {
         self.away.load(Ordering::SeqCst).then_some(Duration::from_secs(3600))
     }

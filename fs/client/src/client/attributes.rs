@@ -12,8 +12,7 @@ use atoll_core::limits::NAME_BYTES_MAX;
 use atoll_proto::queries;
 
 use super::identity::{CAP_FOWNER, CAP_FSETID, Identity, is_changing_owner, killed_by_group};
-use super::pages::NEVER_VOID;
-use super::{Client, ROOT_TIMEOUT};
+use super::{Asked, Client, ROOT_TIMEOUT};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 
@@ -29,12 +28,11 @@ const RELEASE_MOMENT: Duration = Duration::from_millis(2);
 const USE_ATTEMPTS_MAX: u32 = 3;
 
 impl<M: Metadata> Client<M> {
-    /// `asked`: [`Pages::epoch`](super::pages::Pages::epoch) of when that was.
     pub(super) async fn do_getattr(
         &self,
         caller: &Caller,
         ino: InodeId,
-        asked: u64,
+        asked: Asked,
     ) -> Result<AttributeReply> {
         let attributes = match ino {
             ROOT => self.root_attributes().await?,
@@ -43,8 +41,9 @@ impl<M: Metadata> Client<M> {
         Ok(self.reply(caller, attributes, asked).await)
     }
 
-    async fn reply(&self, caller: &Caller, attributes: Attributes, asked: u64) -> AttributeReply {
-        AttributeReply { attributes: self.told(caller, attributes, asked).await, ttl: Duration::ZERO }
+    async fn reply(&self, caller: &Caller, attributes: Attributes, asked: Asked) -> AttributeReply {
+        let attributes = self.told(caller, attributes, asked.epoch).await;
+        AttributeReply { ttl: self.keep_for(caller, &attributes, asked), attributes }
     }
 
     /// The root must always be found: whoever looks at the mount point (and everything does that walks the tree
@@ -80,16 +79,16 @@ impl<M: Metadata> Client<M> {
         mut changes: AttributeChanges,
     ) -> Result<AttributeReply> {
         if let Some(attributes) = self.change_removed(ino, &changes).await {
-            return Ok(self.reply(caller, attributes, NEVER_VOID).await);
+            return Ok(self.reply(caller, attributes, self.done()).await);
         }
         changes.kill_priv |= self.killed_by_change(caller, ino, &changes).await?;
         if self.changes_nothing(ino, &changes).await? {
-            return self.do_getattr(caller, ino, NEVER_VOID).await;
+            return self.do_getattr(caller, ino, self.done()).await;
         }
         if changes.is_empty() {
             match self.chown_to_nobody(caller, ino).await? {
                 Some(kill_priv) => changes.kill_priv = kill_priv,
-                None => return self.do_getattr(caller, ino, NEVER_VOID).await,
+                None => return self.do_getattr(caller, ino, self.done()).await,
             }
         }
         if let Some(handle) = handle {
@@ -109,7 +108,7 @@ impl<M: Metadata> Client<M> {
         let op = ops::SetAttr { ino, changes };
         let attributes = *self.metadata.mutate(op).await?;
         self.changed(&attributes);
-        Ok(self.reply(caller, attributes, NEVER_VOID).await)
+        Ok(self.reply(caller, attributes, self.done()).await)
     }
 
     /// Has the kernel write out what was stored through mappings: it does so whenever it likes, and a write says no

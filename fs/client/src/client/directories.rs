@@ -10,9 +10,10 @@ use atoll_proto::queries;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Client;
 use super::handles::Handle;
+use super::{Asked, Client};
 use crate::metadata::Metadata;
+use crate::rights::Right;
 use crate::vfs::{Caller, DirEntry, Opened, Result};
 
 /// Bytes of names and attributes that are asked for at a time.
@@ -37,12 +38,22 @@ pub struct Listing {
     plus: bool,
     /// Nothing follows the stock.
     end: bool,
+    /// When it was asked for: see [`Kept::number`](super::kept::Kept::number).
+    change: u64,
 }
 
 impl Listing {
     /// Nothing in stock.
     pub fn new(ino: InodeId) -> Self {
-        Listing { ino, parent: ino, after: u64::MAX, stock: VecDeque::new(), plus: false, end: false }
+        Listing {
+            ino,
+            parent: ino,
+            after: u64::MAX,
+            stock: VecDeque::new(),
+            plus: false,
+            end: false,
+            change: 0,
+        }
     }
 
     /// Drops what comes up to `cookie`. False if the stock doesn't continue there, or not with what is wanted.
@@ -82,7 +93,7 @@ impl<M: Metadata> Client<M> {
         bytes: u32,
         plus: bool,
     ) -> Result<Vec<DirEntry>> {
-        let asked = self.pages.epoch();
+        let epoch = self.pages.epoch();
         let listing = match self.handles.find(handle) {
             Some(Handle::Directory(listing)) => listing,
             Some(Handle::File(_)) => return Err(FsError::NotDirectory.into()),
@@ -130,22 +141,26 @@ impl<M: Metadata> Client<M> {
             let Some(next) = listing.stock.pop_front() else { return Ok(entries) };
             after = next.cookie;
             listing.after = after;
-            entries.push(self.directory_entry((caller, asked), next, plus).await);
+            let asked = Asked { epoch, change: listing.change };
+            entries.push(self.directory_entry((caller, asked), listing.ino, next, plus).await);
         }
     }
 
     async fn restock(&self, listing: &mut Listing, after: u64, plus: bool) -> Result<()> {
         let query = queries::ReadDir { ino: listing.ino, cookie: after, bytes_max: BATCH_BYTES, plus };
+        let change = self.kept.number();
         let DirectoryPage { parent, entries, end } = self.metadata.ask(query).await?;
         // A service that has nothing and more to come would be asked for ever.
         let end = end || entries.is_empty();
-        *listing = Listing { parent, after, stock: entries.into(), plus, end, ..Listing::new(listing.ino) };
+        *listing =
+            Listing { parent, after, stock: entries.into(), plus, end, change, ..Listing::new(listing.ino) };
         Ok(())
     }
 
     async fn directory_entry(
         &self,
-        (caller, asked): (&Caller, u64),
+        (caller, asked): (&Caller, Asked),
+        directory: InodeId,
         listed: DirectoryEntry,
         plus: bool,
     ) -> DirEntry {
@@ -154,6 +169,8 @@ impl<M: Metadata> Client<M> {
             // what its users know: it asks again if it wants to know.
             plus && self.handles.file(attributes.ino).is_none()
                 && !self.pages.would_grow(attributes.ino, attributes.size, Instant::now())
+                // A name that is kept must still be there.
+                && (self.right(directory) == Right::None || self.kept.is_unchanged(directory, asked.change))
         });
         let entry = match attributes {
             Some(attributes) => Some(self.entry(caller, attributes, asked).await),

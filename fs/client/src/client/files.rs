@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::atimes::note_read;
 use super::handles::{FileHandle, Handle, OpenFile};
 use super::identity::{CAP_FSETID, Identity, killed_by_content};
-use super::pages::{NEVER_VOID, Stale, Tell};
+use super::pages::{Stale, Tell};
 use super::{Append, CUT_POLL, Client, check_name};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Made, Metadata, unexpected};
@@ -194,7 +194,8 @@ impl<M: Metadata> Client<M> {
         self.handles.learn(&attributes);
         self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
         self.pages.made(&attributes);
-        let entry = self.entry(caller, attributes, NEVER_VOID).await;
+        self.void_kept(caller, [parent]).await;
+        let entry = self.entry(caller, attributes, self.done()).await;
         Ok(Some((entry, opening.finish(flags, true))))
     }
 
@@ -218,7 +219,9 @@ impl<M: Metadata> Client<M> {
         };
         let opened = self.do_open(found.attributes.ino, None, flags, kill_priv).await?;
         let attributes = self.known(found.attributes.ino).await?;
-        Ok(Some((self.entry(caller, attributes, NEVER_VOID).await, opened)))
+        let entry = self.entry(caller, attributes, self.done()).await;
+        // The kernel takes this up whatever has become of the file by then.
+        Ok(Some((Entry { attribute_ttl: Duration::ZERO, ..entry }, opened)))
     }
 
     pub(super) async fn do_read(
@@ -400,7 +403,7 @@ impl<M: Metadata> Client<M> {
             self.handles.learn(&attributes);
             self.data.install_map(attributes.ino, &Extents::of_new_file(attributes.clone()));
             self.pages.made(&attributes);
-            let entry = self.entry(caller, attributes, NEVER_VOID).await;
+            let entry = self.entry(caller, attributes, self.done()).await;
             return Ok((entry, opening.finish(flags, true)));
         }
         Err(FsError::Io.into())

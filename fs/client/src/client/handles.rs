@@ -18,7 +18,9 @@ pub struct OpenFile {
     pub ino: InodeId,
     /// The newest attributes that the service told; `None` until it did.
     attributes: Mutex<Option<Attributes>>,
-    /// Handles that write, …
+    /// Its handles: some that …
+    handles: AtomicU32,
+    /// … write, …
     writers: AtomicU32,
     /// … that a mapping can be stored to through, …
     mappers: AtomicU32,
@@ -33,6 +35,7 @@ impl OpenFile {
         Arc::new(OpenFile {
             ino,
             attributes: Mutex::default(),
+            handles: AtomicU32::new(0),
             writers: AtomicU32::new(0),
             mappers: AtomicU32::new(0),
             appenders: AtomicU32::new(0),
@@ -151,6 +154,7 @@ impl Handles {
     pub fn add_file(&self, file: Arc<OpenFile>, flags: u32, direct: bool, errors: ErrorMark) -> u64 {
         file.count(flags, |counter| _ = counter.fetch_add(1, Ordering::Relaxed));
         file.direct.fetch_add(u32::from(direct), Ordering::Relaxed);
+        file.handles.fetch_add(1, Ordering::Relaxed);
         let handle =
             FileHandle { file, flags, direct, errors: Mutex::new(errors), broken: AtomicBool::new(false) };
         self.add(Handle::File(Arc::new(handle)))
@@ -180,6 +184,7 @@ impl Handles {
         if let Some(Handle::File(handle)) = &removed {
             handle.file.count(handle.flags, |counter| _ = counter.fetch_sub(1, Ordering::Relaxed));
             handle.file.direct.fetch_sub(u32::from(handle.direct), Ordering::Relaxed);
+            handle.file.handles.fetch_sub(1, Ordering::Relaxed);
         }
         removed
     }
@@ -187,6 +192,11 @@ impl Handles {
     /// The file, if it is open.
     pub fn file(&self, ino: InodeId) -> Option<Arc<OpenFile>> {
         self.0.lock().files.get(&ino).map(|counted| Arc::clone(&counted.file))
+    }
+
+    /// True if somebody has the file open; who is only about to open it may find that it is gone.
+    pub fn has_handle(&self, ino: InodeId) -> bool {
+        self.file(ino).is_some_and(|file| file.handles.load(Ordering::Relaxed) > 0)
     }
 
     /// True if somebody has the file open for writing.
@@ -264,7 +274,11 @@ mod tests {
         let handles = Handles::default();
         let ino = InodeId(5);
         let add = |flags: i32| handles.add_file(handles.open(ino), flags as u32, false, ErrorMark::default());
+        let opening = handles.open(ino);
+        assert!(!handles.has_handle(ino) && handles.file(ino).is_some());
+        handles.close(opening.ino, || {});
         let reader = add(libc::O_RDONLY | libc::O_APPEND);
+        assert!(handles.has_handle(ino));
         assert!(!handles.has_writer(ino) && handles.is_alone(ino));
         let (writer, both) = (add(libc::O_WRONLY | libc::O_APPEND), add(libc::O_RDWR));
         assert!(handles.has_writer(ino) && handles.may_be_mapped(ino) && !handles.is_alone(ino));
@@ -275,6 +289,7 @@ mod tests {
         assert!(!handles.has_writer(ino));
         assert!(handles.file(ino).is_some_and(|file| !file.has_appender()));
         handles.remove(reader);
+        assert!(!handles.has_handle(ino));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use atoll_core::ids::InodeId;
 use atoll_proto::queries;
 use bytes::Bytes;
 
-use super::pages::NEVER_VOID;
 use super::{Client, check_name};
 use crate::metadata::{ClientError, Metadata};
 use crate::vfs::{Caller, Entry, Result};
@@ -15,7 +14,7 @@ use crate::vfs::{Caller, Entry, Result};
 impl<M: Metadata> Client<M> {
     pub(super) async fn do_lookup(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
         check_name(&name)?;
-        let asked = self.pages.epoch();
+        let asked = self.asking();
         let attributes = self.metadata.ask(queries::Lookup { parent, name }).await?;
         Ok(self.entry(caller, attributes, asked).await)
     }
@@ -43,16 +42,25 @@ impl<M: Metadata> Client<M> {
         let Caller { uid, gid, umask, .. } = *caller;
         let op = ops::Create { parent, name, ino: None, mode, uid, gid, rdev, target, umask };
         let attributes = self.metadata.mutate(op).await?;
-        Ok(self.entry(caller, *attributes, NEVER_VOID).await)
+        self.void_kept(caller, [parent]).await;
+        Ok(self.entry(caller, *attributes, self.done()).await)
     }
 
-    pub(super) async fn do_unlink(&self, parent: InodeId, name: Bytes, directory: bool) -> Result<()> {
+    pub(super) async fn do_unlink(
+        &self,
+        caller: &Caller,
+        parent: InodeId,
+        name: Bytes,
+        directory: bool,
+    ) -> Result<()> {
         check_name(&name)?;
         let removed = self.metadata.mutate(ops::Unlink { parent, name, directory }).await?;
         self.changed(&removed);
+        let ino = removed.ino;
         if removed.nlink == 0 {
             self.note_removed(*removed);
         }
+        self.void_kept(caller, [parent, ino]).await;
         Ok(())
     }
 
@@ -78,8 +86,10 @@ impl<M: Metadata> Client<M> {
         let op = ops::Rename { parent, name, new_parent, new_name, flags, whiteout };
         let Renamed { moved, replaced } = self.metadata.mutate(op).await?;
         self.changed(&moved);
+        self.void_kept(caller, [parent, new_parent, moved.ino]).await;
         if let Some(replaced) = replaced {
             self.changed(&replaced);
+            self.void_kept(caller, [replaced.ino]).await;
             if replaced.nlink == 0 {
                 self.note_removed(*replaced);
             }
@@ -111,6 +121,7 @@ impl<M: Metadata> Client<M> {
         self.settle(ino).await?;
         let attributes = self.metadata.mutate(ops::Link { ino, parent, name }).await?;
         self.changed(&attributes);
-        Ok(self.entry(caller, *attributes, NEVER_VOID).await)
+        self.void_kept(caller, [parent, ino]).await;
+        Ok(self.entry(caller, *attributes, self.done()).await)
     }
 }

@@ -1,6 +1,7 @@
 //! The whole filesystem over records in memory, as its callers see it.
 
 mod attributes;
+mod keeping;
 mod names;
 mod opening;
 mod pages;

@@ -12,6 +12,7 @@ use atoll_core::records::VolumeConfig;
 use atoll_proto::metadata::{Answer, FileExtents, Query};
 
 use super::handles::Handles;
+use super::kept::Kept;
 use super::pages::Pages;
 use crate::metadata::{ClientError, Hook, Made, Metadata, Wanted};
 
@@ -20,11 +21,12 @@ pub struct Tracked<M> {
     inner: Arc<M>,
     pages: Arc<Pages>,
     handles: Arc<Handles>,
+    kept: Arc<Kept>,
 }
 
 impl<M> Tracked<M> {
-    pub(super) fn new(inner: Arc<M>, pages: Arc<Pages>, handles: Arc<Handles>) -> Self {
-        Tracked { inner, pages, handles }
+    pub(super) fn new(inner: Arc<M>, pages: Arc<Pages>, handles: Arc<Handles>, kept: Arc<Kept>) -> Self {
+        Tracked { inner, pages, handles, kept }
     }
 
     /// The service itself.
@@ -33,7 +35,23 @@ impl<M> Tracked<M> {
         &self.inner
     }
 
-    fn note(&self, outcome: &Outcome) {
+    /// What an operation names, and what its outcome describes, has changed; or may have, if there is none.
+    fn note_changed(&self, named: [Option<InodeId>; 2], outcome: Option<&Outcome>) {
+        let described = match outcome {
+            Some(
+                Outcome::Inode(attributes)
+                | Outcome::Appended(_, attributes)
+                | Outcome::Allocated(_, attributes)
+                | Outcome::Copied(_, attributes),
+            ) => [Some(attributes.ino), None],
+            Some(Outcome::Replaced(moved, replaced)) => [Some(moved.ino), Some(replaced.ino)],
+            _ => [None; 2],
+        };
+        self.kept.note(named.into_iter().chain(described).flatten());
+    }
+
+    fn note(&self, outcome: Result<&Outcome, &ClientError>) {
+        let Ok(outcome) = outcome else { return };
         match outcome {
             Outcome::Inode(attributes) => {
                 self.pages.learn(attributes.ino, attributes.size);
@@ -53,21 +71,43 @@ impl<M> Tracked<M> {
     }
 }
 
+/// The inodes that an operation of the kernel's names, and changes.
+fn named_by(op: &ClientOp) -> [Option<InodeId>; 2] {
+    match op {
+        ClientOp::Create(op) => [Some(op.parent), None],
+        ClientOp::Unlink(op) => [Some(op.parent), None],
+        ClientOp::Rename(op) => [Some(op.parent), Some(op.new_parent)],
+        ClientOp::Link(op) => [Some(op.parent), Some(op.ino)],
+        ClientOp::SetAttr(op) => [Some(op.ino), None],
+        ClientOp::SetXattr(op) => [Some(op.ino), None],
+        ClientOp::RemoveXattr(op) => [Some(op.ino), None],
+        // Of the others the outcome says what they have changed, or they change nothing that the kernel keeps.
+        _ => [None; 2],
+    }
+}
+
 impl<M: Metadata> Metadata for Tracked<M> {
     async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
-        let outcome = self.inner.execute(op).await?;
-        self.note(&outcome);
-        Ok(outcome)
+        let named = named_by(&op);
+        let outcome = self.inner.execute(op).await;
+        self.note_changed(named, outcome.as_ref().ok());
+        self.note(outcome.as_ref());
+        outcome
     }
 
     async fn execute_if(&self, op: ClientOp, wanted: Wanted) -> Result<Outcome, ClientError> {
-        let outcome = self.inner.execute_if(op, wanted).await?;
-        self.note(&outcome);
-        Ok(outcome)
+        let named = named_by(&op);
+        let outcome = self.inner.execute_if(op, wanted).await;
+        self.note_changed(named, outcome.as_ref().ok());
+        self.note(outcome.as_ref());
+        outcome
     }
 
     async fn make(&self, op: ClientOp) -> Result<Made, ClientError> {
-        let made = self.inner.make(op).await?;
+        let named = named_by(&op);
+        let made = self.inner.make(op).await;
+        self.kept.note(named.into_iter().flatten().chain(made.as_ref().ok().map(|made| made.attributes.ino)));
+        let made = made?;
         self.handles.learn(&made.attributes);
         self.pages.own_change(&made.attributes);
         Ok(made)
@@ -112,6 +152,10 @@ impl<M: Metadata> Metadata for Tracked<M> {
 
     fn volume(&self) -> VolumeUse {
         self.inner.volume()
+    }
+
+    fn valid_for(&self) -> Duration {
+        self.inner.valid_for()
     }
 
     fn away_for(&self) -> Option<Duration> {

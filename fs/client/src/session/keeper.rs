@@ -16,13 +16,15 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::leader::Refusal;
-use super::{Current, Inner, Lost, SessionError, State, clock};
+use super::{Current, Heard, Inner, Lost, SessionError, State, clock};
 use crate::metadata::Event;
 
 /// The lifetime that is assumed before the first heartbeat's reply.
 const LIFETIME_ASSUMED: Duration = Duration::from_secs(15);
 /// Heartbeats go out at least so often; they also bring the clock and what the volume's use is.
 const HEARTBEAT_PERIOD_MAX: Duration = Duration::from_secs(5);
+/// One in so many parts of the session's lifetime doesn't count for who relies on it: clocks don't run equally fast.
+const MARGIN: u32 = 10;
 /// Close notices are collected for so long.
 const CLOSE_NOTICE_DELAY: Duration = Duration::from_millis(50);
 /// The pause before a refused session is asked for again.
@@ -205,6 +207,25 @@ impl Inner {
         }
     }
 
+    fn note(&self, reply: SessionHeartbeatReply, sent: Duration) {
+        self.clock.sample(reply.now, sent, clock::since_boot());
+        let recall = reply.return_reservation;
+        let lifetime = Duration::from_millis(u64::from(reply.lifetime_ms));
+        *self.heard.write() = Heard {
+            lifetime,
+            // The leader counts from when it received this, a new one from when it began.
+            valid_until: sent + lifetime - lifetime / MARGIN,
+            term: reply.term,
+            inline_allowed: reply.inline_allowed,
+            volume: reply.volume,
+            servers_version: reply.servers_version,
+            config: Arc::new(reply.config),
+        };
+        if recall {
+            self.tell(Event::ReturnReservation);
+        }
+    }
+
     fn heartbeat_period(&self) -> Duration {
         let lifetime = self.heard.read().lifetime;
         let lifetime = if lifetime.is_zero() { LIFETIME_ASSUMED } else { lifetime };
@@ -214,6 +235,7 @@ impl Inner {
     /// The session is gone: everybody is told, then a new one is opened. `None`: the volume is another client's now,
     /// and this one gets nothing of it any more.
     async fn replace(&self, lost: Current) -> Option<Current> {
+        self.heard.write().valid_until = Duration::ZERO;
         self.state.send_replace(State::Opening);
         tracing::warn!(
             session = %lost.id,

@@ -2,6 +2,7 @@ use atoll_core::attributes::KillPriv;
 use atoll_core::ids::{MemberId, ROOT};
 use atoll_proto::metadata::{
     AskRequest, CloseNotice, MetadataError, MutateRequest, ReclaimRequest, SessionHeartbeat,
+    SessionHeartbeatReply,
 };
 use atoll_proto::queries;
 use atoll_proto::{Handler, PeerInfo, Request, Response, Status as WireStatus};
@@ -445,6 +446,20 @@ async fn requests_wait_for_a_cluster_that_is_away_and_end_in_time_if_they_are_to
     cluster.faults.leader.store(1, Ordering::SeqCst);
     waiting.await.unwrap().unwrap();
     assert!(patient.status().connected);
+}
+
+#[tokio::test]
+async fn a_session_is_valid_for_less_than_its_lifetime_since_it_was_heard_of() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    let at_most = Duration::from_millis(300 - 30);
+    assert!(client.valid_for() <= at_most);
+    until(|| !client.valid_for().is_zero()).await;
+    // Heartbeats make it so again and again, until they aren't answered.
+    let began = clock::since_boot();
+    until(|| clock::since_boot() - began > at_most && !client.valid_for().is_zero()).await;
+    cluster.stop.cancel();
+    until(|| client.valid_for().is_zero()).await;
 }
 
 #[tokio::test]
