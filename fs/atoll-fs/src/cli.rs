@@ -269,6 +269,10 @@ pub struct LocalUpArgs {
     /// Size of the volume. Default for a new cluster: 10Gi.
     #[arg(long, value_name = "SIZE")]
     pub capacity: Option<Size>,
+    /// A new cluster's volume may have several mounts, so the kernel keeps nothing of it that another mount could change.
+    /// Otherwise it belongs to this mount, and the kernel keeps names and attributes.
+    #[arg(long)]
+    pub shared: bool,
     #[command(flatten)]
     pub behaviour: MountBehaviour,
     /// Stay in the foreground and log to standard error.

@@ -12,7 +12,8 @@ mod common;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coherence_support::{appends, counters, overwrites};
+use coherence_support::{appends, attributes, counters, overwrites};
+use common::Cluster;
 use common::processes::Processes;
 
 fn setting(name: &str, usual: u64) -> u64 {
@@ -39,6 +40,7 @@ fn handles_of_a_local_file_show_what_was_written() {
     appends::run(&[folder.path().to_owned()], seed(), how_long() / 3);
     overwrites::run(&[folder.path().to_owned()], seed(), how_long() / 3);
     counters::run(&[folder.path().to_owned()], seed(), how_long() / 3);
+    attributes::run(folder.path(), seed(), how_long() / 3);
 }
 
 #[test]
@@ -67,6 +69,27 @@ fn overwrites_are_read_on_three_mounts_by_handles_of_all_kinds() {
     let mut cluster = Processes::start(1, 1);
     let mounts = mounts(&mut cluster, 3);
     overwrites::run(&mounts, seed(), how_long());
+}
+
+#[test]
+fn names_and_attributes_that_the_kernel_keeps_are_those_of_the_volume() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "1Gi"]);
+    attributes::run(&cluster.path(""), seed(), how_long() * 2);
+}
+
+#[test]
+fn names_and_attributes_that_the_kernel_asks_for_are_those_of_the_volume() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "1Gi", "--shared"]);
+    attributes::run(&cluster.path(""), seed(), how_long());
+}
+
+#[test]
+fn handles_show_what_was_written_to_a_volume_for_one_mount() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "1Gi"]);
+    let folder = [cluster.path("")];
+    appends::run(&folder, seed(), how_long());
+    overwrites::run(&folder, seed(), how_long());
+    counters::run(&folder, seed(), how_long());
 }
 
 #[test]

@@ -29,9 +29,12 @@ fn run(root: &Path) -> (usize, Vec<String>) {
     cases.finish()
 }
 
-#[test]
-fn what_a_change_takes_away_from_a_file_is_what_the_local_filesystem_takes_away() {
-    let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi"]);
+/// A volume of which the kernel keeps nothing, because others may mount it, and one of which it keeps names and attributes.
+const KINDS: [&[&str]; 2] =
+    [&["--copies", "1", "--capacity", "4Gi", "--shared"], &["--copies", "1", "--capacity", "4Gi"]];
+
+fn takes_away_what_the_local_filesystem_takes_away(flags: &[&str]) {
+    let cluster = Cluster::start(flags);
     let tables = [cluster.folder().join("local"), cluster.path("mount")].map(|folder| {
         std::fs::create_dir(&folder).unwrap();
         conformance_support::privileges::table(&folder)
@@ -52,9 +55,8 @@ fn what_a_change_takes_away_from_a_file_is_what_the_local_filesystem_takes_away(
     println!("{} cases", local.len());
 }
 
-#[test]
-fn every_case_holds_on_the_local_filesystem_and_on_a_mount() {
-    let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi"]);
+fn every_case_holds(flags: &[&str]) {
+    let cluster = Cluster::start(flags);
     let local = cluster.folder().join("local");
     std::fs::create_dir(&local).unwrap();
     let (count, failures) = run(&local);
@@ -65,4 +67,19 @@ fn every_case_holds_on_the_local_filesystem_and_on_a_mount() {
     assert!(failures.is_empty(), "on the mount, of {on_mount} cases:\n{}", failures.join("\n"));
     assert!(count >= CASES_MIN && on_mount == count, "{count} and {on_mount} cases");
     println!("{count} cases");
+}
+
+#[test]
+fn what_a_change_takes_away_from_a_file_is_what_the_local_filesystem_takes_away() {
+    KINDS.into_iter().for_each(takes_away_what_the_local_filesystem_takes_away);
+}
+
+#[test]
+fn every_case_holds_on_the_local_filesystem_and_on_a_mount() {
+    every_case_holds(KINDS[0]);
+}
+
+#[test]
+fn every_case_holds_on_a_mount_whose_names_and_attributes_the_kernel_keeps() {
+    every_case_holds(KINDS[1]);
 }

@@ -119,7 +119,7 @@ const fn costs(requests: u64, waited: u64, asked: u64, changes: u64, entries: u6
 
 #[test]
 fn each_operation_costs_what_it_did() {
-    let cluster = Cluster::start(&[]);
+    let cluster = Cluster::start(&["--shared"]);
     let path = |name: &str, number: u64| cluster.path(&format!("{name}-{number}"));
     let block = vec![7; 4096];
     let mut wrong = Vec::new();

@@ -36,6 +36,17 @@ fn a_mount_behaves_as_a_local_folder() {
 }
 
 #[test]
+fn a_mount_that_others_may_have_too_behaves_as_a_local_folder() {
+    let cluster = Cluster::start(&["--copies", "1", "--capacity", "4Gi", "--shared"]);
+    run(
+        "a_mount_that_others_may_have_too_behaves_as_a_local_folder",
+        &cluster,
+        4,
+        &Options { operations: 5_000, kills: 0, all: true },
+    );
+}
+
+#[test]
 fn a_mount_behaves_as_a_local_folder_when_everything_is_killed_in_between() {
     let cluster = Cluster::start(&["--copies", "3", "--capacity", "4Gi"]);
     run(

@@ -131,8 +131,9 @@ async fn start(args: &LocalUpArgs, folder: &Folder, registry: &mut Registry) -> 
 /// Bootstraps (which changes nothing the second time) and waits until every storage server is known.
 async fn make_volume(servers: &Servers, folder: &Folder) -> Outcome {
     let capacity = folder.cluster.capacity;
-    let config =
-        bootstrap::config(capacity, None, folder.cluster.copies, (capacity / INLINE_SHARE).max(1 << 20));
+    let inline = (capacity / INLINE_SHARE).max(1 << 20);
+    let mut config = bootstrap::config(capacity, None, folder.cluster.copies, inline);
+    config.exclusive = !folder.cluster.shared;
     let began = Instant::now();
     let mut last = String::from("no reply");
     while began.elapsed() < START_TIMEOUT {

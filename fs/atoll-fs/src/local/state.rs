@@ -36,6 +36,13 @@ pub struct Cluster {
     pub copies: u8,
     /// Bytes the volume may hold.
     pub capacity: u64,
+    /// Its volume may have several mounts. (What was created before there was this may.)
+    #[serde(default = "yes")]
+    pub shared: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A data folder that was opened.
@@ -87,6 +94,7 @@ pub fn open_or_create(
     path: &Path,
     copies: Option<u8>,
     capacity: Option<u64>,
+    shared: bool,
 ) -> Result<(Folder, bool), Failure> {
     if let Some(folder) = open(path)? {
         if let Some(copies) = copies
@@ -108,9 +116,15 @@ pub fn open_or_create(
                 folder.cluster.capacity
             )));
         }
+        if shared && !folder.cluster.shared {
+            return Err(Failure::refused(format_args!(
+                "{} has a volume for one mount: leave --shared out to use it, or name another directory with --data",
+                path.display()
+            )));
+        }
         return Ok((folder, false));
     }
-    create(path, copies.unwrap_or(3), capacity.unwrap_or(10 << 30)).map(|folder| (folder, true))
+    create(path, copies.unwrap_or(3), capacity.unwrap_or(10 << 30), shared).map(|folder| (folder, true))
 }
 
 /// Opens the cluster in the folder at `path`; `None` if the folder is absent or empty.
@@ -172,14 +186,14 @@ pub fn open(path: &Path) -> Result<Option<Folder>, Failure> {
     Ok(Some(Folder { path: path.to_owned(), cluster, id, key }))
 }
 
-fn create(path: &Path, copies: u8, capacity: u64) -> Result<Folder, Failure> {
+fn create(path: &Path, copies: u8, capacity: u64, shared: bool) -> Result<Folder, Failure> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
         .map_err(|error| Failure::failed(format_args!("can't create {}: {error}", path.display())))?;
     let id = ClusterId(rand::random());
-    let cluster = Cluster { format: FORMAT, cluster: id.to_string(), copies, capacity };
+    let cluster = Cluster { format: FORMAT, cluster: id.to_string(), copies, capacity, shared };
     let key = ClusterKey::random();
     write_durably(&path.join("key"), key.to_hex().as_bytes())?;
     let text = serde_json::to_string_pretty(&cluster).context("cluster.json")?;
@@ -257,22 +271,24 @@ mod tests {
     fn a_new_folder_is_made_once_and_found_again() {
         let temporary = tempfile::tempdir().unwrap();
         let path = temporary.path().join("data");
-        let (first, new) = open_or_create(&path, None, Some(1 << 30)).unwrap();
+        let (first, new) = open_or_create(&path, None, Some(1 << 30), false).unwrap();
         assert!(new);
-        let (again, new) = open_or_create(&path, Some(3), None).unwrap();
+        let (again, new) = open_or_create(&path, Some(3), None, false).unwrap();
         assert!(!new);
         assert_eq!((again.id, again.key.to_hex()), (first.id, first.key.to_hex()));
-        let other = open_or_create(&path, Some(1), None).unwrap_err();
+        let other = open_or_create(&path, Some(1), None, false).unwrap_err();
         assert!(other.code == crate::exit::Code::Refused && other.message.contains("--copies"), "{other}");
-        let other = open_or_create(&path, None, Some(5)).unwrap_err();
+        let other = open_or_create(&path, None, Some(5), false).unwrap_err();
         assert!(other.message.contains("--capacity"), "{other}");
+        let other = open_or_create(&path, None, None, true).unwrap_err();
+        assert!(other.message.contains("--shared"), "{other}");
     }
 
     #[test]
     fn foreign_data_is_never_touched() {
         let temporary = tempfile::tempdir().unwrap();
         fs::write(temporary.path().join("thesis.txt"), "years of work").unwrap();
-        let error = open_or_create(temporary.path(), None, None).unwrap_err();
+        let error = open_or_create(temporary.path(), None, None, false).unwrap_err();
         assert!(error.message.contains("--data"), "{error}");
         let left: Vec<_> = fs::read_dir(temporary.path()).unwrap().collect();
         assert_eq!(left.len(), 1);
@@ -290,7 +306,7 @@ mod tests {
     fn an_interrupted_creation_is_done_again() {
         let temporary = tempfile::tempdir().unwrap();
         fs::write(temporary.path().join("key"), "half").unwrap();
-        assert!(open_or_create(temporary.path(), None, None).unwrap().1);
+        assert!(open_or_create(temporary.path(), None, None, false).unwrap().1);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub fn up(args: LocalUpArgs) -> Outcome {
             format_args!("--capacity {} is too small for a volume: the minimum is 1Mi", Size(bytes)),
         ));
     }
-    let (folder, new) = state::open_or_create(&data, args.copies, capacity)?;
+    let (folder, new) = state::open_or_create(&data, args.copies, capacity, args.shared)?;
     if let Some(running) = state::running(folder.id) {
         if running.mountpoint == mount_path {
             println!("already up: {} (process {})", mount_path.display(), running.pid);

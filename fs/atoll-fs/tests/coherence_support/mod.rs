@@ -1,6 +1,7 @@
 //! What both kinds of load share.
 
 pub mod appends;
+pub mod attributes;
 pub mod counters;
 pub mod overwrites;
 
