@@ -18,6 +18,7 @@
 #   passthrough-cached  the same, which keeps names, attributes and what is written, as a mount that is alone
 #   atoll-N             N copies, metadata, storage and mount in one process ('atoll-fs local up')
 #   atoll-M+S           M metadata servers, S storage servers (up to three copies) and the mount, a process each
+#   atoll-Nx, -M+Sx     the same with a volume for one mount (the kernel keeps names and attributes); the others' are shared
 #   moosefs, glusterfs  three copies ('hack/setup.sh peers' installs them)
 # All of them keep their data in one folder of the local file system, a new one below ATOLL_BENCH_DIR. Other arguments
 # go to atoll-bench (--help shows them).
@@ -65,7 +66,7 @@ done
 starts=${ATOLL_BENCH_STARTS:-$starts}
 # What a change has done is seen without the others, in half of the time.
 if [ -z "$targets" ] && [ -n "$against" ]; then targets=atoll-3,atoll-1+3,atoll-3+3; fi
-targets=${targets:-local,passthrough,passthrough-cached,atoll-3,atoll-1+3,atoll-3+3}
+targets=${targets:-local,passthrough,passthrough-cached,atoll-3,atoll-1+3,atoll-3+3,atoll-3+3x}
 if [ -n "$peers" ]; then
   targets+=,moosefs,glusterfs
   # Five rounds of that many targets take longer.
@@ -119,7 +120,7 @@ start() {
     passthrough-cached) start_passthrough "$1" --ttl-ms 3600000 --writeback ;;
     moosefs) start_moosefs "$1" ;;
     glusterfs) start_glusterfs "$1" ;;
-    atoll-*+*) servers=${kind#atoll-}; start_group "$1" "${servers%+*}" "${servers#*+}" ;;
+    atoll-*+*) servers=${kind#atoll-}; servers=${servers%x}; start_group "$1" "${servers%+*}" "${servers#*+}" ;;
     atoll-*) start_local "$1" "${kind#atoll-}" ;;
   esac
 }
@@ -190,7 +191,7 @@ for target in ${targets//,/ }; do
     passthrough | passthrough-cached) add "$target" '' ;;
     moosefs) command -v mfsmaster >/dev/null || fail "MooseFS isn't installed: hack/setup.sh peers"; add "$target" '' ;;
     glusterfs) command -v glusterd >/dev/null || fail "GlusterFS isn't installed: hack/setup.sh peers"; add "$target" '' ;;
-    atoll-[1-5] | atoll-[1357]+[1-9])
+    atoll-[1-5] | atoll-[1-5]x | atoll-[1357]+[1-9] | atoll-[1357]+[1-9]x)
       add "$target" "$programs/atoll-fs"
       [ -z "$against" ] || add "$target@$against" "$against_program"
       ;;

@@ -78,10 +78,14 @@ serving() {
 }
 
 start_local() { # start_local NAME COPIES
-  local name=$1 data=$base/data/$1 arguments=()
+  local name=$1 copies=${2%x} data=$base/data/$1 arguments=()
   mountpoint[$name]=$base/mnt/$name
   mkdir -p "${mountpoint[$name]}"
-  [ -e "$data" ] || arguments=(--copies "$2" --capacity "$CAPACITY")
+  if [ ! -e "$data" ]; then
+    arguments=(--copies "$copies" --capacity "$CAPACITY")
+    # An older commit has shared volumes only.
+    if [ "$copies" = "$2" ] && "$base/bin/$name" local up --help | grep -q -- --shared; then arguments+=(--shared); fi
+  fi
   "$base/bin/$name" local up "${mountpoint[$name]}" --data "$data" "${arguments[@]}" "${up_arguments[@]}" >"$base/log/$name" 2>&1 ||
     { tail -n 20 "$base/log/$name" "$data/log" >&2 2>/dev/null || true; fail "$name doesn't start"; }
   pids[$name]=$(serving "$data")
@@ -105,6 +109,8 @@ declare -A cluster_id addresses listens
 
 start_group() { # start_group NAME METADATA-SERVERS STORAGE-SERVERS
   local name=$1 metadata=$2 storage=$3 data=$base/data/$1 program=$base/bin/$1 log=$base/log/$1 new= port number
+  local exclusive=() kind=${1%@*}
+  [[ $kind != *x ]] || exclusive=(--exclusive)
   mountpoint[$name]=$base/mnt/$name
   mkdir -p "$data" "${mountpoint[$name]}"
   if [ ! -e "$data/key" ]; then
@@ -126,7 +132,7 @@ start_group() { # start_group NAME METADATA-SERVERS STORAGE-SERVERS
   done
   if [ -n "$new" ]; then
     for number in $(seq 100); do
-      "$program" bootstrap "${all[@]}" "${to[@]}" --capacity "$CAPACITY" --copies $((storage < 3 ? storage : 3)) >>"$log" 2>&1 && break
+      "$program" bootstrap "${all[@]}" "${to[@]}" --capacity "$CAPACITY" --copies $((storage < 3 ? storage : 3)) "${exclusive[@]}" >>"$log" 2>&1 && break
       [ "$number" -lt 100 ] || { tail -n 20 "$log" >&2; fail "$name: no cluster comes of it"; }
       sleep 0.1
     done
