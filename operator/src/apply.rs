@@ -9,6 +9,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::build;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, call, change};
 use crate::gather;
 use crate::metadata;
 use crate::observe::{Observed, label};
@@ -46,7 +47,13 @@ pub async fn carry_out(
     for action in actions {
         let doing =
             Doing { context, seen, namespace: seen.cluster.namespace_str(), name: seen.cluster.name_str() };
+        if !context.leadership.holds() {
+            return Err(Error::NotLeading);
+        }
+        // The cluster's own servers may take their time, in which others are worked on.
+        let turn = if action.is_of_servers() { None } else { context.turn().await };
         doing.act(wanted, action).await?;
+        drop(turn);
         context.metrics.acted(action);
         changed.anything = true;
         changed.resource |= matches!(
@@ -70,6 +77,13 @@ fn brief(action: &Action) -> String {
         Action::Apply(object) => format!("apply {}", object.brief()),
         Action::MarkDisk { pvc, .. } => format!("mark the PVC {pvc}"),
         other => format!("{other:?}"),
+    }
+}
+
+impl Action {
+    /// It is the cluster's own servers that do it.
+    fn is_of_servers(&self) -> bool {
+        matches!(self, Action::Bootstrap(_) | Action::ChangeMembers(_))
     }
 }
 
@@ -110,11 +124,8 @@ impl Doing<'_> {
                 let Some(wanted) = wanted else { return Ok(()) };
                 let secret = build::secret::secret(wanted, *id, &ClusterKey::random());
                 // Made, never replaced: one that is there by now is looked at the next time.
-                self.api::<Secret>()
-                    .create(&by_operator(), &secret)
-                    .await
-                    .map(|_| ())
-                    .map_err(Error::api(format!("create the Secret {}", wanted.secret)))
+                let doing = format!("create the Secret {}", wanted.secret);
+                change(doing, self.api::<Secret>().create(&by_operator(), &secret)).await.map(|_| ())
             }
             Action::Apply(Owned::Service(object)) => {
                 self.apply(&**object, self.seen.services.values().any(|found| same(found, &**object))).await
@@ -130,12 +141,15 @@ impl Doing<'_> {
                 let (Some(wanted), Some(access)) = (wanted, gather::access(self.seen)) else { return Ok(()) };
                 let addresses = gather::metadata_addresses(self.seen);
                 let Some(first) = addresses.get(&0) else { return Ok(()) };
-                metadata::bootstrap(&access, first, &wanted.volume).await
+                metadata::bootstrap(&*self.context.servers, &access, first, &wanted.volume).await
             }
             Action::ChangeMembers(change) => {
                 let Some(access) = gather::access(self.seen) else { return Ok(()) };
                 let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
-                metadata::change_members(&access, &addresses, change).await
+                let key = ObjectRef::from_obj(&*self.seen.cluster);
+                let led = self.context.memory.lock().await.get(&key).and_then(|memory| memory.led.clone());
+                let servers = &*self.context.servers;
+                metadata::change_members(servers, &access, &addresses, led.as_deref(), change).await
             }
             Action::LabelMember { pvc, member } => {
                 let labels = json!({ "labels": { labels::MEMBER_ID: member.to_string() } });
@@ -154,11 +168,10 @@ impl Doing<'_> {
                     "metadata": { "labels": { labels::BOOTSTRAPPED: "true" } },
                     "immutable": true,
                 }));
-                self.api::<Secret>()
-                    .patch(name, &PatchParams::default(), &patch)
-                    .await
-                    .map(|_| ())
-                    .map_err(Error::api(format!("change the Secret {name}")))
+                let params = PatchParams::default();
+                let secrets = self.api::<Secret>();
+                let patching = secrets.patch(name, &params, &patch);
+                change(format!("change the Secret {name}"), patching).await.map(|_| ())
             }
             Action::RestartPod { name, uid } => self.restart(name, uid).await,
             Action::Delete(kind, name) => self.delete(*kind, name).await,
@@ -176,11 +189,9 @@ impl Doing<'_> {
     async fn patch_cluster(&self, mut metadata: Value) -> Result<(), Error> {
         metadata["resourceVersion"] = json!(self.seen.cluster.resource_version());
         let patch = Patch::Merge(json!({ "metadata": metadata }));
-        self.api::<FileSystemCluster>()
-            .patch(self.name, &PatchParams::default(), &patch)
-            .await
-            .map(|_| ())
-            .map_err(Error::api("change the resource's finalizers"))
+        let (clusters, params) = (self.api::<FileSystemCluster>(), PatchParams::default());
+        let patching = clusters.patch(self.name, &params, &patch);
+        change("change the resource's finalizers", patching).await.map(|_| ())
     }
 
     async fn withdraw_confirmation(&self) -> Result<(), Error> {
@@ -188,11 +199,9 @@ impl Doing<'_> {
             "metadata": { "resourceVersion": self.seen.cluster.resource_version() },
             "spec": { "deletionConfirmation": null },
         }));
-        self.api::<FileSystemCluster>()
-            .patch(self.name, &PatchParams::default(), &patch)
-            .await
-            .map(|_| ())
-            .map_err(Error::api("withdraw the confirmation of a deletion"))
+        let (clusters, params) = (self.api::<FileSystemCluster>(), PatchParams::default());
+        let patching = clusters.patch(self.name, &params, &patch);
+        change("withdraw the confirmation of a deletion", patching).await.map(|_| ())
     }
 
     async fn set_cluster_id(&self, id: &str, adopted: bool) -> Result<(), Error> {
@@ -201,11 +210,9 @@ impl Doing<'_> {
             "metadata": { "resourceVersion": self.seen.cluster.resource_version() },
             "status": { "clusterId": id, "adopted": adopted },
         }));
-        self.api::<FileSystemCluster>()
-            .patch_status(self.name, &PatchParams::default(), &patch)
-            .await
-            .map(|_| ())
-            .map_err(Error::api("write the cluster's id into the status"))
+        let (clusters, params) = (self.api::<FileSystemCluster>(), PatchParams::default());
+        let patching = clusters.patch_status(self.name, &params, &patch);
+        change("write the cluster's id into the status", patching).await.map(|_| ())
     }
 
     async fn apply<K>(&self, object: &K, exists: bool) -> Result<(), Error>
@@ -220,11 +227,8 @@ impl Doing<'_> {
         let params = PatchParams::apply(names::MANAGER_OPERATOR);
         let params = if exists { params.force() } else { params };
         let name = object.name_any();
-        self.api::<K>()
-            .patch(&name, &params, &Patch::Apply(object))
-            .await
-            .map(|_| ())
-            .map_err(Error::api(format!("apply the {} {name}", K::kind(&()))))
+        let doing = format!("apply the {} {name}", K::kind(&()));
+        change(doing, self.api::<K>().patch(&name, &params, &Patch::Apply(object))).await.map(|_| ())
     }
 
     async fn patch_meta<K>(&self, name: &str, metadata: Value) -> Result<(), Error>
@@ -235,11 +239,8 @@ impl Doing<'_> {
             + DeserializeOwned,
     {
         let patch = Patch::Merge(json!({ "metadata": metadata }));
-        self.api::<K>()
-            .patch(name, &PatchParams::default(), &patch)
-            .await
-            .map(|_| ())
-            .map_err(Error::api(format!("change the {} {name}", K::kind(&()))))
+        let doing = format!("change the {} {name}", K::kind(&()));
+        change(doing, self.api::<K>().patch(name, &PatchParams::default(), &patch)).await.map(|_| ())
     }
 
     async fn restart(&self, name: &str, uid: &str) -> Result<(), Error> {
@@ -287,20 +288,12 @@ impl Doing<'_> {
     /// Data is about to die: the word is asked for once more, of the API server itself.
     async fn still_deleting(&self) -> Result<(), Error> {
         let doing = "read the resource again before its data is deleted";
-        let now = self.api::<FileSystemCluster>().get(self.name).await.map_err(Error::api(doing))?;
+        let now = call(doing, self.api::<FileSystemCluster>().get(self.name)).await?;
         let same = now.uid() == self.seen.cluster.uid()
             && now.metadata.deletion_timestamp.is_some()
             && now.spec.deletion_confirmation == self.seen.cluster.spec.deletion_confirmation
             && now.cluster_id() == self.seen.cluster.cluster_id();
-        if same {
-            return Ok(());
-        }
-        let status = kube::core::Status {
-            code: 409,
-            message: "the resource has changed meanwhile".to_owned(),
-            ..Default::default()
-        };
-        Err(Error::api(doing)(kube::Error::Api(Box::new(status))))
+        if same { Ok(()) } else { Err(Error::Stale { doing: "delete its data" }) }
     }
 
     /// Deletes this very object and none that has taken its name.
@@ -312,10 +305,10 @@ impl Doing<'_> {
             + DeserializeOwned,
     {
         let params = params.preconditions(Preconditions { uid, resource_version: None });
-        match self.api::<K>().delete(name, &params).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(Error::api(format!("delete the {} {name}", K::kind(&())))(error)),
+        let doing = format!("delete the {} {name}", K::kind(&()));
+        match change(doing, self.api::<K>().delete(name, &params)).await {
+            Err(error) if error.is_missing() => Ok(()),
+            done => done.map(|_| ()),
         }
     }
 }
@@ -337,10 +330,12 @@ pub async fn write_status(
     cluster: &FileSystemCluster,
     status: FileSystemClusterStatus,
 ) -> Result<(), Error> {
+    if !context.leadership.holds() {
+        return Err(Error::NotLeading);
+    }
+    let _turn = context.turn().await;
     let api: Api<FileSystemCluster> = Api::namespaced(context.client.clone(), cluster.namespace_str());
     let changed = FileSystemCluster { status: Some(status), ..cluster.clone() };
-    api.replace_status(cluster.name_str(), &by_operator(), &changed)
-        .await
-        .map(|_| ())
-        .map_err(Error::api("write the status"))
+    let params = by_operator();
+    change("write the status", api.replace_status(cluster.name_str(), &params, &changed)).await.map(|_| ())
 }

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// How long a question to the API server may take.
+const READ_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a change may take: webhooks may take 30 s for it.
+const WRITE_DEADLINE: Duration = Duration::from_secs(35);
+
 /// Why a reconcile didn't get to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -14,6 +19,23 @@ pub enum Error {
         #[source]
         source: Box<kube::Error>,
     },
+    /// The API server doesn't answer. Whether a change was made is unknown.
+    #[error("can't {doing}: the API server doesn't respond within {} s", deadline.as_secs())]
+    Deadline {
+        /// What was tried.
+        doing: String,
+        /// For how long.
+        deadline: Duration,
+    },
+    /// What was decided on isn't so any more.
+    #[error("can't {doing}: the resource has changed meanwhile")]
+    Stale {
+        /// What was tried.
+        doing: &'static str,
+    },
+    /// This operator may not act any more.
+    #[error("the leader election lease could not be renewed")]
+    NotLeading,
     /// The metadata service can't be reached, or refuses.
     #[error("can't {doing}: {reason}")]
     Metadata {
@@ -35,11 +57,53 @@ pub enum Kind {
     Refused,
 }
 
+/// Asks the API server something, and waits no longer than a question may take.
+///
+/// # Errors
+/// What it says, or that it says nothing.
+pub async fn call<T, E: Into<kube::Error>>(
+    doing: impl Into<String>,
+    request: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    within(READ_DEADLINE, doing, request).await
+}
+
+/// Has the API server change something, and waits no longer than that may take.
+///
+/// # Errors
+/// What it says, or that it says nothing; then it may have made the change.
+pub async fn change<T>(
+    doing: impl Into<String>,
+    request: impl Future<Output = kube::Result<T>>,
+) -> Result<T, Error> {
+    within(WRITE_DEADLINE, doing, request).await
+}
+
+/// As [`call`], with a deadline of its own.
+///
+/// # Errors
+/// As [`call`].
+pub async fn within<T, E: Into<kube::Error>>(
+    deadline: Duration,
+    doing: impl Into<String>,
+    request: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(deadline, request).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => Err(Error::Api { doing: doing.into(), source: Box::new(error.into()) }),
+        Err(_) => Err(Error::Deadline { doing: doing.into(), deadline }),
+    }
+}
+
 impl Error {
-    /// Wraps what the API server said.
-    pub fn api(doing: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
-        let doing = doing.into();
-        move |source| Error::Api { doing, source: Box::new(source) }
+    /// The API server has no such object.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Error::Api { source, .. } => matches!(&**source, kube::Error::Api(status) if status.code == 404),
+            Error::Deadline { .. } | Error::Stale { .. } | Error::NotLeading | Error::Metadata { .. } => {
+                false
+            }
+        }
     }
 
     /// What kind of refusal it is.
@@ -53,7 +117,8 @@ impl Error {
                 },
                 _ => Kind::Passing,
             },
-            Error::Metadata { .. } => Kind::Passing,
+            Error::Stale { .. } => Kind::Stale,
+            Error::Deadline { .. } | Error::NotLeading | Error::Metadata { .. } => Kind::Passing,
         }
     }
 
@@ -88,7 +153,7 @@ mod tests {
 
     fn api(code: u16) -> Error {
         let status = Status { code, ..Status::default() };
-        Error::api("test")(kube::Error::Api(Box::new(status)))
+        Error::Api { doing: "test".to_owned(), source: Box::new(kube::Error::Api(Box::new(status))) }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::{Encryption, FileSystemCluster};
 use atoll_proto::admin::MemberIdentity;
 use atoll_proto::handshake::Encryption as WireEncryption;
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{
     Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret,
 };
@@ -23,7 +24,7 @@ use serde::de::DeserializeOwned;
 use crate::build::secret;
 use crate::caches::cluster_of;
 use crate::context::Context;
-use crate::error::Error;
+use crate::error::{Error, call};
 use crate::metadata::{self, Access};
 use crate::observe::{ClassFact, MetadataFact, Observed, is_heard, is_ready, pod_ip};
 
@@ -33,19 +34,22 @@ const DEFINITION: &str = "filesystemclusters.atoll.dev";
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 /// Taints that come and go with a node's state: a node that has them will have pods again.
 const PASSING_TAINTS: &str = "node.kubernetes.io/";
+/// Servers that take this long to say nothing are waited for apart from others. Who refuses at once costs nobody anything.
+const SILENT_MIN: Duration = Duration::from_secs(1);
 
-/// Looks at a cluster.
+/// Looks at a cluster as the API server knows it. What its own servers say is asked afterwards ([`ask`]).
 ///
 /// # Errors
 /// If the API server can't be asked.
 pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Result<Observed, Error> {
     let (namespace, name) = (cluster.namespace_str().to_owned(), cluster.name_str().to_owned());
     let caches = &context.caches;
+    let secret = read(context, &namespace, &cluster.client_secret_name()).await?;
     let mut seen = Observed {
         statefulsets: BTreeMap::new(),
         services: BTreeMap::new(),
         budgets: BTreeMap::new(),
-        secret: read(context, &namespace, &cluster.client_secret_name()).await?,
+        secret,
         pvcs: labelled(&caches.pvcs, &namespace, &name),
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
@@ -73,13 +77,26 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
     if seen.cluster.is_terminating() {
         (seen.namespace_terminating, seen.crd_terminating) = terminating(context, &namespace).await?;
     }
-    if let Some(access) = access(&seen) {
-        let addresses: Vec<String> = metadata_addresses(&seen).into_values().collect();
-        seen.metadata = metadata::status(&access, &addresses).await;
-        seen.joiners = joiners(&seen, &access).await;
-    }
     warnings(context, &mut seen, &namespace).await;
     Ok(seen)
+}
+
+/// Asks the cluster's own servers how it is. It may take seconds, of this cluster alone.
+pub async fn ask(context: &Context, seen: &mut Observed) {
+    let Some(access) = access(seen) else { return };
+    let key = ObjectRef::from_obj(&*seen.cluster);
+    let led = context.memory.lock().await.get(&key).and_then(|memory| memory.led.clone());
+    let addresses: Vec<String> = metadata_addresses(seen).into_values().collect();
+    let began = Instant::now();
+    let said = metadata::status(&*context.servers, &access, &addresses, led.as_deref()).await;
+    let silent = matches!(said.fact, MetadataFact::Unreachable(_)) && began.elapsed() >= SILENT_MIN;
+    let mut memory = context.memory.lock().await;
+    let remembered = memory.entry(key).or_default();
+    remembered.led = said.leader.or(led);
+    remembered.silent = if silent { remembered.silent.saturating_add(1) } else { 0 };
+    drop(memory);
+    seen.metadata = said.fact;
+    seen.joiners = joiners(context, seen, &access).await;
 }
 
 /// For how long the confirmation of a deletion has been there, as far as this operator has seen it.
@@ -115,10 +132,10 @@ pub fn metadata_addresses(seen: &Observed) -> BTreeMap<u32, String> {
 
 /// Asks the metadata servers that the group doesn't know, or not as who they may be, who they are. A group that is as it shall
 /// be costs no question.
-async fn joiners(seen: &Observed, access: &Access) -> BTreeMap<u32, MemberIdentity> {
+async fn joiners(context: &Context, seen: &Observed, access: &Access) -> BTreeMap<u32, MemberIdentity> {
     let Some(answer) = seen.answer().filter(|answer| answer.is_leader) else { return BTreeMap::new() };
     let addresses = metadata_addresses(seen);
-    let mut joiners = BTreeMap::new();
+    let mut asked = Vec::new();
     for (ordinal, known_as) in seen.metadata_addresses(seen.cluster.spec.metadata_replicas()) {
         let member = answer.members.iter().find(|member| member.address == known_as);
         if member.is_some_and(is_heard) {
@@ -130,23 +147,28 @@ async fn joiners(seen: &Observed, access: &Access) -> BTreeMap<u32, MemberIdenti
         else {
             continue;
         };
-        match metadata::who(access, address).await {
-            Ok(who) if Some(who.member) != member.map(|member| member.member) => {
-                if who.in_group {
-                    let member = who.member;
-                    tracing::warn!(
-                        pod, %member,
-                        "a metadata server that was removed from the group still runs: delete its PVC and \
-                         its pod, so that it joins again as a new member"
-                    );
+        asked.push(async move {
+            match context.servers.who(access, address).await {
+                Ok(who) if Some(who.member) != member.map(|member| member.member) => {
+                    if who.in_group {
+                        let member = who.member;
+                        tracing::warn!(
+                            pod, %member,
+                            "a metadata server that was removed from the group still runs: delete its PVC and \
+                             its pod, so that it joins again as a new member"
+                        );
+                    }
+                    Some((ordinal, who))
                 }
-                joiners.insert(ordinal, who);
+                Ok(_) => None,
+                Err(reason) => {
+                    tracing::debug!(pod, %reason, "a metadata server doesn't report its identity");
+                    None
+                }
             }
-            Ok(_) => {}
-            Err(reason) => tracing::debug!(pod, reason, "a metadata server doesn't report its identity"),
-        }
+        });
     }
-    joiners
+    join_all(asked).await.into_iter().flatten().collect()
 }
 
 fn labelled<K>(store: &Store<K>, namespace: &str, cluster: &str) -> BTreeMap<String, K>
@@ -194,7 +216,7 @@ where
         + 'static,
 {
     let api: Api<K> = Api::namespaced(context.client.clone(), namespace);
-    api.get_opt(name).await.map_err(Error::api(format!("read the {} {name}", K::kind(&()))))
+    call(format!("read the {} {name}", K::kind(&())), api.get_opt(name)).await
 }
 
 /// PersistentVolumes that name the cluster: `name (claim)`.
@@ -245,10 +267,9 @@ async fn unmarked_disks(
 
 async fn terminating(context: &Context, namespace: &str) -> Result<(bool, bool), Error> {
     let namespaces: Api<Namespace> = Api::all(context.client.clone());
-    let found = namespaces.get_opt(namespace).await.map_err(Error::api("read the namespace"))?;
+    let found = call("read the namespace", namespaces.get_opt(namespace)).await?;
     let definitions: Api<CustomResourceDefinition> = Api::all(context.client.clone());
-    let definition =
-        definitions.get_opt(DEFINITION).await.map_err(Error::api("read the CustomResourceDefinition"))?;
+    let definition = call("read the CustomResourceDefinition", definitions.get_opt(DEFINITION)).await?;
     let going =
         |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| meta.deletion_timestamp.is_some();
     Ok((
@@ -268,7 +289,7 @@ async fn warnings(context: &Context, seen: &mut Observed, namespace: &str) {
     for (name, uid) in waiting {
         let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
         let of_pvc = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning"));
-        match events.list(&of_pvc).await {
+        match call("list the Events of a PVC", events.list(&of_pvc)).await {
             Ok(found) => {
                 let last = found.items.into_iter().max_by_key(|event| {
                     event.last_timestamp.as_ref().or(event.first_timestamp.as_ref()).map(|time| time.0)

@@ -2,26 +2,33 @@
 //!
 //! A candidate judges a lease by its own clock, from when it saw the lease change last; the clocks of two nodes are
 //! never compared. Writes name the version that was read, so that two can't take it at once.
+//!
+//! The holder counts from when it *began* its last successful renewal, so a candidate, which can see that renewal only later,
+//! waits longer than the holder works. Nothing changes that sum: pauses and calls end when the holder's time does.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, within};
 
 /// The Lease's name.
 const NAME: &str = "atoll-operator";
 /// A lease that isn't renewed for this long may be taken.
 pub const LIFETIME: Duration = Duration::from_secs(15);
-/// A holder that couldn't renew for this long gives up: well before anybody may take it.
+/// A holder that began its last successful renewal so long ago has stopped. What it had sent before that has the rest of the
+/// lifetime to arrive.
 const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// How often the holder renews, and a candidate looks.
 const PERIOD: Duration = Duration::from_secs(3);
-/// How long one call may take.
+/// How long one look at the lease, with its renewal, may take.
 const CALL_DEADLINE: Duration = Duration::from_secs(4);
 
 /// What to do about a lease.
@@ -62,10 +69,38 @@ fn content(before: Option<&LeaseSpec>, me: &str, step: Step, now: Timestamp) -> 
     spec
 }
 
+/// Pure: how long the holder pauses before its next renewal, and how long that may take, so that neither goes beyond its time.
+/// `None`: its time is over. `since` is since when it began its last successful one.
+fn next_renewal(since: Duration) -> Option<(Duration, Duration)> {
+    let left = RENEW_DEADLINE.checked_sub(since).filter(|left| !left.is_zero())?;
+    let pause = PERIOD.min(left);
+    Some((pause, CALL_DEADLINE.min(left.saturating_sub(pause))))
+}
+
+/// Whether this operator may act just now. It is asked before each change: a process that was stopped for a while goes on
+/// where it was, and the lease may be somebody else's by then.
+#[derive(Clone, Debug)]
+pub struct Leadership(Option<Arc<Mutex<Option<Instant>>>>);
+
+impl Leadership {
+    /// That of the only operator there is.
+    pub fn always() -> Leadership {
+        Leadership(None)
+    }
+
+    /// It may act.
+    pub fn holds(&self) -> bool {
+        let Some(renewed) = &self.0 else { return true };
+        renewed.lock().is_some_and(|renewed| renewed.elapsed() < RENEW_DEADLINE)
+    }
+}
+
 /// A candidate for the lease.
 pub struct Candidate {
     api: Api<Lease>,
     me: String,
+    /// When its last successful renewal began.
+    renewed: Arc<Mutex<Option<Instant>>>,
     /// The lease as it was seen last, and since when it is like that.
     seen: Option<(LeaseSpec, Instant)>,
 }
@@ -73,14 +108,19 @@ pub struct Candidate {
 impl Candidate {
     /// A candidate of this name.
     pub fn new(client: Client, namespace: &str, me: String) -> Candidate {
-        Candidate { api: Api::namespaced(client, namespace), me, seen: None }
+        Candidate { api: Api::namespaced(client, namespace), me, renewed: Arc::default(), seen: None }
+    }
+
+    /// Tells whether it may act.
+    pub fn leadership(&self) -> Leadership {
+        Leadership(Some(Arc::clone(&self.renewed)))
     }
 
     /// Waits until the lease is ours.
     pub async fn acquire(&mut self) {
         tracing::info!(me = self.me, "waiting for the leader election lease");
         loop {
-            match self.attempt().await {
+            match self.try_within(CALL_DEADLINE).await {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) if error.kind() == Kind::Stale => {}
@@ -91,19 +131,19 @@ impl Candidate {
         tracing::info!(me = self.me, "this operator holds the leader election lease and starts to work");
     }
 
-    /// Renews the lease; returns when it is lost.
+    /// Renews the lease; returns when it is lost, and before anybody else may have it.
     pub async fn keep(&mut self) {
-        let mut renewed = Instant::now();
-        while renewed.elapsed() < RENEW_DEADLINE {
-            tokio::time::sleep(PERIOD).await;
-            match tokio::time::timeout(CALL_DEADLINE, self.attempt()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
-                Ok(Ok(false)) => {
+        loop {
+            let since = self.renewed.lock().map_or(Duration::MAX, |renewed| renewed.elapsed());
+            let Some((pause, deadline)) = next_renewal(since) else { break };
+            tokio::time::sleep(pause).await;
+            match self.try_within(deadline).await {
+                Ok(true) => {}
+                Ok(false) => {
                     tracing::error!(me = self.me, "another operator took the leader election lease");
                     return;
                 }
-                Ok(Err(error)) => tracing::warn!(%error, "the leader election lease could not be renewed"),
-                Err(_) => tracing::warn!("the leader election lease could not be renewed in time"),
+                Err(error) => tracing::warn!(%error, "the leader election lease could not be renewed"),
             }
         }
         tracing::error!(me = self.me, "the leader election lease is lost, because it could not be renewed");
@@ -111,28 +151,30 @@ impl Candidate {
 
     /// Lets the next one begin at once.
     pub async fn release(&mut self) {
+        *self.renewed.lock() = None;
         let free = async {
-            let Some(mut lease) = self.api.get_opt(NAME).await.map_err(Error::api("read the lease"))? else {
-                return Ok(());
-            };
+            let Some(mut lease) = self.api.get_opt(NAME).await? else { return Ok(()) };
             if lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref()) != Some(&self.me) {
                 return Ok(());
             }
             lease.spec.get_or_insert_default().holder_identity = Some(String::new());
-            self.api
-                .replace(NAME, &PostParams::default(), &lease)
-                .await
-                .map(|_| ())
-                .map_err(Error::api("release the lease"))
+            self.api.replace(NAME, &PostParams::default(), &lease).await.map(|_| ())
         };
-        if let Err(error) = free.await {
+        if let Err(error) = within(CALL_DEADLINE, "release the lease", free).await {
             tracing::warn!(%error, "the leader election lease could not be released; it expires by itself");
         }
     }
 
     /// Looks once and does what can be done. Whether the lease is ours now.
-    async fn attempt(&mut self) -> Result<bool, Error> {
-        let found = self.api.get_opt(NAME).await.map_err(Error::api("read the lease"))?;
+    async fn try_within(&mut self, deadline: Duration) -> Result<bool, Error> {
+        let began = Instant::now();
+        let ours = within(deadline, "renew the leader election lease", self.attempt()).await?;
+        *self.renewed.lock() = ours.then_some(began);
+        Ok(ours)
+    }
+
+    async fn attempt(&mut self) -> Result<bool, kube::Error> {
+        let found = self.api.get_opt(NAME).await?;
         let spec = found.as_ref().map(|lease| lease.spec.clone().unwrap_or_default());
         let unchanged = self.unchanged(spec.as_ref());
         let step = step(spec.as_ref(), &self.me, unchanged);
@@ -145,11 +187,11 @@ impl Candidate {
             None => {
                 let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
                 let lease = Lease { metadata, spec: Some(after) };
-                self.api.create(&params, &lease).await.map_err(Error::api("create the lease"))?;
+                self.api.create(&params, &lease).await?;
             }
             Some(mut lease) => {
                 lease.spec = Some(after);
-                self.api.replace(NAME, &params, &lease).await.map_err(Error::api("write the lease"))?;
+                self.api.replace(NAME, &params, &lease).await?;
             }
         }
         Ok(true)
@@ -211,7 +253,32 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_gives_up_before_anybody_may_take_its_lease() {
-        assert!(RENEW_DEADLINE + CALL_DEADLINE < LIFETIME);
+    fn a_holder_stops_before_anybody_may_take_its_lease_however_its_attempts_end() {
+        // Each attempt fails after any part of the time that it may take.
+        for part in [0, 1, 50, 99, 100] {
+            let (mut since, mut attempts) = (Duration::ZERO, 0);
+            while let Some((pause, deadline)) = next_renewal(since) {
+                since += pause + deadline * part / 100;
+                attempts += 1;
+                assert!(attempts < 10, "{since:?}");
+            }
+            // What was sent at the last moment has time to arrive before there is another holder.
+            assert!(since <= RENEW_DEADLINE, "{since:?}");
+            assert!(RENEW_DEADLINE + CALL_DEADLINE < LIFETIME);
+            assert!(attempts >= 2, "one failure is no reason to give up");
+        }
+        assert_eq!(next_renewal(Duration::MAX), None);
+    }
+
+    #[test]
+    fn who_has_not_renewed_in_time_may_not_act() {
+        let renewed = Arc::new(Mutex::new(None));
+        let leadership = Leadership(Some(Arc::clone(&renewed)));
+        assert!(!leadership.holds());
+        *renewed.lock() = Some(Instant::now());
+        assert!(leadership.holds());
+        *renewed.lock() = Instant::now().checked_sub(RENEW_DEADLINE);
+        assert!(!leadership.holds());
+        assert!(Leadership::always().holds());
     }
 }

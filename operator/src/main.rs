@@ -45,9 +45,11 @@ use tracing_subscriber::EnvFilter;
 
 use crate::caches::{Caches, Wake};
 use crate::config::{Config, Images, LogFormat};
-use crate::context::Context;
+use crate::context::{ASKED_MAX, Context, Parts};
+use crate::error::call;
 use crate::http::Told;
-use crate::leader::Candidate;
+use crate::leader::{Candidate, Leadership};
+use crate::metadata::Network;
 use crate::metrics::Metrics;
 use crate::reconcile::{after_failure, reconcile};
 
@@ -134,8 +136,9 @@ async fn run(config: Config) -> Result<(), Fatal> {
         }
     }
     metrics.lead();
+    let leadership = if config.no_leader_election { Leadership::always() } else { candidate.leadership() };
     let result = tokio::select! {
-        result = work(&config, client, images, &told, me, stopping) => result,
+        result = work(&config, client, images, &told, (me, leadership), stopping) => result,
         () = candidate.keep(), if !config.no_leader_election => Err(Fatal::LeaseLost),
     };
     if !config.no_leader_election && !matches!(result, Err(Fatal::LeaseLost)) {
@@ -147,7 +150,7 @@ async fn run(config: Config) -> Result<(), Fatal> {
 /// Waits until the API server has answered once.
 async fn reach(client: &Client, told: &Told, stopping: &CancellationToken) {
     loop {
-        match client.apiserver_version().await {
+        match call("ask the API server for its version", client.apiserver_version()).await {
             Ok(version) => {
                 tracing::info!(version = version.git_version, "the API server responds");
                 let _ = told.reached.set(());
@@ -173,7 +176,7 @@ async fn work(
     client: Client,
     images: Images,
     told: &Told,
-    me: String,
+    (me, leadership): (String, Leadership),
     stopping: CancellationToken,
 ) -> Result<(), Fatal> {
     let (wakes, mut woken) = mpsc::unbounded_channel::<Wake>();
@@ -183,6 +186,7 @@ async fn work(
     };
     let mut watches = JoinSet::new();
     watches.spawn(prerequisites::keep(client.clone(), kept));
+    let recorder = context::recorder(&client, me);
     let caches = Caches::start(&client, &wakes, &mut watches);
     tokio::select! {
         ready = caches.ready() => if !ready { return Err(Fatal::WatchEnded) },
@@ -190,13 +194,24 @@ async fn work(
     }
     let _ = told.caches.set(caches.clone());
     let clusters = caches.clusters.clone();
-    let context = Arc::new(Context::new(client, caches, images, told.metrics.clone(), me));
+    let context = Arc::new(Context::new(Parts {
+        client,
+        caches,
+        servers: Box::new(Network),
+        leadership,
+        images,
+        metrics: told.metrics.clone(),
+        recorder,
+        concurrency: config.concurrency,
+    }));
     let memory = Arc::clone(&context);
     let asked_to_stop = stopping.clone();
     let queue = stream::poll_fn(move |cx| woken.poll_recv(cx))
         .map(Ok::<_, Infallible>)
         .take_until(async move { asked_to_stop.cancelled().await });
-    let settings = controller::Config::default().concurrency(config.concurrency).debounce(DEBOUNCE);
+    // Those that wait for their cluster's servers keep nobody from being worked on.
+    let in_progress_max = config.concurrency.saturating_add(ASKED_MAX);
+    let settings = controller::Config::default().concurrency(in_progress_max).debounce(DEBOUNCE);
     let reconciles = controller::applier(
         |cluster, context| Box::pin(reconcile(cluster, context)),
         after_failure,

@@ -1,21 +1,31 @@
 //! The way to a cluster's metadata servers, over the same protocol and with the same proof of the key as its mounts.
+//!
+//! Servers are asked side by side and each question has a deadline, so that one that swallows packets costs no more than it
+//! would if it were the only one.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
 use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, WhoRequest};
 use atoll_proto::client::{ConnectOptions, Connection};
 use atoll_proto::handshake::{Encryption, Identity, Role};
-use atoll_proto::metadata::{BootstrapRequest, MetadataError, StatusRequest};
+use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError, StatusRequest};
 use atoll_proto::rpc::Rpc;
 use atoll_proto::transport::Address;
 use atoll_proto::{ClusterKey, ConnectError, RpcError};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
 
 use crate::error::Error;
 use crate::observe::MetadataFact;
 
-/// How long a status may take: a reconcile waits for it.
+/// How long one that led when it was asked last is asked alone.
+const ALONE_WAIT: Duration = Duration::from_millis(300);
+/// How long a server may take to prove that it knows the key.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(4);
+/// How long a status may take, connecting included: a reconcile waits for it.
 const STATUS_DEADLINE: Duration = Duration::from_secs(4);
 /// How long making a volume may take: an election is part of it.
 const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(30);
@@ -35,26 +45,118 @@ pub struct Access {
     pub encryption: Encryption,
 }
 
-/// Asks how the cluster is: the leader, if one of the servers is it.
-pub async fn status(access: &Access, addresses: &[String]) -> MetadataFact {
-    if addresses.is_empty() {
-        return MetadataFact::NotAsked;
+/// Single metadata servers, as they are asked. Tests have others than those on the network.
+pub trait Servers: Send + Sync {
+    /// How the cluster is, as the server at `address` knows it.
+    fn status<'a>(&'a self, access: &'a Access, address: &'a str) -> Asked<'a, ClusterStatus>;
+    /// Who it is.
+    fn who<'a>(&'a self, access: &'a Access, address: &'a str) -> Asked<'a, MemberIdentity>;
+    /// Has it make the volume.
+    fn bootstrap<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        config: &'a VolumeConfig,
+    ) -> Asked<'a, ()>;
+    /// Has it change the group.
+    fn change_members<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        change: &'a MembersChange,
+    ) -> Asked<'a, ()>;
+}
+
+/// What a server says, or why it says nothing.
+pub type Asked<'a, T> = BoxFuture<'a, Result<T, AskError>>;
+
+/// The servers on the network.
+pub struct Network;
+
+impl Servers for Network {
+    fn status<'a>(&'a self, access: &'a Access, address: &'a str) -> Asked<'a, ClusterStatus> {
+        Box::pin(ask::<StatusRequest>(access, address, StatusRequest, STATUS_DEADLINE))
     }
-    let mut reasons = Vec::new();
-    let mut follower = None;
-    for address in addresses.iter().take(ASKED_MAX) {
-        match ask::<StatusRequest>(access, address, &StatusRequest, STATUS_DEADLINE).await {
-            Ok(status) if status.is_leader => return MetadataFact::Answers(Box::new(status)),
+
+    fn who<'a>(&'a self, access: &'a Access, address: &'a str) -> Asked<'a, MemberIdentity> {
+        Box::pin(ask::<WhoRequest>(access, address, WhoRequest, STATUS_DEADLINE))
+    }
+
+    fn bootstrap<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        config: &'a VolumeConfig,
+    ) -> Asked<'a, ()> {
+        let request =
+            BootstrapRequest { cluster: access.cluster, config: config.clone(), members: Vec::new() };
+        Box::pin(ask::<BootstrapRequest>(access, address, request, BOOTSTRAP_DEADLINE))
+    }
+
+    fn change_members<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        change: &'a MembersChange,
+    ) -> Asked<'a, ()> {
+        let request = ChangeMembers { change: change.clone() };
+        Box::pin(ask::<ChangeMembers>(access, address, request, CHANGE_DEADLINE))
+    }
+}
+
+/// What a cluster says, and which of its servers led.
+#[derive(Debug)]
+pub struct Said {
+    /// How it is.
+    pub fact: MetadataFact,
+    /// The address of the one that leads.
+    pub leader: Option<String>,
+}
+
+/// Asks how the cluster is: the leader, if one of the servers is it. Who led the last time is asked first.
+pub async fn status(servers: &dyn Servers, access: &Access, addresses: &[String], led: Option<&str>) -> Said {
+    if addresses.is_empty() {
+        return Said { fact: MetadataFact::NotAsked, leader: None };
+    }
+    let (first, rest): (Vec<&str>, Vec<&str>) =
+        addresses.iter().take(ASKED_MAX).map(String::as_str).partition(|address| Some(*address) == led);
+    let put = |address| async move { (address, servers.status(access, address).await) };
+    let mut asked: FuturesUnordered<_> = first.into_iter().map(put).collect();
+    let mut rest = Some(rest);
+    let mut alone = std::pin::pin!(tokio::time::sleep(ALONE_WAIT));
+    let (mut reasons, mut follower) = (Vec::new(), None);
+    loop {
+        if asked.is_empty() {
+            match rest.take() {
+                Some(rest) => asked.extend(rest.into_iter().map(put)),
+                None => break,
+            }
+        }
+        let (address, answer) = tokio::select! {
+            Some(answer) = asked.next() => answer,
+            () = &mut alone, if rest.is_some() => {
+                asked.extend(rest.take().into_iter().flatten().map(put));
+                continue;
+            }
+            else => continue,
+        };
+        match answer {
+            Ok(status) if status.is_leader => {
+                let fact = MetadataFact::Answers(Box::new(status));
+                return Said { fact, leader: Some(address.to_owned()) };
+            }
             // One that waits to be added knows nothing.
             Ok(status) if status.cluster.is_none() && follower.is_some() => {}
             Ok(status) => follower = Some(status),
             Err(why) => reasons.push(why.to_string()),
         }
     }
-    match follower {
+    reasons.sort();
+    let fact = match follower {
         Some(status) => MetadataFact::Answers(Box::new(status)),
         None => MetadataFact::Unreachable(reasons.join("; ")),
-    }
+    };
+    Said { fact, leader: None }
 }
 
 /// Makes the volume, with the server at `address` as the first member of the group. To do it again changes nothing; to ask
@@ -62,34 +164,34 @@ pub async fn status(access: &Access, addresses: &[String]) -> MetadataFact {
 ///
 /// # Errors
 /// If it doesn't.
-pub async fn bootstrap(access: &Access, address: &str, config: &VolumeConfig) -> Result<(), Error> {
-    let request = BootstrapRequest { cluster: access.cluster, config: config.clone(), members: Vec::new() };
-    ask::<BootstrapRequest>(access, address, &request, BOOTSTRAP_DEADLINE)
+pub async fn bootstrap(
+    servers: &dyn Servers,
+    access: &Access,
+    address: &str,
+    config: &VolumeConfig,
+) -> Result<(), Error> {
+    servers
+        .bootstrap(access, address, config)
         .await
         .map_err(|why| Error::Metadata { doing: "bootstrap the volume", reason: why.to_string() })
 }
 
-/// Who the server at an address is.
-///
-/// # Errors
-/// Why it doesn't say so.
-pub async fn who(access: &Access, address: &str) -> Result<MemberIdentity, String> {
-    ask::<WhoRequest>(access, address, &WhoRequest, STATUS_DEADLINE).await.map_err(|why| why.to_string())
-}
-
-/// Changes the group of metadata servers. To ask again goes on with the change.
+/// Changes the group of metadata servers. To ask again goes on with the change. Who led the last time is asked first.
 ///
 /// # Errors
 /// If the leader refuses, or isn't among the servers, or it takes too long.
 pub async fn change_members(
+    servers: &dyn Servers,
     access: &Access,
     addresses: &[String],
+    led: Option<&str>,
     change: &MembersChange,
 ) -> Result<(), Error> {
-    let request = ChangeMembers { change: change.clone() };
+    let mut ordered: Vec<&str> = addresses.iter().take(ASKED_MAX).map(String::as_str).collect();
+    ordered.sort_by_key(|address| Some(*address) != led);
     let mut reasons = Vec::new();
-    for address in addresses.iter().take(ASKED_MAX) {
-        match ask::<ChangeMembers>(access, address, &request, CHANGE_DEADLINE).await {
+    for address in ordered {
+        match servers.change_members(access, address, change).await {
             Ok(()) => return Ok(()),
             Err(AskError::Refused { error: MetadataError::NotLeader { .. }, .. }) => {}
             Err(why) => reasons.push(why.to_string()),
@@ -102,23 +204,44 @@ pub async fn change_members(
 
 /// Why one server gave no answer.
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+pub enum AskError {
+    /// The address is none.
     #[error("{0}")]
     Address(#[from] atoll_proto::transport::AddressError),
+    /// Nobody is there, or somebody who doesn't know the key.
     #[error("{0}")]
     Connect(#[from] ConnectError),
+    /// Nobody proves in time that it knows the key.
+    #[error("{address} doesn't respond")]
+    Silent {
+        /// Who.
+        address: String,
+    },
+    /// It refuses.
     #[error("{address}: {error}")]
-    Refused { address: String, error: MetadataError },
+    Refused {
+        /// Who.
+        address: String,
+        /// Why.
+        error: MetadataError,
+    },
+    /// It doesn't answer this question.
     #[error("{address}: {error}")]
-    Call { address: String, error: RpcError },
+    Call {
+        /// Who.
+        address: String,
+        /// Why.
+        error: RpcError,
+    },
 }
 
 async fn ask<R: Rpc>(
     access: &Access,
     address: &str,
-    request: &R::Request,
+    request: R::Request,
     deadline: Duration,
 ) -> Result<R::Reply, AskError> {
+    let began = Instant::now();
     let identity = Identity {
         cluster: access.cluster,
         role: Role::Admin,
@@ -126,8 +249,13 @@ async fn ask<R: Rpc>(
         encryption: access.encryption,
     };
     let parsed: Address = address.parse()?;
-    let connection = Connection::connect(&parsed, &ConnectOptions::new(identity)).await?;
-    match connection.call_within::<R>(request, (), deadline).await {
+    let options = ConnectOptions::new(identity);
+    let connecting = Connection::connect(&parsed, &options);
+    let Ok(connection) = tokio::time::timeout(CONNECT_DEADLINE, connecting).await else {
+        return Err(AskError::Silent { address: address.to_owned() });
+    };
+    let left = deadline.saturating_sub(began.elapsed());
+    match connection?.call_within::<R>(&request, (), left).await {
         Ok((reply, _)) => Ok(reply),
         Err(error) => Err(match error.typed::<MetadataError>() {
             Some(error) => AskError::Refused { address: address.to_owned(), error },
@@ -135,3 +263,6 @@ async fn ask<R: Rpc>(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use kube::runtime::{WatchStreamExt, conditions, wait};
 use kube::{Api, Client, ResourceExt};
 
 use crate::build::prerequisites::{Prerequisite, PrerequisiteError, prerequisites};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, call, change};
 
 /// The definition of the custom resource.
 const DEFINITION: &str = "filesystemclusters.atoll.dev";
@@ -85,16 +85,16 @@ fn api(client: &Client, needed: &Prerequisite) -> Api<DynamicObject> {
 
 async fn apply(client: &Client, needed: &Prerequisite) -> Result<(), Error> {
     let (api, name) = (api(client, needed), needed.object.name_any());
-    let found = api.get_opt(&name).await.map_err(Error::api(format!("read the {}", needed.brief())))?;
+    let found = call(format!("read the {}", needed.brief()), api.get_opt(&name)).await?;
     if found.as_ref().is_some_and(|found| !needed.may_replace(found)) {
         tracing::debug!("{} was applied by a newer operator and is left alone", needed.brief());
         return Ok(());
     }
     let params = PatchParams::apply(names::MANAGER_OPERATOR).force();
-    match api.patch(&name, &params, &Patch::Apply(&needed.object)).await {
+    let doing = format!("apply the {}", needed.brief());
+    match change(doing, api.patch(&name, &params, &Patch::Apply(&needed.object))).await {
         Ok(_) => Ok(()),
         Err(error) => {
-            let error = Error::api(format!("apply the {}", needed.brief()))(error);
             // Where an administrator keeps these, the operator may have no right to change them.
             if error.kind() == Kind::Refused && found.is_some() {
                 tracing::warn!(

@@ -15,9 +15,9 @@ use rand::Rng;
 
 use crate::apply::{carry_out, write_status};
 use crate::context::Context;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, change};
 use crate::events::{event, transitions};
-use crate::gather::observe;
+use crate::gather::{ask, observe};
 use crate::observe::Observed;
 use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, missing, plan};
 use crate::report;
@@ -40,7 +40,16 @@ const AT_REST: Duration = Duration::from_secs(30);
 pub async fn reconcile(cluster: Arc<FileSystemCluster>, context: Arc<Context>) -> Result<Next, Error> {
     let started = Instant::now();
     let key = ObjectRef::from_obj(&*cluster);
+    let silent = context.memory.lock().await.get(&key).map_or(0, |memory| memory.silent);
+    // Those that can't be reached wait for each other, and nobody else waits for them.
+    let place = if silent > 0 {
+        let Some(place) = context.doubtful() else { return Ok(Next::requeue(jittered(WHILE_MOVING))) };
+        Some(place)
+    } else {
+        None
+    };
     let result = look_and_act(cluster, &context, &key).await;
+    drop(place);
     let mut memory = context.memory.lock().await;
     let remembered = memory.entry(key).or_default();
     match &result {
@@ -57,7 +66,11 @@ async fn look_and_act(
     context: &Context,
     key: &ObjectRef<FileSystemCluster>,
 ) -> Result<Next, Error> {
-    let seen = observe(context, cluster).await?;
+    let turn = context.turn().await;
+    let mut seen = observe(context, cluster).await?;
+    drop(turn);
+    ask(context, &mut seen).await;
+    let silent = context.memory.lock().await.get(key).map_or(0, |memory| memory.silent);
     let wanted = validate(&seen.cluster, &context.images);
     let mut plan = plan(&seen, &wanted, ClusterId(rand::rng().random()));
     for event in farewell(&seen, &plan.actions) {
@@ -79,21 +92,26 @@ async fn look_and_act(
         write_if_changed(context, &seen, status, key).await?;
     }
     let changed = outcome?;
-    Ok(Next::requeue(pause(changed.anything, assessment.phase)))
+    Ok(Next::requeue(jittered(pause(changed.anything, assessment.phase, silent))))
 }
 
-/// When to look again, without anybody waking us.
-fn pause(acted: bool, phase: Phase) -> Duration {
-    let pause = if acted {
-        AFTER_ACTION
-    } else {
-        match phase {
-            Phase::Creating | Phase::Deleting | Phase::Unavailable => WHILE_MOVING,
-            Phase::Blocked | Phase::Degraded => WHILE_BLOCKED,
-            Phase::Ready | Phase::Paused => AT_REST,
+/// When to look again, without anybody waking us. `silent`: so many times in a row its servers said nothing.
+fn pause(acted: bool, phase: Phase, silent: u32) -> Duration {
+    if acted {
+        return AFTER_ACTION;
+    }
+    match phase {
+        Phase::Creating | Phase::Deleting | Phase::Unavailable => {
+            // A pod that changes wakes us; only a network that is mended says nothing.
+            (WHILE_MOVING * 2_u32.saturating_pow(silent.min(10))).min(WHILE_BLOCKED)
         }
-    };
-    // Clusters that were made together aren't all looked at together for ever.
+        Phase::Blocked | Phase::Degraded => WHILE_BLOCKED,
+        Phase::Ready | Phase::Paused => AT_REST,
+    }
+}
+
+/// Clusters that were made together aren't all looked at together for ever.
+fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::rng().random_range(0.9..1.1))
 }
 
@@ -166,7 +184,7 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
 /// An Event that can't be written is no reason to stop.
 async fn publish(context: &Context, seen: &Observed, event: &Event) {
     let reference = seen.cluster.object_ref(&());
-    if let Err(error) = context.recorder.publish(event, &reference).await {
+    if let Err(error) = change("write an Event", context.recorder.publish(event, &reference)).await {
         tracing::warn!(%error, reason = event.reason, "an Event could not be written");
     }
 }
