@@ -1,27 +1,37 @@
 //! What the API server tells unasked: one watch a kind, whose objects are kept, and whose changes wake the clusters
-//! that they belong to. At rest a reconcile asks the API server nothing.
+//! that they belong to. At rest a reconcile asks the API server nothing. An object that can't be read is named, and keeps no
+//! other from being seen (`unreadable`).
 
 use std::fmt::Debug;
-use std::hash::Hash;
+use std::future::ready;
 
 use atoll_crds::names::{DRIVER_NAME, VolumeHandle, labels};
-use atoll_crds::v1alpha1::FileSystemCluster;
+use atoll_crds::v1alpha1::{FileSystemCluster, Reason};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::events::{EventType, Recorder};
 use kube::runtime::reflector::store::Store;
 use kube::runtime::reflector::{self, ObjectRef};
-use kube::runtime::watcher::{self, Config};
-use kube::runtime::{WatchStreamExt, watcher as watch};
+use kube::runtime::watcher::{Config, Event, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use crate::error::call;
+use crate::events::event;
+use crate::unreadable::{Fault, Sieve, Sieved, Unreadable};
+
 /// The label that every object of a cluster carries.
 const OF_CLUSTERS: &str = labels::CLUSTER;
+
+/// Objects of a kind that can't be read and whose Event waits to be written.
+const UNREADABLE_TOLD_MAX: usize = 64;
 
 /// A cluster that has to be looked at.
 pub type Wake = ObjectRef<FileSystemCluster>;
@@ -47,25 +57,33 @@ pub struct Caches {
     pub nodes: Store<Node>,
     /// All StorageClasses.
     pub classes: Store<StorageClass>,
+    /// What of all these can't be read.
+    pub unreadable: Unreadable,
 }
 
 impl Caches {
-    /// Starts the watches in `tasks`; clusters to be looked at go to `wakes`.
-    pub fn start(client: &Client, wakes: &mpsc::UnboundedSender<Wake>, tasks: &mut JoinSet<()>) -> Caches {
+    /// Starts the watches in `tasks`; clusters to be looked at go to `wakes`, Events to `recorder`.
+    pub fn start(
+        client: &Client,
+        recorder: &Recorder,
+        wakes: &mpsc::UnboundedSender<Wake>,
+        tasks: &mut JoinSet<()>,
+    ) -> Caches {
         let labelled = || Config::default().labels(OF_CLUSTERS);
-        let mut watch = Watch { client, wakes, tasks };
+        let unreadable = Unreadable::default();
+        let mut watch = Watch { client, recorder, unreadable: &unreadable, wakes, tasks };
         Caches {
-            clusters: watch
-                .kind(Config::default(), |cluster: &FileSystemCluster| Some(ObjectRef::from_obj(cluster))),
-            statefulsets: watch.kind(labelled(), owner_of),
-            services: watch.kind(labelled(), owner_of),
-            budgets: watch.kind(labelled(), owner_of),
-            pvcs: watch.kind(labelled(), owner_of),
-            pods: watch.kind(labelled(), owner_of),
-            volumes: watch.kind(Config::default(), cluster_of),
+            clusters: watch.kind(Config::default(), |cluster| Some(itself(cluster)), |it| Some(itself(it))),
+            statefulsets: watch.kind(labelled(), owner_of, owner_of),
+            services: watch.kind(labelled(), owner_of, owner_of),
+            budgets: watch.kind(labelled(), owner_of, owner_of),
+            pvcs: watch.kind(labelled(), owner_of, owner_of),
+            pods: watch.kind(labelled(), owner_of, owner_of),
+            volumes: watch.kind(Config::default(), cluster_of, |_| None),
             // What depends on these asks again by itself.
-            nodes: watch.kind(Config::default(), |_: &Node| None),
-            classes: watch.kind(Config::default(), |_: &StorageClass| None),
+            nodes: watch.kind(Config::default(), |_: &Node| None, |_| None),
+            classes: watch.kind(Config::default(), |_: &StorageClass| None, |_| None),
+            unreadable,
         }
     }
 
@@ -86,8 +104,13 @@ impl Caches {
     }
 }
 
+/// The cluster that a resource, readable or not, is.
+fn itself<K: ResourceExt>(cluster: &K) -> Wake {
+    ObjectRef::new(&cluster.name_any()).within(&cluster.namespace().unwrap_or_default())
+}
+
 /// The cluster that an object belongs to.
-fn owner_of<K: ResourceExt>(object: &K) -> Option<Wake> {
+pub fn owner_of<K: ResourceExt>(object: &K) -> Option<Wake> {
     let name = object.labels().get(OF_CLUSTERS)?;
     Some(ObjectRef::new(name).within(&object.namespace()?))
 }
@@ -101,34 +124,66 @@ pub fn cluster_of(volume: &PersistentVolume) -> Option<Wake> {
 
 struct Watch<'a> {
     client: &'a Client,
+    recorder: &'a Recorder,
+    unreadable: &'a Unreadable,
     wakes: &'a mpsc::UnboundedSender<Wake>,
     tasks: &'a mut JoinSet<()>,
 }
 
 impl Watch<'_> {
-    fn kind<K>(&mut self, config: Config, of: impl Fn(&K) -> Option<Wake> + Send + 'static) -> Store<K>
+    /// `of` says which cluster an object belongs to; `of_unreadable` says it of one that has nothing but metadata.
+    fn kind<K>(
+        &mut self,
+        config: Config,
+        of: impl Fn(&K) -> Option<Wake> + Send + 'static,
+        of_unreadable: fn(&DeserializeGuard<K>) -> Option<Wake>,
+    ) -> Store<K>
     where
-        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-        K::DynamicType: Default + Eq + Hash + Clone + Send + Sync,
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         let (store, writer) = reflector::store();
-        let api: Api<K> = Api::all(self.client.clone());
-        let wakes = self.wakes.clone();
+        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
+        let (wakes, known) = (self.wakes.clone(), store.clone());
+        let mut sieve = Sieve::new(self.unreadable.clone());
+        // What finds no room here is in the log all the same.
+        let (news, told) = mpsc::channel(UNREADABLE_TOLD_MAX);
+        self.tasks.spawn(tell(self.recorder.clone(), told));
         self.tasks.spawn(async move {
             // What others wrote last into an object is of no interest, and takes more room than the rest.
-            let slim = watch::watcher(api, config)
-                .modify(|object: &mut K| object.meta_mut().managed_fields = None)
+            let slim = watcher(api, config)
+                .modify(|object: &mut DeserializeGuard<K>| object.meta_mut().managed_fields = None)
                 .default_backoff();
-            let mut events = std::pin::pin!(reflector::reflector(writer, slim));
+            let woken = wakes.clone();
+            let readable = slim.filter_map(move |event| {
+                ready(match event {
+                    Ok(event) => match sieve.sift(event, of_unreadable) {
+                        Sieved::Event(event) => Some(Ok(event)),
+                        Sieved::Unreadable { fault, is_news, changed } => {
+                            wake(&woken, fault.cluster.clone());
+                            let before = changed.then(|| known.get(&reference(&fault))).flatten();
+                            if is_news {
+                                tracing::error!(
+                                    kind = fault.place.kind, namespace = fault.place.namespace,
+                                    name = fault.place.name, error = fault.error,
+                                    "an object can't be read by this version of the operator, and is left alone"
+                                );
+                                let _ = news.try_send(*fault);
+                            }
+                            before.map(|before| Ok(Event::Delete(K::clone(&before))))
+                        }
+                    },
+                    Err(error) => Some(Err(error)),
+                })
+            });
+            let mut events = std::pin::pin!(reflector::reflector(writer, readable));
             while let Some(event) = events.next().await {
                 match event {
-                    Ok(watcher::Event::Apply(object) | watcher::Event::InitApply(object)) => {
+                    Ok(Event::Apply(object) | Event::InitApply(object) | Event::Delete(object)) => {
                         wake(&wakes, of(&object));
                     }
-                    Ok(watcher::Event::Delete(object)) => wake(&wakes, of(&object)),
-                    Ok(watcher::Event::Init | watcher::Event::InitDone) => {}
+                    Ok(Event::Init | Event::InitDone) => {}
                     Err(error) => tracing::warn!(
-                        kind = %K::kind(&K::DynamicType::default()),
+                        kind = %K::kind(&()),
                         %error,
                         "a watch was interrupted; it starts again"
                     ),
@@ -136,6 +191,34 @@ impl Watch<'_> {
             }
         });
         store
+    }
+}
+
+/// Writes Events of resources that can't be read, which have no conditions; what belongs to one that can is in its conditions.
+async fn tell(recorder: Recorder, mut told: mpsc::Receiver<Fault>) {
+    while let Some(fault) = told.recv().await {
+        if fault.place.kind != FileSystemCluster::kind(&()) {
+            continue;
+        }
+        let note = format!(
+            "this version of the operator can't read the resource and leaves its cluster as it is ({}): correct it, or run \
+             the version that wrote it",
+            fault.error
+        );
+        let event = event(EventType::Warning, Reason::ObjectUnreadable.as_str(), note);
+        let resource = reference::<FileSystemCluster>(&fault).into();
+        if let Err(error) = call("write an Event", recorder.publish(&event, &resource)).await {
+            tracing::warn!(%error, reason = event.reason, "an Event could not be written");
+        }
+    }
+    std::future::pending().await
+}
+
+fn reference<K: Resource<DynamicType = ()>>(fault: &Fault) -> ObjectRef<K> {
+    let reference = ObjectRef::new(&fault.place.name);
+    match &fault.place.namespace {
+        Some(namespace) => reference.within(namespace),
+        None => reference,
     }
 }
 

@@ -16,17 +16,19 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::ListParams;
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
 use kube::runtime::reflector::store::Store;
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
 use crate::build::secret;
-use crate::caches::cluster_of;
+use crate::caches::{Caches, cluster_of};
 use crate::context::Context;
 use crate::error::{Error, call};
 use crate::metadata::{self, Access};
 use crate::observe::{ClassFact, MetadataFact, Observed, is_heard, is_ready, pod_ip};
+use crate::unreadable::Fault;
 
 /// The definition of the custom resource.
 const DEFINITION: &str = "filesystemclusters.atoll.dev";
@@ -44,7 +46,9 @@ const SILENT_MIN: Duration = Duration::from_secs(1);
 pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Result<Observed, Error> {
     let (namespace, name) = (cluster.namespace_str().to_owned(), cluster.name_str().to_owned());
     let caches = &context.caches;
-    let secret = read(context, &namespace, &cluster.client_secret_name()).await?;
+    let of_watches = caches.unreadable.of(&ObjectRef::from_obj(&*cluster));
+    let mut unreadable: Vec<String> = of_watches.iter().map(Fault::to_string).collect();
+    let secret = read_or_name(context, (&namespace, &cluster.client_secret_name()), &mut unreadable).await?;
     let mut seen = Observed {
         statefulsets: BTreeMap::new(),
         services: BTreeMap::new(),
@@ -53,11 +57,12 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         pvcs: labelled(&caches.pvcs, &namespace, &name),
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
-        volumes: referring(&caches.volumes, &cluster),
+        volumes: referring(caches, &cluster),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
+        unreadable,
         confirmed_for: confirmed_for(context, &cluster).await,
         namespace_terminating: false,
         crd_terminating: false,
@@ -66,9 +71,10 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
     for component in Component::ALL {
         let object = names::workload(&name, component);
         let key = (&namespace, object.as_str());
-        seen.statefulsets
-            .extend(find(context, &caches.statefulsets, key).await?.map(|found| (component, found)));
-        seen.services.extend(find(context, &caches.services, key).await?.map(|found| (component, found)));
+        let found = find(context, &caches.statefulsets, key, &mut seen.unreadable).await?;
+        seen.statefulsets.extend(found.map(|found| (component, found)));
+        let found = find(context, &caches.services, key, &mut seen.unreadable).await?;
+        seen.services.extend(found.map(|found| (component, found)));
         if let Some(found) = cached(&caches.budgets, key) {
             seen.budgets.insert(component, found);
         }
@@ -193,7 +199,12 @@ where
 }
 
 /// From the cache, or, since the cache only has objects with our label, from the API server.
-async fn find<K>(context: &Context, store: &Store<K>, key: (&String, &str)) -> Result<Option<K>, Error>
+async fn find<K>(
+    context: &Context,
+    store: &Store<K>,
+    key: (&String, &str),
+    unreadable: &mut Vec<String>,
+) -> Result<Option<K>, Error>
 where
     K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
         + Clone
@@ -203,7 +214,33 @@ where
 {
     match cached(store, key) {
         Some(found) => Ok(Some(found)),
-        None => read(context, key.0, key.1).await,
+        None => read_or_name(context, key, unreadable).await,
+    }
+}
+
+/// What can't be read is named in `unreadable`, which keeps the cluster from being acted on.
+async fn read_or_name<K>(
+    context: &Context,
+    (namespace, name): (&String, &str),
+    unreadable: &mut Vec<String>,
+) -> Result<Option<K>, Error>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug
+        + 'static,
+{
+    let Some(found) = read::<DeserializeGuard<K>>(context, namespace, name).await? else { return Ok(None) };
+    match found.0 {
+        Ok(found) => Ok(Some(found)),
+        Err(invalid) => {
+            let text = Fault::new::<K>(&invalid, |_| None).to_string();
+            if !unreadable.contains(&text) {
+                unreadable.push(text);
+            }
+            Ok(None)
+        }
     }
 }
 
@@ -219,10 +256,13 @@ where
     call(format!("read the {} {name}", K::kind(&())), api.get_opt(name)).await
 }
 
-/// PersistentVolumes that name the cluster: `name (claim)`.
-fn referring(store: &Store<PersistentVolume>, cluster: &FileSystemCluster) -> Vec<String> {
+/// PersistentVolumes that name the cluster: `name (claim)`. One that can't be read may name any.
+fn referring(caches: &Caches, cluster: &FileSystemCluster) -> Vec<String> {
     let wake = ObjectRef::from_obj(cluster);
-    let mut found: Vec<String> = store
+    let unreadable = caches.unreadable.of_kind(&PersistentVolume::kind(&()));
+    let unreadable = unreadable.into_iter().map(|fault| format!("{}, which can't be read", fault.place.name));
+    let mut found: Vec<String> = caches
+        .volumes
         .state_filter(|volume| {
             cluster_of(volume).is_some_and(|of| of.name == wake.name && of.namespace == wake.namespace)
         })
@@ -234,6 +274,7 @@ fn referring(store: &Store<PersistentVolume>, cluster: &FileSystemCluster) -> Ve
                 claim.map(|claim| format!(" of claim {}/{}", part(&claim.namespace), part(&claim.name)));
             format!("{}{}", volume.name_any(), claim.unwrap_or_default())
         })
+        .chain(unreadable)
         .collect();
     found.sort();
     found
@@ -243,7 +284,7 @@ fn referring(store: &Store<PersistentVolume>, cluster: &FileSystemCluster) -> Ve
 async fn unmarked_disks(
     context: &Context,
     seen: &mut Observed,
-    namespace: &str,
+    namespace: &String,
     name: &str,
 ) -> Result<(), Error> {
     let spec = &seen.cluster.spec;
@@ -256,7 +297,9 @@ async fn unmarked_disks(
         for ordinal in 0..u32::from(count) {
             let pvc = names::pvc(name, component, ordinal);
             if !seen.pvcs.contains_key(&pvc)
-                && let Some(found) = read::<PersistentVolumeClaim>(context, namespace, &pvc).await?
+                && let Some(found) =
+                    read_or_name::<PersistentVolumeClaim>(context, (namespace, &pvc), &mut seen.unreadable)
+                        .await?
             {
                 seen.pvcs.insert(pvc, found);
             }

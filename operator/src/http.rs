@@ -47,7 +47,7 @@ pub async fn serve(listen: &str, told: Arc<Told>) -> std::io::Result<()> {
 
 async fn metrics(told: Arc<Told>) -> Response {
     if let Some(caches) = told.caches.get() {
-        told.metrics.count(&caches.clusters);
+        told.metrics.count(caches);
     }
     let mut text = String::new();
     match encode(&mut text, &told.registry) {

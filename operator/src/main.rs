@@ -24,6 +24,7 @@ mod state;
 #[cfg(test)]
 mod testing;
 mod trouble;
+mod unreadable;
 mod validate;
 
 use std::convert::Infallible;
@@ -187,7 +188,7 @@ async fn work(
     let mut watches = JoinSet::new();
     watches.spawn(prerequisites::keep(client.clone(), kept));
     let recorder = context::recorder(&client, me);
-    let caches = Caches::start(&client, &wakes, &mut watches);
+    let caches = Caches::start(&client, &recorder, &wakes, &mut watches);
     tokio::select! {
         ready = caches.ready() => if !ready { return Err(Fatal::WatchEnded) },
         () = stopping.cancelled() => return Ok(()),

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use atoll_crds::v1alpha1::FileSystemCluster;
-use kube::runtime::reflector::store::Store;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -11,6 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::caches::Caches;
 use crate::error::Error;
 use crate::plan::Action;
 
@@ -29,6 +28,11 @@ struct PhaseLabel {
     phase: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: String,
+}
+
 /// Everything that is counted.
 #[derive(Clone)]
 pub struct Metrics {
@@ -37,6 +41,7 @@ pub struct Metrics {
     actions: Family<ActionLabel, Counter>,
     clusters: Family<PhaseLabel, Gauge>,
     leader: Gauge,
+    unreadable: Family<KindLabel, Gauge>,
 }
 
 impl Metrics {
@@ -48,6 +53,7 @@ impl Metrics {
             actions: Family::default(),
             clusters: Family::default(),
             leader: Gauge::default(),
+            unreadable: Family::default(),
         };
         registry.register("reconciles", "Reconciliations, by result", metrics.reconciles.clone());
         registry.register_with_unit(
@@ -62,6 +68,11 @@ impl Metrics {
             "leader",
             "1 if this operator holds the leader election lease",
             metrics.leader.clone(),
+        );
+        registry.register(
+            "unreadable_objects",
+            "Objects that this version can't read, by kind",
+            metrics.unreadable.clone(),
         );
         metrics
     }
@@ -98,10 +109,14 @@ impl Metrics {
         self.leader.set(1);
     }
 
-    /// Counts the clusters by phase.
-    pub fn count(&self, clusters: &Store<FileSystemCluster>) {
+    /// Counts the clusters by phase, and what can't be read by kind.
+    pub fn count(&self, caches: &Caches) {
+        self.unreadable.clear();
+        for (kind, count) in caches.unreadable.counts() {
+            self.unreadable.get_or_create(&KindLabel { kind }).set(count);
+        }
         self.clusters.clear();
-        for cluster in clusters.state() {
+        for cluster in caches.clusters.state() {
             let phase = cluster.status.as_ref().and_then(|status| status.phase);
             let phase = phase.map_or("Unknown", |phase| phase.as_str());
             self.clusters.get_or_create(&PhaseLabel { phase }).inc();

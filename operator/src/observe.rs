@@ -47,6 +47,8 @@ pub struct Observed {
     /// Metadata servers by their pods' ordinals, as they say themselves: those at whose address the group has nobody, or
     /// somebody else.
     pub joiners: BTreeMap<u32, MemberIdentity>,
+    /// Objects of the cluster that can't be read, each with why: as good as absent, though they are there.
+    pub unreadable: Vec<String>,
     /// For how long this operator has seen a confirmation of a deletion.
     pub confirmed_for: Option<Duration>,
     /// The namespace is being deleted.

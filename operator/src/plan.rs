@@ -130,6 +130,9 @@ pub const CONFIRMATION_LIFETIME: Duration = Duration::from_secs(600);
 
 /// The next steps. `fresh` is an id that no cluster has.
 pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId) -> Plan {
+    if let Some(problem) = unreadable(seen) {
+        return Plan::blocked(problem);
+    }
     if seen.cluster.is_terminating() {
         return deletion::plan(seen);
     }
@@ -156,6 +159,18 @@ pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId)
         Ok(actions) => Plan { actions, problem: None },
         Err(problem) => Plan::blocked(problem),
     }
+}
+
+/// What can't be read looks as if it weren't there, and nothing may follow from that.
+fn unreadable(seen: &Observed) -> Option<Problem> {
+    let first = seen.unreadable.first()?;
+    let more = seen.unreadable.len() - 1;
+    let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+    let message = format!(
+        "this version of the operator can't read the {first}{more}, and changes nothing until it can: correct or delete \
+         it, or run the version that wrote it"
+    );
+    Some(Problem::new(Reason::ObjectUnreadable, message))
 }
 
 /// The finalizer is on the resource.

@@ -73,6 +73,7 @@ pub fn observed(capacity: &str) -> Observed {
         classes: vec![class("disks", "disks.example", true), class("atoll", names::DRIVER_NAME, false)],
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
+        unreadable: Vec::new(),
         confirmed_for: None,
         namespace_terminating: false,
         crd_terminating: false,

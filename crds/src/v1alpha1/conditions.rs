@@ -82,6 +82,8 @@ pub enum Reason {
     KeyMissing,
     /// The API server refuses what the operator does (quota, admission, rights).
     ApiRefused,
+    /// An object of the cluster is one that this version of the operator can't read.
+    ObjectUnreadable,
     /// The operator was told to do nothing.
     Paused,
     /// The resource is being deleted.
@@ -121,6 +123,7 @@ impl Reason {
             Reason::AdoptionRefused => "AdoptionRefused",
             Reason::KeyMissing => "KeyMissing",
             Reason::ApiRefused => "ApiRefused",
+            Reason::ObjectUnreadable => "ObjectUnreadable",
             Reason::Paused => "Paused",
             Reason::Deleting => "Deleting",
             Reason::DeletionBlocked => "DeletionBlocked",
@@ -144,6 +147,7 @@ impl Reason {
             | Reason::AdoptionRefused
             | Reason::KeyMissing
             | Reason::ApiRefused
+            | Reason::ObjectUnreadable
             | Reason::PodsFailing
             | Reason::Paused => true,
             Reason::AsSpecified

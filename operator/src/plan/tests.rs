@@ -190,6 +190,19 @@ fn what_is_as_it_shall_be_is_left_alone_and_what_is_not_is_set_right() {
 }
 
 #[test]
+fn nothing_is_done_while_something_of_the_cluster_cannot_be_read() {
+    let mut seen = testing::running();
+    seen.pvcs.clear();
+    seen.statefulsets.clear();
+    seen.unreadable.push("PersistentVolumeClaim data-db-metadata-0 (invalid type)".into());
+    refuses(&seen, Reason::ObjectUnreadable, "PersistentVolumeClaim data-db-metadata-0 (invalid type)");
+    seen.unreadable.push("Pod db-metadata-0 (invalid type)".into());
+    testing::change(&mut seen, |cluster| cluster.spec.deletion_confirmation = Some(ID.to_string()));
+    testing::deleted(&mut seen);
+    refuses(&seen, Reason::ObjectUnreadable, "and 1 more");
+}
+
+#[test]
 fn nothing_is_forced_onto_what_belongs_to_somebody_else() {
     let mut seen = testing::running();
     let meta = &mut seen.services.get_mut(&Component::Metadata).expect("service").metadata;
