@@ -9,7 +9,7 @@ pub use cluster::{
     Access, Backing, Encryption, FileSystemCluster, FileSystemClusterSpec, MetadataSpec, Resources, RootSpec,
     StorageSpec,
 };
-pub use conditions::{ConditionType, Reason};
+pub use conditions::{ConditionStatus, ConditionType, Reason};
 pub use kept::KeptVolume;
 pub use status::{
     ClientStatus, FileSystemClusterStatus, MemberStatus, MetadataStatus, Phase, ServerStatus, StorageStatus,

@@ -183,6 +183,7 @@ fn health(cluster: &FileSystemCluster, phase: Option<Phase>) -> String {
         Some(Phase::Blocked) => "blocked until the problem below is fixed",
         Some(Phase::Paused) => "the operator is paused for this volume (spec.paused)",
         Some(Phase::Deleting) => "is being deleted",
+        Some(Phase::Unknown) => "in a state that only a newer version of this program knows",
     };
     let behind = cluster.status.as_ref().is_some_and(|status| {
         status.observed_generation.is_some() && status.observed_generation < cluster.metadata.generation

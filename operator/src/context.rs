@@ -51,6 +51,8 @@ pub struct Memory {
     pub failures: u32,
     /// Questions in a row that the cluster's servers took their time to leave without an answer.
     pub silent: u32,
+    /// Since when its leader has said nothing.
+    pub leaderless: Option<Instant>,
     /// The address of the metadata server that led when it was asked last.
     pub led: Option<String>,
     /// When the status was written last.

@@ -63,6 +63,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
         unreadable,
+        leaderless_for: None,
         confirmed_for: confirmed_for(context, &cluster).await,
         namespace_terminating: false,
         crd_terminating: false,
@@ -98,6 +99,11 @@ pub async fn ask(context: &Context, seen: &mut Observed) {
     let silent = matches!(said.fact, MetadataFact::Unreachable(_)) && began.elapsed() >= SILENT_MIN;
     let mut memory = context.memory.lock().await;
     let remembered = memory.entry(key).or_default();
+    if said.leader.is_some() || matches!(said.fact, MetadataFact::NotAsked) {
+        remembered.leaderless = None;
+    } else {
+        seen.leaderless_for = Some(remembered.leaderless.get_or_insert_with(Instant::now).elapsed());
+    }
     remembered.led = said.leader.or(led);
     remembered.silent = if silent { remembered.silent.saturating_add(1) } else { 0 };
     drop(memory);

@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::caches::Caches;
 use crate::metrics::Metrics;
+use crate::prerequisites::Unmet;
 
 /// What the endpoint tells of.
 pub struct Told {
@@ -24,6 +25,8 @@ pub struct Told {
     pub caches: OnceLock<Caches>,
     /// Set once the API server has answered.
     pub reached: OnceLock<()>,
+    /// What this operator should keep, and can't.
+    pub unmet: Unmet,
 }
 
 /// Serves until the process ends.
@@ -60,8 +63,31 @@ async fn metrics(told: Arc<Told>) -> Response {
 }
 
 async fn readiness(told: Arc<Told>) -> Response {
-    match told.reached.get() {
-        Some(()) => (StatusCode::OK, "ok\n").into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not responded yet\n").into_response(),
+    let (code, text) = verdict(told.reached.get().is_some(), told.unmet.first());
+    (code, text).into_response()
+}
+
+/// Pure: a candidate is ready to take over once it has heard of the API server; who leads, if it can do its work.
+fn verdict(reached: bool, unmet: Option<String>) -> (StatusCode, String) {
+    match (reached, unmet) {
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "the API server has not responded yet\n".to_owned()),
+        (true, Some(unmet)) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("what all volumes need can't be created: {unmet}\n"))
+        }
+        (true, None) => (StatusCode::OK, "ok\n".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_cannot_do_its_work_is_not_ready_and_says_why() {
+        assert_eq!(verdict(false, None).0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(verdict(true, None), (StatusCode::OK, "ok\n".to_owned()));
+        let (code, text) = verdict(true, Some("Namespace atoll-volumes: forbidden".into()));
+        assert_eq!(code, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(text.contains("Namespace atoll-volumes: forbidden"), "{text}");
     }
 }

@@ -52,6 +52,7 @@ use crate::http::Told;
 use crate::leader::{Candidate, Leadership};
 use crate::metadata::Network;
 use crate::metrics::Metrics;
+use crate::prerequisites::Unmet;
 use crate::reconcile::{after_failure, reconcile};
 
 /// Threads that work on clusters; all they do is wait for the network.
@@ -119,6 +120,7 @@ async fn run(config: Config) -> Result<(), Fatal> {
         metrics: metrics.clone(),
         caches: OnceLock::new(),
         reached: OnceLock::new(),
+        unmet: Unmet::default(),
     });
     http::serve(&config.http, Arc::clone(&told))
         .await
@@ -182,11 +184,11 @@ async fn work(
 ) -> Result<(), Fatal> {
     let (wakes, mut woken) = mpsc::unbounded_channel::<Wake>();
     let kept = tokio::select! {
-        kept = prerequisites::create(&client) => kept?,
+        kept = prerequisites::create(&client, &told.unmet) => kept?,
         () = stopping.cancelled() => return Ok(()),
     };
     let mut watches = JoinSet::new();
-    watches.spawn(prerequisites::keep(client.clone(), kept));
+    watches.spawn(prerequisites::keep(client.clone(), kept, told.unmet.clone()));
     let recorder = context::recorder(&client, me);
     let caches = Caches::start(&client, &recorder, &wakes, &mut watches);
     tokio::select! {

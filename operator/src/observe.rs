@@ -49,6 +49,9 @@ pub struct Observed {
     pub joiners: BTreeMap<u32, MemberIdentity>,
     /// Objects of the cluster that can't be read, each with why: as good as absent, though they are there.
     pub unreadable: Vec<String>,
+    /// For how long its leader has said nothing, as far as this operator has asked; `None`: it spoke the last time, or nobody
+    /// was asked.
+    pub leaderless_for: Option<Duration>,
     /// For how long this operator has seen a confirmation of a deletion.
     pub confirmed_for: Option<Duration>,
     /// The namespace is being deleted.

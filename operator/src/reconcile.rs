@@ -92,7 +92,10 @@ async fn look_and_act(
         write_if_changed(context, &seen, status, key).await?;
     }
     let changed = outcome?;
-    Ok(Next::requeue(jittered(pause(changed.anything, assessment.phase, silent))))
+    let next = pause(changed.anything, assessment.phase, silent);
+    // Whether it is an election or more shows soon.
+    let next = if seen.leaderless_for.is_some() { next.min(unheard_pause(silent)) } else { next };
+    Ok(Next::requeue(jittered(next)))
 }
 
 /// When to look again, without anybody waking us. `silent`: so many times in a row its servers said nothing.
@@ -101,13 +104,15 @@ fn pause(acted: bool, phase: Phase, silent: u32) -> Duration {
         return AFTER_ACTION;
     }
     match phase {
-        Phase::Creating | Phase::Deleting | Phase::Unavailable => {
-            // A pod that changes wakes us; only a network that is mended says nothing.
-            (WHILE_MOVING * 2_u32.saturating_pow(silent.min(10))).min(WHILE_BLOCKED)
-        }
+        Phase::Creating | Phase::Deleting | Phase::Unavailable => unheard_pause(silent),
         Phase::Blocked | Phase::Degraded => WHILE_BLOCKED,
-        Phase::Ready | Phase::Paused => AT_REST,
+        Phase::Ready | Phase::Paused | Phase::Unknown => AT_REST,
     }
+}
+
+/// A pod that changes wakes us; only a network that is mended says nothing.
+fn unheard_pause(silent: u32) -> Duration {
+    (WHILE_MOVING * 2_u32.saturating_pow(silent.min(10))).min(WHILE_BLOCKED)
 }
 
 /// Clusters that were made together aren't all looked at together for ever.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use atoll_crds::names::Component;
 use atoll_crds::v1alpha1::status::CLIENTS_LISTED_MAX;
 use atoll_crds::v1alpha1::{
-    ClientStatus, ConditionType, FileSystemClusterStatus, MemberStatus, MetadataStatus, ServerStatus,
-    StorageStatus, UsageStatus, conditions,
+    ClientStatus, ConditionStatus, ConditionType, FileSystemClusterStatus, MemberStatus, MetadataStatus,
+    ServerStatus, StorageStatus, UsageStatus, conditions,
 };
 use atoll_proto::metadata::ClusterStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -37,11 +37,27 @@ pub fn status(
     for kind in ConditionType::ALL {
         let verdict = match kind {
             ConditionType::Ready => Some(&assessment.ready),
+            ConditionType::Available => {
+                let (verdict, is_known) = match &assessment.available {
+                    Some(verdict) => (verdict, true),
+                    None => (&assessment.ready, false),
+                };
+                let known = if is_known { verdict.holds.into() } else { ConditionStatus::Unknown };
+                let words = (verdict.reason, verdict.message.as_str());
+                conditions::set(&mut status.conditions, kind, known, words, generation, now.clone());
+                continue;
+            }
             ConditionType::Progressing => Some(&assessment.progressing),
             ConditionType::Degraded => Some(&assessment.degraded),
             ConditionType::DeletionBlocked => assessment.deletion_blocked.as_ref(),
+            ConditionType::NameConflict => assessment.name_conflict.as_ref(),
+            ConditionType::Reconciling => Some(&assessment.progressing).filter(|verdict| verdict.holds),
+            ConditionType::Stalled => assessment.stalled.as_ref(),
         };
-        let Some(Verdict { holds, reason, message }) = verdict else { continue };
+        let Some(Verdict { holds, reason, message }) = verdict else {
+            conditions::clear(&mut status.conditions, kind);
+            continue;
+        };
         let words = (*reason, message.as_str());
         conditions::set(&mut status.conditions, kind, *holds, words, generation, now.clone());
     }
@@ -234,7 +250,12 @@ mod tests {
         assert_eq!(status.usage.as_ref().expect("usage").bytes_total, 1 << 30);
         assert_eq!((status.client_count, status.clients[0].name.as_str()), (1, "node-1"));
         assert_eq!(status.observed_generation, Some(1));
-        assert_eq!(status.conditions.len(), 3);
+        let said: Vec<_> =
+            status.conditions.iter().map(|found| (found.type_.as_str(), found.status.as_str())).collect();
+        let expected =
+            [("Ready", "True"), ("Available", "True"), ("Progressing", "False"), ("Degraded", "False")];
+        assert_eq!(said, expected);
+        assert!(status.conditions.iter().all(|found| found.observed_generation == Some(1)));
     }
 
     #[test]

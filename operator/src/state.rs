@@ -1,7 +1,10 @@
 //! How a cluster is, in words: the conditions, from what was seen and what keeps the plan from going on. Pure.
 
+use std::time::Duration;
+
 use atoll_crds::names::Component;
 use atoll_crds::v1alpha1::{ConditionType, Phase, Reason};
+use atoll_proto::metadata::ClusterStatus;
 
 use crate::observe::{MetadataFact, Observed, is_ready};
 use crate::plan::{Plan, outdated};
@@ -10,6 +13,8 @@ use crate::validate::{Problem, Wanted};
 
 /// Problems that one message names.
 const NAMED_MAX: usize = 3;
+/// How long a cluster that was ready stays so without its leader's word. An election takes a second or two.
+const LEADERLESS_GRACE: Duration = Duration::from_secs(10);
 
 /// A condition: whether, why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +42,18 @@ impl Verdict {
 pub struct Assessment {
     /// It can be used.
     pub ready: Verdict,
+    /// All data can be read and written. `None`: nobody can tell, for the same reason as that it isn't ready.
+    pub available: Option<Verdict>,
     /// The operator is on its way.
     pub progressing: Verdict,
     /// Something is worse than it should be.
     pub degraded: Verdict,
     /// Its deletion waits; only of one that is being deleted.
     pub deletion_blocked: Option<Verdict>,
+    /// An object of a derived name belongs to somebody else; only of one that has or had this conflict.
+    pub name_conflict: Option<Verdict>,
+    /// It doesn't go on by itself; only if that is so.
+    pub stalled: Option<Verdict>,
     /// In one word.
     pub phase: Phase,
 }
@@ -50,9 +61,10 @@ pub struct Assessment {
 /// Judges.
 pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Assessment {
     if seen.cluster.is_terminating() {
-        return deleting(plan);
+        return deleting(seen, wanted, plan);
     }
     let ready = ready(seen, wanted, plan);
+    let available = available(seen, &ready);
     let degraded = degraded(seen, wanted, plan, &ready);
     let progressing = progressing(seen, wanted, plan, &ready);
     let made = seen.is_bootstrapped() || answers_for(seen);
@@ -68,10 +80,20 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
     } else {
         Phase::Creating
     };
-    Assessment { ready, progressing, degraded, deletion_blocked: None, phase }
+    let (name_conflict, stalled) = (name_conflict(seen, plan), stalled(seen, wanted, plan, &ready));
+    Assessment {
+        ready,
+        available,
+        progressing,
+        degraded,
+        deletion_blocked: None,
+        name_conflict,
+        stalled,
+        phase,
+    }
 }
 
-fn deleting(plan: &Plan) -> Assessment {
+fn deleting(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Assessment {
     let problem = plan
         .problem
         .clone()
@@ -80,9 +102,13 @@ fn deleting(plan: &Plan) -> Assessment {
     let ready_reason = if blocked { Reason::DeletionBlocked } else { problem.reason };
     Assessment {
         ready: Verdict::new(false, ready_reason, problem.message.clone()),
+        // What waits for its users serves them meanwhile.
+        available: available(seen, &ready(seen, wanted, plan)),
         progressing: Verdict::of(true, &problem),
         degraded: Verdict::new(false, Reason::Deleting, "the cluster is being deleted"),
         deletion_blocked: Some(Verdict::of(blocked, &problem)),
+        name_conflict: name_conflict(seen, plan),
+        stalled: problem.reason.needs_somebody().then(|| Verdict::of(true, &problem)),
         phase: Phase::Deleting,
     }
 }
@@ -97,14 +123,88 @@ fn was_ready(seen: &Observed) -> bool {
     let phase = seen.cluster.status.as_ref().and_then(|status| status.phase);
     match phase {
         Some(Phase::Ready | Phase::Degraded | Phase::Unavailable) => true,
-        Some(Phase::Creating | Phase::Blocked | Phase::Paused | Phase::Deleting) | None => {
+        Some(Phase::Creating | Phase::Blocked | Phase::Paused | Phase::Deleting | Phase::Unknown) | None => {
             seen.cluster.condition(ConditionType::Ready).is_some_and(|ready| ready.status == "True")
         }
     }
 }
 
+/// Ready, as it was said last.
+fn is_said_to_be_ready(seen: &Observed) -> bool {
+    seen.cluster.condition(ConditionType::Ready).is_some_and(|ready| ready.status == "True")
+}
+
+/// A moment without the leader's word: an election, a transfer of leadership, a lost packet. It says nothing of the volume, whose
+/// users wait for that moment as well.
+fn is_between_leaders(seen: &Observed, wanted: &Result<Wanted, Problem>) -> bool {
+    let Ok(wanted) = wanted else { return false };
+    let members = usize::from(wanted.workload(Component::Metadata).replicas);
+    let working = seen.pods_of(Component::Metadata).filter(|pod| is_ready(pod)).count();
+    is_said_to_be_ready(seen)
+        && working * 2 > members
+        && seen.leaderless_for.is_some_and(|since| since < LEADERLESS_GRACE)
+}
+
+/// Whether all data can be used. `ready` is for what nobody knows of.
+fn available(seen: &Observed, ready: &Verdict) -> Option<Verdict> {
+    let leader = seen.answer().filter(|answer| answer.is_leader && answers_for(seen));
+    match leader.and_then(endangered) {
+        Some(_) => None,
+        None if ready.holds || leader.is_none() => Some(ready.clone()),
+        None if ready.reason == Reason::StorageUnavailable => Some(ready.clone()),
+        None => Some(Verdict::new(true, Reason::Serving, "all data can be read and written")),
+    }
+}
+
+/// As many storage servers are away as there are copies, and not all chunks have theirs elsewhere.
+fn endangered(answer: &ClusterStatus) -> Option<Problem> {
+    let copies = usize::from(answer.copies.max(1));
+    let away: Vec<&str> = answer
+        .servers
+        .iter()
+        .filter(|server| !server.alive)
+        .map(|server| server.address.split('.').next().unwrap_or_default())
+        .collect();
+    if away.len() < copies || answer.chunks_short == 0 {
+        return None;
+    }
+    let message = format!(
+        "{} of {} storage servers don't respond ({}), and {} chunks lack replicas: data with all {copies} copies on these \
+         servers can't be read until one of them is back",
+        away.len(),
+        answer.servers.len(),
+        away.iter().take(NAMED_MAX).copied().collect::<Vec<_>>().join(", "),
+        answer.chunks_short
+    );
+    Some(Problem::new(Reason::DataUnavailable, message))
+}
+
+fn name_conflict(seen: &Observed, plan: &Plan) -> Option<Verdict> {
+    match plan.problem.as_ref().filter(|problem| problem.reason == Reason::NameConflict) {
+        Some(problem) => Some(Verdict::of(true, problem)),
+        None => seen.cluster.condition(ConditionType::NameConflict).map(|_| {
+            Verdict::new(false, Reason::AsSpecified, "no object of its name belongs to something else")
+        }),
+    }
+}
+
+/// What doesn't pass by waiting. A pause is somebody's will.
+fn stalled(
+    seen: &Observed,
+    wanted: &Result<Wanted, Problem>,
+    plan: &Plan,
+    ready: &Verdict,
+) -> Option<Verdict> {
+    let of_plan = plan.problem.clone();
+    let of_pods = || cause(seen, wanted).filter(|_| !ready.holds);
+    let problem = of_plan.or_else(of_pods)?;
+    (problem.reason.needs_somebody() && problem.reason != Reason::Paused).then(|| Verdict::of(true, &problem))
+}
+
 fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verdict {
-    if let Some(answer) = seen.answer().filter(|_| answers_for(seen)) {
+    let serving = || Verdict::new(true, Reason::Serving, "the volume can be mounted and used");
+    // Storage servers are known to the leader alone.
+    if let Some(answer) = seen.answer().filter(|answer| answer.is_leader && answers_for(seen)) {
         let copies = usize::from(answer.copies.max(1));
         // A new volume begins with all its copies; later one may be away.
         let needed = if was_ready(seen) { copies.saturating_sub(1).max(1) } else { copies };
@@ -114,8 +214,8 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
             let message = format!("{alive} storage servers are available, and {needed} are required{why}");
             return Verdict::new(false, Reason::StorageUnavailable, message);
         }
-        if answer.leader.is_none() {
-            return Verdict::new(false, Reason::MetadataUnreachable, "the metadata servers have no leader");
+        if let Some(problem) = endangered(answer) {
+            return Verdict::of(false, &problem);
         }
         // Nor does it begin with fewer metadata servers than it shall have.
         if let Ok(wanted) = wanted
@@ -124,7 +224,10 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
         {
             return Verdict::new(false, Reason::Bootstrapping, message);
         }
-        return Verdict::new(true, Reason::Serving, "the volume can be mounted and used");
+        return serving();
+    }
+    if is_between_leaders(seen, wanted) {
+        return serving();
     }
     if let Some(problem) = &plan.problem {
         return Verdict::of(false, problem);
@@ -137,6 +240,11 @@ fn ready(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> Verd
             let message = format!("the metadata servers don't respond: {why}");
             Verdict::new(false, Reason::MetadataUnreachable, message)
         }
+        MetadataFact::Answers(_) if answers_for(seen) => Verdict::new(
+            false,
+            Reason::MetadataUnreachable,
+            "the metadata servers have no leader that responds",
+        ),
         MetadataFact::Answers(_) => Verdict::new(false, Reason::Bootstrapping, "the volume is being created"),
         MetadataFact::NotAsked => Verdict::new(false, Reason::Applying, "objects are being created"),
     }
@@ -171,7 +279,8 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
         // Usable from now on; that pods are a moment behind their servers is progress.
         problems.retain(|problem| problem.reason != Reason::PodsStarting);
     }
-    if let Some(answer) = seen.answer() {
+    // What a member says for itself while there is no leader is of a moment.
+    if let Some(answer) = seen.answer().filter(|answer| answer.is_leader || !ready.holds) {
         problems.extend(answer.problems.iter().map(|text| Problem::new(Reason::Unhealthy, text.clone())));
     }
     if !ready.holds && problems.is_empty() {

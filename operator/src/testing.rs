@@ -74,6 +74,7 @@ pub fn observed(capacity: &str) -> Observed {
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
         unreadable: Vec::new(),
+        leaderless_for: None,
         confirmed_for: None,
         namespace_terminating: false,
         crd_terminating: false,

@@ -8,23 +8,66 @@ const MESSAGE_CHARS_MAX: usize = 1024;
 /// What a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConditionType {
-    /// The volume can be mounted and used.
+    /// The volume is as it has to be for use: it can be mounted, and all of it can be used. Clients of the kind of kstatus wait
+    /// for it.
     Ready,
+    /// All data can be read and written, also while the resource is being deleted or isn't as specified.
+    Available,
     /// The operator is on its way from what is to what shall be.
     Progressing,
     /// Something is worse than it should be, though the volume may be usable.
     Degraded,
     /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
     DeletionBlocked,
+    /// An object of a derived name belongs to somebody else. A resource that never had this conflict doesn't have it.
+    NameConflict,
+    /// As `Progressing`, in the word of kstatus. There only while it is true.
+    Reconciling,
+    /// It doesn't go on by itself: somebody has to do what the message says. The word is that of kstatus. There only while it
+    /// is true.
+    Stalled,
+}
+
+/// Whether a condition holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConditionStatus {
+    /// It does.
+    True,
+    /// It doesn't.
+    False,
+    /// Nobody can tell.
+    Unknown,
+}
+
+impl ConditionStatus {
+    /// As in `status`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConditionStatus::True => "True",
+            ConditionStatus::False => "False",
+            ConditionStatus::Unknown => "Unknown",
+        }
+    }
+}
+
+impl From<bool> for ConditionStatus {
+    fn from(holds: bool) -> ConditionStatus {
+        if holds { ConditionStatus::True } else { ConditionStatus::False }
+    }
 }
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 4] = [
+    pub const ALL: [ConditionType; 8] = [
         ConditionType::Ready,
+        ConditionType::Available,
         ConditionType::Progressing,
         ConditionType::Degraded,
         ConditionType::DeletionBlocked,
+        ConditionType::NameConflict,
+        ConditionType::Reconciling,
+        ConditionType::Stalled,
     ];
 
     /// As in `type`.
@@ -32,9 +75,13 @@ impl ConditionType {
     pub fn as_str(self) -> &'static str {
         match self {
             ConditionType::Ready => "Ready",
+            ConditionType::Available => "Available",
             ConditionType::Progressing => "Progressing",
             ConditionType::Degraded => "Degraded",
             ConditionType::DeletionBlocked => "DeletionBlocked",
+            ConditionType::NameConflict => "NameConflict",
+            ConditionType::Reconciling => "Reconciling",
+            ConditionType::Stalled => "Stalled",
         }
     }
 }
@@ -60,6 +107,8 @@ pub enum Reason {
     MetadataUnreachable,
     /// Too few storage servers are registered.
     StorageUnavailable,
+    /// As many storage servers as there are copies are away, and chunks lack copies: some data may be on none of the others.
+    DataUnavailable,
     /// The metadata service reports problems.
     Unhealthy,
     /// The spec asks for what can't be.
@@ -112,6 +161,7 @@ impl Reason {
             Reason::Bootstrapping => "Bootstrapping",
             Reason::MetadataUnreachable => "MetadataUnreachable",
             Reason::StorageUnavailable => "StorageUnavailable",
+            Reason::DataUnavailable => "DataUnavailable",
             Reason::Unhealthy => "Unhealthy",
             Reason::InvalidSpec => "InvalidSpec",
             Reason::UnknownVersion => "UnknownVersion",
@@ -158,6 +208,7 @@ impl Reason {
             | Reason::Bootstrapping
             | Reason::MetadataUnreachable
             | Reason::StorageUnavailable
+            | Reason::DataUnavailable
             | Reason::Unhealthy
             | Reason::Deleting
             | Reason::DeletionBlocked
@@ -178,12 +229,12 @@ impl Reason {
 pub fn set(
     conditions: &mut Vec<Condition>,
     kind: ConditionType,
-    status: bool,
+    status: impl Into<ConditionStatus>,
     (reason, message): (Reason, &str),
     generation: Option<i64>,
     now: Time,
 ) {
-    let status = if status { "True" } else { "False" };
+    let status = status.into().as_str();
     let message: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
     let last_transition_time = match conditions.iter().find(|condition| condition.type_ == kind.as_str()) {
         Some(before) if before.status == status => before.last_transition_time.clone(),
@@ -201,6 +252,11 @@ pub fn set(
         Some(found) => *found = condition,
         None => conditions.push(condition),
     }
+}
+
+/// Removes a condition.
+pub fn clear(conditions: &mut Vec<Condition>, kind: ConditionType) {
+    conditions.retain(|found| found.type_ != kind.as_str());
 }
 
 #[cfg(test)]
@@ -230,5 +286,23 @@ mod tests {
             at(4),
         );
         assert_eq!(conditions[1].message.chars().count(), MESSAGE_CHARS_MAX);
+        set(&mut conditions, ready, ConditionStatus::Unknown, (Reason::DataUnavailable, "d"), None, at(5));
+        assert_eq!((conditions[0].status.as_str(), &conditions[0].last_transition_time), ("Unknown", &at(5)));
+        clear(&mut conditions, ready);
+        assert_eq!(conditions.len(), 1);
+    }
+
+    #[test]
+    fn types_and_reasons_are_words_as_the_api_conventions_have_them() {
+        let is_word = |text: &str| {
+            text.starts_with(|first: char| first.is_ascii_uppercase())
+                && text.chars().all(|letter| letter.is_ascii_alphanumeric())
+        };
+        for kind in ConditionType::ALL {
+            assert!(is_word(kind.as_str()) && format!("{kind:?}") == kind.as_str(), "{kind:?}");
+        }
+        for reason in [Reason::AsSpecified, Reason::DataUnavailable, Reason::ObjectUnreadable] {
+            assert!(is_word(reason.as_str()) && format!("{reason:?}") == reason.as_str(), "{reason:?}");
+        }
     }
 }

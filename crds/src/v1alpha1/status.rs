@@ -18,8 +18,10 @@ pub struct FileSystemClusterStatus {
     /// A summary of the conditions in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<Phase>,
-    /// The state with reasons: `Ready` (can be mounted and used), `Progressing` (the operator is making changes),
-    /// `Degraded` (something is wrong), `DeletionBlocked` (it was deleted and waits for its users). Each message says what an administrator has to do, if anything.
+    /// The state with reasons: `Ready` (can be mounted and used), `Available` (all data can be read and written),
+    /// `Progressing` (the operator is making changes; `Reconciling` as well then), `Degraded` (something is wrong),
+    /// `DeletionBlocked` (it was deleted and waits for its users), `NameConflict` (an object of its name belongs to something
+    /// else), `Stalled` (it doesn't continue by itself). Each message says what an administrator has to do, if anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -74,6 +76,10 @@ pub enum Phase {
     Paused,
     /// Being deleted.
     Deleting,
+    /// One of a newer version. It is never written.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
 }
 
 impl Phase {
@@ -88,6 +94,7 @@ impl Phase {
             Phase::Blocked => "Blocked",
             Phase::Paused => "Paused",
             Phase::Deleting => "Deleting",
+            Phase::Unknown => "Unknown",
         }
     }
 }
@@ -197,4 +204,18 @@ pub struct ClientStatus {
     /// Files that it has open.
     #[schemars(range(min = 0))]
     pub open_files: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_of_a_newer_version_is_read() {
+        let status: FileSystemClusterStatus =
+            serde_json::from_str(r#"{"phase":"Hibernating","clusterId":"x"}"#).expect("read");
+        assert_eq!((status.phase, status.cluster_id.as_deref()), (Some(Phase::Unknown), Some("x")));
+        let status: FileSystemClusterStatus = serde_json::from_str(r#"{"phase":"Ready"}"#).expect("read");
+        assert_eq!(status.phase, Some(Phase::Ready));
+    }
 }

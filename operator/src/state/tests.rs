@@ -1,5 +1,8 @@
 //! What is said of a cluster in each state.
 
+use atoll_crds::names;
+use atoll_crds::v1alpha1::conditions;
+
 use super::*;
 use crate::plan::plan;
 use crate::testing::{self, FRESH};
@@ -134,4 +137,106 @@ fn a_new_volume_does_not_begin_as_degraded_because_its_pods_are_a_moment_behind(
     assert!(found.progressing.holds, "{found:?}");
     was_ready_before(&mut seen);
     assert_eq!(judged(&seen).phase, Phase::Degraded);
+}
+
+#[test]
+fn an_election_is_no_outage_and_a_leader_that_stays_away_is_one() {
+    let mut seen = testing::running();
+    let ready = judged(&seen).ready;
+    testing::change(&mut seen, |cluster| {
+        let status = cluster.status.get_or_insert_default();
+        status.phase = Some(Phase::Ready);
+        let words = (ready.reason, ready.message.as_str());
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Default::default());
+        conditions::set(&mut status.conditions, ConditionType::Ready, true, words, None, now);
+    });
+    // A follower knows no storage servers.
+    let answer = testing::answer(&mut seen);
+    (answer.is_leader, answer.leader) = (false, None);
+    answer.servers.clear();
+    answer.problems = vec!["this member waits".into()];
+    let silent = MetadataFact::Unreachable("a doesn't respond".into());
+    for fact in [seen.metadata.clone(), silent] {
+        seen.metadata = fact;
+        seen.leaderless_for = Some(Duration::ZERO);
+        let found = judged(&seen);
+        assert_eq!((found.phase, found.ready.holds, found.degraded.holds), (Phase::Ready, true, false));
+        seen.leaderless_for = Some(LEADERLESS_GRACE);
+        let found = judged(&seen);
+        assert_eq!((found.phase, found.ready.reason), (Phase::Unavailable, Reason::MetadataUnreachable));
+        assert_eq!(found.available.map(|available| available.holds), Some(false));
+    }
+    // Without a majority there is no election to wait for.
+    seen.leaderless_for = Some(Duration::ZERO);
+    for pod in ["db-metadata-0", "db-metadata-1"] {
+        seen.pods.remove(pod);
+    }
+    assert!(!judged(&seen).ready.holds);
+}
+
+#[test]
+fn a_volume_whose_data_may_be_on_servers_that_are_away_is_not_said_to_be_available() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    let answer = testing::answer(&mut seen);
+    let mut more = answer.servers[0].clone();
+    answer.copies = 2;
+    for number in 3..10 {
+        more.address = names::pod_address("ns", "db", Component::Storage, number);
+        answer.servers.push(more.clone());
+    }
+    for server in &mut answer.servers[1..] {
+        server.alive = false;
+    }
+    // All chunks have been copied to the one that is left.
+    assert_eq!(judged(&seen).available.map(|available| available.holds), Some(true));
+    testing::answer(&mut seen).chunks_short = 5;
+    let found = judged(&seen);
+    assert_eq!(found.available, None);
+    assert_eq!((found.ready.holds, found.ready.reason), (false, Reason::DataUnavailable));
+    assert!(found.ready.message.contains("9 of 10") && found.ready.message.contains("db-storage-1"));
+    // One may be away.
+    for server in &mut testing::answer(&mut seen).servers[2..] {
+        server.alive = true;
+    }
+    let found = judged(&seen);
+    assert!(found.ready.holds && found.available.is_some_and(|available| available.holds));
+}
+
+#[test]
+fn what_does_not_pass_by_waiting_is_stalled() {
+    let mut seen = testing::observed("1Gi");
+    testing::with_finalizer(&mut seen);
+    assert_eq!(judged(&seen).stalled, None);
+    seen.nodes_usable = 1;
+    let found = judged(&seen);
+    assert_eq!(found.stalled.map(|stalled| stalled.reason), Some(Reason::TooFewNodes));
+    assert_eq!(found.name_conflict, None);
+    testing::change(&mut seen, |cluster| cluster.spec.paused = true);
+    assert_eq!(judged(&seen).stalled, None);
+}
+
+#[test]
+fn a_name_conflict_is_a_condition_while_it_is_there_and_false_afterwards() {
+    let mut seen = testing::running();
+    assert_eq!(judged(&seen).name_conflict, None);
+    let labels = testing::running().services[&Component::Metadata].metadata.labels.clone();
+    seen.services.get_mut(&Component::Metadata).expect("service").metadata.labels = None;
+    let conflict = judged(&seen).name_conflict.expect("a conflict");
+    assert!(conflict.holds && conflict.message.contains("db-metadata"), "{conflict:?}");
+    testing::change(&mut seen, |cluster| {
+        let found = &mut cluster.status.get_or_insert_default().conditions;
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Default::default());
+        conditions::set(found, ConditionType::NameConflict, true, (Reason::NameConflict, "m"), None, now);
+    });
+    seen.services.get_mut(&Component::Metadata).expect("service").metadata.labels = labels;
+    assert_eq!(judged(&seen).name_conflict.map(|conflict| conflict.holds), Some(false));
+}
+
+#[test]
+fn what_waits_to_be_deleted_serves_its_users() {
+    let mut seen = testing::running();
+    testing::deleted(&mut seen);
+    let found = judged(&seen);
+    assert_eq!((found.ready.holds, found.available.map(|available| available.holds)), (false, Some(true)));
 }
