@@ -194,19 +194,25 @@ pub fn settle(
             client.open_files = before.open_files;
         }
     }
-    // Messages count seconds and chunks.
+    // Messages count seconds and chunks; one in other words is news.
     for condition in &mut after.conditions {
         let same = before.conditions.iter().find(|before| {
             before.type_ == condition.type_
                 && before.status == condition.status
                 && before.reason == condition.reason
                 && before.observed_generation == condition.observed_generation
+                && words(&before.message).eq(words(&condition.message))
         });
         if let Some(same) = same {
             condition.message.clone_from(&same.message);
         }
     }
     after
+}
+
+/// A message without its numbers.
+fn words(message: &str) -> impl Iterator<Item = char> {
+    message.chars().filter(|letter| !letter.is_ascii_digit())
 }
 
 /// What follows live use changed by a twentieth of what there is, or is seen for the first time.
@@ -280,6 +286,22 @@ mod tests {
         assert_ne!(settle(&first, report(&seen), None), first);
         testing::answer(&mut seen).volume.bytes_used += 100 << 20;
         assert_ne!(settle(&first, report(&seen), soon), first);
+    }
+
+    #[test]
+    fn a_message_in_other_words_is_written_at_once_and_one_with_other_numbers_is_not() {
+        let mut seen = testing::running();
+        let first = report(&seen);
+        let mut other = first.clone();
+        let said = |status: &mut FileSystemClusterStatus, message: &str| {
+            status.conditions[3].message = message.to_owned();
+        };
+        said(&mut other, "a server is away for 7 s");
+        testing::with_status(&mut seen, other.clone());
+        assert_eq!(settle(&other, report(&seen), Some(Duration::ZERO)), first);
+        let mut later = other.clone();
+        said(&mut later, "a server is away for 12 s");
+        assert_eq!(settle(&other, later, Some(Duration::ZERO)), other);
     }
 
     #[test]

@@ -150,9 +150,10 @@ fn available(seen: &Observed, ready: &Verdict) -> Option<Verdict> {
     let leader = seen.answer().filter(|answer| answer.is_leader && answers_for(seen));
     match leader.and_then(endangered) {
         Some(_) => None,
-        None if ready.holds || leader.is_none() => Some(ready.clone()),
-        None if ready.reason == Reason::StorageUnavailable => Some(ready.clone()),
-        None => Some(Verdict::new(true, Reason::Serving, "all data can be read and written")),
+        None if ready.holds || (leader.is_some() && ready.reason != Reason::StorageUnavailable) => {
+            Some(Verdict::new(true, Reason::Serving, "all data can be read and written"))
+        }
+        None => Some(ready.clone()),
     }
 }
 
