@@ -1,8 +1,9 @@
 //! What every reconcile is given.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
+use atoll_crds::names::Component;
 use atoll_crds::v1alpha1::FileSystemCluster;
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
@@ -55,10 +56,21 @@ pub struct Memory {
     pub leaderless: Option<Instant>,
     /// The address of the metadata server that led when it was asked last.
     pub led: Option<String>,
+    /// What the Events of its objects said when they were read last, and when that was.
+    pub warned: Option<(Instant, Warnings)>,
     /// When the status was written last.
     pub written: Option<Instant>,
     /// Since when a confirmation of a deletion is there that hasn't begun.
     pub confirmed: Option<Instant>,
+}
+
+/// What Events say of a cluster's objects.
+#[derive(Clone, Debug, Default)]
+pub struct Warnings {
+    /// Why PVCs wait.
+    pub pvcs: BTreeMap<String, String>,
+    /// Why pods aren't created.
+    pub pods: BTreeMap<Component, String>,
 }
 
 /// What a context is made from.

@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::ListParams;
 use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
@@ -24,7 +25,7 @@ use serde::de::DeserializeOwned;
 
 use crate::build::secret;
 use crate::caches::{Caches, cluster_of};
-use crate::context::Context;
+use crate::context::{Context, Warnings};
 use crate::error::{Error, call};
 use crate::metadata::{self, Access};
 use crate::observe::{ClassFact, MetadataFact, Observed, is_heard, is_ready, pod_ip};
@@ -36,6 +37,12 @@ const DEFINITION: &str = "filesystemclusters.atoll.dev";
 const DEFAULT_CLASS: &str = "storageclass.kubernetes.io/is-default-class";
 /// Taints that come and go with a node's state: a node that has them will have pods again.
 const PASSING_TAINTS: &str = "node.kubernetes.io/";
+/// The reason with which the StatefulSet controller says that the API server refuses a pod or its PVC.
+const POD_REFUSED: &str = "FailedCreate";
+/// How often the Events of a cluster's objects are read while something waits.
+const WARNINGS_PERIOD: Duration = Duration::from_secs(5);
+/// PVCs whose Events are read: one says what keeps them all.
+const WARNED_MAX: usize = 3;
 /// Servers that take this long to say nothing are waited for apart from others. Who refuses at once costs nobody anything.
 const SILENT_MIN: Duration = Duration::from_secs(1);
 
@@ -57,6 +64,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         pvcs: labelled(&caches.pvcs, &namespace, &name),
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
+        pod_refusals: BTreeMap::new(),
         volumes: referring(caches, &cluster),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
@@ -327,27 +335,76 @@ async fn terminating(context: &Context, namespace: &str) -> Result<(bool, bool),
     ))
 }
 
-/// What provisioners say of disks that wait. Without it the status only knows that they wait.
+/// What others say of objects that wait, in Events. Without it the status only knows that they wait. A cluster that waits asks
+/// for it every few seconds, not at each look.
 async fn warnings(context: &Context, seen: &mut Observed, namespace: &str) {
-    let waiting: Vec<(String, String)> = seen
-        .pvcs
-        .values()
-        .filter(|pvc| pvc.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Pending"))
-        .filter_map(|pvc| Some((pvc.name_any(), pvc.uid()?)))
-        .collect();
-    for (name, uid) in waiting {
-        let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
-        let of_pvc = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning"));
-        match call("list the Events of a PVC", events.list(&of_pvc)).await {
-            Ok(found) => {
-                let last = found.items.into_iter().max_by_key(|event| {
-                    event.last_timestamp.as_ref().or(event.first_timestamp.as_ref()).map(|time| time.0)
-                });
-                seen.pvc_warnings.extend(last.and_then(|event| event.message).map(|message| (name, message)));
+    let (disks, sets) = (waiting_disks(seen), short_sets(seen));
+    let key = ObjectRef::from_obj(&*seen.cluster);
+    if disks.is_empty() && sets.is_empty() {
+        return;
+    }
+    let known = context.memory.lock().await.get(&key).and_then(|memory| memory.warned.clone());
+    let said = match known.filter(|(at, _)| at.elapsed() < WARNINGS_PERIOD) {
+        Some((_, said)) => said,
+        None => {
+            let mut said = Warnings::default();
+            for (name, uid) in disks.iter().take(WARNED_MAX) {
+                let last = last_warning(context, namespace, uid, None).await;
+                said.pvcs.extend(last.and_then(|event| event.message).map(|message| (name.clone(), message)));
             }
-            Err(error) => tracing::debug!(%error, pvc = name, "can't read the events of a PVC"),
+            for (component, uid, since) in sets {
+                let last = last_warning(context, namespace, &uid, Some(POD_REFUSED)).await;
+                // Pods that came after it have refuted it.
+                let last = last.filter(|event| told_at(event) >= since);
+                said.pods.extend(last.and_then(|event| event.message).map(|message| (component, message)));
+            }
+            let mut memory = context.memory.lock().await;
+            memory.entry(key).or_default().warned = Some((Instant::now(), said.clone()));
+            said
+        }
+    };
+    (seen.pvc_warnings, seen.pod_refusals) = (said.pvcs, said.pods);
+}
+
+/// PVCs without a volume, with their uids.
+fn waiting_disks(seen: &Observed) -> Vec<(String, String)> {
+    let phase = |pvc: &PersistentVolumeClaim| pvc.status.as_ref()?.phase.clone();
+    let waiting = seen.pvcs.values().filter(|pvc| phase(pvc).as_deref() == Some("Pending"));
+    waiting.filter_map(|pvc| Some((pvc.name_any(), pvc.uid()?))).collect()
+}
+
+/// StatefulSets with fewer pods than they shall have, with their uids, and when the last of their pods was created.
+fn short_sets(seen: &Observed) -> Vec<(Component, String, Option<Timestamp>)> {
+    let mut short = Vec::new();
+    for (component, set) in &seen.statefulsets {
+        let desired = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or_default();
+        let (pods, Some(uid)) = (seen.pods_of(*component), set.uid()) else { continue };
+        let created: Vec<Option<Timestamp>> =
+            pods.map(|pod| pod.creation_timestamp().map(|time| time.0)).collect();
+        if i32::try_from(created.len()).is_ok_and(|count| count < desired) {
+            short.push((*component, uid, created.into_iter().max().flatten()));
         }
     }
+    short
+}
+
+/// The last Warning of an object, of one reason if it is named.
+async fn last_warning(context: &Context, namespace: &str, uid: &str, reason: Option<&str>) -> Option<Event> {
+    let events: Api<Event> = Api::namespaced(context.client.clone(), namespace);
+    let reason = reason.map(|reason| format!(",reason={reason}")).unwrap_or_default();
+    let of_it = ListParams::default().fields(&format!("involvedObject.uid={uid},type=Warning{reason}"));
+    match call("list the Events of an object", events.list(&of_it)).await {
+        Ok(found) => found.items.into_iter().max_by_key(told_at),
+        Err(error) => {
+            tracing::debug!(%error, uid, "can't read the Events of an object");
+            None
+        }
+    }
+}
+
+fn told_at(event: &Event) -> Option<Timestamp> {
+    let last = event.last_timestamp.as_ref().or(event.first_timestamp.as_ref()).map(|time| time.0);
+    last.or(event.event_time.as_ref().map(|time| time.0))
 }
 
 /// Pods may run on it, now or when it is back.

@@ -36,6 +36,8 @@ pub struct Observed {
     pub pods: BTreeMap<String, Pod>,
     /// Why a PVC waits, as its provisioner says, by name.
     pub pvc_warnings: BTreeMap<String, String>,
+    /// Why a component's missing pods aren't created, as the StatefulSet controller says: quota, Pod Security, limits.
+    pub pod_refusals: BTreeMap<Component, String>,
     /// PersistentVolumes that name this cluster, each with its claim.
     pub volumes: Vec<String>,
     /// Nodes that pods may run on, those that are away for a while included.

@@ -68,6 +68,7 @@ pub fn observed(capacity: &str) -> Observed {
         pvcs: BTreeMap::new(),
         pods: BTreeMap::new(),
         pvc_warnings: BTreeMap::new(),
+        pod_refusals: BTreeMap::new(),
         volumes: Vec::new(),
         nodes_usable: 3,
         classes: vec![class("disks", "disks.example", true), class("atoll", names::DRIVER_NAME, false)],

@@ -16,6 +16,7 @@ const PASSING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 pub fn troubles(seen: &Observed, wanted: &Wanted) -> Vec<Problem> {
     let mut found = Vec::new();
     for component in Component::ALL {
+        let mut refusal = seen.pod_refusals.get(&component);
         for ordinal in 0..u32::from(wanted.workload(component).replicas) {
             let pod_name = names::pod(&wanted.name, component, ordinal);
             let pvc_name = names::pvc(&wanted.name, component, ordinal);
@@ -24,7 +25,13 @@ pub fn troubles(seen: &Observed, wanted: &Wanted) -> Vec<Problem> {
             let of_disk = pvc.and_then(|pvc| disk_trouble(&pvc_name, pvc, warning));
             let of_pod = match seen.pods.get(&pod_name) {
                 Some(pod) => pod_trouble(&pod_name, pod),
-                None => Some(Problem::new(Reason::PodsStarting, format!("pod {pod_name} doesn't exist yet"))),
+                None => Some(match refusal.take() {
+                    Some(why) => {
+                        let message = format!("pod {pod_name} can't be created: {}", quoted(why));
+                        Problem::new(Reason::PodsRefused, message)
+                    }
+                    None => Problem::new(Reason::PodsStarting, format!("pod {pod_name} doesn't exist yet")),
+                }),
             };
             // A disk that waits for its pod to be placed, and a pod that can't be placed: the pod knows why.
             match (of_disk, of_pod) {
@@ -143,6 +150,23 @@ mod tests {
         seen.pvc_warnings.insert("data-db-storage-1".into(), "out of disks".into());
         let found = troubles(&seen, &testing::wanted("1Gi"));
         assert!(found[0].message.ends_with("out of disks"), "{}", found[0].message);
+    }
+
+    #[test]
+    fn a_pod_that_the_api_server_refuses_says_why_once() {
+        let mut seen = testing::running();
+        for ordinal in 1..3 {
+            seen.pods.remove(&names::pod("db", Component::Storage, ordinal));
+        }
+        let starting = troubles(&seen, &testing::wanted("1Gi"));
+        assert!(starting.iter().all(|problem| problem.reason == Reason::PodsStarting), "{starting:?}");
+        let why = "create Pod db-storage-1 failed: exceeded quota: compute".to_owned();
+        seen.pod_refusals.insert(Component::Storage, why);
+        let found = troubles(&seen, &testing::wanted("1Gi"));
+        let reasons: Vec<Reason> = found.iter().map(|problem| problem.reason).collect();
+        assert_eq!(reasons, [Reason::PodsRefused, Reason::PodsStarting]);
+        assert!(found[0].message.ends_with("exceeded quota: compute"), "{}", found[0].message);
+        assert!(found[0].reason.needs_somebody());
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub enum Reason {
     VolumesPending,
     /// Pods wait for a node or for their image, or start.
     PodsStarting,
+    /// Pods aren't created, since the API server refuses them: quota, Pod Security, limits, a webhook.
+    PodsRefused,
     /// Pods end again and again.
     PodsFailing,
     /// The volume is being made.
@@ -157,6 +159,7 @@ impl Reason {
             Reason::Applying => "Applying",
             Reason::VolumesPending => "VolumesPending",
             Reason::PodsStarting => "PodsStarting",
+            Reason::PodsRefused => "PodsRefused",
             Reason::PodsFailing => "PodsFailing",
             Reason::Bootstrapping => "Bootstrapping",
             Reason::MetadataUnreachable => "MetadataUnreachable",
@@ -198,6 +201,7 @@ impl Reason {
             | Reason::KeyMissing
             | Reason::ApiRefused
             | Reason::ObjectUnreadable
+            | Reason::PodsRefused
             | Reason::PodsFailing
             | Reason::Paused => true,
             Reason::AsSpecified
