@@ -1,6 +1,7 @@
 //! Does: carries a plan out, one action after the other. It decides nothing.
 
 use std::fmt::Debug;
+use std::time::Instant;
 
 use atoll_crds::names::{self, annotations, labels};
 use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterStatus};
@@ -15,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::build;
+use crate::build::{self, compare};
 use crate::context::Context;
 use crate::error::{Error, call, change};
 use crate::gather;
@@ -25,12 +26,14 @@ use crate::plan::{Action, Kind, Owned};
 use crate::validate::Wanted;
 
 /// What carrying out a plan has changed about the resource itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
     /// It has a new version: what was seen of it is out of date.
     pub resource: bool,
     /// Something was changed.
     pub anything: bool,
+    /// What an admission webhook has made something else of, each with the first field.
+    pub contested: Vec<String>,
 }
 
 /// Carries out the actions in order.
@@ -52,8 +55,9 @@ pub async fn carry_out(
         }
         // The cluster's own servers may take their time, in which others are worked on.
         let turn = if action.is_of_servers() { None } else { context.turn().await };
-        doing.act(wanted, action).await?;
+        let contested = doing.act(wanted, action).await?;
         drop(turn);
+        changed.contested.extend(contested);
         context.metrics.acted(action);
         changed.anything = true;
         changed.resource |= matches!(
@@ -87,17 +91,6 @@ impl Action {
     }
 }
 
-impl Owned {
-    fn brief(&self) -> String {
-        let (kind, meta) = match self {
-            Owned::Service(found) => ("Service", &found.metadata),
-            Owned::StatefulSet(found) => ("StatefulSet", &found.metadata),
-            Owned::Budget(found) => ("PodDisruptionBudget", &found.metadata),
-        };
-        format!("{kind} {}", meta.name.as_deref().unwrap_or_default())
-    }
-}
-
 struct Doing<'a> {
     context: &'a Context,
     seen: &'a Observed,
@@ -106,8 +99,22 @@ struct Doing<'a> {
 }
 
 impl Doing<'_> {
-    async fn act(&self, wanted: Option<&Wanted>, action: &Action) -> Result<(), Error> {
+    /// Carries out one action. The answer is what a webhook has made of it, if that is news.
+    async fn act(&self, wanted: Option<&Wanted>, action: &Action) -> Result<Option<String>, Error> {
+        let Action::Apply(object) = action else {
+            return self.act_alone(wanted, action).await.map(|()| None);
+        };
+        let (seen, name) = (self.seen, object.brief());
+        match object {
+            Owned::Service(wanted) => self.apply(&**wanted, &name, seen.services.values()).await,
+            Owned::StatefulSet(wanted) => self.apply(&**wanted, &name, seen.statefulsets.values()).await,
+            Owned::Budget(wanted) => self.apply(&**wanted, &name, seen.budgets.values()).await,
+        }
+    }
+
+    async fn act_alone(&self, wanted: Option<&Wanted>, action: &Action) -> Result<(), Error> {
         match action {
+            Action::Apply(_) => Ok(()),
             Action::AddFinalizer => {
                 let mut finalizers = self.seen.cluster.finalizers().to_vec();
                 finalizers.push(names::FINALIZER.to_owned());
@@ -126,16 +133,6 @@ impl Doing<'_> {
                 // Made, never replaced: one that is there by now is looked at the next time.
                 let doing = format!("create the Secret {}", wanted.secret);
                 change(doing, self.api::<Secret>().create(&by_operator(), &secret)).await.map(|_| ())
-            }
-            Action::Apply(Owned::Service(object)) => {
-                self.apply(&**object, self.seen.services.values().any(|found| same(found, &**object))).await
-            }
-            Action::Apply(Owned::StatefulSet(object)) => {
-                self.apply(&**object, self.seen.statefulsets.values().any(|found| same(found, &**object)))
-                    .await
-            }
-            Action::Apply(Owned::Budget(object)) => {
-                self.apply(&**object, self.seen.budgets.values().any(|found| same(found, &**object))).await
             }
             Action::Bootstrap(_) => {
                 let (Some(wanted), Some(access)) = (wanted, gather::access(self.seen)) else { return Ok(()) };
@@ -215,20 +212,42 @@ impl Doing<'_> {
         change("write the cluster's id into the status", patching).await.map(|_| ())
     }
 
-    async fn apply<K>(&self, object: &K, exists: bool) -> Result<(), Error>
+    async fn apply<'s, K>(
+        &self,
+        object: &K,
+        brief: &str,
+        mut seen: impl Iterator<Item = &'s K>,
+    ) -> Result<Option<String>, Error>
     where
         K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
             + Clone
             + Debug
             + Serialize
-            + DeserializeOwned,
+            + DeserializeOwned
+            + 's,
     {
         // Only what was seen to be ours is changed against others' will.
         let params = PatchParams::apply(names::MANAGER_OPERATOR);
-        let params = if exists { params.force() } else { params };
-        let name = object.name_any();
-        let doing = format!("apply the {} {name}", K::kind(&()));
-        change(doing, self.api::<K>().patch(&name, &params, &Patch::Apply(object))).await.map(|_| ())
+        let params = if seen.any(|found| same(found, object)) { params.force() } else { params };
+        let (name, doing) = (object.name_any(), format!("apply the {brief}"));
+        let found = change(doing, self.api::<K>().patch(&name, &params, &Patch::Apply(object))).await?;
+        let difference = compare::difference(object, &found);
+        let mut memory = self.context.memory.lock().await;
+        let contested = &mut memory.entry(ObjectRef::from_obj(&*self.seen.cluster)).or_default().contested;
+        let Some(field) = difference else {
+            contested.remove(brief);
+            return Ok(None);
+        };
+        let before =
+            contested.insert(brief.to_owned(), (compare::fingerprint(object, &found), Instant::now()));
+        tracing::warn!(
+            namespace = self.namespace,
+            cluster = self.name,
+            object = brief,
+            field,
+            "an admission webhook changes what is applied; it is left as the webhook made it"
+        );
+        Ok(before.is_none().then(|| format!("{brief} ({field})")))
     }
 
     async fn patch_meta<K>(&self, name: &str, metadata: Value) -> Result<(), Error>

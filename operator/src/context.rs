@@ -56,12 +56,28 @@ pub struct Memory {
     pub leaderless: Option<Instant>,
     /// The address of the metadata server that led when it was asked last.
     pub led: Option<String>,
+    /// What admission webhooks have made something else of ([`Observed::contested`](crate::observe::Observed::contested)), and
+    /// since when that is known.
+    pub contested: BTreeMap<String, (u64, Instant)>,
+    /// The changes that were made last, and how often in a row.
+    pub repeated: Option<Repeated>,
     /// What the Events of its objects said when they were read last, and when that was.
     pub warned: Option<(Instant, Warnings)>,
     /// When the status was written last.
     pub written: Option<Instant>,
     /// Since when a confirmation of a deletion is there that hasn't begun.
     pub confirmed: Option<Instant>,
+}
+
+/// The same changes, again and again.
+#[derive(Clone, Copy, Debug)]
+pub struct Repeated {
+    /// Which.
+    pub what: u64,
+    /// How often, after the first time.
+    pub times: u32,
+    /// When they were made last.
+    pub at: Instant,
 }
 
 /// What Events say of a cluster's objects.

@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 
 use crate::build::secret;
 use crate::caches::{Caches, cluster_of};
-use crate::context::{Context, Warnings};
+use crate::context::{Context, Memory, Warnings};
 use crate::error::{Error, call};
 use crate::metadata::{self, Access};
 use crate::observe::{ClassFact, MetadataFact, Observed, is_heard, is_ready, pod_ip};
@@ -43,6 +43,8 @@ const POD_REFUSED: &str = "FailedCreate";
 const WARNINGS_PERIOD: Duration = Duration::from_secs(5);
 /// PVCs whose Events are read: one says what keeps them all.
 const WARNED_MAX: usize = 3;
+/// How long what a webhook has changed isn't applied again.
+const CONTESTED_LIFETIME: Duration = Duration::from_secs(3600);
 /// Servers that take this long to say nothing are waited for apart from others. Who refuses at once costs nobody anything.
 const SILENT_MIN: Duration = Duration::from_secs(1);
 
@@ -53,6 +55,7 @@ const SILENT_MIN: Duration = Duration::from_secs(1);
 pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Result<Observed, Error> {
     let (namespace, name) = (cluster.namespace_str().to_owned(), cluster.name_str().to_owned());
     let caches = &context.caches;
+    let remembered = context.memory.lock().await.get(&ObjectRef::from_obj(&*cluster)).map(contested);
     let of_watches = caches.unreadable.of(&ObjectRef::from_obj(&*cluster));
     let mut unreadable: Vec<String> = of_watches.iter().map(Fault::to_string).collect();
     let secret = read_or_name(context, (&namespace, &cluster.client_secret_name()), &mut unreadable).await?;
@@ -65,6 +68,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
         pod_refusals: BTreeMap::new(),
+        contested: remembered.unwrap_or_default(),
         volumes: referring(caches, &cluster),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
@@ -117,6 +121,12 @@ pub async fn ask(context: &Context, seen: &mut Observed) {
     drop(memory);
     seen.metadata = said.fact;
     seen.joiners = joiners(context, seen, &access).await;
+}
+
+/// What webhooks have changed, as far as that isn't long ago: one that was removed doesn't say so.
+fn contested(memory: &Memory) -> BTreeMap<String, u64> {
+    let known = memory.contested.iter().filter(|(_, (_, since))| since.elapsed() < CONTESTED_LIFETIME);
+    known.map(|(object, (fingerprint, _))| (object.clone(), *fingerprint)).collect()
 }
 
 /// For how long the confirmation of a deletion has been there, as far as this operator has seen it.

@@ -38,6 +38,10 @@ pub struct Observed {
     pub pvc_warnings: BTreeMap<String, String>,
     /// Why a component's missing pods aren't created, as the StatefulSet controller says: quota, Pod Security, limits.
     pub pod_refusals: BTreeMap<Component, String>,
+    /// Objects that an admission webhook has changed as they were applied, with what they were then
+    /// ([`fingerprint`](crate::build::compare::fingerprint)), by [`Owned::brief`](crate::plan::Owned::brief). To apply them again
+    /// would change nothing.
+    pub contested: BTreeMap<String, u64>,
     /// PersistentVolumes that name this cluster, each with its claim.
     pub volumes: Vec<String>,
     /// Nodes that pods may run on, those that are away for a while included.

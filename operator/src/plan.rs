@@ -13,6 +13,7 @@ pub use deletion::{Fate, fate};
 pub use marks::is_made;
 pub use roll::outdated;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
@@ -23,6 +24,8 @@ use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::ResourceExt;
+use serde::Serialize;
 
 use crate::build::{budget::budget, compare, secret, service::service, statefulset::statefulset};
 use crate::observe::{MetadataFact, Observed, Ownership, is_heard, is_ready, label, pod_ip};
@@ -88,6 +91,18 @@ pub enum Owned {
     StatefulSet(Box<StatefulSet>),
     /// A PodDisruptionBudget.
     Budget(Box<PodDisruptionBudget>),
+}
+
+impl Owned {
+    /// For a message: `Service db-storage`.
+    pub fn brief(&self) -> String {
+        let (kind, meta) = match self {
+            Owned::Service(found) => ("Service", &found.metadata),
+            Owned::StatefulSet(found) => ("StatefulSet", &found.metadata),
+            Owned::Budget(found) => ("PodDisruptionBudget", &found.metadata),
+        };
+        format!("{kind} {}", meta.name.as_deref().unwrap_or_default())
+    }
 }
 
 /// Kinds of objects that the operator deletes.
@@ -199,6 +214,7 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
         return Ok(vec![Action::CreateSecret(id)]);
     }
     let mut actions = applies(seen, wanted, id);
+    actions.retain(|action| !is_contested(seen, action));
     actions.extend(bootstrap(seen, wanted, id)?);
     if actions.is_empty() {
         actions.extend(roll::next(seen, wanted));
@@ -350,6 +366,21 @@ fn applies(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Vec<Action> {
         }
     }
     actions
+}
+
+/// The object is as an admission webhook made it of this very content: to apply that again changes nothing.
+fn is_contested(seen: &Observed, action: &Action) -> bool {
+    fn of<K: Serialize + ResourceExt>(wanted: &K, found: &BTreeMap<Component, K>) -> Option<u64> {
+        let found = found.values().find(|found| found.name_any() == wanted.name_any())?;
+        Some(compare::fingerprint(wanted, found))
+    }
+    let Action::Apply(object) = action else { return false };
+    let now = match object {
+        Owned::Service(wanted) => of(&**wanted, &seen.services),
+        Owned::StatefulSet(wanted) => of(&**wanted, &seen.statefulsets),
+        Owned::Budget(wanted) => of(&**wanted, &seen.budgets),
+    };
+    now.is_some() && now == seen.contested.get(&object.brief()).copied()
 }
 
 /// The steps by which a volume is made, once and never again (D34), and by which further metadata servers get into the group.

@@ -1,5 +1,6 @@
 //! One look at one cluster, and what follows from it.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,8 @@ use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
 use rand::Rng;
 
-use crate::apply::{carry_out, write_status};
-use crate::context::Context;
+use crate::apply::{Changed, carry_out, write_status};
+use crate::context::{Context, Repeated};
 use crate::error::{Error, Kind, change};
 use crate::events::{event, transitions};
 use crate::gather::{ask, observe};
@@ -26,6 +27,8 @@ use crate::validate::{Problem, validate};
 
 /// How soon a cluster is looked at again after something was done.
 const AFTER_ACTION: Duration = Duration::from_millis(300);
+/// The same changes are made so often without a growing pause in between.
+const REPEATED_AT_ONCE_MAX: u32 = 5;
 /// While it is being made or deleted: storage servers register without anybody telling the API server.
 const WHILE_MOVING: Duration = Duration::from_secs(2);
 /// While somebody has to do something.
@@ -73,10 +76,25 @@ async fn look_and_act(
     let silent = context.memory.lock().await.get(key).map_or(0, |memory| memory.silent);
     let wanted = validate(&seen.cluster, &context.images);
     let mut plan = plan(&seen, &wanted, ClusterId(rand::rng().random()));
-    for event in farewell(&seen, &plan.actions) {
+    let what = digest(&plan.actions);
+    let remembered = context.memory.lock().await.get(key).and_then(|memory| memory.repeated);
+    let left = remembered.and_then(|repeated| left_of_pause(&repeated, what));
+    let due: &[Action] = if left.is_some() { &[] } else { &plan.actions };
+    for event in farewell(&seen, due) {
         publish(context, &seen, &event).await;
     }
-    let outcome = carry_out(context, &seen, wanted.as_ref().ok(), &plan.actions).await;
+    let outcome = carry_out(context, &seen, wanted.as_ref().ok(), due).await;
+    if left.is_none()
+        && let Ok(changed) = &outcome
+    {
+        remember(context, key, what, changed).await;
+        for object in &changed.contested {
+            let note = format!(
+                "an admission webhook changes what the operator applies, which it leaves as it is: {object}"
+            );
+            publish(context, &seen, &event(EventType::Warning, "ChangedByWebhook", note)).await;
+        }
+    }
     if let Err(error) = &outcome
         && error.kind() == Kind::Refused
     {
@@ -95,7 +113,17 @@ async fn look_and_act(
     let next = pause(changed.anything, assessment.phase, silent);
     // Whether it is an election or more shows soon.
     let next = if seen.leaderless_for.is_some() { next.min(unheard_pause(silent)) } else { next };
+    let next = left.map_or(next, |left| next.min(left));
     Ok(Next::requeue(jittered(next)))
+}
+
+/// Remembers what was done, to see whether it is done again and again.
+async fn remember(context: &Context, key: &ObjectRef<FileSystemCluster>, what: u64, changed: &Changed) {
+    let mut memory = context.memory.lock().await;
+    let repeated = &mut memory.entry(key.clone()).or_default().repeated;
+    let before = repeated.filter(|before| before.what == what);
+    let times = before.map_or(0, |before| before.times.saturating_add(1));
+    *repeated = changed.anything.then(|| Repeated { what, times, at: Instant::now() });
 }
 
 /// When to look again, without anybody waking us. `silent`: so many times in a row its servers said nothing.
@@ -113,6 +141,20 @@ fn pause(acted: bool, phase: Phase, silent: u32) -> Duration {
 /// A pod that changes wakes us; only a network that is mended says nothing.
 fn unheard_pause(silent: u32) -> Duration {
     (WHILE_MOVING * 2_u32.saturating_pow(silent.min(10))).min(WHILE_BLOCKED)
+}
+
+/// Which changes these are.
+fn digest(actions: &[Action]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{actions:?}").hash(&mut hasher);
+    hasher.finish()
+}
+
+/// What was done several times over, and is due again, is undone by somebody else: it is done ever more rarely, whoever wakes us.
+fn left_of_pause(repeated: &Repeated, what: u64) -> Option<Duration> {
+    let times = repeated.times.checked_sub(REPEATED_AT_ONCE_MAX)?;
+    let pause = (AFTER_ACTION * 2_u32.saturating_pow(times.min(10))).min(AT_REST);
+    pause.checked_sub(repeated.at.elapsed()).filter(|left| repeated.what == what && !left.is_zero())
 }
 
 /// Clusters that were made together aren't all looked at together for ever.
@@ -232,6 +274,20 @@ mod tests {
         seen.pvcs.remove("data-db-storage-1");
         let said = notes(&seen, &adopts);
         assert!(said[0].ends_with("5 of them; these are missing: data-db-storage-1"), "{said:?}");
+    }
+
+    #[test]
+    fn what_somebody_undoes_again_and_again_is_done_ever_more_rarely() {
+        let repeated = |times| Repeated { what: 1, times, at: Instant::now() };
+        assert_eq!(left_of_pause(&repeated(REPEATED_AT_ONCE_MAX - 1), 1), None);
+        assert!(left_of_pause(&repeated(REPEATED_AT_ONCE_MAX), 1).is_some_and(|left| left <= AFTER_ACTION));
+        let long = left_of_pause(&repeated(u32::MAX), 1).expect("a pause");
+        assert!(long <= AT_REST && long > AT_REST / 2, "{long:?}");
+        // Anything else is due at once.
+        assert_eq!(left_of_pause(&repeated(u32::MAX), 2), None);
+        let delete = |name: &str| [Action::Delete(crate::plan::Kind::Service, name.into())];
+        assert_ne!(digest(&delete("a")), digest(&delete("b")));
+        assert_eq!(digest(&delete("a")), digest(&delete("a")));
     }
 
     #[test]

@@ -69,6 +69,7 @@ pub fn observed(capacity: &str) -> Observed {
         pods: BTreeMap::new(),
         pvc_warnings: BTreeMap::new(),
         pod_refusals: BTreeMap::new(),
+        contested: BTreeMap::new(),
         volumes: Vec::new(),
         nodes_usable: 3,
         classes: vec![class("disks", "disks.example", true), class("atoll", names::DRIVER_NAME, false)],

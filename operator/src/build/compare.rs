@@ -13,26 +13,98 @@ pub fn stamp<T: Serialize>(object: &mut T, meta: impl FnOnce(&mut T) -> &mut Obj
     annotations.insert(annotations::TEMPLATE_HASH.to_owned(), format!("{hash:016x}"));
 }
 
-/// Everything in `wanted` is in `seen` as well; the API server adds defaults, and others may add what they own.
+/// Lists whose elements belong to whoever applied them, as server-side apply has it, with the fields that tell them apart
+/// (`x-kubernetes-list-map-keys`; a container's ports and a Service's have different ones). All others are one value.
+const KEYED: [(&str, &[&str]); 11] = [
+    ("containers", &["name"]),
+    ("initContainers", &["name"]),
+    ("volumes", &["name"]),
+    ("env", &["name"]),
+    ("imagePullSecrets", &["name"]),
+    ("volumeMounts", &["mountPath"]),
+    ("volumeDevices", &["devicePath"]),
+    ("ports", &["containerPort", "port"]),
+    ("hostAliases", &["ip"]),
+    ("topologySpreadConstraints", &["topologyKey", "whenUnsatisfiable"]),
+    ("ownerReferences", &["uid"]),
+];
+
+/// Everything in `wanted` is in `seen` as well; the API server adds defaults, and others may add what they own: labels, a
+/// container, a volume.
 pub fn is_as_wanted<T: Serialize>(wanted: &T, seen: &T) -> bool {
+    difference(wanted, seen).is_none()
+}
+
+/// The first field of `wanted` that isn't so in `seen`, as a path.
+pub fn difference<T: Serialize>(wanted: &T, seen: &T) -> Option<String> {
     match (serde_json::to_value(wanted), serde_json::to_value(seen)) {
-        (Ok(wanted), Ok(seen)) => is_within(&wanted, &seen),
-        _ => false,
+        (Ok(wanted), Ok(seen)) => {
+            differs("", &wanted, &seen).map(|path| path.trim_start_matches('.').to_owned())
+        }
+        _ => Some(String::new()),
     }
 }
 
-fn is_within(wanted: &Value, seen: &Value) -> bool {
-    match (wanted, seen) {
-        (Value::Object(wanted), Value::Object(seen)) => wanted.iter().all(|(key, value)| {
-            value.is_null() || seen.get(key).is_some_and(|found| is_within(value, found))
-        }),
-        (Value::Array(wanted), Value::Array(seen)) => {
-            wanted.len() == seen.len()
-                && wanted.iter().zip(seen).all(|(wanted, seen)| is_within(wanted, seen))
-        }
-        (Value::String(wanted), Value::String(seen)) => wanted == seen || is_same_quantity(wanted, seen),
-        (wanted, seen) => wanted == seen,
+/// What tells whether two objects are the ones of an earlier comparison: all of what is desired, and of what was seen all but
+/// its status and its versions.
+pub fn fingerprint<T: Serialize>(wanted: &T, seen: &T) -> u64 {
+    let mut seen = serde_json::to_value(seen).unwrap_or_default();
+    if let Some(object) = seen.as_object_mut() {
+        object.remove("status");
     }
+    if let Some(meta) = seen["metadata"].as_object_mut() {
+        for own in ["resourceVersion", "generation", "managedFields"] {
+            meta.remove(own);
+        }
+    }
+    hash(&Value::Array(vec![serde_json::to_value(wanted).unwrap_or_default(), seen]))
+}
+
+/// Below `field`, the name of an object's member.
+fn differs(field: &str, wanted: &Value, seen: &Value) -> Option<String> {
+    let here = |differ: bool| differ.then(String::new);
+    match (wanted, seen) {
+        (Value::Object(wanted), Value::Object(seen)) => wanted.iter().find_map(|(key, value)| {
+            let found = seen.get(key).unwrap_or(&Value::Null);
+            if value.is_null() {
+                return None;
+            }
+            differs(key, value, found).map(|below| format!(".{key}{below}"))
+        }),
+        (Value::Array(wanted), Value::Array(seen)) => match keys_of(field) {
+            Some(keys) => wanted.iter().find_map(|wanted| {
+                let of_key = |found: &&Value| keys.iter().all(|key| wanted[*key] == found[*key]);
+                match seen.iter().find(of_key) {
+                    Some(found) => {
+                        differs("", wanted, found).map(|below| format!("{}{below}", name(keys, wanted)))
+                    }
+                    None => Some(name(keys, wanted)),
+                }
+            }),
+            None if wanted.len() != seen.len() => Some(String::new()),
+            None => wanted.iter().zip(seen).enumerate().find_map(|(index, (wanted, seen))| {
+                differs("", wanted, seen).map(|below| format!("[{index}]{below}"))
+            }),
+        },
+        (Value::String(wanted), Value::String(seen)) => {
+            here(wanted != seen && !is_same_quantity(wanted, seen))
+        }
+        (wanted, seen) => here(wanted != seen),
+    }
+}
+
+fn keys_of(field: &str) -> Option<&'static [&'static str]> {
+    KEYED.iter().find(|(name, _)| *name == field).map(|(_, keys)| *keys)
+}
+
+/// Which element it is: `[disk]`.
+fn name(keys: &[&str], element: &Value) -> String {
+    let parts: Vec<String> = keys
+        .iter()
+        .filter(|key| !element[**key].is_null())
+        .map(|key| element[*key].as_str().map_or_else(|| element[*key].to_string(), str::to_owned))
+        .collect();
+    format!("[{}]", parts.join(","))
 }
 
 /// The API server writes quantities its own way: `1024Mi` comes back as `1Gi`, `0.5` as `500m`.
@@ -86,6 +158,61 @@ mod tests {
         ] {
             assert!(!is_within(&wanted, &changed), "{changed}");
         }
+    }
+
+    fn is_within(wanted: &Value, seen: &Value) -> bool {
+        is_as_wanted(wanted, seen)
+    }
+
+    #[test]
+    fn what_a_webhook_adds_to_a_pod_is_no_difference() {
+        let wanted = json!({ "spec": {
+            "containers": [{
+                "name": "server", "image": "a", "env": [{ "name": "X", "value": "1" }],
+                "ports": [{ "containerPort": 7000 }, { "containerPort": 7001, "name": "http" }],
+                "volumeMounts": [{ "mountPath": "/data", "name": "data" }],
+            }],
+            "volumes": [{ "name": "key" }],
+            "tolerations": [{ "key": "a" }],
+        } });
+        let mut seen = json!({ "spec": {
+            "initContainers": [{ "name": "init" }],
+            "containers": [
+                { "name": "proxy", "image": "b" },
+                {
+                    "name": "server", "image": "a",
+                    "env": [{ "name": "HOST", "value": "n" }, { "name": "X", "value": "1" }],
+                    "ports": [
+                        { "containerPort": 9000 }, { "containerPort": 7001, "name": "http" },
+                        { "containerPort": 7000, "protocol": "TCP" },
+                    ],
+                    "volumeMounts": [{ "mountPath": "/ca", "name": "ca" }, { "mountPath": "/data", "name": "data" }],
+                },
+            ],
+            "volumes": [{ "name": "ca" }, { "name": "key" }],
+            "tolerations": [{ "key": "a" }],
+        } });
+        assert_eq!(difference(&wanted, &seen), None);
+        // What it changes is, and so is what it adds to a list that is one value.
+        let before = seen.clone();
+        seen["spec"]["containers"][1]["image"] = json!("mirror/a");
+        assert_eq!(difference(&wanted, &seen).as_deref(), Some("spec.containers[server].image"));
+        seen = before;
+        seen["spec"]["tolerations"] = json!([{ "key": "a" }, { "key": "b" }]);
+        assert_eq!(difference(&wanted, &seen).as_deref(), Some("spec.tolerations"));
+        seen["spec"]["tolerations"] = json!([{ "key": "a" }]);
+        seen["spec"]["volumes"] = json!([{ "name": "ca" }]);
+        assert_eq!(difference(&wanted, &seen).as_deref(), Some("spec.volumes[key]"));
+    }
+
+    #[test]
+    fn a_fingerprint_is_of_what_is_desired_and_what_is_there() {
+        let wanted = json!({ "spec": { "image": "a" } });
+        let seen = |image: &str, version: &str| json!({ "metadata": { "resourceVersion": version }, "spec": { "image": image }, "status": version });
+        let print = |wanted: &Value, seen: &Value| fingerprint(wanted, seen);
+        assert_eq!(print(&wanted, &seen("m", "1")), print(&wanted, &seen("m", "2")));
+        assert_ne!(print(&wanted, &seen("m", "1")), print(&wanted, &seen("n", "1")));
+        assert_ne!(print(&wanted, &seen("m", "1")), print(&json!({ "spec": {} }), &seen("m", "1")));
     }
 
     #[test]

@@ -203,6 +203,32 @@ fn nothing_is_done_while_something_of_the_cluster_cannot_be_read() {
 }
 
 #[test]
+fn what_a_webhook_makes_of_an_object_is_not_applied_again_and_again() {
+    let mut seen = testing::running();
+    let set = seen.statefulsets.get_mut(&Component::Storage).expect("set");
+    let container = |set: &mut StatefulSet| {
+        let pod = set.spec.as_mut().and_then(|spec| spec.template.spec.as_mut()).expect("a pod");
+        pod.containers[0].image = Some("mirror.example/atoll".into());
+    };
+    container(set);
+    let changed = set.clone();
+    let plan = planned(&seen);
+    let [Action::Apply(object)] = plan.actions.as_slice() else { panic!("{:?}", words(&plan)) };
+    let Owned::StatefulSet(desired) = object else { panic!("{object:?}") };
+    // That is what came back when it was applied.
+    seen.contested.insert(object.brief(), compare::fingerprint(&**desired, &changed));
+    does(&seen, &[]);
+    // What somebody changes afterwards is set right, and so is what is desired from now on.
+    let set = seen.statefulsets.get_mut(&Component::Storage).expect("set");
+    set.spec.as_mut().expect("spec").replicas = Some(1);
+    does(&seen, &["apply StatefulSet db-storage"]);
+    seen.statefulsets.insert(Component::Storage, changed);
+    testing::change(&mut seen, |cluster| cluster.spec.storage.replicas = Some(4));
+    testing::mark_all(&mut seen);
+    does(&seen, &["apply StatefulSet db-storage"]);
+}
+
+#[test]
 fn nothing_is_forced_onto_what_belongs_to_somebody_else() {
     let mut seen = testing::running();
     let meta = &mut seen.services.get_mut(&Component::Metadata).expect("service").metadata;
