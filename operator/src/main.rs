@@ -10,6 +10,8 @@ mod config;
 mod context;
 mod error;
 mod events;
+#[cfg(test)]
+mod faults;
 mod gather;
 mod http;
 mod leader;

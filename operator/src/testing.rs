@@ -1,4 +1,8 @@
-//! Clusters in every state, for tests.
+//! Clusters in every state, for tests, and a Kubernetes in memory.
+
+pub mod api_server;
+pub mod fault;
+pub mod kubernetes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,0 +1,358 @@
+//! Every step of a cluster's life, with every change that it takes failing in every way, one at a time: each life ends as it
+//! does without faults. The operator is the real one, from observing to the status; what it speaks to is in memory.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use atoll_crds::names::{self, labels::CLUSTER_ID};
+use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec};
+use kube::runtime::reflector::ObjectRef;
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+
+use crate::context::{Context, Parts, recorder};
+use crate::leader::Leadership;
+use crate::metrics::Metrics;
+use crate::reconcile::reconcile;
+use crate::testing;
+use crate::testing::fault::{At, Fault};
+use crate::testing::kubernetes::{Kubernetes, NAMESPACE, Watches};
+
+/// Looks after which a life that still changes is one that goes round in circles.
+const LOOKS_MAX: usize = 200;
+/// Looks without a change after which nothing changes any more.
+const QUIET_LOOKS: usize = 3;
+/// Codes with which changes are refused, in turn: out of date, by a rule, for a moment.
+const REFUSALS: [u16; 3] = [409, 422, 503];
+/// Every so many questions one fails: they are much alike.
+const READ_STEP: usize = 5;
+/// Conditions that a resource may have.
+const CONDITIONS_MAX: usize = 16;
+
+/// What somebody does to a cluster, one thing after the other, each when nothing changes any more.
+type Life = &'static [fn(&Kubernetes)];
+
+fn create(kubernetes: &Kubernetes) {
+    let mut cluster = FileSystemCluster::new("db", FileSystemClusterSpec::with_capacity("1Gi".into()));
+    cluster.metadata.namespace = Some(NAMESPACE.into());
+    let object = serde_json::to_value(cluster).expect("serialises");
+    kubernetes.api.with(|state| state.create("filesystemclusters", object).expect("new"));
+}
+
+fn spec(kubernetes: &Kubernetes, change: impl FnOnce(&mut Value)) {
+    kubernetes.api.with(|state| {
+        state.change("filesystemclusters", NAMESPACE, "db", |cluster| change(&mut cluster["spec"]));
+    });
+}
+
+fn add_storage_server(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["storage"]["replicas"] = json!(4));
+}
+
+fn give_storage_servers_memory(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["storage"]["resources"] = json!({ "requests": { "memory": "512Mi" } }));
+}
+
+fn pause(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["paused"] = json!(true));
+}
+
+fn go_on(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["paused"] = json!(false));
+}
+
+fn confirm(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| {
+        state.change("filesystemclusters", NAMESPACE, "db", |cluster| {
+            cluster["spec"]["deletionConfirmation"] = cluster["status"]["clusterId"].clone();
+        });
+    });
+}
+
+fn delete(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| state.delete("filesystemclusters", NAMESPACE, "db"));
+}
+
+/// A disk is lost, and its pod with it.
+fn lose_metadata_disk(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| {
+        state.delete("persistentvolumeclaims", NAMESPACE, "data-db-metadata-1");
+        state.delete("pods", NAMESPACE, "db-metadata-1");
+    });
+}
+
+fn delete_services(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| {
+        for name in ["db-metadata", "db-storage"] {
+            state.delete("services", NAMESPACE, name);
+        }
+    });
+}
+
+/// An operator process.
+struct Operator {
+    kubernetes: Kubernetes,
+    watches: Watches,
+    context: Arc<Context>,
+}
+
+impl Operator {
+    fn start(kubernetes: &Kubernetes) -> Operator {
+        let watches = Watches::new();
+        let client = kubernetes.api.client();
+        let context = Context::new(Parts {
+            recorder: recorder(&client, "test".to_owned()),
+            client,
+            caches: watches.caches.clone(),
+            servers: Box::new(kubernetes.clone()),
+            leadership: Leadership::always(),
+            images: testing::images(),
+            metrics: Metrics::register(&mut Registry::default()),
+            concurrency: 1,
+        });
+        Operator { kubernetes: kubernetes.clone(), watches, context: Arc::new(context) }
+    }
+
+    /// One look. Whether it got to its end; `None`: the process ended in it.
+    async fn look(&self) -> Option<bool> {
+        let key = ObjectRef::new("db").within(NAMESPACE);
+        let Some(cluster) = self.watches.caches.clusters.get(&key) else { return Some(true) };
+        tokio::select! {
+            biased;
+            () = self.kubernetes.api.door.crashed() => None,
+            result = reconcile(cluster, Arc::clone(&self.context)) => Some(result.is_ok()),
+        }
+    }
+}
+
+/// Until nothing changes any more. `lag`: watches hear of things only every so many looks.
+async fn settle(kubernetes: &Kubernetes, operator: &mut Operator, lag: usize, what: &str) {
+    let mut quiet = 0;
+    for number in 0..LOOKS_MAX {
+        let before = kubernetes.version();
+        kubernetes.tick();
+        if number % lag == 0 {
+            operator.watches.hear(kubernetes);
+        }
+        let ended = operator.look().await;
+        let was_late = kubernetes.api.door.deliver();
+        if ended.is_none() {
+            *operator = Operator::start(kubernetes);
+        }
+        let changed = kubernetes.version() != before || was_late || ended != Some(true);
+        quiet = if changed { 0 } else { quiet + 1 };
+        if quiet >= QUIET_LOOKS * lag {
+            return;
+        }
+    }
+    panic!("it doesn't come to an end: {what}");
+}
+
+/// A whole life, with one fault, and what is left. Also how many changes and questions there were up to the end of each step.
+async fn live(life: Life, fault: Option<(At, Fault)>, lag: usize) -> (Value, Vec<(usize, usize)>) {
+    let kubernetes = Kubernetes::new();
+    kubernetes.api.door.set(fault);
+    let mut operator = Operator::start(&kubernetes);
+    let mut counts = Vec::new();
+    for (step, happens) in life.iter().enumerate() {
+        happens(&kubernetes);
+        settle(&kubernetes, &mut operator, lag, &format!("step {step} with {fault:?}")).await;
+        counts.push(kubernetes.api.door.counts());
+    }
+    (what_is_left(&kubernetes), counts)
+}
+
+/// All objects, without what is by chance: ids, keys, versions, times.
+fn what_is_left(kubernetes: &Kubernetes) -> Value {
+    let mut chances: Vec<(String, String)> = Vec::new();
+    let mut left = serde_json::Map::new();
+    kubernetes.api.with(|state| {
+        for ((kind, _, name), object) in state.objects() {
+            let mut object = object.clone();
+            let id =
+                object.pointer("/status/clusterId").or_else(|| object["metadata"]["labels"].get(CLUSTER_ID));
+            chances.extend(id.and_then(Value::as_str).map(|id| (id.to_owned(), "ID".to_owned())));
+            // It is made of a template that names the id.
+            let revision = object.pointer("/status/updateRevision").and_then(Value::as_str);
+            chances.extend(revision.map(|revision| (revision.to_owned(), format!("{name}-now"))));
+            remove(&mut object, "/metadata", &["resourceVersion", "generation"]);
+            remove(&mut object, "/metadata/annotations", &[names::annotations::TEMPLATE_HASH]);
+            remove(&mut object, "/status", &["observedGeneration"]);
+            for condition in 0..CONDITIONS_MAX {
+                let of = format!("/status/conditions/{condition}");
+                remove(&mut object, &of, &["lastTransitionTime", "observedGeneration"]);
+            }
+            if kind == "secrets" {
+                object["data"] = json!("a key");
+            }
+            left.insert(format!("{kind}/{name}"), object);
+        }
+    });
+    left.insert("volume".to_owned(), json!({ "has_records": kubernetes.has_group() }));
+    let ids: BTreeSet<&String> = chances.iter().filter(|(_, is)| is == "ID").map(|(id, _)| id).collect();
+    assert!(ids.len() <= 1, "several clusters: {ids:?}");
+    let text = Value::Object(left).to_string();
+    let text = chances.iter().fold(text, |text, (chance, is)| text.replace(chance, is));
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn remove(object: &mut Value, of: &str, fields: &[&str]) {
+    if let Some(Value::Object(of)) = object.pointer_mut(of) {
+        fields.iter().for_each(|field| drop(of.remove(*field)));
+    }
+}
+
+/// Where two values differ first, and how.
+fn difference(expected: &Value, found: &Value) -> Option<String> {
+    if expected == found {
+        return None;
+    }
+    match (expected, found) {
+        (Value::Object(expected), Value::Object(found)) => {
+            let keys: BTreeSet<&String> = expected.keys().chain(found.keys()).collect();
+            let of = |object: &serde_json::Map<String, Value>, key: &str| {
+                object.get(key).cloned().unwrap_or_default()
+            };
+            let below =
+                |key: &String| Some(format!("{key} {}", difference(&of(expected, key), &of(found, key))?));
+            keys.into_iter().find_map(below)
+        }
+        (Value::Array(expected), Value::Array(found)) if expected.len() == found.len() => {
+            expected.iter().zip(found).find_map(|(expected, found)| difference(expected, found))
+        }
+        _ => Some(format!("is {found}, and {expected} without the fault")),
+    }
+}
+
+/// Faults begin after the first step: another life has them in it.
+async fn ends_as_without_faults(life: Life) {
+    ends_as_without_faults_in(1..life.len(), life).await;
+}
+
+/// With faults in these steps.
+async fn ends_as_without_faults_in(steps: Range<usize>, life: Life) {
+    let (expected, counts) = live(life, None, 1).await;
+    let until = |step: usize| step.checked_sub(1).map_or((0, 0), |last| counts[last]);
+    let (first, last) = (until(steps.start), until(steps.end));
+    let mut faults: Vec<(At, Fault)> = Vec::new();
+    for number in first.0..last.0 {
+        let refused = Fault::Refuse(REFUSALS[number % REFUSALS.len()]);
+        let kinds = [refused, Fault::LoseAnswer, Fault::Crash, Fault::Late];
+        faults.extend(kinds.map(|fault| (At::Write(number), fault)));
+    }
+    let reads = (first.1..last.1).step_by(READ_STEP);
+    faults.extend(reads.map(|number| (At::Read(number), Fault::Refuse(500))));
+    let mut wrong = Vec::new();
+    for fault in faults {
+        let (found, _) = live(life, Some(fault), 1).await;
+        wrong.extend(difference(&expected, &found).map(|what| format!("after {fault:?}: {what}")));
+    }
+    // What watches say is out of date most of the time.
+    let (found, _) = live(life, None, 3).await;
+    wrong.extend(difference(&expected, &found).map(|what| format!("with slow watches: {what}")));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What is there at this step of a life.
+fn kinds(kubernetes: &Kubernetes) -> Vec<String> {
+    let brief = |((kind, _, name), _): (&(String, String, String), &Value)| format!("{kind}/{name}");
+    kubernetes.api.with(|state| state.objects().iter().map(brief).collect())
+}
+
+fn is_all_there(kubernetes: &Kubernetes) {
+    let kinds = kinds(kubernetes);
+    for kind in [
+        "statefulsets/db-storage",
+        "secrets/db-key",
+        "persistentvolumeclaims/data-db-metadata-2",
+        "pods/db-storage-2",
+    ] {
+        assert!(kinds.iter().any(|found| found == kind), "no {kind}: {kinds:?}");
+    }
+    assert!(kubernetes.has_group());
+    kubernetes.api.with(|state| {
+        let cluster = state.get("filesystemclusters", NAMESPACE, "db").expect("a resource");
+        assert_eq!(cluster["status"]["phase"], "Ready");
+    });
+}
+
+fn is_kept(kubernetes: &Kubernetes) {
+    let kinds = kinds(kubernetes);
+    let count = |of: &str| kinds.iter().filter(|kind| kind.starts_with(of)).count();
+    assert_eq!((count("persistentvolumeclaims/"), count("secrets/")), (6, 1), "{kinds:?}");
+    assert_eq!((count("pods/"), count("services/"), count("filesystemclusters/")), (0, 0, 0), "{kinds:?}");
+}
+
+fn is_gone(kubernetes: &Kubernetes) {
+    let kinds = kinds(kubernetes);
+    assert!(!kinds.iter().any(|kind| kind.contains("/db-") || kind.contains("/data-db-")), "{kinds:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_is_made_whatever_fails_meanwhile() {
+    ends_as_without_faults_in(0..2, &[create, is_all_there]).await;
+}
+
+#[tokio::test]
+async fn a_cluster_is_changed_whatever_fails_meanwhile() {
+    ends_as_without_faults(&[create, add_storage_server, give_storage_servers_memory, delete_services]).await;
+}
+
+#[tokio::test]
+async fn a_pause_changes_nothing_whatever_fails_meanwhile() {
+    ends_as_without_faults(&[create, pause, add_storage_server, go_on]).await;
+}
+
+#[tokio::test]
+async fn a_metadata_server_is_replaced_whatever_fails_meanwhile() {
+    ends_as_without_faults(&[create, lose_metadata_disk, is_all_there]).await;
+}
+
+#[tokio::test]
+async fn disks_are_kept_and_adopted_whatever_fails_meanwhile() {
+    ends_as_without_faults(&[create, delete, is_kept, create, is_all_there]).await;
+}
+
+#[tokio::test]
+async fn all_of_a_cluster_is_deleted_on_the_word_whatever_fails_meanwhile() {
+    ends_as_without_faults_in(1..3, &[create, confirm, delete, is_gone, create, is_all_there]).await;
+}
+
+/// A policy that takes images from a mirror and adds a container, as many do.
+fn mutate(kind: &str, object: &mut Value) {
+    if kind != "statefulsets" {
+        return;
+    }
+    let containers = object["spec"]["template"]["spec"]["containers"].as_array_mut().expect("containers");
+    if containers.iter().all(|found| found["name"] != "proxy") {
+        containers.insert(0, json!({ "name": "proxy", "image": "proxy" }));
+    }
+    for container in containers {
+        container["image"] = json!("mirror.example/image");
+    }
+}
+
+fn install_webhook(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| state.webhook = Some(mutate));
+}
+
+#[tokio::test]
+async fn a_webhook_that_changes_objects_causes_no_loop_and_keeps_no_change_from_being_made() {
+    let life: Life = &[install_webhook, create, give_storage_servers_memory, add_storage_server];
+    let (left, with) = live(life, None, 1).await;
+    let pod = &left["pods/db-storage-3"]["spec"]["containers"];
+    assert_eq!((&pod[0]["name"], &pod[1]["image"]), (&json!("proxy"), &json!("mirror.example/image")));
+    assert_eq!(
+        left["pods/db-storage-0"]["spec"]["containers"][1]["resources"]["requests"]["memory"],
+        "512Mi"
+    );
+    let conditions = left["filesystemclusters/db"]["status"]["conditions"].as_array().expect("conditions");
+    let is = |kind: &str| conditions.iter().find(|found| found["type"] == kind).map(|found| &found["status"]);
+    assert_eq!((is("Ready"), is("Progressing")), (Some(&json!("True")), Some(&json!("False"))));
+    let life: Life = &[create, give_storage_servers_memory, add_storage_server];
+    let (_, without) = live(life, None, 1).await;
+    // A warning more for each StatefulSet.
+    let (with, without) = (with[with.len() - 1].0, without[without.len() - 1].0);
+    assert!(with <= without + 4, "{with} changes, and {without} without the webhook");
+}
