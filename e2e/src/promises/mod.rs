@@ -10,6 +10,7 @@ mod mount_host;
 mod new_disk;
 mod node_plugin;
 mod provision;
+mod quota;
 mod refusals;
 mod shared;
 mod static_volume;
@@ -49,6 +50,7 @@ pub fn all() -> Vec<Promise> {
         deletion_in_use::PROMISE,
         unfinished::PROMISE,
         refusals::PROMISE,
+        quota::PROMISE,
         many_volumes::PROMISE,
         uninstall::PROMISE,
     ]
