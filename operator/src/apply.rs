@@ -8,7 +8,7 @@ use atoll_proto::ClusterKey;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -161,6 +161,22 @@ impl Doing<'_> {
                     .map_err(Error::api(format!("change the Secret {name}")))
             }
             Action::RestartPod { name, uid } => self.restart(name, uid).await,
+            Action::ResizeDisk { pvc, size } => self.resize_disk(pvc, size.as_str()).await,
+            Action::Recreate(name) => {
+                let found = self.seen.statefulsets.values().find(|found| found.name_any() == *name);
+                let uid = found.and_then(ResourceExt::uid);
+                let params = DeleteParams {
+                    propagation_policy: Some(PropagationPolicy::Orphan),
+                    ..DeleteParams::default()
+                };
+                self.delete_this::<StatefulSet>(name, uid, params).await
+            }
+            Action::ResizeVolume(size) => {
+                let Some(access) = gather::access(self.seen) else { return Ok(()) };
+                let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
+                metadata::resize(&access, &addresses, *size).await
+            }
+            Action::DiscardClaim(name) => self.discard_claim(name).await,
             Action::Delete(kind, name) => self.delete(*kind, name).await,
         }
     }
@@ -242,6 +258,27 @@ impl Doing<'_> {
             .map_err(Error::api(format!("change the {} {name}", K::kind(&()))))
     }
 
+    async fn resize_disk(&self, name: &str, size: &str) -> Result<(), Error> {
+        let patch = Patch::Merge(json!({ "spec": { "resources": { "requests": { "storage": size } } } }));
+        self.api::<PersistentVolumeClaim>()
+            .patch(name, &PatchParams::default(), &patch)
+            .await
+            .map(|_| ())
+            .map_err(Error::api(format!("expand the PersistentVolumeClaim {name} to {size}")))
+    }
+
+    /// One that was bound since it was seen stays.
+    async fn discard_claim(&self, name: &str) -> Result<(), Error> {
+        let Some(seen) = self.seen.pvcs.get(name) else { return Ok(()) };
+        let params = DeleteParams::default()
+            .preconditions(Preconditions { uid: seen.uid(), resource_version: seen.resource_version() });
+        match self.api::<PersistentVolumeClaim>().delete(name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(Error::api(format!("delete the PersistentVolumeClaim {name}"))(error)),
+        }
+    }
+
     async fn restart(&self, name: &str, uid: &str) -> Result<(), Error> {
         let Some(now) = gather::pod_now(self.context, self.namespace, name).await? else { return Ok(()) };
         if now.uid().as_deref() != Some(uid) || now.metadata.deletion_timestamp.is_some() {
@@ -266,6 +303,10 @@ impl Doing<'_> {
                 let found = self.seen.budgets.values().find(|found| found.name_any() == name);
                 let uid = found.and_then(ResourceExt::uid);
                 self.delete_this::<PodDisruptionBudget>(name, uid, DeleteParams::default()).await
+            }
+            Kind::Pod => {
+                let uid = self.seen.pods.get(name).and_then(ResourceExt::uid);
+                self.delete_this::<Pod>(name, uid, DeleteParams::default()).await
             }
             Kind::PersistentVolumeClaim => {
                 self.still_deleting().await?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
-use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, WhoRequest};
+use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, ResizeVolume, WhoRequest};
 use atoll_proto::client::{ConnectOptions, Connection};
 use atoll_proto::handshake::{Encryption, Identity, Role};
 use atoll_proto::metadata::{BootstrapRequest, MetadataError, StatusRequest};
@@ -87,17 +87,37 @@ pub async fn change_members(
     change: &MembersChange,
 ) -> Result<(), Error> {
     let request = ChangeMembers { change: change.clone() };
+    ask_leader::<ChangeMembers>(access, addresses, &request, CHANGE_DEADLINE)
+        .await
+        .map_err(|reason| Error::Metadata { doing: "change the group of metadata servers", reason })
+}
+
+/// Changes what the volume may hold. To ask again changes nothing.
+///
+/// # Errors
+/// If the leader refuses, or isn't among the servers, or it takes too long.
+pub async fn resize(access: &Access, addresses: &[String], size: ResizeVolume) -> Result<(), Error> {
+    ask_leader::<ResizeVolume>(access, addresses, &size, STATUS_DEADLINE)
+        .await
+        .map_err(|reason| Error::Metadata { doing: "resize the volume", reason })
+}
+
+/// Asks one after the other, until the leader has answered.
+async fn ask_leader<R: Rpc<Reply = ()>>(
+    access: &Access,
+    addresses: &[String],
+    request: &R::Request,
+    deadline: Duration,
+) -> Result<(), String> {
     let mut reasons = Vec::new();
     for address in addresses.iter().take(ASKED_MAX) {
-        match ask::<ChangeMembers>(access, address, &request, CHANGE_DEADLINE).await {
+        match ask::<R>(access, address, request, deadline).await {
             Ok(()) => return Ok(()),
             Err(AskError::Refused { error: MetadataError::NotLeader { .. }, .. }) => {}
             Err(why) => reasons.push(why.to_string()),
         }
     }
-    let reason =
-        if reasons.is_empty() { "none of them is the leader".to_owned() } else { reasons.join("; ") };
-    Err(Error::Metadata { doing: "change the group of metadata servers", reason })
+    Err(if reasons.is_empty() { "none of them is the leader".to_owned() } else { reasons.join("; ") })
 }
 
 /// Why one server gave no answer.

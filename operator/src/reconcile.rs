@@ -19,7 +19,7 @@ use crate::error::{Error, Kind};
 use crate::events::{event, transitions};
 use crate::gather::observe;
 use crate::observe::Observed;
-use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, missing, plan};
+use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, missing, plan, sized};
 use crate::report;
 use crate::state::assess;
 use crate::validate::{Problem, validate};
@@ -58,7 +58,7 @@ async fn look_and_act(
     key: &ObjectRef<FileSystemCluster>,
 ) -> Result<Next, Error> {
     let seen = observe(context, cluster).await?;
-    let wanted = validate(&seen.cluster, &context.images);
+    let wanted = validate(&seen.cluster, &context.images).map(|wanted| sized(wanted, &seen));
     let mut plan = plan(&seen, &wanted, ClusterId(rand::rng().random()));
     for event in farewell(&seen, &plan.actions) {
         publish(context, &seen, &event).await;
@@ -79,13 +79,17 @@ async fn look_and_act(
         write_if_changed(context, &seen, status, key).await?;
     }
     let changed = outcome?;
-    Ok(Next::requeue(pause(changed.anything, assessment.phase)))
+    let grows =
+        assessment.expansion.as_ref().is_some_and(|found| found.holds && !found.reason.needs_somebody());
+    Ok(Next::requeue(pause(changed.anything, grows, assessment.phase)))
 }
 
 /// When to look again, without anybody waking us.
-fn pause(acted: bool, phase: Phase) -> Duration {
+fn pause(acted: bool, grows: bool, phase: Phase) -> Duration {
     let pause = if acted {
         AFTER_ACTION
+    } else if grows {
+        WHILE_MOVING
     } else {
         match phase {
             Phase::Creating | Phase::Deleting | Phase::Unavailable => WHILE_MOVING,

@@ -4,7 +4,7 @@ use atoll_crds::names::Component;
 use atoll_crds::v1alpha1::{ConditionType, Phase, Reason};
 
 use crate::observe::{MetadataFact, Observed, is_ready};
-use crate::plan::{Plan, outdated};
+use crate::plan::{Plan, is_made, outdated, pending};
 use crate::trouble::troubles;
 use crate::validate::{Problem, Wanted};
 
@@ -41,6 +41,8 @@ pub struct Assessment {
     pub progressing: Verdict,
     /// Something is worse than it should be.
     pub degraded: Verdict,
+    /// The volume or a disk is smaller than specified; only of a volume that was made.
+    pub expansion: Option<Verdict>,
     /// Its deletion waits; only of one that is being deleted.
     pub deletion_blocked: Option<Verdict>,
     /// In one word.
@@ -54,7 +56,8 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
     }
     let ready = ready(seen, wanted, plan);
     let degraded = degraded(seen, wanted, plan, &ready);
-    let progressing = progressing(seen, wanted, plan, &ready);
+    let expansion = expansion(seen, wanted);
+    let progressing = progressing(seen, wanted, plan, &ready, expansion.as_ref());
     let made = seen.is_bootstrapped() || answers_for(seen);
     let blocked = plan.problem.as_ref().is_some_and(|problem| problem.reason.needs_somebody());
     let phase = if seen.cluster.spec.paused {
@@ -68,7 +71,7 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
     } else {
         Phase::Creating
     };
-    Assessment { ready, progressing, degraded, deletion_blocked: None, phase }
+    Assessment { ready, progressing, degraded, expansion, deletion_blocked: None, phase }
 }
 
 fn deleting(plan: &Plan) -> Assessment {
@@ -82,6 +85,7 @@ fn deleting(plan: &Plan) -> Assessment {
         ready: Verdict::new(false, ready_reason, problem.message.clone()),
         progressing: Verdict::of(true, &problem),
         degraded: Verdict::new(false, Reason::Deleting, "the cluster is being deleted"),
+        expansion: None,
         deletion_blocked: Some(Verdict::of(blocked, &problem)),
         phase: Phase::Deleting,
     }
@@ -189,13 +193,31 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
     }
 }
 
-fn progressing(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, ready: &Verdict) -> Verdict {
+/// Whether the volume and its disks have the size that the spec asks for.
+fn expansion(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<Verdict> {
+    let wanted = wanted.as_ref().ok().filter(|_| is_made(seen))?;
+    Some(match pending(seen, wanted) {
+        Some(problem) => Verdict::of(true, &problem),
+        None => Verdict::new(false, Reason::AsSpecified, "the volume has the size that is specified"),
+    })
+}
+
+fn progressing(
+    seen: &Observed,
+    wanted: &Result<Wanted, Problem>,
+    plan: &Plan,
+    ready: &Verdict,
+    expansion: Option<&Verdict>,
+) -> Verdict {
     if let Some(problem) = &plan.problem {
         return Verdict::of(!problem.reason.needs_somebody(), problem);
     }
     let Ok(wanted) = wanted else {
         return Verdict::new(false, Reason::InvalidSpec, "the spec is invalid");
     };
+    if let Some(expansion) = expansion.filter(|found| found.holds && !found.reason.needs_somebody()) {
+        return expansion.clone();
+    }
     if !plan.actions.is_empty() {
         return Verdict::new(true, Reason::Applying, "objects are being created or changed");
     }

@@ -58,6 +58,7 @@ pub fn observed(capacity: &str) -> Observed {
         name: name.into(),
         provisioner: provisioner.into(),
         is_default,
+        expandable: false,
     };
     Observed {
         cluster: Arc::new(cluster(capacity)),

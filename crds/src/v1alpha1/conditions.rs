@@ -14,16 +14,19 @@ pub enum ConditionType {
     Progressing,
     /// Something is worse than it should be, though the volume may be usable.
     Degraded,
+    /// The volume, or a disk, is smaller than the spec says.
+    ExpansionPending,
     /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
     DeletionBlocked,
 }
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 4] = [
+    pub const ALL: [ConditionType; 5] = [
         ConditionType::Ready,
         ConditionType::Progressing,
         ConditionType::Degraded,
+        ConditionType::ExpansionPending,
         ConditionType::DeletionBlocked,
     ];
 
@@ -34,6 +37,7 @@ impl ConditionType {
             ConditionType::Ready => "Ready",
             ConditionType::Progressing => "Progressing",
             ConditionType::Degraded => "Degraded",
+            ConditionType::ExpansionPending => "ExpansionPending",
             ConditionType::DeletionBlocked => "DeletionBlocked",
         }
     }
@@ -82,6 +86,18 @@ pub enum Reason {
     KeyMissing,
     /// The API server refuses what the operator does (quota, admission, rights).
     ApiRefused,
+    /// The volume's disks are being expanded.
+    ResizingDisks,
+    /// Storage servers are being added, so that the volume has room.
+    AddingServers,
+    /// The disks have room, and the volume is being resized.
+    ResizingVolume,
+    /// The size that is asked for can't be had.
+    ExpansionInfeasible,
+    /// A disk is asked to grow, and its StorageClass can't.
+    NotExpandable,
+    /// The volume can't get as small as that: files use more.
+    CapacityInUse,
     /// The operator was told to do nothing.
     Paused,
     /// The resource is being deleted.
@@ -121,6 +137,12 @@ impl Reason {
             Reason::AdoptionRefused => "AdoptionRefused",
             Reason::KeyMissing => "KeyMissing",
             Reason::ApiRefused => "ApiRefused",
+            Reason::ResizingDisks => "ResizingDisks",
+            Reason::AddingServers => "AddingServers",
+            Reason::ResizingVolume => "ResizingVolume",
+            Reason::ExpansionInfeasible => "ExpansionInfeasible",
+            Reason::NotExpandable => "NotExpandable",
+            Reason::CapacityInUse => "CapacityInUse",
             Reason::Paused => "Paused",
             Reason::Deleting => "Deleting",
             Reason::DeletionBlocked => "DeletionBlocked",
@@ -145,6 +167,9 @@ impl Reason {
             | Reason::KeyMissing
             | Reason::ApiRefused
             | Reason::PodsFailing
+            | Reason::ExpansionInfeasible
+            | Reason::NotExpandable
+            | Reason::CapacityInUse
             | Reason::Paused => true,
             Reason::AsSpecified
             | Reason::Serving
@@ -155,6 +180,9 @@ impl Reason {
             | Reason::MetadataUnreachable
             | Reason::StorageUnavailable
             | Reason::Unhealthy
+            | Reason::ResizingDisks
+            | Reason::AddingServers
+            | Reason::ResizingVolume
             | Reason::Deleting
             | Reason::DeletionBlocked
             | Reason::Mounted
