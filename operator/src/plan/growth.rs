@@ -207,15 +207,16 @@ fn needed_size(wanted: &Wanted, seen: &Observed, component: Component, servers: 
         return None;
     }
     let volume = &wanted.volume;
-    let bytes = match component {
-        Component::Metadata => default_metadata_bytes(volume.bytes_total),
-        Component::Storage => {
-            let have: Vec<u64> = of.disks.iter().map(|disk| disk.has_once_mounted(seen)).collect();
-            if holds(wanted, &have) {
-                return None;
-            }
-            default_storage_bytes(volume.bytes_total, volume.copies, servers)
-        }
+    let held = {
+        let disks = Disks::of(seen, Component::Storage).disks;
+        let have: Vec<u64> = disks.iter().map(|disk| disk.has_once_mounted(seen)).collect();
+        holds(wanted, &have)
+    };
+    // Metadata servers' disks last: nothing may have grown in vain if the data can't be kept.
+    let bytes = match (component, held) {
+        (Component::Metadata, false) | (Component::Storage, true) => return None,
+        (Component::Metadata, true) => default_metadata_bytes(volume.bytes_total),
+        (Component::Storage, false) => default_storage_bytes(volume.bytes_total, volume.copies, servers),
     };
     Some(Quantity::from_bytes(bytes))
 }

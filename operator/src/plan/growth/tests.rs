@@ -176,51 +176,42 @@ fn disks_that_can_grow_do_and_the_quota_follows_them() {
     capacity(&mut seen, "100Gi");
     let storage = ["data-db-storage-0", "data-db-storage-1", "data-db-storage-2"];
     let metadata = ["data-db-metadata-0", "data-db-metadata-1", "data-db-metadata-2"];
-    does(
-        &seen,
-        &[
-            "resize data-db-metadata-0 5Gi",
-            "resize data-db-metadata-1 5Gi",
-            "resize data-db-metadata-2 5Gi",
-            "resize data-db-storage-0 111Gi",
-            "resize data-db-storage-1 111Gi",
-            "resize data-db-storage-2 111Gi",
-        ],
-    );
-    waits(&seen, Reason::ResizingDisks, "PVC data-db-metadata-0 is being expanded from 2Gi to 5Gi");
+    let all = |names: [&str; 3], size: &str| names.map(|name| format!("resize {name} {size}"));
+    does(&seen, &all(storage, "111Gi").each_ref().map(String::as_str));
+    waits(&seen, Reason::ResizingDisks, "PVC data-db-storage-0 is being expanded from 3Gi to 111Gi");
     // It ended in between.
-    metadata.iter().chain(&storage[..2]).for_each(|name| {
-        ask(&mut seen, name, if name.contains("meta") { "5Gi" } else { "111Gi" });
-    });
+    storage[..2].iter().for_each(|name| ask(&mut seen, name, "111Gi"));
     does(&seen, &["resize data-db-storage-2 111Gi"]);
     ask(&mut seen, storage[2], "111Gi");
-    // The templates, one after the other, and without the pods.
-    does(&seen, &["recreate db-metadata"]);
-    seen.statefulsets.remove(&Component::Metadata);
-    does(&seen, &["apply db-metadata 3 5Gi"]);
-    applied(&mut seen, Component::Metadata);
+    // The template, without the pods.
     does(&seen, &["recreate db-storage"]);
     seen.statefulsets.remove(&Component::Storage);
     does(&seen, &["apply db-storage 3 111Gi"]);
     applied(&mut seen, Component::Storage);
-    // No pod is made anew for it.
     does(&seen, &[]);
-
-    bind(&mut seen, storage[0], "111Gi");
-    bind(&mut seen, storage[1], "111Gi");
+    storage[..2].iter().for_each(|name| bind(&mut seen, name, "111Gi"));
     seen.pvc_warnings.insert(storage[2].to_owned(), "no quota".to_owned());
-    metadata.iter().for_each(|name| bind(&mut seen, name, "5Gi"));
-    // More small files may be kept there, whatever the others wait for.
-    does(&seen, &["volume 1Gi 262144 536870912"]);
-    testing::answer(&mut seen).inline_budget_bytes = inline_budget(5 * GIB);
     does(&seen, &[]);
     waits(&seen, Reason::ResizingDisks, "data-db-storage-2 is being expanded from 3Gi to 111Gi: no quota");
+
+    // Once the data can be kept, the disks of those who say where it is; the volume doesn't wait for them.
     bind(&mut seen, storage[2], "111Gi");
-    does(&seen, &["volume 100Gi 26214400 536870912"]);
+    does(&seen, &all(metadata, "5Gi").each_ref().map(String::as_str));
+    metadata.iter().for_each(|name| ask(&mut seen, name, "5Gi"));
+    does(&seen, &["recreate db-metadata"]);
+    seen.statefulsets.remove(&Component::Metadata);
+    does(&seen, &["apply db-metadata 3 5Gi"]);
+    applied(&mut seen, Component::Metadata);
+    does(&seen, &["volume 100Gi 26214400 214748364"]);
     let answer = testing::answer(&mut seen);
     (answer.volume.bytes_total, answer.volume.inodes_total) = (100 * GIB, 26_214_400);
+    // No pod is made anew for any of it.
     does(&seen, &[]);
     assert_eq!(pending(&seen, &wanted(&seen)), None);
+    metadata.iter().for_each(|name| bind(&mut seen, name, "5Gi"));
+    does(&seen, &["volume 100Gi 26214400 536870912"]);
+    testing::answer(&mut seen).inline_budget_bytes = inline_budget(5 * GIB);
+    does(&seen, &[]);
     // A disk that its provisioner made larger, or somebody by hand, is as good.
     bind(&mut seen, storage[0], "120Gi");
     does(&seen, &[]);
@@ -332,6 +323,17 @@ fn a_number_of_servers_that_the_spec_names_is_kept_and_what_to_name_is_said() {
     does(&seen, &["apply db-storage 5 3Gi"]);
     capacity(&mut seen, "1Ti");
     does(&seen, &[]);
+    // Nor do other disks grow then.
+    let mut others = seen.clone();
+    others.classes[0].expandable = true;
+    for pvc in others
+        .pvcs
+        .values_mut()
+        .filter(|pvc| pvc.metadata.name.as_deref().is_some_and(|n| n.contains("storage")))
+    {
+        pvc.spec.as_mut().expect("spec").storage_class_name = Some("fixed".into());
+    }
+    does(&others, &[]);
     waits(&seen, Reason::ExpansionInfeasible, "lower spec.capacity, down to 1Gi");
     let mut seen = running(true);
     spec(&mut seen, |cluster| {
