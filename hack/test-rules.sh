@@ -91,7 +91,7 @@ refused 'another root folder' 'only when the volume is created' b "${full/copies
 refused 'another Secret' "clientSecretName can't be changed" b "${full/clientSecretName: key/clientSecretName: other}"
 refused 'no Secret' "clientSecretName can't be changed" b "${full/clientSecretName: key, /}"
 accepted "larger disks of the metadata servers" b "${full/size: 4Gi, storageClassName: x\}\}/size: 5Gi, storageClassName: x\}\}}"
-refused "another class of the metadata servers' disks" "class of the metadata servers' disks can't be changed" b "${full/storageClassName: x/storageClassName: y}"
+refused "another class of the metadata servers' disks" "class of the metadata servers' disks can't be changed" b "${full/storageClassName: x/storageClassName: other}"
 refused "no class of the metadata servers' disks" "class of the metadata servers' disks can't be changed" b "${full/storage: \{size: 4Gi, storageClassName: x\}/replicas: 1}"
 accepted 'larger disks' b "${full/replicas: 3, size: 4Gi/replicas: 3, size: 5Gi}"
 accepted 'no size of the disks' b "${full/replicas: 3, size: 4Gi/replicas: 3}"

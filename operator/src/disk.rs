@@ -68,6 +68,11 @@ impl<'a> Disk<'a> {
         })
     }
 
+    /// What its claim asks for, unless that can't be.
+    pub fn asked_in_earnest(&self) -> u64 {
+        if self.infeasible { self.asked.min(self.has) } else { self.asked }
+    }
+
     /// What it has or is to get, unless that can't be.
     pub fn expected(&self) -> u64 {
         if self.infeasible { self.has } else { self.asked.max(self.has) }

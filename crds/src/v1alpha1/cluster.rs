@@ -65,8 +65,8 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     .field_path(".spec.deletionConfirmation"),
     validation = Rule::new(
         "quantity(string(self.spec.capacity)).compareTo(quantity(string(oldSelf.spec.capacity))) >= 0 \
-         || !has(self.status) || !has(self.status.usage) || quantity(string(self.spec.capacity))\
-         .compareTo(quantity(string(self.status.usage.bytesUsed))) >= 0"
+         || !has(self.status) || !has(self.status.usage) || (quantity(string(self.spec.capacity)).isInteger() \
+         && quantity(string(self.spec.capacity)).asInteger() >= self.status.usage.bytesUsed)"
     )
     .message("capacity can't be less than what files use (status.usage.bytesUsed): delete files first")
     .field_path(".spec.capacity"),

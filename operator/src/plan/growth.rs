@@ -172,21 +172,19 @@ impl<'a> Disks<'a> {
         !self.disks.is_empty() && self.disks.iter().all(|disk| disk.expandable)
     }
 
-    /// The size of a further disk if nothing grows. A template that asks for more than any disk has or is to get was raised in
-    /// vain: it goes back.
+    /// The size of a further disk if nothing grows: between what all ask for and what the largest has or is to get. So a
+    /// template follows disks that were made larger, and goes back if it was raised in vain.
     fn settled(&self, otherwise: &Quantity) -> Quantity {
-        let largest = self.disks.iter().map(Disk::expected).max().map(Quantity::from_bytes);
-        match (&self.template, largest) {
-            (Some(template), Some(largest)) => smaller(template, &largest).clone(),
-            (Some(template), None) => template.clone(),
-            (None, Some(largest)) => largest,
-            (None, None) => otherwise.clone(),
+        let least = self.disks.iter().map(Disk::asked_in_earnest).min();
+        let most = self.disks.iter().map(Disk::expected).max();
+        let template = self.template.as_ref().and_then(|size| size.bytes().ok());
+        match (template, least, most) {
+            (Some(bytes), Some(least), _) if bytes < least => Quantity::from_bytes(least),
+            (Some(bytes), _, Some(most)) if bytes > most => Quantity::from_bytes(most),
+            (None, Some(least), _) => Quantity::from_bytes(least),
+            _ => self.template.clone().unwrap_or_else(|| otherwise.clone()),
         }
     }
-}
-
-fn smaller<'a>(one: &'a Quantity, other: &'a Quantity) -> &'a Quantity {
-    if other.bytes().unwrap_or(u64::MAX) < one.bytes().unwrap_or(u64::MAX) { other } else { one }
 }
 
 fn larger(one: Quantity, other: Quantity) -> Quantity {

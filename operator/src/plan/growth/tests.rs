@@ -218,6 +218,27 @@ fn disks_that_can_grow_do_and_the_quota_follows_them() {
 }
 
 #[test]
+fn a_template_follows_disks_that_have_grown_before_it_could() {
+    let mut seen = running(true);
+    capacity(&mut seen, "10Gi");
+    for name in ["data-db-storage-0", "data-db-storage-1", "data-db-storage-2"] {
+        bind(&mut seen, name, "12Gi");
+    }
+    does(&seen, &["recreate db-storage"]);
+    seen.statefulsets.remove(&Component::Storage);
+    does(&seen, &["apply db-storage 3 12Gi"]);
+    applied(&mut seen, Component::Storage);
+    does(&seen, &["volume 10Gi 2621440 214748364"]);
+    // Disks that only came out larger than they were asked for to be are no reason.
+    let mut seen = running(true);
+    for pvc in seen.pvcs.values_mut() {
+        pvc.status.as_mut().expect("status").capacity = Some(storage("7Gi"));
+    }
+    testing::answer(&mut seen).inline_budget_bytes = inline_budget(7 * GIB);
+    does(&seen, &[]);
+}
+
+#[test]
 fn metadata_disks_grow_by_their_own_size_and_more_small_files_stay_on_them() {
     let mut seen = running(true);
     spec(&mut seen, |cluster| {
