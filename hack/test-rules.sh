@@ -77,8 +77,8 @@ full='{capacity: 1Gi, copies: 2, clientSecretName: key, metadata: {storage: {siz
 existing b "$full"
 accepted 'no change' b "$full"
 accepted 'the same capacity, written otherwise' b "${full/capacity: 1Gi/capacity: 1024Mi}"
-refused 'a smaller capacity' 'can only grow' b "${full/capacity: 1Gi/capacity: 512Mi}"
-refused 'a larger capacity' "can't be increased in this version yet" b "${full/capacity: 1Gi/capacity: 2Gi}"
+accepted 'a larger capacity' b "${full/capacity: 1Gi/capacity: 2Gi}"
+accepted 'a smaller capacity of a volume without files' b "${full/capacity: 1Gi/capacity: 512Mi}"
 refused 'other copies' "copies can't be changed in this version yet" b "${full/copies: 2/copies: 1}"
 accepted 'more servers' b "${full/replicas: 3/replicas: 4}"
 refused 'fewer servers' "can't be lowered in this version yet" b "${full/replicas: 3/replicas: 2}"
@@ -90,10 +90,11 @@ refused 'another encryption' "encryption can't be changed" b "${full/copies: 2/c
 refused 'another root folder' 'only when the volume is created' b "${full/copies: 2/copies: 2, root: {uid: 7\}}"
 refused 'another Secret' "clientSecretName can't be changed" b "${full/clientSecretName: key/clientSecretName: other}"
 refused 'no Secret' "clientSecretName can't be changed" b "${full/clientSecretName: key, /}"
-refused "another disk of the metadata servers" "metadata servers' disks can't be changed" b "${full/size: 4Gi, storageClassName: x\}\}/size: 5Gi, storageClassName: x\}\}}"
-refused "no disk of the metadata servers" "metadata servers' disks can't be changed" b "${full/storage: \{size: 4Gi, storageClassName: x\}/replicas: 1}"
-refused 'another size of the disks' "storage servers' disks can't be changed" b "${full/replicas: 3, size: 4Gi/replicas: 3, size: 5Gi}"
-refused 'no size of the disks' "storage servers' disks can't be changed" b "${full/replicas: 3, size: 4Gi/replicas: 3}"
+accepted "larger disks of the metadata servers" b "${full/size: 4Gi, storageClassName: x\}\}/size: 5Gi, storageClassName: x\}\}}"
+refused "another class of the metadata servers' disks" "class of the metadata servers' disks can't be changed" b "${full/storageClassName: x/storageClassName: other}"
+refused "no class of the metadata servers' disks" "class of the metadata servers' disks can't be changed" b "${full/storage: \{size: 4Gi, storageClassName: x\}/replicas: 1}"
+accepted 'larger disks' b "${full/replicas: 3, size: 4Gi/replicas: 3, size: 5Gi}"
+accepted 'no size of the disks' b "${full/replicas: 3, size: 4Gi/replicas: 3}"
 refused 'another class of the disks' "class of the storage servers' disks" b "${full%storageClassName: x*}storageClassName: other}}"
 accepted 'other resources' b "${full/replicas: 3/replicas: 3, resources: {limits: {memory: 2Gi\}\}}"
 accepted 'pause' b "${full/copies: 2/copies: 2, paused: true}"
@@ -110,8 +111,21 @@ if answer=$(status "\"$other\""); then fail 'another id: accepted'; fi
 grep -qF "never changes" <<<"$answer" || fail "another id: refused without a reason: $answer"
 answer=$(status "\"$id\"") || fail "the same id: $answer"
 
+# What files use, and what the disks have, is the least that can be asked for.
+kubectl -n "$namespace" patch fsc b --subresource=status --type=merge -p '{"status": {
+  "usage": {"bytesTotal": 1073741824, "bytesUsed": 700000000, "inodesTotal": 9, "inodesUsed": 1, "used": "667.6Mi"},
+  "metadata": {"replicas": 3, "ready": 3, "summary": "3/3", "diskSize": "3Gi"},
+  "storage": {"replicas": 3, "ready": 3, "summary": "3/3", "diskSize": "3Gi"}}}' >/dev/null
+accepted 'no change of a volume with files' b "$full"
+accepted 'a capacity above what files use' b "${full/capacity: 1Gi/capacity: 700M}"
+refused 'a capacity below what files use' "can't be less than what files use" b "${full/capacity: 1Gi/capacity: 699M}"
+accepted 'as large disks as there are' b "${full/replicas: 3, size: 4Gi/replicas: 3, size: 3Gi}"
+refused 'smaller disks than there are' 'disks only grow' b "${full/replicas: 3, size: 4Gi/replicas: 3, size: 2Gi}"
+accepted "as large disks of the metadata servers as there are" b "${full/size: 4Gi, storageClassName: x\}\}/size: 3Gi, storageClassName: x\}\}}"
+refused "smaller disks of the metadata servers than there are" 'disks only grow' b "${full/size: 4Gi, storageClassName: x\}\}/size: 2Gi, storageClassName: x\}\}}"
+
 # Every field is explained.
-for path in spec spec.capacity spec.storage.replicas spec.metadata.storage.size status.conditions status.clusterId; do
+for path in spec spec.capacity spec.storage.replicas spec.metadata.storage.size status.capacity status.conditions status.clusterId; do
   cases=$((cases + 1))
   grep -q DESCRIPTION <<<"$(kubectl explain "fsc.$path")" || fail "kubectl explain fsc.$path says nothing"
 done

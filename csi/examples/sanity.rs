@@ -14,9 +14,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_crds::Quantity;
 use atoll_crds::names::ports;
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, FileSystemClusterStatus};
-use atoll_csi::clusters::{Clusters, CreateError};
+use atoll_csi::clusters::{Clusters, CreateError, ResizeError};
 use atoll_csi::controller::ControllerService;
 use atoll_csi::csi::controller_server::ControllerServer;
 use atoll_csi::csi::identity_server::IdentityServer;
@@ -111,7 +112,8 @@ impl LocalClusters {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         if let Some((cluster, _)) = self.state.lock().clusters.get_mut(&name) {
-            cluster.status = Some(ready(&self.id));
+            let capacity = Some(cluster.spec.capacity.clone());
+            cluster.status = Some(FileSystemClusterStatus { capacity, ..ready(&self.id) });
         }
     }
 
@@ -170,6 +172,16 @@ impl Clusters for Store {
         let capacity = cluster.spec.capacity.as_str().to_owned();
         tokio::spawn(Arc::clone(&self.0).bootstrap(name, capacity, address));
         Ok(made)
+    }
+
+    /// The operator's part, which raises the quota, isn't here: what is asked for is there at once.
+    async fn resize(&self, cluster: &FileSystemCluster, bytes: u64) -> Result<(), ResizeError> {
+        if let Some((found, _)) = self.0.state.lock().clusters.get_mut(cluster.name_str()) {
+            let capacity = Quantity::from_bytes(bytes);
+            found.status.get_or_insert_default().capacity = Some(capacity.clone());
+            found.spec.capacity = capacity;
+        }
+        Ok(())
     }
 
     async fn confirm_deletion(&self, name: &str, id: &str) -> Result<(), Pending> {

@@ -26,6 +26,13 @@ pub trait Clusters: Send + Sync + 'static {
         cluster: &FileSystemCluster,
     ) -> impl Future<Output = Result<FileSystemCluster, CreateError>> + Send;
 
+    /// Has one ask for another size (bytes), as it was seen: one that has changed meanwhile is left as it is.
+    fn resize(
+        &self,
+        cluster: &FileSystemCluster,
+        bytes: u64,
+    ) -> impl Future<Output = Result<(), ResizeError>> + Send;
+
     /// Writes the word without which data is kept: the cluster's id.
     fn confirm_deletion(&self, name: &str, id: &str) -> impl Future<Output = Result<(), Pending>> + Send;
 
@@ -44,5 +51,14 @@ pub enum CreateError {
     /// The API server won't have it, and won't later. Nothing was made.
     Refused(String),
     /// Nobody knows whether it was made.
+    Pending(Pending),
+}
+
+/// Why a cluster doesn't ask for another size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ResizeError {
+    /// The API server won't have it, and won't later.
+    Refused(String),
+    /// Nobody knows whether it does.
     Pending(Pending),
 }

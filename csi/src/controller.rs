@@ -18,6 +18,8 @@ use crate::volume_id;
 
 pub use service::ControllerService;
 
+/// What volumes' sizes are rounded down to (as `atoll_core::limits::BLOCK_BYTES`).
+const BLOCK_BYTES: u64 = 4096;
 /// The size of a volume whose request names none.
 const CAPACITY_BYTES_DEFAULT: u64 = 10 << 30;
 
@@ -35,6 +37,9 @@ const HOPELESS: [Reason; 9] = [
     Reason::AdoptionRefused,
     Reason::ApiRefused,
 ];
+
+/// Reasons of the ExpansionPending condition that don't pass by waiting.
+const INFEASIBLE: [Reason; 2] = [Reason::ExpansionInfeasible, Reason::NotExpandable];
 
 /// A parsed CreateVolume.
 #[derive(Clone, Debug, PartialEq)]
@@ -184,6 +189,98 @@ pub fn removal(found: Option<&FileSystemCluster>) -> Removal {
         return Removal::Delete { uid: found.metadata.uid.clone().unwrap_or_default() };
     }
     Removal::Wait(Pending::NotYet(format!("the volume's cluster is being deleted: {}", state(found))))
+}
+
+/// What ControllerExpandVolume asks for: at least this many bytes, and at most that many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expansion {
+    /// Bytes that the volume must have.
+    pub required: u64,
+    /// Bytes that it may have.
+    pub limit: u64,
+}
+
+impl Expansion {
+    /// Parses the request's range.
+    ///
+    /// # Errors
+    /// [`CsiError::Missing`], [`CsiError::Invalid`] and [`CsiError::OutOfRange`].
+    pub fn parse(range: Option<&CapacityRange>) -> Result<Expansion, CsiError> {
+        let Some(range) = range.filter(|range| (range.required_bytes, range.limit_bytes) != (0, 0)) else {
+            return Err(CsiError::Missing("capacity_range"));
+        };
+        let required = capacity(Some(range))?;
+        let limit = u64::try_from(range.limit_bytes).ok().filter(|limit| *limit > 0).unwrap_or(u64::MAX);
+        // Without a required size, what there is is enough.
+        let required = if range.required_bytes == 0 { 0 } else { required };
+        Ok(Expansion { required, limit })
+    }
+}
+
+/// What ControllerExpandVolume does next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// The volume has this many bytes, which is enough: answer.
+    Done(u64),
+    /// Have the cluster ask for so many bytes.
+    Ask(u64),
+    /// It grows: look again, or tell this.
+    Wait(Pending),
+}
+
+/// Compares what a cluster has with what its volume shall have. A volume never gets smaller by this; a size that was asked for
+/// in vain is taken back.
+///
+/// # Errors
+/// [`CsiError::OutOfRange`] if it can't grow so far, so that its claim may ask for less.
+pub fn growth(found: &FileSystemCluster, expansion: Expansion) -> Result<Growth, CsiError> {
+    if found.is_terminating() {
+        let message = format!("the volume's cluster is being deleted: {}", state(found));
+        return Ok(Growth::Wait(Pending::NotYet(message)));
+    }
+    let has = found.status.as_ref().and_then(|status| status.capacity.as_ref()?.bytes().ok());
+    let Some(has) = has else {
+        let message = format!("the volume's cluster has not reported its size yet: {}", state(found));
+        return Ok(Growth::Wait(Pending::NotYet(message)));
+    };
+    if has > expansion.limit {
+        return Err(CsiError::OutOfRange(format!(
+            "the volume has {has} bytes, more than the {} that were named as the limit, and can't be made smaller",
+            expansion.limit
+        )));
+    }
+    let asks = found.spec.capacity.bytes().unwrap_or(has);
+    let pending = found.condition(ConditionType::ExpansionPending).filter(|pending| {
+        pending.status == "True"
+            && (pending.observed_generation.is_none()
+                || pending.observed_generation >= found.metadata.generation)
+    });
+    let infeasible =
+        pending.is_some_and(|pending| INFEASIBLE.iter().any(|reason| reason.as_str() == pending.reason));
+    if is_block_short(has, expansion.required) {
+        return Ok(if infeasible && asks > has {
+            Growth::Ask(has)
+        } else {
+            Growth::Done(has.max(expansion.required))
+        });
+    }
+    if asks != expansion.required {
+        return Ok(Growth::Ask(expansion.required));
+    }
+    let words =
+        pending.map_or_else(|| state(found), |pending| format!("{} ({})", pending.message, pending.reason));
+    if infeasible {
+        return Err(CsiError::OutOfRange(format!(
+            "the volume can't have {} bytes: {words}",
+            expansion.required
+        )));
+    }
+    Ok(Growth::Wait(Pending::NotYet(format!("the volume is being expanded: {words}"))))
+}
+
+/// Volumes have whole blocks: one that was asked for less than a block more than that has what was asked for.
+fn is_block_short(has: u64, required: u64) -> bool {
+    required.saturating_sub(has) < BLOCK_BYTES
 }
 
 /// The Ready condition in words: what the user sees as an event on the PVC.

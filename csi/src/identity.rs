@@ -7,8 +7,9 @@ use atoll_crds::names::DRIVER_NAME;
 use tonic::{Request, Response, Status};
 
 use crate::csi::identity_server::Identity;
-use crate::csi::plugin_capability::Service;
 use crate::csi::plugin_capability::service::Type as Offer;
+use crate::csi::plugin_capability::volume_expansion::Type as Expansion;
+use crate::csi::plugin_capability::{Service, VolumeExpansion};
 use crate::csi::{self, PluginCapability};
 use crate::rpc::Rpcs;
 
@@ -47,8 +48,13 @@ impl Identity for IdentityService {
     ) -> Result<Response<csi::GetPluginCapabilitiesResponse>, Status> {
         // No topology: a volume can be reached from every node.
         let service = Service { r#type: Offer::ControllerService.into() };
-        let capabilities =
-            vec![PluginCapability { r#type: Some(csi::plugin_capability::Type::Service(service)) }];
+        // While it is used: no node has anything to do about it.
+        let expansion = VolumeExpansion { r#type: Expansion::Online.into() };
+        let offers = [
+            csi::plugin_capability::Type::Service(service),
+            csi::plugin_capability::Type::VolumeExpansion(expansion),
+        ];
+        let capabilities = offers.into_iter().map(|offer| PluginCapability { r#type: Some(offer) }).collect();
         let response = csi::GetPluginCapabilitiesResponse { capabilities };
         self.rpcs.serve("GetPluginCapabilities", "", async { Ok(response) }).await
     }

@@ -1,8 +1,9 @@
 //! What is shown of a cluster, from its resource and its pods. Pure. The field names are a contract with programs.
 
 use atoll_crds::names::{annotations, labels};
-use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, Phase};
+use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, Phase, Reason};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -12,6 +13,8 @@ use crate::output::{age, size, table};
 const BAR: i64 = 30;
 /// A volume is worth a word from here on (per cent).
 const FULL_PERCENT: i64 = 85;
+/// Reasons of an expansion that doesn't come to be by waiting.
+const STUCK: [Reason; 3] = [Reason::ExpansionInfeasible, Reason::NotExpandable, Reason::CapacityInUse];
 
 /// Everything about one volume.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -33,6 +36,8 @@ pub struct View {
     pub health: String,
     /// What was asked for.
     pub capacity: String,
+    /// What the volume, or a disk, waits for until it has the size that was asked for.
+    pub expansion: Option<String>,
     /// Copies of every byte.
     pub copies: u8,
     /// Version that the pods run.
@@ -140,6 +145,7 @@ pub fn view(cluster: &FileSystemCluster, pods: &[Pod], now: i64) -> View {
         healthy,
         health: health(cluster, phase),
         capacity: cluster.spec.capacity.to_string(),
+        expansion: expansion(cluster).map(|pending| pending.message.clone()),
         copies: cluster.spec.copies,
         version: status.version.clone(),
         age_seconds: cluster.metadata.creation_timestamp.as_ref().map(|time| now - time.0.as_second()),
@@ -206,16 +212,41 @@ fn problems(cluster: &FileSystemCluster, usage: Option<&Usage>) -> Vec<String> {
             found.push(format!("{}: {}", condition.reason, condition.message));
         }
     }
+    let stuck =
+        expansion(cluster).filter(|pending| STUCK.iter().any(|reason| reason.as_str() == pending.reason));
+    found.extend(stuck.map(|pending| format!("{}: {}", pending.reason, pending.message)));
     if let Some(usage) = usage.filter(|usage| usage.percent >= FULL_PERCENT) {
-        found.push(format!("Full: {} % of the space is in use: delete files", usage.percent));
+        let what = format!("Full: {} % of the space is in use", usage.percent);
+        found.push(format!("{what}: delete files, or {}", larger(cluster)));
     }
     if let Some(usage) = usage {
         let percent = percent(usage.inodes_used, usage.inodes_total);
         if percent >= FULL_PERCENT {
-            found.push(format!("Full: {percent} % of the possible number of files exist: delete files"));
+            let what = format!("Full: {percent} % of the possible number of files exist");
+            found.push(format!("{what}: delete files, or {}", larger(cluster)));
         }
     }
     found
+}
+
+/// The condition that says why the volume doesn't have its size, while it hasn't.
+fn expansion(cluster: &FileSystemCluster) -> Option<&Condition> {
+    cluster.condition(ConditionType::ExpansionPending).filter(|pending| pending.status == "True")
+}
+
+/// How a volume gets larger.
+fn larger(cluster: &FileSystemCluster) -> String {
+    match claim_of(cluster) {
+        Some(claim) => format!(
+            "expand the volume: raise spec.resources.requests.storage of its claim (kubectl -n {} edit pvc {})",
+            claim.namespace, claim.name
+        ),
+        None => format!(
+            "expand the volume: raise spec.capacity (kubectl -n {} edit fsc {})",
+            cluster.namespace_str(),
+            cluster.name_str()
+        ),
+    }
 }
 
 fn percent(part: i64, whole: i64) -> i64 {
@@ -285,6 +316,9 @@ pub fn screen(view: &View) -> String {
             line("Files", format!("{} of {}", usage.inodes_used, usage.inodes_total));
         }
         None => line("Space", format!("{} requested", view.capacity)),
+    }
+    if let Some(pending) = &view.expansion {
+        line("Expansion", format!("{} requested: {pending}", view.capacity));
     }
     let short = if view.chunks_short_of_copies > 0 {
         format!("   {} chunks have fewer copies", view.chunks_short_of_copies)

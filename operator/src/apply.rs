@@ -9,7 +9,7 @@ use atoll_proto::ClusterKey;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use serde::Serialize;
@@ -87,7 +87,7 @@ fn brief(action: &Action) -> String {
 impl Action {
     /// It is the cluster's own servers that do it.
     fn is_of_servers(&self) -> bool {
-        matches!(self, Action::Bootstrap(_) | Action::ChangeMembers(_))
+        matches!(self, Action::Bootstrap(_) | Action::ChangeMembers(_) | Action::ResizeVolume(_))
     }
 }
 
@@ -143,8 +143,7 @@ impl Doing<'_> {
             Action::ChangeMembers(change) => {
                 let Some(access) = gather::access(self.seen) else { return Ok(()) };
                 let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
-                let key = ObjectRef::from_obj(&*self.seen.cluster);
-                let led = self.context.memory.lock().await.get(&key).and_then(|memory| memory.led.clone());
+                let led = self.led().await;
                 let servers = &*self.context.servers;
                 metadata::change_members(servers, &access, &addresses, led.as_deref(), change).await
             }
@@ -171,8 +170,31 @@ impl Doing<'_> {
                 change(format!("change the Secret {name}"), patching).await.map(|_| ())
             }
             Action::RestartPod { name, uid } => self.restart(name, uid).await,
+            Action::ResizeDisk { pvc, size } => self.resize_disk(pvc, size.as_str()).await,
+            Action::Recreate(name) => {
+                let found = self.seen.statefulsets.values().find(|found| found.name_any() == *name);
+                let uid = found.and_then(ResourceExt::uid);
+                let params = DeleteParams {
+                    propagation_policy: Some(PropagationPolicy::Orphan),
+                    ..DeleteParams::default()
+                };
+                self.delete_this::<StatefulSet>(name, uid, params).await
+            }
+            Action::ResizeVolume(size) => {
+                let Some(access) = gather::access(self.seen) else { return Ok(()) };
+                let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
+                let led = self.led().await;
+                metadata::resize(&*self.context.servers, &access, &addresses, led.as_deref(), *size).await
+            }
+            Action::DiscardClaim(name) => self.discard_claim(name).await,
             Action::Delete(kind, name) => self.delete(*kind, name).await,
         }
+    }
+
+    /// The metadata server that led the last time.
+    async fn led(&self) -> Option<String> {
+        let key = ObjectRef::from_obj(&*self.seen.cluster);
+        self.context.memory.lock().await.get(&key).and_then(|memory| memory.led.clone())
     }
 
     fn api<K>(&self) -> Api<K>
@@ -262,6 +284,26 @@ impl Doing<'_> {
         change(doing, self.api::<K>().patch(name, &PatchParams::default(), &patch)).await.map(|_| ())
     }
 
+    async fn resize_disk(&self, name: &str, size: &str) -> Result<(), Error> {
+        let patch = Patch::Merge(json!({ "spec": { "resources": { "requests": { "storage": size } } } }));
+        let (claims, params) = (self.api::<PersistentVolumeClaim>(), PatchParams::default());
+        let doing = format!("expand the PersistentVolumeClaim {name} to {size}");
+        change(doing, claims.patch(name, &params, &patch)).await.map(|_| ())
+    }
+
+    /// One that was bound since it was seen stays.
+    async fn discard_claim(&self, name: &str) -> Result<(), Error> {
+        let Some(seen) = self.seen.pvcs.get(name) else { return Ok(()) };
+        let params = DeleteParams::default()
+            .preconditions(Preconditions { uid: seen.uid(), resource_version: seen.resource_version() });
+        let claims = self.api::<PersistentVolumeClaim>();
+        let doing = format!("delete the PersistentVolumeClaim {name}");
+        match change(doing, claims.delete(name, &params)).await {
+            Err(error) if !error.is_missing() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     async fn restart(&self, name: &str, uid: &str) -> Result<(), Error> {
         let Some(now) = gather::pod_now(self.context, self.namespace, name).await? else { return Ok(()) };
         if now.uid().as_deref() != Some(uid) || now.metadata.deletion_timestamp.is_some() {
@@ -286,6 +328,10 @@ impl Doing<'_> {
                 let found = self.seen.budgets.values().find(|found| found.name_any() == name);
                 let uid = found.and_then(ResourceExt::uid);
                 self.delete_this::<PodDisruptionBudget>(name, uid, DeleteParams::default()).await
+            }
+            Kind::Pod => {
+                let uid = self.seen.pods.get(name).and_then(ResourceExt::uid);
+                self.delete_this::<Pod>(name, uid, DeleteParams::default()).await
             }
             Kind::PersistentVolumeClaim => {
                 self.still_deleting().await?;

@@ -1,6 +1,7 @@
 //! Events: one for each transition, none for what goes on.
 
-use atoll_crds::v1alpha1::{ConditionType, FileSystemClusterStatus, Phase};
+use atoll_crds::v1alpha1::{ConditionType, FileSystemClusterStatus, Phase, Reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
 /// Characters of a note at most (the API server takes a kilobyte).
@@ -56,6 +57,36 @@ pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterSt
             _ => {}
         }
     }
+    events.extend(expansion(before, after, of));
+    events
+}
+
+/// What is said of a volume that gets another size.
+fn expansion(
+    before: &FileSystemClusterStatus,
+    after: &FileSystemClusterStatus,
+    of: impl Fn(&FileSystemClusterStatus, ConditionType) -> Option<Condition>,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    let kind = ConditionType::ExpansionPending;
+    let words = |found: &Condition| (found.status.clone(), found.reason.clone());
+    if let Some(is) = of(after, kind).filter(|is| is.status == "True")
+        && of(before, kind).is_none_or(|was| words(&was) != words(&is))
+    {
+        let passes = [Reason::ResizingDisks, Reason::AddingServers, Reason::ResizingVolume];
+        let passes = passes.iter().any(|reason| reason.as_str() == is.reason);
+        let severity = if passes { EventType::Normal } else { EventType::Warning };
+        events.push(event(severity, &is.reason, is.message));
+    }
+    if let (Some(was), Some(is)) = (&before.capacity, &after.capacity)
+        && was.bytes() != is.bytes()
+    {
+        events.push(event(
+            EventType::Normal,
+            "VolumeResized",
+            format!("the volume had {was}, and has {is} now"),
+        ));
+    }
     events
 }
 
@@ -72,7 +103,7 @@ pub fn event(kind: EventType, reason: &str, note: String) -> Event {
 
 #[cfg(test)]
 mod tests {
-    use atoll_crds::v1alpha1::{Reason, conditions};
+    use atoll_crds::v1alpha1::conditions;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
     use k8s_openapi::jiff::Timestamp;
 
@@ -110,6 +141,19 @@ mod tests {
         assert_eq!(reasons(&ill, &ill), Vec::<String>::new());
         assert_eq!(reasons(&ill, &status(true, Some(Reason::PodsFailing))), ["PodsFailing"]);
         assert_eq!(reasons(&ill, &well), ["Recovered"]);
+        let mut small = well.clone();
+        small.capacity = Some("1Gi".into());
+        assert_eq!(reasons(&well, &small), Vec::<String>::new());
+        let mut grows = small.clone();
+        let now = Time(Timestamp::UNIX_EPOCH);
+        let kind = ConditionType::ExpansionPending;
+        conditions::set(&mut grows.conditions, kind, true, (Reason::ResizingDisks, "g"), None, now.clone());
+        assert_eq!(reasons(&small, &grows), ["ResizingDisks"]);
+        assert_eq!(reasons(&grows, &grows), Vec::<String>::new());
+        let mut large = small.clone();
+        large.capacity = Some("2Gi".into());
+        conditions::set(&mut large.conditions, kind, false, (Reason::AsSpecified, ""), None, now);
+        assert_eq!(reasons(&grows, &large), ["VolumeResized"]);
         let mut blocked = well.clone();
         blocked.phase = Some(Phase::Deleting);
         let now = Time(Timestamp::UNIX_EPOCH);

@@ -432,6 +432,7 @@ fn class_fact(class: &StorageClass) -> ClassFact {
         name: class.name_any(),
         provisioner: class.provisioner.clone(),
         is_default: class.annotations().get(DEFAULT_CLASS).is_some_and(|value| value == "true"),
+        expandable: class.allow_volume_expansion == Some(true),
     }
 }
 

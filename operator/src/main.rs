@@ -8,6 +8,7 @@ mod build;
 mod caches;
 mod config;
 mod context;
+mod disk;
 mod error;
 mod events;
 #[cfg(test)]

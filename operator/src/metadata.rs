@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
-use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, WhoRequest};
+use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, ResizeVolume, WhoRequest};
 use atoll_proto::client::{ConnectOptions, Connection};
 use atoll_proto::handshake::{Encryption, Identity, Role};
 use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError, StatusRequest};
@@ -65,6 +65,8 @@ pub trait Servers: Send + Sync {
         address: &'a str,
         change: &'a MembersChange,
     ) -> Asked<'a, ()>;
+    /// Has it change what the volume may hold.
+    fn resize<'a>(&'a self, access: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()>;
 }
 
 /// What a server says, or why it says nothing.
@@ -101,6 +103,10 @@ impl Servers for Network {
     ) -> Asked<'a, ()> {
         let request = ChangeMembers { change: change.clone() };
         Box::pin(ask::<ChangeMembers>(access, address, request, CHANGE_DEADLINE))
+    }
+
+    fn resize<'a>(&'a self, access: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()> {
+        Box::pin(ask::<ResizeVolume>(access, address, size, STATUS_DEADLINE))
     }
 }
 
@@ -187,19 +193,44 @@ pub async fn change_members(
     led: Option<&str>,
     change: &MembersChange,
 ) -> Result<(), Error> {
+    ask_leader(addresses, led, |address| servers.change_members(access, address, change))
+        .await
+        .map_err(|reason| Error::Metadata { doing: "change the group of metadata servers", reason })
+}
+
+/// Changes what the volume may hold. To ask again changes nothing. Who led the last time is asked first.
+///
+/// # Errors
+/// If the leader refuses, or isn't among the servers, or it takes too long.
+pub async fn resize(
+    servers: &dyn Servers,
+    access: &Access,
+    addresses: &[String],
+    led: Option<&str>,
+    size: ResizeVolume,
+) -> Result<(), Error> {
+    ask_leader(addresses, led, |address| servers.resize(access, address, size))
+        .await
+        .map_err(|reason| Error::Metadata { doing: "resize the volume", reason })
+}
+
+/// Asks one after the other, until the leader has answered.
+async fn ask_leader<'a>(
+    addresses: &'a [String],
+    led: Option<&str>,
+    ask: impl Fn(&'a str) -> Asked<'a, ()>,
+) -> Result<(), String> {
     let mut ordered: Vec<&str> = addresses.iter().take(ASKED_MAX).map(String::as_str).collect();
     ordered.sort_by_key(|address| Some(*address) != led);
     let mut reasons = Vec::new();
     for address in ordered {
-        match servers.change_members(access, address, change).await {
+        match ask(address).await {
             Ok(()) => return Ok(()),
             Err(AskError::Refused { error: MetadataError::NotLeader { .. }, .. }) => {}
             Err(why) => reasons.push(why.to_string()),
         }
     }
-    let reason =
-        if reasons.is_empty() { "none of them is the leader".to_owned() } else { reasons.join("; ") };
-    Err(Error::Metadata { doing: "change the group of metadata servers", reason })
+    Err(if reasons.is_empty() { "none of them is the leader".to_owned() } else { reasons.join("; ") })
 }
 
 /// Why one server gave no answer.

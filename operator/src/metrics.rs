@@ -99,6 +99,10 @@ impl Metrics {
             Action::MarkKey(_) => "mark_key",
             Action::ChangeMembers(_) => "change_members",
             Action::RestartPod { .. } => "restart_pod",
+            Action::ResizeDisk { .. } => "resize_disk",
+            Action::Recreate(_) => "recreate",
+            Action::ResizeVolume(_) => "resize_volume",
+            Action::DiscardClaim(_) => "discard_claim",
             Action::Delete(..) => "delete",
         };
         self.actions.get_or_create(&ActionLabel { action }).inc();

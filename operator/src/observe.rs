@@ -75,6 +75,8 @@ pub struct ClassFact {
     pub provisioner: String,
     /// It is taken when none is named.
     pub is_default: bool,
+    /// Its volumes can be expanded.
+    pub expandable: bool,
 }
 
 /// What the metadata service says.

@@ -5,11 +5,13 @@
 
 mod adoption;
 mod deletion;
+mod growth;
 mod marks;
 mod roll;
 
 pub use adoption::missing;
 pub use deletion::{Fate, fate};
+pub use growth::{pending, sized, smallest_disk};
 pub use marks::is_made;
 pub use roll::outdated;
 
@@ -17,9 +19,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
+use atoll_crds::Quantity;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::Reason;
-use atoll_proto::admin::MembersChange;
+use atoll_proto::admin::{MembersChange, ResizeVolume};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
@@ -78,6 +81,19 @@ pub enum Action {
         /// Its uid: only this very pod.
         uid: String,
     },
+    /// Have a disk grow, or ask for less than it was asked for in vain.
+    ResizeDisk {
+        /// Its PVC.
+        pvc: String,
+        /// The size that it is to have.
+        size: Quantity,
+    },
+    /// Delete a StatefulSet and leave its pods as they are: it is created anew, with another claim template.
+    Recreate(String),
+    /// Change what the volume may hold.
+    ResizeVolume(ResizeVolume),
+    /// Delete a PVC that never had a disk, as it was seen.
+    DiscardClaim(String),
     /// Delete an object of this kind.
     Delete(Kind, String),
 }
@@ -114,6 +130,8 @@ pub enum Kind {
     Service,
     /// PodDisruptionBudgets.
     Budget,
+    /// Pods that no StatefulSet deletes.
+    Pod,
     /// PVCs: data.
     PersistentVolumeClaim,
     /// The key.
@@ -216,6 +234,9 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
     let mut actions = applies(seen, wanted, id);
     actions.retain(|action| !is_contested(seen, action));
     actions.extend(bootstrap(seen, wanted, id)?);
+    if actions.is_empty() {
+        actions.extend(growth::next(seen, wanted));
+    }
     if actions.is_empty() {
         actions.extend(roll::next(seen, wanted));
     }

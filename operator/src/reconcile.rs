@@ -20,7 +20,7 @@ use crate::error::{Error, Kind, change};
 use crate::events::{event, transitions};
 use crate::gather::{ask, observe};
 use crate::observe::Observed;
-use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, missing, plan};
+use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, missing, plan, sized};
 use crate::report;
 use crate::state::assess;
 use crate::validate::{Problem, validate};
@@ -74,7 +74,7 @@ async fn look_and_act(
     drop(turn);
     ask(context, &mut seen).await;
     let silent = context.memory.lock().await.get(key).map_or(0, |memory| memory.silent);
-    let wanted = validate(&seen.cluster, &context.images);
+    let wanted = validate(&seen.cluster, &context.images).map(|wanted| sized(wanted, &seen));
     let mut plan = plan(&seen, &wanted, ClusterId(rand::rng().random()));
     let what = digest(&plan.actions);
     let remembered = context.memory.lock().await.get(key).and_then(|memory| memory.repeated);
@@ -110,7 +110,9 @@ async fn look_and_act(
         write_if_changed(context, &seen, status, key).await?;
     }
     let changed = outcome?;
-    let next = pause(changed.anything, assessment.phase, silent);
+    let grows =
+        assessment.expansion.as_ref().is_some_and(|found| found.holds && !found.reason.needs_somebody());
+    let next = pause(changed.anything, grows, assessment.phase, silent);
     // Whether it is an election or more shows soon.
     let next = if seen.leaderless_for.is_some() { next.min(unheard_pause(silent)) } else { next };
     let next = left.map_or(next, |left| next.min(left));
@@ -127,9 +129,12 @@ async fn remember(context: &Context, key: &ObjectRef<FileSystemCluster>, what: u
 }
 
 /// When to look again, without anybody waking us. `silent`: so many times in a row its servers said nothing.
-fn pause(acted: bool, phase: Phase, silent: u32) -> Duration {
+fn pause(acted: bool, grows: bool, phase: Phase, silent: u32) -> Duration {
     if acted {
         return AFTER_ACTION;
+    }
+    if grows {
+        return unheard_pause(silent);
     }
     match phase {
         Phase::Creating | Phase::Deleting | Phase::Unavailable => unheard_pause(silent),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use atoll_crds::Quantity;
 use atoll_crds::names::Component;
 use atoll_crds::v1alpha1::status::CLIENTS_LISTED_MAX;
 use atoll_crds::v1alpha1::{
@@ -12,6 +13,7 @@ use atoll_proto::metadata::ClusterStatus;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::observe::{Observed, is_ready};
+use crate::plan::smallest_disk;
 use crate::state::{Assessment, Verdict};
 use crate::validate::{Problem, Wanted};
 
@@ -49,6 +51,7 @@ pub fn status(
             }
             ConditionType::Progressing => Some(&assessment.progressing),
             ConditionType::Degraded => Some(&assessment.degraded),
+            ConditionType::ExpansionPending => assessment.expansion.as_ref(),
             ConditionType::DeletionBlocked => assessment.deletion_blocked.as_ref(),
             ConditionType::NameConflict => assessment.name_conflict.as_ref(),
             ConditionType::Reconciling => Some(&assessment.progressing).filter(|verdict| verdict.holds),
@@ -69,6 +72,9 @@ pub fn status(
     if let Some(answer) = seen.answer() {
         let ours = answer.cluster.is_some() && answer.cluster == seen.cluster_id();
         status.bootstrapped |= ours;
+        if ours {
+            status.capacity = Some(Quantity::from_bytes(answer.volume.bytes_total));
+        }
         if ours && answer.is_leader {
             status.usage = Some(usage(answer));
             status.client_count = signed(answer.sessions.len() as u64);
@@ -80,6 +86,10 @@ pub fn status(
 
 fn ready_pods(seen: &Observed, component: Component) -> i32 {
     i32::try_from(seen.pods_of(component).filter(|pod| is_ready(pod)).count()).unwrap_or(i32::MAX)
+}
+
+fn disk_size(seen: &Observed, component: Component) -> Option<Quantity> {
+    smallest_disk(seen, component).map(Quantity::from_bytes)
 }
 
 fn metadata(seen: &Observed, wanted: &Wanted, before: Option<&MetadataStatus>) -> MetadataStatus {
@@ -97,7 +107,8 @@ fn metadata(seen: &Observed, wanted: &Wanted, before: Option<&MetadataStatus>) -
         ),
         None => (None, before.members),
     };
-    MetadataStatus { replicas, ready, summary: format!("{ready}/{replicas}"), leader, members }
+    let disk_size = disk_size(seen, Component::Metadata);
+    MetadataStatus { replicas, ready, summary: format!("{ready}/{replicas}"), disk_size, leader, members }
 }
 
 fn storage(seen: &Observed, wanted: &Wanted, before: Option<&StorageStatus>) -> StorageStatus {
@@ -107,6 +118,7 @@ fn storage(seen: &Observed, wanted: &Wanted, before: Option<&StorageStatus>) -> 
         replicas,
         ready,
         summary: format!("{ready}/{replicas}"),
+        disk_size: disk_size(seen, Component::Storage),
         ..before.cloned().unwrap_or_default()
     };
     if let Some(answer) = seen.answer().filter(|answer| answer.is_leader) {
@@ -258,10 +270,16 @@ mod tests {
         assert_eq!(status.observed_generation, Some(1));
         let said: Vec<_> =
             status.conditions.iter().map(|found| (found.type_.as_str(), found.status.as_str())).collect();
-        let expected =
-            [("Ready", "True"), ("Available", "True"), ("Progressing", "False"), ("Degraded", "False")];
+        let expected = [
+            ("Ready", "True"),
+            ("Available", "True"),
+            ("Progressing", "False"),
+            ("Degraded", "False"),
+            ("ExpansionPending", "False"),
+        ];
         assert_eq!(said, expected);
         assert!(status.conditions.iter().all(|found| found.observed_generation == Some(1)));
+        assert_eq!(status.capacity, Some("1Gi".into()));
     }
 
     #[test]

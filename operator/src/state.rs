@@ -7,7 +7,7 @@ use atoll_crds::v1alpha1::{ConditionType, Phase, Reason};
 use atoll_proto::metadata::ClusterStatus;
 
 use crate::observe::{MetadataFact, Observed, is_ready};
-use crate::plan::{Plan, outdated};
+use crate::plan::{Plan, is_made, outdated, pending};
 use crate::trouble::troubles;
 use crate::validate::{Problem, Wanted};
 
@@ -48,6 +48,8 @@ pub struct Assessment {
     pub progressing: Verdict,
     /// Something is worse than it should be.
     pub degraded: Verdict,
+    /// The volume or a disk is smaller than specified; only of a volume that was made.
+    pub expansion: Option<Verdict>,
     /// Its deletion waits; only of one that is being deleted.
     pub deletion_blocked: Option<Verdict>,
     /// An object of a derived name belongs to somebody else; only of one that has or had this conflict.
@@ -66,7 +68,8 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
     let ready = ready(seen, wanted, plan);
     let available = available(seen, &ready);
     let degraded = degraded(seen, wanted, plan, &ready);
-    let progressing = progressing(seen, wanted, plan, &ready);
+    let expansion = expansion(seen, wanted);
+    let progressing = progressing(seen, wanted, plan, &ready, expansion.as_ref());
     let made = seen.is_bootstrapped() || answers_for(seen);
     let blocked = plan.problem.as_ref().is_some_and(|problem| problem.reason.needs_somebody());
     let phase = if seen.cluster.spec.paused {
@@ -86,6 +89,7 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
         available,
         progressing,
         degraded,
+        expansion,
         deletion_blocked: None,
         name_conflict,
         stalled,
@@ -106,6 +110,7 @@ fn deleting(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> A
         available: available(seen, &ready(seen, wanted, plan)),
         progressing: Verdict::of(true, &problem),
         degraded: Verdict::new(false, Reason::Deleting, "the cluster is being deleted"),
+        expansion: None,
         deletion_blocked: Some(Verdict::of(blocked, &problem)),
         name_conflict: name_conflict(seen, plan),
         stalled: problem.reason.needs_somebody().then(|| Verdict::of(true, &problem)),
@@ -299,13 +304,31 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
     }
 }
 
-fn progressing(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, ready: &Verdict) -> Verdict {
+/// Whether the volume and its disks have the size that the spec asks for.
+fn expansion(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<Verdict> {
+    let wanted = wanted.as_ref().ok().filter(|_| is_made(seen))?;
+    Some(match pending(seen, wanted) {
+        Some(problem) => Verdict::of(true, &problem),
+        None => Verdict::new(false, Reason::AsSpecified, "the volume has the size that is specified"),
+    })
+}
+
+fn progressing(
+    seen: &Observed,
+    wanted: &Result<Wanted, Problem>,
+    plan: &Plan,
+    ready: &Verdict,
+    expansion: Option<&Verdict>,
+) -> Verdict {
     if let Some(problem) = &plan.problem {
         return Verdict::of(!problem.reason.needs_somebody(), problem);
     }
     let Ok(wanted) = wanted else {
         return Verdict::new(false, Reason::InvalidSpec, "the spec is invalid");
     };
+    if let Some(expansion) = expansion.filter(|found| found.holds && !found.reason.needs_somebody()) {
+        return expansion.clone();
+    }
     if !plan.actions.is_empty() {
         return Verdict::new(true, Reason::Applying, "objects are being created or changed");
     }

@@ -62,6 +62,7 @@ pub fn observed(capacity: &str) -> Observed {
         name: name.into(),
         provisioner: provisioner.into(),
         is_default,
+        expandable: false,
     };
     Observed {
         cluster: Arc::new(cluster(capacity)),

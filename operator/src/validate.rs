@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::VolumeConfig;
-use atoll_crds::names::{self, Component};
+use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::cluster::METADATA_REPLICAS;
 use atoll_crds::v1alpha1::{Access, Encryption, FileSystemCluster, Reason, Resources};
 use atoll_crds::{Quantity, quantity::QuantityError};
@@ -27,6 +27,8 @@ const STORAGE_ROOM_BYTES: u64 = GIB;
 const STORAGE_ROOM_PART: u64 = 10;
 /// Inline data may take this part of a metadata server's disk.
 const INLINE_PART: u64 = 10;
+/// Storage servers of one volume at most; also in the resource's schema.
+pub const SERVERS_MAX: u8 = 100;
 
 /// Why something isn't done, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,8 +76,12 @@ pub struct Wanted {
 pub struct Workload {
     /// How many.
     pub replicas: u8,
+    /// The spec says how many: the operator adds none by itself.
+    pub replicas_are_fixed: bool,
     /// The disk of each.
     pub disk: Disk,
+    /// The size of it that the spec names.
+    pub size_asked: Option<Quantity>,
     /// What their container asks for.
     pub resources: Resources,
 }
@@ -120,6 +126,11 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
         quantity.bytes().map_err(|error: QuantityError| invalid(format!("spec.{field}: {error}")))
     };
     let capacity = size("capacity", &spec.capacity)?;
+    let is_made = cluster.status.as_ref().is_some_and(|status| status.bootstrapped || status.adopted);
+    // What a StorageClass says of numbers and sizes is what a claim's volume begins with: nobody edits its resource.
+    let is_claims = cluster.metadata.labels.as_ref().and_then(|found| found.get(labels::MANAGED_BY));
+    let is_claims = is_claims.is_some_and(|by| by == labels::MANAGED_BY_CSI);
+    let asked = |size: &Option<Quantity>| size.clone().filter(|_| !is_claims);
     if !METADATA_REPLICAS.contains(&spec.metadata_replicas()) {
         return Err(invalid(format!(
             "spec.metadata.replicas: {} is invalid; choose 1, 3 or 5",
@@ -154,7 +165,8 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
             let bytes = at_least("storage.size", size("storage.size", asked)?, STORAGE_DISK_BYTES_MIN)?;
             let needed = capacity.saturating_mul(spec.copies.into());
             let there = bytes.saturating_mul(spec.storage_replicas().into());
-            if there < needed {
+            // One that is there grows as far as it can, and says what keeps it.
+            if there < needed && !is_made {
                 return Err(invalid(format!(
                     "spec.storage.size: {} servers of {asked} can't hold {} copies of {}; leave the size out, or make \
                      it at least {}",
@@ -185,18 +197,22 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
         inodes_total: (capacity / BLOCK_BYTES).max(1024),
         copies: spec.copies,
         copies_min: spec.copies.saturating_sub(1).max(1),
-        inline_budget_bytes: metadata_bytes / INLINE_PART,
+        inline_budget_bytes: inline_budget(metadata_bytes),
         exclusive: spec.access == Access::Exclusive,
         root: (id("uid", spec.root.uid)?, id("gid", spec.root.gid)?, mode),
         ..VolumeConfig::default()
     };
     let metadata = Workload {
         replicas: spec.metadata_replicas(),
+        replicas_are_fixed: true,
+        size_asked: asked(&backing.size),
         disk: Disk { size: Quantity::from_bytes(metadata_bytes), class: backing.storage_class_name },
         resources: spec.metadata.resources.clone().unwrap_or_else(|| default_resources(Component::Metadata)),
     };
     let storage = Workload {
         replicas: spec.storage_replicas(),
+        replicas_are_fixed: spec.storage.replicas.is_some() && !is_claims,
+        size_asked: asked(&spec.storage.size),
         disk: Disk {
             size: Quantity::from_bytes(storage_bytes),
             class: spec.storage.storage_class_name.clone(),
@@ -231,14 +247,34 @@ fn whole_gib(bytes: u64) -> u64 {
 }
 
 /// Disk of a metadata server for a volume of `capacity` bytes.
-fn default_metadata_bytes(capacity: u64) -> u64 {
+pub fn default_metadata_bytes(capacity: u64) -> u64 {
     whole_gib((capacity / METADATA_PART).clamp(METADATA_BYTES_MIN, METADATA_BYTES_MAX))
 }
 
 /// Disk of each of `servers` storage servers that keep `copies` of `capacity` bytes.
-fn default_storage_bytes(capacity: u64, copies: u8, servers: u8) -> u64 {
+pub fn default_storage_bytes(capacity: u64, copies: u8, servers: u8) -> u64 {
     let share = capacity.saturating_mul(copies.into()).div_ceil(u64::from(servers.max(1)));
     whole_gib(share.saturating_add(share / STORAGE_ROOM_PART).saturating_add(STORAGE_ROOM_BYTES))
+}
+
+/// How much of a disk of so many bytes data may take, if there is to be room to work in.
+fn share_of(disk: u64) -> u64 {
+    let bytes = disk.saturating_sub(STORAGE_ROOM_BYTES);
+    let parts = STORAGE_ROOM_PART + 1;
+    STORAGE_ROOM_PART * (bytes / parts) + (bytes % parts).min(STORAGE_ROOM_PART - 1)
+}
+
+/// Whether disks of these sizes can keep `copies` of `capacity` bytes, no two copies of a byte on one of them. `whole`: all of
+/// a disk counts, since whoever asked for its size has left room to work in.
+pub fn holds_with_room(disks: &[u64], copies: u8, capacity: u64, whole: bool) -> bool {
+    let share = |disk: u64| if whole { disk } else { share_of(disk) };
+    let there: u128 = disks.iter().map(|disk| u128::from(share(*disk).min(capacity))).sum();
+    there >= u128::from(capacity) * u128::from(copies)
+}
+
+/// Bytes of inline data, for a metadata server's disk of so many.
+pub fn inline_budget(disk: u64) -> u64 {
+    disk / INLINE_PART
 }
 
 /// What a container asks for when the spec doesn't say: little, so that small clusters can have many volumes, and
@@ -353,6 +389,40 @@ mod tests {
         assert_eq!(default_metadata_bytes(1 << 30), METADATA_BYTES_MIN);
         assert_eq!(default_metadata_bytes(1 << 50), METADATA_BYTES_MAX);
         assert_eq!(default_metadata_bytes(100 << 30), 5 << 30);
+    }
+
+    #[test]
+    fn what_a_disk_was_made_for_it_holds_and_copies_need_different_disks() {
+        for (capacity, copies, servers) in
+            [(1 << 30, 1, 1), (100 << 30, 2, 5), ((1 << 40) + 4096, 3, 3), (1 << 50, 5, 100), (7 << 30, 2, 3)]
+        {
+            let disks = vec![default_storage_bytes(capacity, copies, servers); servers.into()];
+            assert!(holds_with_room(&disks, copies, capacity, false), "{capacity} {copies} {servers}");
+            assert!(!holds_with_room(&disks[1..], copies, capacity, false) || servers == 100);
+        }
+        assert_eq!(share_of(GIB + 11 * GIB), 10 * GIB);
+        assert_eq!(share_of(5), 0);
+        // 30 GiB in all, but only 11 of them are beside the large one.
+        assert!(holds_with_room(&[20 << 30, 6 << 30, 5 << 30], 2, 11 << 30, true));
+        assert!(!holds_with_room(&[20 << 30, 6 << 30, 5 << 30], 2, 12 << 30, true));
+        assert!(!holds_with_room(&[20 << 30, 6 << 30, 5 << 30], 2, 11 << 30, false));
+    }
+
+    #[test]
+    fn a_volume_that_is_there_may_ask_for_more_than_its_disks_were_named_for() {
+        let mut cluster = testing::cluster("1Gi");
+        cluster.spec.storage.size = Some("600Mi".into());
+        assert!(validate(&cluster, &testing::images()).is_err());
+        cluster.status.get_or_insert_default().bootstrapped = true;
+        let wanted = validate(&cluster, &testing::images()).expect("valid");
+        assert_eq!(wanted.workload(Component::Storage).size_asked, Some("600Mi".into()));
+        // A claim's volume begins with what its StorageClass says.
+        let managed = (labels::MANAGED_BY.to_owned(), labels::MANAGED_BY_CSI.to_owned());
+        cluster.metadata.labels = Some([managed].into());
+        cluster.spec.storage.replicas = Some(3);
+        let storage =
+            validate(&cluster, &testing::images()).expect("valid").workloads[&Component::Storage].clone();
+        assert_eq!((storage.size_asked, storage.replicas_are_fixed, storage.replicas), (None, false, 3));
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
            it by a PersistentVolume with the volume handle v1/<namespace>/<name>, or let a PersistentVolumeClaim of \
            an Atoll StorageClass create it.",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
-    printcolumn(name = "Capacity", type_ = "string", json_path = ".spec.capacity"),
+    printcolumn(name = "Capacity", type_ = "string", json_path = ".status.capacity"),
     printcolumn(name = "Used", type_ = "string", json_path = ".status.usage.used"),
     printcolumn(name = "Metadata", type_ = "string", json_path = ".status.metadata.summary"),
     printcolumn(name = "Storage", type_ = "string", json_path = ".status.storage.summary"),
@@ -62,19 +62,41 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     )
     .message("deletionConfirmation must be this cluster's status.clusterId: with it, deleting this resource deletes \
               all its data (without it the data is kept)")
-    .field_path(".spec.deletionConfirmation")
+    .field_path(".spec.deletionConfirmation"),
+    validation = Rule::new(
+        "quantity(string(self.spec.capacity)).compareTo(quantity(string(oldSelf.spec.capacity))) >= 0 \
+         || !has(self.status) || !has(self.status.usage) || (quantity(string(self.spec.capacity)).isInteger() \
+         && quantity(string(self.spec.capacity)).asInteger() >= self.status.usage.bytesUsed)"
+    )
+    .message("capacity can't be less than what files use (status.usage.bytesUsed): delete files first")
+    .field_path(".spec.capacity"),
+    validation = Rule::new(
+        "!has(self.spec.storage.size) || (has(oldSelf.spec.storage.size) \
+         && quantity(string(self.spec.storage.size)).compareTo(quantity(string(oldSelf.spec.storage.size))) >= 0) \
+         || !has(self.status) || !has(self.status.storage) || !has(self.status.storage.diskSize) \
+         || quantity(string(self.spec.storage.size)).compareTo(quantity(string(self.status.storage.diskSize))) >= 0"
+    )
+    .message("storage.size can't be less than what the storage servers' disks have (status.storage.diskSize): disks only \
+              grow")
+    .field_path(".spec.storage"),
+    validation = Rule::new(
+        "!has(self.spec.metadata.storage) || !has(self.spec.metadata.storage.size) \
+         || (has(oldSelf.spec.metadata.storage) && has(oldSelf.spec.metadata.storage.size) \
+         && quantity(string(self.spec.metadata.storage.size))\
+         .compareTo(quantity(string(oldSelf.spec.metadata.storage.size))) >= 0) \
+         || !has(self.status) || !has(self.status.metadata) || !has(self.status.metadata.diskSize) \
+         || quantity(string(self.spec.metadata.storage.size))\
+         .compareTo(quantity(string(self.status.metadata.diskSize))) >= 0"
+    )
+    .message("metadata.storage.size can't be less than what the metadata servers' disks have \
+              (status.metadata.diskSize): disks only grow")
+    .field_path(".spec.metadata")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity('16Mi')) >= 0 \
                             && quantity(string(self.capacity)).compareTo(quantity('1Ei')) <= 0")
         .message("capacity must be between 16Mi and 1Ei")
-        .field_path(".capacity"),
-    validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity(string(oldSelf.capacity))) >= 0")
-        .message("capacity can only grow: to shrink a volume, copy its files into a new one")
-        .field_path(".capacity"),
-    validation = Rule::new("quantity(string(self.capacity)).compareTo(quantity(string(oldSelf.capacity))) <= 0")
-        .message("capacity can't be increased in this version yet: copy the files into a larger volume")
         .field_path(".capacity"),
     validation = Rule::new("self.copies == oldSelf.copies")
         .message("copies can't be changed in this version yet: copy the files into a volume with the desired copies")
@@ -113,18 +135,13 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     .message("clientSecretName can't be changed: mounts read the key under the name that the volume was created with")
     .field_path(".clientSecretName"),
     validation = Rule::new(
-        "has(self.metadata.storage) == has(oldSelf.metadata.storage) \
-         && (!has(self.metadata.storage) || self.metadata.storage == oldSelf.metadata.storage)"
+        "(has(self.metadata.storage) && has(self.metadata.storage.storageClassName) \
+         ? self.metadata.storage.storageClassName : '') \
+         == (has(oldSelf.metadata.storage) && has(oldSelf.metadata.storage.storageClassName) \
+         ? oldSelf.metadata.storage.storageClassName : '')"
     )
-    .message("the size and the class of the metadata servers' disks can't be changed in this version yet")
+    .message("the class of the metadata servers' disks can't be changed")
     .field_path(".metadata"),
-    validation = Rule::new(
-        "has(self.storage.size) == has(oldSelf.storage.size) \
-         && (!has(self.storage.size) || self.storage.size == oldSelf.storage.size)"
-    )
-    .message("the size of the storage servers' disks can't be changed in this version yet: add storage servers with \
-              storage.replicas")
-    .field_path(".storage"),
     validation = Rule::new(
         "has(self.storage.storageClassName) == has(oldSelf.storage.storageClassName) \
          && (!has(self.storage.storageClassName) || self.storage.storageClassName == oldSelf.storage.storageClassName)"
@@ -134,7 +151,9 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
 )]
 pub struct FileSystemClusterSpec {
     /// Size of the volume, as `df` shows it on its mounts. Files can use all of it: copies and overhead don't count.
-    /// Between 16Mi and 1Ei; it can't be lowered.
+    /// Between 16Mi and 1Ei. It can be raised at any time, while the volume is used: the disks grow if their StorageClass
+    /// allows it (`allowVolumeExpansion`), otherwise storage servers are added. It can be lowered to what files use; disks
+    /// don't get smaller. `status.capacity` is the size that the volume has now.
     pub capacity: Quantity,
     /// Number of copies of every byte, each on a different storage server. With 3 copies any one disk can be lost at
     /// any time; with 1 copy the loss of a disk is a loss of data.
@@ -254,12 +273,13 @@ pub struct MetadataSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
-    /// Their number; at least `copies`. Default: as many as `copies`. It can be increased.
+    /// Their number; at least `copies`. It can be increased. Default: as many as `copies`, and more once `capacity` was
+    /// raised and the StorageClass can't expand the disks. If it is set, the operator adds none by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub replicas: Option<u8>,
     /// Size of each server's disk. Default: enough for all of them together to store `copies` times `capacity`, with
-    /// some free space to work in.
+    /// some free space to work in. It can be increased if the StorageClass can expand its volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
     /// StorageClass of the disks. Default: the default class of the Kubernetes cluster. A class of Atoll itself
@@ -276,7 +296,8 @@ pub struct StorageSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Backing {
-    /// Its size. Default: a twentieth of `capacity`, at least 2Gi and at most 100Gi.
+    /// Its size. Default: a twentieth of `capacity`, at least 2Gi and at most 100Gi. It can be increased if the
+    /// StorageClass can expand its volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<Quantity>,
     /// Its StorageClass. Default: the default class of the Kubernetes cluster. A class of Atoll itself is refused.

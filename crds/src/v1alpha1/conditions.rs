@@ -17,6 +17,8 @@ pub enum ConditionType {
     Progressing,
     /// Something is worse than it should be, though the volume may be usable.
     Degraded,
+    /// The volume, or a disk, is smaller than the spec says.
+    ExpansionPending,
     /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
     DeletionBlocked,
     /// An object of a derived name belongs to somebody else. A resource that never had this conflict doesn't have it.
@@ -59,11 +61,12 @@ impl From<bool> for ConditionStatus {
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 8] = [
+    pub const ALL: [ConditionType; 9] = [
         ConditionType::Ready,
         ConditionType::Available,
         ConditionType::Progressing,
         ConditionType::Degraded,
+        ConditionType::ExpansionPending,
         ConditionType::DeletionBlocked,
         ConditionType::NameConflict,
         ConditionType::Reconciling,
@@ -78,6 +81,7 @@ impl ConditionType {
             ConditionType::Available => "Available",
             ConditionType::Progressing => "Progressing",
             ConditionType::Degraded => "Degraded",
+            ConditionType::ExpansionPending => "ExpansionPending",
             ConditionType::DeletionBlocked => "DeletionBlocked",
             ConditionType::NameConflict => "NameConflict",
             ConditionType::Reconciling => "Reconciling",
@@ -135,6 +139,18 @@ pub enum Reason {
     ApiRefused,
     /// An object of the cluster is one that this version of the operator can't read.
     ObjectUnreadable,
+    /// The volume's disks are being expanded.
+    ResizingDisks,
+    /// Storage servers are being added, so that the volume has room.
+    AddingServers,
+    /// The disks have room, and the volume is being resized.
+    ResizingVolume,
+    /// The size that is asked for can't be had.
+    ExpansionInfeasible,
+    /// A disk is asked to grow, and its StorageClass can't.
+    NotExpandable,
+    /// The volume can't get as small as that: files use more.
+    CapacityInUse,
     /// The operator was told to do nothing.
     Paused,
     /// The resource is being deleted.
@@ -177,6 +193,12 @@ impl Reason {
             Reason::KeyMissing => "KeyMissing",
             Reason::ApiRefused => "ApiRefused",
             Reason::ObjectUnreadable => "ObjectUnreadable",
+            Reason::ResizingDisks => "ResizingDisks",
+            Reason::AddingServers => "AddingServers",
+            Reason::ResizingVolume => "ResizingVolume",
+            Reason::ExpansionInfeasible => "ExpansionInfeasible",
+            Reason::NotExpandable => "NotExpandable",
+            Reason::CapacityInUse => "CapacityInUse",
             Reason::Paused => "Paused",
             Reason::Deleting => "Deleting",
             Reason::DeletionBlocked => "DeletionBlocked",
@@ -203,6 +225,9 @@ impl Reason {
             | Reason::ObjectUnreadable
             | Reason::PodsRefused
             | Reason::PodsFailing
+            | Reason::ExpansionInfeasible
+            | Reason::NotExpandable
+            | Reason::CapacityInUse
             | Reason::Paused => true,
             Reason::AsSpecified
             | Reason::Serving
@@ -214,6 +239,9 @@ impl Reason {
             | Reason::StorageUnavailable
             | Reason::DataUnavailable
             | Reason::Unhealthy
+            | Reason::ResizingDisks
+            | Reason::AddingServers
+            | Reason::ResizingVolume
             | Reason::Deleting
             | Reason::DeletionBlocked
             | Reason::Mounted

@@ -70,7 +70,8 @@ impl KeptVolume {
     }
 
     /// What a resource of this name asks for that the disks don't have, by field. What has no effect on disks that exist
-    /// (the root directory, the sizes and classes of new disks, resources) isn't compared.
+    /// (the root directory, the sizes and classes of new disks, resources), and the capacity, which can be changed, isn't
+    /// compared.
     #[must_use]
     pub fn differences(&self, name: &str, spec: &FileSystemClusterSpec) -> Vec<String> {
         let kept = &self.spec;
@@ -86,13 +87,6 @@ impl KeptVolume {
         }
         if kept.encryption != spec.encryption {
             differs("encryption", format!("{:?}", kept.encryption), format!("{:?}", spec.encryption));
-        }
-        let same_capacity = match (kept.capacity.bytes(), spec.capacity.bytes()) {
-            (Ok(one), Ok(other)) => one == other,
-            _ => kept.capacity == spec.capacity,
-        };
-        if !same_capacity {
-            differs("capacity", kept.capacity.to_string(), spec.capacity.to_string());
         }
         let (has, asks) = (kept.storage_replicas(), spec.storage_replicas());
         if asks < has {

@@ -5,6 +5,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::quantity::Quantity;
+
 /// Mounted clients that a status lists; there may be more (see `clientCount`).
 pub const CLIENTS_LISTED_MAX: usize = 100;
 
@@ -20,7 +22,7 @@ pub struct FileSystemClusterStatus {
     pub phase: Option<Phase>,
     /// The state with reasons: `Ready` (can be mounted and used), `Available` (all data can be read and written),
     /// `Progressing` (the operator is making changes; `Reconciling` as well then), `Degraded` (something is wrong),
-    /// `DeletionBlocked` (it was deleted and waits for its users), `NameConflict` (an object of its name belongs to something
+    /// `ExpansionPending` (the volume or a disk is smaller than specified), `DeletionBlocked` (it was deleted and waits for its users), `NameConflict` (an object of its name belongs to something
     /// else), `Stalled` (it doesn't continue by itself). Each message says what an administrator has to do, if anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -40,6 +42,10 @@ pub struct FileSystemClusterStatus {
     /// Version that the pods run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Size that the volume has now, as `df` shows it. While it differs from `spec.capacity`, the condition
+    /// `ExpansionPending` says what is waited for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Quantity>,
     /// Usage of the volume, delayed by up to a minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<UsageStatus>,
@@ -129,6 +135,9 @@ pub struct MetadataStatus {
     pub ready: i32,
     /// `ready/replicas`.
     pub summary: String,
+    /// Size of the smallest of their disks, as its PersistentVolumeClaim reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_size: Option<Quantity>,
     /// Id of the leader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
@@ -158,6 +167,9 @@ pub struct StorageStatus {
     pub ready: i32,
     /// `ready/replicas`.
     pub summary: String,
+    /// Size of the smallest of their disks, as its PersistentVolumeClaim reports it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_size: Option<Quantity>,
     /// Chunks, the units of placement.
     #[serde(default)]
     #[schemars(range(min = 0))]

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use atoll_crds::Quantity;
 use atoll_crds::names::MANAGER_CSI;
 use atoll_crds::v1alpha1::FileSystemCluster;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::{Client, Error};
 use serde_json::json;
 
-use super::{Clusters, CreateError};
+use super::{Clusters, CreateError, ResizeError};
 use crate::error::Pending;
 
 /// How often a cluster that is waited for is looked at.
@@ -49,6 +50,25 @@ impl Clusters for KubernetesClusters {
             },
             _ => CreateError::Pending(unavailable("making", cluster.name_str(), &error)),
         })
+    }
+
+    async fn resize(&self, cluster: &FileSystemCluster, bytes: u64) -> Result<(), ResizeError> {
+        let name = cluster.name_str();
+        let patch = json!({
+            "metadata": { "uid": cluster.metadata.uid, "resourceVersion": cluster.metadata.resource_version },
+            "spec": { "capacity": Quantity::from_bytes(bytes) },
+        });
+        let parameters =
+            PatchParams { field_manager: Some(MANAGER_CSI.to_owned()), ..PatchParams::default() };
+        match self.api.patch(name, &parameters, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(()),
+            // It has changed: the next look shows how.
+            Err(Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+                Err(ResizeError::Refused(status.message))
+            }
+            Err(error) => Err(ResizeError::Pending(unavailable("resizing", name, &error))),
+        }
     }
 
     async fn confirm_deletion(&self, name: &str, id: &str) -> Result<(), Pending> {

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use atoll_crds::Quantity;
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, FileSystemClusterStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use parking_lot::Mutex;
 
-use super::{Clusters, CreateError};
+use super::{Clusters, CreateError, ResizeError};
 use crate::error::Pending;
 
 /// A cluster's name, and the word that was given for its data.
@@ -28,8 +29,10 @@ pub struct Behaviour {
     pub stuck: bool,
     /// Every call fails.
     pub away: bool,
-    /// New ones are refused with this.
+    /// New ones, and other sizes, are refused with this.
     pub refused: Option<String>,
+    /// Sizes are what is asked for at once.
+    pub grows: bool,
 }
 
 /// The store.
@@ -106,6 +109,21 @@ impl Clusters for MemoryClusters {
         made.status = Some(status(behaviour.ready, &behaviour.reason, &behaviour.message));
         clusters.insert(cluster.name_str().to_owned(), made.clone());
         Ok(made)
+    }
+
+    async fn resize(&self, cluster: &FileSystemCluster, bytes: u64) -> Result<(), ResizeError> {
+        self.here().map_err(ResizeError::Pending)?;
+        let behaviour = self.behaviour.lock().clone();
+        if let Some(refused) = behaviour.refused {
+            return Err(ResizeError::Refused(refused));
+        }
+        if let Some(found) = self.clusters.lock().get_mut(cluster.name_str()) {
+            found.spec.capacity = Quantity::from_bytes(bytes);
+            if behaviour.grows {
+                found.status.get_or_insert_default().capacity = Some(Quantity::from_bytes(bytes));
+            }
+        }
+        Ok(())
     }
 
     async fn confirm_deletion(&self, name: &str, id: &str) -> Result<(), Pending> {

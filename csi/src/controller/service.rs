@@ -9,16 +9,17 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{Removal, Step, Wanted, judge, removal, unfit};
+use super::{Expansion, Growth, Removal, Step, Wanted, growth, judge, removal, unfit};
 use crate::access::Capability;
-use crate::clusters::{Clusters, CreateError};
+use crate::clusters::{Clusters, CreateError, ResizeError};
 use crate::csi::controller_server::Controller;
 use crate::csi::controller_service_capability::Rpc;
 use crate::csi::controller_service_capability::rpc::Type as Offer;
 use crate::csi::validate_volume_capabilities_response::Confirmed;
 use crate::csi::{
-    self, ControllerServiceCapability, CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest,
-    DeleteVolumeResponse, ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume,
+    self, ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerServiceCapability,
+    CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest, DeleteVolumeResponse,
+    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume,
 };
 use crate::error::{CsiError, Pending};
 use crate::op_guard::Operations;
@@ -81,6 +82,37 @@ impl<C: Clusters> ControllerService<C> {
         let key = handle.to_string();
         let work = async move { remove(&*clusters, &handle, wait).await };
         self.operations.run(&key, "deleting", wait + OVERTIME, work).await
+    }
+
+    /// ControllerExpandVolume: the volume's bytes afterwards. Mounts show it by themselves.
+    ///
+    /// # Errors
+    /// [`CsiError::NotFound`], [`CsiError::OutOfRange`] if it can't be had, [`CsiError::Pending`] until it is.
+    pub async fn expand(
+        &self,
+        request: ControllerExpandVolumeRequest,
+        wait: Duration,
+    ) -> Result<u64, CsiError> {
+        if request.volume_id.is_empty() {
+            return Err(CsiError::Missing("volume_id"));
+        }
+        let handle = volume_id::parse(&request.volume_id)?;
+        let expansion = Expansion::parse(request.capacity_range.as_ref())?;
+        if let Some(capability) = &request.volume_capability {
+            Capability::parse_all(std::slice::from_ref(capability))?;
+        }
+        if handle.namespace() != self.clusters.namespace() {
+            return Err(CsiError::Invalid(format!(
+                "volume {handle} was not created for a claim: set spec.capacity of FileSystemCluster {} in namespace {} \
+                 yourself",
+                handle.name(),
+                handle.namespace()
+            )));
+        }
+        let clusters = Arc::clone(&self.clusters);
+        let key = handle.to_string();
+        let work = async move { expand(&*clusters, &handle, expansion, wait).await };
+        self.operations.run(&key, "expanding", wait + OVERTIME, work).await
     }
 
     /// ValidateVolumeCapabilities.
@@ -158,6 +190,29 @@ async fn remove<C: Clusters>(clusters: &C, handle: &VolumeHandle, wait: Duration
     }
 }
 
+async fn expand<C: Clusters>(
+    clusters: &C,
+    handle: &VolumeHandle,
+    expansion: Expansion,
+    wait: Duration,
+) -> Result<u64, CsiError> {
+    let deadline = Instant::now() + wait;
+    let name = handle.name();
+    loop {
+        let found = clusters.get(name).await?;
+        let found = found.ok_or_else(|| CsiError::NotFound(format!("volume {handle} doesn't exist")))?;
+        match growth(&found, expansion)? {
+            Growth::Done(bytes) => return Ok(bytes),
+            Growth::Ask(bytes) => match clusters.resize(&found, bytes).await {
+                Ok(()) => {}
+                Err(ResizeError::Refused(why)) => return Err(CsiError::OutOfRange(why)),
+                Err(ResizeError::Pending(pending)) => return Err(pending.into()),
+            },
+            Growth::Wait(pending) => wait_until(clusters, name, deadline, pending).await?,
+        }
+    }
+}
+
 /// Waits for a change, or says what was waited for once the time is up.
 async fn wait_until<C: Clusters>(
     clusters: &C,
@@ -212,6 +267,23 @@ impl<C: Clusters> Controller for ControllerService<C> {
         self.rpcs.serve("DeleteVolume", &id, work).await
     }
 
+    async fn controller_expand_volume(
+        &self,
+        request: Request<ControllerExpandVolumeRequest>,
+    ) -> Result<Response<ControllerExpandVolumeResponse>, Status> {
+        let wait = budget(request.metadata(), WAIT_MAX, ANSWER_MARGIN);
+        let request = request.into_inner();
+        let id = request.volume_id.clone();
+        let work = async {
+            let bytes = self.expand(request, wait).await?;
+            Ok(ControllerExpandVolumeResponse {
+                capacity_bytes: i64::try_from(bytes).unwrap_or(i64::MAX),
+                node_expansion_required: false,
+            })
+        };
+        self.rpcs.serve("ControllerExpandVolume", &id, work).await
+    }
+
     async fn validate_volume_capabilities(
         &self,
         request: Request<ValidateVolumeCapabilitiesRequest>,
@@ -225,7 +297,7 @@ impl<C: Clusters> Controller for ControllerService<C> {
         &self,
         _: Request<csi::ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
-        let offers = [Offer::CreateDeleteVolume, Offer::SingleNodeMultiWriter];
+        let offers = [Offer::CreateDeleteVolume, Offer::ExpandVolume, Offer::SingleNodeMultiWriter];
         let capabilities = offers
             .into_iter()
             .map(|offer| ControllerServiceCapability {
@@ -244,7 +316,6 @@ impl<C: Clusters> Controller for ControllerService<C> {
         delete_snapshot: DeleteSnapshotRequest => DeleteSnapshotResponse, "DeleteSnapshot";
         list_snapshots: ListSnapshotsRequest => ListSnapshotsResponse, "ListSnapshots";
         get_snapshot: GetSnapshotRequest => GetSnapshotResponse, "GetSnapshot";
-        controller_expand_volume: ControllerExpandVolumeRequest => ControllerExpandVolumeResponse, "ControllerExpandVolume";
         controller_get_volume: ControllerGetVolumeRequest => ControllerGetVolumeResponse, "ControllerGetVolume";
         controller_modify_volume: ControllerModifyVolumeRequest => ControllerModifyVolumeResponse, "ControllerModifyVolume";
     }

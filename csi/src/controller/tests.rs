@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_crds::v1alpha1::FileSystemClusterStatus;
+use atoll_crds::v1alpha1::{FileSystemClusterStatus, conditions};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use super::*;
 use crate::access::testing::capability;
 use crate::clusters::memory::{Behaviour, MemoryClusters};
 use crate::csi::volume_capability::access_mode::Mode;
-use crate::csi::{ValidateVolumeCapabilitiesRequest, VolumeContentSource};
+use crate::csi::{ControllerExpandVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeContentSource};
 use crate::rpc::Rpcs;
 
 const NAMESPACE: &str = "atoll-volumes";
@@ -259,4 +259,116 @@ async fn capabilities_are_confirmed_only_if_all_can_be_had() {
     assert!(matches!(unknown, Err(CsiError::NotFound(_))), "{unknown:?}");
     assert!(matches!(service.validate(ask(id, &[])).await, Err(CsiError::Missing(_))));
     assert!(matches!(service.validate(ask("", &[Mode::SingleNodeWriter])).await, Err(CsiError::Missing(_))));
+}
+
+fn expand(id: &str, required_bytes: i64, limit_bytes: i64) -> ControllerExpandVolumeRequest {
+    ControllerExpandVolumeRequest {
+        volume_id: id.to_owned(),
+        capacity_range: Some(CapacityRange { required_bytes, limit_bytes }),
+        ..ControllerExpandVolumeRequest::default()
+    }
+}
+
+/// A cluster that asks for a size, has another, and says why.
+fn grown(asks: &str, has: Option<&str>, pending: Option<Reason>) -> FileSystemCluster {
+    let mut cluster = Wanted::parse(&shared("pvc-1"), NAMESPACE).unwrap().cluster;
+    cluster.spec.capacity = asks.into();
+    cluster.metadata.generation = Some(2);
+    let status = cluster.status.get_or_insert_default();
+    status.capacity = has.map(Into::into);
+    let words = (pending.unwrap_or(Reason::AsSpecified), "because of the disks");
+    let (kind, now) = (ConditionType::ExpansionPending, Time(Timestamp::UNIX_EPOCH));
+    conditions::set(&mut status.conditions, kind, pending.is_some(), words, Some(2), now);
+    cluster
+}
+
+#[test]
+fn a_volume_grows_to_what_is_asked_for_and_never_shrinks() {
+    let judged = |cluster: &FileSystemCluster, required: u64| {
+        growth(cluster, Expansion { required: required << 30, limit: u64::MAX })
+    };
+    let gib = |count: u64| count << 30;
+    let waits = |step: Result<Growth, CsiError>, words: &str| {
+        assert!(matches!(&step, Ok(Growth::Wait(Pending::NotYet(why))) if why.contains(words)), "{step:?}");
+    };
+    assert_eq!(judged(&grown("5Gi", Some("5Gi"), None), 5), Ok(Growth::Done(gib(5))));
+    assert_eq!(judged(&grown("5Gi", Some("5Gi"), None), 3), Ok(Growth::Done(gib(5))), "it stays as it is");
+    assert_eq!(judged(&grown("5Gi", Some("5Gi"), None), 6), Ok(Growth::Ask(gib(6))));
+    waits(judged(&grown("6Gi", Some("5Gi"), Some(Reason::ResizingDisks)), 6), "because of the disks");
+    waits(judged(&grown("6Gi", None, None), 6), "not reported its size");
+    assert_eq!(judged(&grown("6Gi", Some("6Gi"), None), 6), Ok(Growth::Done(gib(6))));
+    // Sizes are whole blocks, and claims have what they asked for.
+    let odd = Expansion { required: gib(5) + 5, limit: u64::MAX };
+    assert_eq!(growth(&grown("5368709125", Some("5Gi"), None), odd), Ok(Growth::Done(gib(5) + 5)));
+    let limited = Expansion { required: gib(1), limit: gib(4) };
+    assert!(matches!(growth(&grown("5Gi", Some("5Gi"), None), limited), Err(CsiError::OutOfRange(_))));
+    let mut going = grown("5Gi", Some("5Gi"), None);
+    going.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH));
+    waits(judged(&going, 6), "being deleted");
+}
+
+/// As KEP-1790 has it: after `OUT_OF_RANGE` the claim may ask for less, and gets it.
+#[test]
+fn what_can_t_be_had_is_said_and_taken_back() {
+    let judged = |cluster: &FileSystemCluster, required: u64| {
+        growth(cluster, Expansion { required: required << 30, limit: u64::MAX })
+    };
+    for reason in [Reason::ExpansionInfeasible, Reason::NotExpandable] {
+        let stuck = grown("900Gi", Some("5Gi"), Some(reason));
+        let refused = judged(&stuck, 900).unwrap_err();
+        assert!(
+            matches!(&refused, CsiError::OutOfRange(why) if why.contains("because of the disks")),
+            "{refused}"
+        );
+        assert_eq!(judged(&stuck, 6), Ok(Growth::Ask(6 << 30)));
+        assert_eq!(judged(&stuck, 5), Ok(Growth::Ask(5 << 30)), "down to what there is");
+        // What was said of another size says nothing of this one.
+        let mut asked = grown("6Gi", Some("5Gi"), Some(reason));
+        asked.metadata.generation = Some(3);
+        assert!(matches!(judged(&asked, 6), Ok(Growth::Wait(_))));
+    }
+    // One that is on its way is left on it.
+    let moving = grown("900Gi", Some("5Gi"), Some(Reason::AddingServers));
+    assert_eq!(judged(&moving, 5), Ok(Growth::Done(5 << 30)));
+}
+
+#[tokio::test]
+async fn an_expansion_is_done_once_the_volume_has_the_size() {
+    let store = MemoryClusters::ready();
+    let service = service(&store);
+    let id = service.create(shared("pvc-1"), NO_WAIT).await.unwrap().volume_id;
+    let set = |has: &str| {
+        let mut clusters = store.clusters.lock();
+        let status = clusters.get_mut("pvc-1").unwrap().status.get_or_insert_default();
+        status.capacity = Some(has.into());
+    };
+    set("5Gi");
+    let slow = service.expand(expand(&id, 7 * GIB, 0), NO_WAIT).await;
+    assert!(matches!(slow, Err(CsiError::Pending(Pending::NotYet(_)))), "{slow:?}");
+    assert_eq!(store.clusters.lock()["pvc-1"].spec.capacity.as_str(), "7Gi");
+    set("7Gi");
+    for _ in 0..2 {
+        assert_eq!(service.expand(expand(&id, 7 * GIB, 0), NO_WAIT).await, Ok(7 << 30));
+    }
+    store.behaviour.lock().grows = true;
+    assert_eq!(service.expand(expand(&id, 9 * GIB, 9 * GIB), NO_WAIT).await, Ok(9 << 30));
+    store.behaviour.lock().refused = Some("capacity can't be less than what files use".to_owned());
+    let refused = service.expand(expand(&id, 10 * GIB, 0), NO_WAIT).await;
+    assert!(matches!(&refused, Err(CsiError::OutOfRange(why)) if why.contains("files use")), "{refused:?}");
+    // The same volume may still be asked for as it was at first.
+    assert_eq!(service.create(shared("pvc-1"), NO_WAIT).await.unwrap().volume_id, id);
+
+    let nobody = service.expand(expand("v1/atoll-volumes/pvc-2", GIB, 0), NO_WAIT).await;
+    assert!(matches!(nobody, Err(CsiError::NotFound(_))), "{nobody:?}");
+    let fake = service.expand(expand("reallyfakevolumeid", GIB, 0), NO_WAIT).await;
+    assert!(matches!(fake, Err(CsiError::NotFound(_))), "{fake:?}");
+    assert_eq!(service.expand(expand("", GIB, 0), NO_WAIT).await, Err(CsiError::Missing("volume_id")));
+    let mut without = expand(&id, 0, 0);
+    assert_eq!(service.expand(without.clone(), NO_WAIT).await, Err(CsiError::Missing("capacity_range")));
+    without.capacity_range = None;
+    assert_eq!(service.expand(without, NO_WAIT).await, Err(CsiError::Missing("capacity_range")));
+    let large = service.expand(expand(&id, i64::MAX, 0), NO_WAIT).await;
+    assert!(matches!(large, Err(CsiError::OutOfRange(_))), "{large:?}");
+    let by_hand = service.expand(expand("v1/shop/database", GIB, 0), NO_WAIT).await;
+    assert!(matches!(&by_hand, Err(CsiError::Invalid(why)) if why.contains("spec.capacity")), "{by_hand:?}");
 }

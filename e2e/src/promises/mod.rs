@@ -3,6 +3,7 @@
 mod deletion_in_use;
 mod deletion_keeps_data;
 mod deletion_waits;
+mod grow;
 mod killed_pods;
 mod lost_majority;
 mod many_volumes;
@@ -52,6 +53,7 @@ pub fn all() -> Vec<Promise> {
         refusals::PROMISE,
         quota::PROMISE,
         many_volumes::PROMISE,
+        grow::PROMISE,
         uninstall::PROMISE,
     ]
 }

@@ -8,6 +8,7 @@ mod fsck_replicas;
 mod locks;
 mod members;
 mod mutate;
+mod resize;
 mod servers;
 mod session;
 mod status;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use atoll_core::ids::ServerId;
-use atoll_proto::admin::{ChangeMembers, ChangeServer, TransferLeader, WhoRequest};
+use atoll_proto::admin::{ChangeMembers, ChangeServer, ResizeVolume, TransferLeader, WhoRequest};
 use atoll_proto::fsck::FsckRequest;
 use atoll_proto::metadata::{MetadataError, kind};
 use atoll_proto::registration::{Heartbeat, Register};
@@ -78,6 +79,10 @@ impl Service {
             ChangeServer::KIND => {
                 allow(matches!(role, Role::Admin), role)?;
                 reply(node.change_server(decode(&request)?).await)
+            }
+            ResizeVolume::KIND => {
+                allow(matches!(role, Role::Admin), role)?;
+                reply(node.resize_volume(decode(&request)?).await)
             }
             TransferLeader::KIND => {
                 allow(matches!(role, Role::Admin), role)?;
@@ -159,6 +164,7 @@ fn name_of(kind: u16) -> &'static str {
         ChangeMembers::KIND => "change_members",
         TransferLeader::KIND => "transfer_leader",
         ChangeServer::KIND => "change_server",
+        ResizeVolume::KIND => "resize_volume",
         FsckRequest::KIND => "fsck",
         kind::RAFT => "raft",
         Register::KIND => "register",

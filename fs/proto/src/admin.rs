@@ -1,4 +1,5 @@
-//! What administrators ask of a metadata server about its group and about storage servers (kinds 0x112 to 0x115).
+//! What administrators ask of a metadata server about its group, about storage servers, and about the size of
+//! the volume (kinds 0x112 to 0x116).
 //!
 //! A member is known by the random id that is on its disk: an address whose disk was replaced is another member, which
 //! waits until it is added (design: members by random id; an empty disk only waits). Changes are made by the leader,
@@ -105,6 +106,18 @@ pub struct ChangeServer {
     pub change: ServerChange,
 }
 
+/// Asks the leader to change the size of the volume. Mounts show it with their next answer; nothing is restarted. To ask for
+/// what is there changes nothing. A size below what is used is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResizeVolume {
+    /// Bytes that files can use, in whole blocks.
+    pub bytes_total: u64,
+    /// Inodes that there can be.
+    pub inodes_total: u64,
+    /// Bytes of small files that the metadata servers keep themselves.
+    pub inline_budget_bytes: u64,
+}
+
 /// Message kinds.
 pub mod kind {
     /// [`WhoRequest`](super::WhoRequest) → [`MemberIdentity`](super::MemberIdentity)
@@ -115,6 +128,8 @@ pub mod kind {
     pub const TRANSFER_LEADER: u16 = 0x114;
     /// [`ChangeServer`](super::ChangeServer) → `()`
     pub const CHANGE_SERVER: u16 = 0x115;
+    /// [`ResizeVolume`](super::ResizeVolume) → `()`
+    pub const RESIZE_VOLUME: u16 = 0x116;
 }
 
 rpcs! {
@@ -122,4 +137,5 @@ rpcs! {
     ChangeMembers => (), kind::CHANGE_MEMBERS;
     TransferLeader => MemberId, kind::TRANSFER_LEADER;
     ChangeServer => (), kind::CHANGE_SERVER;
+    ResizeVolume => (), kind::RESIZE_VOLUME;
 }

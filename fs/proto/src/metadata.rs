@@ -386,6 +386,18 @@ pub struct ClusterStatus {
     pub inline_bytes: u64,
     /// What is wrong, in words, each with what to do. Empty: healthy.
     pub problems: Vec<String>,
+    /// Bytes of inline data that there can be; 0 from a server that didn't say it yet.
+    #[serde(deserialize_with = "or_default")]
+    pub inline_budget_bytes: u64,
+}
+
+/// A field at a message's end, which its sender may be too old to have.
+fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(T::deserialize(deserializer).unwrap_or_default())
 }
 
 /// How far repair is: replicas that are made because there are too few, or that move for balance.
@@ -503,6 +515,16 @@ rpcs! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_is_understood_without_what_came_later() {
+        let status = ClusterStatus { inline_budget_bytes: 300, chunks: 7, ..ClusterStatus::default() };
+        let bytes = postcard::to_allocvec(&status).unwrap();
+        assert_eq!(postcard::from_bytes::<ClusterStatus>(&bytes).unwrap(), status);
+        // 300 takes two bytes.
+        let earlier: ClusterStatus = postcard::from_bytes(&bytes[..bytes.len() - 2]).unwrap();
+        assert_eq!(earlier, ClusterStatus { inline_budget_bytes: 0, ..status });
+    }
 
     #[test]
     fn what_a_session_holds_is_understood_without_its_locks() {

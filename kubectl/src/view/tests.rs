@@ -111,6 +111,34 @@ fn what_is_wrong_is_said_once_with_what_to_do() {
 }
 
 #[test]
+fn a_volume_that_grows_says_what_it_waits_for_and_a_full_one_how_it_grows() {
+    let mut status = running();
+    status["conditions"].as_array_mut().expect("conditions").push(condition(
+        "ExpansionPending",
+        "True",
+        "ResizingDisks",
+        "PVC data-x is being expanded",
+    ));
+    let seen = view(&cluster(status.clone()), &[], 130);
+    assert!(seen.healthy, "{seen:?}");
+    assert!(
+        screen(&seen).contains("Expansion 1Gi requested: PVC data-x is being expanded"),
+        "{}",
+        screen(&seen)
+    );
+    status["conditions"][2]["reason"] = json!("ExpansionInfeasible");
+    status["usage"]["bytesUsed"] = json!(1_i64 << 30);
+    let seen = view(&cluster(status.clone()), &[], 130);
+    assert!(!seen.healthy);
+    assert_eq!(seen.problems[0], "ExpansionInfeasible: PVC data-x is being expanded");
+    assert!(seen.problems[1].ends_with("(kubectl -n web edit pvc data)"), "{:?}", seen.problems);
+    let mut by_hand = cluster(status);
+    by_hand.metadata.labels = None;
+    let seen = view(&by_hand, &[], 130);
+    assert!(seen.problems[1].ends_with("(kubectl -n atoll-volumes edit fsc pvc-1)"), "{:?}", seen.problems);
+}
+
+#[test]
 fn a_volume_that_nobody_has_looked_at_says_where_to_look() {
     let view = view(&cluster(json!({})), &[], 20);
     assert!(!view.healthy && view.health.contains("does it run"), "{view:?}");
@@ -129,6 +157,7 @@ fn the_document_for_programs_keeps_its_names() {
         "claim",
         "clusterId",
         "copies",
+        "expansion",
         "health",
         "healthy",
         "metadata",

@@ -73,6 +73,10 @@ impl Servers for Stand {
             }
         })
     }
+
+    fn resize<'a>(&'a self, _: &'a Access, _: &'a str, _: ResizeVolume) -> Asked<'a, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 fn access() -> Access {

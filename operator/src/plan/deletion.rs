@@ -57,6 +57,15 @@ pub fn plan(seen: &Observed) -> Plan {
     if !servers.is_empty() {
         return Plan { actions: servers, problem: None };
     }
+    // A StatefulSet that was to be created anew around its pods, or that somebody deleted without them, takes none along.
+    if seen.statefulsets.is_empty() {
+        let alone =
+            seen.pods.values().filter(|pod| pod.metadata.owner_references.iter().flatten().next().is_none());
+        let alone = due(seen, alone.map(|pod| (Kind::Pod, &pod.metadata)));
+        if !alone.is_empty() {
+            return Plan { actions: alone, problem: None };
+        }
+    }
     let pods: Vec<&str> = seen.pods.keys().map(String::as_str).collect();
     if !pods.is_empty() {
         let message = format!("waits until the pods have ended: {}", pods.join(", "));

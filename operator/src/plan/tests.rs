@@ -8,7 +8,7 @@ use crate::testing::{self, FRESH, ID, MEMBER, MEMBERS};
 use crate::validate::validate;
 
 fn planned(seen: &Observed) -> Plan {
-    plan(seen, &validate(&seen.cluster, &testing::images()), FRESH)
+    plan(seen, &validate(&seen.cluster, &testing::images()).map(|wanted| sized(wanted, seen)), FRESH)
 }
 
 /// The actions in one word each.
@@ -36,6 +36,10 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::LabelMember { pvc, member } => format!("label {pvc} {member}"),
             Action::ChangeMembers(change) => format!("{change:?}"),
             Action::RestartPod { name, .. } => format!("restart {name}"),
+            Action::ResizeDisk { pvc, size } => format!("resize {pvc} {size}"),
+            Action::Recreate(name) => format!("recreate {name}"),
+            Action::ResizeVolume(size) => format!("volume {}", Quantity::from_bytes(size.bytes_total)),
+            Action::DiscardClaim(name) => format!("discard {name}"),
             Action::Delete(kind, name) => format!("delete {kind:?} {name}"),
         })
         .collect()

@@ -9,7 +9,7 @@ use crate::testing::{self, FRESH};
 use crate::validate::validate;
 
 fn judged(seen: &Observed) -> Assessment {
-    let wanted = validate(&seen.cluster, &testing::images());
+    let wanted = validate(&seen.cluster, &testing::images()).map(|wanted| crate::plan::sized(wanted, seen));
     assess(seen, &wanted, &plan(seen, &wanted, FRESH))
 }
 

@@ -10,7 +10,7 @@ use atoll_core::ids::{ClusterId, MemberId, ServerId};
 use atoll_core::records::VolumeConfig;
 use atoll_crds::names::{self, Component, labels};
 use atoll_proto::ClusterKey;
-use atoll_proto::admin::{MemberIdentity, MembersChange};
+use atoll_proto::admin::{MemberIdentity, MembersChange, ResizeVolume};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError, ServerStatus};
 use kube::Resource;
 use kube::runtime::reflector::{self, Lookup, store::Writer};
@@ -35,6 +35,7 @@ struct Group {
     key: ClusterKey,
     members: Vec<(MemberId, String)>,
     copies: u8,
+    size: ResizeVolume,
 }
 
 /// A Kubernetes.
@@ -194,7 +195,12 @@ impl Kubernetes {
             leader,
             members: members.collect(),
             servers: if is_leader { servers.collect() } else { Vec::new() },
-            volume: VolumeUse { bytes_total: 1 << 30, inodes_total: 1 << 18, ..VolumeUse::default() },
+            volume: VolumeUse {
+                bytes_total: group.size.bytes_total,
+                inodes_total: group.size.inodes_total,
+                ..VolumeUse::default()
+            },
+            inline_budget_bytes: group.size.inline_budget_bytes,
             copies: group.copies,
             chunks: 1,
             ..ClusterStatus::default()
@@ -238,7 +244,27 @@ impl Kubernetes {
             key: access.key.clone(),
             members: vec![(member, address)],
             copies: config.copies,
+            size: ResizeVolume {
+                bytes_total: config.bytes_total,
+                inodes_total: config.inodes_total,
+                inline_budget_bytes: config.inline_budget_bytes,
+            },
         });
+        *self.changes.lock() += 1;
+        Ok(())
+    }
+
+    fn resize(&self, address: &str, size: ResizeVolume) -> Result<(), AskError> {
+        let silent = || AskError::Silent { address: address.to_owned() };
+        let (_, disk) = self.server_at(address).ok_or_else(silent)?;
+        let me = member_of(&disk);
+        let mut guard = self.group.lock();
+        let Some(group) = guard.as_mut().filter(|group| group.members.iter().any(|(known, _)| *known == me))
+        else {
+            let error = MetadataError::NotLeader { leader: None };
+            return Err(AskError::Refused { address: address.to_owned(), error });
+        };
+        group.size = size;
         *self.changes.lock() += 1;
         Ok(())
     }
@@ -317,6 +343,14 @@ impl Servers for Kubernetes {
         let (world, at, change) = (self.clone(), address.to_owned(), change.clone());
         Box::pin(async move {
             let act = move || Kubernetes::change_members(&world, &at, &change);
+            answer(self.api.door.write(act).await, address)
+        })
+    }
+
+    fn resize<'a>(&'a self, _: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()> {
+        let (world, at) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            let act = move || Kubernetes::resize(&world, &at, size);
             answer(self.api.door.write(act).await, address)
         })
     }

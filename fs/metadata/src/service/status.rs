@@ -44,6 +44,7 @@ impl Node {
             status.volume = volume.volume_use();
             status.copies = volume.config.copies;
             status.inline_bytes = volume.inline_bytes;
+            status.inline_budget_bytes = volume.config.inline_budget_bytes;
         }
         if leads {
             status.repair = leader.as_ref().map(|leader| leader.repair_status()).unwrap_or_default();

@@ -4,9 +4,11 @@ use atoll_core::commands::{Outcome, ops};
 use atoll_core::error::FsError;
 use atoll_core::records::VolumeConfig;
 use atoll_metadata::MetadataServer;
-use atoll_proto::queries;
+use atoll_proto::admin::ResizeVolume;
+use atoll_proto::metadata::{MetadataError, StatusRequest};
+use atoll_proto::{Role, queries};
 
-use crate::client::{Client, config, inline, unlink, write};
+use crate::client::{Client, config, connect, inline, unlink, write};
 
 const MIB: u64 = 1 << 20;
 
@@ -89,6 +91,43 @@ async fn beyond_its_budget_nothing_more_is_kept_inline() {
     }
     crate::client::eventually("there is room", async || client.beat().await.unwrap().inline_allowed).await;
     assert!(matches!(client.run(write(ino, 0, 1, inline(vec![1]))).await, Outcome::Inode(_)));
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_volume_that_grows_can_be_written_at_once_and_never_gets_smaller_than_its_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = small_volume(dir.path(), |_| {}).await;
+    let mut client = Client::open(&server).await;
+    for number in 0..16 {
+        let ino = client.create(&format!("f{number}")).await;
+        let outcome = client.run(write(ino, 0, 512 << 10, inline(vec![1; 512 << 10]))).await;
+        assert!(matches!(outcome, Outcome::Inode(_)), "{outcome:?}");
+    }
+    let ino = client.create("more").await;
+    let more = || write(ino, 0, 512 << 10, inline(vec![1; 512 << 10]));
+    assert_eq!(client.run(more()).await, Outcome::Refused(FsError::NoSpace));
+
+    let admin = connect(server.address(), Role::Admin).await;
+    let size = |bytes_total| ResizeVolume { bytes_total, inodes_total: 5000, inline_budget_bytes: 99 * MIB };
+    let status = async || admin.call::<StatusRequest>(&StatusRequest, ()).await.unwrap().0;
+    for _ in 0..2 {
+        admin.call::<ResizeVolume>(&size(9 * MIB), ()).await.unwrap();
+    }
+    let grown = status().await;
+    assert_eq!((grown.volume.bytes_total, grown.volume.inodes_total), (9 * MIB, 5000));
+    assert_eq!(grown.inline_budget_bytes, 99 * MIB);
+    assert!(matches!(client.run(more()).await, Outcome::Inode(_)));
+    assert_eq!(client.ask(queries::StatFs).await.bytes_total, 9 * MIB);
+
+    for wrong in [size(8 * MIB), size(9 * MIB + 1), ResizeVolume { inodes_total: 3, ..size(9 * MIB) }] {
+        let refused = crate::client::refusal(&admin.call::<ResizeVolume>(&wrong, ()).await.unwrap_err());
+        assert!(matches!(refused, MetadataError::Refused(_)), "{refused:?}");
+    }
+    assert_eq!(status().await.volume.bytes_total, 9 * MIB);
+    // It is no client's to change.
+    let error = client.call::<ResizeVolume>(&size(64 * MIB)).await.unwrap_err();
+    assert!(error.to_string().contains("isn't allowed"), "{error}");
     server.shutdown().await;
 }
 
