@@ -8,9 +8,11 @@ ROLLOUT=180s
 kubectl() { hack/kube/kubectl --namespace atoll-system "$@"; }
 
 hack/kube/kubectl apply -k config/default
-# What the operator creates and keeps; this is the last of it (operator/src/build/prerequisites.rs).
+# What the operator creates and keeps; this is the first and the last of it (operator/src/build/prerequisites.rs). Of an
+# earlier install some may be there.
 end=$((EPOCHSECONDS + ${ROLLOUT%s}))
-until hack/kube/kubectl --namespace atoll-volumes get rolebinding/atoll-csi-volumes >/dev/null 2>&1; do
+until hack/kube/kubectl get crd/filesystemclusters.atoll.dev >/dev/null 2>&1 &&
+  hack/kube/kubectl --namespace atoll-volumes get rolebinding/atoll-csi-volumes >/dev/null 2>&1; do
   [ "$EPOCHSECONDS" -lt "$end" ] || { echo "install: the operator didn't create atoll-volumes: see its log" >&2; exit 1; }
   sleep 0.2
 done
