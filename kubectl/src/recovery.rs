@@ -93,7 +93,10 @@ fn refusal(cluster: &FileSystemCluster, set: &StatefulSet, member: u32) -> Optio
     let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
     let leader = cluster.status.as_ref().and_then(|status| status.metadata.as_ref()?.leader.as_ref());
     (ready * 2 > i32::from(replicas) && leader.is_some() && cluster.is_ready()).then(|| {
-        format!("{ready} of {replicas} metadata servers run and have a leader: nothing is lost that they can't recover")
+        format!(
+            "{ready} of {replicas} metadata servers run and have a leader: nothing is lost that they can't recover. \
+             Whether they still have one the operator says within seconds: if they haven't, try again then"
+        )
     })
 }
 
