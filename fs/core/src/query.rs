@@ -30,6 +30,19 @@ pub fn inode(from: &dyn Read, ino: InodeId) -> OpResult<InodeRecord> {
     load(from, Family::Inodes, &keys::inode(ino))?.ok_or(OpError::Refused(FsError::Stale))
 }
 
+/// The records of many inodes; `None` for one that there is none of.
+///
+/// # Errors
+/// If the store fails.
+pub fn inodes(
+    from: &dyn Read,
+    numbers: impl IntoIterator<Item = InodeId>,
+) -> Result<Vec<Option<InodeRecord>>, StoreError> {
+    let keys: Vec<_> = numbers.into_iter().map(|ino| keys::inode(ino)).collect();
+    let found = from.get_many(Family::Inodes, &keys)?;
+    found.into_iter().map(|bytes| bytes.map(|bytes| InodeRecord::decode(&bytes)).transpose()).collect()
+}
+
 /// True if the inode has no name and is being freed: it can't be opened any more.
 ///
 /// # Errors

@@ -84,6 +84,14 @@ pub trait Read {
     /// If the store fails.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
+    /// The value at each of the keys, in their order; a store on disk reads each of its blocks once for all of them.
+    ///
+    /// # Errors
+    /// If the store fails.
+    fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        keys.iter().map(|key| self.get(family, key)).collect()
+    }
+
     /// Visits the keys from `from` (inclusive) to `to` (exclusive) in order.
     ///
     /// # Errors
@@ -94,6 +102,10 @@ pub trait Read {
 impl<T: Read + ?Sized> Read for &T {
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         (**self).get(family, key)
+    }
+
+    fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        (**self).get_many(family, keys)
     }
 
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {

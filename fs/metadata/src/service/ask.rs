@@ -246,24 +246,21 @@ fn read_directory(records: &dyn Read, asked: &queries::ReadDir) -> OpResult<Dire
         bytes += each + entry.name.len() as u32;
         bytes >= bytes_max
     })?;
-    let mut entries = Vec::with_capacity(listed.len());
-    for entry in listed {
-        let attributes = match plus {
-            false => None,
-            true => match query::inode(records, entry.ino) {
-                Ok(record) => Some(record.attributes(entry.ino)),
-                Err(OpError::Refused(_)) => None,
-                Err(error) => return Err(error),
-            },
-        };
-        entries.push(DirectoryEntry {
+    let mut records = match plus {
+        true => query::inodes(records, listed.iter().map(|entry| entry.ino))?,
+        false => Vec::new(),
+    }
+    .into_iter();
+    let entries = listed
+        .into_iter()
+        .map(|entry| DirectoryEntry {
+            attributes: records.next().flatten().map(|record| record.attributes(entry.ino)),
             name: entry.name,
             ino: entry.ino,
             kind: entry.kind,
             cookie: entry.cookie,
-            attributes,
-        });
-    }
+        })
+        .collect();
     Ok(DirectoryPage { parent, entries, end })
 }
 

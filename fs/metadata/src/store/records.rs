@@ -173,6 +173,14 @@ impl Read for RecordsSnapshot<'_> {
         }
     }
 
+    fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        match self {
+            RecordsSnapshot::Rocks(snapshot) => snapshot.get_many(family, keys),
+            #[cfg(feature = "simulation")]
+            RecordsSnapshot::Memory(snapshot) => snapshot.get_many(family, keys),
+        }
+    }
+
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         match self {
             RecordsSnapshot::Rocks(snapshot) => snapshot.scan(family, from, to, visit),

@@ -386,6 +386,20 @@ impl Read for RocksSnapshot<'_> {
         self.snapshot.get_cf(self.store.family(family)?, key).map_err(|error| self.store.failed(error))
     }
 
+    fn get_many(&self, family: Family, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_snapshot(&self.snapshot);
+        let family = self.store.family(family)?;
+        let found = self.store.db.batched_multi_get_cf_opt(family, keys, false, &options);
+        found
+            .into_iter()
+            .map(|value| match value {
+                Ok(value) => Ok(value.map(|value| value.to_vec())),
+                Err(error) => Err(self.store.failed(error)),
+            })
+            .collect()
+    }
+
     fn scan(&self, family: Family, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         if from >= to {
             return Ok(());
@@ -476,6 +490,8 @@ mod tests {
             .write(&[(Family::Names, b"a".to_vec(), None), (Family::Names, b"b".to_vec(), Some(vec![2]))])
             .unwrap();
         assert_eq!(snapshot.get(Family::Names, b"a").unwrap(), Some(b"1".to_vec()));
+        let keys = [b"b".to_vec(), b"a".to_vec(), b"b".to_vec()];
+        assert_eq!(snapshot.get_many(Family::Names, &keys).unwrap(), [None, Some(b"1".to_vec()), None]);
         let mut overlay = Overlay::new(&snapshot);
         overlay.put(Family::Names, b"c".to_vec(), Some(vec![3]));
         assert_eq!(dump(&overlay).len(), 2);
