@@ -415,6 +415,12 @@ impl<M: Metadata> DataPath<M> {
         Ok(())
     }
 
+    /// False if nothing is buffered of any file.
+    #[must_use]
+    pub fn has_dirty_files(&self) -> bool {
+        self.shared.table.has_dirty()
+    }
+
     /// Bytes of quota that commits of all that is buffered will take.
     #[must_use]
     pub fn uncommitted_growth(&self) -> u64 {

@@ -99,7 +99,7 @@ impl<M: Metadata> Client<M> {
 
     /// Commits what is buffered of the file with this name, if there is such a file.
     async fn settle_name(&self, parent: InodeId, name: &Bytes) -> std::result::Result<(), ClientError> {
-        if self.data.counters().dirty_bytes == 0 {
+        if !self.data.has_dirty_files() {
             return Ok(());
         }
         match self.metadata.ask(queries::Lookup { parent, name: name.clone() }).await {

@@ -255,6 +255,7 @@ impl<M: Metadata> Shared<M> {
                 Err(_) => (from, Vec::new()),
             };
             file.inner.lock().readahead.planned(planned, ahead.clone());
+            shared.table.reads_ahead(file.ino);
             shared.work.notify_one();
             for range in ahead {
                 let (shared, file) = (Arc::clone(&shared), Arc::clone(&file));
@@ -314,9 +315,7 @@ impl<M: Metadata> Shared<M> {
         if self.readahead_budget.available_permits() == all {
             return false;
         }
-        for file in self.table.all() {
-            file.inner.lock().readahead.expire(now);
-        }
+        self.table.expire_readahead(now);
         true
     }
 

@@ -1,10 +1,11 @@
 //! The files that the data path knows something of.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use atoll_core::ids::InodeId;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::file::FileState;
 use crate::read::map::MapMemory;
@@ -26,6 +27,8 @@ struct Files {
     all: HashMap<InodeId, Arc<FileState>>,
     /// Those that aren't clean.
     dirty: HashMap<InodeId, Arc<FileState>>,
+    /// Those that something was read ahead of, and may still be.
+    ahead: HashSet<InodeId>,
     /// At how many files all are looked at next; less than [`FILES_MAX`]: not earlier than at that.
     look_at: usize,
 }
@@ -71,6 +74,29 @@ impl Table {
                 files.all.remove(&file.ino);
             }
         }
+    }
+
+    /// False if none is dirty.
+    #[must_use]
+    pub fn has_dirty(&self) -> bool {
+        !self.files.lock().dirty.is_empty()
+    }
+
+    /// Something is read ahead of this file.
+    pub fn reads_ahead(&self, ino: InodeId) {
+        self.files.lock().ahead.insert(ino);
+    }
+
+    /// Lets go of what was read ahead of any file and not asked for by now.
+    pub fn expire_readahead(&self, now: Instant) {
+        let Files { all, ahead, .. } = &mut *self.files.lock();
+        ahead.retain(|ino| {
+            all.get(ino).is_some_and(|file| {
+                let readahead = &mut file.inner.lock().readahead;
+                readahead.expire(now);
+                !readahead.is_empty()
+            })
+        });
     }
 
     /// All that are dirty.

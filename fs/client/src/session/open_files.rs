@@ -1,7 +1,7 @@
 //! Which files this session holds open, as the leader is to know it: an open file is kept when its last name
 //! goes. Pure.
 
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet};
 
 use atoll_core::ids::InodeId;
 
@@ -15,7 +15,7 @@ pub struct OpenFiles {
     /// Those that were made, and that their makers haven't taken yet. They are open, whoever opens and closes them by their
     /// names meanwhile.
     made: HashSet<InodeId>,
-    closed: VecDeque<InodeId>,
+    closed: BTreeSet<InodeId>,
     /// Files that are being made to be opened, by when they were begun, counted from 1.
     making: BTreeSet<u64>,
     begun: u64,
@@ -29,7 +29,7 @@ impl OpenFiles {
         let new = self.open.insert(ino);
         if new {
             // A notice that was not sent yet would undo what the leader is told now.
-            self.closed.retain(|closed| *closed != ino);
+            self.closed.remove(&ino);
         }
         new
     }
@@ -38,7 +38,7 @@ impl OpenFiles {
     pub fn close(&mut self, ino: InodeId) -> bool {
         let is_news = self.open.remove(&ino) && !self.made.contains(&ino);
         if is_news {
-            self.closed.push_back(ino);
+            self.closed.insert(ino);
         }
         is_news
     }
@@ -46,7 +46,7 @@ impl OpenFiles {
     /// The file was made by this client, which holds it; its maker has still to take it.
     pub fn made(&mut self, ino: InodeId) {
         self.made.insert(ino);
-        self.closed.retain(|closed| *closed != ino);
+        self.closed.remove(&ino);
     }
 
     /// Its maker takes it, and has it open; or has gone away. True if there is something new to tell.
@@ -57,7 +57,7 @@ impl OpenFiles {
         }
         let is_news = !self.open.contains(&ino);
         if is_news {
-            self.closed.push_back(ino);
+            self.closed.insert(ino);
         }
         is_news
     }
@@ -99,25 +99,23 @@ impl OpenFiles {
 
     /// The next closed files to tell of, as many as fit in a message.
     pub fn take_closed(&mut self) -> Vec<InodeId> {
-        let count = self.closed.len().min(FILES_PER_MESSAGE_MAX);
-        self.closed.drain(..count).collect()
+        let next = self.closed.iter().nth(FILES_PER_MESSAGE_MAX).copied();
+        let later = next.map_or_else(BTreeSet::new, |next| self.closed.split_off(&next));
+        std::mem::replace(&mut self.closed, later).into_iter().collect()
     }
 
     /// They could not be told; those that were opened again meanwhile need not be.
     pub fn put_back(&mut self, closed: Vec<InodeId>) {
-        for ino in closed.into_iter().rev() {
-            if !self.is_open(ino) {
-                self.closed.push_front(ino);
-            }
-        }
+        let still: Vec<_> = closed.into_iter().filter(|ino| !self.is_open(*ino)).collect();
+        self.closed.extend(still);
     }
 
     /// The leader was told that these are open. Those that were closed while it was told are to be told closed, again
     /// if need be: that notice may have come first.
     pub fn told_open(&mut self, told: &[InodeId]) {
         for ino in told {
-            if !self.is_open(*ino) && !self.closed.contains(ino) {
-                self.closed.push_back(*ino);
+            if !self.is_open(*ino) {
+                self.closed.insert(*ino);
             }
         }
     }

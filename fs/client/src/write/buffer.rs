@@ -5,6 +5,7 @@
 //! gone from here, so a commit must not end between it and what replaced it: such numbers are no *cuts*.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::Arc;
 
 use atoll_core::attributes::{KillPriv, Timestamp};
@@ -171,10 +172,43 @@ impl Batch {
     }
 }
 
+/// Ranges that don't overlap, by where they begin, and by when they were written: a batch takes the oldest ones, and looking
+/// for them among all others would cost more the more there are.
+#[derive(Default)]
+struct Ranges {
+    by_offset: BTreeMap<u64, DirtyRange>,
+    /// The sequence number of each and where it begins.
+    by_sequence: BTreeSet<(u64, u64)>,
+}
+
+impl Ranges {
+    fn insert(&mut self, offset: u64, range: DirtyRange) {
+        self.by_sequence.insert((range.sequence, offset));
+        self.by_offset.insert(offset, range);
+    }
+
+    fn remove(&mut self, offset: u64) -> Option<DirtyRange> {
+        let range = self.by_offset.remove(&offset)?;
+        self.by_sequence.remove(&(range.sequence, offset));
+        Some(range)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.by_offset.is_empty()
+    }
+
+    /// Those with a sequence number after `after` and up to `upto`, in the order of these numbers.
+    fn written(&self, after: u64, upto: u64) -> impl Iterator<Item = (u64, &DirtyRange)> {
+        let numbers = (Bound::Excluded((after, u64::MAX)), Bound::Included((upto, u64::MAX)));
+        let offsets = self.by_sequence.range(numbers).map(|(_, offset)| *offset);
+        offsets.filter_map(|offset| Some((offset, self.by_offset.get(&offset)?)))
+    }
+}
+
 /// The dirty ranges of one file. No lock, no wait; the caller holds both.
 #[derive(Default)]
 pub struct DirtyFile {
-    ranges: BTreeMap<u64, DirtyRange>,
+    ranges: Ranges,
     /// Bytes in all ranges.
     bytes: u64,
     /// Bytes in ranges that are in no batch.
@@ -215,7 +249,7 @@ impl DirtyFile {
             let end = *start + range.length as u64;
             end.saturating_sub(offset.max(*start))
         };
-        self.ranges.iter().rev().map(behind).take_while(|bytes| *bytes > 0).sum()
+        self.ranges.by_offset.iter().rev().map(behind).take_while(|bytes| *bytes > 0).sum()
     }
 
     /// Bytes that are in no batch.
@@ -227,7 +261,7 @@ impl DirtyFile {
     /// The byte after the last dirty one, 0 if there is none.
     #[must_use]
     pub fn end(&self) -> u64 {
-        self.ranges.last_key_value().map_or(0, |(offset, range)| offset + range.length as u64)
+        self.ranges.by_offset.last_key_value().map_or(0, |(offset, range)| offset + range.length as u64)
     }
 
     /// When the last write was (by the leader's clock).
@@ -302,11 +336,11 @@ impl DirtyFile {
         if self.last_sequence <= self.batched {
             return 0;
         }
-        let limit = match self.ranges.range(offset..).next() {
+        let limit = match self.ranges.by_offset.range(offset..).next() {
             Some((next, _)) => (*next - offset).min(data.len() as u64) as usize,
             None => data.len(),
         };
-        let Some((start, range)) = self.ranges.range_mut(..offset).next_back() else { return 0 };
+        let Some((start, range)) = self.ranges.by_offset.range_mut(..offset).next_back() else { return 0 };
         let ends_here = start + range.length as u64 == offset && !offset.is_multiple_of(SEGMENT_BYTES);
         if !ends_here || range.sequence != self.last_sequence {
             return 0;
@@ -365,11 +399,11 @@ impl DirtyFile {
     }
 
     fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = (u64, &DirtyRange)> {
-        let first = match self.ranges.range(..=start).next_back() {
+        let first = match self.ranges.by_offset.range(..=start).next_back() {
             Some((offset, range)) if offset + range.length as u64 > start => *offset,
             _ => start,
         };
-        self.ranges.range(first..end.max(first)).map(|(offset, range)| (*offset, range))
+        self.ranges.by_offset.range(first..end.max(first)).map(|(offset, range)| (*offset, range))
     }
 
     /// Cuts a range out; returns the lowest number of a fresh write that lost bytes.
@@ -377,7 +411,7 @@ impl DirtyFile {
         let touched: Vec<u64> = self.overlapping(start, end).map(|(offset, _)| offset).collect();
         let mut oldest: Option<u64> = None;
         for offset in touched {
-            let Some(range) = self.ranges.remove(&offset) else { continue };
+            let Some(range) = self.ranges.remove(offset) else { continue };
             let range_end = offset + range.length as u64;
             let (cut_start, cut_end) = (offset.max(start), range_end.min(end));
             let lost = cut_end - cut_start;
@@ -434,19 +468,18 @@ impl DirtyFile {
         let mut runs: Vec<Run> = Vec::new();
         let mut blocks: Vec<Arc<DataBlock>> = Vec::new();
         let mut bytes = 0;
-        for (offset, range) in &self.ranges {
-            if range.sequence <= self.batched || range.sequence > cut {
-                continue;
-            }
+        let mut chosen: Vec<_> = self.ranges.written(self.batched, cut).collect();
+        chosen.sort_unstable_by_key(|(offset, _)| *offset);
+        for (offset, range) in chosen {
             let length = range.length as u64;
             bytes += length;
             blocks.push(Arc::clone(&range.block));
             match runs.last_mut() {
-                Some(last) if last.end() == *offset && offset % SEGMENT_BYTES != 0 => {
+                Some(last) if last.end() == offset && !offset.is_multiple_of(SEGMENT_BYTES) => {
                     last.length += length;
                     last.parts.push(range.part());
                 }
-                _ => runs.push(Run { offset: *offset, length, parts: vec![range.part()] }),
+                _ => runs.push(Run { offset, length, parts: vec![range.part()] }),
             }
         }
         blocks.sort_by_key(|block| block.order());
@@ -467,34 +500,24 @@ impl DirtyFile {
     }
 
     fn choose_cut(&self, limits: BatchLimits) -> Option<u64> {
-        let mut fresh: Vec<(u64, u64, u64)> = self
-            .ranges
-            .iter()
-            .filter(|(_, range)| range.sequence > self.batched)
-            .map(|(offset, range)| (range.sequence, range.length as u64, offset + range.length as u64))
-            .collect();
-        if fresh.is_empty() {
-            return None;
-        }
-        fresh.sort_unstable();
+        let mut fresh = self.ranges.written(self.batched, u64::MAX).peekable();
+        fresh.peek()?;
         let (mut ranges, mut bytes) = (0, 0);
         let mut fitting = None;
         let mut aligned = None;
-        let mut index = 0;
-        while index < fresh.len() {
-            let sequence = fresh[index].0;
+        while let Some(sequence) = fresh.peek().map(|(_, range)| range.sequence) {
             let mut at_segment_end = false;
-            while index < fresh.len() && fresh[index].0 == sequence {
+            while let Some((offset, range)) = fresh.next_if(|(_, range)| range.sequence == sequence) {
+                let length = range.length as u64;
                 ranges += 1;
-                bytes += fresh[index].1;
-                at_segment_end |= fresh[index].2.is_multiple_of(SEGMENT_BYTES);
-                index += 1;
+                bytes += length;
+                at_segment_end |= (offset + length).is_multiple_of(SEGMENT_BYTES);
             }
             if fitting.is_some() && (ranges > limits.ranges || bytes > limits.bytes) {
                 break;
             }
             // The last of all ranges ends a batch whatever happened to the cuts behind it.
-            let next = fresh.get(index).map_or(self.last_sequence + 1, |next| next.0);
+            let next = fresh.peek().map_or(self.last_sequence + 1, |(_, next)| next.sequence);
             if let Some(cut) = self.cuts.range(sequence..next).next_back() {
                 fitting = Some(*cut);
                 if at_segment_end {
@@ -510,15 +533,10 @@ impl DirtyFile {
     /// be dropped outside of any lock.
     #[must_use]
     pub fn settle(&mut self, cut: u64) -> Vec<Arc<DataBlock>> {
-        let gone: Vec<u64> = self
-            .ranges
-            .iter()
-            .filter(|(_, range)| range.sequence <= cut)
-            .map(|(offset, _)| *offset)
-            .collect();
+        let gone: Vec<u64> = self.ranges.written(0, cut).map(|(offset, _)| offset).collect();
         let mut blocks = Vec::with_capacity(gone.len());
         for offset in gone {
-            if let Some(range) = self.ranges.remove(&offset) {
+            if let Some(range) = self.ranges.remove(offset) {
                 self.bytes -= range.length as u64;
                 if range.sequence > self.batched {
                     self.fresh_bytes -= range.length as u64;
@@ -555,12 +573,8 @@ impl DirtyFile {
         self.kill_priv |= batch.kill_priv;
         if self.batched > batch.base {
             self.batched = batch.base.max(self.settled);
-            self.fresh_bytes = self
-                .ranges
-                .values()
-                .filter(|range| range.sequence > self.batched)
-                .map(|range| range.length as u64)
-                .sum();
+            self.fresh_bytes =
+                self.ranges.written(self.batched, u64::MAX).map(|(_, range)| range.length as u64).sum();
         }
         if self.fresh_bytes > 0 {
             self.oldest.get_or_insert(now);
