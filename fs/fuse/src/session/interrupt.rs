@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use atoll_client::vfs::Interrupt;
 use parking_lot::Mutex;
@@ -27,6 +27,9 @@ pub(crate) fn base_unique(unique: u64) -> u64 {
 /// All slots' cells.
 pub(crate) struct Interrupts {
     cells: Box<[Cell]>,
+    /// Slots from this one on were never used: the lowest free one is taken next, so looking through those before it is to look
+    /// through as many requests as there were at the same time at most.
+    used: AtomicU32,
     early: Mutex<VecDeque<u64>>,
     early_count: AtomicUsize,
 }
@@ -56,6 +59,7 @@ impl Interrupts {
     pub fn new(slots: u32) -> Interrupts {
         Interrupts {
             cells: (0..slots).map(|_| Cell::default()).collect(),
+            used: AtomicU32::new(0),
             early: Mutex::default(),
             early_count: AtomicUsize::new(0),
         }
@@ -65,8 +69,11 @@ impl Interrupts {
     pub fn begin(&self, slot: u32, unique: u64) {
         let unique = base_unique(unique);
         let cell = &self.cells[slot as usize];
-        // Sequentially consistent, here and in `interrupt`: of two threads that each write one word and then read the
-        // other's, at least one sees what the other wrote.
+        // Sequentially consistent, here and in `interrupt`: of two threads that each write and then read what the other one
+        // writes, at least one sees what the other wrote.
+        if slot >= self.used.load(Ordering::Relaxed) {
+            self.used.fetch_max(slot + 1, Ordering::SeqCst);
+        }
         cell.unique.store(unique, Ordering::SeqCst);
         if self.early_count.load(Ordering::SeqCst) != 0 {
             let mut early = self.early.lock();
@@ -117,13 +124,18 @@ impl Interrupts {
     /// The slot that is busy with request `unique`, if any.
     pub fn slot_of(&self, unique: u64) -> Option<u32> {
         let unique = base_unique(unique);
-        let slot = self.cells.iter().position(|cell| cell.unique.load(Ordering::SeqCst) == unique)?;
+        let slot = self.used().iter().position(|cell| cell.unique.load(Ordering::SeqCst) == unique)?;
         Some(slot as u32)
     }
 
     /// Slots that are busy with a request.
     pub fn under_way(&self) -> u32 {
-        self.cells.iter().filter(|cell| cell.unique.load(Ordering::Relaxed) != 0).count() as u32
+        self.used().iter().filter(|cell| cell.unique.load(Ordering::Relaxed) != 0).count() as u32
+    }
+
+    /// The cells of all slots that were ever used.
+    fn used(&self) -> &[Cell] {
+        &self.cells[..self.used.load(Ordering::SeqCst) as usize]
     }
 
     fn fire(&self, unique: u64) -> bool {
