@@ -381,9 +381,9 @@ impl SmallDisk {
         self.0.path().join("occupied")
     }
 
-    /// Takes all room, as something else on the disk would.
+    /// Takes all room that there is now, as something else on the disk would.
     fn occupy(&self) {
-        let mut file = fs::File::create(self.occupied()).unwrap();
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(self.occupied()).unwrap();
         while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
     }
 }
@@ -417,23 +417,25 @@ fn what_is_committed_waits_for_room_and_goes_on_when_there_is_some() {
     let machine = Arc::new(machine(&disk.0.path().join("member")));
     machine.apply(random_entries(0, 1)).unwrap();
     // More than stays in memory, call by call.
-    let apply = |machine: Arc<Machine>, first: u64| {
+    let apply = |machine: Arc<Machine>, first: u64, calls: u64| {
         std::thread::spawn(move || {
-            (0..60).try_for_each(|call| machine.apply(large_entries(first + call * 16, 16)).map(drop))
+            (0..calls).try_for_each(|call| machine.apply(large_entries(first + call * 16, 16)).map(drop))
         })
     };
     let until_it_waits = || {
-        for _ in 0..600 {
+        for _ in 0..6000 {
             if machine.waits_for_room() {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(100));
+            // A compaction that ends removes what it has read.
+            disk.occupy();
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
         panic!("it never waits");
     };
 
     disk.occupy();
-    let applying = apply(machine.clone(), 1);
+    let applying = apply(machine.clone(), 1, 60);
     until_it_waits();
     assert!(!applying.is_finished());
     fs::remove_file(disk.occupied()).unwrap();
@@ -444,7 +446,7 @@ fn what_is_committed_waits_for_room_and_goes_on_when_there_is_some() {
 
     // Whoever stops doesn't wait until then.
     disk.occupy();
-    let applying = apply(machine.clone(), 961);
+    let applying = apply(machine.clone(), 961, 240);
     until_it_waits();
     machine.stop_waiting();
     applying.join().unwrap().unwrap_err();
