@@ -24,6 +24,7 @@ use std::time::Duration;
 use atoll_blocking::Detach;
 use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, NewPlace, Outcome, Reply, ops};
+use atoll_core::encode::USUAL_BYTES;
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId, SlotId};
 use atoll_core::locks::LockChange;
@@ -467,7 +468,7 @@ impl Inner {
             command.session = current.id;
             command.sequence = slot.next(current.epoch);
             // The same bytes as a `MutateRequest`, without moving the command into one.
-            let message = match postcard::to_allocvec(&(&command, opens)) {
+            let message = match postcard::to_extend(&(&command, opens), Vec::with_capacity(USUAL_BYTES)) {
                 Ok(bytes) => Bytes::from(bytes),
                 Err(error) => {
                     slot.take_back(current.epoch);
@@ -527,8 +528,8 @@ impl Inner {
         loop {
             let current = self.current().await?;
             // The same bytes as an `AskRequest`, without copying the query into one.
-            let message =
-                postcard::to_allocvec(&(current.id, query)).map_err(|_| FsError::InvalidArgument)?;
+            let message = postcard::to_extend(&(current.id, query), Vec::with_capacity(USUAL_BYTES))
+                .map_err(|_| FsError::InvalidArgument)?;
             match self.service.call(kind::ASK, &message.into()).await {
                 Ok(reply) => {
                     return postcard::from_bytes(&reply).map_err(|error| {

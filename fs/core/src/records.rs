@@ -35,7 +35,9 @@ pub trait Record: Serialize + DeserializeOwned {
 
     /// The stored form.
     fn encode(&self) -> Vec<u8> {
-        encode::append(vec![Self::VERSION], self)
+        let mut start = Vec::with_capacity(1 + encode::USUAL_BYTES);
+        start.push(Self::VERSION);
+        encode::append(start, self)
     }
 
     /// Reads the stored form.

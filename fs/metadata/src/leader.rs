@@ -136,11 +136,9 @@ impl Leader {
     /// # Errors
     /// If this member doesn't lead in this term any more, or its lease has lapsed.
     pub(crate) fn confirm(&self) -> Result<(), MetadataError> {
-        let leadership = self.consensus.leadership();
-        if leadership.is_leader && leadership.term == self.term {
-            Ok(())
-        } else {
-            Err(not_leader(self.member, leadership))
+        match self.consensus.leading_term() {
+            Some(term) if term == self.term => Ok(()),
+            _ => Err(not_leader(self.member, self.consensus.leadership())),
         }
     }
 

@@ -42,6 +42,12 @@ pub trait Consensus: Log {
     /// Whether this member leads, and who does.
     fn leadership(&self) -> Leadership;
 
+    /// The term in which this member leads and may answer, without saying who leads otherwise: asked twice for each question.
+    fn leading_term(&self) -> Option<u64> {
+        let leadership = self.leadership();
+        leadership.is_leader.then_some(leadership.term)
+    }
+
     /// Says that somebody is about to ask whether this member leads; `by_heartbeat`: somebody who does so whether there is
     /// anything to ask or not. True if it does and its lease was let lapse because nobody asked: see [`RaftNode::is_asked`].
     ///
@@ -136,13 +142,12 @@ impl Node {
     /// # Errors
     /// If it doesn't lead.
     pub(crate) fn lead(&self) -> Result<Arc<Leader>, MetadataError> {
-        let leadership = self.consensus.leadership();
-        if !leadership.is_leader {
-            return Err(not_leader(self.member, leadership));
-        }
+        let Some(term) = self.consensus.leading_term() else {
+            return Err(not_leader(self.member, self.consensus.leadership()));
+        };
         match self.leading() {
-            Some(leader) if leader.term == leadership.term => Ok(leader),
-            _ => self.become_leader(leadership.term),
+            Some(leader) if leader.term == term => Ok(leader),
+            _ => self.become_leader(term),
         }
     }
 

@@ -532,6 +532,10 @@ impl Consensus for Replication {
         self.0.leadership()
     }
 
+    fn leading_term(&self) -> Option<u64> {
+        self.0.leading_term()
+    }
+
     fn is_asked(&self, by_heartbeat: bool) -> bool {
         self.0.is_asked(by_heartbeat)
     }

@@ -17,6 +17,7 @@ mod storage;
 use std::sync::Arc;
 use std::time::Instant;
 
+use atoll_core::encode::USUAL_BYTES;
 use atoll_core::ids::ServerId;
 use atoll_proto::admin::{ChangeMembers, ChangeServer, ResizeVolume, TransferLeader, WhoRequest};
 use atoll_proto::fsck::FsckRequest;
@@ -189,7 +190,7 @@ fn decode<T: DeserializeOwned>(request: &Request) -> Result<T, Status> {
 
 fn reply<T: Serialize>(result: Result<T, MetadataError>) -> Result<Response, Status> {
     let value = result.map_err(|error| Status::service(&error))?;
-    let meta = postcard::to_stdvec(&value)
+    let meta = postcard::to_extend(&value, Vec::with_capacity(USUAL_BYTES))
         .map_err(|error| Status::internal(format!("the reply can't be encoded: {error}")))?;
     Ok(Response { meta: meta.into(), body: Body::Empty })
 }

@@ -38,8 +38,18 @@ impl View {
             let addr = membership.get_node(&id).map_or_else(String::new, |node| node.addr.clone());
             (id, addr)
         });
-        let is_leader = self.leads(&metrics) && (self.is_alone(&metrics) || self.has_lease(&metrics));
+        let is_leader = self.may_answer(&metrics);
         Leadership { term, is_leader, leader }
+    }
+
+    /// The term in which this node leads and may answer reads; `None` if it may not.
+    pub(crate) fn leading_term(&self) -> Option<u64> {
+        let metrics = self.metrics.borrow_watched();
+        self.may_answer(&metrics).then_some(metrics.current_term)
+    }
+
+    fn may_answer(&self, metrics: &RaftMetrics<Group>) -> bool {
+        self.leads(metrics) && (self.is_alone(metrics) || self.has_lease(metrics))
     }
 
     /// Whether this node may answer reads while its lease lasts.
@@ -53,7 +63,12 @@ impl View {
             && metrics.last_applied.is_some_and(|applied| applied.leader_id.term == term)
             && self.given_away_term.load(Ordering::Acquire) != term
             // A leader that was removed gives leadership away by itself.
-            && metrics.committed_membership_config.voter_ids().any(|id| id == self.member)
+            && self.is_voter(metrics)
+    }
+
+    fn is_voter(&self, metrics: &RaftMetrics<Group>) -> bool {
+        let membership = metrics.committed_membership_config.membership();
+        membership.get_joint_config().iter().any(|voters| voters.contains(&self.member))
     }
 
     fn is_alone(&self, metrics: &RaftMetrics<Group>) -> bool {

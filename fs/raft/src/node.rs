@@ -391,10 +391,15 @@ impl RaftNode {
         self.store.damage()
     }
 
-    /// Whether this node may answer reads at this moment. Cheap: called for each read, after its
-    /// answer was made, so that the lease covers the moment at which the state was read.
+    /// Whether this node may answer reads at this moment, and who leads.
     pub fn leadership(&self) -> Leadership {
         self.view.leadership()
+    }
+
+    /// The term in which this node leads and may answer reads at this moment. Cheap: called for each read, after its
+    /// answer was made, so that the lease covers the moment at which the state was read.
+    pub fn leading_term(&self) -> Option<u64> {
+        self.view.leading_term()
     }
 
     /// Says that somebody is about to ask whether this node may answer reads. Cheap. True if it leads and has let its lease
