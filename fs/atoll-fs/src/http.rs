@@ -27,7 +27,12 @@ pub async fn serve(listen: &str, registry: Arc<Registry>, ready: Readiness) -> R
         ))
     })?;
     let address = listener.local_addr().context("metrics address")?.to_string();
-    let router = Router::new()
+    #[cfg(not(feature = "count-allocations"))]
+    let router = Router::new();
+    #[cfg(feature = "count-allocations")]
+    let router =
+        Router::new().route("/allocations", get(|| async { crate::allocations::count().to_string() }));
+    let router = router
         .route("/metrics", get(move || metrics(Arc::clone(&registry))))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(move || readiness(Arc::clone(&ready))));

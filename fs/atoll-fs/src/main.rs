@@ -1,6 +1,8 @@
 //! `atoll-fs`: the processes of an Atoll filesystem, and the commands of its administrator.
 
 mod admin;
+#[cfg(feature = "count-allocations")]
+mod allocations;
 mod bootstrap;
 mod cli;
 mod cluster;
