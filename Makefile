@@ -66,6 +66,11 @@ bench-failover: ## Measure how long applications wait when a server dies or stop
 	@hack/cargo.sh build --workspace --bins
 	@hack/cargo.sh test --workspace --bench failover
 
+.PHONY: bench-growth
+bench-growth: ## Measure what operations cost with more and more files (ARGS='10000 10000000': other numbers of them)
+	@hack/setup.sh
+	@hack/bench/growth.sh $(ARGS)
+
 .PHONY: demo-kube
 demo-kube: ## The same through Kubernetes: install, a PVC, pods on three nodes, pods killed, every byte compared
 	@hack/setup.sh
