@@ -38,7 +38,7 @@ pub fn inodes(
     from: &dyn Read,
     numbers: impl IntoIterator<Item = InodeId>,
 ) -> Result<Vec<Option<InodeRecord>>, StoreError> {
-    let keys: Vec<_> = numbers.into_iter().map(|ino| keys::inode(ino)).collect();
+    let keys: Vec<_> = numbers.into_iter().map(keys::inode).collect();
     let found = from.get_many(Family::Inodes, &keys)?;
     found.into_iter().map(|bytes| bytes.map(|bytes| InodeRecord::decode(&bytes)).transpose()).collect()
 }
