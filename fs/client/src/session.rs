@@ -436,8 +436,12 @@ impl Inner {
         drop(making);
         let is_held = matches!(*self.state.borrow(), State::Open(current) if Some(current.id) == session);
         if !is_held {
-            // A session that is lost held it, or is said to be by now.
-            self.question(&queries::Open { ino, segments: 0 }.into()).await?;
+            // A session that is lost held it, or is said to be by now. If others have removed it since, it is one of the things
+            // that are lost with a session: to make another one would be to make it twice.
+            match self.question(&queries::Open { ino, segments: 0 }.into()).await {
+                Err(ClientError::Fs(FsError::Stale)) => return Err(ClientError::SessionLost),
+                answer => answer?,
+            };
         }
         Ok(made)
     }

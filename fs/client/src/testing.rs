@@ -11,7 +11,7 @@ use std::time::Duration;
 use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, INTERNAL, Op, Outcome, ServiceOp, ops};
 use atoll_core::error::FsError;
-use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
+use atoll_core::ids::{ChunkId, ClusterId, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId};
 use atoll_core::lock_table::LockTable;
 use atoll_core::lock_waits::LockWaits;
 use atoll_core::locks::LockChange;
@@ -26,6 +26,7 @@ use atoll_proto::metadata::{
     Answer, ChunkInfo, DirectoryEntry, DirectoryPage, FileExtents, MappedPiece, PieceData, Query, ServerInfo,
 };
 use atoll_proto::queries;
+use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::arena::{Arena, ArenaConfig, ArenaError};
@@ -178,6 +179,12 @@ impl MemVolume {
     /// Ends a session as if it had been silent for its lifetime.
     pub fn expire(&mut self, session: SessionId) {
         self.internal(Op::from(ops::ExpireSession { session }));
+    }
+
+    /// Somebody else removes the name of a file of the root directory.
+    pub fn remove(&mut self, name: &str) -> Outcome {
+        let name = Bytes::copy_from_slice(name.as_bytes());
+        self.internal(Op::from(ops::Unlink { parent: ROOT, name, directory: false }))
     }
 
     /// The session holds these open (or holds them no more).

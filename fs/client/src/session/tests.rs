@@ -22,6 +22,8 @@ struct Faults {
     leader: AtomicU64,
     /// Carry the next mutation out, but don't answer it.
     swallow_outcome: AtomicBool,
+    /// With that outcome the session is lost, and somebody else removes the file `a`.
+    lose_with_outcome: AtomicBool,
     /// Requests of each kind that were looked at.
     seen: Mutex<HashMap<u16, u64>>,
     reclaim: AtomicBool,
@@ -57,8 +59,14 @@ impl Handler for Member {
         match request.kind {
             kind::MUTATE => {
                 let request: MutateRequest = postcard::from_bytes(&request.meta).unwrap();
+                let session = request.command.session;
                 let outcome = volume.execute_to_open(request.command.into(), request.opens);
                 if self.faults.swallow_outcome.swap(false, Ordering::SeqCst) {
+                    if self.faults.lose_with_outcome.load(Ordering::SeqCst) {
+                        volume.expire(session);
+                        assert!(matches!(volume.remove("a"), Outcome::Inode(_)));
+                        volume.purge();
+                    }
                     return Err(WireStatus::service(&MetadataError::LeadershipLost));
                 }
                 encode(&MutateReply { outcome })
@@ -425,6 +433,16 @@ async fn a_file_that_was_made_in_a_session_that_is_lost_is_held_by_the_next_one(
     making.await.unwrap().unwrap();
     assert_ne!(client.session(), first);
     assert_eq!(cluster.volume.lock().open_files(client.session()), Some(1));
+}
+
+#[tokio::test]
+async fn a_file_that_was_made_in_a_lost_session_and_is_removed_by_others_is_not_made_again() {
+    let cluster = Cluster::start(1);
+    let (client, _arena) = cluster.client().await;
+    cluster.faults.lose_with_outcome.store(true, Ordering::SeqCst);
+    cluster.faults.swallow_outcome.store(true, Ordering::SeqCst);
+    let made = client.make(create("a").into()).await;
+    assert_eq!(made.map(Made::keep), Err(ClientError::SessionLost));
 }
 
 #[tokio::test]

@@ -71,6 +71,8 @@ pub enum What {
 pub enum NameOp {
     /// A file was made; or not, since there was one.
     Made(Option<InodeId>),
+    /// A file was made in a session that was lost since, and others may have removed it by now.
+    MadeInLost,
     /// It was removed; or there was none.
     Removed(bool),
     /// This is what was found.
@@ -193,7 +195,7 @@ impl SimClient {
         let number = random.random_range(0..SHARED_NAMES);
         let name = shared_name(number);
         let (files, caller, folder) = (&self.mount.files, &self.caller, self.shared.folder);
-        let began = seam::elapsed();
+        let (began, lost) = (seam::elapsed(), self.lost());
         let op = match random.random_range(0..3) {
             0 => {
                 let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
@@ -206,6 +208,7 @@ impl SimClient {
                         NameOp::Made(Some(ino))
                     }
                     Err(Errno(libc::EEXIST)) => NameOp::Made(None),
+                    Err(Errno(libc::EIO)) if self.lost() != lost => NameOp::MadeInLost,
                     Err(error) => return Err(errno("create of a shared name", error)),
                 }
             }

@@ -19,10 +19,15 @@ struct Operation {
     op: NameOp,
 }
 
+/// A file that was made, of which its maker wasn't told the number: whoever finds it tells that.
+const UNKNOWN: InodeId = InodeId(0);
+
 /// What the name means after the operation, if its answer is right.
 fn after(state: Option<InodeId>, op: &NameOp) -> Option<Option<InodeId>> {
     match (op, state) {
         (NameOp::Made(Some(ino)), None) => Some(Some(*ino)),
+        (NameOp::MadeInLost, None) => Some(Some(UNKNOWN)),
+        (NameOp::Found(Some(ino)), Some(UNKNOWN)) => Some(Some(*ino)),
         (NameOp::Made(None), Some(_)) | (NameOp::Removed(false), None) => Some(state),
         (NameOp::Removed(true), Some(_)) => Some(None),
         (NameOp::Found(found), state) if *found == state => Some(state),
@@ -107,6 +112,18 @@ mod tests {
             event(21, 22, found(8)),
         ];
         assert_eq!(check(&events), Ok(()));
+    }
+
+    #[test]
+    fn a_file_whose_maker_was_not_told_of_it_is_made_once() {
+        let made = || event(1, 10, NameOp::MadeInLost);
+        let removed = || event(4, 5, NameOp::Removed(true));
+        assert_eq!(
+            check(&[made(), event(2, 3, found(7)), removed(), event(11, 12, NameOp::Found(None))]),
+            Ok(())
+        );
+        assert!(check(&[made(), event(2, 3, found(7)), event(4, 5, found(8))]).is_err());
+        assert!(check(&[made(), removed(), event(6, 7, NameOp::Removed(true))]).is_err());
     }
 
     #[test]
