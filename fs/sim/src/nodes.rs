@@ -229,8 +229,8 @@ impl StorageNode {
     }
 }
 
-/// Makes the group and the volume.
-pub async fn bootstrap(members: usize, copies: u8) -> Result<(), String> {
+/// Makes the group and the volume, which is for one mount if it is `exclusive`.
+pub async fn bootstrap(members: usize, copies: u8, exclusive: bool) -> Result<(), String> {
     let config = VolumeConfig {
         bytes_total: 1 << 30,
         inodes_total: 10_000,
@@ -239,6 +239,7 @@ pub async fn bootstrap(members: usize, copies: u8) -> Result<(), String> {
         inline_file_bytes: 2048,
         inline_budget_bytes: 64 << 10,
         chunk_bytes: CHUNK_BYTES,
+        exclusive,
         ..VolumeConfig::default()
     };
     let first_members = (0..members)
@@ -309,7 +310,8 @@ impl Mount {
             connect_timeout: Duration::from_secs(60),
             // Every other client's mutations wait for one another, so that what waits outlives sessions, too.
             mutations_in_flight: if name.ends_with(['1', '3', '5', '7', '9']) { 1 } else { 64 },
-            ..SessionOptions::new(addresses, CLUSTER, key(), name.to_owned())
+            // All of one machine: a volume for one mount is given from each process to the next one.
+            ..SessionOptions::new(addresses, CLUSTER, key(), format!("machine:{name}"))
         };
         let metadata =
             MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| error.to_string())?;

@@ -34,6 +34,8 @@ const REST_TIMEOUT: Duration = Duration::from_secs(120);
 const HEARD_WITHIN: Duration = Duration::from_secs(5);
 /// One world in so many waits in the end for what takes long.
 const PATIENT_ONE_IN: u64 = 8;
+/// One world in so many has a volume for one mount.
+const EXCLUSIVE_ONE_IN: u64 = 4;
 /// How long a piece of work of a disk takes.
 const DISK_MICROSECONDS: (u64, u64) = (20, 1500);
 
@@ -189,12 +191,21 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     let mut world = world?;
     let mut report = Report::default();
     world.start().await?;
-    nodes::bootstrap(MEMBERS, 3).await?;
+    let exclusive = seed % EXCLUSIVE_ONE_IN == EXCLUSIVE_ONE_IN - 1;
+    nodes::bootstrap(MEMBERS, 3, exclusive).await?;
     let first = Mount::connect("first", MEMBERS, &world.network).await?;
     let shared = client::make_shared(&first.files).await?;
+    let first = if exclusive {
+        first.close().await?;
+        None
+    } else {
+        Some(first)
+    };
     let events = Rc::new(RefCell::new(Vec::new()));
     let mut clients = Vec::new();
-    for number in 0..CLIENTS {
+    // One that is alone does the others' work.
+    let (count, operations) = if exclusive { (1, 2 * OPERATIONS) } else { (CLIENTS, OPERATIONS) };
+    for number in 0..count {
         let mount = Mount::connect(&client_name(number), MEMBERS, &world.network).await?;
         clients.push(
             SimClient::new(
@@ -210,7 +221,7 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
 
     let working = futures::future::try_join_all(clients.iter_mut().enumerate().map(|(number, client)| {
         let mut random = StdRng::seed_from_u64(seed.wrapping_mul(7).wrapping_add(number as u64));
-        async move { client.run(&mut random, OPERATIONS).await }
+        async move { client.run(&mut random, operations).await }
     }));
     let failing = async {
         for _ in 0..FAULTS {
@@ -229,6 +240,9 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     report.shared_operations = events.len();
     for client in &mut clients {
         client.stop().await?;
+        if exclusive {
+            client.mount.files.metadata().close().await;
+        }
     }
     let last = Mount::connect("last", MEMBERS, &world.network).await?;
     for client in &clients {
@@ -241,10 +255,12 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
     invariants::appends::check(&events, &log)?;
     invariants::follow::check(&events, &log)?;
     invariants::counter::check(&events)?;
-    for client in clients {
+    for client in clients.into_iter().filter(|_| !exclusive) {
         client.mount.close().await?;
     }
-    first.close().await?;
+    if let Some(first) = first {
+        first.close().await?;
+    }
     rest(&world, 1, false).await?;
     report.extents = replicas(&world, &last).await?;
     last.close().await?;
