@@ -150,13 +150,7 @@ fn each_operation_costs_what_it_did() {
     let path = |name: &str, number: u64| cluster.path(&format!("{name}-{number}"));
     let block = vec![7; 4096];
     let mut wrong = Vec::new();
-    let mut check = |name: &str, expected: Cost, found: Cost| {
-        println!("{name:28} {found:?}");
-        let is_much = found.allocations > expected.allocations;
-        if is_much || (Cost { allocations: expected.allocations, ..found }) != expected {
-            wrong.push(format!("{name}: expected {expected:?}, found {found:?}"));
-        }
-    };
+    let mut check = |name: &str, expected: Cost, found: Cost| check(&mut wrong, name, expected, found);
 
     // Attributes of the folder before each look into it, and again before each change of it; then what is to be done. What the
     // kernel may keep is what a lease allows, and there is none.
@@ -193,5 +187,37 @@ fn each_operation_costs_what_it_did() {
     let found = cost(&cluster, |n| fs::remove_dir(path("folder", n)).unwrap());
     check("rmdir", costs([4, 1, 3, 1, 1, 0], 214), found);
 
+    is_as_meant(&wrong);
+}
+
+/// What the kernel and the mount may keep costs nothing.
+#[test]
+fn each_operation_on_a_volume_for_one_mount_costs_what_it_did() {
+    let cluster = Cluster::start(&[]);
+    let path = |name: &str, number: u64| cluster.path(&format!("{name}-{number}"));
+    let block = vec![7; 4096];
+    let mut wrong = Vec::new();
+    let mut check = |name: &str, expected: Cost, found: Cost| check(&mut wrong, name, expected, found);
+
+    let found = cost(&cluster, |n| fs::write(path("small", n), &block).unwrap());
+    check("create, write 4 KiB, close", costs([7, 2, 3, 2, 2, 0], 365), found);
+    let found = cost(&cluster, |n| assert!(fs::metadata(path("small", n)).unwrap().is_file()));
+    check("stat", costs([1, 0, 1, 0, 0, 0], 12), found);
+    let found = cost(&cluster, |n| assert_eq!(fs::read(path("small", n)).unwrap(), block));
+    check("open, read 4 KiB, close", costs([3, 0, 0, 0, 0, 0], 4), found);
+    let found = cost(&cluster, |n| fs::remove_file(path("small", n)).unwrap());
+    check("unlink of a small file", costs([2, 1, 1, 1, 1, 0], 200), found);
+    is_as_meant(&wrong);
+}
+
+fn check(wrong: &mut Vec<String>, name: &str, expected: Cost, found: Cost) {
+    println!("{name:28} {found:?}");
+    let is_much = found.allocations > expected.allocations;
+    if is_much || (Cost { allocations: expected.allocations, ..found }) != expected {
+        wrong.push(format!("{name}: expected {expected:?}, found {found:?}"));
+    }
+}
+
+fn is_as_meant(wrong: &[String]) {
     assert!(wrong.is_empty(), "if it is meant, and worth it, change what is expected:\n{}", wrong.join("\n"));
 }

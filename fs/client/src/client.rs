@@ -356,6 +356,7 @@ impl<M: Metadata> Client<M> {
 
     /// Remembers an inode whose last name this mount removed.
     fn note_removed(&self, attributes: Attributes) {
+        self.metadata.unlinked(attributes.ino);
         let mut removed = self.removed.lock();
         if removed.len() >= REMOVED_MAX {
             // What the kernel hasn't forgotten by now is of use to almost nobody.

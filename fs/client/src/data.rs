@@ -349,6 +349,12 @@ impl<M: Metadata> DataPath<M> {
         }
     }
 
+    /// The newest attributes that are known of the file from commits and answers.
+    #[must_use]
+    pub fn attributes(&self, ino: InodeId) -> Option<Attributes> {
+        self.shared.table.find(ino).and_then(|file| file.inner.lock().attributes.clone())
+    }
+
     /// Takes in what came with an answer to open or create.
     pub fn install_map(&self, ino: InodeId, extents: &Extents) {
         self.shared.reader.learn(&extents.chunks);

@@ -204,6 +204,21 @@ pub trait Metadata: Send + Sync + 'static {
     /// The last handle of a file is closed: the service is told, in the background.
     fn closed(&self, _ino: InodeId) {}
 
+    /// The same of a file that has a name, on a volume for this mount alone: the service needn't be told before that name
+    /// goes, so that the file can be [opened again](Metadata::open_again).
+    fn closed_for_now(&self, ino: InodeId) {
+        self.closed(ino);
+    }
+
+    /// Opens a file that the service is known to hold for this session, without asking it. False if that isn't known:
+    /// [`Open`](atoll_proto::queries::Open) has to be asked then.
+    fn open_again(&self, _ino: InodeId) -> bool {
+        false
+    }
+
+    /// The last name of the file has gone.
+    fn unlinked(&self, _ino: InodeId) {}
+
     /// What was written to a file is lost.
     fn lost(&self, _ino: InodeId) {}
 

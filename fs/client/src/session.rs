@@ -418,9 +418,19 @@ impl Inner {
         }
     }
 
+    /// The leader has said that it holds a file; `sessions_lost`: as counted before it was asked. Of a session that is lost
+    /// since then that means nothing.
+    fn is_held(&self, ino: InodeId, sessions_lost: u64) {
+        let mut files = self.open_files.lock();
+        if self.sessions_lost.load(Ordering::SeqCst) == sessions_lost {
+            files.is_held(ino);
+        }
+    }
+
     /// Makes a file that is open from then on.
     async fn make(self: &Arc<Self>, slot: Slot, op: ClientOp) -> Result<Made, ClientError> {
         let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
+        let sessions_lost = self.sessions_lost.load(Ordering::SeqCst);
         let (outcome, session) = self.carry_out(slot, op, true, &self.asked(None)).await?;
         let attributes = Box::<Attributes>::from_outcome(outcome).ok_or_else(unexpected)?;
         let ino = attributes.ino;
@@ -431,6 +441,7 @@ impl Inner {
                 if inner.open_files.lock().settle(ino, kept) {
                     inner.close_notices.notify_one();
                 }
+                inner.is_held(ino, sessions_lost);
             }
         });
         drop(making);
@@ -598,6 +609,11 @@ fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
 
 impl Metadata for MetadataClient {
     async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
+        // Queued before it, so that a file that nobody has open is freed in the same entry.
+        let removes_file = matches!(op, ClientOp::Unlink(ops::Unlink { directory: false, .. }));
+        if removes_file && self.inner.open_files.lock().release_retained() {
+            self.inner.tell_closed();
+        }
         let asked = self.inner.asked(None);
         self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false, &asked).await?.0) }).await
     }
@@ -621,12 +637,15 @@ impl Metadata for MetadataClient {
             }
             _ => None,
         };
+        let sessions_lost = self.inner.sessions_lost.load(Ordering::SeqCst);
         let answer = self.in_time(self.inner.question(&query)).await;
         if let Ok(Answer::Volume(volume)) = &answer {
             self.inner.heard.write().volume = *volume;
         }
-        if let (Some((ino, true)), Err(_)) = (opening, &answer) {
-            self.closed(ino);
+        match (opening, &answer) {
+            (Some((ino, true)), Err(_)) => self.closed(ino),
+            (Some((ino, _)), Ok(_)) => self.inner.is_held(ino, sessions_lost),
+            _ => {}
         }
         answer
     }
@@ -680,7 +699,23 @@ impl Metadata for MetadataClient {
     }
 
     fn closed(&self, ino: InodeId) {
-        if self.inner.open_files.lock().close(ino) {
+        if self.inner.open_files.lock().close(ino, false) {
+            self.inner.close_notices.notify_one();
+        }
+    }
+
+    fn closed_for_now(&self, ino: InodeId) {
+        if self.inner.open_files.lock().close(ino, true) {
+            self.inner.close_notices.notify_one();
+        }
+    }
+
+    fn open_again(&self, ino: InodeId) -> bool {
+        self.inner.open_files.lock().open_again(ino)
+    }
+
+    fn unlinked(&self, ino: InodeId) {
+        if self.inner.open_files.lock().release(ino) {
             self.inner.close_notices.notify_one();
         }
     }

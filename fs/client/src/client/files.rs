@@ -21,6 +21,7 @@ use super::pages::{Stale, Tell};
 use super::{Append, CUT_POLL, Client, check_name};
 use crate::data::Extents;
 use crate::metadata::{ClientError, Made, Metadata, unexpected};
+use crate::rights::Right;
 use crate::vfs::{Caller, Entry, Errno, Opened, Result, SeekKind, WriteFlags};
 
 /// Segments whose places come along with an open.
@@ -86,7 +87,23 @@ impl<M: Metadata> Client<M> {
     /// One handle less has the file open.
     fn close(&self, ino: InodeId) {
         // Under the table's lock: who opens the file right now tells the service so after this, not before.
-        self.handles.close(ino, || self.metadata.closed(ino));
+        match self.linked(ino) {
+            None => self.handles.close(ino, || self.metadata.closed(ino)),
+            Some(_) => self.handles.close(ino, || self.metadata.closed_for_now(ino)),
+        }
+        // Its last name may have gone meanwhile: then either it was closed before that, and who removed it has seen to this, or
+        // that is known here by now.
+        if self.linked(ino).is_none() {
+            self.metadata.unlinked(ino);
+        }
+    }
+
+    /// The attributes of a file that has a name, if they are known here and nobody else can change them.
+    fn linked(&self, ino: InodeId) -> Option<Attributes> {
+        match self.right(ino) {
+            Right::None => None,
+            Right::Exclusive(_) => self.data.attributes(ino).filter(|attributes| attributes.nlink > 0),
+        }
     }
 
     /// The handle, if it can be used. One that isn't known is of a predecessor of this process: nothing that
@@ -124,11 +141,16 @@ impl<M: Metadata> Client<M> {
         kill_priv: KillPriv,
     ) -> Result<Opened> {
         let mut opening = Opening::new(self, ino);
-        let answer = self.metadata.ask(queries::Open { ino, segments: OPEN_SEGMENTS }).await?;
-        let extents = Extents::new(SegmentIndex(0), answer);
-        let attributes = extents.attributes.clone();
+        let attributes = match self.linked(ino) {
+            Some(attributes) if self.metadata.open_again(ino) => attributes,
+            _ => {
+                let answer = self.metadata.ask(queries::Open { ino, segments: OPEN_SEGMENTS }).await?;
+                let extents = Extents::new(SegmentIndex(0), answer);
+                self.data.install_map(ino, &extents);
+                extents.attributes
+            }
+        };
         self.handles.learn(&attributes);
-        self.data.install_map(ino, &extents);
         if flags & libc::O_TRUNC as u32 != 0 && attributes.kind() == FileKind::File {
             let changes = AttributeChanges { size: Some(0), kill_priv, ..AttributeChanges::default() };
             let attributes = self.resize(ino, 0, changes).await?;

@@ -170,6 +170,18 @@ impl<M: Metadata> Metadata for Tracked<M> {
         self.inner.closed(ino);
     }
 
+    fn closed_for_now(&self, ino: InodeId) {
+        self.inner.closed_for_now(ino);
+    }
+
+    fn open_again(&self, ino: InodeId) -> bool {
+        self.inner.open_again(ino)
+    }
+
+    fn unlinked(&self, ino: InodeId) {
+        self.inner.unlinked(ino);
+    }
+
     fn lost(&self, ino: InodeId) {
         self.pages.lost(ino);
     }

@@ -236,6 +236,7 @@ impl Inner {
     /// and this one gets nothing of it any more.
     async fn replace(&self, lost: Current) -> Option<Current> {
         self.heard.write().valid_until = Duration::ZERO;
+        self.open_files.lock().session_lost();
         self.state.send_replace(State::Opening);
         tracing::warn!(
             session = %lost.id,
@@ -248,7 +249,7 @@ impl Inner {
                     tracing::error!(
                         "another client took the volume over: unmount this mount and mount it again"
                     );
-                    self.sessions_lost.fetch_add(1, Ordering::Relaxed);
+                    self.sessions_lost.fetch_add(1, Ordering::SeqCst);
                     self.tell(Event::SessionLost);
                     return None;
                 }
@@ -258,8 +259,9 @@ impl Inner {
                 }
             }
         };
-        self.sessions_lost.fetch_add(1, Ordering::Relaxed);
+        self.sessions_lost.fetch_add(1, Ordering::SeqCst);
         // Before anything can happen in the new session: nobody may use what belonged to the old one.
+        self.open_files.lock().session_lost();
         self.held_locks.lock().lost();
         self.tell(Event::SessionLost);
         // The new session holds nothing open yet, whatever the leader thinks it was told. It has locked nothing.

@@ -1,12 +1,15 @@
 //! Which files this session holds open, as the leader is to know it: an open file is kept when its last name
 //! goes. Pure.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use atoll_core::ids::InodeId;
 
 /// Files named in one message.
 pub const FILES_PER_MESSAGE_MAX: usize = 4096;
+
+/// Files that are retained at most; of more the one that was closed first is told closed.
+pub const RETAINED_MAX: usize = 4096;
 
 /// The files, and those that the leader has still to be told are closed.
 #[derive(Debug, Default)]
@@ -16,6 +19,13 @@ pub struct OpenFiles {
     /// names meanwhile.
     made: HashSet<InodeId>,
     closed: BTreeSet<InodeId>,
+    /// Those of the open ones that the leader is known to hold for this session.
+    held: HashSet<InodeId>,
+    /// Those that are closed and that the leader isn't told of, since it may as well hold them on: by when they were closed,
+    /// counted up. Of a volume for one mount only: nobody else asks whether they are open.
+    retained: BTreeMap<u64, InodeId>,
+    retained_at: HashMap<InodeId, u64>,
+    retained_count: u64,
     /// Files that are being made to be opened, by when they were begun, counted from 1.
     making: BTreeSet<u64>,
     begun: u64,
@@ -30,23 +40,82 @@ impl OpenFiles {
         if new {
             // A notice that was not sent yet would undo what the leader is told now.
             self.closed.remove(&ino);
+            self.forget_retained(ino);
         }
         new
     }
 
-    /// The file's last handle is closed; true if there is something new to tell.
-    pub fn close(&mut self, ino: InodeId) -> bool {
-        let is_news = self.open.remove(&ino) && !self.made.contains(&ino);
-        if is_news {
-            self.closed.insert(ino);
+    /// The leader has said that it holds the file, in the present session.
+    pub fn is_held(&mut self, ino: InodeId) {
+        if self.open.contains(&ino) {
+            self.held.insert(ino);
         }
+    }
+
+    /// As [`open`](Self::open), if the leader holds the file, so that it needn't be asked; false if it may not.
+    pub fn open_again(&mut self, ino: InodeId) -> bool {
+        if self.forget_retained(ino) {
+            self.held.insert(ino);
+            self.open.insert(ino);
+        }
+        self.open.contains(&ino) && self.held.contains(&ino)
+    }
+
+    /// The file's last handle is closed; true if there is something new to tell. `retain`: it has a name, and as long as it
+    /// has, nobody needs to be told.
+    pub fn close(&mut self, ino: InodeId, retain: bool) -> bool {
+        if !self.open.remove(&ino) || self.made.contains(&ino) {
+            return false;
+        }
+        if !(self.held.remove(&ino) && retain) {
+            self.closed.insert(ino);
+            return true;
+        }
+        self.retained_count += 1;
+        self.retained.insert(self.retained_count, ino);
+        self.retained_at.insert(ino, self.retained_count);
+        if atoll_faults::planted("retained-told-closed") {
+            return self.closed.insert(ino);
+        }
+        let oldest = (self.retained.len() > RETAINED_MAX).then(|| self.retained.pop_first()).flatten();
+        oldest.is_some_and(|(_, oldest)| {
+            self.retained_at.remove(&oldest);
+            self.closed.insert(oldest)
+        })
+    }
+
+    /// A name goes, and the file that it names should go with it if nobody has it open: what is retained is told closed. True
+    /// if there is something new to tell.
+    pub fn release_retained(&mut self) -> bool {
+        self.retained_at.clear();
+        let retained = std::mem::take(&mut self.retained);
+        let is_news = !retained.is_empty();
+        self.closed.extend(retained.into_values());
         is_news
+    }
+
+    /// The same of one file, whose last name has gone.
+    pub fn release(&mut self, ino: InodeId) -> bool {
+        self.forget_retained(ino) && self.closed.insert(ino)
+    }
+
+    /// The session is lost: no leader holds anything for it.
+    pub fn session_lost(&mut self) {
+        self.held.clear();
+        self.retained.clear();
+        self.retained_at.clear();
+    }
+
+    fn forget_retained(&mut self, ino: InodeId) -> bool {
+        let at = self.retained_at.remove(&ino);
+        at.is_some_and(|at| self.retained.remove(&at).is_some())
     }
 
     /// The file was made by this client, which holds it; its maker has still to take it.
     pub fn made(&mut self, ino: InodeId) {
         self.made.insert(ino);
         self.closed.remove(&ino);
+        self.forget_retained(ino);
     }
 
     /// Its maker takes it, and has it open; or has gone away. True if there is something new to tell.
@@ -91,10 +160,10 @@ impl OpenFiles {
         self.making.first().is_some_and(|first| *first <= last)
     }
 
-    /// True if it is open.
+    /// True if the leader is to hold it: it is open, or retained.
     #[must_use]
     pub fn is_open(&self, ino: InodeId) -> bool {
-        self.open.contains(&ino) || self.made.contains(&ino)
+        self.open.contains(&ino) || self.made.contains(&ino) || self.retained_at.contains_key(&ino)
     }
 
     /// The next closed files to tell of, as many as fit in a message.
@@ -130,7 +199,8 @@ impl OpenFiles {
     /// of files that were closed before.
     #[must_use]
     pub fn messages(&self) -> Vec<Vec<InodeId>> {
-        let all: Vec<InodeId> = self.open.union(&self.made).copied().collect();
+        let open = self.open.union(&self.made).copied();
+        let all: Vec<InodeId> = open.chain(self.retained.values().copied()).collect();
         if all.is_empty() {
             return vec![Vec::new()];
         }
@@ -151,9 +221,9 @@ mod tests {
         assert!(files.open(A));
         assert!(!files.open(A));
         files.open(B);
-        assert!(files.close(A));
-        assert!(!files.close(A));
-        files.close(B);
+        assert!(files.close(A, false));
+        assert!(!files.close(A, false));
+        files.close(B, false);
         files.open(A);
         assert_eq!(files.take_closed(), [B]);
         files.open(B);
@@ -168,7 +238,7 @@ mod tests {
         files.open(A);
         files.open(B);
         let told: Vec<InodeId> = files.messages().concat();
-        files.close(A);
+        files.close(A, false);
         assert_eq!(files.take_closed(), [A], "this notice overtakes the message");
         files.told_open(&told);
         assert!(files.has_closed());
@@ -182,15 +252,15 @@ mod tests {
         files.made(A);
         // By its name.
         assert!(files.open(A));
-        assert!(!files.close(A), "its maker has it");
+        assert!(!files.close(A, false), "its maker has it");
         assert!(files.is_open(A));
         assert_eq!(files.messages(), [[A]]);
         assert!(!files.settle(A, true));
-        assert!(files.close(A));
+        assert!(files.close(A, false));
         files.made(B);
         files.open(B);
         assert!(!files.settle(B, false), "somebody else has it open");
-        assert!(files.close(B));
+        assert!(files.close(B, false));
         files.made(B);
         assert!(files.settle(B, false));
         assert_eq!(files.take_closed(), [A, B]);
@@ -212,6 +282,65 @@ mod tests {
         assert!(files.may_tell_all(3));
         let fourth = files.begin_making();
         assert!(!files.end_making(fourth));
+    }
+
+    #[test]
+    fn what_is_retained_is_opened_again_until_a_name_goes() {
+        let mut files = OpenFiles::default();
+        files.open(A);
+        assert!(!files.open_again(A), "the leader has not said yet that it holds it");
+        files.is_held(A);
+        assert!(files.open_again(A));
+        assert!(!files.close(A, true));
+        assert_eq!(files.messages(), [[A]], "a new leader is to hold it");
+        files.told_open(&[A]);
+        assert!(!files.has_closed() && files.open_again(A), "the leader holds it on");
+        files.close(A, true);
+        assert!(files.release_retained() && !files.open_again(A));
+        assert_eq!(files.take_closed(), [A]);
+
+        files.open(B);
+        assert!(files.close(B, true), "nobody has said that it is held: it is told closed");
+    }
+
+    #[test]
+    fn what_has_no_name_or_belongs_to_a_lost_session_is_not_retained() {
+        let mut files = OpenFiles::default();
+        for ino in [A, B] {
+            files.open(ino);
+            files.is_held(ino);
+        }
+        files.close(A, true);
+        assert!(files.release(A) && !files.release(A) && !files.release(B), "B is open");
+        assert_eq!(files.take_closed(), [A]);
+        assert!(files.close(B, false));
+        assert_eq!(files.take_closed(), [B]);
+        for ino in [A, B] {
+            files.open(ino);
+            files.is_held(ino);
+        }
+        files.close(A, true);
+        files.session_lost();
+        assert!(
+            !files.open_again(A) && !files.open_again(B),
+            "B is open, which the new session's leader has yet to be told"
+        );
+        assert_eq!(files.messages(), [[B]]);
+    }
+
+    #[test]
+    fn as_many_are_retained_as_may_be() {
+        let mut files = OpenFiles::default();
+        let close = |files: &mut OpenFiles, ino| {
+            files.open(InodeId(ino));
+            files.is_held(InodeId(ino));
+            files.close(InodeId(ino), true)
+        };
+        assert!((0..RETAINED_MAX as u64).all(|ino| !close(&mut files, ino)));
+        assert!(!close(&mut files, 0), "the last one that was closed now");
+        assert!(close(&mut files, RETAINED_MAX as u64));
+        assert_eq!(files.take_closed(), [InodeId(1)]);
+        assert!(files.open_again(InodeId(0)) && !files.open_again(InodeId(1)));
     }
 
     #[test]
