@@ -11,6 +11,8 @@
 
 mod atimes;
 mod attributes;
+mod complete;
+mod described;
 mod directories;
 mod files;
 mod gone;
@@ -49,6 +51,8 @@ use crate::vfs::{
     AttributeReply, Caller, DirEntry, Entry, FileLock, Opened, Result, SeekKind, StatFs, Vfs, WriteFlags,
 };
 use atimes::Atimes;
+use complete::Complete;
+use described::Described;
 use gone::{LookAgain, Target};
 use handles::Handles;
 use keeping::Asked;
@@ -127,6 +131,8 @@ pub struct Client<M: Metadata> {
     /// Which inodes have access control lists, as the kernel was told last.
     acls: AclMemory,
     kept: Arc<Kept>,
+    described: Arc<Described>,
+    complete: Arc<Complete>,
     /// The root's attributes as they were seen last.
     root: Mutex<Option<Attributes>>,
     /// Inodes that this mount removed, until the kernel forgets them.
@@ -147,8 +153,16 @@ impl<M: Metadata> Client<M> {
     ) -> Arc<Self> {
         let pages = Arc::new(Pages::default());
         let handles = Arc::new(Handles::default());
-        let kept = Arc::new(Kept::default());
-        let tracked = Tracked::new(metadata, Arc::clone(&pages), Arc::clone(&handles), Arc::clone(&kept));
+        let (kept, described, complete) =
+            (Arc::<Kept>::default(), Arc::<Described>::default(), Arc::<Complete>::default());
+        let tracked = Tracked::new(
+            metadata,
+            Arc::clone(&pages),
+            Arc::clone(&handles),
+            Arc::clone(&kept),
+            Arc::clone(&described),
+            Arc::clone(&complete),
+        );
         let metadata = Arc::new(tracked);
         let storage = storage(&metadata);
         let client = Arc::new(Client {
@@ -161,6 +175,8 @@ impl<M: Metadata> Client<M> {
             atimes: Arc::default(),
             acls: AclMemory::default(),
             kept,
+            described,
+            complete,
             root: Mutex::default(),
             removed: Mutex::default(),
             look_again: LookAgain::default(),
@@ -172,6 +188,8 @@ impl<M: Metadata> Client<M> {
             let Some(client) = weak.upgrade() else { return };
             match event {
                 Event::SessionLost => {
+                    client.described.forget_all();
+                    client.complete.session_lost();
                     // First the handles: the data path forgets what they had written.
                     client.handles.break_files(|ino| client.data.has_dirty(ino));
                     client.handles.break_handles(&client.locks.lost());

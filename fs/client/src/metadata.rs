@@ -65,13 +65,21 @@ pub type Hook = Box<dyn Fn(Event) + Send + Sync>;
 pub struct Made {
     /// Its attributes.
     pub attributes: Attributes,
+    /// Those of the directory that it was made in, if they may be kept.
+    pub parents: Vec<Attributes>,
     settle: Option<Box<dyn FnOnce(bool) + Send>>,
 }
 
 impl Made {
     /// `settle` is told whether it stays open.
     pub fn new(attributes: Attributes, settle: impl FnOnce(bool) + Send + 'static) -> Made {
-        Made { attributes, settle: Some(Box::new(settle)) }
+        Made { attributes, parents: Vec::new(), settle: Some(Box::new(settle)) }
+    }
+
+    /// The same, with what is known of the directory that it was made in.
+    pub fn in_directories(mut self, parents: Vec<Attributes>) -> Made {
+        self.parents = parents;
+        self
     }
 
     /// It stays open until [`Metadata::closed`].
@@ -106,7 +114,15 @@ pub trait Metadata: Send + Sync + 'static {
     /// Carries out one mutation, once. `Outcome::Refused` is returned as [`ClientError::Fs`].
     fn execute(&self, op: ClientOp) -> impl Future<Output = Result<Outcome, ClientError>> + Send;
 
-    /// The same, if it is still `wanted` in the session that it is sent in: asked once that is known, at most microseconds
+    /// The same, with the directories in which it changed a name as they are afterwards, if those may be kept.
+    fn execute_described(
+        &self,
+        op: ClientOp,
+    ) -> impl Future<Output = Result<(Outcome, Vec<Attributes>), ClientError>> + Send {
+        async move { Ok((self.execute(op).await?, Vec::new())) }
+    }
+
+    /// As [`execute`](Metadata::execute), if it is still `wanted` in the session that it is sent in: asked once that is known, at most microseconds
     /// before it is sent. Otherwise nothing is sent.
     ///
     /// # Errors

@@ -431,7 +431,8 @@ impl Inner {
     async fn make(self: &Arc<Self>, slot: Slot, op: ClientOp) -> Result<Made, ClientError> {
         let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
         let sessions_lost = self.sessions_lost.load(Ordering::SeqCst);
-        let (outcome, session) = self.carry_out(slot, op, true, &self.asked(None)).await?;
+        let CarriedOut { outcome, parents, session } =
+            self.carry_out(slot, op, true, &self.asked(None)).await?;
         let attributes = Box::<Attributes>::from_outcome(outcome).ok_or_else(unexpected)?;
         let ino = attributes.ino;
         self.open_files.lock().made(ino);
@@ -444,6 +445,7 @@ impl Inner {
                 inner.is_held(ino, sessions_lost);
             }
         });
+        let made = made.in_directories(parents);
         drop(making);
         let is_held = matches!(*self.state.borrow(), State::Open(current) if Some(current.id) == session);
         if !is_held {
@@ -465,7 +467,7 @@ impl Inner {
         op: ClientOp,
         opens: bool,
         asked: &Asked,
-    ) -> Result<(Outcome, Option<SessionId>), ClientError> {
+    ) -> Result<CarriedOut, ClientError> {
         let fate = fate(&op);
         let mut command = Command {
             session: SessionId(0),
@@ -500,15 +502,13 @@ impl Inner {
                 answer = self.service.call(kind::MUTATE, &message) => answer,
                 () = self.token.cancelled() => return Err(ClientError::Stopped),
             };
-            let outcome = match answer {
-                Ok(reply) => match postcard::from_bytes::<MutateReply>(&reply) {
-                    Ok(reply) => reply.outcome,
-                    Err(error) => {
-                        tracing::error!(%error, "the outcome of a mutation can't be decoded");
-                        Outcome::Refused(FsError::Io)
-                    }
-                },
-                Err(Refusal::Fs(FsError::SessionExpired)) => Outcome::Refused(FsError::SessionExpired),
+            let refused_with = |error| MutateReply { outcome: Outcome::Refused(error), parents: Vec::new() };
+            let MutateReply { outcome, parents } = match answer {
+                Ok(reply) => postcard::from_bytes(&reply).unwrap_or_else(|error| {
+                    tracing::error!(%error, "the outcome of a mutation can't be decoded");
+                    refused_with(FsError::Io)
+                }),
+                Err(Refusal::Fs(FsError::SessionExpired)) => refused_with(FsError::SessionExpired),
                 Err(refusal) => {
                     self.arena.clear_op(slot.id(), current.id, command.sequence);
                     return Err(refused(refusal, slot, current.epoch));
@@ -520,7 +520,8 @@ impl Inner {
                 match (fate, known) {
                     (Fate::Repeat | Fate::Keep, Some(outcome)) => {
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
-                        return Ok((outcome.into_result()?, None));
+                        let outcome = outcome.into_result()?;
+                        return Ok(CarriedOut { outcome, parents: Vec::new(), session: None });
                     }
                     (Fate::Repeat, None) => continue,
                     (Fate::Keep, None) | (Fate::Forget, _) => {
@@ -535,7 +536,7 @@ impl Inner {
                 slot.retire();
                 return Err(FsError::Io.into());
             }
-            return Ok((outcome.into_result()?, Some(current.id)));
+            return Ok(CarriedOut { outcome: outcome.into_result()?, parents, session: Some(current.id) });
         }
     }
 
@@ -569,6 +570,15 @@ impl Inner {
             hook(event);
         }
     }
+}
+
+/// What came of a mutation.
+struct CarriedOut {
+    outcome: Outcome,
+    /// See [`MutateReply::parents`].
+    parents: Vec<Attributes>,
+    /// The session that it took effect in, if that is the present one.
+    session: Option<SessionId>,
 }
 
 /// A file that is being made to be opened, until what became of it is known.
@@ -609,18 +619,27 @@ fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
 
 impl Metadata for MetadataClient {
     async fn execute(&self, op: ClientOp) -> Result<Outcome, ClientError> {
+        Ok(self.execute_described(op).await?.0)
+    }
+
+    async fn execute_described(&self, op: ClientOp) -> Result<(Outcome, Vec<Attributes>), ClientError> {
         // Queued before it, so that a file that nobody has open is freed in the same entry.
         let removes_file = matches!(op, ClientOp::Unlink(ops::Unlink { directory: false, .. }));
         if removes_file && self.inner.open_files.lock().release_retained() {
             self.inner.tell_closed();
         }
         let asked = self.inner.asked(None);
-        self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false, &asked).await?.0) }).await
+        self.in_slot(|inner, slot| async move {
+            let CarriedOut { outcome, parents, .. } = inner.carry_out(slot, op, false, &asked).await?;
+            Ok((outcome, parents))
+        })
+        .await
     }
 
     async fn execute_if(&self, op: ClientOp, wanted: Wanted) -> Result<Outcome, ClientError> {
         let asked = self.inner.asked(Some(wanted));
-        self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false, &asked).await?.0) }).await
+        self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false, &asked).await?.outcome) })
+            .await
     }
 
     async fn make(&self, op: ClientOp) -> Result<Made, ClientError> {

@@ -87,10 +87,36 @@ impl<'de> Deserialize<'de> for MutateRequest {
 }
 
 /// What came of a mutation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct MutateReply {
     /// Its outcome, stored with the slot.
     pub outcome: Outcome,
+    /// On a volume for one mount the directories in which it changed a name, as they are now: what the kernel asks for next.
+    pub parents: Vec<Attributes>,
+}
+
+impl<'de> Deserialize<'de> for MutateReply {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> serde::de::Visitor<'de> for Fields {
+            type Value = MutateReply;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("the outcome of a mutation")
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut fields: A) -> Result<MutateReply, A::Error> {
+                let missing = || serde::de::Error::invalid_length(0, &self);
+                let outcome = fields.next_element()?.ok_or_else(missing)?;
+                // The message may end here.
+                let parents = fields.next_element().ok().flatten().unwrap_or_default();
+                Ok(MutateReply { outcome, parents })
+            }
+        }
+
+        deserializer.deserialize_struct("MutateReply", &["outcome", "parents"], Fields)
+    }
 }
 
 /// Asks something; changes no record.

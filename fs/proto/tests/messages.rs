@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
-use atoll_core::attributes::Timestamp;
+use atoll_core::attributes::{Attributes, Timestamp};
 use atoll_core::commands::{ClientOp, Command, Outcome, ops};
-use atoll_core::ids::{ChunkId, ClusterId, Generation, ServerId, SessionId, SlotId};
+use atoll_core::ids::{ChunkId, ClusterId, Generation, ROOT, ServerId, SessionId, SlotId};
 use atoll_proto::registration::*;
 use atoll_proto::storage::*;
 use atoll_proto::{Request, Rpc, Status, StatusCode, metadata};
@@ -73,7 +73,32 @@ fn a_mutation_is_understood_with_and_without_what_came_later() {
         expect: None,
         op: ClientOp::from(ops::Unreserve { bytes: 4096 }),
     };
-    let reply = metadata::MutateReply { outcome: Outcome::Done };
+    let attributes = Attributes {
+        ino: ROOT,
+        mode: 0o40755,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        allocated: 0,
+        atime: Timestamp::default(),
+        mtime: Timestamp::default(),
+        ctime: Timestamp::default(),
+        btime: Timestamp::default(),
+        change: 7,
+        acl: false,
+    };
+    let reply =
+        metadata::MutateReply { outcome: Outcome::Done, parents: vec![attributes.clone(), attributes] };
+    // As who doesn't know the field sends and reads it.
+    let old = postcard::to_allocvec(&Outcome::Done).unwrap();
+    let read: metadata::MutateReply = postcard::from_bytes(&old).unwrap();
+    assert_eq!(read, metadata::MutateReply { outcome: Outcome::Done, parents: Vec::new() });
+    assert_eq!(
+        postcard::from_bytes::<Outcome>(&postcard::to_allocvec(&reply).unwrap()).unwrap(),
+        Outcome::Done
+    );
     for opens in [false, true] {
         let request = metadata::MutateRequest { command: command.clone(), opens };
         survives::<metadata::MutateRequest>(&request, &reply);

@@ -14,6 +14,7 @@ use atoll_proto::queries;
 use super::identity::{CAP_FOWNER, CAP_FSETID, Identity, is_changing_owner, killed_by_group};
 use super::{Asked, Client, ROOT_TIMEOUT};
 use crate::metadata::{ClientError, Metadata};
+use crate::rights::Right;
 use crate::vfs::{AttributeReply, Caller, Result, StatFs};
 
 /// Pauses while a change of size has to wait for what earlier ones left to be freed.
@@ -34,11 +35,20 @@ impl<M: Metadata> Client<M> {
         ino: InodeId,
         asked: Asked,
     ) -> Result<AttributeReply> {
-        let attributes = match ino {
-            ROOT => self.root_attributes().await?,
-            _ => self.inode_or_last_seen(ino).await?,
+        let attributes = match (self.described(ino), ino) {
+            (Some(described), _) => described,
+            (None, ROOT) => self.root_attributes().await?,
+            (None, _) => self.inode_or_last_seen(ino).await?,
         };
         Ok(self.reply(caller, attributes, asked).await)
+    }
+
+    /// Attributes as they came with the last change, if nobody else can have changed them since.
+    fn described(&self, ino: InodeId) -> Option<Attributes> {
+        match self.right(ino) {
+            Right::None => None,
+            Right::Exclusive(_) => self.described.attributes(ino),
+        }
     }
 
     async fn reply(&self, caller: &Caller, attributes: Attributes, asked: Asked) -> AttributeReply {

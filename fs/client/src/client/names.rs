@@ -9,12 +9,16 @@ use bytes::Bytes;
 
 use super::{Client, check_name};
 use crate::metadata::{ClientError, Metadata};
+use crate::rights::Right;
 use crate::vfs::{Caller, Entry, Result};
 
 impl<M: Metadata> Client<M> {
     pub(super) async fn do_lookup(&self, caller: &Caller, parent: InodeId, name: Bytes) -> Result<Entry> {
         check_name(&name)?;
         let asked = self.asking();
+        if self.right(parent) != Right::None && self.complete.has_not(parent, &name) {
+            return Err(FsError::NotFound.into());
+        }
         let attributes = self.metadata.ask(queries::Lookup { parent, name }).await?;
         Ok(self.entry(caller, attributes, asked).await)
     }

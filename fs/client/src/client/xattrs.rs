@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::Client;
 use super::identity::{CAP_SYS_ADMIN, Identity, is_changing_owner};
 use crate::metadata::{ClientError, Metadata};
+use crate::rights::Right;
 use crate::vfs::{Caller, Errno, Result};
 
 /// For how long the kernel's next question is taken to belong to attributes that it was told of.
@@ -51,7 +52,8 @@ impl AclMemory {
 }
 
 /// Namespaces that are kept. Who may use which is the kernel's business.
-const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", SECURITY];
+const SECURITY: &[u8] = b"security.";
 
 fn check(name: &[u8]) -> Result<()> {
     if name.len() > XATTR_NAME_BYTES_MAX {
@@ -138,6 +140,10 @@ impl<M: Metadata> Client<M> {
             return Err(FsError::NoAttribute.into());
         }
         if name == CAPABILITY_NAME && self.is_about_to_lose_capability(ino) {
+            return Err(FsError::NoAttribute.into());
+        }
+        // Asked before the first write to each file, too.
+        if name.starts_with(SECURITY) && self.right(ino) != Right::None && self.described.is_bare(ino) {
             return Err(FsError::NoAttribute.into());
         }
         Ok(self.metadata.ask(queries::GetXattr { ino, name }).await?)

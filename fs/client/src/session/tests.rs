@@ -69,7 +69,7 @@ impl Handler for Member {
                     }
                     return Err(WireStatus::service(&MetadataError::LeadershipLost));
                 }
-                encode(&MutateReply { outcome })
+                encode(&MutateReply { outcome, parents: Vec::new() })
             }
             kind::ASK => {
                 let request: AskRequest = postcard::from_bytes(&request.meta).unwrap();

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_core::attributes::FileKind;
+use atoll_core::attributes::{Attributes, FileKind};
 use atoll_core::commands::{
     ClientOp, Command, INTERNAL, Op, Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE, ops,
 };
@@ -33,6 +33,18 @@ const RESERVATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// freed in the background.
 const SEGMENTS_WITH_UNLINK_MAX: u32 = 4;
 
+/// The directories in which it changes a name.
+fn parents(op: &Op) -> [Option<InodeId>; 2] {
+    let Op::Client(op) = op else { return [None; 2] };
+    match op {
+        ClientOp::Create(op) => [Some(op.parent), None],
+        ClientOp::Unlink(op) => [Some(op.parent), None],
+        ClientOp::Link(op) => [Some(op.parent), None],
+        ClientOp::Rename(op) => [Some(op.parent), (op.new_parent != op.parent).then_some(op.new_parent)],
+        _ => [None; 2],
+    }
+}
+
 impl Node {
     /// Carries a client's mutation out.
     pub(crate) async fn mutate(
@@ -47,10 +59,12 @@ impl Node {
         let leader = self.lead()?;
         let command = Command::from(command);
         if begins {
-            return Ok(MutateReply { outcome: self.open_session(&leader, command).await? });
+            let outcome = self.open_session(&leader, command).await?;
+            return Ok(MutateReply { outcome, parents: Vec::new() });
         }
         self.note_heard(&leader, command.session)?;
         let identity = (command.session, command.slot, command.sequence);
+        let parents = parents(&command.op);
         let running = {
             let mut in_flight = leader.in_flight.lock();
             // Over since it was asked for: nobody would let go of what began here now.
@@ -76,7 +90,33 @@ impl Node {
                 }
             }
         };
-        Ok(MutateReply { outcome: running.await? })
+        let outcome = running.await?;
+        let parents = match outcome {
+            Outcome::Refused(_) => Vec::new(),
+            _ => self.describe(parents)?,
+        };
+        Ok(MutateReply { outcome, parents })
+    }
+
+    /// These directories, if the kernel may keep attributes.
+    fn describe(&self, directories: [Option<InodeId>; 2]) -> Result<Vec<Attributes>, MetadataError> {
+        let mut described = Vec::new();
+        if directories == [None; 2] {
+            return Ok(described);
+        }
+        let store = self.machine.store();
+        if !query::superblock(&*store).map_err(query_error)?.config.exclusive {
+            return Ok(described);
+        }
+        for ino in directories.into_iter().flatten() {
+            match query::inode(&*store, ino) {
+                Ok(record) => described.push(record.attributes(ino)),
+                // It is gone by now.
+                Err(OpError::Refused(_)) => {}
+                Err(error) => return Err(query_error(error)),
+            }
+        }
+        Ok(described)
     }
 
     /// A session that the leader's table doesn't have may still be alive: its making was committed by an entry
