@@ -71,6 +71,8 @@ pub mod annotations {
     pub const REQUEST_HASH: &str = "atoll.dev/request-hash";
     /// On a PVC: what its volume is, as a resource says it ([`crate::v1alpha1::KeptVolume`]).
     pub const VOLUME: &str = "atoll.dev/volume";
+    /// On a PVC: the id of the metadata server that had it and is removed from the group for good.
+    pub const REMOVED_MEMBER: &str = "atoll.dev/removed-member";
     /// On a PVC or a key's Secret: the uid of the resource for which it was created.
     pub const CREATED_FOR: &str = "atoll.dev/created-for-uid";
     /// On a pod template: a hash of what it was made from.

@@ -12,6 +12,7 @@
 
 mod cluster;
 mod failure;
+mod nodes;
 mod processes;
 mod promises;
 mod workload;

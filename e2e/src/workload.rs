@@ -15,6 +15,18 @@ fn image() -> String {
 /// Where a pod's volume is.
 pub const MOUNT: &str = "/data";
 
+/// Writes and reads numbered files until it is told to stop; the sums of all that it has written are checked at the end.
+pub const LOAD_CHECKED: &str = "mkdir -p /data/load && cd /data/load
+        i=0
+        while ! test -e /tmp/stop; do
+          i=$((i+1)); f=f$((i % 100))
+          head -c $((i % 20 * 16384 + 1)) /dev/urandom >/tmp/block
+          cp /tmp/block $f && sync $f && cmp /tmp/block $f
+          sha256sum $f >/tmp/sum.$f
+        done
+        cat /tmp/sum.* | sha256sum -c --quiet
+        echo $i";
+
 /// A PVC.
 pub fn claim(name: &str, class: &str, mode: &str, size: &str) -> String {
     format!(

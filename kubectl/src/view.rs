@@ -38,6 +38,8 @@ pub struct View {
     pub capacity: String,
     /// What the volume, or a disk, waits for until it has the size that was asked for.
     pub expansion: Option<String>,
+    /// How far servers are that are removed.
+    pub removal: Option<String>,
     /// Copies of every byte.
     pub copies: u8,
     /// Version that the pods run.
@@ -146,6 +148,7 @@ pub fn view(cluster: &FileSystemCluster, pods: &[Pod], now: i64) -> View {
         health: health(cluster, phase),
         capacity: cluster.spec.capacity.to_string(),
         expansion: expansion(cluster).map(|pending| pending.message.clone()),
+        removal: removal(cluster).map(|progress| progress.message.clone()),
         copies: cluster.spec.copies,
         version: status.version.clone(),
         age_seconds: cluster.metadata.creation_timestamp.as_ref().map(|time| now - time.0.as_second()),
@@ -215,6 +218,10 @@ fn problems(cluster: &FileSystemCluster, usage: Option<&Usage>) -> Vec<String> {
     let stuck =
         expansion(cluster).filter(|pending| STUCK.iter().any(|reason| reason.as_str() == pending.reason));
     found.extend(stuck.map(|pending| format!("{}: {}", pending.reason, pending.message)));
+    let stalled = cluster.condition(ConditionType::Stalled).filter(|stalled| stalled.status == "True");
+    if let Some(stalled) = stalled.filter(|stalled| stalled.reason == Reason::ShrinkBlocked.as_str()) {
+        found.push(format!("{}: {}", stalled.reason, stalled.message));
+    }
     if let Some(usage) = usage.filter(|usage| usage.percent >= FULL_PERCENT) {
         let what = format!("Full: {} % of the space is in use", usage.percent);
         found.push(format!("{what}: delete files, or {}", larger(cluster)));
@@ -232,6 +239,13 @@ fn problems(cluster: &FileSystemCluster, usage: Option<&Usage>) -> Vec<String> {
 /// The condition that says why the volume doesn't have its size, while it hasn't.
 fn expansion(cluster: &FileSystemCluster) -> Option<&Condition> {
     cluster.condition(ConditionType::ExpansionPending).filter(|pending| pending.status == "True")
+}
+
+/// The condition that says how far servers are that the spec doesn't ask for any more, while they are there.
+fn removal(cluster: &FileSystemCluster) -> Option<&Condition> {
+    let progress = cluster.condition(ConditionType::Progressing).filter(|found| found.status == "True")?;
+    let reasons = [Reason::DrainingServers, Reason::RemovingServers];
+    Some(progress).filter(|found| reasons.iter().any(|reason| reason.as_str() == found.reason))
 }
 
 /// How a volume gets larger.
@@ -319,6 +333,9 @@ pub fn screen(view: &View) -> String {
     }
     if let Some(pending) = &view.expansion {
         line("Expansion", format!("{} requested: {pending}", view.capacity));
+    }
+    if let Some(progress) = &view.removal {
+        line("Removal", progress.clone());
     }
     let short = if view.chunks_short_of_copies > 0 {
         format!("   {} chunks have fewer copies", view.chunks_short_of_copies)

@@ -87,7 +87,13 @@ fn brief(action: &Action) -> String {
 impl Action {
     /// It is the cluster's own servers that do it.
     fn is_of_servers(&self) -> bool {
-        matches!(self, Action::Bootstrap(_) | Action::ChangeMembers(_) | Action::ResizeVolume(_))
+        matches!(
+            self,
+            Action::Bootstrap(_)
+                | Action::ChangeMembers(_)
+                | Action::ChangeServer(_)
+                | Action::ResizeVolume(_)
+        )
     }
 }
 
@@ -186,7 +192,25 @@ impl Doing<'_> {
                 let led = self.led().await;
                 metadata::resize(&*self.context.servers, &access, &addresses, led.as_deref(), *size).await
             }
-            Action::DiscardClaim(name) => self.discard_claim(name).await,
+            Action::DiscardClaim(name) | Action::DiscardDisk { pvc: name, .. } => {
+                self.discard_claim(name).await
+            }
+            Action::EvictPod { name, uid, forced } => {
+                let params =
+                    if *forced { DeleteParams::default().grace_period(0) } else { DeleteParams::default() };
+                self.delete_this::<Pod>(name, Some(uid.clone()), params).await
+            }
+            Action::MarkRemoved { pvc, member } => {
+                let mark = json!({ "annotations": { annotations::REMOVED_MEMBER: member.map(|member| member.to_string()) } });
+                self.patch_meta::<PersistentVolumeClaim>(pvc, mark).await
+            }
+            Action::ChangeServer(change) => {
+                let Some(access) = gather::access(self.seen) else { return Ok(()) };
+                let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
+                let led = self.led().await;
+                let servers = &*self.context.servers;
+                metadata::change_server(servers, &access, &addresses, led.as_deref(), *change).await
+            }
             Action::Delete(kind, name) => self.delete(*kind, name).await,
         }
     }

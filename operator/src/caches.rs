@@ -51,7 +51,7 @@ pub struct Caches {
     pub pvcs: Store<PersistentVolumeClaim>,
     /// Pods of clusters.
     pub pods: Store<Pod>,
-    /// All PersistentVolumes; of those that aren't ours nothing but the metadata.
+    /// All PersistentVolumes: which name clusters, and on which nodes disks are.
     pub volumes: Store<PersistentVolume>,
     /// All nodes.
     pub nodes: Store<Node>,

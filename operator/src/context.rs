@@ -63,6 +63,8 @@ pub struct Memory {
     pub repeated: Option<Repeated>,
     /// What the Events of its objects said when they were read last, and when that was.
     pub warned: Option<(Instant, Warnings)>,
+    /// Nodes of its disks and pods that don't exist, and since when that is known.
+    pub missing_nodes: BTreeMap<String, Instant>,
     /// When the status was written last.
     pub written: Option<Instant>,
     /// Since when a confirmation of a deletion is there that hasn't begun.

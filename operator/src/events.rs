@@ -58,6 +58,7 @@ pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterSt
         }
     }
     events.extend(expansion(before, after, of));
+    events.extend(removal(before, after, of));
     events
 }
 
@@ -88,6 +89,23 @@ fn expansion(
         ));
     }
     events
+}
+
+/// What is said of servers that go.
+fn removal(
+    before: &FileSystemClusterStatus,
+    after: &FileSystemClusterStatus,
+    of: impl Fn(&FileSystemClusterStatus, ConditionType) -> Option<Condition>,
+) -> Option<Event> {
+    let kind = ConditionType::Progressing;
+    let is = of(after, kind)?;
+    let severity = match &is.reason {
+        reason if reason == Reason::ShrinkBlocked.as_str() => EventType::Warning,
+        reason if reason == Reason::DrainingServers.as_str() => EventType::Normal,
+        _ => return None,
+    };
+    let is_news = of(before, kind).is_none_or(|was| was.reason != is.reason);
+    is_news.then(|| event(severity, &is.reason, is.message))
 }
 
 /// One Event.
@@ -154,6 +172,23 @@ mod tests {
         large.capacity = Some("2Gi".into());
         conditions::set(&mut large.conditions, kind, false, (Reason::AsSpecified, ""), None, now);
         assert_eq!(reasons(&grows, &large), ["VolumeResized"]);
+        let mut drains = well.clone();
+        let now = Time(Timestamp::UNIX_EPOCH);
+        let kind = ConditionType::Progressing;
+        conditions::set(
+            &mut drains.conditions,
+            kind,
+            true,
+            (Reason::DrainingServers, "d"),
+            None,
+            now.clone(),
+        );
+        assert_eq!(reasons(&well, &drains), ["DrainingServers"]);
+        assert_eq!(reasons(&drains, &drains), Vec::<String>::new());
+        let mut stuck = drains.clone();
+        conditions::set(&mut stuck.conditions, kind, false, (Reason::ShrinkBlocked, "s"), None, now);
+        assert_eq!(reasons(&drains, &stuck), ["ShrinkBlocked"]);
+        assert_eq!(reasons(&stuck, &well), Vec::<String>::new());
         let mut blocked = well.clone();
         blocked.phase = Some(Phase::Deleting);
         let now = Time(Timestamp::UNIX_EPOCH);

@@ -82,6 +82,55 @@ fn lose_metadata_disk(kubernetes: &Kubernetes) {
     });
 }
 
+/// Somebody deletes a storage server's disk, while its pod uses it.
+fn delete_storage_disk(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| state.delete("persistentvolumeclaims", NAMESPACE, "data-db-storage-1"));
+}
+
+/// A node is off, and somebody says that it is for good.
+fn lose_node(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| {
+        state.change("nodes", "", "two", |node| {
+            let taint = json!({ "key": "node.kubernetes.io/out-of-service", "effect": "NoExecute" });
+            node["spec"]["taints"] = json!([taint]);
+        });
+    });
+}
+
+fn remove_storage_server(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["storage"]["replicas"] = json!(3));
+}
+
+fn five_metadata_servers(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["metadata"]["replicas"] = json!(5));
+}
+
+fn three_metadata_servers(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["metadata"]["replicas"] = json!(3));
+}
+
+fn one_metadata_server(kubernetes: &Kubernetes) {
+    spec(kubernetes, |spec| spec["metadata"]["replicas"] = json!(1));
+}
+
+/// As many disks as there shall be, and pods that use them.
+fn has_servers(kubernetes: &Kubernetes, metadata: usize, storage: usize) {
+    let kinds = kinds(kubernetes);
+    let count = |of: &str| kinds.iter().filter(|kind| kind.starts_with(of)).count();
+    let disks =
+        (count("persistentvolumeclaims/data-db-metadata-"), count("persistentvolumeclaims/data-db-storage-"));
+    assert_eq!(disks, (metadata, storage), "{kinds:?}");
+    assert_eq!((count("pods/db-metadata-"), count("pods/db-storage-")), (metadata, storage), "{kinds:?}");
+    is_well(kubernetes);
+}
+
+fn is_well(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| {
+        let cluster = state.get("filesystemclusters", NAMESPACE, "db").expect("a resource");
+        assert_eq!(cluster["status"]["phase"], "Ready", "{}", cluster["status"]["conditions"]);
+    });
+}
+
 fn delete_services(kubernetes: &Kubernetes) {
     kubernetes.api.with(|state| {
         for name in ["db-metadata", "db-storage"] {
@@ -307,6 +356,53 @@ async fn a_pause_changes_nothing_whatever_fails_meanwhile() {
 #[tokio::test]
 async fn a_metadata_server_is_replaced_whatever_fails_meanwhile() {
     ends_as_without_faults(&[create, lose_metadata_disk, is_all_there]).await;
+}
+
+#[tokio::test]
+async fn a_storage_server_whose_disk_is_deleted_is_replaced_whatever_fails_meanwhile() {
+    ends_as_without_faults(&[create, delete_storage_disk, |world| has_servers(world, 3, 3)]).await;
+}
+
+#[tokio::test]
+async fn the_servers_of_a_node_that_is_lost_are_replaced_whatever_fails_meanwhile() {
+    ends_as_without_faults(&[create, lose_node, |world| has_servers(world, 3, 3)]).await;
+}
+
+#[tokio::test]
+async fn a_storage_server_is_removed_whatever_fails_meanwhile() {
+    let life: Life = &[
+        create,
+        add_storage_server,
+        |world| has_servers(world, 3, 4),
+        remove_storage_server,
+        |world| has_servers(world, 3, 3),
+    ];
+    ends_as_without_faults_in(3..life.len(), life).await;
+}
+
+#[tokio::test]
+async fn metadata_servers_leave_one_by_one_whatever_fails_meanwhile() {
+    let life: Life = &[
+        |world| {
+            create(world);
+            five_metadata_servers(world);
+        },
+        three_metadata_servers,
+        |world| has_servers(world, 3, 3),
+    ];
+    ends_as_without_faults(life).await;
+}
+
+#[tokio::test]
+async fn a_single_metadata_server_is_left_and_others_come_again_whatever_fails_meanwhile() {
+    let life: Life = &[
+        create,
+        one_metadata_server,
+        |world| has_servers(world, 1, 3),
+        three_metadata_servers,
+        |world| has_servers(world, 3, 3),
+    ];
+    ends_as_without_faults(life).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Looks: puts together what a decision needs, from the caches where they suffice and by asking where they don't.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use crate::caches::{Caches, cluster_of};
 use crate::context::{Context, Memory, Warnings};
 use crate::error::{Error, call};
 use crate::metadata::{self, Access};
+use crate::nodes::{NodeState, Nodes, is_called, nodes_of, state_of};
 use crate::observe::{ClassFact, MetadataFact, Observed, is_heard, is_ready, pod_ip};
 use crate::unreadable::Fault;
 
@@ -70,6 +71,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         pod_refusals: BTreeMap::new(),
         contested: remembered.unwrap_or_default(),
         volumes: referring(caches, &cluster),
+        nodes: Nodes::default(),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
         classes: caches.classes.state().iter().map(|class| class_fact(class)).collect(),
         metadata: MetadataFact::NotAsked,
@@ -93,6 +95,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         }
     }
     unmarked_disks(context, &mut seen, &namespace, &name).await?;
+    nodes(context, &mut seen).await;
     if seen.cluster.is_terminating() {
         (seen.namespace_terminating, seen.crd_terminating) = terminating(context, &namespace).await?;
     }
@@ -415,6 +418,46 @@ async fn last_warning(context: &Context, namespace: &str, uid: &str, reason: Opt
 fn told_at(event: &Event) -> Option<Timestamp> {
     let last = event.last_timestamp.as_ref().or(event.first_timestamp.as_ref()).map(|time| time.0);
     last.or(event.event_time.as_ref().map(|time| time.0))
+}
+
+/// On which nodes disks and pods are, and what has become of these nodes.
+async fn nodes(context: &Context, seen: &mut Observed) {
+    let caches = &context.caches;
+    let mut found = Nodes::default();
+    for (name, pvc) in &seen.pvcs {
+        let volume = pvc.spec.as_ref().and_then(|spec| spec.volume_name.as_deref());
+        let volume = volume.and_then(|volume| caches.volumes.get(&ObjectRef::new(volume)));
+        let on = nodes_of(pvc, volume.as_deref());
+        if !on.is_empty() {
+            found.disks.insert(name.clone(), on);
+        }
+    }
+    let of_pods =
+        seen.pods.values().filter_map(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.clone()));
+    let named: BTreeSet<String> = found.disks.values().flatten().cloned().chain(of_pods).collect();
+    // One that can't be read may be any of them.
+    let all_read = caches.unreadable.of_kind(&Node::kind(&())).is_empty();
+    let mut memory = context.memory.lock().await;
+    let missing = &mut memory.entry(ObjectRef::from_obj(&*seen.cluster)).or_default().missing_nodes;
+    missing.retain(|node, _| named.contains(node));
+    for name in named {
+        let node = caches.nodes.get(&ObjectRef::new(&name)).or_else(|| {
+            let called = caches.nodes.state_filter(|node: &Node| is_called(node, &name));
+            called.into_iter().next()
+        });
+        let state = match node {
+            Some(node) => state_of(&node),
+            None if all_read => {
+                NodeState::Missing(missing.entry(name.clone()).or_insert_with(Instant::now).elapsed())
+            }
+            None => NodeState::NotReady,
+        };
+        if !matches!(state, NodeState::Missing(_)) {
+            missing.remove(&name);
+        }
+        found.states.insert(name, state);
+    }
+    seen.nodes = found;
 }
 
 /// Pods may run on it, now or when it is back.

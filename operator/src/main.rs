@@ -18,6 +18,7 @@ mod http;
 mod leader;
 mod metadata;
 mod metrics;
+mod nodes;
 mod observe;
 mod plan;
 mod prerequisites;

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
-use atoll_proto::admin::{ChangeMembers, MemberIdentity, MembersChange, ResizeVolume, WhoRequest};
+use atoll_proto::admin::{
+    ChangeMembers, ChangeServer, MemberIdentity, MembersChange, ResizeVolume, WhoRequest,
+};
 use atoll_proto::client::{ConnectOptions, Connection};
 use atoll_proto::handshake::{Encryption, Identity, Role};
 use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError, StatusRequest};
@@ -65,6 +67,13 @@ pub trait Servers: Send + Sync {
         address: &'a str,
         change: &'a MembersChange,
     ) -> Asked<'a, ()>;
+    /// Has it drain a storage server, use it again, or forget it.
+    fn change_server<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        change: ChangeServer,
+    ) -> Asked<'a, ()>;
     /// Has it change what the volume may hold.
     fn resize<'a>(&'a self, access: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()>;
 }
@@ -103,6 +112,15 @@ impl Servers for Network {
     ) -> Asked<'a, ()> {
         let request = ChangeMembers { change: change.clone() };
         Box::pin(ask::<ChangeMembers>(access, address, request, CHANGE_DEADLINE))
+    }
+
+    fn change_server<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        change: ChangeServer,
+    ) -> Asked<'a, ()> {
+        Box::pin(ask::<ChangeServer>(access, address, change, STATUS_DEADLINE))
     }
 
     fn resize<'a>(&'a self, access: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()> {
@@ -196,6 +214,22 @@ pub async fn change_members(
     ask_leader(addresses, led, |address| servers.change_members(access, address, change))
         .await
         .map_err(|reason| Error::Metadata { doing: "change the group of metadata servers", reason })
+}
+
+/// Drains a storage server, uses it again, or forgets it. To ask again changes nothing. Who led the last time is asked first.
+///
+/// # Errors
+/// If the leader refuses, or isn't among the servers, or it takes too long.
+pub async fn change_server(
+    servers: &dyn Servers,
+    access: &Access,
+    addresses: &[String],
+    led: Option<&str>,
+    change: ChangeServer,
+) -> Result<(), Error> {
+    ask_leader(addresses, led, |address| servers.change_server(access, address, change))
+        .await
+        .map_err(|reason| Error::Metadata { doing: "drain or forget a storage server", reason })
 }
 
 /// Changes what the volume may hold. To ask again changes nothing. Who led the last time is asked first.

@@ -103,6 +103,10 @@ impl Metrics {
             Action::Recreate(_) => "recreate",
             Action::ResizeVolume(_) => "resize_volume",
             Action::DiscardClaim(_) => "discard_claim",
+            Action::DiscardDisk { .. } => "discard_disk",
+            Action::EvictPod { .. } => "evict_pod",
+            Action::MarkRemoved { .. } => "mark_removed",
+            Action::ChangeServer(_) => "change_server",
             Action::Delete(..) => "delete",
         };
         self.actions.get_or_create(&ActionLabel { action }).inc();

@@ -14,6 +14,8 @@ use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
+use crate::nodes::Nodes;
+
 /// Who was silent for so long (ms) may be somebody else by now.
 const SILENT_MS: u64 = 5_000;
 
@@ -46,6 +48,8 @@ pub struct Observed {
     pub volumes: Vec<String>,
     /// Nodes that pods may run on, those that are away for a while included.
     pub nodes_usable: usize,
+    /// Where the cluster's disks are and its pods run.
+    pub nodes: Nodes,
     /// StorageClasses.
     pub classes: Vec<ClassFact>,
     /// What the metadata service says.

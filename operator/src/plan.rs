@@ -6,14 +6,19 @@
 mod adoption;
 mod deletion;
 mod growth;
+mod heal;
 mod marks;
 mod roll;
+mod servers;
+mod shrink;
 
 pub use adoption::missing;
 pub use deletion::{Fate, fate};
 pub use growth::{pending, sized, smallest_disk};
+pub use heal::pending as replacement;
 pub use marks::is_made;
 pub use roll::outdated;
+pub use shrink::{held, pending as removal};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,7 +27,7 @@ use atoll_core::ids::{ClusterId, MemberId};
 use atoll_crds::Quantity;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::Reason;
-use atoll_proto::admin::{MembersChange, ResizeVolume};
+use atoll_proto::admin::{ChangeServer, MembersChange, ResizeVolume};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
@@ -30,6 +35,7 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use serde::Serialize;
 
+use self::servers::chunks_below;
 use crate::build::{budget::budget, compare, secret, service::service, statefulset::statefulset};
 use crate::observe::{MetadataFact, Observed, Ownership, is_heard, is_ready, label, pod_ip};
 use crate::validate::{Problem, Wanted, check_surroundings};
@@ -94,6 +100,31 @@ pub enum Action {
     ResizeVolume(ResizeVolume),
     /// Delete a PVC that never had a disk, as it was seen.
     DiscardClaim(String),
+    /// Delete the PVC of a server that is replaced or removed, as it was seen.
+    DiscardDisk {
+        /// The PVC.
+        pvc: String,
+        /// Why nothing depends on it.
+        why: String,
+    },
+    /// Have a pod go whose server is replaced.
+    EvictPod {
+        /// Its name.
+        name: String,
+        /// Its uid: only this very pod.
+        uid: String,
+        /// Its node is gone, and nobody would say that it has ended.
+        forced: bool,
+    },
+    /// Write onto a PVC that its metadata server is removed from the group for good, or that it isn't.
+    MarkRemoved {
+        /// The PVC.
+        pvc: String,
+        /// The server.
+        member: Option<MemberId>,
+    },
+    /// Drain a storage server, use it again, or forget it.
+    ChangeServer(ChangeServer),
     /// Delete an object of this kind.
     Delete(Kind, String),
 }
@@ -235,7 +266,13 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
     actions.retain(|action| !is_contested(seen, action));
     actions.extend(bootstrap(seen, wanted, id)?);
     if actions.is_empty() {
+        actions.extend(heal::next(seen, wanted));
+    }
+    if actions.is_empty() {
         actions.extend(growth::next(seen, wanted));
+    }
+    if actions.is_empty() {
+        actions.extend(shrink::next(seen, wanted));
     }
     if actions.is_empty() {
         actions.extend(roll::next(seen, wanted));
@@ -491,8 +528,8 @@ fn next_joiner(seen: &Observed, answer: &ClusterStatus) -> Option<Action> {
     let replicas = seen.cluster.spec.metadata_replicas();
     let (_, address) = seen.metadata_addresses(replicas).find(|(number, _)| number == ordinal)?;
     let change = match answer.members.iter().find(|member| member.address == address) {
-        // Where chunks are short of copies, what the records say of them is needed most.
-        Some(_) if answer.chunks_short > 0 => return None,
+        // Where chunks can't be read, what the records say of them is needed most.
+        Some(_) if chunks_below(answer, 1).unwrap_or(answer.chunks_short) > 0 => return None,
         Some(old) => MembersChange::Replace { old: old.member, new: joiner.member, address },
         None => MembersChange::Add { member: joiner.member, address },
     };

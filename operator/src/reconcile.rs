@@ -20,9 +20,9 @@ use crate::error::{Error, Kind, change};
 use crate::events::{event, transitions};
 use crate::gather::{ask, observe};
 use crate::observe::Observed;
-use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, missing, plan, sized};
+use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, held, missing, plan, sized};
 use crate::report;
-use crate::state::assess;
+use crate::state::{Assessment, assess};
 use crate::validate::{Problem, validate};
 
 /// How soon a cluster is looked at again after something was done.
@@ -74,7 +74,7 @@ async fn look_and_act(
     drop(turn);
     ask(context, &mut seen).await;
     let silent = context.memory.lock().await.get(key).map_or(0, |memory| memory.silent);
-    let wanted = validate(&seen.cluster, &context.images).map(|wanted| sized(wanted, &seen));
+    let wanted = validate(&seen.cluster, &context.images).map(|wanted| held(sized(wanted, &seen), &seen));
     let mut plan = plan(&seen, &wanted, ClusterId(rand::rng().random()));
     let what = digest(&plan.actions);
     let remembered = context.memory.lock().await.get(key).and_then(|memory| memory.repeated);
@@ -112,7 +112,7 @@ async fn look_and_act(
     let changed = outcome?;
     let grows =
         assessment.expansion.as_ref().is_some_and(|found| found.holds && !found.reason.needs_somebody());
-    let next = pause(changed.anything, grows, assessment.phase, silent);
+    let next = pause(changed.anything, grows || servers_move(&assessment), assessment.phase, silent);
     // Whether it is an election or more shows soon.
     let next = if seen.leaderless_for.is_some() { next.min(unheard_pause(silent)) } else { next };
     let next = left.map_or(next, |left| next.min(left));
@@ -128,12 +128,18 @@ async fn remember(context: &Context, key: &ObjectRef<FileSystemCluster>, what: u
     *repeated = changed.anything.then(|| Repeated { what, times, at: Instant::now() });
 }
 
+/// Servers come or go, and nobody but the leader says how far that is.
+fn servers_move(assessment: &Assessment) -> bool {
+    let reasons = [Reason::ReplacingServer, Reason::DrainingServers, Reason::RemovingServers];
+    assessment.progressing.holds && reasons.contains(&assessment.progressing.reason)
+}
+
 /// When to look again, without anybody waking us. `silent`: so many times in a row its servers said nothing.
-fn pause(acted: bool, grows: bool, phase: Phase, silent: u32) -> Duration {
+fn pause(acted: bool, moves: bool, phase: Phase, silent: u32) -> Duration {
     if acted {
         return AFTER_ACTION;
     }
-    if grows {
+    if moves {
         return unheard_pause(silent);
     }
     match phase {
@@ -209,7 +215,13 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
         return vec![event(EventType::Warning, "ConfirmationWithdrawn", note)];
     }
     if !actions.contains(&Action::RemoveFinalizer) {
-        return Vec::new();
+        let discarded = actions.iter().filter_map(|action| match action {
+            Action::DiscardDisk { pvc, why } => {
+                Some(format!("PVC {pvc} is deleted, and no data with it: {why}"))
+            }
+            _ => None,
+        });
+        return discarded.map(|note| event(EventType::Normal, "DiskDiscarded", note)).collect();
     }
     let id = seen.cluster.cluster_id().unwrap_or_default();
     let note = if seen.namespace_terminating {

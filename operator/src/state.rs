@@ -7,7 +7,7 @@ use atoll_crds::v1alpha1::{ConditionType, Phase, Reason};
 use atoll_proto::metadata::ClusterStatus;
 
 use crate::observe::{MetadataFact, Observed, is_ready};
-use crate::plan::{Plan, is_made, outdated, pending};
+use crate::plan::{Plan, is_made, outdated, pending, removal, replacement};
 use crate::trouble::troubles;
 use crate::validate::{Problem, Wanted};
 
@@ -202,8 +202,13 @@ fn stalled(
     ready: &Verdict,
 ) -> Option<Verdict> {
     let of_plan = plan.problem.clone();
+    let of_servers = || {
+        let wanted = wanted.as_ref().ok()?;
+        let found = replacement(seen, wanted).into_iter().chain(removal(seen, wanted));
+        found.into_iter().find(|problem| problem.reason.needs_somebody())
+    };
     let of_pods = || cause(seen, wanted).filter(|_| !ready.holds);
-    let problem = of_plan.or_else(of_pods)?;
+    let problem = of_plan.or_else(of_servers).or_else(of_pods)?;
     (problem.reason.needs_somebody() && problem.reason != Reason::Paused).then(|| Verdict::of(true, &problem))
 }
 
@@ -281,6 +286,8 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
         };
     }
     let mut problems: Vec<Problem> = wanted.as_ref().map(|wanted| troubles(seen, wanted)).unwrap_or_default();
+    // What is done about it says more than what it does to pods.
+    problems.splice(0..0, wanted.as_ref().ok().and_then(|wanted| replacement(seen, wanted)));
     if !was_ready(seen) {
         // Usable from now on; that pods are a moment behind their servers is progress.
         problems.retain(|problem| problem.reason != Reason::PodsStarting);
@@ -328,6 +335,10 @@ fn progressing(
     };
     if let Some(expansion) = expansion.filter(|found| found.holds && !found.reason.needs_somebody()) {
         return expansion.clone();
+    }
+    let moves = replacement(seen, wanted).or_else(|| removal(seen, wanted));
+    if let Some(problem) = moves {
+        return Verdict::of(!problem.reason.needs_somebody(), &problem);
     }
     if !plan.actions.is_empty() {
         return Verdict::new(true, Reason::Applying, "objects are being created or changed");

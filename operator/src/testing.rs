@@ -3,6 +3,7 @@
 pub mod api_server;
 pub mod fault;
 pub mod kubernetes;
+pub mod storage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use crate::build::{budget, compare, created_for, disk_labels, secret, service, statefulset};
 use crate::config::{Config, Images};
+use crate::nodes::Nodes;
 use crate::observe::{ClassFact, MetadataFact, Observed};
 use crate::validate::{Wanted, validate};
 
@@ -77,6 +79,7 @@ pub fn observed(capacity: &str) -> Observed {
         contested: BTreeMap::new(),
         volumes: Vec::new(),
         nodes_usable: 3,
+        nodes: Nodes::default(),
         classes: vec![class("disks", "disks.example", true), class("atoll", names::DRIVER_NAME, false)],
         metadata: MetadataFact::NotAsked,
         joiners: BTreeMap::new(),
@@ -261,6 +264,8 @@ pub fn running() -> Observed {
         },
         copies: 3,
         chunks: 1,
+        chunks_by_replicas: vec![0, 0, 0, 1],
+        chunks_naming: (0..3).map(|server| (ServerId(server), 1)).collect(),
         ..ClusterStatus::default()
     }));
     mark_all(&mut seen);

@@ -74,8 +74,10 @@ pub struct Wanted {
 /// Pods of one kind.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
-    /// How many.
+    /// How many, for now: those that have to be drained before they go are among them.
     pub replicas: u8,
+    /// How many there shall be in the end.
+    pub replicas_asked: u8,
     /// The spec says how many: the operator adds none by itself.
     pub replicas_are_fixed: bool,
     /// The disk of each.
@@ -204,6 +206,7 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
     };
     let metadata = Workload {
         replicas: spec.metadata_replicas(),
+        replicas_asked: spec.metadata_replicas(),
         replicas_are_fixed: true,
         size_asked: asked(&backing.size),
         disk: Disk { size: Quantity::from_bytes(metadata_bytes), class: backing.storage_class_name },
@@ -211,6 +214,7 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
     };
     let storage = Workload {
         replicas: spec.storage_replicas(),
+        replicas_asked: spec.storage_replicas(),
         replicas_are_fixed: spec.storage.replicas.is_some() && !is_claims,
         size_asked: asked(&spec.storage.size),
         disk: Disk {

@@ -104,21 +104,9 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     validation = Rule::new("!has(self.storage.replicas) || self.storage.replicas >= self.copies")
         .message("storage.replicas must be at least copies: each copy of a byte is on a different storage server")
         .field_path(".storage"),
-    validation = Rule::new(
-        "(has(self.storage.replicas) ? self.storage.replicas : self.copies) \
-         >= (has(oldSelf.storage.replicas) ? oldSelf.storage.replicas : oldSelf.copies)"
-    )
-    .message("storage.replicas can't be lowered in this version yet: the servers would have to be drained first")
-    .field_path(".storage"),
     validation = Rule::new("!has(self.metadata.replicas) || self.metadata.replicas in [1, 3, 5]")
         .message("metadata.replicas must be 1, 3 or 5: an even number tolerates no more failures than one server fewer")
         .field_path(".metadata"),
-    validation = Rule::new(
-        "(has(self.metadata.replicas) ? self.metadata.replicas : (self.copies >= 2 ? 3 : 1)) \
-         >= (has(oldSelf.metadata.replicas) ? oldSelf.metadata.replicas : (oldSelf.copies >= 2 ? 3 : 1))"
-    )
-    .message("metadata.replicas can't be lowered in this version yet")
-    .field_path(".metadata"),
     validation = Rule::new("self.access == oldSelf.access")
         .message("access can't be changed: create another volume")
         .field_path(".access"),
@@ -257,7 +245,8 @@ impl Default for RootSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct MetadataSpec {
-    /// Their number: 1, 3 or 5. Default: 3 with two or more `copies`, otherwise 1. It can be increased.
+    /// Their number: 1, 3 or 5. Default: 3 with two or more `copies`, otherwise 1. It can be changed at any time: servers join
+    /// or leave the group one by one, while the volume is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5))]
     pub replicas: Option<u8>,
@@ -273,8 +262,10 @@ pub struct MetadataSpec {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
-    /// Their number; at least `copies`. It can be increased. Default: as many as `copies`, and more once `capacity` was
-    /// raised and the StorageClass can't expand the disks. If it is set, the operator adds none by itself.
+    /// Their number; at least `copies`. It can be changed at any time: servers that are too many are drained while the volume
+    /// is used, and then removed with their disks, if the other disks can store `copies` times `capacity`. Default: as many as
+    /// `copies`, and more once `capacity` was raised and the StorageClass can't expand the disks; none is removed then. If it is
+    /// set, the operator adds none by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100))]
     pub replicas: Option<u8>,

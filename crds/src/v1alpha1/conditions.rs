@@ -151,6 +151,18 @@ pub enum Reason {
     NotExpandable,
     /// The volume can't get as small as that: files use more.
     CapacityInUse,
+    /// A server whose disk or node is gone for good is being replaced.
+    ReplacingServer,
+    /// A server whose disk or node is gone for good can't be replaced.
+    ReplacementBlocked,
+    /// A node isn't ready, and servers or disks on it are waited for.
+    NodeNotReady,
+    /// Storage servers that the spec doesn't ask for any more are being drained.
+    DrainingServers,
+    /// Servers that the spec doesn't ask for any more are being removed.
+    RemovingServers,
+    /// Servers that the spec doesn't ask for any more can't be removed.
+    ShrinkBlocked,
     /// The operator was told to do nothing.
     Paused,
     /// The resource is being deleted.
@@ -199,6 +211,12 @@ impl Reason {
             Reason::ExpansionInfeasible => "ExpansionInfeasible",
             Reason::NotExpandable => "NotExpandable",
             Reason::CapacityInUse => "CapacityInUse",
+            Reason::ReplacingServer => "ReplacingServer",
+            Reason::ReplacementBlocked => "ReplacementBlocked",
+            Reason::NodeNotReady => "NodeNotReady",
+            Reason::DrainingServers => "DrainingServers",
+            Reason::RemovingServers => "RemovingServers",
+            Reason::ShrinkBlocked => "ShrinkBlocked",
             Reason::Paused => "Paused",
             Reason::Deleting => "Deleting",
             Reason::DeletionBlocked => "DeletionBlocked",
@@ -228,6 +246,8 @@ impl Reason {
             | Reason::ExpansionInfeasible
             | Reason::NotExpandable
             | Reason::CapacityInUse
+            | Reason::ReplacementBlocked
+            | Reason::ShrinkBlocked
             | Reason::Paused => true,
             Reason::AsSpecified
             | Reason::Serving
@@ -242,6 +262,10 @@ impl Reason {
             | Reason::ResizingDisks
             | Reason::AddingServers
             | Reason::ResizingVolume
+            | Reason::ReplacingServer
+            | Reason::NodeNotReady
+            | Reason::DrainingServers
+            | Reason::RemovingServers
             | Reason::Deleting
             | Reason::DeletionBlocked
             | Reason::Mounted

@@ -6,14 +6,17 @@ mod deletion_waits;
 mod grow;
 mod killed_pods;
 mod lost_majority;
+mod lost_node;
 mod many_volumes;
 mod mount_host;
 mod new_disk;
+mod new_storage_disk;
 mod node_plugin;
 mod provision;
 mod quota;
 mod refusals;
 mod shared;
+mod shrink;
 mod static_volume;
 mod unfinished;
 mod uninstall;
@@ -42,6 +45,7 @@ pub fn all() -> Vec<Promise> {
         shared::PROMISE,
         killed_pods::PROMISE,
         new_disk::PROMISE,
+        new_storage_disk::PROMISE,
         lost_majority::PROMISE,
         node_plugin::PROMISE,
         mount_host::PROMISE,
@@ -54,6 +58,8 @@ pub fn all() -> Vec<Promise> {
         quota::PROMISE,
         many_volumes::PROMISE,
         grow::PROMISE,
+        shrink::PROMISE,
+        lost_node::PROMISE,
         uninstall::PROMISE,
     ]
 }

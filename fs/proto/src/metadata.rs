@@ -415,6 +415,14 @@ pub struct ClusterStatus {
     /// Bytes of inline data that there can be; 0 from a server that didn't say it yet.
     #[serde(deserialize_with = "or_default")]
     pub inline_budget_bytes: u64,
+    /// Chunks by the number of their replicas on servers that are heard of and aren't drained: first those with none. Only the
+    /// leader knows; empty from a server that didn't say it yet.
+    #[serde(deserialize_with = "or_default")]
+    pub chunks_by_replicas: Vec<u64>,
+    /// Chunks that name a storage server as one that has a replica, whether it is heard of or not; a server that isn't listed is
+    /// named by none. Only the leader knows, and it says so if `chunks_by_replicas` isn't empty.
+    #[serde(deserialize_with = "or_default")]
+    pub chunks_naming: Vec<(ServerId, u64)>,
 }
 
 /// A field at a message's end, which its sender may be too old to have.

@@ -111,6 +111,24 @@ fn what_is_wrong_is_said_once_with_what_to_do() {
 }
 
 #[test]
+fn servers_that_are_removed_are_progress_unless_they_cannot_be() {
+    let with = |kind: &str, status: &str, reason: &str| {
+        let mut all = running();
+        let conditions = all["conditions"].as_array_mut().expect("conditions");
+        conditions.retain(|found| found["type"] != kind);
+        conditions.push(condition(kind, status, reason, "db-storage-3 is drained"));
+        view(&cluster(all), &[], 130)
+    };
+    let seen = with("Progressing", "True", "DrainingServers");
+    assert!(seen.healthy, "{seen:?}");
+    assert!(screen(&seen).contains("Removal   db-storage-3 is drained"), "{}", screen(&seen));
+    let seen = with("Progressing", "True", "Applying");
+    assert_eq!(seen.removal, None);
+    let seen = with("Stalled", "True", "ShrinkBlocked");
+    assert_eq!(seen.problems, ["ShrinkBlocked: db-storage-3 is drained"]);
+}
+
+#[test]
 fn a_volume_that_grows_says_what_it_waits_for_and_a_full_one_how_it_grows() {
     let mut status = running();
     status["conditions"].as_array_mut().expect("conditions").push(condition(
@@ -158,6 +176,7 @@ fn the_document_for_programs_keeps_its_names() {
         "clusterId",
         "copies",
         "expansion",
+        "removal",
         "health",
         "healthy",
         "metadata",

@@ -62,6 +62,10 @@ impl Servers for Stand {
         Box::pin(std::future::pending())
     }
 
+    fn change_server<'a>(&'a self, _: &'a Access, _: &'a str, _: ChangeServer) -> Asked<'a, ()> {
+        Box::pin(std::future::pending())
+    }
+
     fn change_members<'a>(&'a self, _: &'a Access, address: &'a str, _: &'a MembersChange) -> Asked<'a, ()> {
         Box::pin(async move {
             match self.manner(address).await? {

@@ -129,7 +129,7 @@ fn counted(seen: &Observed, wanted: &Wanted) -> Vec<String> {
         let ordinals = seen.pvcs_of(component).filter_map(|pvc| {
             pvc.metadata.name.as_deref()?.rsplit('-').next()?.parse::<u32>().ok().map(|last| last + 1)
         });
-        let (has, asks) = (ordinals.max().unwrap_or(0), u32::from(wanted.workload(component).replicas));
+        let (has, asks) = (ordinals.max().unwrap_or(0), u32::from(wanted.workload(component).replicas_asked));
         if asks < has {
             found.push(format!("spec.{component}.replicas is {asks}, and there are disks of {has} servers"));
         }

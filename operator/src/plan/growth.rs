@@ -15,6 +15,7 @@ use atoll_proto::admin::ResizeVolume;
 use atoll_proto::metadata::ClusterStatus;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 
+use super::servers::ours;
 use super::{Action, is_made};
 use crate::build::statefulset::disk_of;
 use crate::disk::{self, Disk};
@@ -138,12 +139,6 @@ pub fn smallest_disk(seen: &Observed, component: Component) -> Option<u64> {
 
 fn grows(seen: &Observed, wanted: &Wanted) -> bool {
     granted(seen).is_some_and(|granted| wanted.volume.bytes_total > granted)
-}
-
-/// The leader's answer, if it is of this cluster.
-fn ours(seen: &Observed) -> Option<&ClusterStatus> {
-    let of = seen.cluster_id();
-    seen.answer().filter(|answer| answer.is_leader && answer.cluster.is_some() && answer.cluster == of)
 }
 
 fn replicas(wanted: &Wanted, component: Component) -> u32 {

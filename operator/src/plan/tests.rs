@@ -7,12 +7,16 @@ use super::*;
 use crate::testing::{self, FRESH, ID, MEMBER, MEMBERS};
 use crate::validate::validate;
 
-fn planned(seen: &Observed) -> Plan {
-    plan(seen, &validate(&seen.cluster, &testing::images()).map(|wanted| sized(wanted, seen)), FRESH)
+pub(in crate::plan) fn wanted(seen: &Observed) -> Result<Wanted, Problem> {
+    validate(&seen.cluster, &testing::images()).map(|wanted| held(sized(wanted, seen), seen))
+}
+
+pub(in crate::plan) fn planned(seen: &Observed) -> Plan {
+    plan(seen, &wanted(seen), FRESH)
 }
 
 /// The actions in one word each.
-fn words(plan: &Plan) -> Vec<String> {
+pub(in crate::plan) fn words(plan: &Plan) -> Vec<String> {
     let owned = |owned: &Owned| match owned {
         Owned::Service(found) => format!("Service {}", found.metadata.name.as_deref().unwrap_or_default()),
         Owned::StatefulSet(found) => {
@@ -40,12 +44,18 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::Recreate(name) => format!("recreate {name}"),
             Action::ResizeVolume(size) => format!("volume {}", Quantity::from_bytes(size.bytes_total)),
             Action::DiscardClaim(name) => format!("discard {name}"),
+            Action::DiscardDisk { pvc, .. } => format!("discard {pvc}"),
+            Action::EvictPod { name, forced: false, .. } => format!("evict {name}"),
+            Action::EvictPod { name, forced: true, .. } => format!("evict {name} by force"),
+            Action::MarkRemoved { pvc, member: Some(_) } => format!("{pvc} leaves"),
+            Action::MarkRemoved { pvc, member: None } => format!("{pvc} stays"),
+            Action::ChangeServer(change) => format!("{:?} {}", change.change, change.server.0),
             Action::Delete(kind, name) => format!("delete {kind:?} {name}"),
         })
         .collect()
 }
 
-fn does(seen: &Observed, expected: &[&str]) {
+pub(in crate::plan) fn does(seen: &Observed, expected: &[&str]) {
     let plan = planned(seen);
     assert_eq!(plan.problem, None, "{:?}", words(&plan));
     assert_eq!(words(&plan), expected);
@@ -139,9 +149,9 @@ fn a_metadata_server_with_a_new_disk_takes_the_place_of_the_one_before() {
     let mut seen = testing::running();
     let new = MemberId(0xd);
     testing::joins(&mut seen, 1, new);
-    testing::answer(&mut seen).chunks_short = 1;
+    testing::answer(&mut seen).chunks_by_replicas = vec![1, 0, 0, 5];
     does(&seen, &[]);
-    testing::answer(&mut seen).chunks_short = 0;
+    testing::answer(&mut seen).chunks_by_replicas = vec![0, 1, 0, 5];
     let address = names::pod_address("ns", "db", Component::Metadata, 1);
     let replace = MembersChange::Replace { old: MEMBERS[1], new, address };
     does(&seen, &[&format!("{replace:?}")]);

@@ -9,7 +9,8 @@ use crate::testing::{self, FRESH};
 use crate::validate::validate;
 
 fn judged(seen: &Observed) -> Assessment {
-    let wanted = validate(&seen.cluster, &testing::images()).map(|wanted| crate::plan::sized(wanted, seen));
+    let wanted = validate(&seen.cluster, &testing::images())
+        .map(|wanted| crate::plan::held(crate::plan::sized(wanted, seen), seen));
     assess(seen, &wanted, &plan(seen, &wanted, FRESH))
 }
 
@@ -214,6 +215,39 @@ fn what_does_not_pass_by_waiting_is_stalled() {
     assert_eq!(found.name_conflict, None);
     testing::change(&mut seen, |cluster| cluster.spec.paused = true);
     assert_eq!(judged(&seen).stalled, None);
+}
+
+#[test]
+fn a_server_that_is_replaced_degrades_the_volume_and_one_that_cannot_be_needs_somebody() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    let pvc = seen.pvcs.get_mut("data-db-storage-1").expect("disk");
+    pvc.status.as_mut().expect("status").phase = Some("Lost".into());
+    let server = &mut testing::answer(&mut seen).servers[1];
+    (server.alive, server.draining) = (false, true);
+    let found = judged(&seen);
+    assert_eq!((found.degraded.holds, found.degraded.reason), (true, Reason::ReplacingServer));
+    assert_eq!((found.progressing.holds, found.progressing.reason), (true, Reason::ReplacingServer));
+    assert_eq!((found.phase, found.stalled), (Phase::Degraded, None));
+    testing::answer(&mut seen).chunks_by_replicas = vec![1, 0, 0, 0];
+    let found = judged(&seen);
+    assert_eq!((found.degraded.holds, found.degraded.reason), (true, Reason::ReplacementBlocked));
+    assert!(!found.progressing.holds);
+    assert_eq!(found.stalled.map(|stalled| stalled.reason), Some(Reason::ReplacementBlocked));
+}
+
+#[test]
+fn servers_that_are_removed_are_progress_and_nothing_is_worse_for_it() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    testing::change(&mut seen, |cluster| {
+        (cluster.spec.copies, cluster.spec.storage.replicas) = (2, Some(2));
+    });
+    testing::answer(&mut seen).copies = 2;
+    let found = judged(&seen);
+    assert_eq!((found.ready.holds, found.degraded.holds), (true, false), "{found:?}");
+    assert_eq!((found.progressing.holds, found.progressing.reason), (true, Reason::DrainingServers));
+    assert_eq!((found.phase, found.stalled), (Phase::Ready, None));
 }
 
 #[test]

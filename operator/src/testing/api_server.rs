@@ -305,10 +305,15 @@ impl State {
         if !uid.is_null() && *uid != found["metadata"]["uid"] {
             return Err(Refusal(409, "Conflict", format!("{key:?} is another one by now")));
         }
+        let version = &options["preconditions"]["resourceVersion"];
+        if !version.is_null() && *version != found["metadata"]["resourceVersion"] {
+            return Err(Refusal(409, "Conflict", format!("{key:?} has been modified")));
+        }
         let mut after = found.clone();
         let kept = found["metadata"]["finalizers"].as_array().is_some_and(|found| !found.is_empty());
         // A pod ends by itself, after a while.
-        if !kept && key.0 != "pods" {
+        let at_once = key.0 != "pods" || options["gracePeriodSeconds"] == json!(0);
+        if !kept && at_once {
             self.objects.remove(&key);
             self.applied.remove(&key);
             self.version += 1;

@@ -10,8 +10,8 @@ use atoll_core::ids::{ClusterId, MemberId, ServerId};
 use atoll_core::records::VolumeConfig;
 use atoll_crds::names::{self, Component, labels};
 use atoll_proto::ClusterKey;
-use atoll_proto::admin::{MemberIdentity, MembersChange, ResizeVolume};
-use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError, ServerStatus};
+use atoll_proto::admin::{ChangeServer, MemberIdentity, MembersChange, ResizeVolume};
+use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError};
 use kube::Resource;
 use kube::runtime::reflector::{self, Lookup, store::Writer};
 use kube::runtime::watcher::Event;
@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 
 use super::api_server::{ApiServer, State};
 use super::fault::Outcome;
+use super::storage::{Storage, Working};
 use crate::caches::Caches;
 use crate::metadata::{Access, AskError, Asked, Servers};
 
@@ -34,6 +35,9 @@ struct Group {
     cluster: ClusterId,
     key: ClusterKey,
     members: Vec<(MemberId, String)>,
+    /// Who has left, and can't come back.
+    left: BTreeSet<MemberId>,
+    storage: Storage,
     copies: u8,
     size: ResizeVolume,
 }
@@ -102,6 +106,7 @@ impl Kubernetes {
             release_disks(state);
         });
         self.lose_records();
+        self.store();
         *self.done.lock() = (self.version() == before).then_some(before);
     }
 
@@ -119,11 +124,35 @@ impl Kubernetes {
         }
     }
 
+    /// Storage servers register, and copies are made.
+    fn store(&self) {
+        let working = self.storage_servers();
+        let disks = self.api.with(|state| {
+            let uid = |disk: &Value| disk["metadata"]["uid"].as_str().map(|uid| ServerId(hash(uid)));
+            state.all("persistentvolumeclaims").iter().filter_map(uid).collect()
+        });
+        let mut group = self.group.lock();
+        let Some(group) = group.as_mut() else { return };
+        if group.storage.tick(&working, &disks, group.copies.into()) {
+            *self.changes.lock() += 1;
+        }
+    }
+
+    /// Storage servers that work.
+    fn storage_servers(&self) -> Working {
+        let of = |(name, disk): (String, String)| {
+            let ordinal = name.rsplit('-').next().and_then(|text| text.parse().ok()).unwrap_or_default();
+            (ServerId(hash(disk)), names::pod_address(NAMESPACE, "db", Component::Storage, ordinal))
+        };
+        self.working(Component::Storage).into_iter().map(of).collect()
+    }
+
     /// Who runs in the pod at an address, with the uid of its disk.
     fn server_at(&self, address: &str) -> Option<(String, String)> {
         let ip = address.rsplit_once(':').map_or(address, |(ip, _)| ip);
         self.api.with(|state| {
-            let pod = state.all("pods").into_iter().find(|pod| pod["status"]["podIP"] == json!(ip))?;
+            let is_it = |pod: &Value| pod["status"]["podIP"] == json!(ip) && !is_off(state, pod);
+            let pod = state.all("pods").into_iter().find(is_it)?;
             let name = pod["metadata"]["name"].as_str()?.to_owned();
             let disk = state.get("persistentvolumeclaims", NAMESPACE, &format!("data-{name}"))?;
             Some((name, disk["metadata"]["uid"].as_str()?.to_owned()))
@@ -136,6 +165,8 @@ impl Kubernetes {
             let is_it = |pod: &Value| {
                 pod["metadata"]["labels"][labels::COMPONENT] == json!(component.as_str())
                     && pod["metadata"]["deletionTimestamp"].is_null()
+                    && !pod["spec"]["nodeName"].is_null()
+                    && !is_off(state, pod)
             };
             let disk = |pod: &Value| {
                 let name = pod["metadata"]["name"].as_str()?.to_owned();
@@ -163,22 +194,8 @@ impl Kubernetes {
             group.members.iter().filter(|(member, _)| alive.contains(member)).collect();
         let leads = voters.len() * 2 > group.members.len();
         let leader = voters.first().filter(|_| leads).map(|(member, address)| (*member, address.clone()));
-        let servers =
-            self.working(Component::Storage).into_iter().enumerate().map(|(index, (name, disk))| {
-                let ordinal = name.rsplit('-').next().and_then(|text| text.parse().ok()).unwrap_or_default();
-                ServerStatus {
-                    draining: false,
-                    server: ServerId(hash(&disk)),
-                    address: names::pod_address(NAMESPACE, "db", Component::Storage, ordinal),
-                    alive: true,
-                    capacity: 3 << 30,
-                    used: index as u64,
-                    free: 3 << 30,
-                    chunks: 1,
-                    silent_ms: 0,
-                    stored: 0,
-                }
-            });
+        let storage = self.storage_servers();
+        let by_replicas = group.storage.by_replicas(&storage, group.copies.into());
         let is_leader = leader.as_ref().is_some_and(|(member, _)| *member == me);
         let members = group.members.iter().map(|(member, address)| MemberStatus {
             member: *member,
@@ -194,7 +211,9 @@ impl Kubernetes {
             is_leader,
             leader,
             members: members.collect(),
-            servers: if is_leader { servers.collect() } else { Vec::new() },
+            servers: if is_leader { group.storage.statuses(&storage) } else { Vec::new() },
+            chunks_by_replicas: if is_leader { by_replicas } else { Vec::new() },
+            chunks_naming: if is_leader { group.storage.naming() } else { Vec::new() },
             volume: VolumeUse {
                 bytes_total: group.size.bytes_total,
                 inodes_total: group.size.inodes_total,
@@ -212,7 +231,10 @@ impl Kubernetes {
         let (name, disk) = self.server_at(address).ok_or_else(silent)?;
         let member = member_of(&disk);
         let guard = self.group.lock();
-        let group = guard.as_ref().filter(|group| group.members.iter().any(|(known, _)| *known == member));
+        let was_in = |group: &&Group| {
+            group.left.contains(&member) || group.members.iter().any(|(known, _)| *known == member)
+        };
+        let group = guard.as_ref().filter(was_in);
         let ordinal = name.rsplit('-').next().and_then(|text| text.parse().ok()).unwrap_or_default();
         Ok(MemberIdentity {
             member,
@@ -243,6 +265,8 @@ impl Kubernetes {
             cluster: access.cluster,
             key: access.key.clone(),
             members: vec![(member, address)],
+            left: BTreeSet::new(),
+            storage: Storage::default(),
             copies: config.copies,
             size: ResizeVolume {
                 bytes_total: config.bytes_total,
@@ -269,6 +293,21 @@ impl Kubernetes {
         Ok(())
     }
 
+    fn change_server(&self, address: &str, change: ChangeServer) -> Result<(), AskError> {
+        let silent = || AskError::Silent { address: address.to_owned() };
+        let (_, disk) = self.server_at(address).ok_or_else(silent)?;
+        let (me, working) = (member_of(&disk), self.storage_servers());
+        let refused = |error| AskError::Refused { address: address.to_owned(), error };
+        let mut guard = self.group.lock();
+        let group = guard.as_mut().filter(|group| group.members.iter().any(|(known, _)| *known == me));
+        let group = group.ok_or_else(|| refused(MetadataError::NotLeader { leader: None }))?;
+        let changed = group.storage.change(change, &working);
+        if changed.map_err(|why| refused(MetadataError::Refused(why.to_owned())))? {
+            *self.changes.lock() += 1;
+        }
+        Ok(())
+    }
+
     fn change_members(&self, address: &str, change: &MembersChange) -> Result<(), AskError> {
         let silent = || AskError::Silent { address: address.to_owned() };
         let (_, disk) = self.server_at(address).ok_or_else(silent)?;
@@ -285,6 +324,7 @@ impl Kubernetes {
         let before = group.members.clone();
         match change {
             MembersChange::Add { member, address } => {
+                assert!(!group.left.contains(member), "who has left came back");
                 if !group.members.iter().any(|(known, _)| known == member) {
                     group.members.push((*member, address.clone()));
                 }
@@ -294,7 +334,13 @@ impl Kubernetes {
                     *found = (*new, address.clone());
                 }
             }
-            MembersChange::Remove { .. } => panic!("nobody removes a member"),
+            MembersChange::Remove { member } => {
+                if group.members.iter().any(|(known, _)| known == member) {
+                    assert!(group.members.len() > 1, "the last member was removed");
+                    group.left.insert(*member);
+                    group.members.retain(|(known, _)| known != member);
+                }
+            }
         }
         group.members.sort_by(|one, other| one.1.cmp(&other.1));
         if group.members != before {
@@ -347,6 +393,14 @@ impl Servers for Kubernetes {
         })
     }
 
+    fn change_server<'a>(&'a self, _: &'a Access, address: &'a str, change: ChangeServer) -> Asked<'a, ()> {
+        let (world, at) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            let act = move || Kubernetes::change_server(&world, &at, change);
+            answer(self.api.door.write(act).await, address)
+        })
+    }
+
     fn resize<'a>(&'a self, _: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()> {
         let (world, at) = (self.clone(), address.to_owned());
         Box::pin(async move {
@@ -383,7 +437,12 @@ fn collect_garbage(state: &mut State) {
         let ordinal: i64 = name.rsplit('-').next().and_then(|text| text.parse().ok()).expect("an ordinal");
         let is_wanted = replicas.and_then(|count| count.as_i64()).is_some_and(|count| ordinal < count);
         if !pod["metadata"]["deletionTimestamp"].is_null() || !is_wanted {
-            state.erase("pods", NAMESPACE, &name);
+            // Where nobody is, nobody says that a pod has ended.
+            if is_off(state, &pod) {
+                state.delete("pods", NAMESPACE, &name);
+            } else {
+                state.erase("pods", NAMESPACE, &name);
+            }
         }
     }
 }
@@ -404,18 +463,36 @@ fn make_pods(state: &mut State, set: &Value) {
             if !found["metadata"]["deletionTimestamp"].is_null() {
                 continue;
             }
+        } else if state.get("pods", NAMESPACE, &pod_name).is_some() {
+            // Claims are made with their pods.
+            let waits = json!({
+                "type": "PodScheduled", "status": "False",
+                "message": format!("persistentvolumeclaim \"{claim}\" not found"),
+            });
+            let unready = json!({ "type": "Ready", "status": "False" });
+            state.change("pods", NAMESPACE, &pod_name, |pod| {
+                if pod["spec"]["nodeName"].is_null() {
+                    pod["status"]["conditions"] = json!([waits, unready]);
+                }
+            });
+            continue;
         } else {
             let mut disk = set["spec"]["volumeClaimTemplates"][0].clone();
             (disk["metadata"]["name"], disk["metadata"]["namespace"]) = (json!(claim), json!(NAMESPACE));
             disk["metadata"]["finalizers"] = json!([PVC_PROTECTION]);
             disk["status"] = json!({ "phase": "Bound" });
+            disk["spec"]["volumeName"] = json!(format!("pv-of-{claim}"));
             state.create("persistentvolumeclaims", disk).expect("new");
+            make_volume(state, &claim, usize::try_from(ordinal).expect("an ordinal"));
         }
+        let node = node_of(state, &claim).filter(|node| !is_node_off(state, node));
         // Without the key it doesn't start.
         let secret = set["spec"]["template"]["spec"]["volumes"][0]["secret"]["secretName"].as_str();
         let has_key = secret.is_some_and(|secret| state.get("secrets", NAMESPACE, secret).is_some());
-        let ready = json!([{ "type": "Ready", "status": if has_key { "True" } else { "False" } }]);
-        if state.get("pods", NAMESPACE, &pod_name).is_some() {
+        let found = state.get("pods", NAMESPACE, &pod_name).cloned();
+        let runs = found.as_ref().map_or(node.is_some(), |pod| !is_off(state, pod) && node.is_some());
+        let ready = json!([{ "type": "Ready", "status": if has_key && runs { "True" } else { "False" } }]);
+        if found.is_some() {
             state.change("pods", NAMESPACE, &pod_name, |pod| pod["status"]["conditions"] = ready);
         } else {
             let mut pod = json!({ "kind": "Pod", "apiVersion": "v1" });
@@ -423,11 +500,13 @@ fn make_pods(state: &mut State, set: &Value) {
             (pod["metadata"]["name"], pod["metadata"]["namespace"]) = (json!(pod_name), json!(NAMESPACE));
             pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
             pod["spec"] = set["spec"]["template"]["spec"].clone();
-            pod["status"] = json!({
-                "phase": "Running",
-                "podIP": format!("10.{}.0.{ordinal}", if name.ends_with("metadata") { 1 } else { 2 }),
-                "conditions": ready,
-            });
+            pod["status"] = json!({ "phase": "Pending", "conditions": ready });
+            if let Some(node) = node {
+                pod["spec"]["nodeName"] = json!(node);
+                pod["status"]["phase"] = json!("Running");
+                let net = if name.ends_with("metadata") { 1 } else { 2 };
+                pod["status"]["podIP"] = json!(format!("10.{net}.0.{ordinal}"));
+            }
             state.create("pods", pod).expect("new");
         }
     }
@@ -438,10 +517,46 @@ fn release_disks(state: &mut State) {
     for disk in state.all("persistentvolumeclaims") {
         let name = disk["metadata"]["name"].as_str().expect("a name").to_owned();
         let pod = name.trim_start_matches("data-").to_owned();
-        if !disk["metadata"]["deletionTimestamp"].is_null() && state.get("pods", NAMESPACE, &pod).is_none() {
+        let used = state.get("pods", NAMESPACE, &pod).is_some_and(|pod| !pod["spec"]["nodeName"].is_null());
+        if !disk["metadata"]["deletionTimestamp"].is_null() && !used {
             state.erase("persistentvolumeclaims", NAMESPACE, &name);
+            state.erase("persistentvolumes", "", &format!("pv-of-{name}"));
         }
     }
+}
+
+/// A disk on one of the nodes that are on.
+fn make_volume(state: &mut State, claim: &str, ordinal: usize) {
+    let on: Vec<Value> = state.all("nodes").into_iter().filter(|node| !is_tainted(node)).collect();
+    let hostname = json!({
+        "key": "kubernetes.io/hostname", "operator": "In",
+        "values": [on[ordinal % on.len()]["metadata"]["name"]],
+    });
+    let volume = json!({
+        "kind": "PersistentVolume", "apiVersion": "v1", "metadata": { "name": format!("pv-of-{claim}") },
+        "spec": { "nodeAffinity": { "required": { "nodeSelectorTerms": [{ "matchExpressions": [hostname] }] } } },
+    });
+    state.create("persistentvolumes", volume).expect("new");
+}
+
+/// The node that a disk is on.
+fn node_of(state: &State, claim: &str) -> Option<String> {
+    let volume = state.get("persistentvolumes", "", &format!("pv-of-{claim}"))?;
+    let terms = &volume["spec"]["nodeAffinity"]["required"]["nodeSelectorTerms"];
+    terms[0]["matchExpressions"][0]["values"][0].as_str().map(str::to_owned)
+}
+
+fn is_tainted(node: &Value) -> bool {
+    node["spec"]["taints"].as_array().is_some_and(|found| !found.is_empty())
+}
+
+fn is_node_off(state: &State, name: &str) -> bool {
+    state.get("nodes", "", name).is_none_or(is_tainted)
+}
+
+/// The pod's node is off.
+fn is_off(state: &State, pod: &Value) -> bool {
+    pod["spec"]["nodeName"].as_str().is_some_and(|node| is_node_off(state, node))
 }
 
 /// One watch, which hears of all there is.

@@ -1,6 +1,6 @@
 //! How the cluster is, for people and for the operator.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 
 use atoll_core::ids::{MemberId, ServerId, SessionId};
@@ -52,15 +52,15 @@ impl Node {
         }
         self.servers_and_problems(&mut status, leader.as_deref(), leads, &raft);
         let counted = self.machine.counts().map_err(|error| store_error(&error))?;
-        show(&counted, leader.as_deref(), &mut status);
+        let moving = show(&counted, leader.as_deref(), &mut status);
         if leads {
             let sessions = leader.map(|leader| sessions_of(&records, &leader)).transpose();
             status.sessions = sessions.map_err(|error| store_error(&error))?.unwrap_or_default();
         }
-        if status.chunks_short > 0 && leads {
+        let lacking = status.chunks_short.saturating_sub(moving);
+        if lacking > 0 && leads {
             status.problems.push(format!(
-                "{} chunks have fewer replicas than desired: start or add storage servers",
-                status.chunks_short
+                "{lacking} chunks have fewer replicas than desired: start or add storage servers"
             ));
         }
         Ok(status)
@@ -169,26 +169,45 @@ impl Node {
     }
 }
 
-/// Shows what was counted.
-fn show(counted: &Counted, leader: Option<&Leader>, status: &mut ClusterStatus) {
+/// Shows what was counted. Returns how many of the chunks that are short only move away from servers that are drained: they
+/// have all their replicas, and nothing is wrong with them.
+fn show(counted: &Counted, leader: Option<&Leader>, status: &mut ClusterStatus) -> u64 {
     let number = |number: i64| u64::try_from(number).unwrap_or(0);
     let now = clock::since_boot();
     let servers = leader.map(|leader| leader.servers.lock().clone()).unwrap_or_default();
+    let is_heard = |server: &&ServerId| servers.health(**server, now) == Some(Health::Alive);
+    let stays = |server: &&ServerId| servers.record(**server).is_some_and(|record| !record.draining);
     let mut stored: HashMap<ServerId, u64> = HashMap::new();
+    let mut naming: BTreeMap<ServerId, u64> = BTreeMap::new();
+    let mut by_replicas = vec![0; usize::from(status.copies) + 1];
+    let mut moving = 0;
     for (kind, of_kind) in &counted.chunks {
         let chunks = number(of_kind.chunks);
         status.chunks += chunks;
+        let heard = kind.replicas.iter().filter(is_heard).count();
         if kind.sealed && repair::lacking(kind.copies, &kind.replicas, &servers, now) > 0 {
             status.chunks_short += chunks;
+            moving += if heard >= usize::from(kind.copies) { chunks } else { 0 };
         }
+        let staying = kind.replicas.iter().filter(is_heard).filter(stays).count();
+        if by_replicas.len() <= staying {
+            by_replicas.resize(staying + 1, 0);
+        }
+        by_replicas[staying] += chunks;
         for server in &kind.replicas {
             *stored.entry(*server).or_default() += number(of_kind.live_blocks) * BLOCK_BYTES;
+            *naming.entry(*server).or_default() += chunks;
         }
+    }
+    if leader.is_some() {
+        status.chunks_by_replicas = by_replicas;
+        status.chunks_naming = naming.into_iter().filter(|(_, chunks)| *chunks > 0).collect();
     }
     for server in &mut status.servers {
         server.stored = stored.get(&server.server).copied().unwrap_or(0);
     }
     status.orphans = number(counted.orphans);
+    moving
 }
 
 fn sessions_of(records: &dyn Read, leader: &Leader) -> Result<Vec<SessionStatus>, StoreError> {

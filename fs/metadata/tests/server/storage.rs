@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use atoll_core::commands::{NewPlace, Outcome, ops};
+use atoll_core::commands::{NewPlace, Outcome, ServerChange, ops};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, InodeId, SegmentIndex, ServerId};
 use atoll_core::records::{ChunkKind, ChunkRecord};
 use atoll_metadata::RunningMetadata;
+use atoll_proto::admin::ChangeServer;
 use atoll_proto::metadata::{FileExtents, PieceData};
 use atoll_proto::queries;
 use atoll_proto::registration::{
@@ -283,6 +284,45 @@ async fn strays_are_removed_and_a_lost_replica_is_taken_out() {
         .await;
     }
     heartbeats.abort();
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_says_how_many_replicas_chunks_have_without_a_server_that_is_drained() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let server = atoll_metadata::MetadataServer::start(config, &mut Default::default()).await.unwrap();
+    let volume = atoll_core::records::VolumeConfig { copies: 2, copies_min: 1, ..Default::default() };
+    server.bootstrap(volume).await.unwrap();
+    let mut client = Client::open(&server).await;
+    let (mut first, mut second) = (Storage::join(&server, 5).await, Storage::join(&server, 6).await);
+    let (chunk, record) = new_chunk(&mut client).await;
+    let ino = client.create("a").await;
+    let place = NewPlace::Chunk { chunk, generation: record.generation, offset: 0 };
+    client.run(write(ino, 0, 4096, place)).await;
+    client.run(ops::SealChunk { chunk }).await;
+    first.beat(InventoryChanges::default()).await;
+    second.beat(InventoryChanges::default()).await;
+    let status = server.status().unwrap();
+    assert_eq!(
+        (status.chunks_by_replicas, status.chunks_naming),
+        (vec![0, 0, 1], vec![(first.id, 1), (second.id, 1)])
+    );
+
+    let admin = connect(server.address(), Role::Admin).await;
+    let drain = ChangeServer { server: second.id, change: ServerChange::Drain };
+    admin.call::<ChangeServer>(&drain, ()).await.unwrap();
+    first.beat(InventoryChanges::default()).await;
+    second.beat(InventoryChanges::default()).await;
+    let status = server.status().unwrap();
+    assert_eq!((status.chunks_by_replicas, status.chunks_short), (vec![0, 1, 0], 1));
+    assert_eq!(status.chunks_naming, [(first.id, 1), (second.id, 1)]);
+    // It has both of its replicas, and only moves.
+    assert!(
+        !status.problems.iter().any(|problem| problem.contains("fewer replicas")),
+        "{:?}",
+        status.problems
+    );
     server.shutdown().await;
 }
 

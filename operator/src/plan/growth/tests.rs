@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as ApiQuantity;
 
 use super::*;
-use crate::plan::{Kind, Owned, Plan, plan};
+use crate::plan::{Kind, Owned, Plan, held, plan};
 use crate::testing::{self, FRESH, ID};
 use crate::validate::validate;
 
@@ -71,7 +71,7 @@ fn capacity(seen: &mut Observed, capacity: &str) {
 }
 
 fn wanted(seen: &Observed) -> Wanted {
-    sized(validate(&seen.cluster, &testing::images()).expect("valid"), seen)
+    held(sized(validate(&seen.cluster, &testing::images()).expect("valid"), seen), seen)
 }
 
 fn planned(seen: &Observed) -> Plan {
