@@ -538,6 +538,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()> {
+        self.pages.gone_on(ino, caller.pid, Instant::now());
         let flushed = self.serve(caller, Target::OpenFile, self.do_flush(ino, handle)).await;
         self.serve(caller, Target::OpenFile, self.release_owner(ino, lock_owner)).await?;
         flushed

@@ -75,6 +75,10 @@ struct File {
     writing: Vec<Writing>,
     /// Where the file ends for the kernel by writes that came from there and are about to be answered, at least.
     own_end: u64,
+    /// The same of writes whose replies it has processed.
+    known_end: u64,
+    /// The thread that may not have processed the last one of them.
+    grown_by: u32,
     /// When it grew so past the pages last.
     grown: Option<Instant>,
     /// Pages may be cut off at these sizes yet.
@@ -250,6 +254,23 @@ impl File {
     fn gone_on(&mut self, thread: u32, now: Instant) {
         self.cuts.gone_on(thread, now);
         self.replies.gone_on(thread);
+        if thread != 0 && thread == self.grown_by {
+            self.known_end = self.own_end;
+        }
+    }
+
+    /// The thread has written up to there, and is about to hear that it is done.
+    fn own_write(&mut self, end: u64, thread: u32) {
+        if end > self.own_end {
+            (self.own_end, self.grown_by) = (end, thread);
+        }
+        self.replies.written(thread);
+    }
+
+    /// The file was made shorter.
+    fn own_cut(&mut self, size: u64) {
+        self.own_end = self.own_end.min(size);
+        self.known_end = self.known_end.min(size);
     }
 
     fn may_be_cut_before(&mut self, size: u64, epoch: u64, now: Instant) -> bool {
@@ -303,7 +324,7 @@ impl Table {
         }
         let file = self.files.get_mut(&ino)?;
         file.learn(size);
-        file.own_end = file.own_end.min(size);
+        file.own_cut(size);
         let short = file.shortest().filter(|short| *short < size && file.has_from(*short))?;
         Some(self.stale(ino, short..EVERYTHING, None))
     }
@@ -477,13 +498,13 @@ impl Pages {
         (is_watched || file.has_from(range.start)).then(|| all.stale(ino, range, None))
     }
 
-    /// The kernel wrote past its pages, and knows from that where the file ends.
-    pub fn grown(&self, ino: InodeId, end: u64, now: Instant) {
+    /// The kernel's thread wrote past its pages, and knows from that where the file ends, once it has processed the reply.
+    pub fn grown(&self, ino: InodeId, end: u64, thread: u32, now: Instant) {
         if let Some(file) = self.0.lock().files.get_mut(&ino)
             && end > file.own_end
         {
-            (file.own_end, file.grown) = (end, Some(now));
-            file.replies.written();
+            file.own_write(end, thread);
+            file.grown = Some(now);
         }
     }
 
@@ -514,7 +535,7 @@ impl Pages {
         let epoch = all.epoch;
         if let Some(file) = all.files.get_mut(&ino) {
             file.learn(size);
-            file.own_end = file.own_end.min(size);
+            file.own_cut(size);
             file.note_short(epoch, size);
         }
     }
@@ -589,15 +610,24 @@ impl Pages {
     }
 
     /// True if the kernel may know less of the file than the thread that opens it has to find: what it asked for when it
-    /// looked the file up was lately made void, or another thread may yet leave an older size.
+    /// looked the file up may have been made void, or another thread may yet leave an older size. When it asked isn't known
+    /// here: the request may have waited, and the kernel has counted what it makes void from when it made the request. So each
+    /// invalidation of the last second counts, and each that is under way.
     pub fn may_be_behind(&self, ino: InodeId, size: u64, thread: u32, now: Instant) -> bool {
-        let all = self.0.lock();
-        let Some(file) = all.files.get(&ino) else { return false };
-        // It knows what it has written itself.
-        let was_voided =
-            size > file.own_end && file.voided_at.is_some_and(|voided| now.duration_since(voided) < LATELY);
-        was_voided && !file.replies.has_processed(thread, file.voided)
-            || file.replies.may_lately_replace(size, thread, file.voided, now)
+        let mut all = self.0.lock();
+        let Some(file) = all.files.get_mut(&ino) else { return false };
+        file.gone_on(thread, now);
+        let was_voided = file.voided_at.is_some_and(|voided| now.duration_since(voided) < LATELY)
+            || file.under_way.iter().any(|(_, under_way)| under_way.strong_count() > 0);
+        // What it has written itself it knows.
+        was_voided && size > file.known_end || file.replies.may_lately_replace(size, thread, file.voided, now)
+    }
+
+    /// The kernel's thread asks for something else of the file, so it has processed what it was told of it.
+    pub fn gone_on(&self, ino: InodeId, thread: u32, now: Instant) {
+        if let Some(file) = self.0.lock().files.get_mut(&ino) {
+            file.gone_on(thread, now);
+        }
     }
 
     /// True if the kernel may yet cut pages off before this place.
