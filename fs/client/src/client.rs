@@ -58,7 +58,7 @@ use handles::Handles;
 use keeping::Asked;
 use kept::Kept;
 use locks::Locks;
-use pages::{Pages, Stale, Tell};
+use pages::{Pages, Stale};
 pub use tracked::Tracked;
 use xattrs::AclMemory;
 
@@ -294,30 +294,6 @@ impl<M: Metadata> Client<M> {
             _ if attributes.ino == ROOT => *self.root.lock() = Some(attributes.clone()),
             _ => {}
         }
-    }
-
-    /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
-    /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there. `asked`: when it asked
-    /// ([`Pages::epoch`]).
-    async fn told(&self, caller: &Caller, attributes: Attributes, asked: u64) -> Attributes {
-        let mut attributes = self.seen(attributes);
-        while attributes.kind() == FileKind::File {
-            match self.pages.tell(attributes.ino, attributes.size, (caller.pid, asked), Instant::now()) {
-                Tell::Now => break,
-                Tell::Later => tokio::time::sleep(CUT_POLL).await,
-                Tell::Void(stale) => {
-                    self.void(stale).await;
-                    break;
-                }
-                Tell::Without(stale) => {
-                    if !self.drop_end(stale).await {
-                        break;
-                    }
-                }
-            }
-            attributes = self.seen(attributes);
-        }
-        attributes
     }
 
     /// Takes note of attributes that the service told; returns them with what is buffered here.

@@ -1,3 +1,4 @@
+use super::replies::LATELY;
 use super::*;
 use crate::testing::file_attributes;
 
