@@ -303,6 +303,7 @@ impl MemVolume {
                 Ok(Answer::Locks(self.waits.verdicts(session, &self.locks, now)))
             }
             Query::ChangeLocks(asked) => self.change_locks(session, &asked).map(Answer::LocksChanged),
+            Query::AdoptSession(_) => Ok(Answer::Session(self.adopt_session(session))),
         }
     }
 

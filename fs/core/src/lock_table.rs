@@ -334,6 +334,24 @@ impl LockTable {
         }
     }
 
+    /// What the session has locked, and the number of its last change that is known: a process that succeeds its own
+    /// counts on from there.
+    #[must_use]
+    pub fn held(&self, session: SessionId) -> (Vec<Claim>, u64) {
+        let Some(known) = self.sessions.get(&session) else { return (Vec::new(), 0) };
+        let mut held = Vec::new();
+        for ino in &known.inodes {
+            for class in LockClass::ALL {
+                for owner in self.owners(session, (class, *ino)) {
+                    let locks = self.of((class, *ino), Holder { session, owner });
+                    held.extend(locks.iter().map(|lock| Claim { ino: *ino, class, owner, lock: *lock }));
+                }
+            }
+        }
+        let last = known.answers.keys().next_back().copied().unwrap_or(0);
+        (held, last.max(known.floor))
+    }
+
     /// A session has ended: all of its locks go. Returns the inodes that had some.
     pub fn ended(&mut self, session: SessionId) -> Vec<InodeId> {
         let freed = self.let_go(session);

@@ -293,6 +293,12 @@ impl Sessions {
         self.entries.get_mut(&session).is_some_and(|entry| std::mem::take(&mut entry.return_reservation))
     }
 
+    /// The files that a session holds open.
+    #[must_use]
+    pub fn held(&self, session: SessionId) -> Vec<InodeId> {
+        self.entries.get(&session).map_or_else(Vec::new, |entry| entry.open.iter().copied().collect())
+    }
+
     /// How many files a session holds open; `None` if it isn't alive.
     #[must_use]
     pub fn open_files(&self, session: SessionId) -> Option<usize> {

@@ -245,6 +245,23 @@ pub enum Answer {
     Locks(Vec<(u64, Verdict)>),
     /// What a change of locks has led to.
     LocksChanged(LockAnswer),
+    /// What a session has.
+    Session(SessionState),
+}
+
+/// What a session has, for a process that succeeds the one that had it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionState {
+    /// Files that it holds open, as far as this leader knows.
+    pub open: Vec<InodeId>,
+    /// What it has locked.
+    pub locks: Vec<Claim>,
+    /// The number of its last change of locks that this leader knows.
+    pub last_change: u64,
+    /// This leader has been told what the session holds and has locked; otherwise only its process knew.
+    pub is_told: bool,
+    /// Bytes of quota that are reserved for it.
+    pub bytes_reserved: u64,
 }
 
 /// What a change of locks has led to.

@@ -8,7 +8,7 @@ use atoll_core::seek::{self, Sought};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::{Answer, ChunkInfo, DirectoryPage, FileExtents, LockAnswer, ServerInfo};
+use crate::metadata::{Answer, ChunkInfo, DirectoryPage, FileExtents, LockAnswer, ServerInfo, SessionState};
 
 /// A question; changes no record.
 pub trait Question: Into<Query> {
@@ -145,6 +145,11 @@ pub struct ChangeLocks {
     pub segments: u32,
 }
 
+/// A process has succeeded the one that had this session, and asks what that has left: see [`SessionState`]. The chunks that
+/// it could still write are sealed first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdoptSession;
+
 macro_rules! questions {
     ($($name:ident => $answer:ty;)+) => {
         /// Any question. On the wire: variants are only appended.
@@ -184,6 +189,7 @@ questions! {
     GetLk => Option<(Holder, HeldLock)>;
     AwaitLocks => Vec<(u64, Verdict)>;
     ChangeLocks => LockAnswer;
+    AdoptSession => SessionState;
 }
 
 /// What a question is answered with.
@@ -225,6 +231,7 @@ answers! {
     Lock: Option<(Holder, HeldLock)>;
     Locks: Vec<(u64, Verdict)>;
     LocksChanged: LockAnswer;
+    Session: SessionState;
 }
 
 #[cfg(test)]
@@ -233,12 +240,13 @@ mod tests {
 
     #[test]
     fn questions_have_the_numbers_that_the_wire_has() {
-        let numbered: [(u8, Query); 5] = [
+        let numbered: [(u8, Query); 6] = [
             (0, Lookup { parent: InodeId(1), name: "a".into() }.into()),
             (4, Open { ino: InodeId(5), segments: 1 }.into()),
             (8, StatFs.into()),
             (10, Servers.into()),
             (13, AwaitLocks { waits: Vec::new() }.into()),
+            (15, AdoptSession.into()),
         ];
         for (number, query) in numbered {
             let bytes = postcard::to_allocvec(&query).unwrap();

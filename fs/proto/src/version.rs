@@ -11,6 +11,7 @@
 //!
 //! | protocol | feature level | what came |
 //! | --- | --- | --- |
+//! | 1 | 1 | a process that succeeds another one asks what its session has ([`AdoptSession`](crate::queries::AdoptSession)): a leader before this can't answer that question |
 //! | 1 | 1 | a status ends with how many chunks have how many replicas, and how many name which storage server (`ClusterStatus::chunks_by_replicas`, `chunks_naming`); both may be missing |
 //! | 1 | 1 | the volume's size can be changed ([`ResizeVolume`](crate::admin::ResizeVolume)): a leader before this answers that it doesn't know the message. A status ends with the budget of inline data (`ClusterStatus::inline_budget_bytes`), which may be missing |
 //! | 1 | 1 | locks are changed by a question ([`ChangeLocks`](crate::queries::ChangeLocks)) and told to a new leader (`ReclaimRequest::locks`, which may be missing). A leader before this can't answer that question. To one after this, mutations that take locks are refused (`ENOLCK`), and those that let go of what such a mutation has taken are carried out |

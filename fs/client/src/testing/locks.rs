@@ -7,7 +7,7 @@ use atoll_core::ids::{SegmentIndex, SessionId};
 use atoll_core::lock_table::Changed;
 use atoll_core::locks::LockChange;
 use atoll_core::query;
-use atoll_proto::metadata::{FileExtents, LockAnswer};
+use atoll_proto::metadata::{FileExtents, LockAnswer, SessionState};
 use atoll_proto::queries::ChangeLocks;
 
 use super::{LocalMetadata, MemVolume, refused};
@@ -39,6 +39,15 @@ impl MemVolume {
             Changed::Refused(error) => Ok(LockAnswer::Refused(error)),
             Changed::Unknown => Err(FsError::TryAgain),
         }
+    }
+}
+
+impl MemVolume {
+    /// Another process has the session from now on.
+    pub(super) fn adopt_session(&mut self, session: SessionId) -> SessionState {
+        let open = self.open.get(&session).into_iter().flatten().copied().collect();
+        let (locks, last_change) = self.locks.held(session);
+        SessionState { open, locks, last_change, is_told: true, bytes_reserved: 0 }
     }
 }
 

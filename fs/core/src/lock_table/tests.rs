@@ -47,6 +47,20 @@ fn what_comes_late_or_twice_undoes_nothing() {
 }
 
 #[test]
+fn a_successor_is_told_what_is_locked_and_counts_on() {
+    let mut table = LockTable::default();
+    table.change(A, (1, 1), &set(1, X, 0, 9), true);
+    table.change(A, (2, 2), &set(2, S, 20, 29), true);
+    table.change(B, (7, 7), &set(1, X, 40, 49), true);
+    let own = vec![claim(1, LockMode::Exclusive, 0, 9), claim(2, LockMode::Shared, 20, 29)];
+    assert_eq!(table.held(A), (own, 2));
+    assert_eq!(table.held(SessionId(9)), (Vec::new(), 0));
+    // With that number it lets go of what it was told of.
+    assert_eq!(table.change(A, (3, 3), &set(1, None, 0, 9), true), Changed::Done);
+    assert_eq!(table.held(A).0.len(), 1);
+}
+
+#[test]
 fn what_is_under_way_elsewhere_keeps_nothing_back_and_is_remembered() {
     let mut table = LockTable::default();
     let other = |change: LockChange| match change {
@@ -235,6 +249,10 @@ proptest! {
                 let ranges: usize =
                     (0..2).map(|owner| table.of((LockClass::Record, FILE), Holder { session: *session, owner }).len()).sum();
                 prop_assert_eq!(known.ranges, ranges);
+                // What a process that continues the session would be told.
+                let (claims, last) = table.held(*session);
+                prop_assert_eq!(claims.len(), ranges);
+                prop_assert!(last <= number);
             }
         }
     }

@@ -61,6 +61,7 @@ impl Node {
                 self.ask_now(request).await
             }
             Query::ChangeLocks(asked) => self.change_locks(request.session, &asked).await,
+            Query::AdoptSession(_) => self.adopt_session(request.session).await.map(Answers::into_answer),
             Query::GetLk(asked) => self.test_lock(request.session, &asked.0).await.map(Answers::into_answer),
             Query::StatFs(_) => {
                 self.deleted_is_freed().await;
@@ -144,8 +145,8 @@ impl Node {
                 });
                 answered(&asked, found)
             }
-            // Answered before: locks aren't in the records.
-            Query::GetLk(_) | Query::AwaitLocks(_) | Query::ChangeLocks(_) => {
+            // Answered before: locks aren't in the records, nor what is open.
+            Query::GetLk(_) | Query::AwaitLocks(_) | Query::ChangeLocks(_) | Query::AdoptSession(_) => {
                 Err(FsError::Unsupported.into())
             }
         };
@@ -212,7 +213,8 @@ fn may_take_long(query: &Query) -> bool {
         | Query::Servers(_)
         | Query::GetLk(_)
         | Query::AwaitLocks(_)
-        | Query::ChangeLocks(_) => false,
+        | Query::ChangeLocks(_)
+        | Query::AdoptSession(_) => false,
     }
 }
 

@@ -105,6 +105,35 @@ async fn a_lock_brings_the_file_if_it_has_changed_and_costs_no_entry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_continues_a_session_is_told_what_that_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(config(dir.path())).await;
+    let (mut client, other) = (Client::open(&server).await, Client::open(&server).await);
+    let ino = client.create("a").await;
+    client.ask(queries::Open { ino, segments: 1 }).await;
+    assert!(set(&client, 3, request(ino, X)).await);
+    let Outcome::Reserved(bytes_reserved) = client.run(ops::Reserve { bytes: 1 << 20, bytes_min: 1 }).await
+    else {
+        panic!()
+    };
+    let state = client.ask(queries::AdoptSession).await;
+    assert_eq!((state.open, state.is_told, state.bytes_reserved), (vec![ino], true, bytes_reserved));
+    assert_eq!((state.locks.len(), state.locks[0].ino, state.last_change), (1, ino, 3));
+    let nothing = other.ask(queries::AdoptSession).await;
+    assert_eq!((nothing.open.len(), nothing.locks.len(), nothing.bytes_reserved), (0, 0, 0));
+
+    // A leader that was started again knows nothing of either before it is told.
+    let server = restarted(server, &mut [&mut client], dir.path()).await;
+    let state = client.ask(queries::AdoptSession).await;
+    assert_eq!((state.open.len(), state.locks.len(), state.is_told), (0, 0, false));
+    assert_eq!(state.bytes_reserved, bytes_reserved);
+    client.run(ops::CloseSession).await;
+    let gone = client.try_ask(queries::AdoptSession).await;
+    assert_eq!(gone, Err(MetadataError::Fs(FsError::SessionExpired)));
+    server.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_leader_grants_nothing_before_all_have_told_what_they_hold_or_are_gone() {
     let dir = tempfile::tempdir().unwrap();
     let server = start(config(dir.path())).await;
