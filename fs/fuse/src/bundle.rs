@@ -1,11 +1,12 @@
 //! Everything that a successor of a serving process needs, as one thing that can be kept by a third process and sent
 //! from one to another.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+pub mod descriptors;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use thiserror::Error;
 
 use crate::device::{Device, MountOptions, duplicate};
@@ -20,8 +21,8 @@ const VERSION: u8 = 1;
 const MESSAGE_BYTES: usize = 8;
 /// The mount checks permissions in the kernel.
 const FLAG_DEFAULT_PERMISSIONS: u8 = 1 << 0;
-/// Descriptors in one message: the device, its clones, the memory.
-const DESCRIPTORS_MAX: usize = READERS_MAX + 1;
+// The device, its clones, the memory.
+const _: () = assert!(READERS_MAX < descriptors::DESCRIPTORS_MAX);
 
 /// Why a bundle can't be received.
 #[derive(Debug, Error)]
@@ -108,21 +109,13 @@ impl Bundle {
     /// # Errors
     /// The socket's.
     pub fn send(&self, socket: &UnixStream) -> io::Result<()> {
-        let descriptors: Vec<RawFd> =
-            self.devices().chain([self.memory_fd()]).map(|descriptor| descriptor.as_raw_fd()).collect();
+        let descriptors: Vec<BorrowedFd<'_>> = self.devices().chain([self.memory_fd()]).collect();
         let mut message = [0; MESSAGE_BYTES];
         message[..4].copy_from_slice(&MAGIC);
         message[4] = VERSION;
         message[5] = if self.default_permissions { FLAG_DEFAULT_PERMISSIONS } else { 0 };
         message[6] = descriptors.len() as u8;
-        let sent = sendmsg::<()>(
-            socket.as_raw_fd(),
-            &[IoSlice::new(&message)],
-            &[ControlMessage::ScmRights(&descriptors)],
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        )?;
-        if sent == MESSAGE_BYTES { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        descriptors::send(socket, &message, &descriptors)
     }
 
     /// Receives one.
@@ -131,19 +124,7 @@ impl Bundle {
     /// See [`BundleError`]. Descriptors of a message that isn't a bundle are closed.
     pub fn receive(socket: &UnixStream) -> Result<Bundle, BundleError> {
         let mut message = [0; MESSAGE_BYTES];
-        let mut space = nix::cmsg_space!([RawFd; DESCRIPTORS_MAX]);
-        let mut slices = [IoSliceMut::new(&mut message)];
-        let received =
-            recvmsg::<()>(socket.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
-                .map_err(io::Error::from)?;
-        let mut descriptors = Vec::new();
-        for control in received.cmsgs().map_err(io::Error::from)? {
-            if let ControlMessageOwned::ScmRights(numbers) = control {
-                // SAFETY: the kernel just made these descriptors for us, and nobody else knows of them.
-                descriptors.extend(numbers.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        let bytes = received.bytes;
+        let (bytes, mut descriptors) = descriptors::receive(socket, &mut message)?;
         let understood = bytes == MESSAGE_BYTES
             && message[..4] == MAGIC
             && message[4] == VERSION
