@@ -6,6 +6,7 @@
 pub mod allocator;
 pub mod layout;
 pub mod memory;
+mod survives;
 
 use std::fmt;
 use std::io;
@@ -21,8 +22,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use allocator::Allocator;
-use layout::{Layout, NOTED, PAGE_BYTES, PAIR_BYTES, RECORD_BYTES, Record, State, UNIT_BYTES};
+use layout::{HEADER_BYTES, Layout, NOTED, PAGE_BYTES, PAIR_BYTES, RECORD_BYTES, Record, State, UNIT_BYTES};
 use memory::Memory;
+pub use survives::{HandleRecord, HandleRoom, Origin, OutcomeRecord, OutcomeRoom, SessionRecord};
+use survives::{HandleRooms, OutcomeRooms};
 
 /// Bytes of buffered data when nothing else is said. What is beyond waits.
 pub const ARENA_BYTES_DEFAULT: u64 = 64 << 20;
@@ -82,6 +85,8 @@ pub struct OpRecord {
     pub session: SessionId,
     /// The slot's last sequence number.
     pub sequence: u64,
+    /// What it came from.
+    pub origin: Origin,
     /// The encoded command, if its outcome isn't known: it was sent, or was about to be.
     pub pending: Option<Vec<u8>>,
 }
@@ -92,6 +97,7 @@ impl fmt::Debug for OpRecord {
             .field("slot", &self.slot)
             .field("session", &self.session)
             .field("sequence", &self.sequence)
+            .field("origin", &self.origin)
             .field("pending_bytes", &self.pending.as_ref().map(Vec::len))
             .finish()
     }
@@ -102,8 +108,14 @@ impl fmt::Debug for OpRecord {
 pub struct Adopted {
     /// The arena, in use from here on.
     pub arena: Arc<Arena>,
+    /// Its session, if it had one.
+    pub session: Option<SessionRecord>,
     /// The slots that were ever used.
     pub ops: Vec<OpRecord>,
+    /// Outcomes that the kernel may not have been told.
+    pub outcomes: Vec<OutcomeRecord>,
+    /// What is open.
+    pub handles: Vec<HandleRecord>,
     /// Data that isn't committed, in the order in which it was written.
     pub data: Vec<DataBlock>,
     /// Records whose bytes don't match their checksum. What they described is lost.
@@ -129,6 +141,8 @@ pub struct Arena {
     units: Mutex<Allocator>,
     next_order: AtomicU64,
     freed: Notify,
+    outcomes: OutcomeRooms,
+    handles: HandleRooms,
 }
 
 impl fmt::Debug for Arena {
@@ -160,6 +174,8 @@ impl Arena {
             op_slots: config.op_slots,
             op_bytes_max: OP_BYTES_MAX as u32,
             units: (config.data_bytes / UNIT_BYTES as u64) as u32,
+            outcomes: layout::OUTCOMES,
+            handles: layout::HANDLES,
         };
         let memory = Memory::create(layout.bytes())?;
         // SAFETY: nobody else knows of this memory yet.
@@ -174,6 +190,8 @@ impl Arena {
             units: Mutex::new(Allocator::new(layout.units as usize)),
             next_order: AtomicU64::new(1),
             freed: Notify::new(),
+            outcomes: OutcomeRooms::new(layout.outcomes),
+            handles: HandleRooms::new(layout.handles),
         }
     }
 
@@ -186,8 +204,8 @@ impl Arena {
         if memory.size() < PAGE_BYTES {
             return Err(ArenaError::Foreign("the descriptor isn't an arena".into()));
         }
-        let mut header = [0; 36];
-        header.copy_from_slice(&memory.read(0, 36)?);
+        let mut header = [0; HEADER_BYTES];
+        header.copy_from_slice(&memory.read(0, HEADER_BYTES)?);
         let layout = Layout::decode(&header).map_err(ArenaError::Foreign)?;
         if layout.bytes() != memory.size() {
             return Err(ArenaError::Foreign("the arena's size doesn't fit its header".into()));
@@ -195,6 +213,8 @@ impl Arena {
         let arena = Arc::new(Self::over(memory, layout));
         let (ops, damaged_ops) = arena.read_ops()?;
         let (data, damaged_data) = arena.clone().read_data()?;
+        let (outcomes, damaged_outcomes) = arena.read_outcomes()?;
+        let (session, handles) = (arena.read_session()?, arena.read_handles()?);
         // Free runs may hold memory of the dead process's.
         let taken = arena.units.lock();
         let mut at = 0;
@@ -208,7 +228,8 @@ impl Arena {
             at = end;
         }
         drop(taken);
-        Ok(Adopted { arena, ops, data, damaged: damaged_ops + damaged_data })
+        let damaged = damaged_ops + damaged_data + damaged_outcomes;
+        Ok(Adopted { arena, session, ops, outcomes, handles, data, damaged })
     }
 
     fn read_ops(&self) -> Result<(Vec<OpRecord>, usize), ArenaError> {
@@ -224,6 +245,7 @@ impl Arena {
                 slot: SlotId(slot),
                 session: SessionId(record.a),
                 sequence: record.b,
+                origin: Origin { request: record.c, order: record.d },
                 pending: None,
             };
             if record.state == State::Full {
@@ -313,6 +335,7 @@ impl Arena {
         slot: SlotId,
         session: SessionId,
         sequence: u64,
+        origin: Origin,
         command: &[u8],
     ) -> Result<(), ArenaFull> {
         if slot.0 >= self.layout.op_slots || command.len() > self.layout.op_bytes_max as usize {
@@ -326,6 +349,8 @@ impl Arena {
             Record {
                 a: session.0,
                 b: sequence,
+                c: origin.request,
+                d: origin.order,
                 length: command.len() as u32,
                 crc: layout::crc(command),
                 state: State::Full,
@@ -564,6 +589,7 @@ impl DataBlock {
             a: self.ino.0,
             b: self.offset,
             c: self.order,
+            d: 0,
             length: self.length as u32,
             crc: self.sums.all(),
             units: self.run.len() as u32,

@@ -23,6 +23,7 @@ mod kept;
 mod locks;
 mod names;
 mod pages;
+mod succession;
 mod tracked;
 mod xattrs;
 
@@ -46,6 +47,7 @@ use tokio::time::Instant;
 use crate::arena::Arena;
 use crate::data::{DataConfig, DataPath};
 use crate::metadata::{ClientError, Event, Metadata};
+use crate::origin;
 use crate::storage_pool::Storage;
 use crate::vfs::{
     AttributeReply, Caller, DirEntry, Entry, FileLock, Opened, Result, SeekKind, StatFs, Vfs, WriteFlags,
@@ -59,6 +61,7 @@ use keeping::Asked;
 use kept::Kept;
 use locks::Locks;
 use pages::{Pages, Stale};
+pub use succession::Succession;
 pub use tracked::Tracked;
 use xattrs::AclMemory;
 
@@ -152,7 +155,7 @@ impl<M: Metadata> Client<M> {
         options: ClientOptions,
     ) -> Arc<Self> {
         let pages = Arc::new(Pages::default());
-        let handles = Arc::new(Handles::default());
+        let handles = Arc::new(Handles::recorded_in(Arc::clone(&arena)));
         let (kept, described, complete) =
             (Arc::<Kept>::default(), Arc::<Described>::default(), Arc::<Complete>::default());
         let tracked = Tracked::new(
@@ -273,7 +276,7 @@ impl<M: Metadata> Client<M> {
         target: Target,
         operation: impl Future<Output = Result<T>> + Send,
     ) -> Result<T> {
-        let result = self.interruptible(caller, operation).await;
+        let result = origin::serving(caller.request, self.interruptible(caller, operation)).await;
         self.told_of(target, result)
     }
 
@@ -660,6 +663,10 @@ impl<M: Metadata> Vfs for Client<M> {
         length: u64,
     ) -> Result<u64> {
         self.serve(caller, Target::OpenFile, self.do_copy_file_range(caller, from, to, length)).await
+    }
+
+    fn answered(&self, request: u64) {
+        self.metadata.answered(request);
     }
 
     fn forget(&self, ino: InodeId, _count: u64) {

@@ -163,12 +163,29 @@ impl<M: Metadata> DataPath<M> {
         DataPath { shared, stop }
     }
 
-    /// Takes over what a dead predecessor had accepted and not committed: it is dirty here from now on.
+    /// Takes over what a dead predecessor had accepted and not committed: it is dirty here from now on. `reserved`: bytes of
+    /// quota that its session had reserved.
     ///
     /// # Errors
     /// If the volume has no room for it (it had: another session may have taken it).
-    pub async fn adopt(&self, blocks: Vec<DataBlock>) -> Result<(), ClientError> {
+    pub async fn adopt(&self, blocks: Vec<DataBlock>, reserved: u64) -> Result<(), ClientError> {
+        self.shared.reservation.inherit(reserved);
         self.shared.adopt(blocks).await
+    }
+
+    /// What a dead predecessor had accepted is lost with its session: its files have an error, which handles that were open
+    /// before this are told.
+    pub fn lose(&self, blocks: &[DataBlock]) {
+        for block in blocks {
+            let file = self.shared.file(block.ino());
+            let mut inner = file.inner.lock();
+            if inner.errors.is_empty() {
+                inner.errors.note(ClientError::SessionLost);
+            }
+            drop(inner);
+            self.shared.metadata.lost(block.ino());
+            block.retire();
+        }
     }
 
     /// Accepts `data` at `offset`; it is visible to reads at once and durable after a flush. Returns how many

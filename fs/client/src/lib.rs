@@ -4,6 +4,7 @@ pub mod arena;
 pub mod client;
 pub mod data;
 pub mod metadata;
+mod origin;
 pub mod read;
 pub mod rights;
 pub mod session;

@@ -232,6 +232,9 @@ pub trait Metadata: Send + Sync + 'static {
         false
     }
 
+    /// The kernel has taken the reply to a request with this number.
+    fn answered(&self, _request: u64) {}
+
     /// The last name of the file has gone.
     fn unlinked(&self, _ino: InodeId) {}
 

@@ -15,6 +15,7 @@ mod locking;
 mod mutations;
 mod open_files;
 mod slots;
+mod succession;
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -39,15 +40,17 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::arena::Arena;
+use crate::arena::{Arena, Origin, SessionRecord};
 use crate::metadata::{ClientError, Event, Hook, Made, Metadata, Wanted};
+use crate::origin;
 use clock::Clock;
 use held_locks::HeldLocks;
 use leader::{Refusal, Service};
 use locking::Turns;
-use mutations::CarriedOut;
+use mutations::{CarriedOut, Unanswered};
 use open_files::OpenFiles;
 use slots::{Slot, Slots};
+pub use succession::{Committed, Inherited, Predecessor};
 
 /// Mutations in flight when nothing else is said.
 pub const MUTATIONS_IN_FLIGHT_DEFAULT: u32 = 64;
@@ -199,6 +202,10 @@ struct Inner {
     locks_told: Notify,
     heard: RwLock<Heard>,
     hooks: RwLock<Vec<Hook>>,
+    /// How often the mount was taken over.
+    takeovers: u64,
+    /// What requests of the kernel have led to already that may come again.
+    unanswered: Unanswered,
     /// The session is being ended: no other one is opened when it is gone.
     closing: AtomicBool,
     /// Goes on with what was sent and nobody waits for any more.
@@ -233,6 +240,27 @@ impl MetadataClient {
     /// # Errors
     /// If nobody answers in time, or who answers won't have us.
     pub async fn connect(options: SessionOptions, arena: Arc<Arena>) -> Result<Self, SessionError> {
+        let (client, _) = Self::begin(options, arena, None).await?;
+        Ok(client)
+    }
+
+    /// Continues the session of a process that is dead and that had this arena.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn succeed(
+        options: SessionOptions,
+        arena: Arc<Arena>,
+        predecessor: Predecessor,
+    ) -> Result<(Self, Inherited), SessionError> {
+        Self::begin(options, arena, Some(predecessor)).await
+    }
+
+    async fn begin(
+        options: SessionOptions,
+        arena: Arc<Arena>,
+        predecessor: Option<Predecessor>,
+    ) -> Result<(Self, Inherited), SessionError> {
         if options.addresses.is_empty() {
             return Err(SessionError::NoAddress);
         }
@@ -266,15 +294,29 @@ impl MetadataClient {
             locks_told: Notify::new(),
             heard: RwLock::default(),
             hooks: RwLock::default(),
+            takeovers: predecessor.as_ref().map_or(0, |predecessor| predecessor.session.takeovers + 1),
+            unanswered: Unanswered::default(),
             runtime: Handle::current(),
             closing: AtomicBool::new(false),
             token: token.clone(),
             options,
         });
-        inner.open_first().await?;
+        let inherited = match predecessor {
+            None => inner.open_first().await.map(|()| Inherited::default()),
+            Some(predecessor) => inner.succeed(predecessor).await,
+        }?;
         tokio::spawn(keeper::keep(Arc::clone(&inner)));
         tokio::spawn(keeper::tell_closed(Arc::clone(&inner)));
-        Ok(MetadataClient { inner, _stop: Arc::new(token.drop_guard()) })
+        if inner.open_files.lock().has_closed() {
+            inner.close_notices.notify_one();
+        }
+        Ok((MetadataClient { inner, _stop: Arc::new(token.drop_guard()) }, inherited))
+    }
+
+    /// How often the mount was taken over.
+    #[must_use]
+    pub fn takeovers(&self) -> u64 {
+        self.inner.takeovers
     }
 
     /// Ends the session. What is still in flight ends with [`ClientError::Stopped`]. Data must have been
@@ -369,6 +411,8 @@ struct Asked {
     /// Sessions that were lost by then.
     sessions_lost: u64,
     wanted: Option<Wanted>,
+    /// What it comes from.
+    origin: Origin,
 }
 
 impl Asked {
@@ -384,7 +428,14 @@ impl Asked {
 
 impl Inner {
     fn asked(&self, wanted: Option<Wanted>) -> Asked {
-        Asked { sessions_lost: self.sessions_lost.load(Ordering::Acquire), wanted }
+        let origin = Origin { request: origin::request(), order: origin::order() };
+        Asked { sessions_lost: self.sessions_lost.load(Ordering::Acquire), wanted, origin }
+    }
+
+    /// For a successor of this process.
+    fn note_session(&self, session: SessionId) {
+        let (incarnation, takeovers) = (self.incarnation, self.takeovers);
+        self.arena.note_session(SessionRecord { session, incarnation, takeovers });
     }
 
     /// The session, once there is one.
@@ -574,6 +625,10 @@ impl Metadata for MetadataClient {
 
     fn open_again(&self, ino: InodeId) -> bool {
         self.inner.open_files.lock().open_again(ino)
+    }
+
+    fn answered(&self, request: u64) {
+        self.inner.unanswered.answered(request);
     }
 
     fn unlinked(&self, ino: InodeId) {

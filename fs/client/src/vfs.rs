@@ -71,6 +71,9 @@ pub struct Caller {
     pub umask: u32,
     /// Fires when the caller got a signal.
     pub interrupt: Interrupt,
+    /// The number of the kernel's request, by which a successor of this process knows it again; numbers ascend for as long as
+    /// the mount lives. 0: it has none.
+    pub request: u64,
 }
 
 /// An inode as a reply to lookup and to what makes something.
@@ -218,6 +221,9 @@ macro_rules! vfs_trait {
 
             /// The kernel forgets `count` lookups of `ino`. No reply, never waits.
             fn forget(&self, ino: InodeId, count: u64);
+
+            /// The kernel has taken the reply to the request with this number ([`Caller::request`]). Never waits.
+            fn answered(&self, _request: u64) {}
         }
     };
 }

@@ -38,6 +38,10 @@ impl<V: Vfs> Handler for Adapter<V> {
         serve(&*self.filesystem, &self.nodes, call).await;
     }
 
+    fn answered(&self, unique: u64) {
+        self.filesystem.answered(unique);
+    }
+
     fn forget(&self, nodeid: u64, lookups: u64) {
         self.nodes.forget(nodeid, lookups);
         self.filesystem.forget(nodes::inode(nodeid), lookups);

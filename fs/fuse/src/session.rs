@@ -53,6 +53,12 @@ pub trait Handler: Send + Sync + 'static {
     /// The kernel forgets lookups of an inode. Never waits.
     fn forget(&self, nodeid: u64, lookups: u64);
 
+    /// The kernel has taken the reply to the request with this number (without the bit that says that it was sent again).
+    /// Never waits.
+    fn answered(&self, unique: u64) {
+        let _ = unique;
+    }
+
     /// INIT was negotiated (not called for a successor). No request came yet.
     fn ready(&self, negotiated: &Negotiated) {
         let _ = negotiated;
@@ -236,6 +242,13 @@ fn start<H: Handler, F: Future<Output = ()> + Send + 'static>(
     let mut devices = bundle.into_devices();
     devices.truncate(READERS_MAX);
     let core = Arc::new(Core::new(memory, devices));
+    // The handler may have a notifier, and that the core.
+    let told = Arc::downgrade(&handler);
+    core.tell_answered(Box::new(move |unique| {
+        if let Some(handler) = told.upgrade() {
+            handler.answered(unique);
+        }
+    }));
     let mut unfinished = core.memory.unfinished(&core.pool, core.devices.len());
     let state = core.state.subscribe();
     let notifier = Notifier::start(Arc::clone(&core))?;

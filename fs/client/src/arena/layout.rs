@@ -1,8 +1,10 @@
 //! The arena's bytes: where what is, and how a successor tells what is whole.
 //!
 //! ```text
-//! header (one page)   magic, version, sizes, CRC-32C
+//! header (one page)   magic, version, sizes, CRC-32C; the session: two state records
 //! op slots            each: two state records of 64 bytes, then room for one encoded command
+//! outcomes            each: two state records, then room for one encoded outcome
+//! handles             32 bytes each: what is open
 //! index               one pair of state records for each unit of the data area
 //! data area           units of 4 KiB; a data block is a run of them, described by its first unit's records
 //! ```
@@ -20,7 +22,7 @@ use crc_fast::CrcAlgorithm;
 /// First bytes of an arena.
 pub const MAGIC: [u8; 8] = *b"ATLarena";
 /// The format that this program writes, and the only one that it adopts.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of the header and alignment of all areas.
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a unit of the data area.
@@ -29,6 +31,17 @@ pub const UNIT_BYTES: usize = 4096;
 pub const RECORD_BYTES: usize = 64;
 /// Bytes of a pair of them.
 pub const PAIR_BYTES: usize = 2 * RECORD_BYTES;
+
+/// Where the session's pair of records is, in the header's page.
+pub const SESSION_AT: usize = 1024;
+/// Outcomes of operations whose requests may not be answered yet.
+pub const OUTCOMES: u32 = 256;
+/// Bytes of one of them.
+pub const OUTCOME_BYTES: usize = 512;
+/// Handles that a successor finds; further ones are lost with the process.
+pub const HANDLES: u32 = 1 << 20;
+/// Bytes of one.
+pub const HANDLE_BYTES: usize = 32;
 
 /// In a record's `kills`: it was noted. Programs that didn't left 0 there.
 pub const NOTED: u32 = 1 << 8;
@@ -42,7 +55,16 @@ pub struct Layout {
     pub op_bytes_max: u32,
     /// Units of the data area.
     pub units: u32,
+    /// Outcomes.
+    pub outcomes: u32,
+    /// Handles.
+    pub handles: u32,
 }
+
+/// Bytes of an encoded header: magic, eight numbers, CRC.
+pub const HEADER_BYTES: usize = 44;
+/// Of which the CRC is of these.
+const SUMMED_BYTES: usize = HEADER_BYTES - 4;
 
 impl Layout {
     /// From one op slot to the next (bytes).
@@ -57,10 +79,22 @@ impl Layout {
         PAGE_BYTES + slot as usize * self.op_stride()
     }
 
+    /// Where an outcome begins.
+    #[must_use]
+    pub fn outcome(&self, number: u32) -> usize {
+        self.op(self.op_slots) + number as usize * OUTCOME_BYTES
+    }
+
+    /// Where a handle begins.
+    #[must_use]
+    pub fn handle(&self, number: u32) -> usize {
+        self.outcome(self.outcomes).next_multiple_of(PAGE_BYTES) + number as usize * HANDLE_BYTES
+    }
+
     /// Where the index record pair of a unit begins.
     #[must_use]
     pub fn index(&self, unit: usize) -> usize {
-        self.op(self.op_slots) + unit * PAIR_BYTES
+        self.handle(self.handles).next_multiple_of(PAGE_BYTES) + unit * PAIR_BYTES
     }
 
     /// Where a unit begins.
@@ -77,16 +111,24 @@ impl Layout {
 
     /// The header.
     #[must_use]
-    pub fn encode(&self) -> [u8; 36] {
-        let mut header = [0; 36];
+    pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(&MAGIC);
-        let numbers =
-            [VERSION, self.op_slots, self.op_bytes_max, self.units, UNIT_BYTES as u32, RECORD_BYTES as u32];
+        let numbers = [
+            VERSION,
+            self.op_slots,
+            self.op_bytes_max,
+            self.units,
+            UNIT_BYTES as u32,
+            RECORD_BYTES as u32,
+            self.outcomes,
+            self.handles,
+        ];
         for (at, number) in numbers.iter().enumerate() {
             header[8 + at * 4..12 + at * 4].copy_from_slice(&number.to_le_bytes());
         }
-        let crc = crc(&header[..32]);
-        header[32..].copy_from_slice(&crc.to_le_bytes());
+        let crc = crc(&header[..SUMMED_BYTES]);
+        header[SUMMED_BYTES..].copy_from_slice(&crc.to_le_bytes());
         header
     }
 
@@ -94,7 +136,7 @@ impl Layout {
     ///
     /// # Errors
     /// If it isn't the header of an arena of this format.
-    pub fn decode(header: &[u8; 36]) -> Result<Self, String> {
+    pub fn decode(header: &[u8; HEADER_BYTES]) -> Result<Self, String> {
         let number = |at: usize| u32_at(header, 8 + at * 4);
         if header[..8] != MAGIC {
             return Err("the descriptor isn't an arena".into());
@@ -102,13 +144,14 @@ impl Layout {
         if number(0) != VERSION {
             return Err(format!("the arena has format {}, this program reads format {VERSION}", number(0)));
         }
-        if crc(&header[..32]) != u32_at(header, 32) {
+        if crc(&header[..SUMMED_BYTES]) != u32_at(header, SUMMED_BYTES) {
             return Err("the arena's header is damaged".into());
         }
         if number(4) != UNIT_BYTES as u32 || number(5) != RECORD_BYTES as u32 {
             return Err("the arena has other block sizes than this program".into());
         }
-        Ok(Layout { op_slots: number(1), op_bytes_max: number(2), units: number(3) })
+        let [op_slots, op_bytes_max, units, outcomes, handles] = [1, 2, 3, 6, 7].map(number);
+        Ok(Layout { op_slots, op_bytes_max, units, outcomes, handles })
     }
 }
 
@@ -127,12 +170,14 @@ pub enum State {
 pub struct Record {
     /// Higher than that of the other record of the pair, if this is the current one.
     pub version: u64,
-    /// Op: session. Data: inode.
+    /// Op, session: session. Data: inode. Outcome: the kernel's request.
     pub a: u64,
-    /// Op: sequence. Data: offset in the file.
+    /// Op: sequence. Data: offset in the file. Session: incarnation.
     pub b: u64,
-    /// Data: order.
+    /// Data: order. Op: the kernel's request. Session: how often it was taken over.
     pub c: u64,
+    /// Op: the last order of the data that it commits.
+    pub d: u64,
     /// Bytes.
     pub length: u32,
     /// Of the bytes.
@@ -160,6 +205,7 @@ impl Record {
         for (at, number) in [self.length, self.crc, self.units, state, self.kills].iter().enumerate() {
             bytes[32 + at * 4..36 + at * 4].copy_from_slice(&number.to_le_bytes());
         }
+        bytes[52..60].copy_from_slice(&self.d.to_le_bytes());
         let crc = crc(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -176,6 +222,7 @@ impl Record {
             a: u64_at(bytes, 8),
             b: u64_at(bytes, 16),
             c: u64_at(bytes, 24),
+            d: u64_at(bytes, 52),
             length: u32_at(bytes, 32),
             crc: u32_at(bytes, 36),
             units: u32_at(bytes, 40),
@@ -227,10 +274,12 @@ mod tests {
 
     #[test]
     fn areas_follow_one_another_without_overlap() {
-        let layout = Layout { op_slots: 3, op_bytes_max: 5000, units: 100 };
+        let layout = Layout { op_slots: 3, op_bytes_max: 5000, units: 100, outcomes: 9, handles: 130 };
+        assert!(SESSION_AT >= HEADER_BYTES && SESSION_AT + PAIR_BYTES <= layout.op(0));
         assert_eq!(layout.op(0), 4096);
         assert_eq!(layout.op(1) - layout.op(0), 8192);
-        assert_eq!(layout.index(0), layout.op(3));
+        assert_eq!(layout.outcome(0), layout.op(3));
+        assert!(layout.handle(0) >= layout.outcome(9) && layout.index(0) >= layout.handle(130));
         assert!(layout.unit(0) >= layout.index(100));
         assert_eq!(layout.unit(0) % PAGE_BYTES, 0);
         assert_eq!(layout.bytes(), layout.unit(0) + 100 * UNIT_BYTES);
@@ -239,7 +288,8 @@ mod tests {
 
     #[test]
     fn a_header_that_is_not_ours_is_refused() {
-        let header = Layout { op_slots: 3, op_bytes_max: 5000, units: 100 }.encode();
+        let header =
+            Layout { op_slots: 3, op_bytes_max: 5000, units: 100, outcomes: 9, handles: 130 }.encode();
         for at in 0..header.len() {
             let mut damaged = header;
             damaged[at] ^= 1;
@@ -254,6 +304,7 @@ mod tests {
             a: 1,
             b: 2,
             c: 3,
+            d: 9,
             length: 5,
             crc: 6,
             units: 7,

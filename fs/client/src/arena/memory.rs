@@ -1,14 +1,17 @@
 //! The memory below the arena: a sealed memfd, mapped.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
 use nix::sys::uio::pread;
+use nix::unistd::{Whence, lseek};
 
 /// A mapped memfd whose size never changes.
 #[derive(Debug)]
@@ -115,6 +118,29 @@ impl Memory {
             }
         }
         Ok(bytes)
+    }
+
+    /// The parts of a range, which begins and ends at a page, that were ever touched; the rest is zeroes.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn touched(&self, range: Range<usize>) -> io::Result<Vec<Range<usize>>> {
+        let mut found = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let start = match lseek(&self.fd, at as libc::off_t, Whence::SeekData) {
+                Ok(start) => start as usize,
+                Err(Errno::ENXIO) => break,
+                Err(error) => return Err(error.into()),
+            };
+            if start >= range.end {
+                break;
+            }
+            let end = (lseek(&self.fd, start as libc::off_t, Whence::SeekHole)? as usize).min(range.end);
+            found.push(start..end);
+            at = end;
+        }
+        Ok(found)
     }
 
     /// Gives whole pages back; they read as zeroes. A failure costs memory and nothing else.

@@ -21,10 +21,10 @@ fn a_successor_finds_data_and_operations_in_order() {
     drop(gone);
     let third = arena.store(InodeId(7), 100, &[9; 10_000]).unwrap();
     assert_eq!(second.append(b"ond"), 3);
-    arena.record_op(SlotId(1), SessionId(5), 1, b"one").unwrap();
+    arena.record_op(SlotId(1), SessionId(5), 1, Origin::default(), b"one").unwrap();
     arena.clear_op(SlotId(1), SessionId(5), 1);
-    arena.record_op(SlotId(1), SessionId(5), 2, b"two").unwrap();
-    arena.record_op(SlotId(2), SessionId(5), 1, &[3; OP_BYTES_MAX]).unwrap();
+    arena.record_op(SlotId(1), SessionId(5), 2, Origin::default(), b"two").unwrap();
+    arena.record_op(SlotId(2), SessionId(5), 1, Origin::default(), &[3; OP_BYTES_MAX]).unwrap();
     arena.clear_op(SlotId(2), SessionId(5), 1);
 
     let adopted = die_and_adopt(&arena);
@@ -35,8 +35,20 @@ fn a_successor_finds_data_and_operations_in_order() {
     assert_eq!(
         adopted.ops,
         [
-            OpRecord { slot: SlotId(1), session: SessionId(5), sequence: 2, pending: Some(b"two".to_vec()) },
-            OpRecord { slot: SlotId(2), session: SessionId(5), sequence: 1, pending: None },
+            OpRecord {
+                slot: SlotId(1),
+                session: SessionId(5),
+                sequence: 2,
+                origin: Origin::default(),
+                pending: Some(b"two".to_vec())
+            },
+            OpRecord {
+                slot: SlotId(2),
+                session: SessionId(5),
+                sequence: 1,
+                origin: Origin::default(),
+                pending: None
+            },
         ]
     );
     assert_eq!(adopted.arena.usage().bytes_used, arena.usage().bytes_used);
@@ -130,4 +142,67 @@ fn a_fragmented_arena_takes_what_fits() {
     let block = arena.store(InodeId(1), 0, &[2; 3 * UNIT_BYTES]).unwrap();
     assert_eq!(block.len(), UNIT_BYTES);
     assert_eq!(block.room(), 0);
+}
+
+#[test]
+fn a_successor_finds_the_session_outcomes_and_what_is_open() {
+    let arena = small();
+    let (session, incarnation) = (SessionId(5), 77);
+    arena.note_session(SessionRecord { session, incarnation, takeovers: 0 });
+    arena.note_session(SessionRecord { session, incarnation, takeovers: 1 });
+    let origin = Origin { request: 12, order: 34 };
+    arena.record_op(SlotId(1), session, 1, origin, b"one").unwrap();
+    let kept = (arena.note_outcome(8, b"eight").unwrap(), arena.note_outcome(10, b"ten").unwrap());
+    assert!(arena.note_outcome(12, &[0; layout::OUTCOME_BYTES]).is_none(), "too long");
+    let handles: Vec<HandleRoom> = (1..=5)
+        .map(|number| arena.note_handle(number, 3, InodeId(number + 100), number + 200).unwrap())
+        .collect();
+    handles[3].set_flags(4, 7);
+    let mut handles = handles.into_iter();
+    drop(handles.next());
+
+    let adopted = die_and_adopt(&arena);
+    assert_eq!(adopted.damaged, 0);
+    assert_eq!(adopted.session, Some(SessionRecord { session, incarnation, takeovers: 1 }));
+    assert_eq!(adopted.ops[0].origin, origin);
+    let found: Vec<(u64, &[u8])> =
+        adopted.outcomes.iter().map(|record| (record.request, &record.outcome[..])).collect();
+    assert_eq!(found, [(8, &b"eight"[..]), (10, b"ten")]);
+    let found: Vec<(u64, u8, u64, u64)> = adopted
+        .handles
+        .iter()
+        .map(|handle| (handle.number, handle.flags, handle.ino.0, handle.request))
+        .collect();
+    assert_eq!(found, [(2, 3, 102, 202), (3, 3, 103, 203), (4, 7, 104, 204), (5, 3, 105, 205)]);
+    // Each is found where it was, and the room of the closed one is used again.
+    let rooms: Vec<HandleRoom> =
+        adopted.handles.iter().map(|record| adopted.arena.adopt_handle(record)).collect();
+    let again = adopted.arena.note_handle(6, 0, InodeId(1), 0).unwrap();
+    drop(rooms);
+    let left = die_and_adopt(&adopted.arena).handles;
+    assert_eq!(left.iter().map(|record| (record.room, record.number)).collect::<Vec<_>>(), [(0, 6)]);
+    std::mem::forget((kept, handles, again));
+}
+
+#[test]
+fn an_outcome_stays_until_its_request_is_answered_whoever_answers() {
+    let arena = small();
+    let outcomes = |arena: &Arc<Arena>| die_and_adopt(arena).outcomes;
+    let (one, two) = (arena.note_outcome(1, b"one").unwrap(), arena.note_outcome(2, b"two").unwrap());
+    let adopted = die_and_adopt(&arena);
+    let inherited: Vec<OutcomeRoom> =
+        adopted.outcomes.iter().map(|record| adopted.arena.adopt_outcome(record)).collect();
+    // What comes later takes no place of theirs, however much that is.
+    for request in 3..1000 {
+        drop(adopted.arena.note_outcome(request, b"answered").unwrap());
+    }
+    let held: Vec<OutcomeRoom> =
+        std::iter::from_fn(|| adopted.arena.note_outcome(1000, b"unanswered")).collect();
+    assert_eq!(held.len(), layout::OUTCOMES as usize - 2);
+    drop(held);
+    let found: Vec<u64> = outcomes(&adopted.arena).iter().map(|record| record.request).collect();
+    assert_eq!(found, [1, 2]);
+    drop(inherited);
+    assert_eq!(outcomes(&adopted.arena), []);
+    std::mem::forget((one, two));
 }

@@ -108,7 +108,7 @@ impl<M: Metadata> Client<M> {
 
     /// The handle, if it can be used. One that isn't known is of a predecessor of this process: nothing that
     /// matters is lost with it.
-    fn handle(&self, handle: u64) -> Result<Option<Arc<FileHandle>>> {
+    pub(super) fn handle(&self, handle: u64) -> Result<Option<Arc<FileHandle>>> {
         match self.handles.find(handle) {
             Some(Handle::File(handle)) if handle.is_broken() => Err(FsError::Io.into()),
             Some(Handle::File(handle)) => Ok(Some(handle)),

@@ -16,6 +16,7 @@ use std::time::Duration;
 use atoll_blocking::Detach;
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
+use atoll_core::lock_table::Claim;
 use atoll_core::lock_waits::{Verdict, Wait};
 use atoll_core::locks::{
     self, HeldLock, LockChange, LockClass, LockMode, LockRange, LockRequest, LockScope, ReleaseLocks,
@@ -82,6 +83,15 @@ pub struct Locks {
 }
 
 impl Locks {
+    /// What a predecessor of this process had locked.
+    pub fn inherit(&self, claims: &[Claim]) {
+        let mut table = self.table.lock();
+        for Claim { ino, class, owner, lock } in claims {
+            let inode = table.inodes.entry(*ino).or_default();
+            inode.owners.entry((*class, *owner)).or_default().locks.push(*lock);
+        }
+    }
+
     /// True if the owner has, or is getting, locks of the inode.
     fn has(&self, ino: InodeId, owner: Owner) -> bool {
         let table = self.table.lock();
@@ -349,6 +359,9 @@ impl<M: Metadata> Client<M> {
             }
         }
         let file = tried?;
+        if let Ok(Some(handle)) = self.handle(handle) {
+            handle.locks();
+        }
         let owner = (request.class, owner);
         if !flock && self.locks.is_open_file(ino, owner).is_none() {
             self.locks.note_open_file(ino, owner, asks_for_open_file(caller.pid).await);

@@ -391,6 +391,13 @@ impl Pages {
         self.0.lock().files.insert(attributes.ino, file);
     }
 
+    /// A predecessor of this process served the mount: any file may have any pages, and these are open.
+    pub fn succeed(&self, open: impl IntoIterator<Item = InodeId>) {
+        let mut all = self.0.lock();
+        all.may_have_others = true;
+        all.files.extend(open.into_iter().map(|ino| (ino, File::unknown())));
+    }
+
     /// Makes room if too many files are remembered; those that `is_open` says yes to stay.
     pub fn bound(&self, is_open: impl Fn(InodeId) -> bool) {
         let mut all = self.0.lock();

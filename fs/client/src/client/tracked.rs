@@ -307,6 +307,10 @@ impl<M: Metadata> Metadata for Tracked<M> {
         self.inner.open_again(ino)
     }
 
+    fn answered(&self, request: u64) {
+        self.inner.answered(request);
+    }
+
     fn unlinked(&self, ino: InodeId) {
         self.inner.unlinked(ino);
     }

@@ -368,7 +368,7 @@ async fn a_successor_commits_what_a_dead_process_had_accepted() {
     assert_eq!(adopted.damaged, 0);
     assert!(!adopted.data.is_empty());
     let successor = client(&cluster.metadata, &adopted.arena);
-    successor.adopt(adopted.data).await.unwrap();
+    successor.adopt(adopted.data, 0).await.unwrap();
     let known = cluster.metadata.attributes(ino);
     assert!(successor.read(ino, 0, 100_000, &known).await.unwrap().concat() == model);
     successor.flush_all().await.unwrap();
@@ -405,7 +405,7 @@ async fn what_a_successor_commits_takes_away_what_the_write_did() {
     let adopted = Arena::adopt(cluster.arena.fd().try_clone_to_owned().unwrap()).unwrap();
     assert_eq!((adopted.data.len(), adopted.damaged), (4, 0));
     let successor = client(&cluster.metadata, &adopted.arena);
-    successor.adopt(adopted.data).await.unwrap();
+    successor.adopt(adopted.data, 0).await.unwrap();
     successor.flush_all().await.unwrap();
     assert_eq!(files.map(mode), [SETID, 0o755, 0o755]);
     assert_eq!(mode(unknown), 0o755);

@@ -18,6 +18,7 @@ use super::file::FileState;
 use super::{Shared, Why};
 use crate::arena::DataBlock;
 use crate::metadata::{ClientError, Metadata};
+use crate::origin;
 use crate::write::buffer::Part;
 use crate::write::chunk_writer::{Purpose, padding};
 
@@ -282,13 +283,15 @@ impl<M: Metadata> Shared<M> {
         }
         let (shared, state) = (Arc::clone(self), Arc::clone(&file));
         // In a task of its own: whoever waits may go away, and the reservation must be accounted for.
-        let sent = tokio::spawn(async move {
+        let sent = async move {
             let result = shared.send_append(&state, data, kill_priv, reservation).await;
             if result.is_err() {
                 shared.reservation.give_back(reservation);
             }
             result
-        });
+        };
+        // What is appended once is not appended again when the request comes again.
+        let sent = tokio::spawn(origin::serving(origin::request(), sent));
         match sent.await {
             Ok(result) => result,
             Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),

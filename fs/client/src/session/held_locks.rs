@@ -57,6 +57,15 @@ pub struct HeldLocks {
 }
 
 impl HeldLocks {
+    /// What a predecessor of this process has left: its locks as the leader has them, the number of its last change, and a
+    /// number that is higher than how often it has told a leader.
+    pub fn inherit(&mut self, claims: &[Claim], last: u64, telling: u64) {
+        for Claim { ino, class, owner, lock } in claims {
+            self.inodes.entry(*ino).or_default().entry((*class, *owner)).or_default().push(*lock);
+        }
+        (self.last, self.telling) = (last, telling);
+    }
+
     /// A change begins; of one inode's locks there is one under way at a time. Returns its number.
     pub fn begin(&mut self, change: LockChange) -> u64 {
         self.last += 1;

@@ -41,7 +41,6 @@ impl Rpc for Close {
 impl Inner {
     /// Opens the first session, in time.
     pub(super) async fn open_first(&self) -> Result<(), SessionError> {
-        let limit = self.options.connect_timeout;
         let opening = async {
             loop {
                 let current = self.open(None).await?;
@@ -56,6 +55,17 @@ impl Inner {
                 }
             }
         };
+        let current = self.in_connect_time(opening).await?;
+        self.state.send_replace(State::Open(current));
+        Ok(())
+    }
+
+    /// What `opening` returns, in time, or why that will never be.
+    pub(super) async fn in_connect_time<T>(
+        &self,
+        opening: impl Future<Output = Result<T, SessionError>>,
+    ) -> Result<T, SessionError> {
+        let limit = self.options.connect_timeout;
         let hopeless = async {
             let mut connected = self.service.connected();
             while connected.changed().await.is_ok() {
@@ -69,16 +79,14 @@ impl Inner {
             opened = tokio::time::timeout(limit, opening) => opened,
             reason = hopeless => return Err(SessionError::Hopeless(reason)),
         };
-        let current = opened.map_err(|_| {
+        opened.map_err(|_| {
             let problem = self.service.connected().borrow().problem.clone();
             SessionError::Away { after: limit, problem: problem.unwrap_or_else(|| "no reply".into()) }
-        })??;
-        self.state.send_replace(State::Open(current));
-        Ok(())
+        })?
     }
 
     /// Opens a session.
-    async fn open(&self, supersedes: Option<SessionId>) -> Result<Current, SessionError> {
+    pub(super) async fn open(&self, supersedes: Option<SessionId>) -> Result<Current, SessionError> {
         let command = Command {
             session: SessionId(0),
             slot: SlotId(0),
@@ -111,13 +119,14 @@ impl Inner {
             lost.push_back(Arc::new(Lost { session, outcomes }));
         }
         self.last_session.store(id.0, Ordering::Relaxed);
+        self.note_session(id);
         let epoch = self.sessions_lost.load(Ordering::Relaxed) + 1;
         tracing::info!(session = %id, ?supersedes, "session opened");
         Ok(Current { id, epoch })
     }
 
     /// Sends one heartbeat; returns the leader's term if the leader was told all open files.
-    async fn heartbeat(&self, session: SessionId, reclaimed_term: u64) -> Result<u64, Refusal> {
+    pub(super) async fn heartbeat(&self, session: SessionId, reclaimed_term: u64) -> Result<u64, Refusal> {
         let sent = clock::since_boot();
         let beat = SessionHeartbeat { session, reclaimed_term };
         let reply = self.service.call(kind::SESSION_HEARTBEAT, &encode(&beat)?).await?;
@@ -156,7 +165,11 @@ impl Inner {
 
     /// Tells the leader, whichever that is, all open files, and these locks. Each message says whose part it is: a leader that
     /// hasn't got all of them takes none.
-    async fn tell_all(&self, session: SessionId, mut locks: Vec<LocksTold>) -> Result<(), Refusal> {
+    pub(super) async fn tell_all(
+        &self,
+        session: SessionId,
+        mut locks: Vec<LocksTold>,
+    ) -> Result<(), Refusal> {
         let files = self.open_files.lock().messages();
         let parts = files.len().max(locks.len());
         while let Some(last) = locks.last()

@@ -1,21 +1,25 @@
 //! Carries mutations out, each once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use atoll_core::attributes::Attributes;
 use atoll_core::commands::{ClientOp, Command, Outcome, Reply};
 use atoll_core::encode::USUAL_BYTES;
 use atoll_core::error::FsError;
-use atoll_core::ids::SessionId;
+use atoll_core::ids::{InodeId, SessionId};
 use atoll_proto::metadata::{MutateReply, kind};
 use atoll_proto::queries;
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::leader::Refusal;
 use super::slots::Slot;
 use super::{Asked, Fate, Inner, State, fate};
+use crate::arena::{Origin, OutcomeRecord, OutcomeRoom};
 use crate::metadata::{ClientError, Made, unexpected};
+use crate::origin;
 
 /// What came of a mutation.
 pub(super) struct CarriedOut {
@@ -62,7 +66,114 @@ fn refused(refusal: Refusal, slot: Slot, epoch: u64) -> ClientError {
     }
 }
 
+/// Kinds of operations, see [`repeats_badly`].
+const CREATE: u8 = 1;
+const TMPFILE: u8 = 2;
+/// What requests of the kernel's that are not answered have led to already, by their numbers. Such a request may come again: to
+/// a successor of this process, or to this one, if it is sent again while it is answered.
+#[derive(Debug, Default)]
+pub(super) struct Unanswered {
+    requests: Mutex<BTreeMap<u64, Led>>,
+    count: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Led {
+    kind: u8,
+    outcome: Outcome,
+    /// Where a successor finds it.
+    _room: Option<OutcomeRoom>,
+}
+
+impl Unanswered {
+    fn note(&self, request: u64, kind: u8, outcome: Outcome, room: Option<OutcomeRoom>) {
+        let mut requests = self.requests.lock();
+        requests.insert(request, Led { kind, outcome, _room: room });
+        self.count.store(requests.len(), Ordering::Relaxed);
+    }
+
+    fn find(&self, request: u64, kind: u8) -> Option<Outcome> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let requests = self.requests.lock();
+        let led = requests.get(&request)?;
+        (led.kind == kind).then(|| led.outcome.clone())
+    }
+
+    /// The kernel has taken the reply to a request: it never comes again.
+    pub fn answered(&self, request: u64) {
+        if self.count.load(Ordering::Relaxed) > 0 {
+            let mut requests = self.requests.lock();
+            requests.remove(&request);
+            self.count.store(requests.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// Makes room: forgets the oldest one. It was given up by its caller before its outcome was known.
+    fn forget_oldest(&self) {
+        self.requests.lock().pop_first();
+    }
+
+    /// The files that these have made.
+    pub fn made(&self) -> Vec<InodeId> {
+        let made = |led: &Led| match &led.outcome {
+            Outcome::Inode(attributes) if [CREATE, TMPFILE].contains(&led.kind) => Some(attributes.ino),
+            _ => None,
+        };
+        self.requests.lock().values().filter_map(made).collect()
+    }
+}
+
+/// Of operations that would fail, or do something else, if they were done twice: which kind it is. In arenas: numbers stay.
+pub(super) fn repeats_badly(op: &ClientOp) -> Option<u8> {
+    match op {
+        ClientOp::Create(_) => Some(CREATE),
+        ClientOp::Tmpfile(_) => Some(TMPFILE),
+        ClientOp::Link(_) => Some(3),
+        ClientOp::Unlink(_) => Some(4),
+        ClientOp::Rename(_) => Some(5),
+        ClientOp::SetXattr(_) => Some(6),
+        ClientOp::RemoveXattr(_) => Some(7),
+        ClientOp::Append(_) => Some(8),
+        _ => None,
+    }
+}
+
 impl Inner {
+    /// What a request of the kernel's has led to already, when it was served before.
+    fn done_before(&self, request: u64, kind: u8) -> Option<Outcome> {
+        if !origin::is_first(kind) {
+            return None;
+        }
+        self.unanswered.find(request, kind)
+    }
+
+    /// An operation of a request of the kernel's has taken effect: a successor of this process must know it until the request
+    /// is answered. To be called before the operation's record is cleared.
+    pub(super) fn note_done(&self, request: u64, kind: Option<u8>, outcome: &Outcome) {
+        let Some(kind) = kind.filter(|_| !matches!(outcome, Outcome::Refused(_))) else { return };
+        let encoded = postcard::to_extend(&(kind, outcome), Vec::with_capacity(USUAL_BYTES));
+        let room = encoded.ok().and_then(|encoded| {
+            self.arena.note_outcome(request, &encoded).or_else(|| {
+                self.unanswered.forget_oldest();
+                self.arena.note_outcome(request, &encoded)
+            })
+        });
+        self.unanswered.note(request, kind, outcome.clone(), room);
+    }
+
+    /// What a predecessor of this process has noted so.
+    pub(super) fn inherit_outcome(&self, record: &OutcomeRecord) {
+        match postcard::from_bytes(&record.outcome) {
+            Ok((kind, outcome)) => {
+                let room = self.arena.adopt_outcome(record);
+                self.unanswered.note(record.request, kind, outcome, Some(room));
+            }
+            Err(error) => tracing::error!(%error, "an outcome of the previous process can't be decoded"),
+        }
+    }
+
     /// Makes a file that is open from then on.
     pub(super) async fn make(self: &Arc<Self>, slot: Slot, op: ClientOp) -> Result<Made, ClientError> {
         let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
@@ -105,6 +216,13 @@ impl Inner {
         asked: &Asked,
     ) -> Result<CarriedOut, ClientError> {
         let fate = fate(&op);
+        let repeats_badly = repeats_badly(&op).filter(|_| asked.origin.request != 0);
+        if let Some(kind) = repeats_badly
+            && let Some(outcome) = self.done_before(asked.origin.request, kind)
+        {
+            return Ok(CarriedOut { outcome, parents: Vec::new(), session: None });
+        }
+        let origin = Origin { request: repeats_badly.map_or(0, |_| asked.origin.request), ..asked.origin };
         let mut command = Command {
             session: SessionId(0),
             slot: slot.id(),
@@ -129,7 +247,7 @@ impl Inner {
                     return Err(FsError::InvalidArgument.into());
                 }
             };
-            if self.arena.record_op(slot.id(), current.id, command.sequence, &message).is_err() {
+            if self.arena.record_op(slot.id(), current.id, command.sequence, origin, &message).is_err() {
                 slot.take_back(current.epoch);
                 tracing::error!(bytes = message.len(), "a mutation is longer than a slot of the arena");
                 return Err(FsError::InvalidArgument.into());
@@ -155,6 +273,7 @@ impl Inner {
                 let known = lost.and_then(|lost| lost.outcome(slot.id(), command.sequence));
                 match (fate, known) {
                     (Fate::Repeat | Fate::Keep, Some(outcome)) => {
+                        self.note_done(origin.request, repeats_badly, &outcome);
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
                         let outcome = outcome.into_result()?;
                         return Ok(CarriedOut { outcome, parents: Vec::new(), session: None });
@@ -166,6 +285,7 @@ impl Inner {
                     }
                 }
             }
+            self.note_done(origin.request, repeats_badly, &outcome);
             self.arena.clear_op(slot.id(), current.id, command.sequence);
             if outcome == Outcome::Refused(FsError::BadSequence) {
                 tracing::error!(slot = slot.id().0, sequence = command.sequence, "a slot is out of sequence");

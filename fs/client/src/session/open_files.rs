@@ -45,6 +45,19 @@ impl OpenFiles {
         new
     }
 
+    /// What a predecessor of this process has left: files that are `open` here, those that the leader has said it holds, and
+    /// those of them that were made and may still be taken by who asked for them. All others that it holds are closed.
+    pub fn inherit(&mut self, open: impl IntoIterator<Item = InodeId>, held: &[InodeId], made: &[InodeId]) {
+        self.open.extend(open);
+        for ino in held {
+            if self.open.contains(ino) {
+                self.held.insert(*ino);
+            } else if !made.contains(ino) {
+                self.closed.insert(*ino);
+            }
+        }
+    }
+
     /// The leader has said that it holds the file, in the present session.
     pub fn is_held(&mut self, ino: InodeId) {
         if self.open.contains(&ino) {
@@ -326,6 +339,16 @@ mod tests {
             "B is open, which the new session's leader has yet to be told"
         );
         assert_eq!(files.messages(), [[B]]);
+    }
+
+    #[test]
+    fn a_successor_holds_what_is_open_and_tells_the_rest_closed() {
+        let (retained, made) = (InodeId(12), InodeId(13));
+        let mut files = OpenFiles::default();
+        files.inherit([A, B], &[A, retained, made], &[made]);
+        assert!(files.is_open(A) && files.is_open(B));
+        assert!(files.open_again(A) && !files.open_again(B), "the leader didn't know of the second");
+        assert_eq!(files.take_closed(), [retained]);
     }
 
     #[test]

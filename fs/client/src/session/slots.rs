@@ -39,6 +39,19 @@ impl Slots {
         Arc::new(Slots { table: Mutex::new(table), permits: Arc::new(Semaphore::new(count as usize)) })
     }
 
+    /// A predecessor of this process used the slot up to this number, in the session with this epoch. `is_lost`: what became
+    /// of that operation will never be known, and nobody may use the slot again. Before anybody takes one.
+    pub fn inherit(&self, id: SlotId, epoch: u64, sequence: u64, is_lost: bool) {
+        let mut table = self.table.lock();
+        if let Some(last) = table.last.get_mut(id.0 as usize) {
+            *last = Last { epoch, sequence };
+        }
+        if is_lost && let Some(at) = table.free.iter().position(|free| *free == id) {
+            table.free.swap_remove(at);
+            self.permits.forget_permits(1);
+        }
+    }
+
     /// A slot that is not in use; waits while all are. `None` once the slots were closed.
     pub async fn take(self: &Arc<Self>) -> Option<Slot> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
@@ -124,6 +137,19 @@ mod tests {
         assert_eq!(again.next(2), 1);
         again.take_back(1);
         assert_eq!(again.next(2), 2);
+    }
+
+    #[tokio::test]
+    async fn a_successor_counts_on() {
+        let slots = Slots::new(3);
+        slots.inherit(SlotId(1), 1, 7, false);
+        slots.inherit(SlotId(2), 1, 9, true);
+        slots.inherit(SlotId(4), 1, 9, true);
+        let one = slots.take().await.unwrap();
+        assert_eq!((one.id(), one.next(1)), (SlotId(1), 8));
+        let three = slots.take().await.unwrap();
+        assert_eq!((three.id(), three.next(1)), (SlotId(3), 1));
+        assert_eq!(slots.permits.available_permits(), 0);
     }
 
     #[tokio::test]

@@ -501,3 +501,81 @@ async fn a_closed_client_ends_its_session_and_serves_nobody() {
     assert_eq!(client.mutate(mkdir("a")).await, Err(ClientError::Stopped));
     assert_eq!(client.ask(lookup("a")).await, Err(ClientError::Stopped));
 }
+
+/// What a successor finds if the process dies now.
+fn die(client: MetadataClient, arena: &Arc<Arena>) -> crate::arena::Adopted {
+    // Nothing that it still has runs: no goodbye.
+    client.inner.token.cancel();
+    std::mem::forget(client);
+    Arena::adopt(arena.fd().try_clone_to_owned().unwrap()).unwrap()
+}
+
+async fn succeed(
+    cluster: &Cluster,
+    mut adopted: crate::arena::Adopted,
+) -> (MetadataClient, Inherited, Arc<Arena>) {
+    let predecessor = Predecessor::of(&mut adopted).unwrap();
+    let arena = Arc::clone(&adopted.arena);
+    let (client, inherited) =
+        MetadataClient::succeed(cluster.options(), Arc::clone(&arena), predecessor).await.unwrap();
+    (client, inherited, arena)
+}
+
+#[tokio::test]
+async fn a_successor_goes_on_in_the_same_session_and_does_nothing_twice() {
+    let cluster = Cluster::start(1);
+    let (client, arena) = cluster.client().await;
+    let session = client.session();
+    client.mutate(mkdir("a")).await.unwrap();
+    // Requests of the kernel's: one is answered by the service, and not yet to the kernel; the outcome of another one never
+    // came; what a third one would do was never asked for.
+    let answered = origin::serving(7, client.mutate(mkdir("b"))).await.unwrap();
+    cluster.faults.swallow_outcome.store(true, Ordering::SeqCst);
+    let lost = tokio::spawn({
+        let client = client.clone();
+        async move { origin::serving(9, client.mutate(mkdir("c"))).await }
+    });
+    until(|| !cluster.faults.swallow_outcome.load(Ordering::SeqCst)).await;
+    lost.abort();
+    let adopted = die(client, &arena);
+    let pending = adopted.ops.iter().filter(|op| op.pending.is_some()).count();
+    assert!(pending <= 1, "{:?}", adopted.ops);
+
+    let (client, inherited, arena) = succeed(&cluster, adopted).await;
+    assert_eq!(client.session(), session);
+    assert!(!inherited.is_lost && inherited.locks_are_known);
+    let again = origin::serving(7, client.mutate(mkdir("b"))).await;
+    assert_eq!(again, Ok(answered), "what it has led to already");
+    assert!(origin::serving(9, client.mutate(mkdir("c"))).await.is_ok());
+    assert_eq!(
+        client.mutate(mkdir("c")).await,
+        Err(FsError::Exists.into()),
+        "another request is another one"
+    );
+    assert!(origin::serving(11, client.mutate(mkdir("d"))).await.is_ok());
+    for number in 0..100 {
+        client.mutate(mkdir(&format!("e{number}"))).await.unwrap();
+    }
+
+    // One after the other.
+    let adopted = die(client, &arena);
+    assert_eq!(adopted.session.map(|session| session.takeovers), Some(1));
+    let (client, _, _) = succeed(&cluster, adopted).await;
+    assert_eq!((client.session(), client.takeovers()), (session, 2));
+    assert!(client.mutate(mkdir("f")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_successor_of_a_lost_session_says_so() {
+    let cluster = Cluster::start(1);
+    let (client, arena) = cluster.client().await;
+    let session = client.session();
+    let made = origin::serving(7, client.mutate(mkdir("a"))).await.unwrap();
+    let adopted = die(client, &arena);
+    cluster.volume.lock().expire(session);
+    let (client, inherited, _) = succeed(&cluster, adopted).await;
+    assert_ne!(client.session(), session);
+    assert!(inherited.is_lost && !inherited.locks_are_known);
+    assert_eq!(origin::serving(7, client.mutate(mkdir("a"))).await, Ok(made), "that took effect before");
+    client.mutate(mkdir("b")).await.unwrap();
+}

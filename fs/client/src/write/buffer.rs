@@ -170,6 +170,12 @@ impl Batch {
     pub fn retire(&self) {
         self.blocks.iter().for_each(|block| block.retire());
     }
+
+    /// The highest number of its blocks: an adopter that finds it committed knows by this which blocks were in it.
+    #[must_use]
+    pub fn last_order(&self) -> u64 {
+        self.blocks.iter().map(|block| block.order()).max().unwrap_or(0)
+    }
 }
 
 /// Ranges that don't overlap, by where they begin, and by when they were written: a batch takes the oldest ones, and looking

@@ -22,6 +22,7 @@ use super::chunk_writer::{OpenChunk, Placement, Purpose, padding};
 use crate::data::file::FileState;
 use crate::data::{Shared, Why};
 use crate::metadata::{ClientError, Metadata, unexpected};
+use crate::origin;
 
 /// Batches up to this size (bytes) go to the chunk of small extents.
 pub const SMALL_EXTENT_BYTES_MAX: u64 = 256 << 10;
@@ -507,7 +508,8 @@ impl<M: Metadata> Shared<M> {
                 let (file, base) = (Arc::clone(file), batch.base);
                 move || file.inner.lock().dirty.settled() == base
             };
-            let outcome = self.metadata.execute_if(op.into(), Box::new(wanted)).await?;
+            let commit = self.metadata.execute_if(op.into(), Box::new(wanted));
+            let outcome = origin::committing(batch.last_order(), commit).await?;
             let attributes = Box::<Attributes>::from_outcome(outcome).ok_or_else(unexpected)?;
             let last = at + 1 == count;
             let blocks = {

@@ -40,6 +40,11 @@ impl<M: Metadata> Reservation<M> {
         Reservation { metadata, pool: Mutex::new(pool), asking: tokio::sync::Mutex::new(()) }
     }
 
+    /// A predecessor of this process had reserved so much, which is this one's now.
+    pub fn inherit(&self, bytes: u64) {
+        self.pool.lock().available += bytes;
+    }
+
     /// Bytes that are held and not handed out.
     #[must_use]
     pub fn available(&self) -> u64 {

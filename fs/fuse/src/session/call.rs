@@ -9,6 +9,7 @@ use atoll_client::vfs::{
 use bytes::Bytes;
 
 use super::core::{Address, BufferHold, Core};
+use super::interrupt::base_unique;
 use crate::abi::Pod;
 use crate::abi::input::FileLock as RawLock;
 use crate::abi::opcode;
@@ -62,8 +63,8 @@ impl Call {
 
     /// Who asks, in the filesystem's terms.
     pub fn caller(&self, umask: u32) -> Caller {
-        let Header { uid, gid, pid, .. } = self.header;
-        Caller { uid, gid, pid, umask, interrupt: self.interrupt() }
+        let Header { uid, gid, pid, unique, .. } = self.header;
+        Caller { uid, gid, pid, umask, interrupt: self.interrupt(), request: base_unique(unique) }
     }
 
     /// Fires when the caller gets a signal.

@@ -53,6 +53,8 @@ pub(crate) struct Core {
     readers_left: AtomicUsize,
     /// Requests under way that the kernel has sent again, under another number or to another descriptor.
     rebound: Mutex<HashMap<u64, Address>>,
+    /// Is told the number of each request whose reply the kernel has taken.
+    answered: OnceLock<Box<dyn Fn(u64) + Send + Sync>>,
 }
 
 /// Where a reply goes.
@@ -81,6 +83,7 @@ impl Core {
             counters: Arc::default(),
             state: watch::Sender::new(state),
             rebound: Mutex::default(),
+            answered: OnceLock::new(),
         }
     }
 
@@ -114,7 +117,7 @@ impl Core {
     /// be used again.
     pub fn answer(&self, slot: u32, address: Address, error: i32, body: &[IoSlice<'_>]) {
         match self.write(address, error, body) {
-            Ok(()) => {}
+            Ok(()) => self.answered(address.unique),
             // The kernel doesn't know the number: the request was sent again under another one, or it is the second
             // reply to a request that the predecessor had answered.
             Err(problem) if problem.raw_os_error() == Some(libc::ENOENT) => {
@@ -122,11 +125,12 @@ impl Core {
                 match rebound.remove(&base_unique(address.unique)) {
                     Some(again) => {
                         drop(rebound);
-                        if let Err(problem) = self.write(again, error, body) {
-                            tracing::debug!(
+                        match self.write(again, error, body) {
+                            Ok(()) => self.answered(again.unique),
+                            Err(problem) => tracing::debug!(
                                 unique = again.unique, %problem,
                                 "the kernel refused the reply to a resent request"
-                            );
+                            ),
                         }
                     }
                     // Under the lock, so that a copy that comes now is either seen above or served as a new request.
@@ -147,6 +151,17 @@ impl Core {
             }
         }
         self.release(slot);
+    }
+
+    /// Tells `told` the number of each request whose reply the kernel takes from now on.
+    pub fn tell_answered(&self, told: Box<dyn Fn(u64) + Send + Sync>) {
+        let _ = self.answered.set(told);
+    }
+
+    fn answered(&self, unique: u64) {
+        if let Some(told) = self.answered.get() {
+            told(base_unique(unique));
+        }
     }
 
     /// A request needs no reply any more: its slot is free.
