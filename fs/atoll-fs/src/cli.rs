@@ -236,6 +236,10 @@ pub struct MountArgs {
     /// privilege and no /dev/fuse.
     #[arg(long, value_name = "FD", conflicts_with = "mountpoint", requires = "name")]
     pub control_fd: Option<i32>,
+    /// Continue the mount of a client process that has died: the other process sends the dead one's memory of unwritten data
+    /// after the key.
+    #[arg(long, requires = "control_fd")]
+    pub takeover: bool,
     /// Where to mount: an empty directory.
     #[arg(required_unless_present = "control_fd")]
     pub mountpoint: Option<PathBuf>,

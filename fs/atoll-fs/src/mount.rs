@@ -1,13 +1,14 @@
 //! A mount: the client, the session with the kernel, and their orderly end. And `atoll-fs mount`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_client::arena::{Arena, ArenaConfig};
-use atoll_client::client::{Client, ClientOptions, Notifier as KernelNotifier};
-use atoll_client::session::{MetadataClient, SessionError, SessionOptions};
+use atoll_client::arena::{Adopted, Arena, ArenaConfig};
+use atoll_client::client::{Client, ClientOptions, Notifier as KernelNotifier, Succession};
+use atoll_client::session::{MetadataClient, Predecessor, SessionError, SessionOptions};
 use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ClusterId, InodeId, SessionId};
@@ -77,6 +78,7 @@ pub struct Mounted {
 /// A client that has its session with the cluster, and no mount yet.
 pub struct ConnectedClient {
     client: Arc<Client<MetadataClient>>,
+    arena: Arc<Arena>,
     behaviour: MountBehaviour,
 }
 
@@ -105,11 +107,21 @@ impl KernelNotifier for Invalidate {
 }
 
 impl ConnectedClient {
-    /// Opens a session and looks at the root.
+    /// Opens a session and looks at the root. `predecessor`: the arena of a process that is dead, whose session this one
+    /// continues.
     ///
     /// # Errors
-    /// If the cluster can't be reached or refuses.
-    pub async fn connect(config: MountConfig) -> Result<ConnectedClient, Failure> {
+    /// If the cluster can't be reached or refuses, or the arena can't be read.
+    pub async fn connect(
+        config: MountConfig,
+        predecessor: Option<OwnedFd>,
+    ) -> Result<ConnectedClient, Failure> {
+        if let Some(arena) = predecessor {
+            let adopted = Arena::adopt(arena).context("--takeover")?;
+            let arena = Arc::clone(&adopted.arena);
+            let client = take_over(&config, adopted).await?;
+            return Ok(ConnectedClient { client, arena, behaviour: config.behaviour });
+        }
         let bytes = config.behaviour.buffer.0;
         if bytes < BUFFER_BYTES_MIN {
             return Err(Failure::failed(format_args!(
@@ -119,8 +131,13 @@ impl ConnectedClient {
         }
         let arena =
             Arena::create(ArenaConfig { data_bytes: bytes, ..ArenaConfig::default() }).context("--buffer")?;
-        let client = connect(&config, arena).await?;
-        Ok(ConnectedClient { client, behaviour: config.behaviour })
+        let client = connect(&config, Arc::clone(&arena)).await?;
+        Ok(ConnectedClient { client, arena, behaviour: config.behaviour })
+    }
+
+    /// What this process has taken responsibility for: whoever keeps it can start a successor.
+    pub fn arena(&self) -> BorrowedFd<'_> {
+        self.arena.fd()
     }
 
     /// Serves a mount that another process made, whatever was done on it before.
@@ -146,11 +163,11 @@ impl Mounted {
     /// If the cluster can't be reached or refuses, or the mount can't be made.
     pub async fn start(config: MountConfig, mountpoint: PathBuf) -> Result<Mounted, Failure> {
         let options = MountOptions::new(config.cluster);
-        let connected = ConnectedClient::connect(config).await?;
+        let connected = ConnectedClient::connect(config, None).await?;
         let ended = Arc::new(tokio::sync::Notify::new());
         let device = Device::open().context("can't open /dev/fuse (is the fuse module loaded?)")?;
         device.mount(&mountpoint, &options).map_err(Failure::failed)?;
-        let ConnectedClient { client, behaviour } = connected;
+        let ConnectedClient { client, behaviour, .. } = connected;
         match serve(&behaviour, &options, device, &client, &ended).await {
             Ok(kernel) => {
                 device::read_ahead(&mountpoint);
@@ -243,31 +260,78 @@ pub fn host_name() -> String {
 }
 
 async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<MetadataClient>>, Failure> {
-    let timeout = config.behaviour.timeout.map(|seconds| Duration::from_secs(seconds.into()));
-    let options = SessionOptions {
+    match MetadataClient::connect(session_options(config), Arc::clone(&arena)).await {
+        Ok(metadata) => client(config, metadata, arena, None).await,
+        Err(error) => Err(no_session(config, error).await),
+    }
+}
+
+/// Continues for a process that is dead.
+async fn take_over(
+    config: &MountConfig,
+    mut adopted: Adopted,
+) -> Result<Arc<Client<MetadataClient>>, Failure> {
+    let arena = Arc::clone(&adopted.arena);
+    if adopted.damaged > 0 {
+        tracing::error!(
+            records = adopted.damaged,
+            "records of the previous process are damaged; what they described is lost"
+        );
+    }
+    // It died before it had a session: then it had nothing.
+    let Some(predecessor) = Predecessor::of(&mut adopted) else { return connect(config, arena).await };
+    let (metadata, inherited) =
+        match MetadataClient::succeed(session_options(config), Arc::clone(&arena), predecessor).await {
+            Ok(succeeded) => succeeded,
+            Err(error) => return Err(no_session(config, error).await),
+        };
+    let takeovers = metadata.takeovers();
+    tracing::info!(
+        takeovers,
+        handles = adopted.handles.len(),
+        blocks = adopted.data.len(),
+        session_lost = inherited.is_lost,
+        "continuing for the previous process"
+    );
+    let succession = Succession { inherited, handles: adopted.handles, data: adopted.data, takeovers };
+    client(config, metadata, arena, Some(succession)).await
+}
+
+fn session_options(config: &MountConfig) -> SessionOptions {
+    SessionOptions {
         encryption: config.encryption,
-        timeout,
+        timeout: timeout(config),
         ..SessionOptions::new(
             config.addresses.clone(),
             config.cluster,
             config.key.clone(),
             format!("{}:{}", config.host, config.name),
         )
+    }
+}
+
+fn timeout(config: &MountConfig) -> Option<Duration> {
+    config.behaviour.timeout.map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+async fn no_session(config: &MountConfig, error: SessionError) -> Failure {
+    let code = match &error {
+        SessionError::Refused(FsError::Taken) => return taken(config).await,
+        SessionError::Away { .. } => Code::Unreachable,
+        SessionError::Hopeless(_) => Code::Refused,
+        SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
     };
-    let metadata = match MetadataClient::connect(options, Arc::clone(&arena)).await {
-        Ok(metadata) => metadata,
-        Err(SessionError::Refused(FsError::Taken)) => return Err(taken(config).await),
-        Err(error) => {
-            let code = match &error {
-                SessionError::Away { .. } => Code::Unreachable,
-                SessionError::Hopeless(_) => Code::Refused,
-                SessionError::NoAddress | SessionError::Refused(_) => Code::Failed,
-            };
-            return Err(Failure::new(code, error));
-        }
-    };
+    Failure::new(code, error)
+}
+
+async fn client(
+    config: &MountConfig,
+    metadata: MetadataClient,
+    arena: Arc<Arena>,
+    succession: Option<Succession>,
+) -> Result<Arc<Client<MetadataClient>>, Failure> {
     let mut client_options = ClientOptions::for_arena(config.behaviour.buffer.0);
-    client_options.data.timeout = timeout;
+    client_options.data.timeout = timeout(config);
     let pool = PoolConfig {
         identity: Identity {
             cluster: config.cluster,
@@ -281,10 +345,13 @@ async fn connect(config: &MountConfig, arena: Arc<Arena>) -> Result<Arc<Client<M
     let client = Client::new(
         Arc::new(metadata),
         |metadata| Arc::new(StoragePool::new(Arc::clone(metadata), pool)) as Arc<dyn Storage>,
-        arena,
+        Arc::clone(&arena),
         client_options,
     );
     client.warm_up().await.context("the root directory can't be read")?;
+    if let Some(succession) = succession {
+        client.succeed(&arena, succession).await.context("unwritten data of the previous process")?;
+    }
     Ok(client)
 }
 

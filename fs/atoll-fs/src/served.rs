@@ -6,10 +6,15 @@
 //! | direction | packet | when |
 //! | --- | --- | --- |
 //! | to us | the cluster's key | at once; so it is in no argument, environment or file |
-//! | from us | `connected` | there is a session and the root is known: only now is it worth while to mount |
+//! | to us | `arena`, with the arena's descriptor | after that, with `--takeover`: the arena is a dead predecessor's |
+//! | from us | `connected`, with the arena's descriptor | there is a session and the root is known: only now is it worth while to mount |
 //! | to us | the bundle ([`Bundle`]) | the filesystem is mounted |
 //! | from us | `serving` | INIT was negotiated: requests are answered |
 //! | from us | `failed <code> <message>` | instead of either; then the process ends with that exit code |
+//!
+//! A controller that keeps the bundle and the arena can start a successor (`--takeover`) when this process dies: it continues
+//! with the session, with what was written and not committed, and with requests that were not answered, so that no call of
+//! an application fails. The process before it must be dead.
 //!
 //! When the controller closes the socket, this process writes everything out and ends. It also ends when the filesystem
 //! was unmounted everywhere; its exit code says whether everything could be written out.
@@ -21,7 +26,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use atoll_fuse::bundle::Bundle;
+use atoll_fuse::bundle::{Bundle, descriptors};
 use atoll_fuse::device;
 use atoll_proto::handshake::ClusterKey;
 
@@ -31,6 +36,8 @@ use crate::exit::{Code, Context, Failure, Outcome};
 use crate::mount::{CLIENT_THREADS, ConnectedClient, Mounted, serve_http};
 use crate::signals;
 
+/// What comes with a dead predecessor's arena.
+const ARENA_PACKET: &[u8] = b"arena";
 /// Bytes of the packet with the key at most: hexadecimal, with a line's end.
 const KEY_PACKET_BYTES: usize = 256;
 /// How long writing everything out may take after the filesystem was unmounted, while the cluster can't be reached.
@@ -79,23 +86,40 @@ fn serve(args: &MountArgs, control: &mut UnixStream) -> Outcome {
     let length = control.read(&mut packet).context("control socket: key")?;
     let key = ClusterKey::parse(&packet[..length]).context("control socket: key")?;
     packet.fill(0);
+    let predecessor = if args.takeover { Some(arena(control)?) } else { None };
     let config = args.config(id, key, "mount")?;
     let runtime = serving_runtime(CLIENT_THREADS)?;
-    let result = runtime.block_on(run_mount(args, config, control));
+    let result = runtime.block_on(run_mount(args, config, predecessor, control));
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
 }
 
-async fn run_mount(args: &MountArgs, config: crate::mount::MountConfig, control: &mut UnixStream) -> Outcome {
+/// The memory of a dead predecessor.
+fn arena(control: &UnixStream) -> Result<OwnedFd, Failure> {
+    let mut packet = [0; ARENA_PACKET.len() + 1];
+    let (length, mut descriptors) =
+        descriptors::receive(control, &mut packet).context("control socket: arena")?;
+    match descriptors.pop() {
+        Some(arena) if packet[..length] == *ARENA_PACKET && descriptors.is_empty() => Ok(arena),
+        _ => Err(Failure::failed("control socket: --takeover needs the arena of the client that died")),
+    }
+}
+
+async fn run_mount(
+    args: &MountArgs,
+    config: crate::mount::MountConfig,
+    predecessor: Option<OwnedFd>,
+    control: &mut UnixStream,
+) -> Outcome {
     let asked_to_end = signals::listen()?;
     tokio::pin!(asked_to_end);
     let name = config.name.clone();
     let connected = tokio::select! {
         signal = &mut asked_to_end => return Err(Failure::failed(format_args!(
             "{signal} before the session was opened"))),
-        connected = ConnectedClient::connect(config) => connected?,
+        connected = ConnectedClient::connect(config, predecessor) => connected?,
     };
-    let bundle = match exchange(control, &mut asked_to_end).await {
+    let bundle = match exchange(&connected, control, &mut asked_to_end).await {
         Ok(bundle) => bundle,
         Err(failure) => {
             connected.give_up().await;
@@ -119,10 +143,11 @@ async fn run_mount(args: &MountArgs, config: crate::mount::MountConfig, control:
 
 /// Says that there is a session, and waits for the mount.
 async fn exchange(
+    connected: &ConnectedClient,
     control: &mut UnixStream,
     asked_to_end: &mut (impl Future<Output = &'static str> + Unpin),
 ) -> Result<Bundle, Failure> {
-    control.write_all(b"connected").context("control socket")?;
+    descriptors::send(control, b"connected", &[connected.arena()]).context("control socket")?;
     let socket = control.try_clone().context("control socket")?;
     let received = atoll_blocking::spawn(move || Bundle::receive(&socket));
     tokio::select! {
