@@ -5,13 +5,15 @@
 //! ```text
 //! node plugin ── packets over a unix socket ──▶ supervisor ── packets over a socket pair ──▶ atoll-fs mount
 //!    start (volume, key)                             starts the process, sends the key
-//!                                 ◀── connected ──                              ◀── connected ──
-//!    mounts; the mount's descriptors ──────────▶     passed on, not kept        ───────────────▶
+//!                                 ◀── connected ──                              ◀── connected, arena ──
+//!    mounts; the mount's descriptors ──────────▶     kept and passed on         ───────────────▶
 //!                                 ◀── serving ───                               ◀── serving ────
 //! ```
 //!
-//! A client process ends when its filesystem was unmounted everywhere, having written everything out. A client that dies,
-//! or a supervisor (its clients die with it), leaves a dead mount; the next Publish or Stage replaces it.
+//! A client process ends when its filesystem was unmounted everywhere, having written everything out. A client that dies is
+//! succeeded by another one, which gets its mount's descriptors and its arena: no call of an application fails, and nothing
+//! that was written is lost. A supervisor that dies (its clients die with it) leaves dead mounts; the next Publish or Stage
+//! replaces each.
 
 pub mod client;
 pub mod packet;

@@ -11,9 +11,24 @@ use crate::failure::{Failure, Outcome, ensure};
 /// # Errors
 /// If none was found.
 pub fn kill_9(pod: &Pod) -> Outcome<usize> {
+    kill_9_if(pod, |_| true)
+}
+
+/// Kills the processes of a pod's containers that have this argument, and returns how many there were.
+///
+/// # Errors
+/// If none was found.
+pub fn kill_9_with(pod: &Pod, argument: &str) -> Outcome<usize> {
+    kill_9_if(pod, |pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    })
+}
+
+fn kill_9_if(pod: &Pod, is_victim: impl Fn(u32) -> bool) -> Outcome<usize> {
     let uid = pod.uid().ok_or_else(|| Failure::new("the pod has no uid"))?;
     let mut killed = 0;
-    for pid in processes_of(&uid)? {
+    for pid in processes_of(&uid)?.into_iter().filter(|pid| is_victim(*pid)) {
         let status = std::process::Command::new("kill").args(["-KILL", &pid.to_string()]).status()?;
         killed += usize::from(status.success());
     }

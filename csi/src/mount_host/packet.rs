@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use atoll_fuse::bundle::{Bundle, BundleError};
+use atoll_fuse::bundle::{Bundle, BundleError, descriptors};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -93,6 +93,31 @@ impl PacketSocket {
         let sent =
             sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], &[], MsgFlags::MSG_NOSIGNAL, None)?;
         if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
+    /// Sends bytes and a descriptor.
+    ///
+    /// # Errors
+    /// The system call's.
+    pub fn send_descriptor(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        descriptors::send(&self.as_stream()?, bytes, &[descriptor])
+    }
+
+    /// Receives bytes and the descriptors that come with them; empty at the connection's end.
+    ///
+    /// # Errors
+    /// `TimedOut` if nothing comes until then, or the system call's.
+    pub fn receive_descriptors(&self, deadline: Instant) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        wait(&[self.0.as_fd()], deadline)?;
+        let mut bytes = vec![0; PACKET_BYTES_MAX];
+        match descriptors::receive(&self.as_stream()?, &mut bytes) {
+            Err(error) if error.raw_os_error() == Some(libc::ECONNRESET) => Ok((Vec::new(), Vec::new())),
+            received => {
+                let (length, descriptors) = received?;
+                bytes.truncate(length);
+                Ok((bytes, descriptors))
+            }
+        }
     }
 
     /// Sends a message.

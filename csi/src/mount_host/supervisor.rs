@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atoll_fuse::bundle::Bundle;
 use parking_lot::{Condvar, Mutex};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -35,6 +37,15 @@ const ENDED_TIMEOUT_MAX: Duration = Duration::from_secs(110);
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client that could not start may take to end.
 const FAILED_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client that has served for so long and dies is succeeded at once; one that dies sooner after a pause of at least …
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+/// … this, doubled each time, …
+const BACKOFF_MIN: Duration = Duration::from_millis(250);
+/// … up to this.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// The exit code of a program of ours that panicked.
+const PANICKED: i32 = 101;
 
 /// How the supervisor is set up.
 #[derive(Clone, Debug)]
@@ -71,6 +82,39 @@ struct Entry {
     state: ClientState,
     /// Closing it tells the client to end.
     control: Option<Arc<PacketSocket>>,
+    /// Set once it serves: what a successor needs if it dies.
+    kept: Option<Arc<Kept>>,
+}
+
+/// What a client's successor needs. When the last of this and of the client goes, the mount is dead.
+struct Kept {
+    start: Start,
+    bundle: Bundle,
+    /// What the client has taken responsibility for: data and operations that the cluster doesn't have yet.
+    arena: OwnedFd,
+    /// Deaths in a row, each soon after the client began to serve.
+    deaths: Mutex<Deaths>,
+}
+
+#[derive(Clone, Copy)]
+struct Deaths {
+    count: u32,
+    serving_since: Instant,
+}
+
+impl Kept {
+    /// The pause before the next successor starts.
+    fn backoff(&self, now: Instant) -> Duration {
+        let mut deaths = self.deaths.lock();
+        match now.duration_since(deaths.serving_since) < SETTLED_AFTER {
+            true => deaths.count += 1,
+            false => deaths.count = 0,
+        }
+        match deaths.count {
+            0 => Duration::ZERO,
+            count => (BACKOFF_MIN * (1 << (count - 1).min(16))).min(BACKOFF_MAX),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -85,6 +129,7 @@ struct Shared {
     changed: Condvar,
     started: Counter,
     failed: Counter,
+    succeeded: Counter,
 }
 
 /// A running supervisor.
@@ -109,6 +154,7 @@ impl Supervisor {
             changed: Condvar::new(),
             started: Counter::default(),
             failed: Counter::default(),
+            succeeded: Counter::default(),
         });
         let accepting = Arc::clone(&shared);
         std::thread::Builder::new()
@@ -123,6 +169,8 @@ impl Supervisor {
         registry.register("mount_host_started", "Client processes started", self.0.started.clone());
         let help = "Client processes that ended before they had unmounted and written everything";
         registry.register("mount_host_failed", help, self.0.failed.clone());
+        let help = "Client processes that died and whose mounts another one continues to serve";
+        registry.register("mount_host_succeeded", help, self.0.succeeded.clone());
         registry.register_collector(Box::new(Clients(self.clone())));
     }
 
@@ -266,11 +314,14 @@ impl Shared {
             }
         };
         match hand_over(peer, &control, start) {
-            Ok(()) => {
+            Ok(kept) => {
                 let serving = {
                     let mut table = self.table.lock();
                     let entry = table.clients.get_mut(&start.volume);
-                    entry.map(|entry| entry.state = ClientState::Serving)
+                    entry.map(|entry| {
+                        entry.state = ClientState::Serving;
+                        entry.kept = kept;
+                    })
                 };
                 tracing::info!(volume = start.volume, alive = serving.is_some(), "a client serves its mount");
                 peer.send(&Reply::Serving)
@@ -311,48 +362,165 @@ impl Shared {
         let Some(uid) = (UID_FIRST..).find(|uid| !taken(uid)) else {
             return Err(io::ErrorKind::OutOfMemory.into());
         };
-        let (ours, theirs) = PacketSocket::pair()?;
-        let mut child = command(&self.config, start, uid).stdin(Stdio::from(theirs)).spawn()?;
+        let (child, control) = self.spawn_process(start, uid, false)?;
         let pid = child.id();
-        let control = Arc::new(ours);
-        if let Some(errors) = child.stderr.take() {
-            let volume = start.volume.clone();
-            std::thread::Builder::new().name("log".to_owned()).spawn(move || copy_log(&volume, errors))?;
-        }
         let (waiting, volume) = (Arc::clone(self), start.volume.clone());
         std::thread::Builder::new().name("wait".to_owned()).spawn(move || waiting.reap(&volume, child))?;
-        let entry = Entry { pid, uid, state: ClientState::Starting, control: Some(Arc::clone(&control)) };
+        let state = ClientState::Starting;
+        let entry = Entry { pid, uid, state, control: Some(Arc::clone(&control)), kept: None };
         table.clients.insert(start.volume.clone(), entry);
         drop(table);
         self.started.inc();
         tracing::info!(volume = start.volume, pid, uid, "started a client");
-        // A client that died at once is seen by whoever reads from it.
-        let _ = control.send_bytes(start.key.as_bytes());
         Ok(Ok(control))
     }
 
-    fn reap(&self, volume: &str, mut child: Child) {
+    fn spawn_process(
+        &self,
+        start: &Start,
+        uid: u32,
+        takeover: bool,
+    ) -> io::Result<(Child, Arc<PacketSocket>)> {
+        let (control, theirs) = PacketSocket::pair()?;
+        let mut child = command(&self.config, start, uid, takeover).stdin(Stdio::from(theirs)).spawn()?;
+        if let Some(errors) = child.stderr.take() {
+            let volume = start.volume.clone();
+            let logs = std::thread::Builder::new().name("log".to_owned());
+            if let Err(error) = logs.spawn(move || copy_log(&volume, errors)) {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        }
+        // A client that died at once is seen by whoever reads from it.
+        let _ = control.send_bytes(start.key.as_bytes());
+        Ok((child, Arc::new(control)))
+    }
+
+    fn reap(self: &Arc<Self>, volume: &str, mut child: Child) {
         let pid = child.id();
         let status = child.wait();
         let mut table = self.table.lock();
-        let state = table.clients.remove(volume).map(|entry| entry.state);
+        let stopping = table.stopping;
+        let kept = match (&status, table.clients.get_mut(volume)) {
+            (Ok(status), Some(entry))
+                if !stopping && entry.state == ClientState::Serving && died(*status) =>
+            {
+                entry.state = ClientState::Starting;
+                entry.control = None;
+                entry.kept.clone()
+            }
+            _ => None,
+        };
+        let state = match kept {
+            Some(_) => None,
+            None => table.clients.remove(volume).map(|entry| entry.state),
+        };
         drop(table);
         self.changed.notify_all();
         match status {
             Ok(status) if status.success() => tracing::info!(volume, pid, "the client ended"),
             Ok(status) => {
                 self.failed.inc();
-                tracing::error!(
-                    volume,
-                    pid,
-                    ?state,
-                    status = words(status),
-                    "the client failed; pods that use the volume must be restarted"
-                );
+                if kept.is_some() {
+                    tracing::error!(
+                        volume,
+                        pid,
+                        status = words(status),
+                        "the client died; another one continues"
+                    );
+                } else {
+                    tracing::error!(
+                        volume,
+                        pid,
+                        ?state,
+                        status = words(status),
+                        "the client failed; pods that use the volume must be restarted"
+                    );
+                }
             }
             Err(error) => tracing::error!(volume, pid, %error, "waiting for a client process failed"),
         }
+        if let Some(kept) = kept {
+            self.succeed(volume, &kept);
+        }
     }
+
+    /// Starts a client that continues where a dead one stopped, again and again until one serves or the cluster refuses.
+    fn succeed(self: &Arc<Self>, volume: &str, kept: &Arc<Kept>) {
+        loop {
+            std::thread::sleep(kept.backoff(Instant::now()));
+            let uid = {
+                let table = self.table.lock();
+                table.clients.get(volume).filter(|_| !table.stopping).map(|entry| entry.uid)
+            };
+            let Some(uid) = uid else { return self.give_up(volume, "the mount host is stopping") };
+            let (mut child, control) = match self.spawn_process(&kept.start, uid, true) {
+                Ok(spawned) => spawned,
+                Err(error) => {
+                    tracing::error!(volume, %error, "a successor of the client can't be started; retrying");
+                    continue;
+                }
+            };
+            let pid = child.id();
+            match continue_with(&control, kept) {
+                Ok(()) => {
+                    kept.deaths.lock().serving_since = Instant::now();
+                    if let Some(entry) = self.table.lock().clients.get_mut(volume) {
+                        entry.pid = pid;
+                        entry.state = ClientState::Serving;
+                        entry.control = Some(control);
+                    }
+                    self.started.inc();
+                    self.succeeded.inc();
+                    tracing::info!(volume, pid, "another client continues to serve the mount");
+                    self.changed.notify_all();
+                    let (waiting, volume) = (Arc::clone(self), volume.to_owned());
+                    let thread = std::thread::Builder::new().name("wait".to_owned());
+                    if let Err(error) = thread.spawn(move || waiting.reap(&volume, child)) {
+                        tracing::error!(%error, "the client isn't waited for: it has no successor if it dies");
+                    }
+                    return;
+                }
+                Err((failure, message)) => {
+                    drop(control);
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    tracing::error!(
+                        volume,
+                        pid,
+                        message,
+                        "a successor of the client doesn't serve the mount"
+                    );
+                    if matches!(failure, Failure::Refused | Failure::Taken) {
+                        return self.give_up(volume, "the cluster refuses it");
+                    }
+                }
+            }
+        }
+    }
+
+    /// The mount has no client any more.
+    fn give_up(&self, volume: &str, why: &str) {
+        self.table.lock().clients.remove(volume);
+        self.changed.notify_all();
+        tracing::error!(volume, why, "the mount is dead; pods that use the volume must be restarted");
+    }
+}
+
+/// Whether a client ended without having had the chance to write everything out.
+fn died(status: ExitStatus) -> bool {
+    status.signal().is_some() || status.code() == Some(PANICKED)
+}
+
+/// Gives a successor what its predecessor had, and waits until it serves.
+fn continue_with(control: &PacketSocket, kept: &Kept) -> Result<(), (Failure, String)> {
+    let lost = |error: io::Error| (Failure::Other, format!("no message from the client: {error}"));
+    control.send_descriptor(b"arena", kept.arena.as_fd()).map_err(lost)?;
+    said(control, "connected", Instant::now() + CONNECT_TIMEOUT)?;
+    control.send_bundle(&kept.bundle).map_err(lost)?;
+    said(control, "serving", Instant::now() + MOUNT_TIMEOUT)?;
+    Ok(())
 }
 
 fn words(status: ExitStatus) -> String {
@@ -364,12 +532,15 @@ fn words(status: ExitStatus) -> String {
 }
 
 /// The command line of a client. The key isn't in it.
-fn command(config: &SupervisorConfig, start: &Start, uid: u32) -> Command {
+fn command(config: &SupervisorConfig, start: &Start, uid: u32, takeover: bool) -> Command {
     let mut command = Command::new(&config.program);
     command
         .args(["mount", "--control-fd", "0"])
         .args(["--cluster", &start.cluster, "--metadata", &start.metadata.join(",")])
         .args(["--host", &start.node, "--name", &start.volume]);
+    if takeover {
+        command.arg("--takeover");
+    }
     if start.encrypt {
         command.arg("--encrypt");
     }
@@ -404,16 +575,20 @@ enum Problem {
     Peer(io::Error),
 }
 
-/// Waits for the client's session, gets the mount from the node plugin, passes it on, waits until it is served.
-fn hand_over(peer: &PacketSocket, control: &PacketSocket, start: &Start) -> Result<(), Problem> {
-    expect(peer, control, "connected", Instant::now() + CONNECT_TIMEOUT)?;
+/// Waits for the client's session, gets the mount from the node plugin, passes it on, waits until it is served. Returns what
+/// a successor needs.
+fn hand_over(
+    peer: &PacketSocket,
+    control: &PacketSocket,
+    start: &Start,
+) -> Result<Option<Arc<Kept>>, Problem> {
+    let arena = expect(peer, control, "connected", Instant::now() + CONNECT_TIMEOUT)?.pop();
     peer.send(&Reply::Connected).map_err(Problem::Peer)?;
     let deadline = Instant::now() + MOUNT_TIMEOUT;
     let bundle = peer.receive_bundle(deadline).map_err(|error| Problem::Peer(io::Error::other(error)))?;
-    let passed = control.send_bundle(&bundle);
-    // From here on the client alone has the mount.
-    drop(bundle);
-    passed.map_err(|error| Problem::Client(Failure::Other, format!("handing the mount over: {error}")))?;
+    control
+        .send_bundle(&bundle)
+        .map_err(|error| Problem::Client(Failure::Other, format!("handing the mount over: {error}")))?;
     match expect(peer, control, "serving", deadline) {
         // The mount is the client's, whatever becomes of who made it: the next Stage finds it alive.
         Err(Problem::Peer(error)) => {
@@ -421,16 +596,20 @@ fn hand_over(peer: &PacketSocket, control: &PacketSocket, start: &Start) -> Resu
                 volume = start.volume, %error,
                 "the node plugin disconnected while a client was starting"
             );
-            Ok(())
         }
-        result => result,
+        result => drop(result?),
     }
+    let deaths = Mutex::new(Deaths { count: 0, serving_since: Instant::now() });
+    Ok(arena.map(|arena| Arc::new(Kept { start: start.clone(), bundle, arena, deaths })))
 }
 
 /// Waits for one word of the client, while the node plugin is still there.
-fn expect(peer: &PacketSocket, control: &PacketSocket, word: &str, deadline: Instant) -> Result<(), Problem> {
-    let lost =
-        |error: io::Error| Problem::Client(Failure::Other, format!("no message from the client: {error}"));
+fn expect(
+    peer: &PacketSocket,
+    control: &PacketSocket,
+    word: &str,
+    deadline: Instant,
+) -> Result<Vec<OwnedFd>, Problem> {
     match control.readable_before(peer, deadline) {
         Ok(true) => {}
         Ok(false) => {
@@ -439,28 +618,34 @@ fn expect(peer: &PacketSocket, control: &PacketSocket, word: &str, deadline: Ins
                 "it closed the connection",
             )));
         }
+        // Said by what comes next.
+        Err(_) => {}
+    }
+    said(control, word, deadline).map_err(|(failure, message)| Problem::Client(failure, message))
+}
+
+/// Waits for one word of the client, and returns the descriptors that come with it.
+fn said(control: &PacketSocket, word: &str, deadline: Instant) -> Result<Vec<OwnedFd>, (Failure, String)> {
+    let (said, descriptors) = match control.receive_descriptors(deadline) {
+        Ok(received) => received,
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             let message = format!("the client did not report '{word}' within its timeout");
-            return Err(Problem::Client(Failure::Unreachable, message));
+            return Err((Failure::Unreachable, message));
         }
-        Err(error) => return Err(lost(error)),
-    }
-    let said = control.receive_bytes(deadline).map_err(lost)?;
+        Err(error) => return Err((Failure::Other, format!("no message from the client: {error}"))),
+    };
     let said = String::from_utf8_lossy(&said);
     if said == word {
-        return Ok(());
+        return Ok(descriptors);
     }
     let failed = said.strip_prefix("failed ").and_then(|rest| rest.split_once(' '));
-    match failed.and_then(|(code, message)| Some((code.parse().ok()?, message))) {
-        Some((code, message)) => Err(Problem::Client(Failure::from_exit_code(code), message.to_owned())),
-        None if said.is_empty() => Err(Problem::Client(
-            Failure::Other,
-            "the client ended during its start; see the mount host's log".to_owned(),
-        )),
-        None => {
-            Err(Problem::Client(Failure::Other, format!("the client reported '{said}' instead of '{word}'")))
+    Err(match failed.and_then(|(code, message)| Some((code.parse().ok()?, message))) {
+        Some((code, message)) => (Failure::from_exit_code(code), message.to_owned()),
+        None if said.is_empty() => {
+            (Failure::Other, "the client ended during its start; see the mount host's log".to_owned())
         }
-    }
+        None => (Failure::Other, format!("the client reported '{said}' instead of '{word}'")),
+    })
 }
 
 #[cfg(test)]

@@ -1,19 +1,26 @@
-//! `kill -9` of every pod of the product under load: no call of the application fails, and all data is there.
+//! `kill -9` of the product's processes under load: of its pods but the node's own, and of the client that serves the mount. No
+//! call of the application fails, and all data is there.
 
 use atoll_crds::names::{Component, NAMESPACE_SYSTEM, NAMESPACE_VOLUMES, labels};
 use futures::FutureExt;
+use k8s_openapi::api::core::v1::Pod;
 
 use super::Promise;
 use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome, ensure};
+use crate::processes::kill_9_with;
 use crate::workload::{claim, pod};
 
 pub const PROMISE: Promise = Promise {
     name: "killed-pods",
-    says: "kill -9 of each metadata and storage pod, the operator and the CSI controller under load gives no error",
+    says: "kill -9 of each metadata and storage pod, the operator, the CSI controller and the mount's client process under load \
+           gives no error",
     short: true,
     run: |cluster| prove(cluster).boxed_local(),
 };
+
+/// How often the mount's client process is killed.
+const CLIENT_KILLS: u32 = 3;
 
 /// Writes numbered files, synced, until it is told to stop; what it prints is what has to be there.
 const LOAD: &str = "trap '' HUP
@@ -49,6 +56,16 @@ async fn prove(cluster: &Cluster) -> Outcome {
         for victim in victims {
             cluster.kill_and_wait(&victim).await?;
         }
+        progress(cluster).await?;
+    }
+    let node = cluster.here::<Pod>().get("load").await?.spec.and_then(|spec| spec.node_name);
+    let hosts = cluster.pods(NAMESPACE_SYSTEM, &format!("{}=mount-host", labels::COMPONENT)).await?;
+    let is_here = |pod: &&Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref()) == node.as_ref();
+    let host =
+        hosts.iter().find(is_here).ok_or_else(|| Failure::new("there is no mount host on the node"))?;
+    let handle = format!("v1/{NAMESPACE_VOLUMES}/{name}");
+    for _ in 0..CLIENT_KILLS {
+        kill_9_with(host, &handle)?;
         progress(cluster).await?;
     }
     cluster.shell("load", "touch /tmp/stop").await?;

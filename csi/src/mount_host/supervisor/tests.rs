@@ -71,7 +71,7 @@ fn a_client_s_command_line_and_environment_hold_no_key() {
         clients_max: 1,
         environment: vec![("ATOLL_LOG".into(), "info".into())],
     };
-    let command = command(&config, &start(VOLUME), 7);
+    let command = command(&config, &start(VOLUME), 7, false);
     let line: Vec<&OsStr> = command.get_args().collect();
     let line = line.join(OsStr::new(" ")).into_string().unwrap();
     assert_eq!(
@@ -113,6 +113,98 @@ async fn a_client_lives_as_long_as_its_mount() {
     tokio::task::spawn_blocking(move || supervisor.stop(Duration::ZERO)).await.unwrap();
     assert!(rig.supervisor.clients().is_empty());
     assert!(!rig.folder.path().join(SOCKET).exists());
+}
+
+/// A client that serves, and a successor that does as `successor` says.
+fn serves_and(successor: &str) -> String {
+    let packet = "dd bs=64 count=1 >/dev/null 2>&1";
+    format!(
+        "{READ_KEY}; case \"$*\" in *--takeover*) {packet}; {successor};; esac
+        printf connected >&0; {packet}; printf serving >&0; {packet}; exit 0"
+    )
+}
+
+impl Rig {
+    /// A client that serves, and that has given its arena.
+    async fn serving(&self) -> u32 {
+        let starting = self.finder.start(start(VOLUME)).await.unwrap();
+        starting.serve(bundle(), VOLUME).await.unwrap();
+        // Shell scripts can't send descriptors.
+        let arena = std::fs::File::open("/dev/null").unwrap().into();
+        let deaths = Mutex::new(Deaths { count: 0, serving_since: Instant::now() });
+        let kept = Kept { start: start(VOLUME), bundle: bundle(), arena, deaths };
+        let mut table = self.supervisor.0.table.lock();
+        let entry = table.clients.get_mut(VOLUME).unwrap();
+        entry.kept = Some(Arc::new(kept));
+        entry.pid
+    }
+
+    fn kill(pid: u32) {
+        let pid = nix::unistd::Pid::from_raw(pid as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+
+    /// Waits until another client than this one serves; none if the volume has no client any more.
+    async fn successor_of(&self, pid: u32) -> Option<u32> {
+        loop {
+            match self.supervisor.clients().first() {
+                None => return None,
+                Some(client) if client.pid != pid && client.state == ClientState::Serving => {
+                    return Some(client.pid);
+                }
+                Some(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_dies_is_succeeded_again_and_again() {
+    let rig = Rig::new(&serves_and(":"), 1);
+    let mut pid = rig.serving().await;
+    for _ in 0..3 {
+        Rig::kill(pid);
+        pid = rig.successor_of(pid).await.expect("a successor serves");
+        let again = rig.finder.start(start(VOLUME)).await.err();
+        assert!(matches!(again, Some(CsiError::Pending(Pending::NotYet(_)))), "{again:?}");
+    }
+    assert_eq!((rig.supervisor.0.succeeded.get(), rig.supervisor.0.failed.get()), (3, 3));
+    // It ends as the first one would have.
+    rig.supervisor.0.table.lock().clients.get_mut(VOLUME).unwrap().control = None;
+    rig.finder.ended(VOLUME, Duration::from_secs(60)).await.unwrap();
+    assert_eq!(rig.supervisor.0.failed.get(), 3);
+}
+
+#[tokio::test]
+async fn a_mount_whose_successor_is_refused_is_given_up() {
+    let rig = Rig::new(&serves_and("printf 'failed 4 another key' >&0; exit 4"), 1);
+    let pid = rig.serving().await;
+    Rig::kill(pid);
+    assert_eq!(rig.successor_of(pid).await, None);
+    rig.finder.ended(VOLUME, Duration::ZERO).await.unwrap();
+    // And one that says that it failed had nothing more to write: it is not succeeded.
+    let rig = Rig::new(
+        &format!(
+            "{READ_KEY}; printf connected >&0; dd bs=64 count=1 >/dev/null 2>&1; printf serving >&0; sleep 0.1; exit 5"
+        ),
+        1,
+    );
+    let pid = rig.serving().await;
+    assert_eq!(rig.successor_of(pid).await, None);
+}
+
+#[test]
+fn clients_that_die_one_after_the_other_are_succeeded_more_slowly() {
+    let began = Instant::now();
+    let deaths = Mutex::new(Deaths { count: 0, serving_since: began });
+    let arena = std::fs::File::open("/dev/null").unwrap().into();
+    let kept = Kept { start: start(VOLUME), bundle: bundle(), arena, deaths };
+    let settled = began + SETTLED_AFTER;
+    assert_eq!(kept.backoff(settled), Duration::ZERO);
+    let pauses: Vec<Duration> = (0..30).map(|_| kept.backoff(began)).collect();
+    assert_eq!(pauses[..3], [BACKOFF_MIN, BACKOFF_MIN * 2, BACKOFF_MIN * 4]);
+    assert_eq!(pauses[29], BACKOFF_MAX);
+    assert_eq!(kept.backoff(settled), Duration::ZERO, "it has served for a while");
 }
 
 #[tokio::test]
