@@ -264,7 +264,10 @@ impl Inner {
                 }),
                 Err(Refusal::Fs(FsError::SessionExpired)) => refused_with(FsError::SessionExpired),
                 Err(refusal) => {
-                    self.arena.clear_op(slot.id(), current.id, command.sequence);
+                    // A successor counts on from what the service has seen.
+                    let is_seen = matches!(refusal, Refusal::Garbled(_));
+                    let last = command.sequence - u64::from(!is_seen);
+                    self.arena.clear_op(slot.id(), current.id, last);
                     return Err(refused(refusal, slot, current.epoch));
                 }
             };

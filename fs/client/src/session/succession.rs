@@ -23,6 +23,10 @@ use super::mutations::repeats_badly;
 use super::{Current, Inner, SessionError, State};
 use crate::arena::{Adopted, OpRecord, OutcomeRecord, SessionRecord};
 
+/// Changes of locks that the dead process may have sent and the leader not seen yet have lower numbers than those of this one: once
+/// it has made one, they are late.
+const CHANGES_APART: u64 = 1 << 20;
+
 /// What a dead process left in its arena of what its session had done.
 #[derive(Debug)]
 pub struct Predecessor {
@@ -120,7 +124,7 @@ impl Inner {
                 Some(Resolved::Expired) => return Err(Refusal::Fs(FsError::SessionExpired)),
             };
             slots.push((op.slot, sequence, is_lost));
-            self.arena.clear_op(op.slot, op.session, op.sequence);
+            self.arena.clear_op(op.slot, op.session, sequence);
         }
         let state = self.session_state(current).await?;
         // Only now: in another session all slots begin anew.
@@ -131,7 +135,8 @@ impl Inner {
         let made = self.unanswered.made();
         self.open_files.lock().inherit(predecessor.open.iter().copied(), &open, &made);
         // Higher than any count of another process's: those begin at 0, or at a time before this.
-        self.held_locks.lock().inherit(&locks, last_change, self.incarnation >> 12);
+        let telling = self.incarnation >> 12;
+        self.held_locks.lock().inherit(&locks, last_change + CHANGES_APART, telling);
         self.heartbeat(session, 0).await?;
         self.begin_with(current);
         tracing::info!(%session, locks = locks.len(), open = predecessor.open.len(), "session taken over");

@@ -23,6 +23,8 @@ struct Faults {
     leader: AtomicU64,
     /// Carry the next mutation out, but don't answer it.
     swallow_outcome: AtomicBool,
+    /// Don't look at the next mutation.
+    refuse_mutation: AtomicBool,
     /// With that outcome the session is lost, and somebody else removes the file `a`.
     lose_with_outcome: AtomicBool,
     /// Requests of each kind that were looked at.
@@ -60,6 +62,9 @@ impl Handler for Member {
         match request.kind {
             kind::MUTATE => {
                 let request: MutateRequest = postcard::from_bytes(&request.meta).unwrap();
+                if self.faults.refuse_mutation.swap(false, Ordering::SeqCst) {
+                    return Err(fs(FsError::NotPermitted));
+                }
                 let session = request.command.session;
                 let outcome = volume.execute_to_open(request.command.into(), request.opens);
                 if self.faults.swallow_outcome.swap(false, Ordering::SeqCst) {
@@ -556,6 +561,9 @@ async fn a_successor_goes_on_in_the_same_session_and_does_nothing_twice() {
     for number in 0..100 {
         client.mutate(mkdir(&format!("e{number}"))).await.unwrap();
     }
+    // Its number is free again, for a successor as well.
+    cluster.faults.refuse_mutation.store(true, Ordering::SeqCst);
+    assert_eq!(client.mutate(mkdir("refused")).await, Err(FsError::NotPermitted.into()));
 
     // One after the other.
     let adopted = die(client, &arena);
