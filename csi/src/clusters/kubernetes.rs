@@ -42,12 +42,10 @@ impl Clusters for KubernetesClusters {
     async fn create(&self, cluster: &FileSystemCluster) -> Result<FileSystemCluster, CreateError> {
         let parameters = PostParams { field_manager: Some(MANAGER_CSI.to_owned()), ..PostParams::default() };
         self.api.create(&parameters, cluster).await.map_err(|error| match &error {
-            Error::Api(status) => match status.code {
-                409 => CreateError::Exists,
-                // A rule of the schema, or of somebody's admission policy.
-                400 | 403 | 422 => CreateError::Refused(status.message.clone()),
-                _ => CreateError::Pending(unavailable("making", cluster.name_str(), &error)),
-            },
+            Error::Api(status) if status.code == 409 => CreateError::Exists,
+            Error::Api(status) if is_refused(status.code, &status.message) => {
+                CreateError::Refused(status.message.clone())
+            }
             _ => CreateError::Pending(unavailable("making", cluster.name_str(), &error)),
         })
     }
@@ -64,7 +62,7 @@ impl Clusters for KubernetesClusters {
             Ok(_) => Ok(()),
             // It has changed: the next look shows how.
             Err(Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            Err(Error::Api(status)) if matches!(status.code, 400 | 403 | 422) => {
+            Err(Error::Api(status)) if is_refused(status.code, &status.message) => {
                 Err(ResizeError::Refused(status.message))
             }
             Err(error) => Err(ResizeError::Pending(unavailable("resizing", name, &error))),
@@ -103,4 +101,35 @@ impl Clusters for KubernetesClusters {
 
 fn unavailable(doing: &str, name: &str, error: &Error) -> Pending {
     Pending::Unavailable(format!("{doing} FileSystemCluster {name}: {error}"))
+}
+
+/// Whether what was asked for is refused by a rule of the schema, or of somebody's admission policy or quota: asking again is of no
+/// use. A right that we lack is one that an administrator may be about to give us: the authorizer's words
+/// (`k8s.io/apiserver/pkg/endpoints/handlers/responsewriters/errors.go`) tell it from what admission refuses with the same code.
+fn is_refused(code: u16, message: &str) -> bool {
+    match code {
+        400 | 422 => true,
+        403 => !(message.contains("User \"") && message.contains("\" cannot ")),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_refused;
+
+    #[test]
+    fn a_right_that_is_missing_is_no_refusal() {
+        let of = |what: &str| format!("filesystemclusters.atoll.dev \"pvc-1\" is forbidden: {what}");
+        let right = "User \"system:serviceaccount:atoll-system:atoll-csi\" cannot patch resource \
+                     \"filesystemclusters\" in API group \"atoll.dev\" in the namespace \"atoll-volumes\"";
+        assert!(!is_refused(403, &of(right)));
+        assert!(is_refused(
+            403,
+            &of("exceeded quota: volumes, requested: count/filesystemclusters.atoll.dev=1")
+        ));
+        assert!(is_refused(403, "admission webhook \"policy.example.com\" denied the request: too large"));
+        assert!(is_refused(422, "FileSystemCluster.atoll.dev \"pvc-1\" is invalid: spec.capacity"));
+        assert!(!is_refused(500, "etcd is away") && !is_refused(409, "changed"));
+    }
 }
