@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use atoll_core::commands::ServerChange;
 use atoll_core::ids::{MemberId, ServerId};
+use atoll_core::limits::BLOCK_BYTES;
 #[cfg(feature = "servers")]
 use atoll_proto::Address;
 use atoll_proto::admin::{
-    ChangeMembers, ChangeServer, MemberIdentity, MembersChange, TransferLeader, WhoRequest,
+    ChangeMembers, ChangeServer, MemberIdentity, MembersChange, ResizeVolume, TransferLeader, WhoRequest,
 };
+use atoll_proto::metadata::{ClusterStatus, StatusRequest};
 
-use crate::cli::{AdminCommand, ClusterArgs, MembersCommand, MetadataAddresses, ServerArgs};
+use crate::cli::{AdminCommand, ClusterArgs, MembersCommand, MetadataAddresses, ResizeArgs, ServerArgs};
 use crate::cluster;
 use crate::exit::{Failure, Outcome};
+use crate::size::Size;
 
 /// How long a change may take: a joiner receives everything first.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -68,8 +71,39 @@ pub fn run(command: &AdminCommand) -> Outcome {
             let asked = cluster::ask_within::<TransferLeader>(identity, metadata, &request, TIMEOUT);
             println!("{} is the leader", cluster::runtime(1)?.block_on(asked)?);
         }
+        AdminCommand::Resize(args) => resize(args)?,
     }
     Ok(())
+}
+
+fn resize(args: &ResizeArgs) -> Outcome {
+    let identity = cluster::identity(&args.cluster)?;
+    let metadata = &args.metadata.metadata;
+    let runtime = cluster::runtime(1)?;
+    let status =
+        runtime.block_on(cluster::ask::<StatusRequest>(identity.clone(), metadata, &StatusRequest))?;
+    let request = resized(&status, args.capacity.map(|capacity| capacity.0), args.inodes)?;
+    runtime.block_on(cluster::ask::<ResizeVolume>(identity, metadata, &request))?;
+    let ResizeVolume { bytes_total, inodes_total, .. } = request;
+    println!("the volume has {} and {inodes_total} inodes", Size(bytes_total));
+    Ok(())
+}
+
+/// What the volume is to be, from what it is.
+fn resized(status: &ClusterStatus, bytes: Option<u64>, inodes: Option<u64>) -> Result<ResizeVolume, Failure> {
+    if status.cluster.is_none() {
+        return Err(Failure::refused("there is no volume yet: create it with 'atoll-fs bootstrap'"));
+    }
+    if status.inline_budget_bytes == 0 {
+        return Err(Failure::refused(
+            "the metadata servers are of an earlier version, which can't resize volumes",
+        ));
+    }
+    let now = status.volume;
+    let bytes_total = bytes.map_or(now.bytes_total, |bytes| bytes / BLOCK_BYTES * BLOCK_BYTES);
+    let usual = if bytes_total > now.bytes_total { bytes_total / BLOCK_BYTES } else { 0 };
+    let inodes_total = inodes.unwrap_or(now.inodes_total.max(usual));
+    Ok(ResizeVolume { bytes_total, inodes_total, inline_budget_bytes: status.inline_budget_bytes })
 }
 
 #[cfg(feature = "servers")]
@@ -134,4 +168,44 @@ fn change_members(args: &ClusterArgs, metadata: &MetadataAddresses, change: Memb
     let request = ChangeMembers { change };
     let asked = cluster::ask_within::<ChangeMembers>(identity, &metadata.metadata, &request, CHANGE_TIMEOUT);
     cluster::runtime(1)?.block_on(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_core::attributes::VolumeUse;
+    use atoll_core::ids::ClusterId;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn status() -> ClusterStatus {
+        ClusterStatus {
+            cluster: Some(ClusterId(7)),
+            volume: VolumeUse { bytes_total: GIB, inodes_total: GIB / BLOCK_BYTES, ..VolumeUse::default() },
+            inline_budget_bytes: 300,
+            ..ClusterStatus::default()
+        }
+    }
+
+    #[test]
+    fn what_is_not_named_stays_and_a_larger_volume_has_more_inodes() {
+        let resized = |bytes, inodes| {
+            let request = resized(&status(), bytes, inodes).ok().unwrap();
+            assert_eq!(request.inline_budget_bytes, 300);
+            (request.bytes_total, request.inodes_total)
+        };
+        assert_eq!(resized(Some(2 * GIB + 5), None), (2 * GIB, 2 * GIB / BLOCK_BYTES));
+        assert_eq!(resized(Some(GIB / 2), None), (GIB / 2, GIB / BLOCK_BYTES));
+        assert_eq!(resized(None, Some(5000)), (GIB, 5000));
+        assert_eq!(resized(Some(2 * GIB), Some(5000)), (2 * GIB, 5000));
+    }
+
+    #[test]
+    fn what_is_no_volume_or_an_earlier_version_is_left_alone() {
+        let refused = |status: ClusterStatus| resized(&status, Some(GIB), None).err().unwrap().to_string();
+        assert!(refused(ClusterStatus::default()).contains("atoll-fs bootstrap"));
+        let earlier = ClusterStatus { inline_budget_bytes: 0, ..status() };
+        assert!(refused(earlier).contains("earlier version"));
+    }
 }

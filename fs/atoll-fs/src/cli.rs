@@ -413,6 +413,26 @@ pub enum AdminCommand {
     UnsafeRecovery(UnsafeRecoveryArgs),
     /// Transfers leadership to another metadata server, for example before the leader's machine is stopped.
     TransferLeader(TransferLeaderArgs),
+    /// Changes the size of the volume. Mounts show it at once; nothing is restarted. A size below what files use is refused.
+    /// On Kubernetes the operator does this: change the claim or the `FileSystemCluster` instead.
+    Resize(ResizeArgs),
+}
+
+/// `atoll-fs admin resize`
+#[derive(Args, Debug)]
+#[group(id = "size", required = true, multiple = true, args = ["capacity", "inodes"])]
+pub struct ResizeArgs {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(flatten)]
+    pub metadata: MetadataAddresses,
+    /// Size of the volume. Default: it stays as it is.
+    #[arg(long, value_name = "SIZE")]
+    pub capacity: Option<Size>,
+    /// Maximum number of files, directories and other inodes. Default: as many as there can be now, and when the volume
+    /// grows at least one for each 4 KiB of capacity.
+    #[arg(long, value_name = "N")]
+    pub inodes: Option<u64>,
 }
 
 /// `atoll-fs admin drain`, `undrain` and `forget`

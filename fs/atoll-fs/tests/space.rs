@@ -305,3 +305,37 @@ fn a_sparse_file_of_8_eib_costs_what_it_holds() {
     assert_eq!(content, [0; 10], "what was cut off is zeroes");
     fs::remove_file(cluster.path("far")).unwrap();
 }
+
+#[test]
+fn a_volume_is_resized_while_it_is_used() {
+    let mut cluster = Processes::start(1, 1);
+    let mount = cluster.mount("mount");
+    let total = || nix::sys::statvfs::statvfs(&mount).map(|volume| volume.blocks() * volume.fragment_size());
+    let resize = |arguments: &[&str]| {
+        let output = cluster.admin(&["resize"], arguments);
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(resize(&["--capacity", "8Mi"]).0);
+    common::wait_until("the mount shows it", || total().is_ok_and(|bytes| bytes == 8 * MIB));
+    let full = fill_up(&mount.join("file"));
+    assert_eq!(full.raw_os_error(), Some(nix::libc::ENOSPC));
+
+    let (is_done, message) = resize(&["--capacity", "4Mi"]);
+    assert!(!is_done && message.contains("delete files, or choose a larger size"), "{message}");
+    assert!(resize(&["--capacity", "64Mi", "--inodes", "20000"]).0);
+    common::wait_until("the mount shows it", || total().is_ok_and(|bytes| bytes == 64 * MIB));
+    fill(&mount.join("more"), 16 * MIB, 7);
+    assert_eq!(cluster.status()["volume"]["inodesTotal"], 20000);
+    let (is_done, message) = resize(&[]);
+    assert!(!is_done && message.contains("--capacity") && message.contains("--inodes"), "{message}");
+}
+
+/// Writes and syncs until there is an error, which it returns.
+fn fill_up(path: &Path) -> std::io::Error {
+    let mut file = fs::File::create(path).unwrap();
+    loop {
+        if let Err(error) = file.write_all(&[9; MIB as usize]).and_then(|()| file.sync_all()) {
+            return error;
+        }
+    }
+}
