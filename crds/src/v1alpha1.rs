@@ -12,6 +12,6 @@ pub use cluster::{
 pub use conditions::{ConditionStatus, ConditionType, Reason};
 pub use kept::KeptVolume;
 pub use status::{
-    ClientStatus, FileSystemClusterStatus, MemberStatus, MetadataStatus, Phase, ServerStatus, StorageStatus,
-    UsageStatus,
+    ClientStatus, FileSystemClusterStatus, MemberStatus, MetadataStatus, Phase, RolloutStatus, ServerStatus,
+    StorageStatus, UsageStatus,
 };

@@ -8,12 +8,14 @@ mod deletion;
 mod growth;
 mod marks;
 mod roll;
+mod upgrade;
 
 pub use adoption::missing;
 pub use deletion::{Fate, fate};
 pub use growth::{pending, sized, smallest_disk};
 pub use marks::is_made;
-pub use roll::outdated;
+pub use roll::{outdated, unwell};
+pub use upgrade::{Intent, intent, level_waits, min_version};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,7 +24,7 @@ use atoll_core::ids::{ClusterId, MemberId};
 use atoll_crds::Quantity;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::Reason;
-use atoll_proto::admin::{MembersChange, ResizeVolume};
+use atoll_proto::admin::{MembersChange, RaiseFeatureLevel, ResizeVolume, TransferLeader};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
@@ -74,6 +76,12 @@ pub enum Action {
     MarkKey(String),
     /// Let a metadata server into the group.
     ChangeMembers(MembersChange),
+    /// Have the pods run this version from now on.
+    PinVersion(String),
+    /// Have another metadata server lead.
+    TransferLeader(TransferLeader),
+    /// Let the volume have what earlier versions don't know.
+    RaiseFeatureLevel(RaiseFeatureLevel),
     /// Have a pod made anew from its template.
     RestartPod {
         /// Its name.
@@ -231,6 +239,9 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
         // The pods can't start without it, so nothing else is due.
         return Ok(vec![Action::CreateSecret(id)]);
     }
+    if let Intent::Move(version) = intent(seen, wanted) {
+        return Ok(vec![Action::PinVersion(version)]);
+    }
     let mut actions = applies(seen, wanted, id);
     actions.retain(|action| !is_contested(seen, action));
     actions.extend(bootstrap(seen, wanted, id)?);
@@ -239,6 +250,9 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
     }
     if actions.is_empty() {
         actions.extend(roll::next(seen, wanted));
+    }
+    if actions.is_empty() {
+        actions.extend(upgrade::raise(seen, wanted));
     }
     Ok(actions)
 }

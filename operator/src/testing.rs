@@ -18,14 +18,15 @@ use clap::Parser;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::StatefulSetStatus;
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimStatus, Pod, PodCondition, PodStatus, Secret,
+    ContainerState, ContainerStateWaiting, ContainerStatus, PersistentVolumeClaim,
+    PersistentVolumeClaimStatus, Pod, PodCondition, PodStatus, Secret,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 
 use crate::build::{budget, compare, created_for, disk_labels, secret, service, statefulset};
 use crate::config::{Config, Images};
-use crate::observe::{ClassFact, MetadataFact, Observed};
+use crate::observe::{ClassFact, MetadataFact, Observed, UpgradeFact};
 use crate::validate::{Wanted, validate};
 
 /// An id that no cluster has.
@@ -82,6 +83,10 @@ pub fn observed(capacity: &str) -> Observed {
         joiners: BTreeMap::new(),
         unreadable: Vec::new(),
         leaderless_for: None,
+        upgrade: UpgradeFact {
+            versions: images().versions().into_iter().map(str::to_owned).collect(),
+            ..UpgradeFact::default()
+        },
         confirmed_for: None,
         namespace_terminating: false,
         crd_terminating: false,
@@ -104,6 +109,11 @@ pub fn with_id(seen: &mut Observed, id: ClusterId) {
     change(seen, |cluster| {
         cluster.status.get_or_insert_default().cluster_id = Some(id.to_string());
     });
+}
+
+/// Some time or other.
+pub fn moment() -> Time {
+    Time(Timestamp::UNIX_EPOCH)
 }
 
 pub fn deleted(seen: &mut Observed) {
@@ -159,6 +169,17 @@ pub fn pod(name: &str) -> Pod {
             }]),
             ..PodStatus::default()
         }),
+    }
+}
+
+/// A container that waits, in kubelet's words.
+pub fn waiting(reason: &str) -> ContainerStatus {
+    ContainerStatus {
+        state: Some(ContainerState {
+            waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message: None }),
+            ..ContainerState::default()
+        }),
+        ..ContainerStatus::default()
     }
 }
 

@@ -144,8 +144,18 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
             spec.copies
         )));
     }
-    let version = spec.version.as_deref().unwrap_or(VERSION);
+    // What its pods are told to run stays, whoever the operator is: the plan changes it, one step at a time.
+    let target = target_version(cluster);
+    let version = target.or(spec.version.as_deref()).unwrap_or(VERSION);
     let image = images.of(version).ok_or_else(|| {
+        if target.is_some() {
+            let message = format!(
+                "this operator has no image of {version}, which the pods run, only of {}: add it (ATOLL_IMAGES, --images), or \
+                 run an operator of that version; the pods stay as they are",
+                images.versions().join(", ")
+            );
+            return Problem::new(Reason::UnknownVersion, message);
+        }
         let message = format!(
             "spec.version: this operator has no image of {version}, only of {}; choose one of them, or \
              upgrade the operator",
@@ -231,6 +241,12 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
         workloads: BTreeMap::from([(Component::Metadata, metadata), (Component::Storage, storage)]),
         volume,
     })
+}
+
+/// The version that a cluster's pods are told to run. Earlier operators wrote it where the one is now that runs.
+pub fn target_version(cluster: &FileSystemCluster) -> Option<&str> {
+    let status = cluster.status.as_ref()?;
+    status.target_version.as_deref().or(status.version.as_deref())
 }
 
 fn at_least(field: &str, bytes: u64, min: u64) -> Result<u64, Problem> {

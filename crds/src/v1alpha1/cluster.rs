@@ -47,6 +47,7 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Copies", type_ = "integer", json_path = ".spec.copies", priority = 1),
     printcolumn(name = "Cluster-Id", type_ = "string", json_path = ".status.clusterId", priority = 1),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version", priority = 1),
     printcolumn(
         name = "Message",
         type_ = "string",
@@ -190,11 +191,19 @@ pub struct FileSystemClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9a-f]{32}$"), length(max = 32))]
     pub deletion_confirmation: Option<String>,
-    /// Version of Atoll that the pods run. Default: the operator's own. The operator has a list of images by version;
-    /// a version without an image is refused, with the list of those that have one.
+    /// Version of Atoll that the pods are to run. Default: the one that they run (`status.targetVersion`), which an upgrade of the
+    /// operator alone doesn't change unless its configuration says so; a new volume begins with the operator's own. The operator has
+    /// a list of images by version; a version without an image, later than the operator's own, or older than
+    /// `status.minVersion` is refused by the condition `UpgradeBlocked`, and the pods stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9A-Za-z][-+._0-9A-Za-z]*$"), length(min = 1, max = 64))]
     pub version: Option<String>,
+    /// The highest feature level that the volume is raised to. Default: as high as all its servers and mounts know. A version can
+    /// be taken back until the level was raised, so this keeps that way open for as long as needed. It can't lower the level
+    /// that the volume has (`status.featureLevel`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub feature_level_max: Option<u32>,
     /// While this is true, the operator changes nothing in this cluster and only reports its state. The pods and the
     /// mounts keep running.
     #[serde(default)]
@@ -333,6 +342,7 @@ impl FileSystemClusterSpec {
             client_secret_name: None,
             deletion_confirmation: None,
             version: None,
+            feature_level_max: None,
             paused: false,
         }
     }

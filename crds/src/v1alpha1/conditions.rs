@@ -19,6 +19,9 @@ pub enum ConditionType {
     Degraded,
     /// The volume, or a disk, is smaller than the spec says.
     ExpansionPending,
+    /// Another version of the pods was asked for, and can't be had, or doesn't get ready. A resource for which none was asked
+    /// doesn't have it.
+    UpgradeBlocked,
     /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
     DeletionBlocked,
     /// An object of a derived name belongs to somebody else. A resource that never had this conflict doesn't have it.
@@ -61,12 +64,13 @@ impl From<bool> for ConditionStatus {
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 9] = [
+    pub const ALL: [ConditionType; 10] = [
         ConditionType::Ready,
         ConditionType::Available,
         ConditionType::Progressing,
         ConditionType::Degraded,
         ConditionType::ExpansionPending,
+        ConditionType::UpgradeBlocked,
         ConditionType::DeletionBlocked,
         ConditionType::NameConflict,
         ConditionType::Reconciling,
@@ -82,6 +86,7 @@ impl ConditionType {
             ConditionType::Progressing => "Progressing",
             ConditionType::Degraded => "Degraded",
             ConditionType::ExpansionPending => "ExpansionPending",
+            ConditionType::UpgradeBlocked => "UpgradeBlocked",
             ConditionType::DeletionBlocked => "DeletionBlocked",
             ConditionType::NameConflict => "NameConflict",
             ConditionType::Reconciling => "Reconciling",
@@ -95,6 +100,16 @@ impl ConditionType {
 pub enum Reason {
     /// All is as it shall be.
     AsSpecified,
+    /// Pods are re-created, one at a time.
+    RollingOut,
+    /// The version waits for its turn: a window, others, or that the cluster is healthy.
+    UpgradeWaiting,
+    /// The pods run the version, and servers or mounts don't know its feature level yet.
+    FeatureLevelWaiting,
+    /// The version can't read the disks any more, or is one that this operator may not run.
+    VersionRefused,
+    /// A node can't get a pod's image.
+    ImageUnavailable,
     /// The metadata service answers and enough storage servers are there.
     Serving,
     /// Objects are being made or changed.
@@ -171,6 +186,11 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::AsSpecified => "AsSpecified",
+            Reason::RollingOut => "RollingOut",
+            Reason::UpgradeWaiting => "UpgradeWaiting",
+            Reason::FeatureLevelWaiting => "FeatureLevelWaiting",
+            Reason::VersionRefused => "VersionRefused",
+            Reason::ImageUnavailable => "ImageUnavailable",
             Reason::Serving => "Serving",
             Reason::Applying => "Applying",
             Reason::VolumesPending => "VolumesPending",
@@ -214,6 +234,8 @@ impl Reason {
         match self {
             Reason::InvalidSpec
             | Reason::UnknownVersion
+            | Reason::VersionRefused
+            | Reason::ImageUnavailable
             | Reason::TooFewNodes
             | Reason::StorageClassMissing
             | Reason::StorageClassRefused
@@ -230,6 +252,9 @@ impl Reason {
             | Reason::CapacityInUse
             | Reason::Paused => true,
             Reason::AsSpecified
+            | Reason::RollingOut
+            | Reason::UpgradeWaiting
+            | Reason::FeatureLevelWaiting
             | Reason::Serving
             | Reason::Applying
             | Reason::VolumesPending

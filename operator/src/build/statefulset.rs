@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use atoll_core::ids::ClusterId;
-use atoll_crds::names::{self, Component, env, ports, secret};
+use atoll_crds::names::{self, Component, annotations, env, ports, secret};
 use atoll_crds::v1alpha1::Resources;
 use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
@@ -18,7 +18,9 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{component_labels, created_for, disk_labels, label_selector, owned_meta};
+use serde_json::json;
+
+use super::{compare, component_labels, created_for, disk_labels, label_selector, owned_meta};
 use crate::validate::{Disk, Wanted};
 
 /// The user and group that the servers run as; nobody else's on a node.
@@ -112,10 +114,21 @@ fn claim(marks: ObjectMeta, disk: &Disk) -> PersistentVolumeClaim {
     }
 }
 
+/// A hash of what was asked for, as far as pods have to be made anew for it. What follows from this program alone, or from the
+/// operator's configuration, isn't in it: another operator stops nobody's pods.
+fn requested(wanted: &Wanted, component: Component) -> String {
+    let asked = json!({ "version": wanted.version, "resources": wanted.workload(component).resources });
+    format!("{:016x}", compare::hash(&asked))
+}
+
 fn template(wanted: &Wanted, component: Component, id: ClusterId) -> PodTemplateSpec {
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(component_labels(wanted, component)),
+            annotations: Some(BTreeMap::from([
+                (annotations::VERSION.to_owned(), wanted.version.clone()),
+                (annotations::REQUESTED.to_owned(), requested(wanted, component)),
+            ])),
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {

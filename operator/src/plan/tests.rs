@@ -7,12 +7,12 @@ use super::*;
 use crate::testing::{self, FRESH, ID, MEMBER, MEMBERS};
 use crate::validate::validate;
 
-fn planned(seen: &Observed) -> Plan {
+pub(super) fn planned(seen: &Observed) -> Plan {
     plan(seen, &validate(&seen.cluster, &testing::images()).map(|wanted| sized(wanted, seen)), FRESH)
 }
 
 /// The actions in one word each.
-fn words(plan: &Plan) -> Vec<String> {
+pub(super) fn words(plan: &Plan) -> Vec<String> {
     let owned = |owned: &Owned| match owned {
         Owned::Service(found) => format!("Service {}", found.metadata.name.as_deref().unwrap_or_default()),
         Owned::StatefulSet(found) => {
@@ -35,6 +35,9 @@ fn words(plan: &Plan) -> Vec<String> {
             Action::Bootstrap(id) => format!("bootstrap {id}"),
             Action::LabelMember { pvc, member } => format!("label {pvc} {member}"),
             Action::ChangeMembers(change) => format!("{change:?}"),
+            Action::PinVersion(version) => format!("run {version}"),
+            Action::TransferLeader(_) => "transfer leader".to_owned(),
+            Action::RaiseFeatureLevel(raise) => format!("level {}", raise.level),
             Action::RestartPod { name, .. } => format!("restart {name}"),
             Action::ResizeDisk { pvc, size } => format!("resize {pvc} {size}"),
             Action::Recreate(name) => format!("recreate {name}"),
@@ -45,13 +48,13 @@ fn words(plan: &Plan) -> Vec<String> {
         .collect()
 }
 
-fn does(seen: &Observed, expected: &[&str]) {
+pub(super) fn does(seen: &Observed, expected: &[&str]) {
     let plan = planned(seen);
     assert_eq!(plan.problem, None, "{:?}", words(&plan));
     assert_eq!(words(&plan), expected);
 }
 
-fn refuses(seen: &Observed, reason: Reason, message: &str) {
+pub(super) fn refuses(seen: &Observed, reason: Reason, message: &str) {
     let plan = planned(seen);
     assert_eq!(words(&plan), Vec::<String>::new());
     let problem = plan.problem.expect("a problem");
@@ -631,42 +634,4 @@ fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
     let mut seen = testing::running();
     seen.crd_terminating = true;
     refuses(&seen, Reason::Deleting, "CustomResourceDefinition");
-}
-
-#[test]
-fn pods_are_made_anew_one_at_a_time_and_only_while_all_is_well() {
-    let newer = |seen: &mut Observed| {
-        for set in seen.statefulsets.values_mut() {
-            set.status.as_mut().expect("status").update_revision = Some("db-2".into());
-        }
-    };
-    let mut seen = testing::running();
-    newer(&mut seen);
-    does(&seen, &["restart db-storage-0"]);
-    // It is back, from the new template.
-    let mut back = testing::pod("db-storage-0");
-    back.metadata.labels.as_mut().expect("labels").insert("controller-revision-hash".into(), "db-2".into());
-    seen.pods.insert("db-storage-0".into(), back.clone());
-    does(&seen, &["restart db-storage-1"]);
-    // A server is away: the others stay.
-    testing::answer(&mut seen).servers[0].alive = false;
-    does(&seen, &[]);
-    testing::answer(&mut seen).servers[0].alive = true;
-    testing::answer(&mut seen).chunks_short = 1;
-    does(&seen, &[]);
-    testing::answer(&mut seen).chunks_short = 0;
-    seen.pods.get_mut("db-storage-0").expect("pod").status = None;
-    does(&seen, &[]);
-    // The bad template was taken back: the pod that it made goes, though something is amiss.
-    for set in seen.statefulsets.values_mut() {
-        set.status.as_mut().expect("status").update_revision = Some(testing::REVISION.into());
-    }
-    does(&seen, &["restart db-storage-0"]);
-    // The controller hasn't seen the template yet: nothing is known.
-    let mut seen = testing::running();
-    newer(&mut seen);
-    for set in seen.statefulsets.values_mut() {
-        set.metadata.generation = Some(2);
-    }
-    does(&seen, &[]);
 }
