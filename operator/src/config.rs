@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use atoll_crds::v1alpha1::PodOptions;
 use clap::{Parser, ValueEnum};
 
 /// The version of this program: the newest that clusters may run. A build that stands for the next release says so
@@ -84,12 +85,14 @@ pub enum LogFormat {
     Json,
 }
 
-/// The images, by version: who writes a resource chooses a version, never an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The images, by version, and what all pods have: who writes a resource chooses a version, never an image.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Images {
     by_version: BTreeMap<String, String>,
     /// When kubelet pulls them.
     pub pull_policy: PullPolicy,
+    /// What pods have for which a resource says nothing else.
+    pub pods: PodOptions,
 }
 
 /// A flag is invalid.
@@ -114,7 +117,7 @@ impl Images {
         }
         let own = config.image.clone().unwrap_or_else(|| format!("ghcr.io/atoll-dev/atoll:{VERSION}"));
         by_version.insert(VERSION.to_owned(), own);
-        Ok(Images { by_version, pull_policy: config.image_pull_policy })
+        Ok(Images { by_version, pull_policy: config.image_pull_policy, pods: PodOptions::default() })
     }
 
     /// The image of a version.

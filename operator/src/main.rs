@@ -19,6 +19,7 @@ mod leader;
 mod metadata;
 mod metrics;
 mod observe;
+mod placement;
 mod plan;
 mod policy;
 mod prerequisites;
@@ -121,8 +122,9 @@ fn main() -> ExitCode {
 
 async fn run(config: Config) -> Result<(), Fatal> {
     let stopping = stop_on_signals()?;
-    let images = Images::parse(&config)?;
     let settings = Settings::read(config.config.as_deref())?;
+    let mut images = Images::parse(&config)?;
+    images.pods = settings.pods.clone();
     let mut registry = Registry::with_prefix("atoll_operator");
     let metrics = Metrics::register(&mut registry);
     let told = Arc::new(Told {

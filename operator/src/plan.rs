@@ -5,6 +5,7 @@
 
 mod adoption;
 mod deletion;
+mod eviction;
 mod growth;
 mod marks;
 mod roll;
@@ -254,6 +255,9 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
     if actions.is_empty() {
         actions.extend(upgrade::raise(seen, wanted));
     }
+    if actions.is_empty() {
+        actions.extend(eviction::next(seen, wanted));
+    }
     Ok(actions)
 }
 
@@ -387,7 +391,8 @@ fn applies(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Vec<Action> {
         }
     }
     for component in Component::ALL {
-        match (budget(wanted, component), seen.budgets.get(&component)) {
+        let away = eviction::before(seen, component).unwrap_or(1);
+        match (budget(wanted, component, away), seen.budgets.get(&component)) {
             (Some(mut object), existing) => {
                 compare::stamp(&mut object, |object| &mut object.metadata);
                 if !existing.is_some_and(|seen| compare::is_as_wanted(&object, seen)) {

@@ -55,6 +55,7 @@ pub fn status(
             ConditionType::Degraded => Some(&assessment.degraded),
             ConditionType::ExpansionPending => assessment.expansion.as_ref(),
             ConditionType::UpgradeBlocked => assessment.upgrade_blocked.as_ref(),
+            ConditionType::PlacementDegraded => assessment.placement.as_ref(),
             ConditionType::DeletionBlocked => assessment.deletion_blocked.as_ref(),
             ConditionType::NameConflict => assessment.name_conflict.as_ref(),
             ConditionType::Reconciling => Some(&assessment.progressing).filter(|verdict| verdict.holds),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use atoll_crds::v1alpha1::PodOptions;
 use serde::Deserialize;
 
 use crate::policy::UpgradePolicy;
@@ -12,6 +13,8 @@ use crate::policy::UpgradePolicy;
 pub struct Settings {
     /// When clusters get another version without anybody naming it.
     pub upgrades: UpgradePolicy,
+    /// What pods have for which a resource says nothing else.
+    pub pods: PodOptions,
 }
 
 /// The file can't be used.
@@ -69,6 +72,11 @@ mod tests {
         let found = read(
             "upgrades:\n  mode: Automatic\n  clustersMax: 3\n  window: {days: [Sat, Sun], start: '22:00', end: '04:00'}\n",
         );
+        let pods = read("pods: {nodeSelector: {disk: ssd}, imagePullSecrets: [{name: registry}]}\n")
+            .expect("valid")
+            .pods;
+        assert_eq!((pods.node_selector["disk"].as_str(), pods.image_pull_secrets.len()), ("ssd", 1));
+        assert!(read("pods: {nodeselector: {}}\n").is_err());
         let upgrades = found.expect("valid").upgrades;
         assert_eq!((upgrades.mode, upgrades.clusters_max), (Mode::Automatic, 3));
         let error = read("upgrades: {mod: Automatic}\n").expect_err("unknown").to_string();

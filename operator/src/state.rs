@@ -8,7 +8,8 @@ use atoll_proto::metadata::ClusterStatus;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::observe::{MetadataFact, Observed, annotation, is_ready};
-use crate::plan::{Intent, Plan, intent, is_made, level_waits, outdated, pending, unwell};
+use crate::placement;
+use crate::plan::{Action, Intent, Owned, Plan, intent, is_made, level_waits, outdated, pending, unwell};
 use crate::trouble::{pod_trouble, troubles};
 use crate::validate::{Problem, Wanted};
 
@@ -53,6 +54,8 @@ pub struct Assessment {
     pub expansion: Option<Verdict>,
     /// Another version was asked for, and can't be had; only of one for which one was asked.
     pub upgrade_blocked: Option<Verdict>,
+    /// Copies share a node; only of one of which that is or was so.
+    pub placement: Option<Verdict>,
     /// Its deletion waits; only of one that is being deleted.
     pub deletion_blocked: Option<Verdict>,
     /// An object of a derived name belongs to somebody else; only of one that has or had this conflict.
@@ -94,6 +97,7 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
         degraded,
         expansion,
         upgrade_blocked: upgrade_blocked(seen, wanted),
+        placement: placement(seen, wanted),
         deletion_blocked: None,
         name_conflict,
         stalled,
@@ -116,6 +120,7 @@ fn deleting(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> A
         degraded: Verdict::new(false, Reason::Deleting, "the cluster is being deleted"),
         expansion: None,
         upgrade_blocked: None,
+        placement: None,
         deletion_blocked: Some(Verdict::of(blocked, &problem)),
         name_conflict: name_conflict(seen, plan),
         stalled: problem.reason.needs_somebody().then(|| Verdict::of(true, &problem)),
@@ -197,6 +202,15 @@ fn name_conflict(seen: &Observed, plan: &Plan) -> Option<Verdict> {
             Verdict::new(false, Reason::AsSpecified, "no object of its name belongs to something else")
         }),
     }
+}
+
+/// Whether copies share a node.
+fn placement(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<Verdict> {
+    let found = placement::degraded(seen, wanted.as_ref().ok()?);
+    let has_it = || seen.cluster.condition(ConditionType::PlacementDegraded).is_some();
+    found.map(|problem| Verdict::of(true, &problem)).or_else(|| {
+        has_it().then(|| Verdict::new(false, Reason::AsSpecified, "copies are on different nodes"))
+    })
 }
 
 /// How it stands with a version that was asked for.
@@ -386,7 +400,9 @@ fn progressing(
     if let Some(expansion) = expansion.filter(|found| found.holds && !found.reason.needs_somebody()) {
         return expansion.clone();
     }
-    if !plan.actions.is_empty() {
+    // How many pods may be evicted follows the servers, and is no step towards anything.
+    let is_step = |action: &Action| !matches!(action, Action::Apply(Owned::Budget(_)));
+    if plan.actions.iter().any(is_step) {
         return Verdict::new(true, Reason::Applying, "objects are being created or changed");
     }
     if let Some(problem) = rolling(seen, wanted) {

@@ -203,7 +203,7 @@ pub fn applied() -> Observed {
             ..StatefulSetStatus::default()
         });
         seen.statefulsets.insert(component, found);
-        if let Some(mut found) = budget::budget(&wanted, component) {
+        if let Some(mut found) = budget::budget(&wanted, component, 1) {
             compare::stamp(&mut found, |object| &mut object.metadata);
             seen.budgets.insert(component, found);
         }

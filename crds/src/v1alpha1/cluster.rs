@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::conditions::ConditionType;
+use super::placement::{PlacementSpec, PodOptions};
 use super::status::FileSystemClusterStatus;
 use crate::names::{self, VolumeHandle, VolumeHandleError};
 use crate::quantity::Quantity;
@@ -120,6 +121,13 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     )
     .message("metadata.replicas can't be lowered in this version yet")
     .field_path(".metadata"),
+    validation = Rule::new(
+        "!has(self.placement) || !has(self.placement.topologyKey) \
+         || self.placement.topologyKey in ['kubernetes.io/hostname', 'topology.kubernetes.io/zone']"
+    )
+    .message("placement.topologyKey must be kubernetes.io/hostname or topology.kubernetes.io/zone: copies are kept apart by \
+              these labels of nodes")
+    .field_path(".placement"),
     validation = Rule::new("self.access == oldSelf.access")
         .message("access can't be changed: create another volume")
         .field_path(".access"),
@@ -178,6 +186,9 @@ pub struct FileSystemClusterSpec {
     /// The storage servers, which store the files' data.
     #[serde(default)]
     pub storage: StorageSpec,
+    /// How copies are kept on different nodes.
+    #[serde(default, skip_serializing_if = "PlacementSpec::is_default")]
+    pub placement: PlacementSpec,
     /// Name of the Secret with the cluster's id and key, in this namespace, which mounts need. The operator creates
     /// it, and never overwrites an existing one. Default: the cluster's name and `-key`. The CSI driver sets it to
     /// the name of the PersistentVolume.
@@ -276,6 +287,9 @@ pub struct MetadataSpec {
     /// Compute resources of each server's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// Where the pods run, and what else they have.
+    #[serde(default, skip_serializing_if = "PodOptions::is_default")]
+    pub pod: PodOptions,
 }
 
 /// The storage servers.
@@ -299,6 +313,9 @@ pub struct StorageSpec {
     /// Compute resources of each server's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// Where the pods run, and what else they have.
+    #[serde(default, skip_serializing_if = "PodOptions::is_default")]
+    pub pod: PodOptions,
 }
 
 /// The disk of a server.
@@ -339,6 +356,7 @@ impl FileSystemClusterSpec {
             root: RootSpec::default(),
             metadata: MetadataSpec::default(),
             storage: StorageSpec::default(),
+            placement: PlacementSpec::default(),
             client_secret_name: None,
             deletion_confirmation: None,
             version: None,

@@ -22,6 +22,8 @@ pub enum ConditionType {
     /// Another version of the pods was asked for, and can't be had, or doesn't get ready. A resource for which none was asked
     /// doesn't have it.
     UpgradeBlocked,
+    /// Copies share a node, whose loss would take more than one of them. A resource of which that was never so doesn't have it.
+    PlacementDegraded,
     /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
     DeletionBlocked,
     /// An object of a derived name belongs to somebody else. A resource that never had this conflict doesn't have it.
@@ -64,13 +66,14 @@ impl From<bool> for ConditionStatus {
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 10] = [
+    pub const ALL: [ConditionType; 11] = [
         ConditionType::Ready,
         ConditionType::Available,
         ConditionType::Progressing,
         ConditionType::Degraded,
         ConditionType::ExpansionPending,
         ConditionType::UpgradeBlocked,
+        ConditionType::PlacementDegraded,
         ConditionType::DeletionBlocked,
         ConditionType::NameConflict,
         ConditionType::Reconciling,
@@ -87,6 +90,7 @@ impl ConditionType {
             ConditionType::Degraded => "Degraded",
             ConditionType::ExpansionPending => "ExpansionPending",
             ConditionType::UpgradeBlocked => "UpgradeBlocked",
+            ConditionType::PlacementDegraded => "PlacementDegraded",
             ConditionType::DeletionBlocked => "DeletionBlocked",
             ConditionType::NameConflict => "NameConflict",
             ConditionType::Reconciling => "Reconciling",
@@ -136,6 +140,8 @@ pub enum Reason {
     InvalidSpec,
     /// The operator has no image of this version.
     UnknownVersion,
+    /// Pods that should be on different nodes are on one.
+    SharedNode,
     /// Fewer nodes than copies.
     TooFewNodes,
     /// The backing StorageClass doesn't exist, or there is no default one.
@@ -204,6 +210,7 @@ impl Reason {
             Reason::Unhealthy => "Unhealthy",
             Reason::InvalidSpec => "InvalidSpec",
             Reason::UnknownVersion => "UnknownVersion",
+            Reason::SharedNode => "SharedNode",
             Reason::TooFewNodes => "TooFewNodes",
             Reason::StorageClassMissing => "StorageClassMissing",
             Reason::StorageClassRefused => "StorageClassRefused",
@@ -255,6 +262,7 @@ impl Reason {
             | Reason::RollingOut
             | Reason::UpgradeWaiting
             | Reason::FeatureLevelWaiting
+            | Reason::SharedNode
             | Reason::Serving
             | Reason::Applying
             | Reason::VolumesPending

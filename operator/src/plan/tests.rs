@@ -117,7 +117,7 @@ fn the_first_metadata_server_bootstraps_the_group_and_the_others_join_one_by_one
     let address = |ordinal| names::pod_address("ns", "db", Component::Metadata, ordinal);
     let add =
         |ordinal: u32| MembersChange::Add { member: MEMBERS[ordinal as usize], address: address(ordinal) };
-    does(&seen, &[]);
+    does(&seen, &["apply Budget db-metadata"]);
     testing::joins(&mut seen, 2, MEMBERS[2]);
     does(&seen, &[&format!("{:?}", add(2))]);
     testing::joins(&mut seen, 1, MEMBERS[1]);
@@ -134,7 +134,7 @@ fn the_first_metadata_server_bootstraps_the_group_and_the_others_join_one_by_one
     testing::answer(&mut seen).members.truncate(2);
     testing::joins(&mut seen, 2, MEMBERS[2]);
     seen.joiners.get_mut(&2).expect("joiner").in_group = true;
-    does(&seen, &[]);
+    does(&seen, &["apply Budget db-metadata"]);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_metadata_server_with_a_new_disk_takes_the_place_of_the_one_before() {
     let new = MemberId(0xd);
     testing::joins(&mut seen, 1, new);
     testing::answer(&mut seen).chunks_short = 1;
-    does(&seen, &[]);
+    does(&seen, &["apply Budget db-storage"]);
     testing::answer(&mut seen).chunks_short = 0;
     let address = names::pod_address("ns", "db", Component::Metadata, 1);
     let replace = MembersChange::Replace { old: MEMBERS[1], new, address };

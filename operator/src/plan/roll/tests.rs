@@ -28,6 +28,17 @@ fn pod<'a>(seen: &'a mut Observed, name: &str) -> &'a mut Pod {
     seen.pods.get_mut(name).expect("pod")
 }
 
+/// The budgets of evictions have followed what is seen.
+fn settled(seen: &mut Observed) {
+    let wanted = testing::wanted("1Gi");
+    for component in Component::ALL {
+        let away = crate::plan::eviction::max_unavailable(seen, &wanted, component);
+        let mut made = crate::build::budget::budget(&wanted, component, away).expect("a budget");
+        compare::stamp(&mut made, |object| &mut object.metadata);
+        seen.budgets.insert(component, made);
+    }
+}
+
 /// Kubelet says so of its container.
 fn waits(seen: &mut Observed, name: &str, reason: &str) {
     pod(seen, name).status =
@@ -67,6 +78,7 @@ fn nothing_goes_while_anything_is_amiss() {
         let mut seen = testing::running();
         newer(&mut seen);
         change(&mut seen);
+        settled(&mut seen);
         does(&seen, &[]);
     };
     sick(|seen| testing::answer(seen).servers[0].alive = false);
@@ -96,6 +108,7 @@ fn pods_that_only_look_not_ready_are_left_alone() {
     for server in &mut testing::answer(&mut seen).servers {
         server.alive = false;
     }
+    settled(&mut seen);
     does(&seen, &[]);
 }
 
@@ -107,6 +120,7 @@ fn a_template_that_does_not_work_stops_after_one_pod_and_is_taken_back_at_once()
         renew(&mut seen, "db-storage-0");
         waits(&mut seen, "db-storage-0", reason);
         testing::answer(&mut seen).servers[0].alive = false;
+        settled(&mut seen);
         does(&seen, &[]);
         // Back: the pods that are left are as they shall be, and the one that doesn't run is made anew.
         for set in seen.statefulsets.values_mut() {
@@ -122,6 +136,7 @@ fn a_template_that_does_not_work_stops_after_one_pod_and_is_taken_back_at_once()
     unheard(&mut seen, "db-storage-0");
     does(&seen, &[]);
     testing::answer(&mut seen).servers[0].alive = false;
+    settled(&mut seen);
     does(&seen, &["restart db-storage-0"]);
     unheard(&mut seen, "db-metadata-2");
     does(&seen, &[]);
