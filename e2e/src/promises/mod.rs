@@ -15,8 +15,10 @@ mod quota;
 mod refusals;
 mod shared;
 mod static_volume;
+mod stuck_upgrade;
 mod unfinished;
 mod uninstall;
+mod upgrade;
 
 use futures::future::LocalBoxFuture;
 
@@ -54,6 +56,8 @@ pub fn all() -> Vec<Promise> {
         quota::PROMISE,
         many_volumes::PROMISE,
         grow::PROMISE,
+        stuck_upgrade::PROMISE,
+        upgrade::PROMISE,
         uninstall::PROMISE,
     ]
 }
