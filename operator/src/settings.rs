@@ -60,6 +60,12 @@ mod tests {
     use crate::policy::Mode;
 
     #[test]
+    fn what_is_installed_is_a_configuration_and_changes_nothing() {
+        let installed = include_str!("../../config/operator/config.yaml");
+        assert_eq!(serde_yaml::from_str::<Settings>(installed).expect("valid"), Settings::default());
+    }
+
+    #[test]
     fn a_file_says_what_differs_from_the_defaults_and_nothing_that_there_is_not() {
         assert_eq!(Settings::read(None).expect("none"), Settings::default());
         let folder = tempfile::tempdir().expect("folder");
