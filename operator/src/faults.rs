@@ -156,6 +156,7 @@ impl Operator {
             caches: watches.caches.clone(),
             servers: Box::new(kubernetes.clone()),
             leadership: Leadership::always(),
+            settings: Default::default(),
             images: testing::images(),
             metrics: Metrics::register(&mut Registry::default()),
             concurrency: 1,

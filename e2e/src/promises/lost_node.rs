@@ -1,12 +1,14 @@
 //! A node is gone for good, with the disks on it: its servers are replaced on the others by themselves.
 
 use atoll_crds::names::{self, Component, NAMESPACE_VOLUMES};
+use atoll_crds::v1alpha1::ConditionType;
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::DeleteParams;
 
 use super::Promise;
 use super::new_storage_disk::{servers, whole_again};
+use super::stuck_upgrade::wait;
 use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::nodes;
@@ -14,7 +16,7 @@ use crate::workload::{LOAD_CHECKED, claim, is_ready, pod};
 
 pub const PROMISE: Promise = Promise {
     name: "lost-node",
-    says: "servers of a node that was powered off and deleted are replaced on other nodes, and no application notices",
+    says: "where copies may share nodes, servers of one that was powered off and deleted are replaced on others, and no application notices",
     short: false,
     run: |cluster| prove(cluster).boxed_local(),
 };
@@ -29,6 +31,7 @@ async fn prove(cluster: &Cluster) -> Outcome {
     cluster.apply(&objects).await?;
     cluster.wait_running("load").await?;
     let (name, _) = cluster.volume_of("volume").await?;
+    let_share_nodes(cluster, &name).await?;
     let before = servers(cluster, &name).await?;
     let lost = cluster.pods(NAMESPACE_VOLUMES, &format!("{}={name}", names::labels::CLUSTER)).await?;
     let lost: Vec<String> = lost.iter().filter(|pod| node_of(pod) == Some(goes)).map(name_of).collect();
@@ -57,6 +60,23 @@ async fn prove(cluster: &Cluster) -> Outcome {
     .await;
     let restored = restore(cluster, goes).await;
     proved.and(restored)
+}
+
+/// The nodes that are left are fewer than the copies.
+async fn let_share_nodes(cluster: &Cluster, name: &str) -> Outcome {
+    let patch = r#"{"spec": {"placement": {"whenUnsatisfiable": "ScheduleAnyway"}}}"#;
+    let arguments = ["patch", "fsc", name, "--type", "merge", "--patch", patch];
+    cluster.kubectl(&[&["--namespace", NAMESPACE_VOLUMES], &arguments[..]].concat(), "").await?;
+    // All pods are made anew for it, under load.
+    wait(cluster, name, "has pods that may share nodes", |found| {
+        let seen = found.status.as_ref().and_then(|status| status.observed_generation);
+        let settled = [ConditionType::Progressing, ConditionType::Degraded]
+            .into_iter()
+            .all(|kind| found.condition(kind).is_some_and(|found| found.status == "False"));
+        seen == found.metadata.generation && settled
+    })
+    .await
+    .map(|_| ())
 }
 
 /// Other promises need all nodes.

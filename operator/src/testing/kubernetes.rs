@@ -10,7 +10,9 @@ use atoll_core::ids::{ClusterId, MemberId, ServerId};
 use atoll_core::records::VolumeConfig;
 use atoll_crds::names::{self, Component, labels};
 use atoll_proto::ClusterKey;
-use atoll_proto::admin::{ChangeServer, MemberIdentity, MembersChange, ResizeVolume};
+use atoll_proto::admin::{
+    ChangeServer, MemberIdentity, MembersChange, RaiseFeatureLevel, ResizeVolume, TransferLeader,
+};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError};
 use kube::Resource;
 use kube::runtime::reflector::{self, Lookup, store::Writer};
@@ -40,6 +42,10 @@ struct Group {
     storage: Storage,
     copies: u8,
     size: ResizeVolume,
+    /// The one of the members from which on the first that works leads.
+    first: usize,
+    /// The volume's feature level.
+    level: u32,
 }
 
 /// A Kubernetes.
@@ -193,7 +199,8 @@ impl Kubernetes {
         let voters: Vec<&(MemberId, String)> =
             group.members.iter().filter(|(member, _)| alive.contains(member)).collect();
         let leads = voters.len() * 2 > group.members.len();
-        let leader = voters.first().filter(|_| leads).map(|(member, address)| (*member, address.clone()));
+        let first = group.first.min(voters.len().saturating_sub(1));
+        let leader = voters.get(first).filter(|_| leads).map(|(member, address)| (*member, address.clone()));
         let storage = self.storage_servers();
         let by_replicas = group.storage.by_replicas(&storage, group.copies.into());
         let is_leader = leader.as_ref().is_some_and(|(member, _)| *member == me);
@@ -221,6 +228,8 @@ impl Kubernetes {
             },
             inline_budget_bytes: group.size.inline_budget_bytes,
             copies: group.copies,
+            feature_level: group.level,
+            feature_level_max: group.level,
             chunks: 1,
             ..ClusterStatus::default()
         })
@@ -268,6 +277,8 @@ impl Kubernetes {
             left: BTreeSet::new(),
             storage: Storage::default(),
             copies: config.copies,
+            first: 0,
+            level: 1,
             size: ResizeVolume {
                 bytes_total: config.bytes_total,
                 inodes_total: config.inodes_total,
@@ -305,6 +316,31 @@ impl Kubernetes {
         if changed.map_err(|why| refused(MetadataError::Refused(why.to_owned())))? {
             *self.changes.lock() += 1;
         }
+        Ok(())
+    }
+
+    /// The next member leads.
+    fn transfer_leader(&self, address: &str) -> Result<(), AskError> {
+        self.with_group(address, |group| group.first = (group.first + 1) % group.members.len().max(1))
+    }
+
+    fn raise_level(&self, address: &str, level: u32) -> Result<(), AskError> {
+        self.with_group(address, |group| group.level = group.level.max(level))
+    }
+
+    /// Has a member of the group change it.
+    fn with_group(&self, address: &str, act: impl FnOnce(&mut Group)) -> Result<(), AskError> {
+        let silent = || AskError::Silent { address: address.to_owned() };
+        let (_, disk) = self.server_at(address).ok_or_else(silent)?;
+        let me = member_of(&disk);
+        let mut guard = self.group.lock();
+        let Some(group) = guard.as_mut().filter(|group| group.members.iter().any(|(known, _)| *known == me))
+        else {
+            let error = MetadataError::NotLeader { leader: None };
+            return Err(AskError::Refused { address: address.to_owned(), error });
+        };
+        act(group);
+        *self.changes.lock() += 1;
         Ok(())
     }
 
@@ -405,6 +441,27 @@ impl Servers for Kubernetes {
         let (world, at) = (self.clone(), address.to_owned());
         Box::pin(async move {
             let act = move || Kubernetes::resize(&world, &at, size);
+            answer(self.api.door.write(act).await, address)
+        })
+    }
+
+    fn transfer_leader<'a>(&'a self, _: &'a Access, address: &'a str, _: TransferLeader) -> Asked<'a, ()> {
+        let (world, at) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            let act = move || Kubernetes::transfer_leader(&world, &at);
+            answer(self.api.door.write(act).await, address)
+        })
+    }
+
+    fn raise_level<'a>(
+        &'a self,
+        _: &'a Access,
+        address: &'a str,
+        request: RaiseFeatureLevel,
+    ) -> Asked<'a, ()> {
+        let (world, at) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            let act = move || Kubernetes::raise_level(&world, &at, request.level);
             answer(self.api.door.write(act).await, address)
         })
     }
