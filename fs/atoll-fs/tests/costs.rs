@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use common::{Cluster, wait_until};
+use common::{Cluster, use_compiled, wait_until};
 
 /// Times that each operation is done. What the mount and the servers do besides, for themselves, is less than half of that.
 const TIMES: u64 = 64;
@@ -146,6 +146,7 @@ const fn costs(counts: [u64; 6], allocations: u64) -> Cost {
 
 #[test]
 fn each_operation_costs_what_it_did() {
+    use_compiled();
     let cluster = Cluster::start(&["--shared"]);
     let path = |name: &str, number: u64| cluster.path(&format!("{name}-{number}"));
     let block = vec![7; 4096];
@@ -193,6 +194,7 @@ fn each_operation_costs_what_it_did() {
 /// What the kernel and the mount may keep costs nothing.
 #[test]
 fn each_operation_on_a_volume_for_one_mount_costs_what_it_did() {
+    use_compiled();
     let cluster = Cluster::start(&[]);
     // All names in it are known here.
     fs::create_dir(cluster.path("made")).unwrap();

@@ -58,7 +58,7 @@ use handles::Handles;
 use keeping::Asked;
 use kept::Kept;
 use locks::Locks;
-use pages::{Pages, Stale, Tell};
+use pages::{Pages, Stale};
 pub use tracked::Tracked;
 use xattrs::AclMemory;
 
@@ -296,30 +296,6 @@ impl<M: Metadata> Client<M> {
         }
     }
 
-    /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
-    /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there. `asked`: when it asked
-    /// ([`Pages::epoch`]).
-    async fn told(&self, caller: &Caller, attributes: Attributes, asked: u64) -> Attributes {
-        let mut attributes = self.seen(attributes);
-        while attributes.kind() == FileKind::File {
-            match self.pages.tell(attributes.ino, attributes.size, (caller.pid, asked), Instant::now()) {
-                Tell::Now => break,
-                Tell::Later => tokio::time::sleep(CUT_POLL).await,
-                Tell::Void(stale) => {
-                    self.void(stale).await;
-                    break;
-                }
-                Tell::Without(stale) => {
-                    if !self.drop_end(stale).await {
-                        break;
-                    }
-                }
-            }
-            attributes = self.seen(attributes);
-        }
-        attributes
-    }
-
     /// Takes note of attributes that the service told; returns them with what is buffered here.
     fn seen(&self, mut attributes: Attributes) -> Attributes {
         self.acls.told(&attributes);
@@ -538,6 +514,7 @@ impl<M: Metadata> Vfs for Client<M> {
     }
 
     async fn flush(&self, caller: &Caller, ino: InodeId, handle: u64, lock_owner: u64) -> Result<()> {
+        self.pages.gone_on(ino, caller.pid, Instant::now());
         let flushed = self.serve(caller, Target::OpenFile, self.do_flush(ino, handle)).await;
         self.serve(caller, Target::OpenFile, self.release_owner(ino, lock_owner)).await?;
         flushed

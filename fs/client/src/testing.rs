@@ -1,6 +1,7 @@
 //! A cluster in memory, for tests: the real commands on an ordered map, without Raft, disk or wire.
 
 mod locks;
+mod removal;
 mod storage;
 
 use std::collections::{HashMap, HashSet};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, INTERNAL, Op, Outcome, ServiceOp, ops};
 use atoll_core::error::FsError;
-use atoll_core::ids::{ChunkId, ClusterId, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId};
+use atoll_core::ids::{ChunkId, ClusterId, InodeId, SegmentIndex, ServerId, SessionId, SlotId};
 use atoll_core::lock_table::LockTable;
 use atoll_core::lock_waits::LockWaits;
 use atoll_core::locks::LockChange;
@@ -26,7 +27,6 @@ use atoll_proto::metadata::{
     Answer, ChunkInfo, DirectoryEntry, DirectoryPage, FileExtents, MappedPiece, PieceData, Query, ServerInfo,
 };
 use atoll_proto::queries;
-use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::arena::{Arena, ArenaConfig, ArenaError};
@@ -181,12 +181,6 @@ impl MemVolume {
         self.internal(Op::from(ops::ExpireSession { session }));
     }
 
-    /// Somebody else removes the name of a file of the root directory.
-    pub fn remove(&mut self, name: &str) -> Outcome {
-        let name = Bytes::copy_from_slice(name.as_bytes());
-        self.internal(Op::from(ops::Unlink { parent: ROOT, name, directory: false }))
-    }
-
     /// The session holds these open (or holds them no more).
     pub fn hold(&mut self, session: SessionId, files: &[InodeId], open: bool) {
         let Some(held) = self.open.get_mut(&session) else { return };
@@ -203,21 +197,6 @@ impl MemVolume {
     #[must_use]
     pub fn open_files(&self, session: SessionId) -> Option<usize> {
         self.open.get(&session).map(HashSet::len)
-    }
-
-    /// Frees what nobody holds any more, as the leader does in the background.
-    pub fn purge(&mut self) {
-        let orphans = self.numbers(&keys::orphans());
-        for ino in orphans {
-            if !self.open.values().any(|held| held.contains(&InodeId(ino))) {
-                let op = Op::from(ops::PurgeOrphan { ino: InodeId(ino), segments_max: PURGE_SEGMENTS });
-                while self.internal(op.clone()) == Outcome::More(true) {}
-            }
-        }
-        for ino in self.numbers(&keys::truncations()) {
-            let op = Op::from(ops::PurgeTruncated { ino: InodeId(ino), segments_max: PURGE_SEGMENTS });
-            while self.internal(op.clone()) == Outcome::More(true) {}
-        }
     }
 
     fn numbers(&self, prefix: &[u8]) -> Vec<u64> {

@@ -12,10 +12,18 @@ use std::time::{Duration, Instant};
 
 /// The program under test: `ATOLL_PROGRAM` says where it is, or else it is the one that cargo has compiled for the tests.
 pub fn atoll_fs() -> &'static str {
-    static PROGRAM: OnceLock<String> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        std::env::var("ATOLL_PROGRAM").unwrap_or_else(|_| env!("CARGO_BIN_EXE_atoll-fs").to_owned())
-    })
+    PROGRAM.get_or_init(|| std::env::var("ATOLL_PROGRAM").unwrap_or_else(|_| compiled()))
+}
+
+static PROGRAM: OnceLock<String> = OnceLock::new();
+
+fn compiled() -> String {
+    env!("CARGO_BIN_EXE_atoll-fs").to_owned()
+}
+
+/// From now on the program under test is the one that cargo has compiled: it counts what the one that is shipped doesn't.
+pub fn use_compiled() {
+    assert_eq!(PROGRAM.get_or_init(compiled), &compiled(), "before anything is started");
 }
 
 /// How long anything may take before a test gives up: a bound on hanging, nothing else.

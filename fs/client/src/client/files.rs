@@ -160,10 +160,11 @@ impl<M: Metadata> Client<M> {
             }
             return Ok(opening.finish(flags, true));
         }
-        // A read through the pages stops where the kernel thinks that the file ends, whatever it was told.
+        // A read through the pages stops where the kernel thinks that the file ends, whatever it was told. Where nobody else
+        // makes a file larger it knows.
         let size = self.data.size(ino, &attributes);
-        opening.without_pages =
-            thread.is_some_and(|thread| self.pages.may_be_behind(ino, size, thread, Instant::now()));
+        opening.without_pages = self.right(ino) == Right::None
+            && thread.is_some_and(|thread| self.pages.may_be_behind(ino, size, thread, Instant::now()));
         let keep_cache = match self.pages.current(&attributes) {
             None => true,
             Some(stale) => self.drop_pages(stale).await,
@@ -298,7 +299,7 @@ impl<M: Metadata> Client<M> {
             if bypasses {
                 // The kernel takes its own guess for the place.
                 if start == offset {
-                    self.pages.grown(ino, range.end, Instant::now());
+                    self.pages.grown(ino, range.end, caller.pid, Instant::now());
                 }
                 self.bypassed(ino, handle.as_deref(), range, false).await;
                 self.pages.own_change(&attributes);
@@ -338,7 +339,7 @@ impl<M: Metadata> Client<M> {
         match through {
             None => {
                 let range = offset..offset + u64::from(written);
-                self.pages.grown(ino, range.end, Instant::now());
+                self.pages.grown(ino, range.end, caller.pid, Instant::now());
                 let drops_own = flags.direct && handle.as_ref().is_some_and(|handle| !handle.direct);
                 self.bypassed(ino, handle.as_deref(), range, drops_own).await;
             }

@@ -6,8 +6,8 @@ use atoll_core::attributes::{Attributes, FileKind};
 use atoll_core::ids::InodeId;
 use tokio::time::Instant;
 
-use super::Client;
-use super::pages::NEVER_VOID;
+use super::pages::{NEVER_VOID, Tell};
+use super::{CUT_POLL, Client};
 use crate::metadata::Metadata;
 use crate::rights::{self, Right};
 use crate::vfs::{Caller, Entry};
@@ -30,6 +30,30 @@ impl<M: Metadata> Client<M> {
             entry_ttl: self.right(attributes.ino).keep_for(),
             attributes,
         }
+    }
+
+    /// What the kernel is told of an inode that the service described: with what is buffered here. Before it
+    /// hears of a larger size the page at the old end goes, or an open reader would see zeroes there. `asked`: when it asked
+    /// ([`Pages::epoch`]).
+    pub(super) async fn told(&self, caller: &Caller, attributes: Attributes, asked: u64) -> Attributes {
+        let mut attributes = self.seen(attributes);
+        while attributes.kind() == FileKind::File {
+            match self.pages.tell(attributes.ino, attributes.size, (caller.pid, asked), Instant::now()) {
+                Tell::Now => break,
+                Tell::Later => tokio::time::sleep(CUT_POLL).await,
+                Tell::Void(stale) => {
+                    self.void(stale).await;
+                    break;
+                }
+                Tell::Without(stale) => {
+                    if !self.drop_end(stale).await {
+                        break;
+                    }
+                }
+            }
+            attributes = self.seen(attributes);
+        }
+        attributes
     }
 
     pub(super) fn right(&self, ino: InodeId) -> Right {

@@ -32,10 +32,11 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use cuts::{CUT_WITHIN, Cuts};
-use replies::{LATELY, Replies};
+use replies::Replies;
 use under_way::{Fill, Reading, Writing, Written};
 
 mod cuts;
+mod known;
 mod replies;
 mod under_way;
 
@@ -75,6 +76,10 @@ struct File {
     writing: Vec<Writing>,
     /// Where the file ends for the kernel by writes that came from there and are about to be answered, at least.
     own_end: u64,
+    /// The same of writes whose replies it has processed.
+    known_end: u64,
+    /// The thread that may not have processed the last one of them.
+    grown_by: u32,
     /// When it grew so past the pages last.
     grown: Option<Instant>,
     /// Pages may be cut off at these sizes yet.
@@ -250,6 +255,9 @@ impl File {
     fn gone_on(&mut self, thread: u32, now: Instant) {
         self.cuts.gone_on(thread, now);
         self.replies.gone_on(thread);
+        if thread != 0 && thread == self.grown_by {
+            self.known_end = self.own_end;
+        }
     }
 
     fn may_be_cut_before(&mut self, size: u64, epoch: u64, now: Instant) -> bool {
@@ -303,7 +311,7 @@ impl Table {
         }
         let file = self.files.get_mut(&ino)?;
         file.learn(size);
-        file.own_end = file.own_end.min(size);
+        file.own_cut(size);
         let short = file.shortest().filter(|short| *short < size && file.has_from(*short))?;
         Some(self.stale(ino, short..EVERYTHING, None))
     }
@@ -477,16 +485,6 @@ impl Pages {
         (is_watched || file.has_from(range.start)).then(|| all.stale(ino, range, None))
     }
 
-    /// The kernel wrote past its pages, and knows from that where the file ends.
-    pub fn grown(&self, ino: InodeId, end: u64, now: Instant) {
-        if let Some(file) = self.0.lock().files.get_mut(&ino)
-            && end > file.own_end
-        {
-            (file.own_end, file.grown) = (end, Some(now));
-            file.replies.written();
-        }
-    }
-
     /// The file has this size now: what is answered from here on may be as of it.
     pub fn learn(&self, ino: InodeId, size: u64) {
         if let Some(file) = self.0.lock().files.get_mut(&ino) {
@@ -514,7 +512,7 @@ impl Pages {
         let epoch = all.epoch;
         if let Some(file) = all.files.get_mut(&ino) {
             file.learn(size);
-            file.own_end = file.own_end.min(size);
+            file.own_cut(size);
             file.note_short(epoch, size);
         }
     }
@@ -586,18 +584,6 @@ impl Pages {
             true => Tell::Void(all.stale(ino, EVERYTHING..EVERYTHING, None)),
             false => Tell::Now,
         }
-    }
-
-    /// True if the kernel may know less of the file than the thread that opens it has to find: what it asked for when it
-    /// looked the file up was lately made void, or another thread may yet leave an older size.
-    pub fn may_be_behind(&self, ino: InodeId, size: u64, thread: u32, now: Instant) -> bool {
-        let all = self.0.lock();
-        let Some(file) = all.files.get(&ino) else { return false };
-        // It knows what it has written itself.
-        let was_voided =
-            size > file.own_end && file.voided_at.is_some_and(|voided| now.duration_since(voided) < LATELY);
-        was_voided && !file.replies.has_processed(thread, file.voided)
-            || file.replies.may_lately_replace(size, thread, file.voided, now)
     }
 
     /// True if the kernel may yet cut pages off before this place.

@@ -1,11 +1,12 @@
 use atoll_core::attributes::KillPriv;
 use atoll_core::ids::{MemberId, ROOT};
 use atoll_proto::metadata::{
-    AskRequest, CloseNotice, MetadataError, MutateRequest, ReclaimRequest, SessionHeartbeat,
+    AskRequest, CloseNotice, MetadataError, MutateReply, MutateRequest, ReclaimRequest, SessionHeartbeat,
     SessionHeartbeatReply,
 };
 use atoll_proto::queries;
 use atoll_proto::{Handler, PeerInfo, Request, Response, Status as WireStatus};
+use bytes::Bytes;
 use futures::FutureExt;
 use std::collections::HashMap;
 

@@ -26,8 +26,8 @@ struct Reply {
     /// `None`: of several ones.
     size: Option<u64>,
     told: Instant,
-    /// The kernel has written since, which makes it void by the time that the writer goes on.
-    is_overtaken: bool,
+    /// This thread has written since, which makes it void by the time that the thread goes on.
+    overtaken_by: Option<u32>,
 }
 
 impl Reply {
@@ -57,25 +57,21 @@ impl Replies {
                 *next = Reply { thread: 0, asked: next.asked.max(first.asked), size, ..*next };
             }
         }
-        self.0.push(Reply { thread, asked, size: Some(size), told: now, is_overtaken: false });
+        self.0.push(Reply { thread, asked, size: Some(size), told: now, overtaken_by: None });
     }
 
     /// The thread asks for something else.
     pub fn gone_on(&mut self, thread: u32) {
         if thread != 0 {
-            self.0.retain(|reply| reply.thread != thread);
+            self.0.retain(|reply| reply.thread != thread && reply.overtaken_by != Some(thread));
         }
     }
 
-    /// The kernel has written to the file, and is about to hear that it is done.
-    pub fn written(&mut self) {
-        self.0.iter_mut().for_each(|reply| reply.is_overtaken = true);
-    }
-
-    /// True if the thread's last reply is one that it has processed, seeing that it asks for something else now.
-    #[must_use]
-    pub fn has_processed(&self, thread: u32, voided: u64) -> bool {
-        thread != 0 && self.0.iter().any(|reply| reply.thread == thread && reply.asked >= voided)
+    /// The thread has written to the file, and is about to hear that it is done.
+    pub fn written(&mut self, thread: u32) {
+        for reply in self.0.iter_mut().filter(|_| thread != 0) {
+            reply.overtaken_by.get_or_insert(thread);
+        }
     }
 
     /// True if a thread may yet leave another size than this one.
@@ -88,9 +84,7 @@ impl Replies {
     #[must_use]
     pub fn may_lately_replace(&self, size: u64, thread: u32, voided: u64, now: Instant) -> bool {
         let is_pending = |reply: &Reply| {
-            (thread == 0 || reply.thread != thread)
-                && !reply.is_overtaken
-                && now.duration_since(reply.told) < LATELY
+            (thread == 0 || reply.thread != thread) && now.duration_since(reply.told) < LATELY
         };
         self.0.iter().any(|reply| is_pending(reply) && reply.may_replace(size, voided))
     }
@@ -108,10 +102,12 @@ mod tests {
         assert!(replies.may_replace(200, 5) && !replies.may_replace(100, 5) && !replies.may_replace(200, 6));
         assert!(replies.may_lately_replace(200, 2, 5, now) && !replies.may_lately_replace(100, 2, 5, now));
         assert!(!replies.may_lately_replace(200, 2, 5, now + LATELY));
-        assert!(replies.has_processed(1, 5) && !replies.has_processed(1, 6) && !replies.has_processed(2, 5));
         assert!(!replies.may_lately_replace(200, 1, 5, now));
-        replies.written();
+        replies.written(3);
+        assert!(replies.may_lately_replace(200, 2, 5, now), "the writer may not have processed that either");
+        replies.gone_on(3);
         assert!(!replies.may_lately_replace(200, 2, 5, now));
+        replies.told(100, (1, 5), 0, now);
         replies.gone_on(2);
         assert!(replies.may_replace(200, 0));
         replies.gone_on(1);

@@ -1,3 +1,4 @@
+use super::replies::LATELY;
 use super::*;
 use crate::testing::file_attributes;
 
@@ -335,7 +336,7 @@ fn who_gets_a_lock_asks_for_the_size_when_nothing_makes_the_answer_void() {
     pages.gone(&stale);
     assert_eq!(tell(&pages, 200, 1, now), Tell::Now);
     // The kernel has made it longer, and somebody else shorter: it may not take up that it is.
-    pages.grown(FILE, 300, now);
+    pages.grown(FILE, 300, 7, now);
     assert_eq!(settle(pages.epoch(), now), Tell::Later);
     assert_eq!(settle(pages.epoch(), now + CUT_WITHIN), Tell::Now);
 }
@@ -370,18 +371,33 @@ fn who_opens_a_file_whose_size_the_kernel_may_not_know_does_without_pages() {
     assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
     assert!(pages.may_be_behind(FILE, 200, 2, now) && !pages.may_be_behind(FILE, 100, 2, now));
     assert!(!pages.may_be_behind(FILE, 200, 1, now));
+    assert_eq!(tell(&pages, 100, 1, now), Tell::Now);
     // What it was told was void.
     let Tell::Void(mut stale) = pages.settle(FILE, 200, pages.epoch(), now + CUT_WITHIN) else {
         panic!("100")
     };
     pages.dropped(&mut stale, now);
+    drop(stale);
     assert!(pages.may_be_behind(FILE, 200, 1, now));
     assert_eq!(tell(&pages, 200, 1, now), Tell::Now);
-    assert!(!pages.may_be_behind(FILE, 200, 1, now));
-    assert!(pages.may_be_behind(FILE, 200, 2, now) && !pages.may_be_behind(FILE, 200, 2, now + LATELY));
-    // But what it has written itself it knows.
-    pages.grown(FILE, 200, now);
-    assert!(!pages.may_be_behind(FILE, 200, 2, now));
+    assert!(
+        pages.may_be_behind(FILE, 200, 1, now),
+        "the kernel may have asked before that, and the client heard of it after"
+    );
+    assert!(!pages.may_be_behind(FILE, 200, 2, now + LATELY));
+    // One that is under way may be through with it already.
+    let later = now + LATELY;
+    assert_eq!(tell(&pages, 200, 2, later), Tell::Now);
+    let stale = pages.bypassed(FILE, 0..50, true, false);
+    assert!(stale.is_none(), "there is no page");
+    let Tell::Void(stale) = pages.settle(FILE, 300, pages.epoch(), later + CUT_WITHIN) else { panic!("200") };
+    assert!(pages.may_be_behind(FILE, 300, 1, later));
+    // But what it has written itself it knows, once the writer goes on.
+    pages.grown(FILE, 300, 7, later);
+    assert!(pages.may_be_behind(FILE, 300, 1, later));
+    pages.gone_on(FILE, 7, later);
+    assert!(!pages.may_be_behind(FILE, 300, 1, later));
+    drop(stale);
 }
 
 #[test]
@@ -398,7 +414,7 @@ fn the_kernel_is_not_told_what_it_knows_from_its_own_writes() {
     let (pages, now) = (opened(&file(1, 100)), now());
     assert_eq!(tell(&pages, 50, 1, now), Tell::Now);
     assert!(pages.may_be_cut_before(FILE, 200, now));
-    pages.grown(FILE, 200, now);
+    pages.grown(FILE, 200, 7, now);
     assert!(matches!(tell(&pages, 200, 2, now), Tell::Void(_)));
     assert_eq!(tell(&pages, 200, 2, now + CUT_WITHIN), Tell::Now);
     assert_eq!(tell(&pages, 201, 3, now), Tell::Later);

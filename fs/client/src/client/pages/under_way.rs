@@ -126,10 +126,12 @@ impl Written<'_> {
     pub fn visible(self) -> Vec<Stale> {
         let mut all = self.pages.0.lock();
         let overtaken = all.files.get_mut(&self.ino).and_then(|file| {
-            let writing = file.writing.iter_mut().find(|writing| writing.id == self.id)?;
+            let is_this = |writing: &&mut Writing| writing.id == self.id;
+            let writing = file.writing.iter_mut().find(is_this)?;
+            let (end, thread) = (writing.range.end, writing.thread);
             // Not before: until now another thread that hears of this size may be served with a page without these bytes.
-            file.own_end = file.own_end.max(writing.range.end);
-            file.replies.written();
+            file.own_write(end, thread);
+            let writing = file.writing.iter_mut().find(is_this)?;
             let mut overtaken = std::mem::take(&mut writing.overtaken);
             // It may have been cut off before it was known here, too.
             let since = writing.began.checked_sub(LATE_MAX).unwrap_or(writing.began);
