@@ -16,8 +16,6 @@ hack/cargo.sh build --package atoll-metadata --example load --release
 data=$(mktemp -d "${ATOLL_BENCH_DIR:-/var/tmp}/atoll-growth.XXXXXX")
 trap 'rm -rf "$data"' EXIT
 for files in "${sizes[@]}"; do
-  # Once to fill it, which leaves caches full of what was written last; then as after a restart.
-  "$CARGO_TARGET_DIR/release/examples/load" "$data/metadata" "$files"
   "$CARGO_TARGET_DIR/release/examples/load" "$data/metadata" "$files"
   echo "on disk: $(du -sm "$data" | cut -f 1) MiB"
 done

@@ -126,6 +126,17 @@ async fn costs(address: &str, files: u64) {
         }
     })
     .await;
+    // A new leader grants none before the sessions of the run before have told what they hold, or have expired.
+    let any = queries::GetLk(LockRequest {
+        ino: first,
+        class: LockClass::Record,
+        owner: 1,
+        handle: 1,
+        pid: 1,
+        mode: Some(LockMode::Exclusive),
+        range: LockRange::ALL,
+    });
+    let _ = client.granted(&AskRequest { session: client.session, query: any.into() }).await;
     let term = client.beat().await.term;
     let mut number = 0;
     measure("lock and unlock", files, async |file| {
@@ -143,7 +154,7 @@ async fn costs(address: &str, files: u64) {
             let (known_change, segments, floor) = (None, 0, number);
             let query = queries::ChangeLocks { term, number, floor, change, known_change, segments }.into();
             let request = AskRequest { session: client.session, query };
-            let (answer, _) = client.connection.call::<AskRequest>(&request, ()).await.expect("an answer");
+            let (answer, _) = client.granted(&request).await;
             assert!(matches!(answer, Answer::LocksChanged(LockAnswer::Done(_))), "{answer:?}");
         }
     })
@@ -198,6 +209,20 @@ impl Client {
         let Outcome::Session(session, _) = client.run(0, 0, op).await else { panic!("no session") };
         client.session = session;
         client
+    }
+
+    /// The answer to a question about locks, once the leader answers those.
+    async fn granted(&self, request: &AskRequest) -> (Answer, bytes::Bytes) {
+        loop {
+            match self.connection.call::<AskRequest>(request, ()).await {
+                Ok(answer) => return answer,
+                Err(RpcError::Refused(_)) => {
+                    self.beat().await;
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     async fn beat(&self) -> SessionHeartbeatReply {

@@ -93,7 +93,8 @@ impl Node {
         let outcome = running.await?;
         let parents = match outcome {
             Outcome::Refused(_) => Vec::new(),
-            _ => self.describe(parents)?,
+            // It took effect, whether these can be read or not.
+            _ => self.describe(parents).unwrap_or_default(),
         };
         Ok(MutateReply { outcome, parents })
     }
