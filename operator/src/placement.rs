@@ -1,12 +1,76 @@
-//! Whether copies really are on different nodes. Pure.
+//! Whether copies really are on different nodes, and what waits since they have to be. Pure.
 
 use std::collections::BTreeMap;
 
-use atoll_crds::names::Component;
-use atoll_crds::v1alpha1::Reason;
+use atoll_crds::names::{self, Component};
+use atoll_crds::v1alpha1::placement::HOSTNAME;
+use atoll_crds::v1alpha1::{Reason, WhenUnsatisfiable};
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 
 use crate::observe::Observed;
 use crate::validate::{Problem, Wanted};
+
+/// With these words the scheduler says that no node is left on which a pod would be apart from the others.
+const SCHEDULER_SAYS: &str = "topology spread constraints";
+
+/// Pods that wait for a node since copies are on different nodes by rule, and what helps.
+pub fn waiting(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
+    if wanted.placement.when_unsatisfiable == WhenUnsatisfiable::ScheduleAnyway {
+        return None;
+    }
+    let mut waiting: Vec<&str> = Vec::new();
+    let mut too_few = false;
+    for component in Component::ALL {
+        let lacks_nodes = seen.nodes_usable < wanted.domains(component);
+        for pod in seen.pods_of(component).filter(|pod| pod.metadata.deletion_timestamp.is_none()) {
+            let (Some(name), Some(why)) = (pod.metadata.name.as_deref(), unplaced(pod)) else { continue };
+            let says_so = why.message.as_deref().is_some_and(|message| message.contains(SCHEDULER_SAYS));
+            // A disk that is on a node binds its pod to it, and more nodes are no help.
+            if says_so || (lacks_nodes && !is_bound(seen, component, name)) {
+                waiting.push(name);
+                too_few |= lacks_nodes;
+            }
+        }
+    }
+    if waiting.is_empty() {
+        return None;
+    }
+    let of = if wanted.placement.topology_key == HOSTNAME { "nodes" } else { "zones" };
+    let pods = waiting.join(", ");
+    let anyway = "set spec.placement.whenUnsatisfiable to ScheduleAnyway, so that pods run beside other copies";
+    Some(if too_few {
+        let message = format!(
+            "copies are on different {of} by rule, and pods can run on {} nodes: {pods} wait for another one. Add a node, or \
+             {anyway}",
+            seen.nodes_usable
+        );
+        Problem::new(Reason::TooFewNodes, message)
+    } else {
+        let message = format!(
+            "copies are on different {of} by rule, and no other one takes pods: {pods} wait. Bring the nodes back that are away \
+             or cordoned, add one, or {anyway}"
+        );
+        Problem::new(Reason::NodeNotReady, message)
+    })
+}
+
+/// The scheduler has found no node for the pod.
+fn unplaced(pod: &Pod) -> Option<&PodCondition> {
+    let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+    conditions.iter().find(|found| {
+        found.type_ == "PodScheduled"
+            && found.status == "False"
+            && found.reason.as_deref() == Some("Unschedulable")
+    })
+}
+
+/// The disk of this pod can be used on certain nodes only.
+fn is_bound(seen: &Observed, component: Component, pod: &str) -> bool {
+    let prefix = format!("{}-", names::workload(seen.cluster.name_str(), component));
+    let ordinal = pod.strip_prefix(&prefix).and_then(|text| text.parse().ok());
+    let pvc = ordinal.map(|ordinal| names::pvc(seen.cluster.name_str(), component, ordinal));
+    pvc.is_some_and(|pvc| seen.nodes.disks.get(&pvc).is_some_and(|nodes| !nodes.is_empty()))
+}
 
 /// What the loss of one node would take along, though there are copies.
 pub fn degraded(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
@@ -54,8 +118,9 @@ fn named(nodes: &BTreeMap<String, usize>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use atoll_crds::names;
-    use k8s_openapi::api::core::v1::PodSpec;
+    use std::collections::BTreeSet;
+
+    use k8s_openapi::api::core::v1::{PodSpec, PodStatus};
 
     use super::*;
     use crate::testing;
@@ -81,5 +146,49 @@ mod tests {
         assert!(found.message.contains("2 of 3 metadata pods"), "{}", found.message);
         // One that isn't placed yet is on no node.
         assert_eq!(of(Component::Storage, &["a", "a"]), None);
+    }
+
+    /// A pod for which the scheduler has found no node.
+    fn unplaced(seen: &mut Observed, name: &str, message: &str) {
+        let condition = PodCondition {
+            type_: "PodScheduled".into(),
+            status: "False".into(),
+            reason: Some("Unschedulable".into()),
+            message: Some(message.into()),
+            ..PodCondition::default()
+        };
+        seen.pods.get_mut(name).expect("pod").status =
+            Some(PodStatus { conditions: Some(vec![condition]), ..PodStatus::default() });
+    }
+
+    #[test]
+    fn a_pod_that_waits_for_a_node_of_its_own_says_so_and_what_helps() {
+        let mut seen = testing::running();
+        let wanted = testing::wanted("1Gi");
+        assert_eq!(waiting(&seen, &wanted), None);
+        seen.nodes_usable = 2;
+        assert_eq!(waiting(&seen, &wanted), None, "all of them run");
+        unplaced(&mut seen, "db-storage-1", "0/2 nodes are available");
+        let found = waiting(&seen, &wanted).expect("waits");
+        assert_eq!(found.reason, Reason::TooFewNodes);
+        for part in ["db-storage-1 wait", "can run on 2 nodes", "Add a node", "ScheduleAnyway"] {
+            assert!(found.message.contains(part), "{part}: {}", found.message);
+        }
+        // Its disk is on one of the nodes: another node doesn't help.
+        seen.nodes.disks.insert("data-db-storage-1".into(), BTreeSet::from(["a".to_owned()]));
+        assert_eq!(waiting(&seen, &wanted), None);
+        let mut anyway = wanted.clone();
+        anyway.placement.when_unsatisfiable = WhenUnsatisfiable::ScheduleAnyway;
+        seen.nodes.disks.clear();
+        assert_eq!(waiting(&seen, &anyway), None);
+
+        // There are nodes enough, and one of them takes no pods at the moment.
+        seen.nodes_usable = 3;
+        assert_eq!(waiting(&seen, &wanted), None, "it waits for something else");
+        let said = "0/3 nodes are available: 1 node(s) were unschedulable, 2 node(s) didn't match pod topology spread constraints.";
+        unplaced(&mut seen, "db-storage-1", said);
+        let found = waiting(&seen, &wanted).expect("waits");
+        assert_eq!(found.reason, Reason::NodeNotReady);
+        assert!(found.message.contains("cordoned"), "{}", found.message);
     }
 }

@@ -57,7 +57,7 @@ pub struct Assessment {
     pub expansion: Option<Verdict>,
     /// Another version was asked for, and can't be had; only of one for which one was asked.
     pub upgrade_blocked: Option<Verdict>,
-    /// Copies share a node; only of one of which that is or was so.
+    /// Copies share a node, or wait for one since they may not; only of one of which that is or was so.
     pub placement: Option<Verdict>,
     /// Its deletion waits; only of one that is being deleted.
     pub deletion_blocked: Option<Verdict>,
@@ -208,9 +208,10 @@ fn name_conflict(seen: &Observed, plan: &Plan) -> Option<Verdict> {
     }
 }
 
-/// Whether copies share a node.
+/// Whether copies share a node, or wait for one since they may not.
 fn placement(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<Verdict> {
-    let found = placement::degraded(seen, wanted.as_ref().ok()?);
+    let wanted = wanted.as_ref().ok()?;
+    let found = placement::waiting(seen, wanted).or_else(|| placement::degraded(seen, wanted));
     let has_it = || seen.cluster.condition(ConditionType::PlacementDegraded).is_some();
     found.map(|problem| Verdict::of(true, &problem)).or_else(|| {
         has_it().then(|| Verdict::new(false, Reason::AsSpecified, "copies are on different nodes"))
@@ -279,8 +280,9 @@ fn stalled(
     let of_plan = plan.problem.clone();
     let of_servers = || {
         let wanted = wanted.as_ref().ok()?;
-        let found = replacement(seen, wanted).into_iter().chain(removal(seen, wanted));
-        found.into_iter().find(|problem| problem.reason.needs_somebody())
+        let found = placement::waiting(seen, wanted).into_iter();
+        let mut found = found.chain(replacement(seen, wanted)).chain(removal(seen, wanted));
+        found.find(|problem| problem.reason.needs_somebody())
     };
     let of_pods = || cause(seen, wanted).filter(|_| !ready.holds);
     let problem = of_plan.or_else(of_servers).or_else(of_pods)?;
@@ -362,7 +364,9 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
     }
     let mut problems: Vec<Problem> = wanted.as_ref().map(|wanted| troubles(seen, wanted)).unwrap_or_default();
     // What is done about it says more than what it does to pods.
-    problems.splice(0..0, wanted.as_ref().ok().and_then(|wanted| replacement(seen, wanted)));
+    if let Ok(wanted) = wanted {
+        problems.splice(0..0, placement::waiting(seen, wanted).into_iter().chain(replacement(seen, wanted)));
+    }
     if !was_ready(seen) {
         // Usable from now on; that pods are a moment behind their servers is progress.
         problems.retain(|problem| problem.reason != Reason::PodsStarting);

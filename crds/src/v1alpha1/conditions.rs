@@ -22,7 +22,8 @@ pub enum ConditionType {
     /// Another version of the pods was asked for, and can't be had, or doesn't get ready. A resource for which none was asked
     /// doesn't have it.
     UpgradeBlocked,
-    /// Copies share a node, whose loss would take more than one of them. A resource of which that was never so doesn't have it.
+    /// Copies share a node, whose loss would take more than one of them, or pods wait for a node since they may not. A resource of
+    /// which that was never so doesn't have it.
     PlacementDegraded,
     /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
     DeletionBlocked,

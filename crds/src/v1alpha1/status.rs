@@ -23,7 +23,7 @@ pub struct FileSystemClusterStatus {
     /// The state with reasons: `Ready` (can be mounted and used), `Available` (all data can be read and written),
     /// `Progressing` (the operator is making changes; `Reconciling` as well then), `Degraded` (something is wrong),
     /// `ExpansionPending` (the volume or a disk is smaller than specified), `UpgradeBlocked` (another version was asked for and can't
-    /// be had), `PlacementDegraded` (copies share a node), `DeletionBlocked` (it was deleted and waits for its users), `NameConflict` (an object of its name belongs to
+    /// be had), `PlacementDegraded` (copies share a node, or pods wait for one since they may not), `DeletionBlocked` (it was deleted and waits for its users), `NameConflict` (an object of its name belongs to
     /// something else), `Stalled` (it doesn't continue by itself). Each message says what an administrator has to do, if anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]

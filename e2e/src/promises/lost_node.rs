@@ -1,4 +1,5 @@
-//! A node is gone for good, with the disks on it: its servers are replaced on the others by themselves.
+//! A node is gone for good, with the disks on it: its servers wait for another one, since copies are on different nodes by rule, and
+//! are replaced on those that are left once they may.
 
 use atoll_crds::names::{self, Component, NAMESPACE_VOLUMES};
 use atoll_crds::v1alpha1::ConditionType;
@@ -16,7 +17,7 @@ use crate::workload::{LOAD_CHECKED, claim, is_ready, pod};
 
 pub const PROMISE: Promise = Promise {
     name: "lost-node",
-    says: "where copies may share nodes, servers of one that was powered off and deleted are replaced on others, and no application notices",
+    says: "servers of a node that was powered off and deleted say that they need another one, are replaced on those left once copies may share nodes, and no application notices",
     short: false,
     run: |cluster| prove(cluster).boxed_local(),
 };
@@ -31,7 +32,6 @@ async fn prove(cluster: &Cluster) -> Outcome {
     cluster.apply(&objects).await?;
     cluster.wait_running("load").await?;
     let (name, _) = cluster.volume_of("volume").await?;
-    let_share_nodes(cluster, &name).await?;
     let before = servers(cluster, &name).await?;
     let lost = cluster.pods(NAMESPACE_VOLUMES, &format!("{}={name}", names::labels::CLUSTER)).await?;
     let lost: Vec<String> = lost.iter().filter(|pod| node_of(pod) == Some(goes)).map(name_of).collect();
@@ -44,6 +44,13 @@ async fn prove(cluster: &Cluster) -> Outcome {
     let proved = async {
         nodes::power_off(goes).await?;
         cluster.everywhere::<Node>().delete(goes, &DeleteParams::default()).await?;
+        // Two nodes are left, and there are three copies.
+        wait(cluster, &name, "says that it needs another node", |found| {
+            let placement = found.condition(ConditionType::PlacementDegraded);
+            placement.is_some_and(|found| found.status == "True" && found.reason == "TooFewNodes")
+        })
+        .await?;
+        let_share_nodes(cluster, &name).await?;
         let pods = cluster.of::<Pod>(NAMESPACE_VOLUMES);
         for pod in &lost {
             cluster
@@ -54,6 +61,7 @@ async fn prove(cluster: &Cluster) -> Outcome {
                 .await?;
         }
         whole_again(cluster, &name, &before).await?;
+        settled(cluster, &name).await?;
         cluster.shell("load", "touch /tmp/stop").await?;
         cluster.wait_done("load").await
     }
@@ -66,9 +74,12 @@ async fn prove(cluster: &Cluster) -> Outcome {
 async fn let_share_nodes(cluster: &Cluster, name: &str) -> Outcome {
     let patch = r#"{"spec": {"placement": {"whenUnsatisfiable": "ScheduleAnyway"}}}"#;
     let arguments = ["patch", "fsc", name, "--type", "merge", "--patch", patch];
-    cluster.kubectl(&[&["--namespace", NAMESPACE_VOLUMES], &arguments[..]].concat(), "").await?;
-    // All pods are made anew for it, under load.
-    wait(cluster, name, "has pods that may share nodes", |found| {
+    cluster.kubectl(&[&["--namespace", NAMESPACE_VOLUMES], &arguments[..]].concat(), "").await.map(|_| ())
+}
+
+/// All pods were re-created for it, under load, and nothing is left to do.
+async fn settled(cluster: &Cluster, name: &str) -> Outcome {
+    wait(cluster, name, "has nothing left to do", |found| {
         let seen = found.status.as_ref().and_then(|status| status.observed_generation);
         let settled = [ConditionType::Progressing, ConditionType::Degraded]
             .into_iter()

@@ -1,6 +1,7 @@
 //! A version that doesn't work stops after one pod, and is taken back at once, while a pod writes and checks all the time.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use atoll_crds::names::{NAMESPACE_SYSTEM, NAMESPACE_VOLUMES, labels};
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster};
@@ -19,6 +20,9 @@ pub const PROMISE: Promise = Promise {
     short: false,
     run: |cluster| prove(cluster).boxed_local(),
 };
+
+/// Several times over, all pods are re-created one by one; a bound on hanging.
+const ROLL_TIMEOUT: Duration = TIMEOUT.saturating_mul(5);
 
 /// The version that pods run at first.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -104,7 +108,7 @@ pub async fn wait(
 ) -> Outcome<FileSystemCluster> {
     let resources = cluster.of::<FileSystemCluster>(NAMESPACE_VOLUMES);
     let look = async || Ok(resources.get_opt(name).await?.filter(|found| is(found)));
-    cluster.eventually(&format!("the volume {what}"), TIMEOUT, look).await
+    cluster.eventually(&format!("the volume {what}"), ROLL_TIMEOUT, look).await
 }
 
 /// All pods run the version and are ready, and nothing is said against it.

@@ -333,3 +333,27 @@ fn a_version_that_is_refused_leaves_the_cluster_as_it_is() {
     let blocked = found.upgrade_blocked.expect("refused");
     assert_eq!((blocked.holds, blocked.reason), (true, Reason::UnknownVersion));
 }
+
+#[test]
+fn pods_that_wait_since_copies_may_not_share_a_node_say_so_in_a_condition() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    assert_eq!(judged(&seen).placement, None);
+    seen.nodes_usable = 2;
+    let unplaced = serde_json::json!({
+        "conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints.",
+        }],
+    });
+    seen.pods.get_mut("db-storage-2").expect("pod").status =
+        Some(serde_json::from_value(unplaced).expect("a status"));
+    testing::answer(&mut seen).servers[2].alive = false;
+    let found = judged(&seen);
+    let placement = found.placement.expect("said");
+    assert_eq!((placement.holds, placement.reason), (true, Reason::TooFewNodes));
+    assert!(placement.message.contains("Add a node"), "{}", placement.message);
+    assert_eq!((found.phase, found.degraded.reason), (Phase::Degraded, Reason::TooFewNodes));
+    assert_eq!(found.stalled.map(|stalled| stalled.reason), Some(Reason::TooFewNodes));
+    assert!(found.ready.holds, "it can be used");
+}
