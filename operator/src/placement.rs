@@ -37,7 +37,8 @@ pub fn waiting(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
     }
     let of = if wanted.placement.topology_key == HOSTNAME { "nodes" } else { "zones" };
     let pods = waiting.join(", ");
-    let anyway = "set spec.placement.whenUnsatisfiable to ScheduleAnyway, so that pods run beside other copies";
+    let anyway =
+        "set spec.placement.whenUnsatisfiable to ScheduleAnyway, so that pods run beside other copies";
     Some(if too_few {
         let message = format!(
             "copies are on different {of} by rule, and pods can run on {} nodes: {pods} wait for another one. Add a node, or \

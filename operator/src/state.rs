@@ -5,6 +5,7 @@ use std::time::Duration;
 use atoll_crds::names::{Component, annotations};
 use atoll_crds::v1alpha1::{ConditionType, Phase, Reason};
 use atoll_proto::metadata::ClusterStatus;
+use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::observe::{MetadataFact, Observed, annotation, is_ready};
@@ -239,6 +240,14 @@ fn upgrade_blocked(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<
 
 /// A pod that was made anew doesn't get ready, while others still run what was before.
 fn stuck(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
+    // What pods do that were made from the template before says nothing of the version that is asked for now.
+    let template = |set: &StatefulSet| set.spec.as_ref().and_then(|spec| spec.template.metadata.clone());
+    let is_asked_for = |set: &StatefulSet| {
+        template(set).is_some_and(|meta| annotation(&meta, annotations::VERSION) == Some(&wanted.version))
+    };
+    if !seen.statefulsets.values().all(is_asked_for) {
+        return None;
+    }
     let old: Vec<&Pod> = Component::ALL.into_iter().flat_map(|component| outdated(seen, component)).collect();
     let before = old.iter().find_map(|pod| annotation(&pod.metadata, annotations::VERSION));
     let before = before.or(seen.cluster.status.as_ref().and_then(|status| status.version.as_deref()));
