@@ -4,6 +4,7 @@ pub mod api_server;
 pub mod fault;
 pub mod kubernetes;
 pub mod storage;
+pub mod versions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use super::api_server::{ApiServer, State};
 use super::fault::Outcome;
 use super::storage::{Storage, Working};
+use super::versions;
 use crate::caches::Caches;
 use crate::metadata::{Access, AskError, Asked, Servers};
 
@@ -113,6 +114,8 @@ impl Kubernetes {
         });
         self.lose_records();
         self.store();
+        let level = self.group.lock().as_ref().map_or(0, |group| group.level);
+        self.api.with(|state| versions::check(state, level));
         *self.done.lock() = (self.version() == before).then_some(before);
     }
 
@@ -157,7 +160,9 @@ impl Kubernetes {
     fn server_at(&self, address: &str) -> Option<(String, String)> {
         let ip = address.rsplit_once(':').map_or(address, |(ip, _)| ip);
         self.api.with(|state| {
-            let is_it = |pod: &Value| pod["status"]["podIP"] == json!(ip) && !is_off(state, pod);
+            let is_it = |pod: &Value| {
+                pod["status"]["podIP"] == json!(ip) && !is_off(state, pod) && versions::starts(pod)
+            };
             let pod = state.all("pods").into_iter().find(is_it)?;
             let name = pod["metadata"]["name"].as_str()?.to_owned();
             let disk = state.get("persistentvolumeclaims", NAMESPACE, &format!("data-{name}"))?;
@@ -173,6 +178,7 @@ impl Kubernetes {
                     && pod["metadata"]["deletionTimestamp"].is_null()
                     && !pod["spec"]["nodeName"].is_null()
                     && !is_off(state, pod)
+                    && versions::starts(pod)
             };
             let disk = |pod: &Value| {
                 let name = pod["metadata"]["name"].as_str()?.to_owned();
@@ -189,6 +195,7 @@ impl Kubernetes {
         let me = member_of(&disk);
         let working = self.working(Component::Metadata);
         let alive: BTreeSet<MemberId> = working.values().map(|disk| member_of(disk)).collect();
+        let (known, behind) = self.api.with(|state| versions::known(state));
         let guard = self.group.lock();
         let group = guard.as_ref().filter(|group| group.members.iter().any(|(member, _)| *member == me));
         let Some(group) = group else {
@@ -229,7 +236,8 @@ impl Kubernetes {
             inline_budget_bytes: group.size.inline_budget_bytes,
             copies: group.copies,
             feature_level: group.level,
-            feature_level_max: group.level,
+            feature_level_max: known,
+            behind,
             chunks: 1,
             ..ClusterStatus::default()
         })
@@ -325,6 +333,8 @@ impl Kubernetes {
     }
 
     fn raise_level(&self, address: &str, level: u32) -> Result<(), AskError> {
+        let (known, behind) = self.api.with(|state| versions::known(state));
+        assert!(level <= known, "raised to {level}, which {behind:?} don't know");
         self.with_group(address, |group| group.level = group.level.max(level))
     }
 
@@ -547,7 +557,9 @@ fn make_pods(state: &mut State, set: &Value) {
         let secret = set["spec"]["template"]["spec"]["volumes"][0]["secret"]["secretName"].as_str();
         let has_key = secret.is_some_and(|secret| state.get("secrets", NAMESPACE, secret).is_some());
         let found = state.get("pods", NAMESPACE, &pod_name).cloned();
+        let starts = versions::starts(found.as_ref().unwrap_or(&set["spec"]["template"]));
         let runs = found.as_ref().map_or(node.is_some(), |pod| !is_off(state, pod) && node.is_some());
+        let runs = runs && starts;
         let ready = json!([{ "type": "Ready", "status": if has_key && runs { "True" } else { "False" } }]);
         if found.is_some() {
             state.change("pods", NAMESPACE, &pod_name, |pod| pod["status"]["conditions"] = ready);
@@ -558,6 +570,9 @@ fn make_pods(state: &mut State, set: &Value) {
             pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
             pod["spec"] = set["spec"]["template"]["spec"].clone();
             pod["status"] = json!({ "phase": "Pending", "conditions": ready });
+            if !starts {
+                pod["status"]["containerStatuses"] = versions::cannot_be_pulled();
+            }
             if let Some(node) = node {
                 pod["spec"]["nodeName"] = json!(node);
                 pod["status"]["phase"] = json!("Running");
