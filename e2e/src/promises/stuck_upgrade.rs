@@ -85,7 +85,7 @@ pub async fn configure(cluster: &Cluster, variables: &[&str]) -> Outcome {
 }
 
 /// Asks for a version.
-pub async fn run_version(cluster: &Cluster, name: &str, version: &str) -> Outcome {
+async fn run_version(cluster: &Cluster, name: &str, version: &str) -> Outcome {
     let patch = format!(r#"{{"spec": {{"version": "{version}"}}}}"#);
     let volumes = ["--namespace", NAMESPACE_VOLUMES];
     let arguments = ["patch", "fsc", name, "--type", "merge", "--patch", patch.as_str()];

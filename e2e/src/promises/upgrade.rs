@@ -1,13 +1,13 @@
 //! A volume is upgraded, taken back, upgraded again and made one of the new release for good, while a pod writes and checks all
 //! the time.
 
-use atoll_crds::names::NAMESPACE_SYSTEM;
+use atoll_crds::names::{NAMESPACE_SYSTEM, NAMESPACE_VOLUMES};
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster};
 use futures::FutureExt;
 
 use super::Promise;
 use super::killed_pods::{LOAD, ends_well, progress};
-use super::stuck_upgrade::{VERSION, configure, run_version, runs, servers, wait};
+use super::stuck_upgrade::{VERSION, configure, runs, servers, wait};
 use crate::cluster::Cluster;
 use crate::failure::{Failure, Outcome, ensure};
 use crate::workload::{claim, pod};
@@ -61,7 +61,10 @@ async fn up_and_down(
     ensure(servers(cluster, name).await? == *before, || "the operator's upgrade re-created pods".into())?;
 
     for version in [next, VERSION, next] {
-        run_version(cluster, name, version).await?;
+        let said = cluster.plugin(&["upgrade", "pvc/volume", "--to", version]).await?;
+        ensure(said.contains(&format!("{name} runs {version}")), || {
+            format!("kubectl atoll upgrade says '{said}'")
+        })?;
         wait(cluster, name, &format!("runs {version}"), |found| runs(found, version)).await?;
         progress(cluster).await?;
     }
@@ -75,14 +78,21 @@ async fn up_and_down(
     .await?;
     let level = waiting.status.as_ref().and_then(|status| status.feature_level);
     ensure(level == Some(1), || format!("the level is {level:?} while a mount doesn't know it"))?;
+    // Other mounts of this release are still to come.
+    keep_level(cluster, name, "1").await?;
     ends_well(cluster).await?;
+    keep_level(cluster, name, "null").await?;
 
     // Nobody mounts it any more: the level is raised, and the release before is out of reach.
     wait(cluster, name, "has the new feature level", |found| {
         found.status.as_ref().is_some_and(|status| status.feature_level == Some(2))
     })
     .await?;
-    run_version(cluster, name, VERSION).await?;
+    let back = cluster.plugin(&["upgrade", "pvc/volume", "--to", VERSION]).await;
+    let refusal = back.err().map(|error| error.to_string()).unwrap_or_default();
+    ensure(refusal.contains("can't read the disks any more"), || {
+        format!("kubectl atoll upgrade to the release before says '{refusal}'")
+    })?;
     let refused = |found: &FileSystemCluster| reason(found) == Some("VersionRefused");
     wait(cluster, name, "refuses the release before", refused).await?;
     ensure(servers(cluster, name).await? == now, || "a refused version re-created pods".into())
@@ -91,6 +101,13 @@ async fn up_and_down(
 /// Why the version is as it is.
 fn reason(found: &FileSystemCluster) -> Option<&str> {
     found.condition(ConditionType::UpgradeBlocked).map(|blocked| blocked.reason.as_str())
+}
+
+/// The highest feature level that the volume is raised to; `null`: as high as everybody knows.
+async fn keep_level(cluster: &Cluster, name: &str, level: &str) -> Outcome {
+    let patch = format!(r#"{{"spec": {{"featureLevelMax": {level}}}}}"#);
+    let arguments = ["patch", "fsc", name, "--type", "merge", "--patch", patch.as_str()];
+    cluster.kubectl(&[&["--namespace", NAMESPACE_VOLUMES], &arguments[..]].concat(), "").await.map(|_| ())
 }
 
 /// Has the operator run from an image.
