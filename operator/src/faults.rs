@@ -482,7 +482,8 @@ async fn a_volume_goes_to_another_version_and_back_whatever_fails_meanwhile() {
         |world| run_version(world, EARLIER),
         |world| runs(world, EARLIER),
     ];
-    ends_as_without_faults_in(2..life.len(), life).await;
+    // The way back is the same one.
+    ends_as_without_faults_in(2..4, life).await;
 }
 
 #[tokio::test]
