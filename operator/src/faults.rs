@@ -16,6 +16,7 @@ use crate::context::{Context, Parts, recorder};
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::reconcile::reconcile;
+use crate::settings::Settings;
 use crate::testing::fault::{At, Fault};
 use crate::testing::kubernetes::{Kubernetes, NAMESPACE, Watches};
 use crate::testing::versions::{self, BROKEN, EARLIER};
@@ -28,6 +29,8 @@ const QUIET_LOOKS: usize = 3;
 const REFUSALS: [u16; 3] = [409, 422, 503];
 /// Every so many questions one fails: they are much alike.
 const READ_STEP: usize = 5;
+/// The ConfigMap with the operator's configuration.
+const CONFIG: &str = "atoll-operator-config";
 /// Conditions that a resource may have.
 const CONDITIONS_MAX: usize = 16;
 
@@ -190,6 +193,22 @@ fn delete_services(kubernetes: &Kubernetes) {
     });
 }
 
+/// The operator is configured to take volumes along.
+fn follow_the_operator(kubernetes: &Kubernetes) {
+    let config = json!({
+        "kind": "ConfigMap", "apiVersion": "v1", "metadata": { "name": CONFIG, "namespace": NAMESPACE },
+        "data": { "config.yaml": "upgrades: {mode: Automatic}" },
+    });
+    kubernetes.api.with(|state| state.create("configmaps", config).expect("new"));
+}
+
+/// What an operator is configured to do as it starts.
+fn settings(kubernetes: &Kubernetes) -> Settings {
+    let config = kubernetes.api.with(|state| state.get("configmaps", NAMESPACE, CONFIG).cloned());
+    let text = config.map(|config| config["data"]["config.yaml"].as_str().expect("a file").to_owned());
+    text.map(|text| serde_yaml::from_str(&text).expect("valid")).unwrap_or_default()
+}
+
 /// An operator process.
 struct Operator {
     kubernetes: Kubernetes,
@@ -207,7 +226,7 @@ impl Operator {
             caches: watches.caches.clone(),
             servers: Box::new(kubernetes.clone()),
             leadership: Leadership::always(),
-            settings: Default::default(),
+            settings: settings(kubernetes),
             images: versions::images(),
             metrics: Metrics::register(&mut Registry::default()),
             concurrency: 1,
@@ -254,11 +273,12 @@ async fn settle(kubernetes: &Kubernetes, operator: &mut Operator, lag: usize, wh
 async fn live(life: Life, fault: Option<(At, Fault)>, lag: usize) -> (Value, Vec<(usize, usize)>) {
     let kubernetes = Kubernetes::new();
     kubernetes.api.door.set(fault);
-    let mut operator = Operator::start(&kubernetes);
+    let mut operator = None;
     let mut counts = Vec::new();
     for (step, happens) in life.iter().enumerate() {
         happens(&kubernetes);
-        settle(&kubernetes, &mut operator, lag, &format!("step {step} with {fault:?}")).await;
+        let operator = operator.get_or_insert_with(|| Operator::start(&kubernetes));
+        settle(&kubernetes, operator, lag, &format!("step {step} with {fault:?}")).await;
         counts.push(kubernetes.api.door.counts());
     }
     (what_is_left(&kubernetes), counts)
@@ -484,6 +504,21 @@ async fn a_volume_goes_to_another_version_and_back_whatever_fails_meanwhile() {
     ];
     // The way back is the same one.
     ends_as_without_faults_in(2..4, life).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_names_no_version_follows_the_operator_whatever_fails_meanwhile() {
+    let life: Life = &[
+        |world| {
+            follow_the_operator(world);
+            create_for_a_trial(world);
+            run_version(world, EARLIER);
+        },
+        |world| runs(world, EARLIER),
+        |world| spec(world, |spec| spec["version"] = Value::Null),
+        |world| runs(world, VERSION),
+    ];
+    ends_as_without_faults_in(2..life.len(), life).await;
 }
 
 #[tokio::test]
