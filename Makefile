@@ -81,6 +81,7 @@ demo-kube: ## The same through Kubernetes: install, a PVC, pods on three nodes, 
 .PHONY: e2e
 e2e: ## Prove the promises that need a whole Kubernetes (ARGS=--short, ARGS=--list, ARGS=NAME)
 	@hack/setup.sh
+	@case '$(ARGS)' in *--short* | *--list*) ;; *) hack/ship.sh --next >/dev/null ;; esac
 	@hack/ship.sh >/dev/null
 	@hack/cargo.sh build --workspace --bin atoll-provisioner --bin atoll-e2e
 	@hack/e2e.sh $(ARGS)

@@ -3,6 +3,8 @@
 # debugger needs of it, NAME.debug, which its first look is for; in the program itself there are no debug sections.
 #
 #   hack/ship.sh
+#   hack/ship.sh --next        a build that stands for the next release: one feature level more, and the version after this
+#                              one; into shipped-next
 #   hack/ship.sh --selected    only prints the packages and features, as arguments of cargo: whoever builds some of them
 #                              with all of these compiles no library again
 #
@@ -12,7 +14,16 @@ cd "$(dirname "$0")/.."
 . hack/env.sh
 
 programs=(atoll-fs atoll-operator atoll-csi kubectl-atoll)
-selected=("${programs[@]/#/--package=}" --no-default-features --features=atoll-fs/servers)
+features=atoll-fs/servers
+shipped=$CARGO_TARGET_DIR/shipped
+if [ "${1-}" = --next ]; then
+  programs=(atoll-fs atoll-operator)
+  features+=,atoll-fs/next-release,atoll-operator/next-release
+  shipped=$CARGO_TARGET_DIR/shipped-next
+  ATOLL_VERSION=$(hack/images/version --next)
+  export ATOLL_VERSION
+fi
+selected=("${programs[@]/#/--package=}" --no-default-features "--features=$features")
 if [ "${1-}" = --selected ]; then
   echo "${selected[@]}"
   exit
@@ -20,7 +31,6 @@ fi
 
 hack/cargo.sh build --release ${CI:+--locked} "${selected[@]}" --bins >&2 </dev/null
 
-shipped=$CARGO_TARGET_DIR/shipped
 mkdir -p "$shipped"
 exec 9>"$shipped/.lock"
 flock 9

@@ -75,8 +75,13 @@ pub mod annotations {
     pub const REMOVED_MEMBER: &str = "atoll.dev/removed-member";
     /// On a PVC or a key's Secret: the uid of the resource for which it was created.
     pub const CREATED_FOR: &str = "atoll.dev/created-for-uid";
-    /// On a pod template: a hash of what it was made from.
+    /// On an object: a hash of what it was made from.
     pub const TEMPLATE_HASH: &str = "atoll.dev/template-hash";
+    /// On a pod: the version that it runs.
+    pub const VERSION: &str = "atoll.dev/version";
+    /// On a pod: a hash of what was asked for when its template was made. A template that only a newer operator made another one
+    /// has the same, and its pods stay.
+    pub const REQUESTED: &str = "atoll.dev/requested";
 }
 
 /// Keys of the Secret with the cluster's key. The node plugin is given the same ones with each stage and publish.

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod conditions;
 pub mod kept;
+pub mod placement;
 pub mod status;
 
 pub use cluster::{
@@ -11,7 +12,8 @@ pub use cluster::{
 };
 pub use conditions::{ConditionStatus, ConditionType, Reason};
 pub use kept::KeptVolume;
+pub use placement::{ImagePullPolicy, PlacementSpec, PodOptions, WhenUnsatisfiable};
 pub use status::{
-    ClientStatus, FileSystemClusterStatus, MemberStatus, MetadataStatus, Phase, ServerStatus, StorageStatus,
-    UsageStatus,
+    ClientStatus, FileSystemClusterStatus, MemberStatus, MetadataStatus, Phase, RolloutStatus, ServerStatus,
+    StorageStatus, UsageStatus,
 };

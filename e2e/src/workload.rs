@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome};
 
 /// The image with real programs; its tag is the project's version.
-fn image() -> String {
+pub fn image() -> String {
     format!("ghcr.io/atoll-dev/workload:{}", env!("CARGO_PKG_VERSION"))
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Shows the state of Atoll volumes, and deletes them.
+/// Shows the state of Atoll volumes, upgrades and deletes them.
 ///
 /// Exit codes: 0 done, and healthy; 1 failed; 2 wrong flags; 3 not found; 4 refused so that nothing is lost; 5 the
 /// Kubernetes cluster can't be reached; 6 a volume has a problem (it was shown).
@@ -30,6 +30,8 @@ pub enum Command {
     Orphans(OrphansArgs),
     /// Creates the FileSystemCluster of kept disks again: their data can be used as before.
     Adopt(AdoptArgs),
+    /// Has the servers of a volume run another version, or follows an upgrade that is in progress.
+    Upgrade(UpgradeArgs),
     /// Makes one metadata server the only one, after most of them were lost for good. What only the others had is lost.
     UnsafeRecovery(RecoveryArgs),
     /// Uninstalls Atoll in the right order, keeps all data, and shows what stays.
@@ -127,6 +129,29 @@ pub struct AdoptArgs {
     pub all: bool,
 }
 
+/// `kubectl atoll upgrade`
+#[derive(Args, Debug)]
+pub struct UpgradeArgs {
+    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME.
+    #[arg(value_name = "PVC|FSC")]
+    pub target: String,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Version that the servers are to run (spec.version), a later or an earlier one. Without it, an upgrade that is in progress is
+    /// followed.
+    #[arg(long, value_name = "VERSION", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub to: Option<String>,
+    /// Name no version any more: the volume keeps the one it has until the operator's policy upgrades it.
+    #[arg(long, conflicts_with_all = ["to", "no_wait", "timeout"])]
+    pub unpin: bool,
+    /// Return at once; don't wait until all servers run the version.
+    #[arg(long, requires = "to")]
+    pub no_wait: bool,
+    /// Seconds to wait until all servers run the version. The upgrade continues afterwards.
+    #[arg(long, default_value_t = 900, value_name = "SECONDS")]
+    pub timeout: u64,
+}
+
 /// `kubectl atoll unsafe-recovery`
 #[derive(Args, Debug)]
 pub struct RecoveryArgs {
@@ -194,6 +219,12 @@ mod tests {
         let recover = ["kubectl-atoll", "unsafe-recovery", "x", "--member", "1"];
         assert!(Cli::try_parse_from(recover).is_err());
         assert!(Cli::try_parse_from(recover.into_iter().chain(["--the-others-are-gone"])).is_ok());
+        let upgrade =
+            |more: &[&str]| Cli::try_parse_from(["kubectl-atoll", "upgrade", "x"].iter().chain(more)).is_ok();
+        assert!(upgrade(&[]) && upgrade(&["--to", "0.2.0", "--no-wait"]) && upgrade(&["--unpin"]));
+        for wrong in [&["--no-wait"][..], &["--to", ""], &["--unpin", "--to", "0.2.0"], &["--to"]] {
+            assert!(!upgrade(wrong), "{wrong:?}");
+        }
         assert!(Cli::try_parse_from(["kubectl-atoll", "adopt"]).is_err());
         assert!(Cli::try_parse_from(["kubectl-atoll", "adopt", "--all"]).is_ok());
     }

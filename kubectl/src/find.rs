@@ -36,7 +36,7 @@ impl Target {
             Some((kind, _)) => Err(Failure::new(
                 Code::Failed,
                 format_args!(
-                    "'{kind}' has no status here: name a PersistentVolumeClaim (pvc/NAME) or a FileSystemCluster (fsc/NAME)"
+                    "'{kind}' is no kind of a volume: name a PersistentVolumeClaim (pvc/NAME) or a FileSystemCluster (fsc/NAME)"
                 ),
             )),
         }

@@ -13,6 +13,7 @@ mod output;
 mod recovery;
 mod status;
 mod uninstall;
+mod upgrade;
 mod view;
 
 use std::process::ExitCode;
@@ -53,6 +54,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(args) => &args.connection,
         Command::Orphans(args) => &args.connection,
         Command::Adopt(args) => &args.connection,
+        Command::Upgrade(args) => &args.connection,
         Command::UnsafeRecovery(args) => &args.connection,
         Command::Uninstall(args) => &args.connection,
     };
@@ -63,6 +65,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(args) => delete::run(client, &namespace, args).await,
         Command::Orphans(args) => orphans::run(client, &namespace, args).await,
         Command::Adopt(args) => adopt::run(client, &namespace, args).await,
+        Command::Upgrade(args) => upgrade::run(client, &namespace, args).await,
         Command::UnsafeRecovery(args) => recovery::run(client, &namespace, args).await,
         Command::Uninstall(args) => uninstall::run(client, args).await,
     }

@@ -13,6 +13,8 @@ use crate::output::{age, size, table};
 const BAR: i64 = 30;
 /// A volume is worth a word from here on (per cent).
 const FULL_PERCENT: i64 = 85;
+/// Reasons by which the version of a volume changes, or may, and nothing is wrong.
+const UPGRADING: [Reason; 3] = [Reason::RollingOut, Reason::UpgradeWaiting, Reason::FeatureLevelWaiting];
 /// Reasons of an expansion that doesn't come to be by waiting.
 const STUCK: [Reason; 3] = [Reason::ExpansionInfeasible, Reason::NotExpandable, Reason::CapacityInUse];
 
@@ -42,8 +44,14 @@ pub struct View {
     pub removal: Option<String>,
     /// Copies of every byte.
     pub copies: u8,
+    /// Copies that share a node, or that wait for one since they may not.
+    pub placement: Option<String>,
     /// Version that the pods run.
     pub version: Option<String>,
+    /// Version that the pods are to run.
+    pub target_version: Option<String>,
+    /// How far the pods are from that version, or what another one waits for.
+    pub upgrade: Option<String>,
     /// Seconds since it was made.
     pub age_seconds: Option<i64>,
     /// How full it is, as far as that is known.
@@ -150,7 +158,10 @@ pub fn view(cluster: &FileSystemCluster, pods: &[Pod], now: i64) -> View {
         expansion: expansion(cluster).map(|pending| pending.message.clone()),
         removal: removal(cluster).map(|progress| progress.message.clone()),
         copies: cluster.spec.copies,
+        placement: placement(cluster).map(|degraded| degraded.message.clone()),
         version: status.version.clone(),
+        target_version: status.target_version.clone(),
+        upgrade: upgrade(cluster),
         age_seconds: cluster.metadata.creation_timestamp.as_ref().map(|time| now - time.0.as_second()),
         usage,
         metadata: status.metadata.as_ref().map(|found| found.summary.clone()),
@@ -218,6 +229,11 @@ fn problems(cluster: &FileSystemCluster, usage: Option<&Usage>) -> Vec<String> {
     let stuck =
         expansion(cluster).filter(|pending| STUCK.iter().any(|reason| reason.as_str() == pending.reason));
     found.extend(stuck.map(|pending| format!("{}: {}", pending.reason, pending.message)));
+    let blocked = cluster.condition(ConditionType::UpgradeBlocked).filter(|blocked| blocked.status == "True");
+    if let Some(blocked) = blocked.filter(|blocked| !found.iter().any(|text| text.contains(&blocked.message)))
+    {
+        found.push(format!("{}: {}", blocked.reason, blocked.message));
+    }
     let stalled = cluster.condition(ConditionType::Stalled).filter(|stalled| stalled.status == "True");
     if let Some(stalled) = stalled.filter(|stalled| stalled.reason == Reason::ShrinkBlocked.as_str()) {
         found.push(format!("{}: {}", stalled.reason, stalled.message));
@@ -246,6 +262,27 @@ fn removal(cluster: &FileSystemCluster) -> Option<&Condition> {
     let progress = cluster.condition(ConditionType::Progressing).filter(|found| found.status == "True")?;
     let reasons = [Reason::DrainingServers, Reason::RemovingServers];
     Some(progress).filter(|found| reasons.iter().any(|reason| reason.as_str() == found.reason))
+}
+
+/// The condition that says which copies share a node or wait for one, while some do.
+fn placement(cluster: &FileSystemCluster) -> Option<&Condition> {
+    cluster.condition(ConditionType::PlacementDegraded).filter(|degraded| degraded.status == "True")
+}
+
+/// How far the pods are from the version that they are to run, or what another one waits for.
+pub fn upgrade(cluster: &FileSystemCluster) -> Option<String> {
+    let status = cluster.status.as_ref()?;
+    let moves = match (&status.version, &status.target_version) {
+        (Some(version), Some(target)) if version != target => Some(format!("{version} -> {target}")),
+        _ => None,
+    };
+    let blocked = cluster.condition(ConditionType::UpgradeBlocked).filter(|blocked| {
+        blocked.status == "False" && UPGRADING.iter().any(|reason| reason.as_str() == blocked.reason)
+    });
+    let pods = || status.rollout.as_ref().map(|rollout| format!("{} pods are done", rollout.summary));
+    let said = blocked.map(|blocked| blocked.message.clone()).or_else(pods);
+    let parts: Vec<String> = moves.into_iter().chain(said).collect();
+    (!parts.is_empty()).then(|| parts.join(": "))
 }
 
 /// How a volume gets larger.
@@ -334,6 +371,9 @@ pub fn screen(view: &View) -> String {
     if let Some(pending) = &view.expansion {
         line("Expansion", format!("{} requested: {pending}", view.capacity));
     }
+    if let Some(progress) = &view.upgrade {
+        line("Upgrade", progress.clone());
+    }
     if let Some(progress) = &view.removal {
         line("Removal", progress.clone());
     }
@@ -343,6 +383,9 @@ pub fn screen(view: &View) -> String {
         String::new()
     };
     line("Copies", format!("{}{short}", view.copies));
+    if let Some(degraded) = &view.placement {
+        line("Placement", degraded.clone());
+    }
     let unknown = || "-".to_owned();
     line(
         "Servers",

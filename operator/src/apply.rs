@@ -66,6 +66,7 @@ pub async fn carry_out(
                 | Action::RemoveFinalizer
                 | Action::WithdrawConfirmation
                 | Action::SetClusterId { .. }
+                | Action::PinVersion(_)
         );
         tracing::info!(
             namespace = doing.namespace, cluster = doing.name, action = %brief(action),
@@ -93,6 +94,8 @@ impl Action {
                 | Action::ChangeMembers(_)
                 | Action::ChangeServer(_)
                 | Action::ResizeVolume(_)
+                | Action::TransferLeader(_)
+                | Action::RaiseFeatureLevel(_)
         )
     }
 }
@@ -132,7 +135,17 @@ impl Doing<'_> {
                 self.patch_cluster(json!({ "finalizers": finalizers })).await
             }
             Action::WithdrawConfirmation => self.withdraw_confirmation().await,
-            Action::SetClusterId { id, adopted } => self.set_cluster_id(&id.to_string(), *adopted).await,
+            Action::SetClusterId { id, adopted } => {
+                // A new volume's pods run what they were told first, also if a newer operator takes over meanwhile.
+                let version = wanted.map(|wanted| wanted.version.as_str());
+                let status =
+                    json!({ "clusterId": id.to_string(), "adopted": adopted, "targetVersion": version });
+                self.patch_status("write the cluster's id into the status", status).await
+            }
+            Action::PinVersion(version) => {
+                let status = json!({ "targetVersion": version });
+                self.patch_status("write the version that the pods are to run into the status", status).await
+            }
             Action::CreateSecret(id) => {
                 let Some(wanted) = wanted else { return Ok(()) };
                 let secret = build::secret::secret(wanted, *id, &ClusterKey::random());
@@ -211,6 +224,26 @@ impl Doing<'_> {
                 let servers = &*self.context.servers;
                 metadata::change_server(servers, &access, &addresses, led.as_deref(), *change).await
             }
+            Action::TransferLeader(request) => {
+                let Some(access) = gather::access(self.seen) else { return Ok(()) };
+                let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
+                let led = self.led().await;
+                metadata::transfer_leader(
+                    &*self.context.servers,
+                    &access,
+                    &addresses,
+                    led.as_deref(),
+                    *request,
+                )
+                .await
+            }
+            Action::RaiseFeatureLevel(request) => {
+                let Some(access) = gather::access(self.seen) else { return Ok(()) };
+                let addresses: Vec<String> = gather::metadata_addresses(self.seen).into_values().collect();
+                let led = self.led().await;
+                metadata::raise_level(&*self.context.servers, &access, &addresses, led.as_deref(), *request)
+                    .await
+            }
             Action::Delete(kind, name) => self.delete(*kind, name).await,
         }
     }
@@ -247,15 +280,15 @@ impl Doing<'_> {
         change("withdraw the confirmation of a deletion", patching).await.map(|_| ())
     }
 
-    async fn set_cluster_id(&self, id: &str, adopted: bool) -> Result<(), Error> {
+    async fn patch_status(&self, doing: &'static str, status: Value) -> Result<(), Error> {
         // Two operators can't choose two ids: the second one's version is out of date.
         let patch = Patch::Merge(json!({
             "metadata": { "resourceVersion": self.seen.cluster.resource_version() },
-            "status": { "clusterId": id, "adopted": adopted },
+            "status": status,
         }));
         let (clusters, params) = (self.api::<FileSystemCluster>(), PatchParams::default());
         let patching = clusters.patch_status(self.name, &params, &patch);
-        change("write the cluster's id into the status", patching).await.map(|_| ())
+        change(doing, patching).await.map(|_| ())
     }
 
     async fn apply<'s, K>(

@@ -1,15 +1,21 @@
 //! The operator's configuration: parsed once, in `main`, and passed down.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
+use atoll_crds::v1alpha1::PodOptions;
 use clap::{Parser, ValueEnum};
 
-/// The version of this program, which is that of the pods unless a cluster asks for another one.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version of this program: the newest that clusters may run. A build that stands for the next release says so
+/// (hack/ship.sh --next).
+pub const VERSION: &str = match option_env!("ATOLL_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
 
 /// The operator of Atoll: reconciles every FileSystemCluster.
 #[derive(Parser, Debug, Clone)]
-#[command(name = "atoll-operator", version)]
+#[command(name = "atoll-operator", version = VERSION)]
 pub struct Config {
     /// The image that pods run; it contains `/usr/bin/atoll-fs`. Default: this version's.
     #[arg(long, env = "ATOLL_IMAGE", value_name = "IMAGE")]
@@ -17,6 +23,9 @@ pub struct Config {
     /// Images of other versions that a cluster can select: VERSION=IMAGE, separated by commas.
     #[arg(long, env = "ATOLL_IMAGES", value_name = "VERSION=IMAGE", value_delimiter = ',')]
     pub images: Vec<String>,
+    /// File with what is decided for all clusters: upgrades, defaults of pods.
+    #[arg(long, env = "ATOLL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Image pull policy: Always, IfNotPresent or Never.
     #[arg(long, env = "ATOLL_IMAGE_PULL_POLICY", default_value = "IfNotPresent", value_name = "POLICY")]
     pub image_pull_policy: PullPolicy,
@@ -76,12 +85,14 @@ pub enum LogFormat {
     Json,
 }
 
-/// The images, by version: who writes a resource chooses a version, never an image.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The images, by version, and what all pods have: who writes a resource chooses a version, never an image.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Images {
     by_version: BTreeMap<String, String>,
     /// When kubelet pulls them.
     pub pull_policy: PullPolicy,
+    /// What pods have for which a resource says nothing else.
+    pub pods: PodOptions,
 }
 
 /// A flag is invalid.
@@ -106,12 +117,21 @@ impl Images {
         }
         let own = config.image.clone().unwrap_or_else(|| format!("ghcr.io/atoll-dev/atoll:{VERSION}"));
         by_version.insert(VERSION.to_owned(), own);
-        Ok(Images { by_version, pull_policy: config.image_pull_policy })
+        Ok(Images { by_version, pull_policy: config.image_pull_policy, pods: PodOptions::default() })
     }
 
     /// The image of a version.
     pub fn of(&self, version: &str) -> Option<&str> {
         self.by_version.get(version).map(String::as_str)
+    }
+
+    /// With the image that a cluster's pods run already: an operator that was upgraded needs no list of what it ran before.
+    pub fn with(&self, running: Option<(String, String)>) -> Images {
+        let mut images = self.clone();
+        if let Some((version, image)) = running {
+            images.by_version.entry(version).or_insert(image);
+        }
+        images
     }
 
     /// The versions that there are images of.
@@ -131,6 +151,10 @@ mod tests {
         assert_eq!(images.of("0.0.9"), Some("r/a:0.0.9"));
         assert_eq!(images.of(VERSION), Some(format!("ghcr.io/atoll-dev/atoll:{VERSION}").as_str()));
         assert_eq!(images.of("2.0.0"), None);
+        let running = |version: &str| Some((version.to_owned(), "r/a:mine".to_owned()));
+        assert_eq!(images.with(running("2.0.0")).of("2.0.0"), Some("r/a:mine"));
+        assert_eq!(images.with(running("0.0.9")).of("0.0.9"), Some("r/a:0.0.9"));
+        assert_eq!(images.with(None), images);
         let config = Config::parse_from(["atoll-operator", "--image", "x:y"]);
         assert_eq!(Images::parse(&config).expect("valid").of(VERSION), Some("x:y"));
         let config = Config::parse_from(["atoll-operator", "--images", "0.0.9"]);

@@ -15,6 +15,7 @@ use crate::config::Images;
 use crate::leader::Leadership;
 use crate::metadata::Servers;
 use crate::metrics::Metrics;
+use crate::settings::Settings;
 
 /// Clusters whose servers say nothing, and that are waited for at the same time.
 pub const DOUBTFUL_MAX: usize = 16;
@@ -29,6 +30,8 @@ pub struct Context {
     pub caches: Caches,
     /// Images by version.
     pub images: Images,
+    /// What is decided for all clusters.
+    pub settings: Settings,
     /// Counters.
     pub metrics: Metrics,
     /// Clusters' own servers.
@@ -43,6 +46,8 @@ pub struct Context {
     doubtful: Semaphore,
     /// What may be forgotten: it only paces what is done.
     pub memory: Mutex<HashMap<ObjectRef<FileSystemCluster>, Memory>>,
+    /// Clusters that were offered a version a moment ago, which the cache may not show yet.
+    pub offered: Mutex<HashMap<ObjectRef<FileSystemCluster>, Instant>>,
 }
 
 /// What is remembered of a cluster.
@@ -103,6 +108,8 @@ pub struct Parts {
     pub leadership: Leadership,
     /// Images by version.
     pub images: Images,
+    /// What is decided for all clusters.
+    pub settings: Settings,
     /// Counters.
     pub metrics: Metrics,
     /// Where Events go.
@@ -114,18 +121,21 @@ pub struct Parts {
 impl Context {
     /// With an empty memory.
     pub fn new(parts: Parts) -> Context {
-        let Parts { client, caches, servers, leadership, images, metrics, recorder, concurrency } = parts;
+        let Parts { client, caches, servers, leadership, images, settings, metrics, recorder, concurrency } =
+            parts;
         Context {
             client,
             caches,
             servers,
             leadership,
             images,
+            settings,
             metrics,
             recorder,
             working: Semaphore::new(usize::from(concurrency.max(1))),
             doubtful: Semaphore::new(DOUBTFUL_MAX),
             memory: Mutex::default(),
+            offered: Mutex::default(),
         }
     }
 

@@ -59,6 +59,41 @@ pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterSt
     }
     events.extend(expansion(before, after, of));
     events.extend(removal(before, after, of));
+    events.extend(versions(before, after, of));
+    events
+}
+
+/// What is said of pods that get another version.
+fn versions(
+    before: &FileSystemClusterStatus,
+    after: &FileSystemClusterStatus,
+    of: impl Fn(&FileSystemClusterStatus, ConditionType) -> Option<Condition> + Copy,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    let kind = ConditionType::UpgradeBlocked;
+    let words = |found: &Condition| (found.status.clone(), found.reason.clone());
+    if let Some(is) = of(after, kind).filter(|is| is.status == "True")
+        && of(before, kind).is_none_or(|was| words(&was) != words(&is))
+    {
+        events.push(event(EventType::Warning, kind.as_str(), is.message));
+    }
+    if let (Some(was), Some(is)) = (&before.version, &after.version)
+        && was != is
+    {
+        events.push(event(
+            EventType::Normal,
+            "VersionChanged",
+            format!("all pods ran {was} or later, and run {is} now"),
+        ));
+    }
+    if let (Some(was), Some(is)) = (before.feature_level, after.feature_level)
+        && was < is
+    {
+        let floor = after.min_version.as_deref().unwrap_or_default();
+        let note =
+            format!("the volume's feature level is {is}: versions before {floor} can't be run any more");
+        events.push(event(EventType::Normal, "FeatureLevelRaised", note));
+    }
     events
 }
 
@@ -66,7 +101,7 @@ pub fn transitions(before: &FileSystemClusterStatus, after: &FileSystemClusterSt
 fn expansion(
     before: &FileSystemClusterStatus,
     after: &FileSystemClusterStatus,
-    of: impl Fn(&FileSystemClusterStatus, ConditionType) -> Option<Condition>,
+    of: impl Fn(&FileSystemClusterStatus, ConditionType) -> Option<Condition> + Copy,
 ) -> Vec<Event> {
     let mut events = Vec::new();
     let kind = ConditionType::ExpansionPending;

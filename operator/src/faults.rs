@@ -11,13 +11,15 @@ use kube::runtime::reflector::ObjectRef;
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
+use crate::config::VERSION;
 use crate::context::{Context, Parts, recorder};
 use crate::leader::Leadership;
 use crate::metrics::Metrics;
 use crate::reconcile::reconcile;
-use crate::testing;
+use crate::settings::Settings;
 use crate::testing::fault::{At, Fault};
 use crate::testing::kubernetes::{Kubernetes, NAMESPACE, Watches};
+use crate::testing::versions::{self, BROKEN, EARLIER};
 
 /// Looks after which a life that still changes is one that goes round in circles.
 const LOOKS_MAX: usize = 200;
@@ -27,6 +29,8 @@ const QUIET_LOOKS: usize = 3;
 const REFUSALS: [u16; 3] = [409, 422, 503];
 /// Every so many questions one fails: they are much alike.
 const READ_STEP: usize = 5;
+/// The ConfigMap with the operator's configuration.
+const CONFIG: &str = "atoll-operator-config";
 /// Conditions that a resource may have.
 const CONDITIONS_MAX: usize = 16;
 
@@ -34,7 +38,12 @@ const CONDITIONS_MAX: usize = 16;
 type Life = &'static [fn(&Kubernetes)];
 
 fn create(kubernetes: &Kubernetes) {
+    create_with(kubernetes, |_| {});
+}
+
+fn create_with(kubernetes: &Kubernetes, change: impl FnOnce(&mut FileSystemClusterSpec)) {
     let mut cluster = FileSystemCluster::new("db", FileSystemClusterSpec::with_capacity("1Gi".into()));
+    change(&mut cluster.spec);
     cluster.metadata.namespace = Some(NAMESPACE.into());
     let object = serde_json::to_value(cluster).expect("serialises");
     kubernetes.api.with(|state| state.create("filesystemclusters", object).expect("new"));
@@ -124,6 +133,51 @@ fn has_servers(kubernetes: &Kubernetes, metadata: usize, storage: usize) {
     is_well(kubernetes);
 }
 
+/// A way back to the release before is kept.
+fn create_for_a_trial(kubernetes: &Kubernetes) {
+    create_with(kubernetes, |spec| spec.feature_level_max = Some(1));
+}
+
+fn run_version(kubernetes: &Kubernetes, version: &str) {
+    spec(kubernetes, |spec| spec["version"] = json!(version));
+}
+
+/// All pods were made for this version, and work.
+fn runs(kubernetes: &Kubernetes, version: &str) {
+    kubernetes.api.with(|state| {
+        let pods = state.all("pods");
+        assert_eq!(pods.len(), 6);
+        assert!(pods.iter().all(|pod| versions::version_of(pod) == version), "{pods:?}");
+        let status = &state.get("filesystemclusters", NAMESPACE, "db").expect("a resource")["status"];
+        let (runs, target) = (&status["version"], &status["targetVersion"]);
+        assert_eq!((runs, target, &status["rollout"]), (&json!(version), &json!(version), &Value::Null));
+    });
+    is_well(kubernetes);
+}
+
+/// One pod has the version, which doesn't work, and the resource says so.
+fn is_stuck(kubernetes: &Kubernetes) {
+    kubernetes.api.with(|state| {
+        let pods = state.all("pods");
+        let count = |version: &str| pods.iter().filter(|pod| versions::version_of(pod) == version).count();
+        assert_eq!((count(BROKEN), count(VERSION)), (1, 5));
+    });
+    assert_eq!(condition(kubernetes, "UpgradeBlocked"), ("True".to_owned(), "ImageUnavailable".to_owned()));
+    assert_eq!(condition(kubernetes, "Ready").0, "True");
+}
+
+/// Status and reason of a condition.
+fn condition(kubernetes: &Kubernetes, kind: &str) -> (String, String) {
+    kubernetes.api.with(|state| {
+        let cluster = state.get("filesystemclusters", NAMESPACE, "db").expect("a resource");
+        let conditions = cluster["status"]["conditions"].as_array().expect("conditions");
+        let found = conditions.iter().find(|found| found["type"] == kind);
+        let found = found.unwrap_or_else(|| panic!("no {kind}: {conditions:?}"));
+        let text = |field: &str| found[field].as_str().expect("a text").to_owned();
+        (text("status"), text("reason"))
+    })
+}
+
 fn is_well(kubernetes: &Kubernetes) {
     kubernetes.api.with(|state| {
         let cluster = state.get("filesystemclusters", NAMESPACE, "db").expect("a resource");
@@ -137,6 +191,22 @@ fn delete_services(kubernetes: &Kubernetes) {
             state.delete("services", NAMESPACE, name);
         }
     });
+}
+
+/// The operator is configured to take volumes along.
+fn follow_the_operator(kubernetes: &Kubernetes) {
+    let config = json!({
+        "kind": "ConfigMap", "apiVersion": "v1", "metadata": { "name": CONFIG, "namespace": NAMESPACE },
+        "data": { "config.yaml": "upgrades: {mode: Automatic}" },
+    });
+    kubernetes.api.with(|state| state.create("configmaps", config).expect("new"));
+}
+
+/// What an operator is configured to do as it starts.
+fn settings(kubernetes: &Kubernetes) -> Settings {
+    let config = kubernetes.api.with(|state| state.get("configmaps", NAMESPACE, CONFIG).cloned());
+    let text = config.map(|config| config["data"]["config.yaml"].as_str().expect("a file").to_owned());
+    text.map(|text| serde_yaml::from_str(&text).expect("valid")).unwrap_or_default()
 }
 
 /// An operator process.
@@ -156,7 +226,8 @@ impl Operator {
             caches: watches.caches.clone(),
             servers: Box::new(kubernetes.clone()),
             leadership: Leadership::always(),
-            images: testing::images(),
+            settings: settings(kubernetes),
+            images: versions::images(),
             metrics: Metrics::register(&mut Registry::default()),
             concurrency: 1,
         });
@@ -202,11 +273,12 @@ async fn settle(kubernetes: &Kubernetes, operator: &mut Operator, lag: usize, wh
 async fn live(life: Life, fault: Option<(At, Fault)>, lag: usize) -> (Value, Vec<(usize, usize)>) {
     let kubernetes = Kubernetes::new();
     kubernetes.api.door.set(fault);
-    let mut operator = Operator::start(&kubernetes);
+    let mut operator = None;
     let mut counts = Vec::new();
     for (step, happens) in life.iter().enumerate() {
         happens(&kubernetes);
-        settle(&kubernetes, &mut operator, lag, &format!("step {step} with {fault:?}")).await;
+        let operator = operator.get_or_insert_with(|| Operator::start(&kubernetes));
+        settle(&kubernetes, operator, lag, &format!("step {step} with {fault:?}")).await;
         counts.push(kubernetes.api.door.counts());
     }
     (what_is_left(&kubernetes), counts)
@@ -228,6 +300,8 @@ fn what_is_left(kubernetes: &Kubernetes) -> Value {
             remove(&mut object, "/metadata", &["resourceVersion", "generation"]);
             remove(&mut object, "/metadata/annotations", &[names::annotations::TEMPLATE_HASH]);
             remove(&mut object, "/status", &["observedGeneration"]);
+            // Who leads after a transfer that was asked for twice is another one.
+            remove(&mut object, "/status/metadata", &["leader"]);
             for condition in 0..CONDITIONS_MAX {
                 let of = format!("/status/conditions/{condition}");
                 remove(&mut object, &of, &["lastTransitionTime", "observedGeneration"]);
@@ -413,6 +487,75 @@ async fn disks_are_kept_and_adopted_whatever_fails_meanwhile() {
 #[tokio::test]
 async fn all_of_a_cluster_is_deleted_on_the_word_whatever_fails_meanwhile() {
     ends_as_without_faults_in(1..3, &[create, confirm, delete, is_gone, create, is_all_there]).await;
+}
+
+#[tokio::test]
+async fn a_volume_goes_to_another_version_and_back_whatever_fails_meanwhile() {
+    let life: Life = &[
+        |world| {
+            create_for_a_trial(world);
+            run_version(world, EARLIER);
+        },
+        |world| runs(world, EARLIER),
+        |world| run_version(world, VERSION),
+        |world| runs(world, VERSION),
+        |world| run_version(world, EARLIER),
+        |world| runs(world, EARLIER),
+    ];
+    // The way back is the same one.
+    ends_as_without_faults_in(2..4, life).await;
+}
+
+#[tokio::test]
+async fn a_volume_that_names_no_version_follows_the_operator_whatever_fails_meanwhile() {
+    let life: Life = &[
+        |world| {
+            follow_the_operator(world);
+            create_for_a_trial(world);
+            run_version(world, EARLIER);
+        },
+        |world| runs(world, EARLIER),
+        |world| spec(world, |spec| spec["version"] = Value::Null),
+        |world| runs(world, VERSION),
+    ];
+    ends_as_without_faults_in(2..life.len(), life).await;
+}
+
+#[tokio::test]
+async fn a_version_that_does_not_work_stops_and_is_taken_back_whatever_fails_meanwhile() {
+    let life: Life = &[
+        create_for_a_trial,
+        |world| run_version(world, BROKEN),
+        is_stuck,
+        |world| run_version(world, VERSION),
+        |world| runs(world, VERSION),
+    ];
+    ends_as_without_faults(life).await;
+}
+
+#[cfg(feature = "next-release")]
+#[tokio::test]
+async fn no_way_back_is_left_once_the_level_was_raised_whatever_fails_meanwhile() {
+    fn is_raised(kubernetes: &Kubernetes) {
+        runs(kubernetes, VERSION);
+        kubernetes.api.with(|state| {
+            let status = &state.get("filesystemclusters", NAMESPACE, "db").expect("a resource")["status"];
+            assert_eq!((&status["featureLevel"], &status["minVersion"]), (&json!(2), &json!(VERSION)));
+        });
+    }
+    fn is_refused(kubernetes: &Kubernetes) {
+        assert_eq!(condition(kubernetes, "UpgradeBlocked"), ("True".to_owned(), "VersionRefused".to_owned()));
+        is_raised(kubernetes);
+    }
+    let life: Life = &[
+        |world| create_with(world, |spec| spec.version = Some(EARLIER.into())),
+        |world| runs(world, EARLIER),
+        |world| run_version(world, VERSION),
+        is_raised,
+        |world| run_version(world, EARLIER),
+        is_refused,
+    ];
+    ends_as_without_faults_in(2..life.len(), life).await;
 }
 
 /// A policy that takes images from a mirror and adds a container, as many do.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{self, Component, labels};
-use atoll_crds::v1alpha1::{Encryption, FileSystemCluster};
+use atoll_crds::v1alpha1::{ConditionType, Encryption, FileSystemCluster};
 use atoll_proto::admin::MemberIdentity;
 use atoll_proto::handshake::Encryption as WireEncryption;
 use futures::future::join_all;
@@ -25,12 +25,15 @@ use serde::de::DeserializeOwned;
 
 use crate::build::secret;
 use crate::caches::{Caches, cluster_of};
+use crate::config::VERSION;
 use crate::context::{Context, Memory, Warnings};
 use crate::error::{Error, call};
 use crate::metadata::{self, Access};
 use crate::nodes::{NodeState, Nodes, is_called, nodes_of, state_of};
-use crate::observe::{ClassFact, MetadataFact, Observed, is_heard, is_ready, pod_ip};
+use crate::observe::{ClassFact, MetadataFact, Observed, UpgradeFact, is_heard, is_ready, pod_ip};
+use crate::policy::{Member, Offer, offer};
 use crate::unreadable::Fault;
+use crate::validate::target_version;
 
 /// The definition of the custom resource.
 const DEFINITION: &str = "filesystemclusters.atoll.dev";
@@ -46,6 +49,8 @@ const WARNINGS_PERIOD: Duration = Duration::from_secs(5);
 const WARNED_MAX: usize = 3;
 /// How long what a webhook has changed isn't applied again.
 const CONTESTED_LIFETIME: Duration = Duration::from_secs(3600);
+/// How long a cluster that was offered a version counts as one that is being upgraded, whatever the cache shows.
+const OFFERED_LIFETIME: Duration = Duration::from_secs(30);
 /// Servers that take this long to say nothing are waited for apart from others. Who refuses at once costs nobody anything.
 const SILENT_MIN: Duration = Duration::from_secs(1);
 
@@ -78,6 +83,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         joiners: BTreeMap::new(),
         unreadable,
         leaderless_for: None,
+        upgrade: upgrade(context, &cluster).await,
         confirmed_for: confirmed_for(context, &cluster).await,
         namespace_terminating: false,
         crd_terminating: false,
@@ -141,6 +147,53 @@ async fn confirmed_for(context: &Context, cluster: &FileSystemCluster) -> Option
         return None;
     };
     Some(remembered.confirmed.get_or_insert_with(Instant::now).elapsed())
+}
+
+/// Which versions there are, and what the policy has for the cluster now.
+async fn upgrade(context: &Context, cluster: &Arc<FileSystemCluster>) -> UpgradeFact {
+    let versions = context.images.versions().into_iter().map(str::to_owned).collect();
+    let policy = &context.settings.upgrades;
+    let this = member(cluster);
+    if offer(policy, Timestamp::now(), &this, &[]) == Offer::Nothing {
+        return UpgradeFact { versions, offer: Offer::Nothing };
+    }
+    // One after the other: of two that look at the same moment only one may see that there is room.
+    let mut offered = context.offered.lock().await;
+    offered.retain(|_, since| since.elapsed() < OFFERED_LIFETIME);
+    let all: Vec<Member> = context
+        .caches
+        .clusters
+        .state()
+        .iter()
+        .map(|other| {
+            let mut found = member(other);
+            if offered.contains_key(&ObjectRef::from_obj(&**other)) {
+                found.target = Some(VERSION.to_owned());
+            }
+            found
+        })
+        .collect();
+    let offer = offer(policy, Timestamp::now(), &this, &all);
+    if matches!(offer, Offer::Now(_)) {
+        offered.insert(ObjectRef::from_obj(&**cluster), Instant::now());
+    }
+    UpgradeFact { versions, offer }
+}
+
+/// A cluster as the policy sees it.
+fn member(cluster: &FileSystemCluster) -> Member {
+    let status = cluster.status.as_ref();
+    Member {
+        name: format!("{}/{}", cluster.namespace_str(), cluster.name_str()),
+        is_pinned: cluster.spec.version.is_some() || cluster.spec.paused || cluster.is_terminating(),
+        target: target_version(cluster).map(str::to_owned),
+        version: status.and_then(|status| status.version.clone()),
+        labels: cluster.metadata.labels.clone().unwrap_or_default(),
+        is_ready: cluster.is_ready(),
+        is_blocked: cluster
+            .condition(ConditionType::UpgradeBlocked)
+            .is_some_and(|found| found.status == "True"),
+    }
 }
 
 /// How to speak to the cluster, if that is known.

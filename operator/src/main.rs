@@ -20,16 +20,20 @@ mod metadata;
 mod metrics;
 mod nodes;
 mod observe;
+mod placement;
 mod plan;
+mod policy;
 mod prerequisites;
 mod reconcile;
 mod report;
+mod settings;
 mod state;
 #[cfg(test)]
 mod testing;
 mod trouble;
 mod unreadable;
 mod validate;
+mod version;
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -58,6 +62,7 @@ use crate::metadata::Network;
 use crate::metrics::Metrics;
 use crate::prerequisites::Unmet;
 use crate::reconcile::{after_failure, reconcile};
+use crate::settings::Settings;
 
 /// Threads that work on clusters; all they do is wait for the network.
 const THREADS: usize = 2;
@@ -69,6 +74,8 @@ const STOP_WAIT_MAX: Duration = Duration::from_secs(20);
 /// Why the operator ends.
 #[derive(Debug, thiserror::Error)]
 enum Fatal {
+    #[error(transparent)]
+    Settings(#[from] settings::SettingsError),
     #[error(transparent)]
     Images(#[from] config::ImagesError),
     #[error(
@@ -116,7 +123,9 @@ fn main() -> ExitCode {
 
 async fn run(config: Config) -> Result<(), Fatal> {
     let stopping = stop_on_signals()?;
-    let images = Images::parse(&config)?;
+    let settings = Settings::read(config.config.as_deref())?;
+    let mut images = Images::parse(&config)?;
+    images.pods = settings.pods.clone();
     let mut registry = Registry::with_prefix("atoll_operator");
     let metrics = Metrics::register(&mut registry);
     let told = Arc::new(Told {
@@ -145,7 +154,7 @@ async fn run(config: Config) -> Result<(), Fatal> {
     metrics.lead();
     let leadership = if config.no_leader_election { Leadership::always() } else { candidate.leadership() };
     let result = tokio::select! {
-        result = work(&config, client, images, &told, (me, leadership), stopping) => result,
+        result = work(&config, client, (images, settings), &told, (me, leadership), stopping) => result,
         () = candidate.keep(), if !config.no_leader_election => Err(Fatal::LeaseLost),
     };
     if !config.no_leader_election && !matches!(result, Err(Fatal::LeaseLost)) {
@@ -181,7 +190,7 @@ async fn reach(client: &Client, told: &Told, stopping: &CancellationToken) {
 async fn work(
     config: &Config,
     client: Client,
-    images: Images,
+    (images, settings): (Images, Settings),
     told: &Told,
     (me, leadership): (String, Leadership),
     stopping: CancellationToken,
@@ -207,6 +216,7 @@ async fn work(
         servers: Box::new(Network),
         leadership,
         images,
+        settings,
         metrics: told.metrics.clone(),
         recorder,
         concurrency: config.concurrency,

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use atoll_core::ids::ClusterId;
 use atoll_core::records::VolumeConfig;
 use atoll_proto::admin::{
-    ChangeMembers, ChangeServer, MemberIdentity, MembersChange, ResizeVolume, WhoRequest,
+    ChangeMembers, ChangeServer, MemberIdentity, MembersChange, RaiseFeatureLevel, ResizeVolume,
+    TransferLeader, WhoRequest,
 };
 use atoll_proto::client::{ConnectOptions, Connection};
 use atoll_proto::handshake::{Encryption, Identity, Role};
@@ -33,6 +34,8 @@ const STATUS_DEADLINE: Duration = Duration::from_secs(4);
 const BOOTSTRAP_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a change of the group may take before it is asked for again: a joiner receives all records.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a transfer of leadership may take: the successor catches up first.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(15);
 /// Servers that are asked in one attempt: those that there are, and leaders that they name.
 const ASKED_MAX: usize = 8;
 
@@ -76,6 +79,20 @@ pub trait Servers: Send + Sync {
     ) -> Asked<'a, ()>;
     /// Has it change what the volume may hold.
     fn resize<'a>(&'a self, access: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()>;
+    /// Has it let another member lead.
+    fn transfer_leader<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        request: TransferLeader,
+    ) -> Asked<'a, ()>;
+    /// Has it raise the feature level.
+    fn raise_level<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        request: RaiseFeatureLevel,
+    ) -> Asked<'a, ()>;
 }
 
 /// What a server says, or why it says nothing.
@@ -125,6 +142,26 @@ impl Servers for Network {
 
     fn resize<'a>(&'a self, access: &'a Access, address: &'a str, size: ResizeVolume) -> Asked<'a, ()> {
         Box::pin(ask::<ResizeVolume>(access, address, size, STATUS_DEADLINE))
+    }
+
+    fn transfer_leader<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        request: TransferLeader,
+    ) -> Asked<'a, ()> {
+        Box::pin(async move {
+            ask::<TransferLeader>(access, address, request, TRANSFER_DEADLINE).await.map(|_| ())
+        })
+    }
+
+    fn raise_level<'a>(
+        &'a self,
+        access: &'a Access,
+        address: &'a str,
+        request: RaiseFeatureLevel,
+    ) -> Asked<'a, ()> {
+        Box::pin(ask::<RaiseFeatureLevel>(access, address, request, STATUS_DEADLINE))
     }
 }
 
@@ -246,6 +283,38 @@ pub async fn resize(
     ask_leader(addresses, led, |address| servers.resize(access, address, size))
         .await
         .map_err(|reason| Error::Metadata { doing: "resize the volume", reason })
+}
+
+/// Has another metadata server lead. Who led the last time is asked first.
+///
+/// # Errors
+/// If the leader refuses, or isn't among the servers, or it takes too long.
+pub async fn transfer_leader(
+    servers: &dyn Servers,
+    access: &Access,
+    addresses: &[String],
+    led: Option<&str>,
+    request: TransferLeader,
+) -> Result<(), Error> {
+    ask_leader(addresses, led, |address| servers.transfer_leader(access, address, request))
+        .await
+        .map_err(|reason| Error::Metadata { doing: "transfer leadership", reason })
+}
+
+/// Raises the volume's feature level. To ask again changes nothing. Who led the last time is asked first.
+///
+/// # Errors
+/// If the leader refuses, or isn't among the servers, or it takes too long.
+pub async fn raise_level(
+    servers: &dyn Servers,
+    access: &Access,
+    addresses: &[String],
+    led: Option<&str>,
+    request: RaiseFeatureLevel,
+) -> Result<(), Error> {
+    ask_leader(addresses, led, |address| servers.raise_level(access, address, request))
+        .await
+        .map_err(|reason| Error::Metadata { doing: "raise the feature level", reason })
 }
 
 /// Asks one after the other, until the leader has answered.

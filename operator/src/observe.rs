@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
-use atoll_crds::names::{self, Component, labels};
+use atoll_crds::names::{self, Component, annotations, labels};
 use atoll_crds::v1alpha1::FileSystemCluster;
 use atoll_proto::admin::MemberIdentity;
 use atoll_proto::metadata::{ClusterStatus, MemberStatus};
@@ -15,6 +15,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 
 use crate::nodes::Nodes;
+use crate::policy::Offer;
+use crate::validate::target_version;
 
 /// Who was silent for so long (ms) may be somebody else by now.
 const SILENT_MS: u64 = 5_000;
@@ -62,6 +64,8 @@ pub struct Observed {
     /// For how long its leader has said nothing, as far as this operator has asked; `None`: it spoke the last time, or nobody
     /// was asked.
     pub leaderless_for: Option<Duration>,
+    /// Which versions the pods may run.
+    pub upgrade: UpgradeFact,
     /// For how long this operator has seen a confirmation of a deletion.
     pub confirmed_for: Option<Duration>,
     /// The namespace is being deleted.
@@ -81,6 +85,15 @@ pub struct ClassFact {
     pub is_default: bool,
     /// Its volumes can be expanded.
     pub expandable: bool,
+}
+
+/// Which versions the pods may run, as far as it matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpgradeFact {
+    /// The versions that the operator has images of.
+    pub versions: Vec<String>,
+    /// What its policy has for the cluster, if the spec names no version.
+    pub offer: Offer,
 }
 
 /// What the metadata service says.
@@ -123,6 +136,19 @@ impl Observed {
             MetadataFact::Answers(status) => Some(status),
             MetadataFact::NotAsked | MetadataFact::Unreachable(_) => None,
         }
+    }
+
+    /// The version that the pods are told to run, with the image that they have of it.
+    pub fn running_image(&self) -> Option<(String, String)> {
+        let target = target_version(&self.cluster)?;
+        let template = &self.statefulsets.get(&Component::Metadata)?.spec.as_ref()?.template;
+        let is_of = match annotation(template.metadata.as_ref()?, annotations::VERSION) {
+            Some(version) => version == target,
+            // Of an operator that didn't say so yet: it had the one version.
+            None => self.cluster.status.as_ref()?.target_version.is_none(),
+        };
+        let image = template.spec.as_ref()?.containers.first()?.image.clone()?;
+        is_of.then(|| (target.to_owned(), image))
     }
 
     /// Whose an object is.
@@ -176,6 +202,11 @@ pub fn is_heard(member: &MemberStatus) -> bool {
 /// A label's value.
 pub fn label<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
     meta.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+/// An annotation's value.
+pub fn annotation<'a>(meta: &'a ObjectMeta, key: &str) -> Option<&'a str> {
+    meta.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
 /// A pod's containers are all ready.

@@ -5,20 +5,24 @@
 
 mod adoption;
 mod deletion;
+mod eviction;
 mod growth;
 mod heal;
 mod marks;
 mod roll;
 mod servers;
 mod shrink;
+mod upgrade;
 
 pub use adoption::missing;
 pub use deletion::{Fate, fate};
 pub use growth::{pending, sized, smallest_disk};
 pub use heal::pending as replacement;
 pub use marks::is_made;
-pub use roll::outdated;
+pub use roll::{outdated, unwell};
+pub use servers::chunks_below;
 pub use shrink::{held, pending as removal};
+pub use upgrade::{Intent, intent, level_waits, min_version};
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,7 +31,7 @@ use atoll_core::ids::{ClusterId, MemberId};
 use atoll_crds::Quantity;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::Reason;
-use atoll_proto::admin::{ChangeServer, MembersChange, ResizeVolume};
+use atoll_proto::admin::{ChangeServer, MembersChange, RaiseFeatureLevel, ResizeVolume, TransferLeader};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::Service;
@@ -35,7 +39,6 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::ResourceExt;
 use serde::Serialize;
 
-use self::servers::chunks_below;
 use crate::build::{budget::budget, compare, secret, service::service, statefulset::statefulset};
 use crate::observe::{MetadataFact, Observed, Ownership, is_heard, is_ready, label, pod_ip};
 use crate::validate::{Problem, Wanted, check_surroundings};
@@ -80,6 +83,12 @@ pub enum Action {
     MarkKey(String),
     /// Let a metadata server into the group.
     ChangeMembers(MembersChange),
+    /// Have the pods run this version from now on.
+    PinVersion(String),
+    /// Have another metadata server lead.
+    TransferLeader(TransferLeader),
+    /// Let the volume have what earlier versions don't know.
+    RaiseFeatureLevel(RaiseFeatureLevel),
     /// Have a pod made anew from its template.
     RestartPod {
         /// Its name.
@@ -262,6 +271,9 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
         // The pods can't start without it, so nothing else is due.
         return Ok(vec![Action::CreateSecret(id)]);
     }
+    if let Intent::Move(version) = intent(seen, wanted) {
+        return Ok(vec![Action::PinVersion(version)]);
+    }
     let mut actions = applies(seen, wanted, id);
     actions.retain(|action| !is_contested(seen, action));
     actions.extend(bootstrap(seen, wanted, id)?);
@@ -276,6 +288,12 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
     }
     if actions.is_empty() {
         actions.extend(roll::next(seen, wanted));
+    }
+    if actions.is_empty() {
+        actions.extend(upgrade::raise(seen, wanted));
+    }
+    if actions.is_empty() {
+        actions.extend(eviction::next(seen, wanted));
     }
     Ok(actions)
 }
@@ -410,7 +428,8 @@ fn applies(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Vec<Action> {
         }
     }
     for component in Component::ALL {
-        match (budget(wanted, component), seen.budgets.get(&component)) {
+        let away = eviction::before(seen, component).unwrap_or(1);
+        match (budget(wanted, component, away), seen.budgets.get(&component)) {
             (Some(mut object), existing) => {
                 compare::stamp(&mut object, |object| &mut object.metadata);
                 if !existing.is_some_and(|seen| compare::is_as_wanted(&object, seen)) {

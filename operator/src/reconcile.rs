@@ -74,7 +74,8 @@ async fn look_and_act(
     drop(turn);
     ask(context, &mut seen).await;
     let silent = context.memory.lock().await.get(key).map_or(0, |memory| memory.silent);
-    let wanted = validate(&seen.cluster, &context.images).map(|wanted| held(sized(wanted, &seen), &seen));
+    let images = context.images.with(seen.running_image());
+    let wanted = validate(&seen.cluster, &images).map(|wanted| held(sized(wanted, &seen), &seen));
     let mut plan = plan(&seen, &wanted, ClusterId(rand::rng().random()));
     let what = digest(&plan.actions);
     let remembered = context.memory.lock().await.get(key).and_then(|memory| memory.repeated);
@@ -112,7 +113,10 @@ async fn look_and_act(
     let changed = outcome?;
     let grows =
         assessment.expansion.as_ref().is_some_and(|found| found.holds && !found.reason.needs_somebody());
-    let next = pause(changed.anything, grows || servers_move(&assessment), assessment.phase, silent);
+    // Servers come back a moment after their pods, and mounts without any.
+    let rolls = seen.cluster.status.as_ref().is_some_and(|status| status.rollout.is_some());
+    let moves = grows || rolls || servers_move(&assessment);
+    let next = pause(changed.anything, moves, assessment.phase, silent);
     // Whether it is an election or more shows soon.
     let next = if seen.leaderless_for.is_some() { next.min(unheard_pause(silent)) } else { next };
     let next = left.map_or(next, |left| next.min(left));

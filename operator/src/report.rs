@@ -3,19 +3,21 @@
 use std::time::Duration;
 
 use atoll_crds::Quantity;
-use atoll_crds::names::Component;
+use atoll_crds::names::{Component, annotations};
 use atoll_crds::v1alpha1::status::CLIENTS_LISTED_MAX;
 use atoll_crds::v1alpha1::{
     ClientStatus, ConditionStatus, ConditionType, FileSystemClusterStatus, MemberStatus, MetadataStatus,
-    ServerStatus, StorageStatus, UsageStatus, conditions,
+    RolloutStatus, ServerStatus, StorageStatus, UsageStatus, conditions,
 };
 use atoll_proto::metadata::ClusterStatus;
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::observe::{Observed, is_ready};
-use crate::plan::smallest_disk;
+use crate::observe::{Observed, annotation, is_ready};
+use crate::plan::{min_version, outdated, smallest_disk};
 use crate::state::{Assessment, Verdict};
 use crate::validate::{Problem, Wanted};
+use crate::version::oldest;
 
 /// What follows live use is written at most this often…
 pub const LIVE_PERIOD: Duration = Duration::from_secs(60);
@@ -52,6 +54,8 @@ pub fn status(
             ConditionType::Progressing => Some(&assessment.progressing),
             ConditionType::Degraded => Some(&assessment.degraded),
             ConditionType::ExpansionPending => assessment.expansion.as_ref(),
+            ConditionType::UpgradeBlocked => assessment.upgrade_blocked.as_ref(),
+            ConditionType::PlacementDegraded => assessment.placement.as_ref(),
             ConditionType::DeletionBlocked => assessment.deletion_blocked.as_ref(),
             ConditionType::NameConflict => assessment.name_conflict.as_ref(),
             ConditionType::Reconciling => Some(&assessment.progressing).filter(|verdict| verdict.holds),
@@ -65,13 +69,22 @@ pub fn status(
         conditions::set(&mut status.conditions, kind, *holds, words, generation, now.clone());
     }
     if let Ok(wanted) = wanted {
-        status.version = Some(wanted.version.clone());
+        if status.cluster_id.is_some() {
+            status.target_version = Some(wanted.version.clone());
+        }
+        status.version = running_version(seen, before.version.as_deref().or(Some(&wanted.version)));
+        status.rollout = rollout(seen, wanted, before.rollout.is_some());
         status.metadata = Some(metadata(seen, wanted, before.metadata.as_ref()));
         status.storage = Some(storage(seen, wanted, before.storage.as_ref()));
     }
     if let Some(answer) = seen.answer() {
         let ours = answer.cluster.is_some() && answer.cluster == seen.cluster_id();
         status.bootstrapped |= ours;
+        if ours && answer.feature_level > 0 {
+            let at = status.target_version.as_deref().unwrap_or_default();
+            status.min_version = min_version(seen, at);
+            status.feature_level = Some(answer.feature_level);
+        }
         if ours {
             status.capacity = Some(Quantity::from_bytes(answer.volume.bytes_total));
         }
@@ -82,6 +95,32 @@ pub fn status(
         }
     }
     status
+}
+
+/// The oldest version among the pods. `said`: what was known of those that don't say it.
+fn running_version(seen: &Observed, said: Option<&str>) -> Option<String> {
+    let of = |pod: &Pod| annotation(&pod.metadata, annotations::VERSION).or(said).map(str::to_owned);
+    let versions: Vec<String> =
+        Component::ALL.into_iter().flat_map(|component| seen.pods_of(component)).filter_map(of).collect();
+    oldest(versions.iter().map(String::as_str)).or(said).map(str::to_owned)
+}
+
+/// How far pods are made anew. `goes_on`: it was going on.
+fn rollout(seen: &Observed, wanted: &Wanted, goes_on: bool) -> Option<RolloutStatus> {
+    let outdated: Vec<&Pod> =
+        Component::ALL.into_iter().flat_map(|component| outdated(seen, component)).collect();
+    let all = Component::ALL.into_iter().flat_map(|component| seen.pods_of(component));
+    let is_old = |pod: &&Pod| outdated.iter().any(|old| old.metadata.name == pod.metadata.name);
+    let updated = all.filter(|pod| is_ready(pod) && !is_old(pod)).count();
+    let pods: usize =
+        Component::ALL.into_iter().map(|component| usize::from(wanted.workload(component).replicas)).sum();
+    let shown = !outdated.is_empty() || (goes_on && updated < pods);
+    let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+    shown.then(|| RolloutStatus {
+        updated: number(updated),
+        pods: number(pods),
+        summary: format!("{updated}/{pods}"),
+    })
 }
 
 fn ready_pods(seen: &Observed, component: Component) -> i32 {
@@ -247,6 +286,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::*;
+    use crate::config::VERSION;
     use crate::plan::plan;
     use crate::state::assess;
     use crate::testing;
@@ -280,6 +320,46 @@ mod tests {
         assert_eq!(said, expected);
         assert!(status.conditions.iter().all(|found| found.observed_generation == Some(1)));
         assert_eq!(status.capacity, Some("1Gi".into()));
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_oldest_pod_and_the_target_is_said_beside_it() {
+        let mut seen = testing::running();
+        let said = report(&seen);
+        assert_eq!((said.version.as_deref(), said.rollout.clone()), (Some(VERSION), None));
+        assert_eq!(said.target_version.as_deref(), Some(VERSION));
+        testing::with_status(&mut seen, FileSystemClusterStatus { version: Some("0.0.9".into()), ..said });
+        // Pods that say nothing run what was known.
+        assert_eq!(report(&seen).version.as_deref(), Some("0.0.9"));
+        let says = |seen: &mut Observed, version: &str| {
+            for pod in seen.pods.values_mut() {
+                pod.metadata.annotations =
+                    Some([(annotations::VERSION.to_owned(), version.to_owned())].into_iter().collect());
+            }
+        };
+        says(&mut seen, VERSION);
+        assert_eq!(report(&seen).version.as_deref(), Some(VERSION));
+        for set in seen.statefulsets.values_mut() {
+            set.status.as_mut().expect("status").update_revision = Some("db-2".into());
+        }
+        let rollout = report(&seen).rollout.expect("pods are old");
+        assert_eq!((rollout.updated, rollout.pods, rollout.summary.as_str()), (0, 6, "0/6"));
+    }
+
+    #[test]
+    fn a_level_that_was_raised_is_written_with_the_version_below_which_there_is_no_way_back() {
+        let mut seen = testing::running();
+        testing::answer(&mut seen).feature_level = 1;
+        let first = report(&seen);
+        assert_eq!((first.feature_level, first.min_version.clone()), (Some(1), None));
+        testing::with_status(&mut seen, first);
+        testing::answer(&mut seen).feature_level = 2;
+        let raised = report(&seen);
+        assert_eq!((raised.feature_level, raised.min_version.as_deref()), (Some(2), Some(VERSION)));
+        // A server that doesn't say it changes nothing.
+        testing::with_status(&mut seen, raised.clone());
+        testing::answer(&mut seen).feature_level = 0;
+        assert_eq!(report(&seen).min_version, raised.min_version);
     }
 
     #[test]

@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use atoll_crds::names::Component;
+use atoll_crds::names::{Component, annotations};
 use atoll_crds::v1alpha1::{ConditionType, Phase, Reason};
 use atoll_proto::metadata::ClusterStatus;
+use k8s_openapi::api::apps::v1::StatefulSet;
+use k8s_openapi::api::core::v1::Pod;
 
-use crate::observe::{MetadataFact, Observed, is_ready};
-use crate::plan::{Plan, is_made, outdated, pending, removal, replacement};
-use crate::trouble::troubles;
+use crate::observe::{MetadataFact, Observed, annotation, is_ready};
+use crate::placement;
+use crate::plan::{
+    Action, Intent, Owned, Plan, chunks_below, intent, is_made, level_waits, outdated, pending, removal,
+    replacement, unwell,
+};
+use crate::trouble::{pod_trouble, troubles};
 use crate::validate::{Problem, Wanted};
 
 /// Problems that one message names.
@@ -50,6 +56,10 @@ pub struct Assessment {
     pub degraded: Verdict,
     /// The volume or a disk is smaller than specified; only of a volume that was made.
     pub expansion: Option<Verdict>,
+    /// Another version was asked for, and can't be had; only of one for which one was asked.
+    pub upgrade_blocked: Option<Verdict>,
+    /// Copies share a node, or wait for one since they may not; only of one of which that is or was so.
+    pub placement: Option<Verdict>,
     /// Its deletion waits; only of one that is being deleted.
     pub deletion_blocked: Option<Verdict>,
     /// An object of a derived name belongs to somebody else; only of one that has or had this conflict.
@@ -90,6 +100,8 @@ pub fn assess(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) ->
         progressing,
         degraded,
         expansion,
+        upgrade_blocked: upgrade_blocked(seen, wanted),
+        placement: placement(seen, wanted),
         deletion_blocked: None,
         name_conflict,
         stalled,
@@ -111,6 +123,8 @@ fn deleting(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan) -> A
         progressing: Verdict::of(true, &problem),
         degraded: Verdict::new(false, Reason::Deleting, "the cluster is being deleted"),
         expansion: None,
+        upgrade_blocked: None,
+        placement: None,
         deletion_blocked: Some(Verdict::of(blocked, &problem)),
         name_conflict: name_conflict(seen, plan),
         stalled: problem.reason.needs_somebody().then(|| Verdict::of(true, &problem)),
@@ -162,7 +176,8 @@ fn available(seen: &Observed, ready: &Verdict) -> Option<Verdict> {
     }
 }
 
-/// As many storage servers are away as there are copies, and not all chunks have theirs elsewhere.
+/// As many storage servers are away as there are copies, and not all chunks have theirs elsewhere. Those count that were replaced
+/// and aren't forgotten, so the leader's word of what is elsewhere comes first.
 fn endangered(answer: &ClusterStatus) -> Option<Problem> {
     let copies = usize::from(answer.copies.max(1));
     let away: Vec<&str> = answer
@@ -171,7 +186,7 @@ fn endangered(answer: &ClusterStatus) -> Option<Problem> {
         .filter(|server| !server.alive)
         .map(|server| server.address.split('.').next().unwrap_or_default())
         .collect();
-    if away.len() < copies || answer.chunks_short == 0 {
+    if away.len() < copies || answer.chunks_short == 0 || chunks_below(answer, 1) == Some(0) {
         return None;
     }
     let message = format!(
@@ -194,6 +209,76 @@ fn name_conflict(seen: &Observed, plan: &Plan) -> Option<Verdict> {
     }
 }
 
+/// Whether copies share a node, or wait for one since they may not.
+fn placement(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<Verdict> {
+    let wanted = wanted.as_ref().ok()?;
+    let found = placement::waiting(seen, wanted).or_else(|| placement::degraded(seen, wanted));
+    let has_it = || seen.cluster.condition(ConditionType::PlacementDegraded).is_some();
+    found.map(|problem| Verdict::of(true, &problem)).or_else(|| {
+        has_it().then(|| Verdict::new(false, Reason::AsSpecified, "copies are on different nodes"))
+    })
+}
+
+/// How it stands with a version that was asked for.
+fn upgrade_blocked(seen: &Observed, wanted: &Result<Wanted, Problem>) -> Option<Verdict> {
+    let wanted = wanted.as_ref().ok().filter(|_| seen.cluster_id().is_some())?;
+    let found = match intent(seen, wanted) {
+        Intent::Refuse(problem) => Some(Verdict::of(true, &problem)),
+        Intent::Wait(problem) => Some(Verdict::of(false, &problem)),
+        Intent::Stay | Intent::Move(_) => stuck(seen, wanted)
+            .map(|problem| Verdict::of(true, &problem))
+            .or_else(|| rolling(seen, wanted).map(|problem| Verdict::of(false, &problem)))
+            .or_else(|| level_waits(seen).map(|problem| Verdict::of(false, &problem))),
+    };
+    let has_it = || seen.cluster.condition(ConditionType::UpgradeBlocked).is_some();
+    found.or_else(|| {
+        has_it().then(|| {
+            Verdict::new(false, Reason::AsSpecified, format!("the pods run the version {}", wanted.version))
+        })
+    })
+}
+
+/// A pod that was made anew doesn't get ready, while others still run what was before.
+fn stuck(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
+    // What pods do that were made from the template before says nothing of the version that is asked for now.
+    let template = |set: &StatefulSet| set.spec.as_ref().and_then(|spec| spec.template.metadata.clone());
+    let is_asked_for = |set: &StatefulSet| {
+        template(set).is_some_and(|meta| annotation(&meta, annotations::VERSION) == Some(&wanted.version))
+    };
+    if !seen.statefulsets.values().all(is_asked_for) {
+        return None;
+    }
+    let old: Vec<&Pod> = Component::ALL.into_iter().flat_map(|component| outdated(seen, component)).collect();
+    let before = old.iter().find_map(|pod| annotation(&pod.metadata, annotations::VERSION));
+    let before = before.or(seen.cluster.status.as_ref().and_then(|status| status.version.as_deref()));
+    let is_old = |pod: &Pod| old.iter().any(|old| old.metadata.name == pod.metadata.name);
+    let mut new = Component::ALL.into_iter().flat_map(|component| seen.pods_of(component));
+    let problem = new
+        .find_map(|pod| {
+            let name = pod.metadata.name.as_deref()?;
+            pod_trouble(name, pod).filter(|problem| problem.reason.needs_somebody() && !is_old(pod))
+        })
+        .filter(|_| !old.is_empty())?;
+    let back = match before {
+        Some(before) if before != wanted.version => format!("; to go back, set spec.version to {before}"),
+        _ => String::new(),
+    };
+    let message =
+        format!("{}; the other {} pods stay as they are until it is ready{back}", problem.message, old.len());
+    Some(Problem::new(problem.reason, message))
+}
+
+/// Pods are still to be made anew.
+fn rolling(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
+    let old: usize = Component::ALL.into_iter().map(|component| outdated(seen, component).len()).sum();
+    let why = unwell(seen, wanted).map(|why| format!(" ({why})")).unwrap_or_default();
+    (old > 0).then(|| {
+        let message =
+            format!("{old} pods are still to be re-created, one at a time, while all others are ready{why}");
+        Problem::new(Reason::RollingOut, message)
+    })
+}
+
 /// What doesn't pass by waiting. A pause is somebody's will.
 fn stalled(
     seen: &Observed,
@@ -204,8 +289,9 @@ fn stalled(
     let of_plan = plan.problem.clone();
     let of_servers = || {
         let wanted = wanted.as_ref().ok()?;
-        let found = replacement(seen, wanted).into_iter().chain(removal(seen, wanted));
-        found.into_iter().find(|problem| problem.reason.needs_somebody())
+        let found = placement::waiting(seen, wanted).into_iter();
+        let mut found = found.chain(replacement(seen, wanted)).chain(removal(seen, wanted));
+        found.find(|problem| problem.reason.needs_somebody())
     };
     let of_pods = || cause(seen, wanted).filter(|_| !ready.holds);
     let problem = of_plan.or_else(of_servers).or_else(of_pods)?;
@@ -287,7 +373,9 @@ fn degraded(seen: &Observed, wanted: &Result<Wanted, Problem>, plan: &Plan, read
     }
     let mut problems: Vec<Problem> = wanted.as_ref().map(|wanted| troubles(seen, wanted)).unwrap_or_default();
     // What is done about it says more than what it does to pods.
-    problems.splice(0..0, wanted.as_ref().ok().and_then(|wanted| replacement(seen, wanted)));
+    if let Ok(wanted) = wanted {
+        problems.splice(0..0, placement::waiting(seen, wanted).into_iter().chain(replacement(seen, wanted)));
+    }
     if !was_ready(seen) {
         // Usable from now on; that pods are a moment behind their servers is progress.
         problems.retain(|problem| problem.reason != Reason::PodsStarting);
@@ -340,14 +428,13 @@ fn progressing(
     if let Some(problem) = moves {
         return Verdict::of(!problem.reason.needs_somebody(), &problem);
     }
-    if !plan.actions.is_empty() {
+    // How many pods may be evicted follows the servers, and is no step towards anything.
+    let is_step = |action: &Action| !matches!(action, Action::Apply(Owned::Budget(_)));
+    if plan.actions.iter().any(is_step) {
         return Verdict::new(true, Reason::Applying, "objects are being created or changed");
     }
-    let old: usize = Component::ALL.into_iter().map(|component| outdated(seen, component).len()).sum();
-    if old > 0 {
-        let message =
-            format!("{old} pods are still to be re-created, one at a time, while all others are ready");
-        return Verdict::new(true, Reason::Applying, message);
+    if let Some(problem) = rolling(seen, wanted) {
+        return Verdict::of(true, &problem);
     }
     for component in Component::ALL {
         let ready = seen.pods_of(component).filter(|pod| is_ready(pod)).count();

@@ -4,6 +4,7 @@ pub mod api_server;
 pub mod fault;
 pub mod kubernetes;
 pub mod storage;
+pub mod versions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ use clap::Parser;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::apps::v1::StatefulSetStatus;
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimStatus, Pod, PodCondition, PodStatus, Secret,
+    ContainerState, ContainerStateWaiting, ContainerStatus, PersistentVolumeClaim,
+    PersistentVolumeClaimStatus, Pod, PodCondition, PodStatus, Secret,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -27,7 +29,7 @@ use k8s_openapi::jiff::Timestamp;
 use crate::build::{budget, compare, created_for, disk_labels, secret, service, statefulset};
 use crate::config::{Config, Images};
 use crate::nodes::Nodes;
-use crate::observe::{ClassFact, MetadataFact, Observed};
+use crate::observe::{ClassFact, MetadataFact, Observed, UpgradeFact};
 use crate::validate::{Wanted, validate};
 
 /// An id that no cluster has.
@@ -85,6 +87,10 @@ pub fn observed(capacity: &str) -> Observed {
         joiners: BTreeMap::new(),
         unreadable: Vec::new(),
         leaderless_for: None,
+        upgrade: UpgradeFact {
+            versions: images().versions().into_iter().map(str::to_owned).collect(),
+            ..UpgradeFact::default()
+        },
         confirmed_for: None,
         namespace_terminating: false,
         crd_terminating: false,
@@ -107,6 +113,11 @@ pub fn with_id(seen: &mut Observed, id: ClusterId) {
     change(seen, |cluster| {
         cluster.status.get_or_insert_default().cluster_id = Some(id.to_string());
     });
+}
+
+/// Some time or other.
+pub fn moment() -> Time {
+    Time(Timestamp::UNIX_EPOCH)
 }
 
 pub fn deleted(seen: &mut Observed) {
@@ -165,6 +176,17 @@ pub fn pod(name: &str) -> Pod {
     }
 }
 
+/// A container that waits, in kubelet's words.
+pub fn waiting(reason: &str) -> ContainerStatus {
+    ContainerStatus {
+        state: Some(ContainerState {
+            waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message: None }),
+            ..ContainerState::default()
+        }),
+        ..ContainerStatus::default()
+    }
+}
+
 /// Objects are there as they shall be; pods and disks aren't.
 pub fn applied() -> Observed {
     let mut seen = observed("1Gi");
@@ -185,7 +207,7 @@ pub fn applied() -> Observed {
             ..StatefulSetStatus::default()
         });
         seen.statefulsets.insert(component, found);
-        if let Some(mut found) = budget::budget(&wanted, component) {
+        if let Some(mut found) = budget::budget(&wanted, component, 1) {
             compare::stamp(&mut found, |object| &mut object.metadata);
             seen.budgets.insert(component, found);
         }

@@ -11,6 +11,9 @@ use crate::validate::{Problem, Wanted};
 const QUOTED_CHARS_MAX: usize = 300;
 /// Reasons of a waiting container that pass by themselves.
 const PASSING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+/// Reasons of a container that waits for its image.
+const NO_IMAGE: [&str; 5] =
+    ["ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "ErrImageInspect"];
 
 /// Everything that is amiss, what others wait for first.
 pub fn troubles(seen: &Observed, wanted: &Wanted) -> Vec<Problem> {
@@ -35,7 +38,7 @@ pub fn troubles(seen: &Observed, wanted: &Wanted) -> Vec<Problem> {
             };
             // A disk that waits for its pod to be placed, and a pod that can't be placed: the pod knows why.
             match (of_disk, of_pod) {
-                (Some(disk), Some(pod)) if warning.is_none() && pod.reason == Reason::PodsFailing => {
+                (Some(disk), Some(pod)) if warning.is_none() && pod.reason.needs_somebody() => {
                     found.extend([pod, disk]);
                 }
                 (disk, pod) => found.extend(disk.into_iter().chain(pod)),
@@ -65,7 +68,7 @@ fn disk_trouble(name: &str, pvc: &PersistentVolumeClaim, warning: Option<&str>) 
     }
 }
 
-fn pod_trouble(name: &str, pod: &Pod) -> Option<Problem> {
+pub fn pod_trouble(name: &str, pod: &Pod) -> Option<Problem> {
     if is_ready(pod) {
         return None;
     }
@@ -100,6 +103,15 @@ fn pod_trouble(name: &str, pod: &Pod) -> Option<Problem> {
     Some(Problem::new(Reason::PodsStarting, message))
 }
 
+/// The container has no process and waits for something that doesn't come by itself.
+pub fn waits_in_vain(container: &ContainerStatus) -> bool {
+    waiting(container).is_some_and(|reason| !PASSING.contains(&reason))
+}
+
+fn waiting(container: &ContainerStatus) -> Option<&str> {
+    container.state.as_ref()?.waiting.as_ref()?.reason.as_deref()
+}
+
 fn container_trouble(pod: &str, container: &ContainerStatus) -> Option<Problem> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref().unwrap_or_default();
@@ -114,7 +126,8 @@ fn container_trouble(pod: &str, container: &ContainerStatus) -> Option<Problem> 
         .unwrap_or_default();
     let code = last.map(|last| format!(" (exit code {})", last.exit_code)).unwrap_or_default();
     let message = format!("pod {pod}: {reason}{code}: {}", quoted(said));
-    Some(Problem::new(Reason::PodsFailing, message))
+    let no_image = NO_IMAGE.contains(&reason);
+    Some(Problem::new(if no_image { Reason::ImageUnavailable } else { Reason::PodsFailing }, message))
 }
 
 fn quoted(text: &str) -> String {

@@ -6,7 +6,9 @@ use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::VolumeConfig;
 use atoll_crds::names::{self, Component, labels};
 use atoll_crds::v1alpha1::cluster::METADATA_REPLICAS;
-use atoll_crds::v1alpha1::{Access, Encryption, FileSystemCluster, Reason, Resources};
+use atoll_crds::v1alpha1::{
+    Access, Encryption, FileSystemCluster, PlacementSpec, PodOptions, Reason, Resources, WhenUnsatisfiable,
+};
 use atoll_crds::{Quantity, quantity::QuantityError};
 
 use crate::config::{Images, PullPolicy, VERSION};
@@ -59,8 +61,10 @@ pub struct Wanted {
     pub version: String,
     /// Its image.
     pub image: String,
-    /// When kubelet pulls it.
+    /// When kubelet pulls it, unless the spec says otherwise.
     pub pull_policy: PullPolicy,
+    /// How copies are kept apart.
+    pub placement: PlacementSpec,
     /// Connections are encrypted.
     pub encrypt: bool,
     /// The Secret with the key.
@@ -86,6 +90,10 @@ pub struct Workload {
     pub size_asked: Option<Quantity>,
     /// What their container asks for.
     pub resources: Resources,
+    /// Where they run, and what else they have, as the spec has it…
+    pub asked: PodOptions,
+    /// …and with the operator's defaults.
+    pub pod: PodOptions,
 }
 
 /// A disk to be asked for.
@@ -101,6 +109,14 @@ impl Wanted {
     /// The pods of one kind.
     pub fn workload(&self, component: Component) -> &Workload {
         &self.workloads[&component]
+    }
+
+    /// On how many nodes the pods of a component have to be at least, so that the loss of one takes one copy, or no majority.
+    pub fn domains(&self, component: Component) -> usize {
+        match component {
+            Component::Metadata => usize::from(self.workload(component).replicas).min(3),
+            Component::Storage => self.copies(),
+        }
     }
 
     /// Copies of every byte.
@@ -146,8 +162,18 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
             spec.copies
         )));
     }
-    let version = spec.version.as_deref().unwrap_or(VERSION);
+    // What its pods are told to run stays, whoever the operator is: the plan changes it, one step at a time.
+    let target = target_version(cluster);
+    let version = target.or(spec.version.as_deref()).unwrap_or(VERSION);
     let image = images.of(version).ok_or_else(|| {
+        if target.is_some() {
+            let message = format!(
+                "this operator has no image of {version}, which the pods run, only of {}: add it (ATOLL_IMAGES, --images), or \
+                 run an operator of that version; the pods stay as they are",
+                images.versions().join(", ")
+            );
+            return Problem::new(Reason::UnknownVersion, message);
+        }
         let message = format!(
             "spec.version: this operator has no image of {version}, only of {}; choose one of them, or \
              upgrade the operator",
@@ -211,6 +237,8 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
         size_asked: asked(&backing.size),
         disk: Disk { size: Quantity::from_bytes(metadata_bytes), class: backing.storage_class_name },
         resources: spec.metadata.resources.clone().unwrap_or_else(|| default_resources(Component::Metadata)),
+        asked: spec.metadata.pod.clone(),
+        pod: spec.metadata.pod.over(&images.pods),
     };
     let storage = Workload {
         replicas: spec.storage_replicas(),
@@ -222,6 +250,8 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
             class: spec.storage.storage_class_name.clone(),
         },
         resources: spec.storage.resources.clone().unwrap_or_else(|| default_resources(Component::Storage)),
+        asked: spec.storage.pod.clone(),
+        pod: spec.storage.pod.over(&images.pods),
     };
     Ok(Wanted {
         namespace: cluster.namespace_str().to_owned(),
@@ -230,11 +260,18 @@ pub fn validate(cluster: &FileSystemCluster, images: &Images) -> Result<Wanted, 
         version: version.to_owned(),
         image: image.to_owned(),
         pull_policy: images.pull_policy,
+        placement: spec.placement.clone(),
         encrypt: spec.encryption == Encryption::Required,
         secret: cluster.client_secret_name(),
         workloads: BTreeMap::from([(Component::Metadata, metadata), (Component::Storage, storage)]),
         volume,
     })
+}
+
+/// The version that a cluster's pods are told to run. Earlier operators wrote it where the one is now that runs.
+pub fn target_version(cluster: &FileSystemCluster) -> Option<&str> {
+    let status = cluster.status.as_ref()?;
+    status.target_version.as_deref().or(status.version.as_deref())
 }
 
 fn at_least(field: &str, bytes: u64, min: u64) -> Result<u64, Problem> {
@@ -304,14 +341,23 @@ pub fn check_surroundings(wanted: &Wanted, seen: &Observed) -> Result<(), Proble
             check_class(component, wanted.workload(component).disk.class.as_deref(), &seen.classes)?;
         }
     }
-    let copies = wanted.copies();
-    if copies > seen.nodes_usable {
-        let message = format!(
-            "{copies} copies need {copies} nodes, and pods can run on {}: lower copies (for a PVC: use a \
-             StorageClass with fewer copies, such as atoll-single), or add nodes",
-            seen.nodes_usable
-        );
-        return Err(Problem::new(Reason::TooFewNodes, message));
+    if wanted.placement.when_unsatisfiable == WhenUnsatisfiable::ScheduleAnyway {
+        return Ok(());
+    }
+    let too_few = |message: String| Err(Problem::new(Reason::TooFewNodes, message));
+    let (copies, there) = (wanted.copies(), seen.nodes_usable);
+    if copies > there {
+        return too_few(format!(
+            "{copies} copies need {copies} nodes, and pods can run on {there}: lower copies (for a PVC: use a \
+             StorageClass with fewer copies, such as atoll-single), or add nodes"
+        ));
+    }
+    let needed = wanted.domains(Component::Metadata);
+    if needed > there {
+        return too_few(format!(
+            "{needed} nodes are needed for the metadata servers, and pods can run on {there}: set metadata.replicas to 1, add \
+             nodes, or set placement.whenUnsatisfiable to ScheduleAnyway"
+        ));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::conditions::ConditionType;
+use super::placement::{PlacementSpec, PodOptions};
 use super::status::FileSystemClusterStatus;
 use crate::names::{self, VolumeHandle, VolumeHandleError};
 use crate::quantity::Quantity;
@@ -47,6 +48,7 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Copies", type_ = "integer", json_path = ".spec.copies", priority = 1),
     printcolumn(name = "Cluster-Id", type_ = "string", json_path = ".status.clusterId", priority = 1),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version", priority = 1),
     printcolumn(
         name = "Message",
         type_ = "string",
@@ -107,6 +109,13 @@ pub const CAPACITY_BYTES_MAX: u64 = 1 << 60;
     validation = Rule::new("!has(self.metadata.replicas) || self.metadata.replicas in [1, 3, 5]")
         .message("metadata.replicas must be 1, 3 or 5: an even number tolerates no more failures than one server fewer")
         .field_path(".metadata"),
+    validation = Rule::new(
+        "!has(self.placement) || !has(self.placement.topologyKey) \
+         || self.placement.topologyKey in ['kubernetes.io/hostname', 'topology.kubernetes.io/zone']"
+    )
+    .message("placement.topologyKey must be kubernetes.io/hostname or topology.kubernetes.io/zone: copies are kept apart by \
+              these labels of nodes")
+    .field_path(".placement"),
     validation = Rule::new("self.access == oldSelf.access")
         .message("access can't be changed: create another volume")
         .field_path(".access"),
@@ -165,6 +174,9 @@ pub struct FileSystemClusterSpec {
     /// The storage servers, which store the files' data.
     #[serde(default)]
     pub storage: StorageSpec,
+    /// How copies are kept on different nodes.
+    #[serde(default, skip_serializing_if = "PlacementSpec::is_default")]
+    pub placement: PlacementSpec,
     /// Name of the Secret with the cluster's id and key, in this namespace, which mounts need. The operator creates
     /// it, and never overwrites an existing one. Default: the cluster's name and `-key`. The CSI driver sets it to
     /// the name of the PersistentVolume.
@@ -178,11 +190,19 @@ pub struct FileSystemClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9a-f]{32}$"), length(max = 32))]
     pub deletion_confirmation: Option<String>,
-    /// Version of Atoll that the pods run. Default: the operator's own. The operator has a list of images by version;
-    /// a version without an image is refused, with the list of those that have one.
+    /// Version of Atoll that the pods are to run. Default: the one that they run (`status.targetVersion`), which an upgrade of the
+    /// operator alone doesn't change unless its configuration says so; a new volume begins with the operator's own. The operator has
+    /// a list of images by version; a version without an image, later than the operator's own, or older than
+    /// `status.minVersion` is refused by the condition `UpgradeBlocked`, and the pods stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^[0-9A-Za-z][-+._0-9A-Za-z]*$"), length(min = 1, max = 64))]
     pub version: Option<String>,
+    /// The highest feature level that the volume is raised to. Default: as high as all its servers and mounts know. A version can
+    /// be taken back until the level was raised, so this keeps that way open for as long as needed. It can't lower the level
+    /// that the volume has (`status.featureLevel`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub feature_level_max: Option<u32>,
     /// While this is true, the operator changes nothing in this cluster and only reports its state. The pods and the
     /// mounts keep running.
     #[serde(default)]
@@ -256,6 +276,9 @@ pub struct MetadataSpec {
     /// Compute resources of each server's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// Where the pods run, and what else they have.
+    #[serde(default, skip_serializing_if = "PodOptions::is_default")]
+    pub pod: PodOptions,
 }
 
 /// The storage servers.
@@ -281,6 +304,9 @@ pub struct StorageSpec {
     /// Compute resources of each server's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// Where the pods run, and what else they have.
+    #[serde(default, skip_serializing_if = "PodOptions::is_default")]
+    pub pod: PodOptions,
 }
 
 /// The disk of a server.
@@ -321,9 +347,11 @@ impl FileSystemClusterSpec {
             root: RootSpec::default(),
             metadata: MetadataSpec::default(),
             storage: StorageSpec::default(),
+            placement: PlacementSpec::default(),
             client_secret_name: None,
             deletion_confirmation: None,
             version: None,
+            feature_level_max: None,
             paused: false,
         }
     }

@@ -19,6 +19,12 @@ pub enum ConditionType {
     Degraded,
     /// The volume, or a disk, is smaller than the spec says.
     ExpansionPending,
+    /// Another version of the pods was asked for, and can't be had, or doesn't get ready. A resource for which none was asked
+    /// doesn't have it.
+    UpgradeBlocked,
+    /// Copies share a node, whose loss would take more than one of them, or pods wait for a node since they may not. A resource of
+    /// which that was never so doesn't have it.
+    PlacementDegraded,
     /// The resource was deleted, and something has to go first. Only a resource that is being deleted has it.
     DeletionBlocked,
     /// An object of a derived name belongs to somebody else. A resource that never had this conflict doesn't have it.
@@ -61,12 +67,14 @@ impl From<bool> for ConditionStatus {
 
 impl ConditionType {
     /// All of them.
-    pub const ALL: [ConditionType; 9] = [
+    pub const ALL: [ConditionType; 11] = [
         ConditionType::Ready,
         ConditionType::Available,
         ConditionType::Progressing,
         ConditionType::Degraded,
         ConditionType::ExpansionPending,
+        ConditionType::UpgradeBlocked,
+        ConditionType::PlacementDegraded,
         ConditionType::DeletionBlocked,
         ConditionType::NameConflict,
         ConditionType::Reconciling,
@@ -82,6 +90,8 @@ impl ConditionType {
             ConditionType::Progressing => "Progressing",
             ConditionType::Degraded => "Degraded",
             ConditionType::ExpansionPending => "ExpansionPending",
+            ConditionType::UpgradeBlocked => "UpgradeBlocked",
+            ConditionType::PlacementDegraded => "PlacementDegraded",
             ConditionType::DeletionBlocked => "DeletionBlocked",
             ConditionType::NameConflict => "NameConflict",
             ConditionType::Reconciling => "Reconciling",
@@ -95,6 +105,16 @@ impl ConditionType {
 pub enum Reason {
     /// All is as it shall be.
     AsSpecified,
+    /// Pods are re-created, one at a time.
+    RollingOut,
+    /// The version waits for its turn: a window, others, or that the cluster is healthy.
+    UpgradeWaiting,
+    /// The pods run the version, and servers or mounts don't know its feature level yet.
+    FeatureLevelWaiting,
+    /// The version can't read the disks any more, or is one that this operator may not run.
+    VersionRefused,
+    /// A node can't get a pod's image.
+    ImageUnavailable,
     /// The metadata service answers and enough storage servers are there.
     Serving,
     /// Objects are being made or changed.
@@ -121,6 +141,8 @@ pub enum Reason {
     InvalidSpec,
     /// The operator has no image of this version.
     UnknownVersion,
+    /// Pods that should be on different nodes are on one.
+    SharedNode,
     /// Fewer nodes than copies.
     TooFewNodes,
     /// The backing StorageClass doesn't exist, or there is no default one.
@@ -183,6 +205,11 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Reason::AsSpecified => "AsSpecified",
+            Reason::RollingOut => "RollingOut",
+            Reason::UpgradeWaiting => "UpgradeWaiting",
+            Reason::FeatureLevelWaiting => "FeatureLevelWaiting",
+            Reason::VersionRefused => "VersionRefused",
+            Reason::ImageUnavailable => "ImageUnavailable",
             Reason::Serving => "Serving",
             Reason::Applying => "Applying",
             Reason::VolumesPending => "VolumesPending",
@@ -196,6 +223,7 @@ impl Reason {
             Reason::Unhealthy => "Unhealthy",
             Reason::InvalidSpec => "InvalidSpec",
             Reason::UnknownVersion => "UnknownVersion",
+            Reason::SharedNode => "SharedNode",
             Reason::TooFewNodes => "TooFewNodes",
             Reason::StorageClassMissing => "StorageClassMissing",
             Reason::StorageClassRefused => "StorageClassRefused",
@@ -232,6 +260,8 @@ impl Reason {
         match self {
             Reason::InvalidSpec
             | Reason::UnknownVersion
+            | Reason::VersionRefused
+            | Reason::ImageUnavailable
             | Reason::TooFewNodes
             | Reason::StorageClassMissing
             | Reason::StorageClassRefused
@@ -250,6 +280,10 @@ impl Reason {
             | Reason::ShrinkBlocked
             | Reason::Paused => true,
             Reason::AsSpecified
+            | Reason::RollingOut
+            | Reason::UpgradeWaiting
+            | Reason::FeatureLevelWaiting
+            | Reason::SharedNode
             | Reason::Serving
             | Reason::Applying
             | Reason::VolumesPending

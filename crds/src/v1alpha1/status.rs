@@ -22,8 +22,9 @@ pub struct FileSystemClusterStatus {
     pub phase: Option<Phase>,
     /// The state with reasons: `Ready` (can be mounted and used), `Available` (all data can be read and written),
     /// `Progressing` (the operator is making changes; `Reconciling` as well then), `Degraded` (something is wrong),
-    /// `ExpansionPending` (the volume or a disk is smaller than specified), `DeletionBlocked` (it was deleted and waits for its users), `NameConflict` (an object of its name belongs to something
-    /// else), `Stalled` (it doesn't continue by itself). Each message says what an administrator has to do, if anything.
+    /// `ExpansionPending` (the volume or a disk is smaller than specified), `UpgradeBlocked` (another version was asked for and can't
+    /// be had), `PlacementDegraded` (copies share a node, or pods wait for one since they may not), `DeletionBlocked` (it was deleted and waits for its users), `NameConflict` (an object of its name belongs to
+    /// something else), `Stalled` (it doesn't continue by itself). Each message says what an administrator has to do, if anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -39,9 +40,22 @@ pub struct FileSystemClusterStatus {
     /// The id is that of disks that existed before this resource: the volume is never created, only used again.
     #[serde(default)]
     pub adopted: bool,
-    /// Version that the pods run.
+    /// Version that the pods run: the oldest among them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Version that the pods are to run. It changes with `spec.version`, or with the operator's upgrade policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_version: Option<String>,
+    /// Progress of an upgrade or of another change that re-creates pods; only while it continues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+    /// The oldest version that can still read the disks: that of the last raise of the feature level. Without it, none was raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_version: Option<String>,
+    /// The volume's feature level. It is raised once all servers and mounts know the next one, and never lowered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub feature_level: Option<u32>,
     /// Size that the volume has now, as `df` shows it. While it differs from `spec.capacity`, the condition
     /// `ExpansionPending` says what is waited for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,6 +117,18 @@ impl Phase {
             Phase::Unknown => "Unknown",
         }
     }
+}
+
+/// Pods that are re-created, one at a time.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutStatus {
+    /// Pods that are as specified, and ready.
+    pub updated: i32,
+    /// Pods that there are to be.
+    pub pods: i32,
+    /// `updated/pods`.
+    pub summary: String,
 }
 
 /// Usage of the volume.

@@ -23,7 +23,7 @@ pub const PROMISE: Promise = Promise {
 const CLIENT_KILLS: u32 = 3;
 
 /// Writes numbered files, synced, until it is told to stop; what it prints is what has to be there.
-const LOAD: &str = "trap '' HUP
+pub const LOAD: &str = "trap '' HUP
         mkdir /data/load && cd /data/load
         i=0
         while ! test -e /tmp/stop; do
@@ -68,6 +68,11 @@ async fn prove(cluster: &Cluster) -> Outcome {
         kill_9_with(host, &handle)?;
         progress(cluster).await?;
     }
+    ends_well(cluster).await
+}
+
+/// Ends the load, which checks all that it wrote; another pod reads it as well.
+pub async fn ends_well(cluster: &Cluster) -> Outcome {
     cluster.shell("load", "touch /tmp/stop").await?;
     cluster.wait_done("load").await?;
     let written = cluster.kubectl(&["logs", "load", "--tail=1"], "").await?;
@@ -79,11 +84,12 @@ async fn prove(cluster: &Cluster) -> Outcome {
     let read = "cd /data/load && cat f* | wc -c";
     cluster.delete_pod("load").await?;
     cluster.apply(&pod("reader", "volume", None, Some(read))).await?;
-    cluster.wait_done("reader").await
+    cluster.wait_done("reader").await?;
+    cluster.delete_pod("reader").await
 }
 
 /// Waits until the load has gone on by some files.
-async fn progress(cluster: &Cluster) -> Outcome {
+pub async fn progress(cluster: &Cluster) -> Outcome {
     let count = async || -> Outcome<u64> {
         let text = cluster.shell("load", "cat /tmp/count 2>/dev/null || echo 0").await?;
         Ok(text.trim().parse().unwrap_or(0))

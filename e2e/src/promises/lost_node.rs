@@ -1,12 +1,15 @@
-//! A node is gone for good, with the disks on it: its servers are replaced on the others by themselves.
+//! A node is gone for good, with the disks on it: its servers wait for another one, since copies are on different nodes by rule, and
+//! are replaced on those that are left once they may.
 
 use atoll_crds::names::{self, Component, NAMESPACE_VOLUMES};
+use atoll_crds::v1alpha1::ConditionType;
 use futures::FutureExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::DeleteParams;
 
 use super::Promise;
 use super::new_storage_disk::{servers, whole_again};
+use super::stuck_upgrade::wait;
 use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome, ensure};
 use crate::nodes;
@@ -14,7 +17,7 @@ use crate::workload::{LOAD_CHECKED, claim, is_ready, pod};
 
 pub const PROMISE: Promise = Promise {
     name: "lost-node",
-    says: "servers of a node that was powered off and deleted are replaced on other nodes, and no application notices",
+    says: "servers of a node that was powered off and deleted say that they need another one, are replaced on those left once copies may share nodes, and no application notices",
     short: false,
     run: |cluster| prove(cluster).boxed_local(),
 };
@@ -41,6 +44,13 @@ async fn prove(cluster: &Cluster) -> Outcome {
     let proved = async {
         nodes::power_off(goes).await?;
         cluster.everywhere::<Node>().delete(goes, &DeleteParams::default()).await?;
+        // Two nodes are left, and there are three copies.
+        wait(cluster, &name, "says that it needs another node", |found| {
+            let placement = found.condition(ConditionType::PlacementDegraded);
+            placement.is_some_and(|found| found.status == "True" && found.reason == "TooFewNodes")
+        })
+        .await?;
+        let_share_nodes(cluster, &name).await?;
         let pods = cluster.of::<Pod>(NAMESPACE_VOLUMES);
         for pod in &lost {
             cluster
@@ -51,12 +61,33 @@ async fn prove(cluster: &Cluster) -> Outcome {
                 .await?;
         }
         whole_again(cluster, &name, &before).await?;
+        settled(cluster, &name).await?;
         cluster.shell("load", "touch /tmp/stop").await?;
         cluster.wait_done("load").await
     }
     .await;
     let restored = restore(cluster, goes).await;
     proved.and(restored)
+}
+
+/// The nodes that are left are fewer than the copies.
+async fn let_share_nodes(cluster: &Cluster, name: &str) -> Outcome {
+    let patch = r#"{"spec": {"placement": {"whenUnsatisfiable": "ScheduleAnyway"}}}"#;
+    let arguments = ["patch", "fsc", name, "--type", "merge", "--patch", patch];
+    cluster.kubectl(&[&["--namespace", NAMESPACE_VOLUMES], &arguments[..]].concat(), "").await.map(|_| ())
+}
+
+/// All pods were re-created for it, under load, and nothing is left to do.
+async fn settled(cluster: &Cluster, name: &str) -> Outcome {
+    wait(cluster, name, "has nothing left to do", |found| {
+        let seen = found.status.as_ref().and_then(|status| status.observed_generation);
+        let settled = [ConditionType::Progressing, ConditionType::Degraded]
+            .into_iter()
+            .all(|kind| found.condition(kind).is_some_and(|found| found.status == "False"));
+        seen == found.metadata.generation && settled
+    })
+    .await
+    .map(|_| ())
 }
 
 /// Other promises need all nodes.

@@ -18,8 +18,10 @@ mod refusals;
 mod shared;
 mod shrink;
 mod static_volume;
+mod stuck_upgrade;
 mod unfinished;
 mod uninstall;
+mod upgrade;
 
 use futures::future::LocalBoxFuture;
 
@@ -60,6 +62,8 @@ pub fn all() -> Vec<Promise> {
         grow::PROMISE,
         shrink::PROMISE,
         lost_node::PROMISE,
+        stuck_upgrade::PROMISE,
+        upgrade::PROMISE,
         uninstall::PROMISE,
     ]
 }

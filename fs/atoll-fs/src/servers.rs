@@ -150,7 +150,10 @@ fn refused(error: impl Display) -> Failure {
 pub fn metadata_failure(error: MetadataError) -> Failure {
     match error {
         MetadataError::Folder(FolderError::Io { .. }) => Failure::failed(error),
-        MetadataError::Folder(_) | MetadataError::State(_) | MetadataError::Raft(_) => refused(error),
+        MetadataError::Folder(_)
+        | MetadataError::State(_)
+        | MetadataError::Raft(_)
+        | MetadataError::NewerLevel { .. } => refused(error),
         MetadataError::Bind(_)
         | MetadataError::Advertise(_)
         | MetadataError::NobodyLeads { .. }

@@ -110,7 +110,9 @@ pub mod ops {
     };
     pub use crate::purge::{PurgeOrphan, PurgeTruncated};
     pub use crate::sessions::{CloseSession, ExpireSession, ForgetSession, OpenSession};
-    pub use crate::volume::{Bootstrap, ChangeServer, Configure, PutServer, Reserve, Unreserve};
+    pub use crate::volume::{
+        Bootstrap, ChangeServer, Configure, PutServer, RaiseFeatureLevel, Reserve, Unreserve,
+    };
 }
 
 /// What an operation depends on besides its own fields and the records.
@@ -266,7 +268,7 @@ operations! {
     service:
         Bootstrap, Configure, PutServer, ExpireSession, ForgetSession, PurgeOrphan, PurgeTruncated,
         SweepChunk, TasksDone, DeleteStray, Relocate, SetReplicas;
-    then: Fsck, FsckTotals, ChangeServer
+    then: Fsck, FsckTotals, ChangeServer, RaiseFeatureLevel
 }
 
 /// An operation in a log. Stored: numbers are only appended.
@@ -475,7 +477,7 @@ mod tests {
 
     #[test]
     fn operations_have_the_numbers_that_logs_have() {
-        let numbered: [(u8, Op); 8] = [
+        let numbered: [(u8, Op); 9] = [
             (2, ops::Link { ino: InodeId(5), parent: InodeId(1), name: "a".into() }.into()),
             (17, ops::SealChunk { chunk: ChunkId(1) }.into()),
             (22, ops::CloseSession.into()),
@@ -488,6 +490,7 @@ mod tests {
             (35, Refuse { error: FsError::NoSpace, request: 7 }.into()),
             (37, ops::FsckTotals(Default::default()).into()),
             (38, ops::ChangeServer { server: ServerId(1), change: ServerChange::Undrain }.into()),
+            (39, ops::RaiseFeatureLevel { level: 2 }.into()),
         ];
         for (number, op) in numbered {
             let bytes = stored(&op);

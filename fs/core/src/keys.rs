@@ -23,6 +23,7 @@
 //! | system | `l` inode, session, owner | [`LockRecord`](crate::locks::LockRecord): record locks |
 //! | system | `f` inode, session, owner | [`LockRecord`](crate::locks::LockRecord): `flock` locks |
 //! | system | `k` session, inode | marker: the session has locks on the inode |
+//! | system | `u` level | when the feature level was raised to this one (in builds with the feature `next-release`) |
 //! | system | `A…` | the metadata server's own (applied position and the like) |
 
 use std::hash::Hasher;
@@ -60,6 +61,13 @@ impl Key {
 
 fn number(key: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(at..at + 8)?.try_into().ok()?))
+}
+
+/// Key of the record of a feature level.
+#[cfg(feature = "next-release")]
+#[must_use]
+pub fn level(level: u32) -> Vec<u8> {
+    Key::new(Some(b'u')).u64(u64::from(level)).0
 }
 
 /// Key of an inode.

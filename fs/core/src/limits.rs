@@ -54,3 +54,9 @@ pub const SESSION_SLOTS_MAX: u32 = 256;
 pub const SESSIONS_MAX: usize = 10_000;
 /// Replicas of a chunk.
 pub const COPIES_MAX: u8 = 5;
+
+/// The highest feature level that this build knows: what a volume may make use of once all its servers and mounts know it.
+/// A build with the feature `next-release` stands for the release after this one, so that an upgrade can be tried.
+pub const FEATURE_LEVEL: u32 = if cfg!(feature = "next-release") { 2 } else { 1 };
+/// The feature level that every volume begins with, whatever made it: applying an entry depends on no build.
+pub const FEATURE_LEVEL_FIRST: u32 = 1;

@@ -97,6 +97,19 @@ impl Default for VolumeConfig {
     }
 }
 
+/// When the feature level was raised: a kind of record that builds of level 1 don't know.
+#[cfg(feature = "next-release")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LevelRecord {
+    /// When.
+    pub raised: Timestamp,
+}
+
+#[cfg(feature = "next-release")]
+impl Record for LevelRecord {
+    const NAME: &'static str = "feature level";
+}
+
 /// The one record about the whole volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Superblock {

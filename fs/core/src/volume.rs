@@ -9,16 +9,13 @@ use crate::commands::{Context, INTERNAL, Mutation, ServerChange};
 use crate::error::FsError;
 use crate::ids::{ClusterId, ROOT, ServerId, SessionId};
 use crate::keys;
-use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, COPIES_MAX};
+use crate::limits::{BLOCK_BYTES, CHUNK_BYTES, COPIES_MAX, FEATURE_LEVEL_FIRST};
 use crate::records::{InodeRecord, ServerRecord, SessionRecord, Superblock, VolumeConfig};
 use crate::store::Family;
 use crate::txn::{OpResult, Txn};
 
 /// Tasks of one server at most: one a chunk.
 const TASKS_MAX: usize = 1 << 24;
-
-/// The feature level of this program's first version.
-pub const FEATURE_LEVEL: u32 = 1;
 
 /// The first number given to a file; the ones before are kept for the root and for later uses.
 pub(crate) const FIRST_INODE: u64 = 16;
@@ -62,7 +59,7 @@ impl Mutation for Bootstrap {
         let (uid, gid, mode) = config.root;
         txn.set_superblock(Superblock {
             cluster,
-            feature_level: FEATURE_LEVEL,
+            feature_level: FEATURE_LEVEL_FIRST,
             hash_key,
             config: config.clone(),
             next_inode: FIRST_INODE,
@@ -98,6 +95,32 @@ impl Mutation for Configure {
         let config = &self.config;
         check(config)?;
         txn.volume_mut()?.config = config.clone();
+        Ok(())
+    }
+}
+
+/// Raises the feature level: from now on the volume may have what builds below it don't understand. It is never lowered; a
+/// level that is reached changes nothing. That all servers and mounts know the level the leader has seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaiseFeatureLevel {
+    /// To which level.
+    pub level: u32,
+}
+
+impl Mutation for RaiseFeatureLevel {
+    type Outcome = ();
+
+    fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<()> {
+        let volume = txn.volume_mut()?;
+        if volume.feature_level < self.level {
+            volume.feature_level = self.level;
+            #[cfg(feature = "next-release")]
+            if self.level >= 2 {
+                let record = crate::records::LevelRecord { raised: context.now };
+                txn.put(Family::System, keys::level(self.level), &record);
+            }
+        }
+        let _ = context;
         Ok(())
     }
 }

@@ -438,3 +438,18 @@ fn a_storage_server_is_forgotten_only_after_it_was_drained() {
     let session = volume.session();
     assert_eq!(volume.run(session, change(ServerChange::Drain)), Outcome::Refused(FsError::NotPermitted));
 }
+
+#[test]
+fn a_feature_level_is_raised_and_never_lowered() {
+    let mut volume = Volume::new();
+    let level = |volume: &Volume| query::superblock(&volume.store).unwrap().feature_level;
+    assert_eq!(level(&volume), 1, "whatever build made it");
+    for (asked, expected) in [(3, 3), (2, 3), (3, 3)] {
+        let raise = Op::from(ops::RaiseFeatureLevel { level: asked });
+        assert_eq!(volume.run(INTERNAL, raise), Outcome::Done);
+        assert_eq!(level(&volume), expected);
+    }
+    let session = volume.session();
+    let refused = volume.run(session, Op::from(ops::RaiseFeatureLevel { level: 4 }));
+    assert_eq!((refused, level(&volume)), (Outcome::Refused(FsError::NotPermitted), 3));
+}

@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
 use atoll_core::keys;
-use atoll_core::query::OpError;
+use atoll_core::query::{self, OpError};
 use atoll_core::records::Record;
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::Identity;
@@ -113,6 +113,8 @@ pub struct Node {
     pub(crate) reads: Reads,
     pub(crate) members: Arc<Members>,
     pub(crate) place: LeadersPlace,
+    /// Peers that know less than this feature level are refused: the volume's, as this member knows it.
+    pub(crate) feature_level: AtomicU32,
     /// The metadata disk has little room.
     pub(crate) disk_low: AtomicBool,
     /// When somebody has asked for something last, in milliseconds since boot; heartbeats don't count.
@@ -197,6 +199,9 @@ impl Node {
         }
         let leader = atoll_blocking::in_place(|| Leader::from_records(self, term, clock::since_boot()));
         let leader = Arc::new(leader.map_err(|error| store_error(&error))?);
+        if let Ok(volume) = query::superblock(&*self.machine.store()) {
+            self.feature_level.fetch_max(volume.feature_level, Ordering::Relaxed);
+        }
         self.changes.begin(leader.changes.clone());
         let earlier = self.place.leader.lock().replace(leader.clone());
         if let Some(earlier) = earlier {

@@ -38,6 +38,12 @@ impl Members {
         tokio::time::timeout(WHO_TIMEOUT, asked).await.ok().flatten().map(|(who, _)| who)
     }
 
+    /// The highest feature level that a member knows; 0: there is no connection to it.
+    pub(crate) fn feature_level(&self, member: MemberId) -> u32 {
+        let peer = self.peers.lock().get(&member.0).map(|(_, peer)| peer.clone());
+        peer.and_then(|peer| peer.connected()).map_or(0, |connection| connection.remote().feature_level)
+    }
+
     fn peer(&self, member: u64, address: &str) -> io::Result<Peer> {
         let mut peers = self.peers.lock();
         if let Some((known, peer)) = peers.get(&member)

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 use atoll_core::ids::{ClusterId, MemberId};
+use atoll_core::limits::{FEATURE_LEVEL, FEATURE_LEVEL_FIRST};
+use atoll_core::query;
 use atoll_core::records::VolumeConfig;
 use atoll_proto::admin::TransferLeader;
 use atoll_proto::metadata::{BootstrapRequest, ClusterStatus, MetadataError};
@@ -164,6 +166,17 @@ pub enum StartError {
         /// The other members, as they were last known.
         others: String,
     },
+    /// Its records are of a release that this program doesn't know.
+    #[error(
+        "the volume has feature level {found}, and this program knows levels up to {known}: run the version that raised it, \
+         or a newer one; nothing was changed"
+    )]
+    NewerLevel {
+        /// What the volume has.
+        found: u32,
+        /// What this program knows.
+        known: u32,
+    },
     /// The runtime is going down.
     #[error("stopped while starting")]
     Stopped,
@@ -213,6 +226,12 @@ impl MetadataServer {
                 .await
                 .map_err(|_| StartError::Stopped)??
         };
+        // A volume that isn't made yet has none.
+        let found =
+            query::superblock(&*machine.store()).map_or(FEATURE_LEVEL_FIRST, |volume| volume.feature_level);
+        if found > FEATURE_LEVEL {
+            return Err(StartError::NewerLevel { found, known: FEATURE_LEVEL });
+        }
         let member = folder.member();
         let identity = Identity {
             cluster: config.cluster,
@@ -259,6 +278,7 @@ impl MetadataServer {
             reads: Reads::default(),
             members,
             place: LeadersPlace::default(),
+            feature_level: AtomicU32::new(found),
             disk_low: AtomicBool::new(false),
             asked: AtomicU64::default(),
             metrics: metrics.clone(),

@@ -68,6 +68,8 @@ struct Entry {
     was_alive: bool,
     /// The connection that it last spoke over.
     connection: Option<u64>,
+    /// The highest feature level that it knows; 0: not known yet.
+    feature_level: u32,
     /// That connection has ended: its process has too, most likely.
     parted: bool,
     /// What [`Servers::committed`] had counted when `report` came.
@@ -127,6 +129,7 @@ impl Servers {
                     inventoried: false,
                     was_alive: false,
                     connection: None,
+                    feature_level: 0,
                     parted: false,
                     committed: 0,
                 };
@@ -167,6 +170,7 @@ impl Servers {
                 inventoried: false,
                 was_alive: true,
                 connection: None,
+                feature_level: 0,
                 parted: false,
                 committed: self.committed,
             },
@@ -221,10 +225,16 @@ impl Servers {
         self.committed += bytes;
     }
 
-    /// What it said came over this connection.
-    pub fn came_over(&mut self, server: ServerId, connection: u64) {
+    /// The highest feature level that each server knows; 0: it hasn't spoken to this leader.
+    pub fn feature_levels(&self) -> impl Iterator<Item = (&str, u32)> {
+        self.entries.values().map(|entry| (entry.record.address.as_str(), entry.feature_level))
+    }
+
+    /// What it said came over this connection, from a process that knows this feature level.
+    pub fn came_over(&mut self, server: ServerId, connection: u64, feature_level: u32) {
         if let Some(entry) = self.entries.get_mut(&server) {
             entry.connection = Some(connection);
+            entry.feature_level = feature_level;
             entry.parted = false;
         }
     }
@@ -506,7 +516,7 @@ mod tests {
         let one = ServerId(1);
         let mut table = Servers::begin(1, at(0), DEAD_AFTER, []);
         table.registered(one, record("a:1"), 5, (0, 0), at(0)).unwrap();
-        table.came_over(one, 7);
+        table.came_over(one, 7, 1);
         table.parted(one, 6);
         assert_eq!(table.health(one, at(1)), Some(Health::Alive), "an earlier connection");
         table.parted(one, 7);
@@ -515,7 +525,8 @@ mod tests {
         assert_eq!(table.candidates(1, at(1)).len(), 1, "there is no other");
         // It connects again.
         table.heartbeat(one, 5, Report::default(), false, at(2)).unwrap();
-        table.came_over(one, 8);
+        table.came_over(one, 8, 2);
+        assert_eq!(table.feature_levels().collect::<Vec<_>>(), [("a:1", 2)]);
         assert_eq!(table.health(one, at(2)), Some(Health::Alive));
     }
 

@@ -2,6 +2,7 @@
 
 mod ask;
 mod bootstrap;
+mod feature_level;
 mod fsck;
 mod fsck_orphans;
 mod fsck_replicas;
@@ -18,10 +19,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use atoll_core::encode::USUAL_BYTES;
-use atoll_core::ids::ServerId;
-use atoll_proto::admin::{ChangeMembers, ChangeServer, ResizeVolume, TransferLeader, WhoRequest};
+use atoll_core::ids::{ServerId, SessionId};
+use atoll_proto::admin::{
+    ChangeMembers, ChangeServer, RaiseFeatureLevel, ResizeVolume, TransferLeader, WhoRequest,
+};
 use atoll_proto::fsck::FsckRequest;
-use atoll_proto::metadata::{MetadataError, kind};
+use atoll_proto::metadata::{MetadataError, ReclaimRequest, SessionHeartbeat, kind};
 use atoll_proto::registration::{Heartbeat, Register};
 use atoll_proto::{Body, Handler, PeerInfo, Request, Response, Role, Rpc, Status, StatusCode};
 use serde::Serialize;
@@ -47,6 +50,7 @@ impl Service {
     async fn answer(&self, peer: &PeerInfo, request: Request) -> Result<Response, Status> {
         let node = &self.node;
         let role = peer.remote.role;
+        node.refuse_below_level(&peer.remote)?;
         if request.kind != kind::RAFT {
             let by_heartbeat = is_heartbeat(request.kind);
             if !by_heartbeat {
@@ -59,8 +63,18 @@ impl Service {
         match request.kind {
             kind::MUTATE => reply(node.mutate(decode(&request)?).await),
             kind::ASK => reply(node.ask(decode(&request)?).await),
-            kind::SESSION_HEARTBEAT => reply(node.session_heartbeat(&decode(&request)?)),
-            kind::RECLAIM => reply(node.reclaim(&decode(&request)?).await),
+            kind::SESSION_HEARTBEAT => {
+                let heartbeat: SessionHeartbeat = decode(&request)?;
+                let answer = node.session_heartbeat(&heartbeat);
+                self.knows(heartbeat.session, peer);
+                reply(answer)
+            }
+            kind::RECLAIM => {
+                let told: ReclaimRequest = decode(&request)?;
+                let answer = node.reclaim(&told).await;
+                self.knows(told.session, peer);
+                reply(answer)
+            }
             kind::CLOSE => reply(node.close(&decode(&request)?)),
             kind::BOOTSTRAP => {
                 allow(matches!(role, Role::Admin), role)?;
@@ -84,6 +98,10 @@ impl Service {
             ResizeVolume::KIND => {
                 allow(matches!(role, Role::Admin), role)?;
                 reply(node.resize_volume(decode(&request)?).await)
+            }
+            RaiseFeatureLevel::KIND => {
+                allow(matches!(role, Role::Admin), role)?;
+                reply(node.raise_feature_level(decode(&request)?).await)
             }
             TransferLeader::KIND => {
                 allow(matches!(role, Role::Admin), role)?;
@@ -124,7 +142,14 @@ impl Service {
     /// What a storage server said came over this connection.
     fn came_over(&self, server: ServerId, peer: &PeerInfo) {
         if let Some(leader) = self.node.leading() {
-            leader.servers.lock().came_over(server, peer.connection);
+            leader.servers.lock().came_over(server, peer.connection, peer.remote.feature_level);
+        }
+    }
+
+    /// What a session said came from a client that knows its peer's feature level.
+    fn knows(&self, session: SessionId, peer: &PeerInfo) {
+        if let Some(leader) = self.node.leading() {
+            leader.sessions.lock().knows(session, peer.remote.feature_level);
         }
     }
 }
@@ -166,6 +191,7 @@ fn name_of(kind: u16) -> &'static str {
         TransferLeader::KIND => "transfer_leader",
         ChangeServer::KIND => "change_server",
         ResizeVolume::KIND => "resize_volume",
+        RaiseFeatureLevel::KIND => "raise_feature_level",
         FsckRequest::KIND => "fsck",
         kind::RAFT => "raft",
         Register::KIND => "register",

@@ -18,6 +18,8 @@ pub const OPEN_FILES_MAX: usize = 1 << 20;
 #[derive(Debug)]
 struct Entry {
     heard: Duration,
+    /// The highest feature level that its client knows; 0: not known yet.
+    feature_level: u32,
     /// It has told this leader what it holds open.
     reclaimed: bool,
     /// What it has told so far in a reclaim of several messages.
@@ -89,6 +91,7 @@ impl Sessions {
             session,
             Entry {
                 heard: now,
+                feature_level: 0,
                 reclaimed,
                 reclaiming: HashSet::new(),
                 open: HashSet::new(),
@@ -114,6 +117,18 @@ impl Sessions {
         let mut let_go: Vec<InodeId> = held.into_iter().filter(|ino| self.let_go_of(*ino)).collect();
         let_go.sort();
         let_go
+    }
+
+    /// The session's client knows this feature level.
+    pub fn knows(&mut self, session: SessionId, feature_level: u32) {
+        if let Some(entry) = self.entries.get_mut(&session) {
+            entry.feature_level = feature_level;
+        }
+    }
+
+    /// The highest feature level that each session's client knows; 0: it hasn't spoken to this leader.
+    pub fn feature_levels(&self) -> impl Iterator<Item = (SessionId, u32)> {
+        self.entries.iter().map(|(session, entry)| (*session, entry.feature_level))
     }
 
     /// All sessions that are alive but one.

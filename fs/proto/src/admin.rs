@@ -1,5 +1,5 @@
 //! What administrators ask of a metadata server about its group, about storage servers, and about the size of
-//! the volume (kinds 0x112 to 0x116).
+//! the volume (kinds 0x112 to 0x117).
 //!
 //! A member is known by the random id that is on its disk: an address whose disk was replaced is another member, which
 //! waits until it is added (design: members by random id; an empty disk only waits). Changes are made by the leader,
@@ -118,6 +118,15 @@ pub struct ResizeVolume {
     pub inline_budget_bytes: u64,
 }
 
+/// Asks the leader to raise the feature level: the volume may then make use of what builds below it don't know, and those are
+/// refused from then on. Refused unless every member, storage server and mount knows it. To ask for a level that is
+/// reached changes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RaiseFeatureLevel {
+    /// To which level.
+    pub level: u32,
+}
+
 /// Message kinds.
 pub mod kind {
     /// [`WhoRequest`](super::WhoRequest) → [`MemberIdentity`](super::MemberIdentity)
@@ -130,6 +139,8 @@ pub mod kind {
     pub const CHANGE_SERVER: u16 = 0x115;
     /// [`ResizeVolume`](super::ResizeVolume) → `()`
     pub const RESIZE_VOLUME: u16 = 0x116;
+    /// [`RaiseFeatureLevel`](super::RaiseFeatureLevel) → `()`
+    pub const RAISE_FEATURE_LEVEL: u16 = 0x117;
 }
 
 rpcs! {
@@ -138,4 +149,5 @@ rpcs! {
     TransferLeader => MemberId, kind::TRANSFER_LEADER;
     ChangeServer => (), kind::CHANGE_SERVER;
     ResizeVolume => (), kind::RESIZE_VOLUME;
+    RaiseFeatureLevel => (), kind::RAISE_FEATURE_LEVEL;
 }

@@ -440,6 +440,16 @@ pub struct ClusterStatus {
     /// named by none. Only the leader knows, and it says so if `chunks_by_replicas` isn't empty.
     #[serde(deserialize_with = "or_default")]
     pub chunks_naming: Vec<(ServerId, u64)>,
+    /// The volume's feature level; 0 from a server that didn't say it yet.
+    #[serde(deserialize_with = "or_default")]
+    pub feature_level: u32,
+    /// The highest level that it could be raised to: every member, storage server and mount knows it. 0: not known, since the
+    /// leader hasn't heard all of them, or this server doesn't lead.
+    #[serde(deserialize_with = "or_default")]
+    pub feature_level_max: u32,
+    /// Who knows no higher level than that while the leader does, or hasn't said, each in words.
+    #[serde(deserialize_with = "or_default")]
+    pub behind: Vec<String>,
 }
 
 /// A field at a message's end, which its sender may be too old to have.
@@ -573,7 +583,7 @@ mod tests {
         let bytes = postcard::to_allocvec(&status).unwrap();
         assert_eq!(postcard::from_bytes::<ClusterStatus>(&bytes).unwrap(), status);
         // 300 takes two bytes, what came after it one each.
-        let earlier: ClusterStatus = postcard::from_bytes(&bytes[..bytes.len() - 4]).unwrap();
+        let earlier: ClusterStatus = postcard::from_bytes(&bytes[..bytes.len() - 7]).unwrap();
         assert_eq!(earlier, ClusterStatus { inline_budget_bytes: 0, ..status });
     }
 

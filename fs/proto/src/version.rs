@@ -12,6 +12,7 @@
 //! | protocol | feature level | what came |
 //! | --- | --- | --- |
 //! | 1 | 1 | a process that succeeds another one asks what its session has ([`AdoptSession`](crate::queries::AdoptSession)): a leader before this can't answer that question |
+//! | 1 | 1 | the feature level can be raised ([`RaiseFeatureLevel`](crate::admin::RaiseFeatureLevel)), after which peers that don't know it are refused. A status ends with the level and with what keeps it from being raised (`ClusterStatus::feature_level`, `feature_level_max`, `behind`), which may be missing |
 //! | 1 | 1 | a status ends with how many chunks have how many replicas, and how many name which storage server (`ClusterStatus::chunks_by_replicas`, `chunks_naming`); both may be missing |
 //! | 1 | 1 | the volume's size can be changed ([`ResizeVolume`](crate::admin::ResizeVolume)): a leader before this answers that it doesn't know the message. A status ends with the budget of inline data (`ClusterStatus::inline_budget_bytes`), which may be missing |
 //! | 1 | 1 | locks are changed by a question ([`ChangeLocks`](crate::queries::ChangeLocks)) and told to a new leader (`ReclaimRequest::locks`, which may be missing). A leader before this can't answer that question. To one after this, mutations that take locks are refused (`ENOLCK`), and those that let go of what such a mutation has taken are carried out |
@@ -21,12 +22,13 @@
 
 use std::fmt;
 
+/// The highest feature level that this build knows.
+pub use atoll_core::limits::FEATURE_LEVEL;
+
 /// The oldest protocol version that this build speaks.
 pub const PROTOCOL_MIN: u16 = 1;
 /// The newest protocol version that this build speaks.
 pub const PROTOCOL_MAX: u16 = 1;
-/// The highest feature level that this build knows.
-pub const FEATURE_LEVEL: u32 = 1;
 
 /// The protocol versions that a peer speaks, both ends included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

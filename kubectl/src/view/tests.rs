@@ -129,6 +129,35 @@ fn servers_that_are_removed_are_progress_unless_they_cannot_be() {
 }
 
 #[test]
+fn an_upgrade_is_progress_unless_it_is_blocked() {
+    let with = |status: &str, reason: &str| {
+        let mut all = running();
+        all["targetVersion"] = json!("0.2.0");
+        let conditions = all["conditions"].as_array_mut().expect("conditions");
+        conditions.push(condition("UpgradeBlocked", status, reason, "4 pods are still to be re-created"));
+        view(&cluster(all), &[], 130)
+    };
+    let seen = with("False", "RollingOut");
+    assert!(seen.healthy, "{seen:?}");
+    let line = "Upgrade   0.1.0 -> 0.2.0: 4 pods are still to be re-created";
+    assert!(screen(&seen).contains(line), "{}", screen(&seen));
+    let seen = with("True", "ImageUnavailable");
+    assert_eq!(seen.problems, ["ImageUnavailable: 4 pods are still to be re-created"]);
+    assert_eq!(seen.upgrade.as_deref(), Some("0.1.0 -> 0.2.0"));
+    assert_eq!(view(&cluster(running()), &[], 130).upgrade, None);
+}
+
+#[test]
+fn copies_that_share_a_node_are_shown_and_are_no_problem_where_they_may() {
+    let mut all = running();
+    let conditions = all["conditions"].as_array_mut().expect("conditions");
+    conditions.push(condition("PlacementDegraded", "True", "SharedNode", "2 copies are on node one"));
+    let seen = view(&cluster(all), &[], 130);
+    assert!(seen.healthy, "{seen:?}");
+    assert!(screen(&seen).contains("Placement 2 copies are on node one"), "{}", screen(&seen));
+}
+
+#[test]
 fn a_volume_that_grows_says_what_it_waits_for_and_a_full_one_how_it_grows() {
     let mut status = running();
     status["conditions"].as_array_mut().expect("conditions").push(condition(
@@ -185,9 +214,12 @@ fn the_document_for_programs_keeps_its_names() {
         "name",
         "namespace",
         "phase",
+        "placement",
         "pods",
         "problems",
         "storage",
+        "targetVersion",
+        "upgrade",
         "usage",
         "version",
     ];

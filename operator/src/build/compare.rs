@@ -130,7 +130,8 @@ fn thousandths(text: &str) -> Option<u128> {
 }
 
 /// FNV-1a over the JSON, whose keys are in order: the same for every version of the compiler, unlike `Hash`.
-fn hash(value: &Value) -> u64 {
+/// A hash of a value that is the same in every release.
+pub fn hash(value: &Value) -> u64 {
     value
         .to_string()
         .bytes()

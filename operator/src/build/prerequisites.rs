@@ -12,7 +12,8 @@ use serde::Deserialize;
 use crate::config::VERSION;
 
 /// The files of `config/volumes`, in the order in which they are applied: what protects the namespace exists before it.
-const FILES: [&str; 3] = [
+const FILES: [&str; 4] = [
+    include_str!("../../../config/volumes/priority.yaml"),
     include_str!("../../../config/volumes/protection.yaml"),
     include_str!("../../../config/volumes/namespace.yaml"),
     include_str!("../../../config/volumes/rbac.yaml"),
@@ -104,6 +105,7 @@ mod tests {
             briefs,
             [
                 "CustomResourceDefinition filesystemclusters.atoll.dev",
+                "PriorityClass atoll-servers",
                 "ValidatingAdmissionPolicy atoll-volumes",
                 "ValidatingAdmissionPolicyBinding atoll-volumes",
                 "ValidatingAdmissionPolicy atoll-clusters-of-claims",

@@ -3,22 +3,25 @@
 use std::collections::BTreeMap;
 
 use atoll_core::ids::ClusterId;
-use atoll_crds::names::{self, Component, env, ports, secret};
-use atoll_crds::v1alpha1::Resources;
+use atoll_crds::names::{self, Component, annotations, env, ports, secret};
+use atoll_crds::v1alpha1::placement::TOPOLOGY_KEYS;
+use atoll_crds::v1alpha1::{ImagePullPolicy, Resources, WhenUnsatisfiable};
 use k8s_openapi::api::apps::v1::{
     StatefulSet, StatefulSetPersistentVolumeClaimRetentionPolicy, StatefulSetSpec, StatefulSetUpdateStrategy,
 };
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
-    ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec, PodAffinityTerm, PodAntiAffinity,
+    Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
+    LocalObjectReference, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
     PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
     SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
-    VolumeResourceRequirements, WeightedPodAffinityTerm,
+    VolumeResourceRequirements,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{component_labels, created_for, disk_labels, label_selector, owned_meta};
+use serde_json::json;
+
+use super::{compare, component_labels, created_for, disk_labels, label_selector, owned_meta};
 use crate::validate::{Disk, Wanted};
 
 /// The user and group that the servers run as; nobody else's on a node.
@@ -29,6 +32,8 @@ const DATA_PATH: &str = "/var/lib/atoll";
 const KEY_PATH: &str = "/etc/atoll/key";
 /// The volume with the key.
 const KEY_VOLUME: &str = "key";
+/// The servers' PriorityClass (`config/volumes/priority.yaml`).
+const PRIORITY_CLASS: &str = "atoll-servers";
 /// The program.
 const PROGRAM: &str = "/usr/bin/atoll-fs";
 /// How long a server may take to write everything out (seconds).
@@ -112,10 +117,35 @@ fn claim(marks: ObjectMeta, disk: &Disk) -> PersistentVolumeClaim {
     }
 }
 
+/// A hash of what was asked for, as far as pods have to be made anew for it. What follows from this program alone, or from the
+/// operator's configuration, isn't in it: another operator stops nobody's pods.
+fn requested(wanted: &Wanted, component: Component) -> String {
+    let workload = wanted.workload(component);
+    let mut asked = json!({ "version": wanted.version, "resources": workload.resources });
+    // What isn't said is left out, so that a field that a later release adds changes no hash.
+    if !workload.asked.is_default() {
+        asked["pod"] = json!(workload.asked);
+    }
+    if !wanted.placement.is_default() {
+        asked["placement"] = json!(wanted.placement);
+    }
+    format!("{:016x}", compare::hash(&asked))
+}
+
 fn template(wanted: &Wanted, component: Component, id: ClusterId) -> PodTemplateSpec {
+    let options = &wanted.workload(component).pod;
+    let list = |secrets: &[LocalObjectReference]| (!secrets.is_empty()).then(|| secrets.to_vec());
+    let priority = options.priority_class_name.clone().unwrap_or_else(|| PRIORITY_CLASS.to_owned());
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
-            labels: Some(component_labels(wanted, component)),
+            labels: Some(joined(&options.labels, component_labels(wanted, component))),
+            annotations: Some(joined(
+                &options.annotations,
+                BTreeMap::from([
+                    (annotations::VERSION.to_owned(), wanted.version.clone()),
+                    (annotations::REQUESTED.to_owned(), requested(wanted, component)),
+                ]),
+            )),
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
@@ -134,11 +164,16 @@ fn template(wanted: &Wanted, component: Component, id: ClusterId) -> PodTemplate
                 }),
                 ..PodSecurityContext::default()
             }),
-            affinity: Some(apart(wanted, component)),
-            topology_spread_constraints: Some(vec![
-                spread(wanted, component, "topology.kubernetes.io/zone"),
-                spread(wanted, component, "kubernetes.io/hostname"),
-            ]),
+            affinity: options.affinity.clone(),
+            node_selector: Some(joined(
+                &options.node_selector,
+                BTreeMap::from([("kubernetes.io/os".to_owned(), "linux".to_owned())]),
+            )),
+            tolerations: (!options.tolerations.is_empty()).then(|| options.tolerations.clone()),
+            priority_class_name: (!priority.is_empty()).then_some(priority),
+            service_account_name: options.service_account_name.clone(),
+            image_pull_secrets: list(&options.image_pull_secrets),
+            topology_spread_constraints: Some(apart(wanted, component)),
             containers: vec![container(wanted, component, id)],
             volumes: Some(vec![Volume {
                 name: KEY_VOLUME.to_owned(),
@@ -159,29 +194,41 @@ fn template(wanted: &Wanted, component: Component, id: ClusterId) -> PodTemplate
     }
 }
 
-/// Pods of a component would rather not share a node.
-fn apart(wanted: &Wanted, component: Component) -> Affinity {
-    Affinity {
-        pod_anti_affinity: Some(PodAntiAffinity {
-            preferred_during_scheduling_ignored_during_execution: Some(vec![WeightedPodAffinityTerm {
-                weight: 100,
-                pod_affinity_term: PodAffinityTerm {
-                    label_selector: Some(label_selector(wanted, component)),
-                    topology_key: "kubernetes.io/hostname".to_owned(),
-                    ..PodAffinityTerm::default()
-                },
-            }]),
-            ..PodAntiAffinity::default()
-        }),
-        ..Affinity::default()
-    }
+/// `ours` and what somebody else adds to it.
+fn joined(theirs: &BTreeMap<String, String>, ours: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut found = theirs.clone();
+    found.extend(ours);
+    found
 }
 
-fn spread(wanted: &Wanted, component: Component, key: &str) -> TopologySpreadConstraint {
+/// How pods of a component are kept apart: by the topology that is asked for, on as many nodes as it takes that the loss of one
+/// takes one copy, or no majority; and by zones and nodes as far as there are some.
+fn apart(wanted: &Wanted, component: Component) -> Vec<TopologySpreadConstraint> {
+    let placement = &wanted.placement;
+    let is_rule = placement.when_unsatisfiable == WhenUnsatisfiable::DoNotSchedule;
+    let domains = i32::try_from(wanted.domains(component)).unwrap_or(i32::MAX);
+    let asked = TopologySpreadConstraint {
+        // With fewer such nodes each gets one pod, and the others wait.
+        min_domains: is_rule.then_some(domains),
+        // A node that takes no pods is no place for one.
+        node_taints_policy: is_rule.then(|| "Honor".to_owned()),
+        ..spread(wanted, component, &placement.topology_key, placement.when_unsatisfiable)
+    };
+    let others = TOPOLOGY_KEYS.into_iter().filter(|key| *key != placement.topology_key);
+    let others = others.map(|key| spread(wanted, component, key, WhenUnsatisfiable::ScheduleAnyway));
+    [asked].into_iter().chain(others).collect()
+}
+
+fn spread(
+    wanted: &Wanted,
+    component: Component,
+    key: &str,
+    when_unsatisfiable: WhenUnsatisfiable,
+) -> TopologySpreadConstraint {
     TopologySpreadConstraint {
         max_skew: 1,
         topology_key: key.to_owned(),
-        when_unsatisfiable: "ScheduleAnyway".to_owned(),
+        when_unsatisfiable: when_unsatisfiable.as_str().to_owned(),
         label_selector: Some(label_selector(wanted, component)),
         ..TopologySpreadConstraint::default()
     }
@@ -200,10 +247,12 @@ fn container(wanted: &Wanted, component: Component, id: ClusterId) -> Container 
         read_only: read_only.then_some(true),
         ..VolumeMount::default()
     };
+    let asked = wanted.workload(component).pod.image_pull_policy;
+    let pull_policy = asked.map_or(wanted.pull_policy.as_str(), ImagePullPolicy::as_str);
     Container {
         name: component.as_str().to_owned(),
         image: Some(wanted.image.clone()),
-        image_pull_policy: Some(wanted.pull_policy.as_str().to_owned()),
+        image_pull_policy: Some(pull_policy.to_owned()),
         command: Some(vec![PROGRAM.to_owned(), component.as_str().to_owned()]),
         env: Some(environment(wanted, component, id)),
         ports: Some(vec![
@@ -351,6 +400,66 @@ mod tests {
             assert_eq!(labels[names::labels::CLUSTER_ID], ClusterId(7).to_string());
             assert_eq!(claim.metadata.owner_references, None);
         }
+    }
+
+    #[test]
+    fn copies_are_kept_on_different_nodes_by_rule_unless_softness_is_chosen() {
+        let rules = |wanted: &Wanted, component| {
+            let set = statefulset(wanted, component, ClusterId(7), None);
+            let found = pod(&set).topology_spread_constraints.expect("constraints");
+            let brief =
+                |one: TopologySpreadConstraint| (one.topology_key, one.when_unsatisfiable, one.min_domains);
+            found.into_iter().map(brief).collect::<Vec<_>>()
+        };
+        let of = |key: &str, when: &str, domains| (key.to_owned(), when.to_owned(), domains);
+        let (host, zone) = ("kubernetes.io/hostname", "topology.kubernetes.io/zone");
+        let mut wanted = testing::wanted("1Gi");
+        wanted.workloads.get_mut(&Component::Storage).expect("storage").replicas = 5;
+        wanted.workloads.get_mut(&Component::Metadata).expect("metadata").replicas = 5;
+        for component in Component::ALL {
+            let expected = [of(host, "DoNotSchedule", Some(3)), of(zone, "ScheduleAnyway", None)];
+            assert_eq!(rules(&wanted, component), expected);
+        }
+        wanted.placement.topology_key = zone.to_owned();
+        wanted.placement.when_unsatisfiable = WhenUnsatisfiable::ScheduleAnyway;
+        let expected = [of(zone, "ScheduleAnyway", None), of(host, "ScheduleAnyway", None)];
+        assert_eq!(rules(&wanted, Component::Storage), expected);
+    }
+
+    #[test]
+    fn pods_have_what_the_spec_says_and_what_is_the_operators_stays() {
+        let mut wanted = testing::wanted("1Gi");
+        let plain = statefulset(&wanted, Component::Storage, ClusterId(7), None);
+        assert_eq!(pod(&plain).priority_class_name.as_deref(), Some("atoll-servers"));
+        let hash = |set: &StatefulSet| {
+            let meta = set.spec.clone().expect("spec").template.metadata.expect("meta");
+            meta.annotations.expect("annotations")[annotations::REQUESTED].clone()
+        };
+        let options = atoll_crds::v1alpha1::PodOptions {
+            priority_class_name: Some(String::new()),
+            image_pull_policy: Some(ImagePullPolicy::Always),
+            image_pull_secrets: vec![LocalObjectReference { name: "registry".into() }],
+            labels: BTreeMap::from([
+                ("team".into(), "a".into()),
+                (names::labels::CLUSTER.into(), "other".into()),
+            ]),
+            node_selector: BTreeMap::from([("kubernetes.io/os".into(), "windows".into())]),
+            ..Default::default()
+        };
+        // Of the operator's configuration: pods that run stay as they are.
+        wanted.workloads.get_mut(&Component::Storage).expect("storage").pod = options.clone();
+        let set = statefulset(&wanted, Component::Storage, ClusterId(7), None);
+        assert_eq!(hash(&set), hash(&plain));
+        let made = pod(&set);
+        assert_eq!((made.priority_class_name, made.affinity), (None, None));
+        assert_eq!(made.containers[0].image_pull_policy.as_deref(), Some("Always"));
+        assert_eq!(made.image_pull_secrets.expect("secrets")[0].name, "registry");
+        assert_eq!(made.node_selector.expect("selector")["kubernetes.io/os"], "linux");
+        let labels = set.spec.clone().expect("spec").template.metadata.expect("meta").labels.expect("labels");
+        assert_eq!((labels["team"].as_str(), labels[names::labels::CLUSTER].as_str()), ("a", "db"));
+        // Of the spec: they are made anew.
+        wanted.workloads.get_mut(&Component::Storage).expect("storage").asked = options;
+        assert_ne!(hash(&statefulset(&wanted, Component::Storage, ClusterId(7), None)), hash(&plain));
     }
 
     #[test]

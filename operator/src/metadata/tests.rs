@@ -81,6 +81,14 @@ impl Servers for Stand {
     fn resize<'a>(&'a self, _: &'a Access, _: &'a str, _: ResizeVolume) -> Asked<'a, ()> {
         Box::pin(std::future::pending())
     }
+
+    fn transfer_leader<'a>(&'a self, _: &'a Access, _: &'a str, _: TransferLeader) -> Asked<'a, ()> {
+        Box::pin(std::future::pending())
+    }
+
+    fn raise_level<'a>(&'a self, _: &'a Access, _: &'a str, _: RaiseFeatureLevel) -> Asked<'a, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 fn access() -> Access {

@@ -112,11 +112,15 @@ fn storage(seen: &Observed, wanted: &Wanted, answer: &ClusterStatus) -> Vec<Acti
     actions
 }
 
-/// Those that stay are there, and as many as copies.
+/// Those that stay are there, and as many as copies; none of their pods is just being made anew.
 fn stay(seen: &Observed, wanted: &Wanted, answer: &ClusterStatus) -> Result<(), String> {
+    // Else nobody would say when a server is empty, and pods of the next version would wait for that.
+    if answer.chunks_by_replicas.is_empty() {
+        return Err("waits until all metadata servers run this version".to_owned());
+    }
     for place in Place::all(Component::Storage, asked(wanted, Component::Storage)) {
         let works = staying(answer).any(|server| server.address == place.address(seen));
-        if !works || heal::is_ailing(seen, place) {
+        if !works || !place.is_ready(seen) || heal::is_ailing(seen, place) {
             return Err(format!("waits until {} is back", place.pod_name(seen)));
         }
     }
@@ -176,10 +180,11 @@ fn leaving<'a>(
     found.into_iter()
 }
 
-/// Those that stay are all members, and heard.
+/// Those that stay are all members, and heard; none of their pods is just being made anew.
 fn members_stay(seen: &Observed, answer: &ClusterStatus, asked: u32) -> Result<(), String> {
     for place in Place::all(Component::Metadata, asked) {
-        if !place.member(seen, answer).is_some_and(|member| member.voter && is_heard(member)) {
+        let works = place.member(seen, answer).is_some_and(|member| member.voter && is_heard(member));
+        if !works || !place.is_ready(seen) {
             return Err(format!("waits until {} is back", place.pod_name(seen)));
         }
     }
@@ -228,8 +233,20 @@ fn is_strange(component: Component, pvc: &PersistentVolumeClaim) -> bool {
 
 /// Why servers that the spec doesn't ask for are still there; none if there are none.
 pub fn pending(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
+    let problems = problems(seen, wanted);
+    let first = problems.first()?.reason;
+    let messages: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
+    Some(Problem::new(first, messages.join("; ")))
+}
+
+/// What is being removed, as long as it goes on by itself.
+pub fn under_way(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
+    problems(seen, wanted).into_iter().find(|problem| !problem.reason.needs_somebody())
+}
+
+fn problems(seen: &Observed, wanted: &Wanted) -> Vec<Problem> {
     if !is_made(seen) {
-        return None;
+        return Vec::new();
     }
     let mut problems: Vec<Problem> = Vec::new();
     problems.extend(refused(seen, wanted));
@@ -238,7 +255,7 @@ pub fn pending(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
     let Some(answer) = ours(seen) else {
         let message = "servers are removed once the metadata servers' leader responds";
         let waits = (storage || metadata).then(|| Problem::new(Reason::RemovingServers, message));
-        return problems.into_iter().chain(waits).next();
+        return problems.into_iter().chain(waits).take(1).collect();
     };
     if storage {
         problems.push(draining(seen, wanted, answer));
@@ -246,9 +263,7 @@ pub fn pending(seen: &Observed, wanted: &Wanted) -> Option<Problem> {
     if metadata {
         problems.push(departing(seen, wanted, answer));
     }
-    let first = problems.first()?.reason;
-    let messages: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
-    Some(Problem::new(first, messages.join("; ")))
+    problems
 }
 
 fn draining(seen: &Observed, wanted: &Wanted, answer: &ClusterStatus) -> Problem {

@@ -39,6 +39,9 @@ pub(in crate::plan) fn words(plan: &Plan) -> Vec<String> {
             Action::Bootstrap(id) => format!("bootstrap {id}"),
             Action::LabelMember { pvc, member } => format!("label {pvc} {member}"),
             Action::ChangeMembers(change) => format!("{change:?}"),
+            Action::PinVersion(version) => format!("run {version}"),
+            Action::TransferLeader(_) => "transfer leader".to_owned(),
+            Action::RaiseFeatureLevel(raise) => format!("level {}", raise.level),
             Action::RestartPod { name, .. } => format!("restart {name}"),
             Action::ResizeDisk { pvc, size } => format!("resize {pvc} {size}"),
             Action::Recreate(name) => format!("recreate {name}"),
@@ -61,7 +64,25 @@ pub(in crate::plan) fn does(seen: &Observed, expected: &[&str]) {
     assert_eq!(words(&plan), expected);
 }
 
-fn refuses(seen: &Observed, reason: Reason, message: &str) {
+/// The budgets of evictions have followed what is seen.
+pub(in crate::plan) fn settled(seen: &mut Observed) {
+    let wanted = wanted(seen).expect("valid");
+    for component in Component::ALL {
+        let away = eviction::max_unavailable(seen, &wanted, component);
+        let Some(mut made) = budget(&wanted, component, away) else { continue };
+        compare::stamp(&mut made, |object| &mut object.metadata);
+        seen.budgets.insert(component, made);
+    }
+}
+
+/// What is done once budgets have followed what is seen.
+pub(in crate::plan) fn does_settled(seen: &Observed, expected: &[&str]) {
+    let mut seen = seen.clone();
+    settled(&mut seen);
+    does(&seen, expected);
+}
+
+pub(super) fn refuses(seen: &Observed, reason: Reason, message: &str) {
     let plan = planned(seen);
     assert_eq!(words(&plan), Vec::<String>::new());
     let problem = plan.problem.expect("a problem");
@@ -124,7 +145,7 @@ fn the_first_metadata_server_bootstraps_the_group_and_the_others_join_one_by_one
     let address = |ordinal| names::pod_address("ns", "db", Component::Metadata, ordinal);
     let add =
         |ordinal: u32| MembersChange::Add { member: MEMBERS[ordinal as usize], address: address(ordinal) };
-    does(&seen, &[]);
+    does(&seen, &["apply Budget db-metadata"]);
     testing::joins(&mut seen, 2, MEMBERS[2]);
     does(&seen, &[&format!("{:?}", add(2))]);
     testing::joins(&mut seen, 1, MEMBERS[1]);
@@ -141,7 +162,7 @@ fn the_first_metadata_server_bootstraps_the_group_and_the_others_join_one_by_one
     testing::answer(&mut seen).members.truncate(2);
     testing::joins(&mut seen, 2, MEMBERS[2]);
     seen.joiners.get_mut(&2).expect("joiner").in_group = true;
-    does(&seen, &[]);
+    does(&seen, &["apply Budget db-metadata"]);
 }
 
 #[test]
@@ -152,6 +173,7 @@ fn a_metadata_server_with_a_new_disk_takes_the_place_of_the_one_before() {
     testing::answer(&mut seen).chunks_by_replicas = vec![1, 0, 0, 5];
     does(&seen, &[]);
     testing::answer(&mut seen).chunks_by_replicas = vec![0, 1, 0, 5];
+    testing::answer(&mut seen).chunks_short = 1;
     let address = names::pod_address("ns", "db", Component::Metadata, 1);
     let replace = MembersChange::Replace { old: MEMBERS[1], new, address };
     does(&seen, &[&format!("{replace:?}")]);
@@ -641,42 +663,4 @@ fn who_deletes_the_definition_or_the_namespace_says_nothing_about_data() {
     let mut seen = testing::running();
     seen.crd_terminating = true;
     refuses(&seen, Reason::Deleting, "CustomResourceDefinition");
-}
-
-#[test]
-fn pods_are_made_anew_one_at_a_time_and_only_while_all_is_well() {
-    let newer = |seen: &mut Observed| {
-        for set in seen.statefulsets.values_mut() {
-            set.status.as_mut().expect("status").update_revision = Some("db-2".into());
-        }
-    };
-    let mut seen = testing::running();
-    newer(&mut seen);
-    does(&seen, &["restart db-storage-0"]);
-    // It is back, from the new template.
-    let mut back = testing::pod("db-storage-0");
-    back.metadata.labels.as_mut().expect("labels").insert("controller-revision-hash".into(), "db-2".into());
-    seen.pods.insert("db-storage-0".into(), back.clone());
-    does(&seen, &["restart db-storage-1"]);
-    // A server is away: the others stay.
-    testing::answer(&mut seen).servers[0].alive = false;
-    does(&seen, &[]);
-    testing::answer(&mut seen).servers[0].alive = true;
-    testing::answer(&mut seen).chunks_short = 1;
-    does(&seen, &[]);
-    testing::answer(&mut seen).chunks_short = 0;
-    seen.pods.get_mut("db-storage-0").expect("pod").status = None;
-    does(&seen, &[]);
-    // The bad template was taken back: the pod that it made goes, though something is amiss.
-    for set in seen.statefulsets.values_mut() {
-        set.status.as_mut().expect("status").update_revision = Some(testing::REVISION.into());
-    }
-    does(&seen, &["restart db-storage-0"]);
-    // The controller hasn't seen the template yet: nothing is known.
-    let mut seen = testing::running();
-    newer(&mut seen);
-    for set in seen.statefulsets.values_mut() {
-        set.metadata.generation = Some(2);
-    }
-    does(&seen, &[]);
 }

@@ -192,6 +192,8 @@ fn a_volume_whose_data_may_be_on_servers_that_are_away_is_not_said_to_be_availab
     // All chunks have been copied to the one that is left.
     assert_eq!(judged(&seen).available.map(|available| available.holds), Some(true));
     testing::answer(&mut seen).chunks_short = 5;
+    assert_eq!(judged(&seen).available.map(|available| available.holds), Some(true));
+    testing::answer(&mut seen).chunks_by_replicas = vec![5, 0, 0];
     let found = judged(&seen);
     assert_eq!(found.available, None);
     assert_eq!((found.ready.holds, found.ready.reason), (false, Reason::DataUnavailable));
@@ -273,4 +275,85 @@ fn what_waits_to_be_deleted_serves_its_users() {
     testing::deleted(&mut seen);
     let found = judged(&seen);
     assert_eq!((found.ready.holds, found.available.map(|available| available.holds)), (false, Some(true)));
+}
+
+/// Some pods are still to be made anew.
+fn rolling_to(seen: &mut Observed, version: &str) {
+    was_ready_before(seen);
+    testing::change(seen, |cluster| {
+        let status = cluster.status.get_or_insert_default();
+        status.target_version = Some(crate::config::VERSION.into());
+        status.version = Some(version.into());
+    });
+    for set in seen.statefulsets.values_mut() {
+        set.status.as_mut().expect("status").update_revision = Some("db-2".into());
+    }
+}
+
+#[test]
+fn a_version_that_was_asked_for_says_how_it_stands() {
+    let mut seen = testing::running();
+    assert_eq!(judged(&seen).upgrade_blocked, None);
+    rolling_to(&mut seen, "0.0.9");
+    let found = judged(&seen).upgrade_blocked.expect("a roll");
+    assert_eq!((found.holds, found.reason), (false, Reason::RollingOut));
+    assert!(judged(&seen).ready.holds);
+    // A pod of the new version ends again and again: the others stay, and it is said how to go back.
+    let mut back = testing::pod("db-storage-0");
+    let labels = back.metadata.labels.as_mut().expect("labels");
+    labels.insert("controller-revision-hash".into(), "db-2".into());
+    let status = back.status.as_mut().expect("status");
+    status.conditions = None;
+    status.container_statuses = Some(vec![crate::testing::waiting("ImagePullBackOff")]);
+    seen.pods.insert("db-storage-0".into(), back);
+    let found = judged(&seen).upgrade_blocked.expect("stuck");
+    assert_eq!((found.holds, found.reason), (true, Reason::ImageUnavailable));
+    assert!(found.message.ends_with("to go back, set spec.version to 0.0.9"), "{}", found.message);
+    assert!(found.message.contains("the other 5 pods"), "{}", found.message);
+    // What was said once is taken back when it is over.
+    let mut seen = testing::running();
+    let mut conditions = Vec::new();
+    let blocked = ConditionType::UpgradeBlocked;
+    conditions::set(&mut conditions, blocked, true, (found.reason, &found.message), None, testing::moment());
+    testing::change(&mut seen, |cluster| cluster.status.get_or_insert_default().conditions = conditions);
+    let found = judged(&seen).upgrade_blocked.expect("was said");
+    assert_eq!((found.holds, found.reason), (false, Reason::AsSpecified));
+}
+
+#[test]
+fn a_version_that_is_refused_leaves_the_cluster_as_it_is() {
+    let mut seen = testing::running();
+    rolling_to(&mut seen, crate::config::VERSION);
+    for set in seen.statefulsets.values_mut() {
+        set.status.as_mut().expect("status").update_revision = Some(testing::REVISION.into());
+    }
+    testing::change(&mut seen, |cluster| cluster.spec.version = Some("9.9.9".into()));
+    let found = judged(&seen);
+    assert_eq!((found.phase, found.ready.holds, found.degraded.holds), (Phase::Ready, true, false));
+    let blocked = found.upgrade_blocked.expect("refused");
+    assert_eq!((blocked.holds, blocked.reason), (true, Reason::UnknownVersion));
+}
+
+#[test]
+fn pods_that_wait_since_copies_may_not_share_a_node_say_so_in_a_condition() {
+    let mut seen = testing::running();
+    was_ready_before(&mut seen);
+    assert_eq!(judged(&seen).placement, None);
+    seen.nodes_usable = 2;
+    let unplaced = serde_json::json!({
+        "conditions": [{
+            "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+            "message": "0/2 nodes are available: 2 node(s) didn't match pod topology spread constraints.",
+        }],
+    });
+    seen.pods.get_mut("db-storage-2").expect("pod").status =
+        Some(serde_json::from_value(unplaced).expect("a status"));
+    testing::answer(&mut seen).servers[2].alive = false;
+    let found = judged(&seen);
+    let placement = found.placement.expect("said");
+    assert_eq!((placement.holds, placement.reason), (true, Reason::TooFewNodes));
+    assert!(placement.message.contains("Add a node"), "{}", placement.message);
+    assert_eq!((found.phase, found.degraded.reason), (Phase::Degraded, Reason::TooFewNodes));
+    assert_eq!(found.stalled.map(|stalled| stalled.reason), Some(Reason::TooFewNodes));
+    assert!(found.ready.holds, "it can be used");
 }

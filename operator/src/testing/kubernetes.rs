@@ -10,7 +10,9 @@ use atoll_core::ids::{ClusterId, MemberId, ServerId};
 use atoll_core::records::VolumeConfig;
 use atoll_crds::names::{self, Component, labels};
 use atoll_proto::ClusterKey;
-use atoll_proto::admin::{ChangeServer, MemberIdentity, MembersChange, ResizeVolume};
+use atoll_proto::admin::{
+    ChangeServer, MemberIdentity, MembersChange, RaiseFeatureLevel, ResizeVolume, TransferLeader,
+};
 use atoll_proto::metadata::{ClusterStatus, MemberStatus, MetadataError};
 use kube::Resource;
 use kube::runtime::reflector::{self, Lookup, store::Writer};
@@ -22,6 +24,7 @@ use serde_json::{Value, json};
 use super::api_server::{ApiServer, State};
 use super::fault::Outcome;
 use super::storage::{Storage, Working};
+use super::versions;
 use crate::caches::Caches;
 use crate::metadata::{Access, AskError, Asked, Servers};
 
@@ -40,6 +43,10 @@ struct Group {
     storage: Storage,
     copies: u8,
     size: ResizeVolume,
+    /// The one of the members from which on the first that works leads.
+    first: usize,
+    /// The volume's feature level.
+    level: u32,
 }
 
 /// A Kubernetes.
@@ -107,6 +114,8 @@ impl Kubernetes {
         });
         self.lose_records();
         self.store();
+        let level = self.group.lock().as_ref().map_or(0, |group| group.level);
+        self.api.with(|state| versions::check(state, level));
         *self.done.lock() = (self.version() == before).then_some(before);
     }
 
@@ -151,7 +160,9 @@ impl Kubernetes {
     fn server_at(&self, address: &str) -> Option<(String, String)> {
         let ip = address.rsplit_once(':').map_or(address, |(ip, _)| ip);
         self.api.with(|state| {
-            let is_it = |pod: &Value| pod["status"]["podIP"] == json!(ip) && !is_off(state, pod);
+            let is_it = |pod: &Value| {
+                pod["status"]["podIP"] == json!(ip) && !is_off(state, pod) && versions::starts(pod)
+            };
             let pod = state.all("pods").into_iter().find(is_it)?;
             let name = pod["metadata"]["name"].as_str()?.to_owned();
             let disk = state.get("persistentvolumeclaims", NAMESPACE, &format!("data-{name}"))?;
@@ -167,6 +178,7 @@ impl Kubernetes {
                     && pod["metadata"]["deletionTimestamp"].is_null()
                     && !pod["spec"]["nodeName"].is_null()
                     && !is_off(state, pod)
+                    && versions::starts(pod)
             };
             let disk = |pod: &Value| {
                 let name = pod["metadata"]["name"].as_str()?.to_owned();
@@ -183,6 +195,7 @@ impl Kubernetes {
         let me = member_of(&disk);
         let working = self.working(Component::Metadata);
         let alive: BTreeSet<MemberId> = working.values().map(|disk| member_of(disk)).collect();
+        let (known, behind) = self.api.with(|state| versions::known(state));
         let guard = self.group.lock();
         let group = guard.as_ref().filter(|group| group.members.iter().any(|(member, _)| *member == me));
         let Some(group) = group else {
@@ -193,7 +206,8 @@ impl Kubernetes {
         let voters: Vec<&(MemberId, String)> =
             group.members.iter().filter(|(member, _)| alive.contains(member)).collect();
         let leads = voters.len() * 2 > group.members.len();
-        let leader = voters.first().filter(|_| leads).map(|(member, address)| (*member, address.clone()));
+        let first = group.first.min(voters.len().saturating_sub(1));
+        let leader = voters.get(first).filter(|_| leads).map(|(member, address)| (*member, address.clone()));
         let storage = self.storage_servers();
         let by_replicas = group.storage.by_replicas(&storage, group.copies.into());
         let is_leader = leader.as_ref().is_some_and(|(member, _)| *member == me);
@@ -221,6 +235,9 @@ impl Kubernetes {
             },
             inline_budget_bytes: group.size.inline_budget_bytes,
             copies: group.copies,
+            feature_level: group.level,
+            feature_level_max: known,
+            behind,
             chunks: 1,
             ..ClusterStatus::default()
         })
@@ -268,6 +285,8 @@ impl Kubernetes {
             left: BTreeSet::new(),
             storage: Storage::default(),
             copies: config.copies,
+            first: 0,
+            level: 1,
             size: ResizeVolume {
                 bytes_total: config.bytes_total,
                 inodes_total: config.inodes_total,
@@ -305,6 +324,33 @@ impl Kubernetes {
         if changed.map_err(|why| refused(MetadataError::Refused(why.to_owned())))? {
             *self.changes.lock() += 1;
         }
+        Ok(())
+    }
+
+    /// The next member leads.
+    fn transfer_leader(&self, address: &str) -> Result<(), AskError> {
+        self.with_group(address, |group| group.first = (group.first + 1) % group.members.len().max(1))
+    }
+
+    fn raise_level(&self, address: &str, level: u32) -> Result<(), AskError> {
+        let (known, behind) = self.api.with(|state| versions::known(state));
+        assert!(level <= known, "raised to {level}, which {behind:?} don't know");
+        self.with_group(address, |group| group.level = group.level.max(level))
+    }
+
+    /// Has a member of the group change it.
+    fn with_group(&self, address: &str, act: impl FnOnce(&mut Group)) -> Result<(), AskError> {
+        let silent = || AskError::Silent { address: address.to_owned() };
+        let (_, disk) = self.server_at(address).ok_or_else(silent)?;
+        let me = member_of(&disk);
+        let mut guard = self.group.lock();
+        let Some(group) = guard.as_mut().filter(|group| group.members.iter().any(|(known, _)| *known == me))
+        else {
+            let error = MetadataError::NotLeader { leader: None };
+            return Err(AskError::Refused { address: address.to_owned(), error });
+        };
+        act(group);
+        *self.changes.lock() += 1;
         Ok(())
     }
 
@@ -408,6 +454,27 @@ impl Servers for Kubernetes {
             answer(self.api.door.write(act).await, address)
         })
     }
+
+    fn transfer_leader<'a>(&'a self, _: &'a Access, address: &'a str, _: TransferLeader) -> Asked<'a, ()> {
+        let (world, at) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            let act = move || Kubernetes::transfer_leader(&world, &at);
+            answer(self.api.door.write(act).await, address)
+        })
+    }
+
+    fn raise_level<'a>(
+        &'a self,
+        _: &'a Access,
+        address: &'a str,
+        request: RaiseFeatureLevel,
+    ) -> Asked<'a, ()> {
+        let (world, at) = (self.clone(), address.to_owned());
+        Box::pin(async move {
+            let act = move || Kubernetes::raise_level(&world, &at, request.level);
+            answer(self.api.door.write(act).await, address)
+        })
+    }
 }
 
 fn answer<T>(outcome: Outcome<Result<T, AskError>>, address: &str) -> Result<T, AskError> {
@@ -490,7 +557,9 @@ fn make_pods(state: &mut State, set: &Value) {
         let secret = set["spec"]["template"]["spec"]["volumes"][0]["secret"]["secretName"].as_str();
         let has_key = secret.is_some_and(|secret| state.get("secrets", NAMESPACE, secret).is_some());
         let found = state.get("pods", NAMESPACE, &pod_name).cloned();
+        let starts = versions::starts(found.as_ref().unwrap_or(&set["spec"]["template"]));
         let runs = found.as_ref().map_or(node.is_some(), |pod| !is_off(state, pod) && node.is_some());
+        let runs = runs && starts;
         let ready = json!([{ "type": "Ready", "status": if has_key && runs { "True" } else { "False" } }]);
         if found.is_some() {
             state.change("pods", NAMESPACE, &pod_name, |pod| pod["status"]["conditions"] = ready);
@@ -501,6 +570,9 @@ fn make_pods(state: &mut State, set: &Value) {
             pod["metadata"]["labels"]["controller-revision-hash"] = json!(revision);
             pod["spec"] = set["spec"]["template"]["spec"].clone();
             pod["status"] = json!({ "phase": "Pending", "conditions": ready });
+            if !starts {
+                pod["status"]["containerStatuses"] = versions::cannot_be_pulled();
+            }
             if let Some(node) = node {
                 pod["spec"]["nodeName"] = json!(node);
                 pod["status"]["phase"] = json!("Running");

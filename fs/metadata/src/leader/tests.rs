@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use atoll_core::attributes::Timestamp;
 use atoll_core::commands::ops;
@@ -156,6 +156,7 @@ fn start(dir: &Path) -> (Arc<Node>, Arc<Group>) {
         reads: Reads::default(),
         members: Arc::new(Members::new(identity.clone())),
         place: LeadersPlace::default(),
+        feature_level: AtomicU32::new(1),
         disk_low: AtomicBool::new(false),
         asked: AtomicU64::default(),
         metrics: Metrics::default(),

@@ -113,6 +113,12 @@ impl Node {
             .await
             .map_err(|_| format!("{address} doesn't respond: start the metadata server there"))?
             .map_err(|error| format!("{member} can't be reached: {error}"))?;
+        let (level, needed) = (connection.remote().feature_level, self.feature_level.load(Ordering::Relaxed));
+        if level < needed {
+            return Err(format!(
+                "the volume has feature level {needed}, and {member} at {address} knows {level}: run a newer version of it"
+            ));
+        }
         let (who, _) = connection
             .call_within::<WhoRequest>(&WhoRequest, (), JOINER_TIMEOUT)
             .await

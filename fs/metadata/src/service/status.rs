@@ -45,10 +45,15 @@ impl Node {
             status.copies = volume.config.copies;
             status.inline_bytes = volume.inline_bytes;
             status.inline_budget_bytes = volume.config.inline_budget_bytes;
+            status.feature_level = volume.feature_level;
         }
         if leads {
             status.repair = leader.as_ref().map(|leader| leader.repair_status()).unwrap_or_default();
             Self::group_problems(&mut status);
+            if let Some(leader) = &leader {
+                let known = self.known_level(leader);
+                (status.feature_level_max, status.behind) = (known.level, known.behind);
+            }
         }
         self.servers_and_problems(&mut status, leader.as_deref(), leads, &raft);
         let counted = self.machine.counts().map_err(|error| store_error(&error))?;

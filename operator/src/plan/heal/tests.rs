@@ -12,7 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::*;
 use crate::nodes::NodeState;
-use crate::plan::tests::{does, wanted};
+use crate::plan::tests::{does_settled as does, wanted};
 use crate::testing;
 
 const GONE: NodeState = NodeState::OutOfService;
