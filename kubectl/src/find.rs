@@ -4,6 +4,7 @@ use atoll_crds::names::{DRIVER_NAME, NAMESPACE_VOLUMES, VolumeHandle, annotation
 use atoll_crds::v1alpha1::FileSystemCluster;
 use k8s_openapi::api::core::v1::{Event, PersistentVolume, PersistentVolumeClaim};
 use kube::api::ListParams;
+use kube::core::{DeserializeGuard, error_boundary::InvalidObject};
 use kube::{Api, Client, ResourceExt};
 
 use crate::exit::{Code, Failure};
@@ -90,18 +91,15 @@ pub async fn one(client: &Client, namespace: &str, target: &Target) -> Result<Fi
 pub async fn all(client: &Client, namespace: Option<&str>) -> Result<Vec<FileSystemCluster>, Failure> {
     let doing = "list FileSystemClusters";
     let mut found = match namespace {
-        None => {
-            let api: Api<FileSystemCluster> = Api::all(client.clone());
-            api.list(&ListParams::default()).await.map_err(Failure::api(doing))?.items
-        }
+        None => list(&Api::all(client.clone()), &ListParams::default()).await.map_err(Failure::api(doing))?,
         Some(namespace) => {
-            let api: Api<FileSystemCluster> = Api::namespaced(client.clone(), namespace);
-            let mut found = api.list(&ListParams::default()).await.map_err(Failure::api(doing))?.items;
+            let api = Api::namespaced(client.clone(), namespace);
+            let mut found = list(&api, &ListParams::default()).await.map_err(Failure::api(doing))?;
             if namespace != NAMESPACE_VOLUMES {
-                let made: Api<FileSystemCluster> = Api::namespaced(client.clone(), NAMESPACE_VOLUMES);
+                let made = Api::namespaced(client.clone(), NAMESPACE_VOLUMES);
                 let selector = format!("{}={namespace}", labels::PVC_NAMESPACE);
-                match made.list(&ListParams::default().labels(&selector)).await {
-                    Ok(more) => found.extend(more.items),
+                match list(&made, &ListParams::default().labels(&selector)).await {
+                    Ok(more) => found.extend(more),
                     Err(error) => eprintln!(
                         "note: volumes of PersistentVolumeClaims are not shown: can't list \
                          FileSystemClusters in {NAMESPACE_VOLUMES}: {error}"
@@ -113,6 +111,32 @@ pub async fn all(client: &Client, namespace: Option<&str>) -> Result<Vec<FileSys
     };
     found.sort_by_key(|cluster| (cluster.namespace(), cluster.name_any()));
     Ok(found)
+}
+
+/// The clusters of a list that can be read. Of each other one it is said on standard error why it isn't shown: one that another
+/// version has written must not hide the rest.
+async fn list(
+    api: &Api<DeserializeGuard<FileSystemCluster>>,
+    parameters: &ListParams,
+) -> kube::Result<Vec<FileSystemCluster>> {
+    let (found, notes) = sift(api.list(parameters).await?.items);
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(found)
+}
+
+fn sift(items: Vec<DeserializeGuard<FileSystemCluster>>) -> (Vec<FileSystemCluster>, Vec<String>) {
+    let (mut found, mut notes) = (Vec::new(), Vec::new());
+    for DeserializeGuard(item) in items {
+        match item {
+            Ok(cluster) => found.push(cluster),
+            Err(InvalidObject { error, metadata }) => notes.push(format!(
+                "FileSystemCluster {}/{} is not shown: this version of kubectl atoll can't read it: {error}",
+                metadata.namespace.unwrap_or_default(),
+                metadata.name.unwrap_or_default()
+            )),
+        }
+    }
+    (found, notes)
 }
 
 async fn cluster(client: &Client, namespace: &str, name: &str) -> Result<Option<FileSystemCluster>, Failure> {
@@ -149,13 +173,10 @@ async fn of_claim(
             ))),
         };
     }
-    let made: Api<FileSystemCluster> = Api::namespaced(client.clone(), NAMESPACE_VOLUMES);
+    let made = Api::namespaced(client.clone(), NAMESPACE_VOLUMES);
     let selector = format!("{}={namespace}", labels::PVC_NAMESPACE);
-    let found = made
-        .list(&ListParams::default().labels(&selector))
-        .await
-        .map_err(Failure::api("list FileSystemClusters"))?
-        .items;
+    let listed = list(&made, &ListParams::default().labels(&selector)).await;
+    let found = listed.map_err(Failure::api("list FileSystemClusters"))?;
     let for_claim = |cluster: &FileSystemCluster| {
         cluster.annotations().get(annotations::PVC_NAME).is_some_and(|found| *found == name)
     };
@@ -187,6 +208,26 @@ fn not_found(message: impl std::fmt::Display) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_resource_that_can_not_be_read_hides_no_other() {
+        let item = |name: &str, spec: serde_json::Value| {
+            let object = serde_json::json!({
+                "apiVersion": "atoll.dev/v1alpha1", "kind": "FileSystemCluster",
+                "metadata": { "namespace": "shop", "name": name }, "spec": spec,
+            });
+            serde_json::from_value::<DeserializeGuard<FileSystemCluster>>(object).unwrap()
+        };
+        let good = serde_json::json!({ "capacity": "1Gi" });
+        let items = vec![
+            item("a", good.clone()),
+            item("later", serde_json::json!({ "capacity": { "bytes": 1 } })),
+            item("b", good),
+        ];
+        let (found, notes) = sift(items);
+        assert_eq!(found.iter().map(ResourceExt::name_any).collect::<Vec<_>>(), ["a", "b"]);
+        assert!(notes.len() == 1 && notes[0].contains("shop/later is not shown"), "{notes:?}");
+    }
 
     #[test]
     fn targets_are_read_with_and_without_their_kind() {
