@@ -103,14 +103,14 @@ struct Deaths {
 }
 
 impl Kept {
-    /// The pause before the next successor starts.
-    fn backoff(&self, now: Instant) -> Duration {
+    /// The pause before a successor starts, the first one since the client died or, after `failed` attempts, another one.
+    fn backoff(&self, now: Instant, failed: u32) -> Duration {
         let mut deaths = self.deaths.lock();
-        match now.duration_since(deaths.serving_since) < SETTLED_AFTER {
-            true => deaths.count += 1,
-            false => deaths.count = 0,
+        if failed == 0 {
+            let is_soon = now.duration_since(deaths.serving_since) < SETTLED_AFTER;
+            deaths.count = if is_soon { deaths.count + 1 } else { 0 };
         }
-        match deaths.count {
+        match deaths.count + failed {
             0 => Duration::ZERO,
             count => (BACKOFF_MIN * (1 << (count - 1).min(16))).min(BACKOFF_MAX),
         }
@@ -448,8 +448,8 @@ impl Shared {
 
     /// Starts a client that continues where a dead one stopped, again and again until one serves or the cluster refuses.
     fn succeed(self: &Arc<Self>, volume: &str, kept: &Arc<Kept>) {
-        loop {
-            std::thread::sleep(kept.backoff(Instant::now()));
+        for failed in 0.. {
+            std::thread::sleep(kept.backoff(Instant::now(), failed));
             let uid = {
                 let table = self.table.lock();
                 table.clients.get(volume).filter(|_| !table.stopping).map(|entry| entry.uid)

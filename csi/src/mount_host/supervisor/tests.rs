@@ -200,11 +200,14 @@ fn clients_that_die_one_after_the_other_are_succeeded_more_slowly() {
     let arena = std::fs::File::open("/dev/null").unwrap().into();
     let kept = Kept { start: start(VOLUME), bundle: bundle(), arena, deaths };
     let settled = began + SETTLED_AFTER;
-    assert_eq!(kept.backoff(settled), Duration::ZERO);
-    let pauses: Vec<Duration> = (0..30).map(|_| kept.backoff(began)).collect();
+    assert_eq!(kept.backoff(settled, 0), Duration::ZERO);
+    let pauses: Vec<Duration> = (0..30).map(|_| kept.backoff(began, 0)).collect();
     assert_eq!(pauses[..3], [BACKOFF_MIN, BACKOFF_MIN * 2, BACKOFF_MIN * 4]);
     assert_eq!(pauses[29], BACKOFF_MAX);
-    assert_eq!(kept.backoff(settled), Duration::ZERO, "it has served for a while");
+    assert_eq!(kept.backoff(settled, 0), Duration::ZERO, "it has served for a while");
+    // And so are successors that don't come to serve, however long ago one did.
+    let pauses: Vec<Duration> = (1..30).map(|failed| kept.backoff(settled, failed)).collect();
+    assert_eq!((pauses[0], pauses[1], pauses[28]), (BACKOFF_MIN, BACKOFF_MIN * 2, BACKOFF_MAX));
 }
 
 #[tokio::test]
