@@ -301,6 +301,15 @@ impl Arena {
         Ok((data, damaged))
     }
 
+    /// A copy of the memory: what a successor would find if this process died now. For simulations, in which a process can't be
+    /// killed without the others.
+    ///
+    /// # Errors
+    /// If the system refuses the memory.
+    pub fn copy(&self) -> Result<OwnedFd, ArenaError> {
+        Ok(self.memory.copy()?)
+    }
+
     /// The memory, for a process that is to keep or adopt it.
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {

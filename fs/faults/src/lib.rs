@@ -39,6 +39,10 @@ pub const ALL: &[(&str, &str)] = &[
         "a thread of the kernel may replace the size that the holder of a new lock receives by an older one",
     ),
     ("retained-told-closed", "a client opens a file again without asking that the leader was told is closed"),
+    (
+        "successor-forgets-data",
+        "a successor of a client whose process was killed forgets what that had not committed",
+    ),
     ("lock-unsettled", "the size that the holder of a new lock receives is ignored by the kernel"),
     ("lock-not-revalidated", "the holder of a new lock reads pages that the kernel had before"),
     ("lock-not-reclaimed", "a client doesn't tell a new leader which locks it has"),

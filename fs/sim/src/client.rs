@@ -20,6 +20,7 @@ use rand::rngs::StdRng;
 mod churn;
 mod model;
 mod shared;
+mod takeover;
 
 use model::{Change, FileModel};
 pub use shared::{Event, NameOp, RECORD_BYTES, Shared, What, make_shared, shared_names};
@@ -218,6 +219,7 @@ impl SimClient {
             83..=87 => self.get().await,
             88..=91 => self.name(random).await,
             92 if self.counter.is_multiple_of(3) => self.die().await,
+            92 => self.be_taken_over().await,
             93 => self.watch(random).await,
             94..=96 => self.append(random).await,
             _ => self.count(random).await,

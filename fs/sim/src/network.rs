@@ -125,6 +125,11 @@ impl Network {
         self.inner.borrow_mut().sessions.push((name.to_owned(), Box::new(session)));
     }
 
+    /// The client of this name has no session any more.
+    pub fn forget_session(&self, name: &str) {
+        self.inner.borrow_mut().sessions.retain(|(known, _)| known != name);
+    }
+
     /// Between the nodes of each pair nothing comes through from now on; an empty name is everybody.
     pub fn cut(&self, pairs: Vec<(Name, Name)>) {
         self.inner.borrow_mut().cuts.send_replace(pairs);

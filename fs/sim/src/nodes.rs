@@ -1,15 +1,16 @@
 //! The servers and clients of a world: the real ones, on simulated disks and a simulated network.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_client::arena::{Arena, ArenaConfig};
-use atoll_client::client::{Client, ClientOptions};
+use atoll_client::client::{Client, ClientOptions, Succession};
 use atoll_client::metadata::Metadata;
-use atoll_client::session::{MetadataClient, SessionOptions};
+use atoll_client::session::{MetadataClient, Predecessor, SessionOptions};
 use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
 use atoll_core::ids::{ClusterId, MemberId, SessionId};
 use atoll_core::records::VolumeConfig;
@@ -295,7 +296,11 @@ pub struct Mount {
     /// The way to the storage servers, for who looks at replicas.
     pub pool: Arc<dyn Storage>,
     name: String,
+    arena: Arc<Arena>,
 }
+
+/// What a client has left whose process was killed.
+pub struct Left(OwnedFd);
 
 impl Mount {
     /// Opens a session.
@@ -303,18 +308,43 @@ impl Mount {
         network.begin(name);
         let config = ArenaConfig { op_slots: 16, data_bytes: ARENA_BYTES };
         let arena = Arena::create(config).map_err(|error| error.to_string())?;
-        let addresses =
-            (0..members).map(|number| Address::Tcp(seen_by(&metadata_name(number), name))).collect();
-        let options = SessionOptions {
-            encryption: Encryption::Off,
-            connect_timeout: Duration::from_secs(60),
-            // Every other client's mutations wait for one another, so that what waits outlives sessions, too.
-            mutations_in_flight: if name.ends_with(['1', '3', '5', '7', '9']) { 1 } else { 64 },
-            // All of one machine: a volume for one mount is given from each process to the next one.
-            ..SessionOptions::new(addresses, CLUSTER, key(), format!("machine:{name}"))
-        };
+        let options = options(name, members);
         let metadata =
             MetadataClient::connect(options, Arc::clone(&arena)).await.map_err(|error| error.to_string())?;
+        Mount::over(name, network, metadata, arena).await
+    }
+
+    /// Continues for a client whose process was killed. The second value: its session is lost.
+    pub async fn succeed(
+        name: &str,
+        members: usize,
+        network: &Network,
+        Left(arena): Left,
+    ) -> Result<(Mount, bool), String> {
+        network.begin(name);
+        let mut adopted = Arena::adopt(arena).map_err(|error| error.to_string())?;
+        if adopted.damaged > 0 {
+            return Err(format!("{} records of its arena are damaged", adopted.damaged));
+        }
+        let arena = Arc::clone(&adopted.arena);
+        let predecessor = Predecessor::of(&mut adopted).ok_or("its arena has no session")?;
+        let options = options(name, members);
+        let (metadata, inherited) = MetadataClient::succeed(options, Arc::clone(&arena), predecessor)
+            .await
+            .map_err(|error| error.to_string())?;
+        let (takeovers, is_lost) = (metadata.takeovers(), inherited.is_lost);
+        let succession = Succession { inherited, handles: adopted.handles, data: adopted.data, takeovers };
+        let mount = Mount::over(name, network, metadata, Arc::clone(&arena)).await?;
+        mount.files.succeed(&arena, succession).await.map_err(|error| error.to_string())?;
+        Ok((mount, is_lost))
+    }
+
+    async fn over(
+        name: &str,
+        network: &Network,
+        metadata: MetadataClient,
+        arena: Arc<Arena>,
+    ) -> Result<Mount, String> {
         let metadata = Arc::new(metadata);
         let known = Arc::downgrade(&metadata);
         network.know_session(name, move || known.upgrade().map(|metadata| Metadata::session(&*metadata)));
@@ -336,12 +366,20 @@ impl Mount {
                 *kept.borrow_mut() = Some(Arc::clone(&pool));
                 pool
             },
-            arena,
+            Arc::clone(&arena),
             ClientOptions::for_arena(ARENA_BYTES),
         );
         files.warm_up().await.map_err(|error| error.to_string())?;
         let pool = kept.borrow_mut().take().ok_or("no pool was asked for")?;
-        Ok(Mount { files, pool, name: name.to_owned() })
+        Ok(Mount { files, pool, name: name.to_owned(), arena })
+    }
+
+    /// Its process is killed, and somebody keeps what it had in its arena.
+    pub fn die(&self, network: &Network) -> Result<Left, String> {
+        let left = self.arena.copy().map_err(|error| error.to_string())?;
+        network.end(&self.name);
+        network.forget_session(&self.name);
+        Ok(Left(left))
     }
 
     /// Its process is killed: what it had not sent is gone.
@@ -354,6 +392,18 @@ impl Mount {
         self.files.stop().await.map_err(|error| error.to_string())?;
         self.files.metadata().close().await;
         Ok(())
+    }
+}
+
+fn options(name: &str, members: usize) -> SessionOptions {
+    let addresses = (0..members).map(|number| Address::Tcp(seen_by(&metadata_name(number), name))).collect();
+    SessionOptions {
+        encryption: Encryption::Off,
+        connect_timeout: Duration::from_secs(60),
+        // Every other client's mutations wait for one another, so that what waits outlives sessions, too.
+        mutations_in_flight: if name.ends_with(['1', '3', '5', '7', '9']) { 1 } else { 64 },
+        // All of one machine: a volume for one mount is given from each process to the next one.
+        ..SessionOptions::new(addresses, CLUSTER, key(), format!("machine:{name}"))
     }
 }
 

@@ -10,7 +10,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::stat::fstat;
-use nix::sys::uio::pread;
+use nix::sys::uio::{pread, pwrite};
 use nix::unistd::{Whence, lseek};
 
 /// A mapped memfd whose size never changes.
@@ -31,17 +31,37 @@ fn seals() -> SealFlag {
     SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW
 }
 
+fn new_memfd(bytes: usize) -> io::Result<OwnedFd> {
+    let fd = memfd_create("atoll-arena", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    nix::unistd::ftruncate(&fd, bytes as libc::off_t)?;
+    // Who else holds the descriptor can't pull the memory from under our mapping (SIGBUS).
+    fcntl(&fd, FcntlArg::F_ADD_SEALS(seals() | SealFlag::F_SEAL_SEAL))?;
+    Ok(fd)
+}
+
 impl Memory {
     /// New memory, all zeroes; none of it is there before it is touched.
     ///
     /// # Errors
     /// The system's.
     pub fn create(bytes: usize) -> io::Result<Self> {
-        let fd = memfd_create("atoll-arena", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
-        nix::unistd::ftruncate(&fd, bytes as libc::off_t)?;
-        // Who else holds the descriptor can't pull the memory from under our mapping (SIGBUS).
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals() | SealFlag::F_SEAL_SEAL))?;
-        Self::map(fd, bytes)
+        Self::map(new_memfd(bytes)?, bytes)
+    }
+
+    /// A copy of all bytes as they are now.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn copy(&self) -> io::Result<OwnedFd> {
+        let copy = new_memfd(self.bytes)?;
+        for range in self.touched(0..self.bytes)? {
+            let bytes = self.read(range.start, range.len())?;
+            let mut done = 0;
+            while done < bytes.len() {
+                done += pwrite(&copy, &bytes[done..], (range.start + done) as libc::off_t)?;
+            }
+        }
+        Ok(copy)
     }
 
     /// Memory that another process made.

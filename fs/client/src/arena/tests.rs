@@ -185,6 +185,17 @@ fn a_successor_finds_the_session_outcomes_and_what_is_open() {
 }
 
 #[test]
+fn a_copy_is_what_there_was() {
+    let arena = small();
+    let block = arena.store(InodeId(7), 100, b"before").unwrap();
+    let copy = arena.copy().unwrap();
+    drop(block);
+    let adopted = Arena::adopt(copy).unwrap();
+    assert_eq!(adopted.data[0].bytes(), b"before");
+    assert!(die_and_adopt(&arena).data.is_empty());
+}
+
+#[test]
 fn an_outcome_stays_until_its_request_is_answered_whoever_answers() {
     let arena = small();
     let outcomes = |arena: &Arc<Arena>| die_and_adopt(arena).outcomes;

@@ -36,7 +36,10 @@ impl<M: Metadata> Client<M> {
         self.handles.succeed(takeovers, handles, is_lost || !locks_are_known);
         self.pages.succeed(self.handles.files());
         self.locks.inherit(&locks);
-        let data = uncommitted(arena, data, &committed);
+        let mut data = uncommitted(arena, data, &committed);
+        if atoll_faults::planted("successor-forgets-data") {
+            data.clear();
+        }
         if is_lost {
             let lost: BTreeSet<InodeId> = data.iter().map(DataBlock::ino).collect();
             self.data.lose(&data);
