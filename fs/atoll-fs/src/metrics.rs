@@ -45,7 +45,8 @@ impl Collector for MountCollector {
             let gauge = ConstGauge::new(value as f64);
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
         }
-        let counters: [(&str, &str, Option<&Unit>, u64); 7] = [
+        let takeovers = self.client.metadata().takeovers();
+        let counters: [(&str, &str, Option<&Unit>, u64); 8] = [
             (
                 "mount_chunk_written",
                 "Bytes written to chunks, each replica counted",
@@ -58,6 +59,7 @@ impl Collector for MountCollector {
             ("mount_bad_replicas", "Replicas that returned corrupt blocks", None, data.bad_replicas),
             ("mount_failovers", "Reads that had to be served by another replica", None, data.failovers),
             ("mount_sessions_lost", "Sessions that were lost", None, status.sessions_lost),
+            ("mount_takeovers", "Client processes that died and were succeeded", None, takeovers),
         ];
         for (name, help, unit, value) in counters {
             let counter = ConstCounter::new(value);
