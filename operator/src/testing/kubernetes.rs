@@ -298,18 +298,7 @@ impl Kubernetes {
     }
 
     fn resize(&self, address: &str, size: ResizeVolume) -> Result<(), AskError> {
-        let silent = || AskError::Silent { address: address.to_owned() };
-        let (_, disk) = self.server_at(address).ok_or_else(silent)?;
-        let me = member_of(&disk);
-        let mut guard = self.group.lock();
-        let Some(group) = guard.as_mut().filter(|group| group.members.iter().any(|(known, _)| *known == me))
-        else {
-            let error = MetadataError::NotLeader { leader: None };
-            return Err(AskError::Refused { address: address.to_owned(), error });
-        };
-        group.size = size;
-        *self.changes.lock() += 1;
-        Ok(())
+        self.with_group(address, |group| group.size = size)
     }
 
     fn change_server(&self, address: &str, change: ChangeServer) -> Result<(), AskError> {
