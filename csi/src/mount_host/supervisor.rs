@@ -44,8 +44,6 @@ const SETTLED_AFTER: Duration = Duration::from_secs(10);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 /// … up to this.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// The exit code of a program of ours that panicked.
-const PANICKED: i32 = 101;
 
 /// How the supervisor is set up.
 #[derive(Clone, Debug)]
@@ -510,7 +508,8 @@ impl Shared {
 
 /// Whether a client ended without having had the chance to write everything out.
 fn died(status: ExitStatus) -> bool {
-    status.signal().is_some() || status.code() == Some(PANICKED)
+    // A panic aborts it: what has an exit code has written everything out, or said that it can't.
+    status.signal().is_some()
 }
 
 /// Gives a successor what its predecessor had, and waits until it serves.

@@ -146,8 +146,15 @@ impl ConnectedClient {
     /// If the kernel refuses.
     pub async fn serve(self, bundle: Bundle) -> Result<Mounted, Failure> {
         let ended = Arc::new(tokio::sync::Notify::new());
-        let kernel = serve_bundle(bundle, &self.client, &ended).await?;
-        Ok(Mounted { client: self.client, kernel, ended, place: None })
+        // Requests that come again close files, too.
+        self.arena.take_responsibility();
+        match serve_bundle(bundle, &self.client, &ended).await {
+            Ok(kernel) => Ok(Mounted { client: self.client, kernel, ended, place: None }),
+            Err(failure) => {
+                self.arena.leave_to_successor();
+                Err(failure)
+            }
+        }
     }
 
     /// Ends the session; nothing was written yet.

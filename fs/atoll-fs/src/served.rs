@@ -86,12 +86,25 @@ fn serve(args: &MountArgs, control: &mut UnixStream) -> Outcome {
     let length = control.read(&mut packet).context("control socket: key")?;
     let key = ClusterKey::parse(&packet[..length]).context("control socket: key")?;
     packet.fill(0);
+    end_at_once_after_a_panic();
     let predecessor = if args.takeover { Some(arena(control)?) } else { None };
     let config = args.config(id, key, "mount")?;
     let runtime = serving_runtime(CLIENT_THREADS)?;
     let result = runtime.block_on(run_mount(args, config, predecessor, control));
     runtime.shutdown_timeout(Duration::from_secs(5));
     result
+}
+
+/// A panic of the main thread would drop everything on its way out, and with it what is in the arena for a successor.
+fn end_at_once_after_a_panic() {
+    let main = std::thread::current().id();
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        if std::thread::current().id() == main {
+            std::process::abort();
+        }
+    }));
 }
 
 /// The memory of a dead predecessor.

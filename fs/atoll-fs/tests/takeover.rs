@@ -326,3 +326,31 @@ fn no_call_fails_while_the_client_of_a_volume_for_one_mount_is_killed() {
         &["--exclusive"],
     );
 }
+
+#[test]
+fn what_was_written_outlives_a_successor_that_fails() {
+    let servers = Servers::start(&[]);
+    let place = folder(&servers, "mount");
+    let mut client = servers.client("node-1", &servers.key());
+    let kept = client.mount(&servers, &place);
+    // In another process, which has the file open.
+    let mut writer = Command::new("sh")
+        .args(["-c", "exec 9>\"$0\"; printf 'not synced' >&9; echo written; read line"])
+        .arg(place.join("file"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = [0; 7];
+    writer.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    client.kill();
+    let refused = servers.refused_successor("node-1", &kept);
+    assert!(refused.starts_with("failed 4 "), "{refused}");
+    client = servers.successor("node-1", &kept);
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
+    assert_eq!(fs::read(place.join("file")).unwrap(), b"not synced");
+    drop(kept);
+    device::unmount(&place, false).unwrap();
+    assert_eq!(client.exit_code(), Some(0));
+}

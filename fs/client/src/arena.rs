@@ -13,7 +13,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use atoll_core::attributes::KillPriv;
 use atoll_core::ids::{InodeId, SessionId, SlotId};
@@ -143,6 +143,8 @@ pub struct Arena {
     freed: Notify,
     outcomes: OutcomeRooms,
     handles: HandleRooms,
+    /// What is in the arena is a predecessor's yet: see [`Arena::take_responsibility`].
+    is_predecessors: AtomicBool,
 }
 
 impl fmt::Debug for Arena {
@@ -192,6 +194,7 @@ impl Arena {
             freed: Notify::new(),
             outcomes: OutcomeRooms::new(layout.outcomes),
             handles: HandleRooms::new(layout.handles),
+            is_predecessors: AtomicBool::new(false),
         }
     }
 
@@ -228,6 +231,7 @@ impl Arena {
             at = end;
         }
         drop(taken);
+        arena.leave_to_successor();
         let damaged = damaged_ops + damaged_data + damaged_outcomes;
         Ok(Adopted { arena, session, ops, outcomes, handles, data, damaged })
     }
@@ -299,6 +303,24 @@ impl Arena {
         }
         data.sort_by_key(|block| block.order);
         Ok((data, damaged))
+    }
+
+    /// Everything that is in the arena is this process's from now on: what it drops is done with. Before that an adopter may fail
+    /// (the cluster can't be reached) and drop all that it has found: that stays for the next one.
+    pub fn take_responsibility(&self) {
+        self.is_predecessors.store(false, Ordering::Release);
+    }
+
+    /// What is dropped from now on stays in the arena, for another process to adopt.
+    pub fn leave_to_successor(&self) {
+        self.is_predecessors.store(true, Ordering::Release);
+    }
+
+    /// Replaces the record of something that is dropped, unless it is left to another process.
+    fn put_dropped(&self, put: impl FnOnce()) {
+        if !self.is_predecessors.load(Ordering::Acquire) {
+            put();
+        }
     }
 
     /// A copy of the memory: what a successor would find if this process died now. For simulations, in which a process can't be
@@ -628,7 +650,7 @@ impl fmt::Debug for DataBlock {
 
 impl Drop for DataBlock {
     fn drop(&mut self) {
-        self.put_record(State::Free);
+        self.arena.put_dropped(|| self.put_record(State::Free));
         self.arena.free(self.run.clone());
     }
 }

@@ -336,6 +336,7 @@ impl Mount {
         let succession = Succession { inherited, handles: adopted.handles, data: adopted.data, takeovers };
         let mount = Mount::over(name, network, metadata, Arc::clone(&arena)).await?;
         mount.files.succeed(&arena, succession).await.map_err(|error| error.to_string())?;
+        arena.take_responsibility();
         Ok((mount, is_lost))
     }
 

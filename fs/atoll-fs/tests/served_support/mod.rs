@@ -111,6 +111,15 @@ impl Servers {
         client
     }
 
+    /// Starts a client that would continue for one that is dead, with a key that is refused; what it says.
+    pub fn refused_successor(&self, host: &str, kept: &Kept) -> String {
+        let mut client = self.spawn(host, "77".repeat(32).as_bytes(), &["--takeover"]);
+        descriptors::send(&client.stream(), b"arena", &[kept.arena.as_fd()]).unwrap();
+        let said = client.says();
+        assert_eq!(client.exit_code(), Some(4));
+        said
+    }
+
     fn spawn(&self, host: &str, key: &[u8], flags: &[&str]) -> Client {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();

@@ -102,7 +102,8 @@ pub struct OutcomeRoom {
 
 impl Drop for OutcomeRoom {
     fn drop(&mut self) {
-        self.arena.put_record(self.arena.layout.outcome(self.number), Record::default());
+        let at = self.arena.layout.outcome(self.number);
+        self.arena.put_dropped(|| self.arena.put_record(at, Record::default()));
         self.arena.outcomes.0.lock().push(self.number);
     }
 }
@@ -141,7 +142,7 @@ impl Drop for HandleRoom {
     fn drop(&mut self) {
         let at = self.arena.layout.handle(self.number);
         // SAFETY: the place is this value's alone.
-        unsafe { self.arena.memory.write(at, &[0; 8]) };
+        self.arena.put_dropped(|| unsafe { self.arena.memory.write(at, &[0; 8]) });
         self.arena.handles.0.lock().free.push(self.number);
     }
 }

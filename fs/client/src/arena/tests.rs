@@ -9,7 +9,32 @@ fn small() -> Arc<Arena> {
 
 /// What a successor finds if the process dies now: nothing that the process still has runs its destructors.
 fn die_and_adopt(arena: &Arc<Arena>) -> Adopted {
-    Arena::adopt(arena.fd().try_clone_to_owned().unwrap()).unwrap()
+    let adopted = Arena::adopt(arena.fd().try_clone_to_owned().unwrap()).unwrap();
+    adopted.arena.take_responsibility();
+    adopted
+}
+
+#[test]
+fn what_an_adopter_drops_that_fails_stays_for_the_next_one() {
+    let arena = small();
+    let block = arena.store(InodeId(7), 0, b"data").unwrap();
+    let (outcome, handle) =
+        (arena.note_outcome(1, b"one").unwrap(), arena.note_handle(2, 0, InodeId(7), 0).unwrap());
+    let adopt = || Arena::adopt(arena.fd().try_clone_to_owned().unwrap()).unwrap();
+    for _ in 0..2 {
+        let adopted = adopt();
+        assert_eq!((adopted.data.len(), adopted.outcomes.len(), adopted.handles.len()), (1, 1, 1));
+        drop(adopted.arena.adopt_outcome(&adopted.outcomes[0]));
+        drop(adopted.arena.adopt_handle(&adopted.handles[0]));
+    }
+    let adopted = adopt();
+    adopted.arena.take_responsibility();
+    drop(adopted.arena.adopt_outcome(&adopted.outcomes[0]));
+    drop(adopted.arena.adopt_handle(&adopted.handles[0]));
+    drop(adopted);
+    let adopted = adopt();
+    assert_eq!((adopted.data.len(), adopted.outcomes.len(), adopted.handles.len()), (0, 0, 0));
+    std::mem::forget((block, outcome, handle));
 }
 
 #[test]
