@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::attributes::{Attributes, Timestamp};
 use crate::error::FsError;
-use crate::ids::{ChunkId, Generation, SessionId, SlotId};
+use crate::ids::{ChunkId, Generation, InodeId, SessionId, SlotId};
 use crate::records::ChunkRecord;
 use crate::txn::{OpResult, Txn};
 
@@ -33,7 +33,7 @@ pub struct Command<O = Op> {
     pub sequence: u64,
     /// When it happened, by the client's clock corrected by the leader's.
     pub time: Timestamp,
-    /// Hash of the outcome that the client told its application already (journal entries only).
+    /// Of an entry of the journal: [`projection`] of the outcome that the client has told its application already.
     pub expect: Option<u64>,
     /// What to do.
     pub op: O,
@@ -122,6 +122,9 @@ pub struct Context {
     pub session: SessionId,
     /// When.
     pub now: Timestamp,
+    /// Of an entry of a journal: the number of the inode that it makes, if it makes one. Its caller was told that all went
+    /// well, so nothing that depends on others is a reason to refuse it.
+    pub journaled: Option<InodeId>,
 }
 
 /// One operation. Checks everything that it can be refused for, and changes the records of the transaction.
@@ -354,6 +357,25 @@ impl Outcome {
             Outcome::Refused(error) => Err(error),
             other => Ok(other),
         }
+    }
+}
+
+/// What of an outcome an application has to rely on: that it went well, and for which inodes. The rest may differ for good
+/// reasons: access times are told separately, blocks are freed in the background.
+#[must_use]
+pub fn projection(outcome: &Outcome) -> u64 {
+    match outcome {
+        Outcome::Refused(_) => 0,
+        Outcome::Inode(attributes) | Outcome::Allocated(_, attributes) | Outcome::Copied(_, attributes) => {
+            attributes.ino.0
+        }
+        Outcome::Appended(offset, attributes) => attributes.ino.0 ^ offset.rotate_left(32),
+        Outcome::Replaced(moved, replaced) => moved.ino.0 ^ replaced.ino.0.rotate_left(32),
+        Outcome::Done
+        | Outcome::Chunk(..)
+        | Outcome::Reserved(_)
+        | Outcome::Session(..)
+        | Outcome::More(_) => u64::MAX,
     }
 }
 

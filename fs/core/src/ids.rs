@@ -69,6 +69,28 @@ id!(
 /// The root directory.
 pub const ROOT: InodeId = InodeId(1);
 
+/// Set in the numbers of inodes that were made by entries of a journal; the service's own counter never comes so far.
+const JOURNALED: u64 = 1 << 60;
+/// Bits of the journal's sequence number in them.
+const SEQUENCE_BITS: u32 = 32;
+/// Sessions below this have inode numbers for their journals.
+const JOURNALING_SESSIONS: u64 = 1 << (60 - SEQUENCE_BITS);
+
+/// The number of the inode that this entry of the session's journal makes, if it makes one. Sessions are numbered once, and so
+/// are a journal's entries: no two inodes ever have the same number, and nobody has to hand it out. `None`: the session, or
+/// its journal, has come too far to have numbers of its own.
+#[must_use]
+pub fn journaled_inode(session: SessionId, sequence: u64) -> Option<InodeId> {
+    let fits = session.0 < JOURNALING_SESSIONS && sequence < 1 << SEQUENCE_BITS;
+    fits.then_some(InodeId(JOURNALED | session.0 << SEQUENCE_BITS | sequence))
+}
+
+/// Whether the inode was made by an entry of a journal.
+#[must_use]
+pub fn is_journaled(ino: InodeId) -> bool {
+    ino.0 & JOURNALED != 0
+}
+
 impl FromStr for ClusterId {
     type Err = std::num::ParseIntError;
 
@@ -100,6 +122,17 @@ impl FromStr for MemberId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn entries_of_journals_have_inode_numbers_of_their_own() {
+        let number = |session, sequence| journaled_inode(SessionId(session), sequence).map(|ino| ino.0);
+        assert_eq!(number(1, 1), Some(0x1000_0001_0000_0001));
+        let last = number(JOURNALING_SESSIONS - 1, u64::from(u32::MAX)).unwrap();
+        // What stacks filesystems uses the highest bits for its own ends.
+        assert_eq!(last.leading_zeros(), 3);
+        assert!(number(1, u64::from(u32::MAX)) < number(2, 0));
+        assert_eq!((number(JOURNALING_SESSIONS, 1), number(1, 1 << 32)), (None, None));
+    }
 
     #[test]
     fn a_cluster_id_survives_printing() {

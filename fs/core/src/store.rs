@@ -58,6 +58,9 @@ pub enum StoreError {
     /// A record can't be decoded.
     #[error("metadata record damaged: {0}")]
     Damaged(String),
+    /// Whether there is such a record isn't known here. Only a client's cache says so.
+    #[error("a record isn't cached")]
+    NotCached,
     /// A record of a newer format than this program knows.
     #[error(
         "metadata record {record} has format {found}, this program reads formats up to {known}: use the \

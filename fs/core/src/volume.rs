@@ -208,17 +208,33 @@ pub(crate) fn charge(
     after: u64,
     promise: Option<(SessionId, u64)>,
 ) -> OpResult<()> {
-    let mut promised = 0;
-    if let Some((session, bytes)) = promise
-        && bytes > 0
-    {
-        promised = take_promise(txn, session, bytes)?;
-    }
-    let volume = txn.volume_mut()?;
+    let promised = match promise {
+        Some((session, bytes)) if bytes > 0 => take_promise(txn, session, bytes)?,
+        _ => 0,
+    };
     let beyond = after.saturating_sub(before).saturating_sub(promised);
-    if beyond > volume.volume_use().bytes_free() {
+    if beyond > txn.volume()?.volume_use().bytes_free() {
         return Err(FsError::NoSpace.into());
     }
+    count_charged(txn, before, after)
+}
+
+/// The same of what was accepted against a promise, and isn't refused any more: that the volume has become smaller since then
+/// is no reason.
+pub(crate) fn charge_promised(
+    txn: &mut Txn<'_>,
+    before: u64,
+    after: u64,
+    (session, bytes): (SessionId, u64),
+) -> OpResult<()> {
+    if bytes > 0 {
+        take_promise(txn, session, bytes)?;
+    }
+    count_charged(txn, before, after)
+}
+
+fn count_charged(txn: &mut Txn<'_>, before: u64, after: u64) -> OpResult<()> {
+    let volume = txn.volume_mut()?;
     if after < before && atoll_faults::planted("quota-not-released") {
         return Ok(());
     }

@@ -50,6 +50,12 @@ pub const ALL: &[(&str, &str)] = &[
     ("lock-kept", "the locks of a session that has ended are kept"),
     ("lost-write-sent", "what was written in a session that is lost is committed in the next one"),
     ("create-unheld", "a file that is created to be opened does not count as open from the start"),
+    ("journal-overtaken", "a client asks the service before what it has carried out itself is committed"),
+    ("journal-synced-early", "fsync returns before the journal is committed"),
+    ("journal-reordered", "entries of a journal are sent in another order than their callers were told"),
+    ("successor-skips-journal", "a successor of a client doesn't send what that had in its journal"),
+    ("journal-applied-twice", "entries of a journal that come again are carried out again"),
+    ("journal-open-unheld", "the name of an open file is removed before the service knows that it is open"),
     ("orphan-forgotten", "a file that is removed while others are being freed is never freed"),
 ];
 

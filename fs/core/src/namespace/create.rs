@@ -15,7 +15,6 @@ use crate::namespace::xattr;
 use crate::records::{InodeRecord, OrphanRecord};
 use crate::store::{Family, Read};
 use crate::txn::{OpResult, Txn, change_time, take_number};
-use crate::volume::FIRST_INODE;
 
 /// What is to be made.
 struct New<'a> {
@@ -34,7 +33,8 @@ pub struct Create {
     pub parent: InodeId,
     /// The name.
     pub name: Bytes,
-    /// A number out of a range that the session was given; `None`: the next free one.
+    /// Its number, which entries of a journal have ([`journaled_inode`](crate::ids::journaled_inode)); `None`: the next free
+    /// one.
     pub ino: Option<InodeId>,
     /// Type and permission bits.
     pub mode: u32,
@@ -69,7 +69,7 @@ impl Mutation for Create {
         if txn.find(*parent, name)?.is_some() {
             return Err(FsError::Exists.into());
         }
-        let ino = number(txn, *ino)?;
+        let ino = number(txn, context, *ino)?;
         let new = New { mode: *mode, uid: *uid, gid: *gid, rdev: *rdev, target, umask: *umask };
         let record = make(txn, now, ino, (*parent, &directory), &new)?;
         txn.put_inode(ino, &record);
@@ -110,7 +110,7 @@ impl Mutation for Tmpfile {
         let now = context.now;
         let Tmpfile { parent, mode, uid, gid, umask, linkable } = self;
         let directory = txn.directory(*parent)?;
-        let ino = number(txn, None)?;
+        let ino = number(txn, context, None)?;
         let mode = FileKind::File.mode_bits() | (mode & 0o7777);
         let new = New { mode, uid: *uid, gid: *gid, rdev: 0, target: &Bytes::new(), umask: *umask };
         let mut record = make(txn, now, ino, (*parent, &directory), &new)?;
@@ -125,31 +125,28 @@ impl Mutation for Tmpfile {
 /// Leaves a whiteout: the device that overlay filesystems take for "nothing here".
 pub(super) fn whiteout(
     txn: &mut Txn<'_>,
-    now: Timestamp,
+    context: &Context,
     (parent, name): (InodeId, &Bytes),
     directory: &InodeRecord,
     (uid, gid): (u32, u32),
 ) -> OpResult<()> {
-    let ino = number(txn, None)?;
+    let ino = number(txn, context, None)?;
     let mode = FileKind::CharDevice.mode_bits();
     let new = New { mode, uid, gid, rdev: 0, target: &Bytes::new(), umask: 0 };
-    let record = make(txn, now, ino, (parent, directory), &new)?;
+    let record = make(txn, context.now, ino, (parent, directory), &new)?;
     txn.put_inode(ino, &record);
     txn.insert_entry(parent, name, ino, FileKind::CharDevice)
 }
 
-/// A number for a new inode, which counts from now on. One that is `chosen` must have been handed out, and nothing may be
-/// left of what had it.
-fn number(txn: &mut Txn<'_>, chosen: Option<InodeId>) -> OpResult<InodeId> {
+/// A number for a new inode, which counts from now on.
+fn number(txn: &mut Txn<'_>, context: &Context, chosen: Option<InodeId>) -> OpResult<InodeId> {
     let volume = txn.volume()?;
-    if volume.inodes_used >= volume.config.inodes_total {
+    // A journal is bounded, and its client has seen to it that there was room.
+    if context.journaled.is_none() && volume.inodes_used >= volume.config.inodes_total {
         return Err(FsError::NoSpace.into());
     }
-    if let Some(chosen) = chosen {
-        let is_handed_out = (FIRST_INODE..volume.next_inode).contains(&chosen.0);
-        if !is_handed_out || is_in_use(txn, chosen)? {
-            return Err(FsError::InvalidArgument.into());
-        }
+    if chosen.is_some() && chosen != context.journaled {
+        return Err(FsError::InvalidArgument.into());
     }
     let volume = txn.volume_mut()?;
     let ino = match chosen {
@@ -158,27 +155,6 @@ fn number(txn: &mut Txn<'_>, chosen: Option<InodeId>) -> OpResult<InodeId> {
     };
     volume.inodes_used = volume.inodes_used.saturating_add(1);
     Ok(ino)
-}
-
-/// Whether there is a record of this inode.
-fn is_in_use(txn: &Txn<'_>, ino: InodeId) -> OpResult<bool> {
-    if txn.get(Family::System, &keys::orphan(ino))?.is_some() {
-        return Ok(true);
-    }
-    let all = keys::inode(ino);
-    for (family, prefix) in [
-        (Family::Inodes, &all),
-        (Family::Names, &keys::entries(ino)),
-        (Family::Names, &keys::parents(ino)),
-        (Family::Extents, &all),
-        (Family::Inline, &all),
-        (Family::Xattrs, &all),
-    ] {
-        if !txn.collect_prefix(family, prefix, 1)?.is_empty() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// The record of a new inode with one link (a directory: two), and the access control lists that it inherits.

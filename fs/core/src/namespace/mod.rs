@@ -22,9 +22,9 @@ pub use write::{Append, Relocate, Write};
 pub use xattr::{RemoveXattr, SetAcl, SetXattr};
 
 use crate::chunks::CreateChunk;
-use crate::commands::{ClientOp, Command, Context, INTERNAL, Op, Outcome};
+use crate::commands::{ClientOp, Command, Context, INTERNAL, Op, Outcome, projection};
 use crate::error::FsError;
-use crate::ids::SlotId;
+use crate::ids::{SlotId, journaled_inode};
 use crate::keys;
 use crate::limits::{NAME_BYTES_MAX, SESSION_SLOTS_MAX};
 use crate::records::{SessionRecord, SlotRecord};
@@ -92,15 +92,82 @@ pub fn hash_of(value: &impl serde::Serialize) -> u64 {
     hasher.finish()
 }
 
+/// Carries an operation out on what a client knows of the records: what comes of it here is what comes of it where all records
+/// are. The session, its slots and its promises aren't looked at.
+///
+/// # Errors
+/// [`StoreError::NotCached`] if it depends on a record that isn't known here; nothing is changed then.
+pub fn execute_locally(txn: &mut Txn<'_>, op: &ClientOp, context: &Context) -> Result<Outcome, StoreError> {
+    match op.apply(txn, context) {
+        Ok(outcome) => {
+            txn.keep();
+            Ok(outcome)
+        }
+        Err(error) => {
+            txn.undo();
+            match error {
+                OpError::Refused(error) => Ok(Outcome::Refused(error)),
+                OpError::Store(error) => Err(error),
+            }
+        }
+    }
+}
+
+/// An entry of a session's journal, each once and in their order: what comes again is done already, what comes before the one
+/// before it comes again later. Once one has another outcome than its application was told, the application may rest on what
+/// isn't there: none of those that follow is carried out any more.
+fn journaled(txn: &mut Txn<'_>, command: &Command, mut session: SessionRecord) -> OpResult<Outcome> {
+    if session.ended.is_some() {
+        return Err(FsError::SessionExpired.into());
+    }
+    if session.journal_broken {
+        return Err(FsError::JournalBroken.into());
+    }
+    let slot_key = keys::slot(command.session, command.slot);
+    let last: Option<SlotRecord> = txn.load(Family::System, &slot_key)?;
+    let last = last.map_or(0, |slot| slot.sequence);
+    let applied_twice = atoll_faults::planted("journal-applied-twice");
+    if command.sequence <= last && !applied_twice {
+        return Ok(Outcome::Done);
+    }
+    if last.checked_add(1) != Some(command.sequence) && !applied_twice {
+        return Err(FsError::BadSequence.into());
+    }
+    let outcome = match perform(txn, command) {
+        Ok(outcome) => outcome,
+        Err(OpError::Refused(error)) => {
+            txn.undo();
+            Outcome::Refused(error)
+        }
+        Err(OpError::Store(StoreError::Damaged(_))) => {
+            txn.undo();
+            Outcome::Refused(FsError::Io)
+        }
+        Err(error) => return Err(error),
+    };
+    if command.expect.is_some_and(|expected| expected != projection(&outcome)) {
+        txn.undo();
+        session.journal_broken = true;
+        txn.put(Family::System, keys::session(command.session), &session);
+        return Ok(Outcome::Refused(FsError::JournalBroken));
+    }
+    let done = SlotRecord { sequence: command.sequence, hash: 0, outcome: Outcome::Done };
+    txn.put(Family::System, slot_key, &done);
+    Ok(outcome)
+}
+
 /// The slot table (as in NFSv4.1): a slot holds its last operation's sequence number, hash and outcome, errors
 /// too; using the slot again acknowledges it.
 fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
     let session_key = keys::session(command.session);
-    let Some(mut session) = txn.load::<SessionRecord>(Family::System, &session_key)? else {
+    let Some(session) = txn.load::<SessionRecord>(Family::System, &session_key)? else {
         return Err(FsError::SessionExpired.into());
     };
     if command.slot.0 >= SESSION_SLOTS_MAX {
         return Err(FsError::InvalidArgument.into());
+    }
+    if command.slot == SlotId(0) {
+        return journaled(txn, command, session);
     }
     let slot_key = keys::slot(command.session, command.slot);
     let last: Option<SlotRecord> = txn.load(Family::System, &slot_key)?;
@@ -119,11 +186,7 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
     if last_sequence.checked_add(1) != Some(command.sequence) && !again {
         return Err(FsError::BadSequence.into());
     }
-    let journal = command.slot == SlotId(0);
-    if journal && session.journal_broken {
-        return Err(FsError::JournalBroken.into());
-    }
-    let mut outcome = match perform(txn, command) {
+    let outcome = match perform(txn, command) {
         Ok(outcome) => outcome,
         Err(OpError::Refused(error)) => {
             txn.undo();
@@ -135,13 +198,6 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
         }
         Err(error) => return Err(error),
     };
-    if journal && command.expect.is_some_and(|expected| expected != hash_of(&outcome)) {
-        // The application was told something else already: what follows in the journal may rest on it.
-        txn.undo();
-        session.journal_broken = true;
-        txn.put(Family::System, session_key, &session);
-        outcome = Outcome::Refused(FsError::JournalBroken);
-    }
     txn.put(
         Family::System,
         slot_key,
@@ -151,7 +207,11 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
 }
 
 fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
-    let context = Context { session: command.session, now: command.time };
+    let journaled = match command.slot {
+        SlotId(0) if command.session != INTERNAL => journaled_inode(command.session, command.sequence),
+        _ => None,
+    };
+    let context = Context { session: command.session, now: command.time, journaled };
     match &command.op {
         Op::Client(op) => op.apply(txn, &context),
         // From the wire none can come; this is the second bolt on the door.

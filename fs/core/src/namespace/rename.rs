@@ -39,7 +39,6 @@ impl Mutation for Rename {
     type Outcome = Renamed;
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Renamed> {
-        let now = context.now;
         let flags = self.flags;
         let (from, to) = ((self.parent, &self.name), (self.new_parent, &self.new_name));
         check_name(from.1)?;
@@ -53,21 +52,22 @@ impl Mutation for Rename {
         txn.directory(from.0)?;
         txn.directory(to.0)?;
         if exchanges {
-            exchange(txn, now, from, to)
+            exchange(txn, context.now, from, to)
         } else {
-            replace(txn, now, from, to, flags, self.whiteout)
+            replace(txn, context, from, to, flags, self.whiteout)
         }
     }
 }
 
 fn replace(
     txn: &mut Txn<'_>,
-    now: Timestamp,
+    context: &Context,
     from: Place<'_>,
     to: Place<'_>,
     flags: u32,
     left_to: (u32, u32),
 ) -> OpResult<Renamed> {
+    let now = context.now;
     let source = txn.find(from.0, from.1)?.ok_or(FsError::NotFound)?;
     let target = txn.find(to.0, to.1)?;
     let mut moved = txn.inode(source.ino)?;
@@ -106,7 +106,7 @@ fn replace(
     directory.entries = directory.entries.saturating_sub(1);
     directory.nlink = directory.nlink.saturating_sub(u32::from(is_directory));
     if flags & RENAME_WHITEOUT != 0 {
-        whiteout(txn, now, from, &directory, left_to)?;
+        whiteout(txn, context, from, &directory, left_to)?;
         directory.entries = directory.entries.saturating_add(1);
     }
     let changed = change_time(now, &directory);

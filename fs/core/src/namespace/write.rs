@@ -36,9 +36,8 @@ impl Mutation for Write {
     type Outcome = Box<Attributes>;
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Box<Attributes>> {
-        let session = context.session;
         let Write { ino, ref pieces, mtime, kill_priv, reservation } = *self;
-        let record = put_pieces(txn, session, ino, pieces, mtime, kill_priv, reservation)?;
+        let record = put_pieces(txn, context, ino, pieces, mtime, kill_priv, reservation)?;
         Ok(Box::new(record.attributes(ino)))
     }
 }
@@ -64,18 +63,17 @@ impl Mutation for Append {
     type Outcome = Appended;
 
     fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Appended> {
-        let Context { session, now } = *context;
         let Append { ino, ref data, length, kill_priv, reservation } = *self;
         let offset = txn.inode(ino)?.size;
         let piece = NewPiece { offset, length, place: data.clone() };
-        let record = put_pieces(txn, session, ino, &[piece], now, kill_priv, reservation)?;
+        let record = put_pieces(txn, context, ino, &[piece], context.now, kill_priv, reservation)?;
         Ok(Appended { offset, attributes: Box::new(record.attributes(ino)) })
     }
 }
 
 fn put_pieces(
     txn: &mut Txn<'_>,
-    session: SessionId,
+    context: &Context,
     ino: InodeId,
     pieces: &[NewPiece],
     mtime: Timestamp,
@@ -92,11 +90,15 @@ fn put_pieces(
     let charged = record.charged();
     let old_size = record.size;
     for piece in pieces {
-        put_piece(txn, session, ino, &mut record, piece)?;
+        put_piece(txn, context.session, ino, &mut record, piece)?;
         record.size = record.size.max(piece.offset + piece.length);
     }
     mark_inline(txn, ino, &record, pieces, old_size)?;
-    volume::charge(txn, charged, record.charged(), Some((session, reservation)))?;
+    match context.journaled {
+        None => volume::charge(txn, charged, record.charged(), Some((context.session, reservation)))?,
+        // The client has it against a promise.
+        Some(_) => volume::charge_promised(txn, charged, record.charged(), (context.session, reservation))?,
+    }
     xattr::kill_priv(txn, ino, &mut record, kill_priv)?;
     // A commit comes some time after its write, whose time was shown already.
     record.ctime = ctime_of_write(record.mtime, record.ctime, mtime);

@@ -3,7 +3,7 @@
 use atoll_core::attributes::{AttributeChanges, FileKind, KillPriv, Timestamp};
 use atoll_core::commands::{ClientOp, Command, NewPiece, NewPlace, Op, Outcome, ops};
 use atoll_core::error::FsError;
-use atoll_core::ids::{ClusterId, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId};
+use atoll_core::ids::{ClusterId, InodeId, ROOT, SegmentIndex, ServerId, SessionId, SlotId, journaled_inode};
 use atoll_core::keys;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::query;
@@ -239,4 +239,52 @@ fn a_refusal_by_the_leader_is_kept_for_the_retry_that_could_be_let_through() {
         Command { op: Op::Refuse(ops::Refuse { error: FsError::NoSpace, request }), ..asked.clone() };
     assert_eq!(volume.run(&refused), Outcome::Refused(FsError::NoSpace));
     assert_eq!(volume.run(&asked), Outcome::Refused(FsError::NoSpace));
+}
+
+#[test]
+fn a_journal_is_carried_out_once_and_in_its_order() {
+    let mut volume = Volume::new(VolumeConfig { inodes_total: 2, ..VolumeConfig::default() });
+    let session = volume.session;
+    let number = |sequence| journaled_inode(session, sequence).unwrap();
+    let journal = |volume: &mut Volume, sequence, ino, name: &'static str| {
+        let Op::Client(ClientOp::Create(op)) = create(name) else { panic!("no creation") };
+        let op = Op::from(ops::Create { ino, ..op });
+        let command = volume.command(session, op);
+        let expect = Some(number(sequence).0);
+        volume.run(&Command { slot: SlotId(0), sequence, expect, ..command })
+    };
+    let made = |outcome: Outcome| match outcome {
+        Outcome::Inode(attributes) => attributes.ino,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(journal(&mut volume, 2, Some(number(2)), "b"), Outcome::Refused(FsError::BadSequence));
+    assert_eq!(made(journal(&mut volume, 1, Some(number(1)), "a")), number(1));
+    assert_eq!(journal(&mut volume, 1, Some(number(1)), "a"), Outcome::Done, "it comes again");
+    // That the volume is full by now is no reason to refuse what its application was told is done.
+    assert_eq!(made(journal(&mut volume, 2, Some(number(2)), "b")), number(2));
+    assert_eq!(journal(&mut volume, 1, Some(number(1)), "a"), Outcome::Done, "an old one comes again");
+    let in_slot = |volume: &mut Volume, slot, op| {
+        let command = volume.command(session, op);
+        volume.run(&Command { slot: SlotId(slot), sequence: 1, ..command })
+    };
+    assert_eq!(in_slot(&mut volume, 1, create("c")), Outcome::Refused(FsError::NoSpace));
+    volume.check();
+    // A number that is another entry's.
+    let refused = journal(&mut volume, 3, Some(number(2)), "d");
+    assert_eq!(refused, Outcome::Refused(FsError::JournalBroken));
+    assert_eq!(journal(&mut volume, 3, Some(number(3)), "d"), Outcome::Refused(FsError::JournalBroken));
+    let changes = AttributeChanges::default();
+    let outside = in_slot(&mut volume, 2, Op::from(ops::SetAttr { ino: number(1), changes }));
+    assert!(matches!(outside, Outcome::Inode(_)), "the session goes on");
+    volume.check();
+}
+
+#[test]
+fn only_entries_of_a_journal_choose_numbers() {
+    let mut volume = Volume::new(VolumeConfig::default());
+    let Op::Client(ClientOp::Create(op)) = create("a") else { panic!("no creation") };
+    let ino = journaled_inode(volume.session, 1);
+    let outcome = volume.client(Op::from(ops::Create { ino, ..op }));
+    assert_eq!(outcome, Outcome::Refused(FsError::InvalidArgument));
+    volume.check();
 }
