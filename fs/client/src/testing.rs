@@ -304,6 +304,7 @@ impl MemVolume {
             }
             Query::ChangeLocks(asked) => self.change_locks(session, &asked).map(Answer::LocksChanged),
             Query::AdoptSession(_) => Ok(Answer::Session(self.adopt_session(session))),
+            Query::Journal(_) | Query::Records(_) => Err(FsError::Unsupported),
         }
     }
 

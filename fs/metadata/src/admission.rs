@@ -29,7 +29,7 @@ pub struct Facts {
 /// Whether a client may ask for this.
 #[must_use]
 pub fn is_allowed(op: &ClientOp) -> bool {
-    // A number is the service's to choose.
+    // Only entries of a journal have one.
     !matches!(op, ClientOp::Create(ops::Create { ino: Some(_), .. }))
 }
 

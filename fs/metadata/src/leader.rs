@@ -185,8 +185,7 @@ impl Leader {
     /// one entry.
     pub(crate) fn begin_unlinking(&self, ino: InodeId) -> Option<Unlinking<'_>> {
         // Before the sessions are asked: who makes a file is among them when it is no more among these.
-        let is_made = self.making.from().is_none_or(|from| ino < from);
-        let begun = is_made && self.sessions.lock().begin_unlinking(ino);
+        let begun = !self.making.may_be(ino) && self.sessions.lock().begin_unlinking(ino);
         // Made only then: one that is dropped ends what somebody else has begun.
         begun.then(|| Unlinking { leader: self, ino })
     }
@@ -245,6 +244,14 @@ impl Leader {
         outcomes.into_iter().next().ok_or_else(|| MetadataError::Failed("a command has no outcome".into()))
     }
 
+    /// Proposes what a client has sent, in this order and with nothing in between.
+    ///
+    /// # Errors
+    /// If it isn't known to have been carried out.
+    pub(crate) async fn propose_together(&self, commands: &[Command]) -> Result<Vec<Outcome>, MetadataError> {
+        self.proposer.propose_together(self.term, commands).await
+    }
+
     /// Proposes several things of the service's own, in order; as [`propose`](Self::propose).
     ///
     /// # Errors
@@ -282,7 +289,7 @@ pub(crate) fn not_leader(member: MemberId, leadership: Leadership) -> MetadataEr
     MetadataError::NotLeader { leader: other.map(|(leader, address)| (MemberId(leader), address)) }
 }
 
-fn internal(op: Op) -> Command {
+pub(crate) fn internal(op: Op) -> Command {
     Command { session: INTERNAL, slot: SlotId(0), sequence: 0, time: clock::now(), expect: None, op }
 }
 

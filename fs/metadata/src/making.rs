@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use atoll_core::ids::InodeId;
+use atoll_core::ids::{InodeId, is_journaled};
 use parking_lot::Mutex;
 
 /// The files that are being made. Each is known by the number from which on its own is: the next one to be handed out when
@@ -36,10 +36,10 @@ impl Making {
         BeingMade { making: self, key }
     }
 
-    /// The lowest number that a file may get, or have, that is being made.
+    /// Whether `ino` may be the number of a file that is being made. (Entries of journals have chosen theirs before.)
     #[must_use]
-    pub fn from(&self) -> Option<InodeId> {
-        self.0.lock().from.first().map(|(from, _)| *from)
+    pub fn may_be(&self, ino: InodeId) -> bool {
+        !is_journaled(ino) && self.0.lock().from.first().is_some_and(|(from, _)| ino >= *from)
     }
 }
 
@@ -51,20 +51,24 @@ impl Drop for BeingMade<'_> {
 
 #[cfg(test)]
 mod tests {
+    use atoll_core::ids::{SessionId, journaled_inode};
+
     use super::*;
 
     #[test]
     fn numbers_are_open_from_the_lowest_that_may_be_handed_out() {
         let making = Making::default();
-        assert_eq!(making.from(), None);
+        let may_be = |number| making.may_be(InodeId(number));
+        assert!(!may_be(19) && !may_be(1 << 50));
         let first = making.begin(InodeId(20));
         let second = making.begin(InodeId(20));
         let third = making.begin(InodeId(25));
         drop(first);
-        assert_eq!(making.from(), Some(InodeId(20)));
+        assert!(!may_be(19) && may_be(20) && may_be(1 << 50));
+        assert!(!making.may_be(journaled_inode(SessionId(1), 1).unwrap()), "its number was not handed out");
         drop(second);
-        assert_eq!(making.from(), Some(InodeId(25)));
+        assert!(!may_be(24) && may_be(25));
         drop(third);
-        assert_eq!(making.from(), None);
+        assert!(!may_be(19) && !may_be(1 << 50));
     }
 }

@@ -6,6 +6,7 @@ mod feature_level;
 mod fsck;
 mod fsck_orphans;
 mod fsck_replicas;
+mod journal;
 mod locks;
 mod members;
 mod mutate;
@@ -75,6 +76,7 @@ impl Service {
                 self.knows(told.session, peer);
                 reply(answer)
             }
+            kind::JOURNAL => reply(node.journal(decode(&request)?).await),
             kind::CLOSE => reply(node.close(&decode(&request)?)),
             kind::BOOTSTRAP => {
                 allow(matches!(role, Role::Admin), role)?;
@@ -184,6 +186,7 @@ fn name_of(kind: u16) -> &'static str {
         kind::SESSION_HEARTBEAT => "session_heartbeat",
         kind::RECLAIM => "reclaim",
         kind::CLOSE => "close",
+        kind::JOURNAL => "journal",
         kind::BOOTSTRAP => "bootstrap",
         kind::STATUS => "status",
         WhoRequest::KIND => "who",

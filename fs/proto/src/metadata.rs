@@ -119,6 +119,67 @@ impl<'de> Deserialize<'de> for MutateReply {
     }
 }
 
+/// Entries of a session's journal, in their order. Sent again until they are known to be carried out, which each is once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalBatch {
+    /// Whose.
+    pub session: SessionId,
+    /// The sequence number of the first one; each further one has the next.
+    pub first: u64,
+    /// The entries.
+    pub entries: Vec<JournalEntry>,
+}
+
+/// An entry of a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalEntry {
+    /// When it happened, by the client's clock corrected by the leader's.
+    pub time: Timestamp,
+    /// What its application was told, see [`projection`](atoll_core::commands::projection).
+    pub expect: u64,
+    /// An inode whose last name goes by it, and that nobody has open.
+    pub frees: Option<InodeId>,
+    /// What to do.
+    pub op: ClientOp,
+}
+
+/// What became of entries of a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalReply {
+    /// The last entry that is carried out.
+    pub applied: u64,
+    /// Why those after it are not.
+    pub refused: Option<FsError>,
+    /// The metadata servers' disks have little room: what grows is to be asked for, and refused.
+    pub disk_low: bool,
+}
+
+/// What a client has to know to keep a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalState {
+    /// The volume's record, as it is stored.
+    pub superblock: Bytes,
+    /// The last entry of the session's journal that is carried out; 0: none.
+    pub applied: u64,
+    /// No further ones are.
+    pub is_broken: bool,
+}
+
+/// Stored records of an inode, so that a client whose own it is carries operations out on them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InodeRecords {
+    /// The inode.
+    pub inode: Bytes,
+    /// Its extended attributes, by key; `None`: they are too long.
+    pub xattrs: Option<Vec<(Bytes, Bytes)>>,
+    /// Of a directory: a part of its entries, by key.
+    pub entries: Vec<(Bytes, Bytes)>,
+    /// The inodes that these name.
+    pub children: Vec<(InodeId, Bytes)>,
+    /// Where the next part begins, if there is one.
+    pub next: Option<u64>,
+}
+
 /// Asks something; changes no record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AskRequest {
@@ -247,6 +308,10 @@ pub enum Answer {
     LocksChanged(LockAnswer),
     /// What a session has.
     Session(SessionState),
+    /// What its journal begins with.
+    Journal(JournalState),
+    /// Stored records.
+    Records(InodeRecords),
 }
 
 /// What a session has, for a process that succeeds the one that had it.
@@ -549,6 +614,8 @@ pub mod kind {
     pub const RECLAIM: u16 = 0x104;
     /// [`CloseNotice`](super::CloseNotice), one-way
     pub const CLOSE: u16 = 0x105;
+    /// [`JournalBatch`](super::JournalBatch) → [`JournalReply`](super::JournalReply)
+    pub const JOURNAL: u16 = 0x106;
     /// [`BootstrapRequest`](super::BootstrapRequest) → `()`
     pub const BOOTSTRAP: u16 = 0x110;
     /// [`StatusRequest`](super::StatusRequest) → [`ClusterStatus`](super::ClusterStatus)
@@ -569,6 +636,7 @@ rpcs! {
     SessionHeartbeat => SessionHeartbeatReply, kind::SESSION_HEARTBEAT;
     ReclaimRequest => (), kind::RECLAIM;
     CloseNotice => (), kind::CLOSE;
+    JournalBatch => JournalReply, kind::JOURNAL;
     BootstrapRequest => (), kind::BOOTSTRAP;
     StatusRequest => ClusterStatus, kind::STATUS;
 }

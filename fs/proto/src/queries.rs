@@ -8,7 +8,10 @@ use atoll_core::seek::{self, Sought};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::{Answer, ChunkInfo, DirectoryPage, FileExtents, LockAnswer, ServerInfo, SessionState};
+use crate::metadata::{
+    Answer, ChunkInfo, DirectoryPage, FileExtents, InodeRecords, JournalState, LockAnswer, ServerInfo,
+    SessionState,
+};
 
 /// A question; changes no record.
 pub trait Question: Into<Query> {
@@ -150,6 +153,20 @@ pub struct ChangeLocks {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdoptSession;
 
+/// What the session has to know to keep a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal;
+
+/// Stored records of an inode, and of a directory those of its entries and of what they name. Only on a volume for one mount:
+/// nobody else changes them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Records {
+    /// Which.
+    pub ino: InodeId,
+    /// Of a directory: entries from this cookie on.
+    pub from: u64,
+}
+
 macro_rules! questions {
     ($($name:ident => $answer:ty;)+) => {
         /// Any question. On the wire: variants are only appended.
@@ -190,6 +207,8 @@ questions! {
     AwaitLocks => Vec<(u64, Verdict)>;
     ChangeLocks => LockAnswer;
     AdoptSession => SessionState;
+    Journal => JournalState;
+    Records => InodeRecords;
 }
 
 /// What a question is answered with.
@@ -232,6 +251,8 @@ answers! {
     Locks: Vec<(u64, Verdict)>;
     LocksChanged: LockAnswer;
     Session: SessionState;
+    Journal: JournalState;
+    Records: InodeRecords;
 }
 
 #[cfg(test)]
@@ -240,13 +261,15 @@ mod tests {
 
     #[test]
     fn questions_have_the_numbers_that_the_wire_has() {
-        let numbered: [(u8, Query); 6] = [
+        let numbered: [(u8, Query); 8] = [
             (0, Lookup { parent: InodeId(1), name: "a".into() }.into()),
             (4, Open { ino: InodeId(5), segments: 1 }.into()),
             (8, StatFs.into()),
             (10, Servers.into()),
             (13, AwaitLocks { waits: Vec::new() }.into()),
             (15, AdoptSession.into()),
+            (16, Journal.into()),
+            (17, Records { ino: InodeId(5), from: 0 }.into()),
         ];
         for (number, query) in numbered {
             let bytes = postcard::to_allocvec(&query).unwrap();

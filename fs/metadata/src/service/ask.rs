@@ -23,6 +23,7 @@ use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
 use crate::reads::Lane;
 use crate::servers::Health;
+use crate::service::journal;
 use crate::sessions::OpenError;
 
 /// Bytes of inline data in one answer; the rest is asked for again.
@@ -139,6 +140,8 @@ impl Node {
                 answered(&asked, chunk_infos(&records, chunks).map_err(OpError::Store))
             }
             Query::Servers(asked) => answered(&asked, Ok(server_infos(leader))),
+            Query::Journal(asked) => answered(&asked, journal::state(&records, session)),
+            Query::Records(asked) => answered(&asked, journal::records(&records, &asked)),
             Query::Lseek(asked) => {
                 let found = query::inode(&records, asked.ino).and_then(|record| {
                     Ok(atoll_core::seek::seek(&records, asked.ino, &record, asked.offset, asked.kind)?)
@@ -199,7 +202,7 @@ fn answered<Q: Question>(_question: &Q, result: OpResult<Q::Answer>) -> OpResult
 /// Whether answering this goes through more than a few records.
 fn may_take_long(query: &Query) -> bool {
     match query {
-        Query::ReadDir(_) | Query::Lseek(_) => true,
+        Query::ReadDir(_) | Query::Lseek(_) | Query::Records(_) => true,
         Query::Open(queries::Open { segments, .. }) | Query::Extents(queries::Extents { segments, .. }) => {
             *segments > SEGMENTS_HERE_MAX
         }
@@ -214,7 +217,8 @@ fn may_take_long(query: &Query) -> bool {
         | Query::GetLk(_)
         | Query::AwaitLocks(_)
         | Query::ChangeLocks(_)
-        | Query::AdoptSession(_) => false,
+        | Query::AdoptSession(_)
+        | Query::Journal(_) => false,
     }
 }
 

@@ -31,7 +31,7 @@ const RESERVATION_WAIT_MAX: Duration = Duration::from_secs(8);
 const RESERVATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Segments that are freed in the entry that removes the last name: all of a small file. What is left of a larger one is
 /// freed in the background.
-const SEGMENTS_WITH_UNLINK_MAX: u32 = 4;
+pub(super) const SEGMENTS_WITH_UNLINK_MAX: u32 = 4;
 
 /// The directories in which it changes a name.
 fn parents(op: &Op) -> [Option<InodeId>; 2] {
@@ -122,7 +122,7 @@ impl Node {
 
     /// A session that the leader's table doesn't have may still be alive: its making was committed by an entry
     /// whose proposer never heard of it.
-    fn note_heard(&self, leader: &Leader, session: SessionId) -> Result<(), MetadataError> {
+    pub(super) fn note_heard(&self, leader: &Leader, session: SessionId) -> Result<(), MetadataError> {
         let now = clock::since_boot();
         if leader.sessions.lock().heard(session, now).is_ok() {
             return Ok(());

@@ -74,8 +74,6 @@ struct Decided {
 /// The others have got a name, or are held: whoever lets go of them last has them looked at again.
 fn decide(node: &Node, leader: &Leader, taken: &[Vec<u8>]) -> Decided {
     let mut decided = Decided { inodes: Vec::new(), later: BTreeSet::new() };
-    // Before the sessions are asked: who makes a file is among them when it is no more among these.
-    let being_made = leader.making.from();
     let store = node.machine.store();
     // Since it was noted it may have got a name (`O_TMPFILE`, then linkat). Nobody who opens it by that name
     // may be refused, not even for a moment.
@@ -83,8 +81,10 @@ fn decide(node: &Node, leader: &Leader, taken: &[Vec<u8>]) -> Decided {
         |ino| store.get(Family::System, &keys::orphan(ino)).map_or(true, |record| record.is_some());
     for key in taken {
         let Some(ino) = keys::first_number(key).map(InodeId) else { continue };
+        // Before the sessions are asked: who makes a file is among them when it is no more among these.
+        let may_be_made = leader.making.may_be(ino);
         let mut sessions = leader.sessions.lock();
-        if being_made.is_some_and(|from| ino >= from) {
+        if may_be_made {
             decided.later.insert(key.clone());
         } else if sessions.begin_going(ino) {
             // Who holds it no more has linked it before, if at all: the records know.
