@@ -4,6 +4,7 @@
 //! loses nothing.
 
 pub mod allocator;
+mod journal;
 pub mod layout;
 pub mod memory;
 mod survives;
@@ -22,6 +23,8 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use allocator::Allocator;
+pub use journal::JournalRecord;
+use journal::Ring;
 use layout::{HEADER_BYTES, Layout, NOTED, PAGE_BYTES, PAIR_BYTES, RECORD_BYTES, Record, State, UNIT_BYTES};
 use memory::Memory;
 pub use survives::{HandleRecord, HandleRoom, Origin, OutcomeRecord, OutcomeRoom, SessionRecord};
@@ -116,6 +119,8 @@ pub struct Adopted {
     pub outcomes: Vec<OutcomeRecord>,
     /// What is open.
     pub handles: Vec<HandleRecord>,
+    /// What was done and may not be committed, in its order.
+    pub journal: Vec<JournalRecord>,
     /// Data that isn't committed, in the order in which it was written.
     pub data: Vec<DataBlock>,
     /// Records whose bytes don't match their checksum. What they described is lost.
@@ -143,6 +148,7 @@ pub struct Arena {
     freed: Notify,
     outcomes: OutcomeRooms,
     handles: HandleRooms,
+    ring: Mutex<Ring>,
     /// What is in the arena is a predecessor's yet: see [`Arena::take_responsibility`].
     is_predecessors: AtomicBool,
 }
@@ -178,6 +184,7 @@ impl Arena {
             units: (config.data_bytes / UNIT_BYTES as u64) as u32,
             outcomes: layout::OUTCOMES,
             handles: layout::HANDLES,
+            journal_bytes: layout::JOURNAL_BYTES,
         };
         let memory = Memory::create(layout.bytes())?;
         // SAFETY: nobody else knows of this memory yet.
@@ -194,6 +201,7 @@ impl Arena {
             freed: Notify::new(),
             outcomes: OutcomeRooms::new(layout.outcomes),
             handles: HandleRooms::new(layout.handles),
+            ring: Mutex::default(),
             is_predecessors: AtomicBool::new(false),
         }
     }
@@ -218,6 +226,7 @@ impl Arena {
         let (data, damaged_data) = arena.clone().read_data()?;
         let (outcomes, damaged_outcomes) = arena.read_outcomes()?;
         let (session, handles) = (arena.read_session()?, arena.read_handles()?);
+        let journal = arena.read_journal()?;
         // Free runs may hold memory of the dead process's.
         let taken = arena.units.lock();
         let mut at = 0;
@@ -233,7 +242,7 @@ impl Arena {
         drop(taken);
         arena.leave_to_successor();
         let damaged = damaged_ops + damaged_data + damaged_outcomes;
-        Ok(Adopted { arena, session, ops, outcomes, handles, data, damaged })
+        Ok(Adopted { arena, session, ops, outcomes, handles, journal, data, damaged })
     }
 
     fn read_ops(&self) -> Result<(Vec<OpRecord>, usize), ArenaError> {

@@ -1,10 +1,11 @@
 //! The arena's bytes: where what is, and how a successor tells what is whole.
 //!
 //! ```text
-//! header (one page)   magic, version, sizes, CRC-32C; the session: two state records
+//! header (one page)   magic, version, sizes, CRC-32C; the session, and where its journal begins: two state records each
 //! op slots            each: two state records of 64 bytes, then room for one encoded command
 //! outcomes            each: two state records, then room for one encoded outcome
 //! handles             32 bytes each: what is open
+//! journal             a ring of entries
 //! index               one pair of state records for each unit of the data area
 //! data area           units of 4 KiB; a data block is a run of them, described by its first unit's records
 //! ```
@@ -22,7 +23,7 @@ use crc_fast::CrcAlgorithm;
 /// First bytes of an arena.
 pub const MAGIC: [u8; 8] = *b"ATLarena";
 /// The format that this program writes, and the only one that it adopts.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of the header and alignment of all areas.
 pub const PAGE_BYTES: usize = 4096;
 /// Bytes of a unit of the data area.
@@ -34,6 +35,10 @@ pub const PAIR_BYTES: usize = 2 * RECORD_BYTES;
 
 /// Where the session's pair of records is, in the header's page.
 pub const SESSION_AT: usize = 1024;
+/// Where the journal's pair of records is, in the header's page.
+pub const JOURNAL_AT: usize = 2048;
+/// Bytes of the journal: what was done and isn't committed.
+pub const JOURNAL_BYTES: u32 = 8 << 20;
 /// Outcomes of operations whose requests may not be answered yet.
 pub const OUTCOMES: u32 = 256;
 /// Bytes of one of them.
@@ -59,10 +64,12 @@ pub struct Layout {
     pub outcomes: u32,
     /// Handles.
     pub handles: u32,
+    /// Bytes of the journal, in whole pages.
+    pub journal_bytes: u32,
 }
 
-/// Bytes of an encoded header: magic, eight numbers, CRC.
-pub const HEADER_BYTES: usize = 44;
+/// Bytes of an encoded header: magic, nine numbers, CRC.
+pub const HEADER_BYTES: usize = 48;
 /// Of which the CRC is of these.
 const SUMMED_BYTES: usize = HEADER_BYTES - 4;
 
@@ -91,10 +98,16 @@ impl Layout {
         self.outcome(self.outcomes).next_multiple_of(PAGE_BYTES) + number as usize * HANDLE_BYTES
     }
 
+    /// Where the journal begins.
+    #[must_use]
+    pub fn journal(&self) -> usize {
+        self.handle(self.handles).next_multiple_of(PAGE_BYTES)
+    }
+
     /// Where the index record pair of a unit begins.
     #[must_use]
     pub fn index(&self, unit: usize) -> usize {
-        self.handle(self.handles).next_multiple_of(PAGE_BYTES) + unit * PAIR_BYTES
+        self.journal() + self.journal_bytes as usize + unit * PAIR_BYTES
     }
 
     /// Where a unit begins.
@@ -123,6 +136,7 @@ impl Layout {
             RECORD_BYTES as u32,
             self.outcomes,
             self.handles,
+            self.journal_bytes,
         ];
         for (at, number) in numbers.iter().enumerate() {
             header[8 + at * 4..12 + at * 4].copy_from_slice(&number.to_le_bytes());
@@ -150,8 +164,9 @@ impl Layout {
         if number(4) != UNIT_BYTES as u32 || number(5) != RECORD_BYTES as u32 {
             return Err("the arena has other block sizes than this program".into());
         }
-        let [op_slots, op_bytes_max, units, outcomes, handles] = [1, 2, 3, 6, 7].map(number);
-        Ok(Layout { op_slots, op_bytes_max, units, outcomes, handles })
+        let [op_slots, op_bytes_max, units, outcomes, handles, journal_bytes] =
+            [1, 2, 3, 6, 7, 8].map(number);
+        Ok(Layout { op_slots, op_bytes_max, units, outcomes, handles, journal_bytes })
     }
 }
 
@@ -272,14 +287,25 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 mod tests {
     use super::*;
 
+    const SMALL: Layout = Layout {
+        op_slots: 3,
+        op_bytes_max: 5000,
+        units: 100,
+        outcomes: 9,
+        handles: 130,
+        journal_bytes: 8192,
+    };
+
     #[test]
     fn areas_follow_one_another_without_overlap() {
-        let layout = Layout { op_slots: 3, op_bytes_max: 5000, units: 100, outcomes: 9, handles: 130 };
-        assert!(SESSION_AT >= HEADER_BYTES && SESSION_AT + PAIR_BYTES <= layout.op(0));
+        let layout = SMALL;
+        const { assert!(SESSION_AT >= HEADER_BYTES && SESSION_AT + PAIR_BYTES <= JOURNAL_AT) };
+        assert!(JOURNAL_AT + PAIR_BYTES <= layout.op(0));
         assert_eq!(layout.op(0), 4096);
         assert_eq!(layout.op(1) - layout.op(0), 8192);
         assert_eq!(layout.outcome(0), layout.op(3));
-        assert!(layout.handle(0) >= layout.outcome(9) && layout.index(0) >= layout.handle(130));
+        assert!(layout.handle(0) >= layout.outcome(9) && layout.journal() >= layout.handle(130));
+        assert_eq!(layout.index(0), layout.journal() + 8192);
         assert!(layout.unit(0) >= layout.index(100));
         assert_eq!(layout.unit(0) % PAGE_BYTES, 0);
         assert_eq!(layout.bytes(), layout.unit(0) + 100 * UNIT_BYTES);
@@ -288,8 +314,7 @@ mod tests {
 
     #[test]
     fn a_header_that_is_not_ours_is_refused() {
-        let header =
-            Layout { op_slots: 3, op_bytes_max: 5000, units: 100, outcomes: 9, handles: 130 }.encode();
+        let header = SMALL.encode();
         for at in 0..header.len() {
             let mut damaged = header;
             damaged[at] ^= 1;
