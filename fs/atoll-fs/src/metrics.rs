@@ -30,7 +30,11 @@ impl Collector for MountCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let data = self.client.data().counters();
         let status = self.client.metadata().status();
-        let gauges: [(&str, &str, Option<&Unit>, u64); 4] = [
+        let journal = status.journal;
+        let gauges: [(&str, &str, Option<&Unit>, u64); 7] = [
+            ("mount_journal_entries", "Changes done and not yet committed", None, journal.entries),
+            ("mount_cached_inodes", "Inodes whose records are known", None, journal.inodes),
+            ("mount_cached", "Bytes of known records", Some(&Unit::Bytes), journal.inodes_bytes),
             ("mount_dirty", "Bytes written and not yet committed", Some(&Unit::Bytes), data.dirty_bytes),
             ("mount_reserved", "Bytes of quota reserved for writes", Some(&Unit::Bytes), data.reserved_bytes),
             ("mount_connected", "1 while the metadata servers respond", None, u64::from(status.connected)),
@@ -46,7 +50,9 @@ impl Collector for MountCollector {
             gauge.encode(encoder.encode_descriptor(name, help, unit, gauge.metric_type())?)?;
         }
         let takeovers = self.client.metadata().takeovers();
-        let counters: [(&str, &str, Option<&Unit>, u64); 8] = [
+        let counters: [(&str, &str, Option<&Unit>, u64); 10] = [
+            ("mount_journaled", "Changes done by the mount itself", None, journal.carried_out),
+            ("mount_journal_lost", "Changes that were lost before they were committed", None, journal.lost),
             (
                 "mount_chunk_written",
                 "Bytes written to chunks, each replica counted",

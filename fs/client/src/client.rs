@@ -30,7 +30,7 @@ mod xattrs;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use atoll_core::attributes::{AttributeChanges, Attributes, FileKind, KillPriv};
@@ -140,6 +140,8 @@ pub struct Client<M: Metadata> {
     root: Mutex<Option<Attributes>>,
     /// Inodes that this mount removed, until the kernel forgets them.
     removed: Mutex<HashMap<InodeId, Attributes>>,
+    /// How often changes were lost that were done and not committed.
+    losses: AtomicU64,
     /// Who was told to look again.
     look_again: LookAgain,
     notifier: RwLock<Option<Arc<dyn Notifier>>>,
@@ -182,6 +184,7 @@ impl<M: Metadata> Client<M> {
             complete,
             root: Mutex::default(),
             removed: Mutex::default(),
+            losses: AtomicU64::new(0),
             look_again: LookAgain::default(),
             notifier: RwLock::default(),
         });
@@ -194,9 +197,18 @@ impl<M: Metadata> Client<M> {
                     client.described.forget_all();
                     client.complete.session_lost();
                     // First the handles: the data path forgets what they had written.
-                    client.handles.break_files(|ino| client.data.has_dirty(ino));
+                    let lost = client.lost_changes();
+                    client.handles.break_files(|ino| lost.contains(&ino) || client.data.has_dirty(ino));
                     client.handles.break_handles(&client.locks.lost());
                     client.data.on_session_lost();
+                    client.data.lose_changes(lost);
+                }
+                Event::JournalLost => {
+                    client.described.forget_all();
+                    client.complete.session_lost();
+                    let lost = client.lost_changes();
+                    client.handles.break_files(|ino| lost.contains(&ino));
+                    client.data.lose_changes(lost);
                 }
                 Event::ReturnReservation => {
                     runtime.spawn(async move { client.data.return_reservation().await });
@@ -240,7 +252,8 @@ impl<M: Metadata> Client<M> {
     /// If something can't be committed; it is still in the arena then.
     pub async fn stop(&self) -> std::result::Result<(), ClientError> {
         while atimes::tell(&self.atimes, &*self.metadata).await {}
-        self.data.close().await
+        self.data.close().await?;
+        self.metadata.sync().await
     }
 
     /// Runs an operation; a signal ends it early only while the cluster is away.
@@ -563,9 +576,8 @@ impl<M: Metadata> Vfs for Client<M> {
         Ok(())
     }
 
-    /// Every change of a directory is durable before it is answered.
-    async fn fsyncdir(&self, _caller: &Caller, _ino: InodeId, _handle: u64, _data_only: bool) -> Result<()> {
-        Ok(())
+    async fn fsyncdir(&self, _caller: &Caller, _ino: InodeId, handle: u64, _data_only: bool) -> Result<()> {
+        self.do_fsyncdir(handle).await
     }
 
     async fn statfs(&self, _caller: &Caller, _ino: InodeId) -> Result<StatFs> {

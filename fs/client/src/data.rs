@@ -19,6 +19,7 @@ use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,8 @@ pub(crate) struct Shared<M> {
     pub table: Table,
     /// Something was written or read ahead: the background task has to look again.
     pub work: Notify,
+    /// Goes on with what was begun and nobody waits for any more.
+    pub runtime: Handle,
     /// Counts uses of files, to know which was used least recently.
     pub uses: AtomicU64,
 }
@@ -153,6 +156,7 @@ impl<M: Metadata> DataPath<M> {
             table: Table::default(),
             work: Notify::new(),
             uses: AtomicU64::new(0),
+            runtime: Handle::current(),
             metadata,
             arena,
             config,
@@ -402,6 +406,20 @@ impl<M: Metadata> DataPath<M> {
     /// Nobody has the file open and the kernel has forgotten it. What is dirty is still flushed.
     pub fn forget(&self, ino: InodeId) {
         self.shared.table.forget(ino);
+    }
+
+    /// Changes of these files that counted as committed are lost: they have an error, and what is known of them here doesn't
+    /// hold.
+    pub fn lose_changes(&self, inodes: impl IntoIterator<Item = InodeId>) {
+        for file in inodes.into_iter().filter_map(|ino| self.shared.table.find(ino)) {
+            let mut inner = file.inner.lock();
+            inner.map.clear();
+            inner.attributes = None;
+            inner.readahead.clear();
+            inner.errors.note(ClientError::SessionLost);
+            drop(inner);
+            self.shared.metadata.lost(file.ino);
+        }
     }
 
     /// The session is lost: what wasn't committed is gone, and every file it was written to has an error.

@@ -1,6 +1,7 @@
 //! The metadata service as the rest of the client sees it. [`crate::session`] implements it over the wire;
 //! tests implement it over records in memory.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,8 @@ pub enum Event {
     /// The session is lost and a new one is about to be used: chunks and reservations of the old one are gone,
     /// and so is what was not committed. Told before anything happens in the new session.
     SessionLost,
+    /// Operations that were carried out here and not committed are lost, though the session isn't.
+    JournalLost,
     /// Another session needs room: give back what is reserved and not used.
     ReturnReservation,
 }
@@ -152,6 +155,20 @@ pub trait Metadata: Send + Sync + 'static {
                 Box::<Attributes>::from_outcome(self.execute(op).await?).ok_or_else(unexpected)?;
             Ok(Made::new(*attributes, |_| {}))
         }
+    }
+
+    /// Completes when all mutations that are done so far are committed: on a volume for this mount alone some are done before
+    /// that.
+    ///
+    /// # Errors
+    /// [`ClientError::SessionLost`] if some of them are lost.
+    fn sync(&self) -> impl Future<Output = Result<(), ClientError>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// The inodes of which mutations are lost that were done and not committed, since this was asked last.
+    fn take_lost(&self) -> BTreeSet<InodeId> {
+        BTreeSet::new()
     }
 
     /// Asks something.

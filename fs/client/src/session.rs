@@ -9,6 +9,7 @@
 
 pub mod clock;
 mod held_locks;
+mod journal;
 mod keeper;
 mod leader;
 mod locking;
@@ -17,7 +18,7 @@ mod open_files;
 mod slots;
 mod succession;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,6 +46,8 @@ use crate::metadata::{ClientError, Event, Hook, Made, Metadata, Wanted};
 use crate::origin;
 use clock::Clock;
 use held_locks::HeldLocks;
+use journal::Journal;
+pub use journal::JournalStatus;
 use leader::{Refusal, Service};
 use locking::Turns;
 use mutations::{CarriedOut, Unanswered};
@@ -58,6 +61,8 @@ pub const MUTATIONS_IN_FLIGHT_DEFAULT: u32 = 64;
 pub const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 /// How long a stopping client tries to say goodbye.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+/// How long it tries to commit what it has carried out.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lost sessions whose last outcomes are remembered for mutations still in flight.
 const LOST_SESSIONS_MAX: usize = 8;
 
@@ -149,6 +154,8 @@ pub struct Status {
     pub sessions_lost: u64,
     /// Use of the volume as of the last heartbeat.
     pub volume: VolumeUse,
+    /// What was carried out here.
+    pub journal: JournalStatus,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +211,7 @@ struct Inner {
     hooks: RwLock<Vec<Hook>>,
     /// How often the mount was taken over.
     takeovers: u64,
+    journal: Journal,
     /// What requests of the kernel have led to already that may come again.
     unanswered: Unanswered,
     /// The session is being ended: no other one is opened when it is gone.
@@ -295,6 +303,7 @@ impl MetadataClient {
             heard: RwLock::default(),
             hooks: RwLock::default(),
             takeovers: predecessor.as_ref().map_or(0, |predecessor| predecessor.session.takeovers + 1),
+            journal: Journal::default(),
             unanswered: Unanswered::default(),
             runtime: Handle::current(),
             closing: AtomicBool::new(false),
@@ -307,6 +316,7 @@ impl MetadataClient {
         }?;
         tokio::spawn(keeper::keep(Arc::clone(&inner)));
         tokio::spawn(keeper::tell_closed(Arc::clone(&inner)));
+        tokio::spawn(journal::commit(Arc::clone(&inner)));
         if inner.open_files.lock().has_closed() {
             inner.close_notices.notify_one();
         }
@@ -323,6 +333,11 @@ impl MetadataClient {
     /// flushed before.
     pub async fn close(&self) {
         self.inner.closing.store(true, Ordering::Release);
+        // Nothing more is carried out here.
+        let committed = self.inner.journal_committed(self.inner.journal_end());
+        if !matches!(tokio::time::timeout(COMMIT_TIMEOUT, committed).await, Ok(Ok(()))) {
+            tracing::error!("the last operations could not be committed");
+        }
         let goodbye = self.mutate(ops::CloseSession);
         if !matches!(tokio::time::timeout(CLOSE_DEADLINE, goodbye).await, Ok(Ok(_))) {
             tracing::info!("the session could not be ended; it expires at the end of its lifetime");
@@ -347,6 +362,7 @@ impl MetadataClient {
             },
             sessions_lost: self.inner.sessions_lost.load(Ordering::Relaxed),
             volume: self.inner.heard.read().volume,
+            journal: self.inner.journal_status(),
         }
     }
 
@@ -480,6 +496,10 @@ impl Inner {
     }
 
     async fn question(&self, query: &Query) -> Result<Answer, ClientError> {
+        if journal::depends_on_journal(query) && !atoll_faults::planted("journal-overtaken") {
+            // What is lost of it the answer shows.
+            let _ = self.journal_committed(self.journal_end()).await;
+        }
         loop {
             let current = self.current().await?;
             // The same bytes as an `AskRequest`, without copying the query into one.
@@ -517,12 +537,15 @@ impl Metadata for MetadataClient {
     }
 
     async fn execute_described(&self, op: ClientOp) -> Result<(Outcome, Vec<Attributes>), ClientError> {
+        let asked = self.inner.asked(None);
+        if let Some(CarriedOut { outcome, parents, .. }) = self.inner.done_here(&op, &asked).await {
+            return Ok((outcome, parents));
+        }
         // Queued before it, so that a file that nobody has open is freed in the same entry.
         let removes_file = matches!(op, ClientOp::Unlink(ops::Unlink { directory: false, .. }));
         if removes_file && self.inner.open_files.lock().release_retained() {
             self.inner.tell_closed();
         }
-        let asked = self.inner.asked(None);
         self.in_slot(|inner, slot| async move {
             let CarriedOut { outcome, parents, .. } = inner.carry_out(slot, op, false, &asked).await?;
             Ok((outcome, parents))
@@ -532,12 +555,36 @@ impl Metadata for MetadataClient {
 
     async fn execute_if(&self, op: ClientOp, wanted: Wanted) -> Result<Outcome, ClientError> {
         let asked = self.inner.asked(Some(wanted));
+        if let Some((CarriedOut { outcome, .. }, _)) = self.inner.carry_out_here(&op, &asked) {
+            return Ok(outcome);
+        }
         self.in_slot(|inner, slot| async move { Ok(inner.carry_out(slot, op, false, &asked).await?.outcome) })
             .await
     }
 
     async fn make(&self, op: ClientOp) -> Result<Made, ClientError> {
+        let asked = self.inner.asked(None);
+        if let Some(made) = self.inner.make_here(&op, &asked) {
+            return Ok(made);
+        }
+        if self.inner.adopt_directories(&op).await
+            && let Some(made) = self.inner.make_here(&op, &asked)
+        {
+            return Ok(made);
+        }
         self.in_slot(|inner, slot| async move { inner.make(slot, op).await }).await
+    }
+
+    async fn sync(&self) -> Result<(), ClientError> {
+        let end = self.inner.journal_end();
+        if atoll_faults::planted("journal-synced-early") {
+            return Ok(());
+        }
+        self.in_time(self.inner.journal_committed(end)).await
+    }
+
+    fn take_lost(&self) -> BTreeSet<InodeId> {
+        self.inner.take_lost()
     }
 
     async fn query(&self, query: Query) -> Result<Answer, ClientError> {
@@ -624,7 +671,7 @@ impl Metadata for MetadataClient {
     }
 
     fn open_again(&self, ino: InodeId) -> bool {
-        self.inner.open_files.lock().open_again(ino)
+        self.inner.open_files.lock().open_again(ino) || self.inner.open_known(ino)
     }
 
     fn answered(&self, request: u64) {

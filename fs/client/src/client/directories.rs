@@ -1,6 +1,7 @@
 //! Reading directories.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::Ordering;
 
 use atoll_core::attributes::FileKind;
 use atoll_core::error::FsError;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use super::handles::Handle;
 use super::{Asked, Client};
-use crate::metadata::Metadata;
+use crate::metadata::{ClientError, Metadata};
 use crate::rights::Right;
 use crate::vfs::{Caller, DirEntry, Opened, Result};
 
@@ -40,11 +41,13 @@ pub struct Listing {
     end: bool,
     /// When it was asked for: see [`Kept::number`](super::kept::Kept::number).
     change: u64,
+    /// Losses of changes that this handle was told of, or that came before it.
+    losses: u64,
 }
 
 impl Listing {
-    /// Nothing in stock.
-    pub fn new(ino: InodeId) -> Self {
+    /// Nothing in stock. `losses`: see [`Client::losses`](super::Client).
+    pub fn new(ino: InodeId, losses: u64) -> Self {
         Listing {
             ino,
             parent: ino,
@@ -53,6 +56,7 @@ impl Listing {
             plus: false,
             end: false,
             change: 0,
+            losses,
         }
     }
 
@@ -80,7 +84,28 @@ fn reply_bytes(name: &[u8], plus: bool) -> usize {
 
 impl<M: Metadata> Client<M> {
     pub(super) fn do_opendir(&self, ino: InodeId) -> Opened {
-        Opened { handle: self.handles.add_directory(Listing::new(ino)), ..Opened::default() }
+        let losses = self.losses.load(Ordering::Acquire);
+        Opened { handle: self.handles.add_directory(Listing::new(ino, losses)), ..Opened::default() }
+    }
+
+    /// Inodes whose changes are lost, which who syncs a directory is told, too.
+    pub(super) fn lost_changes(&self) -> BTreeSet<InodeId> {
+        let lost = self.metadata.take_lost();
+        if !lost.is_empty() {
+            self.losses.fetch_add(1, Ordering::AcqRel);
+        }
+        lost
+    }
+
+    /// Changes that were done are committed. If some were lost, each handle is told so once, as with a file's data.
+    pub(super) async fn do_fsyncdir(&self, handle: u64) -> Result<()> {
+        self.metadata.sync().await?;
+        let Some(Handle::Directory(listing)) = self.handles.find(handle) else { return Ok(()) };
+        let losses = self.losses.load(Ordering::Acquire);
+        match std::mem::replace(&mut listing.lock().await.losses, losses) == losses {
+            true => Ok(()),
+            false => Err(ClientError::SessionLost.into()),
+        }
     }
 
     /// Entries after `cookie`, as many as fit.
@@ -98,7 +123,7 @@ impl<M: Metadata> Client<M> {
             Some(Handle::Directory(listing)) => listing,
             Some(Handle::File(_)) => return Err(FsError::NotDirectory.into()),
             // Of a predecessor of this process: nothing is lost but the stock.
-            None => std::sync::Arc::new(tokio::sync::Mutex::new(Listing::new(ino))),
+            None => std::sync::Arc::new(tokio::sync::Mutex::new(Listing::new(ino, 0))),
         };
         let mut listing = listing.lock().await;
         let mut entries = Vec::new();
@@ -152,8 +177,15 @@ impl<M: Metadata> Client<M> {
         let DirectoryPage { parent, entries, end } = self.metadata.ask(query).await?;
         // A service that has nothing and more to come would be asked for ever.
         let end = end || entries.is_empty();
-        *listing =
-            Listing { parent, after, stock: entries.into(), plus, end, change, ..Listing::new(listing.ino) };
+        *listing = Listing {
+            parent,
+            after,
+            stock: entries.into(),
+            plus,
+            end,
+            change,
+            ..Listing::new(listing.ino, listing.losses)
+        };
         Ok(())
     }
 

@@ -357,6 +357,7 @@ impl<M: Metadata> Client<M> {
         // Pages of a mapping are made durable by msync.
         if flags.sync && !flags.from_cache {
             self.data.flush(ino).await?;
+            self.metadata.sync().await?;
         }
         Ok(written)
     }
@@ -503,7 +504,8 @@ impl<M: Metadata> Client<M> {
         if let Some(handle) = handle {
             self.told_error(&handle)?;
         }
-        Ok(flushed?)
+        flushed?;
+        Ok(self.metadata.sync().await?)
     }
 
     pub(super) fn do_release(&self, handle: u64) {

@@ -32,14 +32,16 @@ impl<M: Metadata> Client<M> {
     /// If the volume has no room for what was written: another session may have taken what was reserved for it.
     pub async fn succeed(&self, arena: &Arc<Arena>, succession: Succession) -> Result<(), ClientError> {
         let Succession { inherited, handles, data, takeovers } = succession;
-        let Inherited { is_lost, committed, locks, locks_are_known, bytes_reserved } = inherited;
+        let Inherited { is_lost, committed, locks, locks_are_known, bytes_reserved, lost } = inherited;
         self.handles.succeed(takeovers, handles, is_lost || !locks_are_known);
         self.pages.succeed(self.handles.files());
         self.locks.inherit(&locks);
+        self.handles.break_files(|ino| lost.contains(&ino));
         let mut data = uncommitted(arena, data, &committed);
         if atoll_faults::planted("successor-forgets-data") {
             data.clear();
         }
+        self.data.lose_changes(lost);
         if is_lost {
             let lost: BTreeSet<InodeId> = data.iter().map(DataBlock::ino).collect();
             self.data.lose(&data);

@@ -1,6 +1,7 @@
 //! The metadata service, watched: what it says about files that this client has changed is noted, and that the
 //! kernel's pages of them survive the change.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -240,6 +241,14 @@ impl<M: Metadata> Metadata for Tracked<M> {
         self.handles.learn(&made.attributes);
         self.pages.own_change(&made.attributes);
         Ok(made)
+    }
+
+    async fn sync(&self) -> Result<(), ClientError> {
+        self.inner.sync().await
+    }
+
+    fn take_lost(&self) -> BTreeSet<InodeId> {
+        self.inner.take_lost()
     }
 
     async fn query(&self, query: Query) -> Result<Answer, ClientError> {

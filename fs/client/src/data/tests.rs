@@ -132,6 +132,8 @@ async fn small_files_travel_in_the_commit_and_streams_in_whole_segments() {
     // 30 MiB in chunks of 8 MiB, and the one that was opened ahead.
     assert!(cluster.data.counters().chunks_opened <= 6, "{:?}", cluster.data.counters());
 
+    // Whoever flushed it behind its writer has ended.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     // A small write to a big file that somebody waits for is one commit and nothing else.
     let before = cluster.data.counters().chunk_bytes_written;
     cluster.write_all(big, 12345, &[9; 4096]).await;

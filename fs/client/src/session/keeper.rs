@@ -44,8 +44,12 @@ impl Inner {
         let opening = async {
             loop {
                 let current = self.open(None).await?;
-                match self.heartbeat(current.id, 0).await {
-                    Ok(_) => return Ok(current),
+                let begun = match self.heartbeat(current.id, 0).await {
+                    Ok(_) => self.begin_journal(current).await,
+                    Err(refusal) => Err(refusal),
+                };
+                match begun {
+                    Ok(()) => return Ok(current),
                     // It was cut off for so long in between. Nothing was done in it.
                     Err(Refusal::Fs(FsError::SessionExpired)) => {}
                     Err(Refusal::Fs(error)) => return Err(SessionError::Refused(error)),
@@ -224,6 +228,9 @@ impl Inner {
         self.clock.sample(reply.now, sent, clock::since_boot());
         let recall = reply.return_reservation;
         let lifetime = Duration::from_millis(u64::from(reply.lifetime_ms));
+        if *self.heard.read().config != reply.config {
+            self.journal_config(&reply.config);
+        }
         *self.heard.write() = Heard {
             lifetime,
             // The leader counts from when it received this, a new one from when it began.
@@ -263,6 +270,7 @@ impl Inner {
                         "another client took the volume over: unmount this mount and mount it again"
                     );
                     self.sessions_lost.fetch_add(1, Ordering::SeqCst);
+                    self.journal_lost(0);
                     self.tell(Event::SessionLost);
                     return None;
                 }
@@ -273,6 +281,8 @@ impl Inner {
             }
         };
         self.sessions_lost.fetch_add(1, Ordering::SeqCst);
+        let known = self.lost.lock().iter().find(|known| known.session == lost.id).map(Arc::clone);
+        self.journal_lost(known.map_or(0, |known| Self::committed_of(&known.outcomes)));
         // Before anything can happen in the new session: nobody may use what belonged to the old one.
         self.open_files.lock().session_lost();
         self.held_locks.lock().lost();
@@ -280,6 +290,9 @@ impl Inner {
         // The new session holds nothing open yet, whatever the leader thinks it was told. It has locked nothing.
         if let Err(error) = self.tell_all(current.id, Vec::new()).await {
             tracing::warn!(%error, "the open files could not be reported to the leader; retrying");
+        }
+        if let Err(error) = self.begin_journal(current).await {
+            tracing::warn!(%error, "no journal is kept in this session");
         }
         self.state.send_replace(State::Open(current));
         Some(current)

@@ -74,6 +74,8 @@ impl Inner {
         known_change: Option<u64>,
         segments: u32,
     ) -> Result<Option<FileExtents>, ClientError> {
+        // Who is let in next finds what was done under the lock, or who did it is told that it is lost.
+        self.journal_committed(self.journal_end()).await?;
         let number = self.held_locks.lock().begin(change);
         loop {
             let current = self.current().await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use atoll_core::attributes::Attributes;
+use atoll_core::attributes::{Attributes, Timestamp};
 use atoll_core::commands::{ClientOp, Command, Outcome, Reply};
 use atoll_core::encode::USUAL_BYTES;
 use atoll_core::error::FsError;
@@ -28,6 +28,8 @@ pub(super) struct CarriedOut {
     pub parents: Vec<Attributes>,
     /// The session that it took effect in, if that is the present one.
     pub session: Option<SessionId>,
+    /// When, by its own word.
+    pub time: Timestamp,
 }
 
 /// A file that is being made to be opened, until what became of it is known.
@@ -92,7 +94,7 @@ impl Unanswered {
         self.count.store(requests.len(), Ordering::Relaxed);
     }
 
-    fn find(&self, request: u64, kind: u8) -> Option<Outcome> {
+    pub fn find(&self, request: u64, kind: u8) -> Option<Outcome> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -178,7 +180,7 @@ impl Inner {
     pub(super) async fn make(self: &Arc<Self>, slot: Slot, op: ClientOp) -> Result<Made, ClientError> {
         let making = BeingMade { number: self.open_files.lock().begin_making(), inner: Arc::clone(self) };
         let sessions_lost = self.sessions_lost.load(Ordering::SeqCst);
-        let CarriedOut { outcome, parents, session } =
+        let CarriedOut { outcome, parents, session, .. } =
             self.carry_out(slot, op, true, &self.asked(None)).await?;
         let attributes = Box::<Attributes>::from_outcome(outcome).ok_or_else(unexpected)?;
         let ino = attributes.ino;
@@ -209,6 +211,21 @@ impl Inner {
     /// Sends one mutation, in its slot, until its outcome is known, and the session that it took effect in if that is the
     /// present one. `opens`: if it makes a file the session holds that.
     pub(super) async fn carry_out(
+        self: &Arc<Self>,
+        slot: Slot,
+        op: ClientOp,
+        opens: bool,
+        asked: &Asked,
+    ) -> Result<CarriedOut, ClientError> {
+        let in_slot = self.begin_in_slot(&op);
+        self.journal_committed(in_slot.after()).await?;
+        self.hold_before_removal(&op).await;
+        let done = self.send(slot, op, opens, asked).await;
+        in_slot.done(done.as_ref().map(|done| (&done.outcome, done.session, done.time)));
+        done
+    }
+
+    async fn send(
         &self,
         slot: Slot,
         op: ClientOp,
@@ -220,7 +237,8 @@ impl Inner {
         if let Some(kind) = repeats_badly
             && let Some(outcome) = self.done_before(asked.origin.request, kind)
         {
-            return Ok(CarriedOut { outcome, parents: Vec::new(), session: None });
+            let time = self.clock.now();
+            return Ok(CarriedOut { outcome, parents: Vec::new(), session: None, time });
         }
         let origin = Origin { request: repeats_badly.map_or(0, |_| asked.origin.request), ..asked.origin };
         let mut command = Command {
@@ -279,7 +297,8 @@ impl Inner {
                         self.note_done(origin.request, repeats_badly, &outcome);
                         self.arena.clear_op(slot.id(), current.id, command.sequence);
                         let outcome = outcome.into_result()?;
-                        return Ok(CarriedOut { outcome, parents: Vec::new(), session: None });
+                        let time = command.time;
+                        return Ok(CarriedOut { outcome, parents: Vec::new(), session: None, time });
                     }
                     (Fate::Repeat, None) => continue,
                     (Fate::Keep, None) | (Fate::Forget, _) => {
@@ -295,7 +314,8 @@ impl Inner {
                 slot.retire();
                 return Err(FsError::Io.into());
             }
-            return Ok(CarriedOut { outcome: outcome.into_result()?, parents, session: Some(current.id) });
+            let (outcome, session) = (outcome.into_result()?, Some(current.id));
+            return Ok(CarriedOut { outcome, parents, session, time: command.time });
         }
     }
 }

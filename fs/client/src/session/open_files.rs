@@ -21,6 +21,9 @@ pub struct OpenFiles {
     closed: BTreeSet<InodeId>,
     /// Those of the open ones that the leader is known to hold for this session.
     held: HashSet<InodeId>,
+    /// Those of the open ones that the leader doesn't hold and needn't, since they have names that only this client can take
+    /// away: it has the leader hold them before that.
+    unheld: HashSet<InodeId>,
     /// Those that are closed and that the leader isn't told of, since it may as well hold them on: by when they were closed,
     /// counted up. Of a volume for one mount only: nobody else asks whether they are open.
     retained: BTreeMap<u64, InodeId>,
@@ -47,8 +50,18 @@ impl OpenFiles {
 
     /// What a predecessor of this process has left: files that are `open` here, those that the leader has said it holds, and
     /// those of them that were made and may still be taken by who asked for them. All others that it holds are closed.
-    pub fn inherit(&mut self, open: impl IntoIterator<Item = InodeId>, held: &[InodeId], made: &[InodeId]) {
+    /// `held_are_all`: it has said all, so the others have names that only this client can take away.
+    pub fn inherit(
+        &mut self,
+        open: impl IntoIterator<Item = InodeId>,
+        held: &[InodeId],
+        made: &[InodeId],
+        held_are_all: bool,
+    ) {
         self.open.extend(open);
+        if held_are_all {
+            self.unheld.extend(self.open.iter().filter(|ino| !held.contains(ino)));
+        }
         for ino in held {
             if self.open.contains(ino) {
                 self.held.insert(*ino);
@@ -60,9 +73,39 @@ impl OpenFiles {
 
     /// The leader has said that it holds the file, in the present session.
     pub fn is_held(&mut self, ino: InodeId) {
+        self.unheld.remove(&ino);
         if self.open.contains(&ino) {
             self.held.insert(ino);
         }
+    }
+
+    /// Opens a file that has a name which only this client can take away. False if it is open already, which the leader may
+    /// be about to be told.
+    pub fn open_unheld(&mut self, ino: InodeId) -> bool {
+        if self.open.contains(&ino) || self.made.contains(&ino) {
+            return self.unheld.contains(&ino);
+        }
+        self.closed.remove(&ino);
+        self.open.insert(ino);
+        self.unheld.insert(ino)
+    }
+
+    /// A file was made, as with [`made`](Self::made), that the leader doesn't hold.
+    pub fn made_unheld(&mut self, ino: InodeId) {
+        self.made(ino);
+        self.unheld.insert(ino);
+    }
+
+    /// The open files that the leader doesn't hold.
+    #[must_use]
+    pub fn unheld(&self) -> Vec<InodeId> {
+        self.unheld.iter().copied().collect()
+    }
+
+    /// Whether the file is open, or was just made.
+    #[must_use]
+    pub fn is_in_use(&self, ino: InodeId) -> bool {
+        self.open.contains(&ino) || self.made.contains(&ino)
     }
 
     /// As [`open`](Self::open), if the leader holds the file, so that it needn't be asked; false if it may not.
@@ -78,6 +121,9 @@ impl OpenFiles {
     /// has, nobody needs to be told.
     pub fn close(&mut self, ino: InodeId, retain: bool) -> bool {
         if !self.open.remove(&ino) || self.made.contains(&ino) {
+            return false;
+        }
+        if self.unheld.remove(&ino) {
             return false;
         }
         if !(self.held.remove(&ino) && retain) {
@@ -115,6 +161,7 @@ impl OpenFiles {
     /// The session is lost: no leader holds anything for it.
     pub fn session_lost(&mut self) {
         self.held.clear();
+        self.unheld.clear();
         self.retained.clear();
         self.retained_at.clear();
     }
@@ -137,7 +184,7 @@ impl OpenFiles {
         if kept {
             self.open.insert(ino);
         }
-        let is_news = !self.open.contains(&ino);
+        let is_news = !self.open.contains(&ino) && !self.unheld.remove(&ino);
         if is_news {
             self.closed.insert(ino);
         }
@@ -212,7 +259,7 @@ impl OpenFiles {
     /// of files that were closed before.
     #[must_use]
     pub fn messages(&self) -> Vec<Vec<InodeId>> {
-        let open = self.open.union(&self.made).copied();
+        let open = self.open.union(&self.made).copied().filter(|ino| !self.unheld.contains(ino));
         let all: Vec<InodeId> = open.chain(self.retained.values().copied()).collect();
         if all.is_empty() {
             return vec![Vec::new()];
@@ -345,10 +392,35 @@ mod tests {
     fn a_successor_holds_what_is_open_and_tells_the_rest_closed() {
         let (retained, made) = (InodeId(12), InodeId(13));
         let mut files = OpenFiles::default();
-        files.inherit([A, B], &[A, retained, made], &[made]);
+        files.inherit([A, B], &[A, retained, made], &[made], false);
         assert!(files.is_open(A) && files.is_open(B));
         assert!(files.open_again(A) && !files.open_again(B), "the leader didn't know of the second");
         assert_eq!(files.take_closed(), [retained]);
+    }
+
+    #[test]
+    fn who_alone_can_take_a_name_away_has_files_open_that_the_leader_does_not_hold() {
+        let mut files = OpenFiles::default();
+        files.made_unheld(A);
+        assert!(!files.settle(A, true) && files.is_in_use(A));
+        assert!(files.open_unheld(B) && files.open_unheld(B));
+        assert_eq!(files.messages(), vec![Vec::<InodeId>::new()]);
+        assert!(!files.open_again(B), "the leader doesn't hold it");
+        // Its name is about to go.
+        files.is_held(B);
+        assert_eq!((files.unheld(), files.messages().concat()), (vec![A], vec![B]));
+        assert!(!files.open_unheld(B), "the leader holds it from now on");
+        assert!(!files.close(A, true) && !files.has_closed(), "there is nothing to tell");
+        assert!(files.close(B, false));
+        files.made_unheld(A);
+        assert!(!files.settle(A, false) && !files.is_in_use(A), "who asked for it has gone away");
+        // In another session somebody else can take names away.
+        files.open_unheld(A);
+        files.session_lost();
+        assert_eq!(files.messages().concat(), [A]);
+        let mut files = OpenFiles::default();
+        files.inherit([A, B], &[A], &[], true);
+        assert_eq!(files.unheld(), [B]);
     }
 
     #[test]

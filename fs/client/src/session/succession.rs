@@ -8,6 +8,7 @@
 //!
 //! If the session is lost by then, what was not committed is lost as in any session that is.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use atoll_core::commands::{ClientOp, NewPiece, Outcome, ops};
@@ -18,10 +19,11 @@ use atoll_proto::metadata::{Answer, AskRequest, MutateReply, MutateRequest, Sess
 use atoll_proto::queries;
 use bytes::Bytes;
 
+use super::journal::decode_entry;
 use super::leader::Refusal;
 use super::mutations::repeats_badly;
 use super::{Current, Inner, SessionError, State};
-use crate::arena::{Adopted, OpRecord, OutcomeRecord, SessionRecord};
+use crate::arena::{Adopted, JournalRecord, OpRecord, OutcomeRecord, SessionRecord};
 
 /// Changes of locks that the dead process may have sent and the leader not seen yet have lower numbers than those of this one: once
 /// it has made one, they are late.
@@ -35,13 +37,18 @@ pub struct Predecessor {
     ops: Vec<OpRecord>,
     outcomes: Vec<OutcomeRecord>,
     open: Vec<InodeId>,
+    journal: Vec<JournalRecord>,
 }
 
 impl Predecessor {
     /// From an arena that was adopted; `None` if it has never had a session.
     pub fn of(adopted: &mut Adopted) -> Option<Predecessor> {
+        let session = adopted.session?;
+        let mut journal = std::mem::take(&mut adopted.journal);
+        journal.retain(|record| record.session == session.session);
         Some(Predecessor {
-            session: adopted.session?,
+            session,
+            journal,
             ops: std::mem::take(&mut adopted.ops),
             outcomes: std::mem::take(&mut adopted.outcomes),
             open: adopted.handles.iter().map(|handle| handle.ino).collect(),
@@ -73,6 +80,8 @@ pub struct Inherited {
     pub locks_are_known: bool,
     /// Bytes of quota that are reserved.
     pub bytes_reserved: u64,
+    /// Inodes of which something is lost.
+    pub lost: BTreeSet<InodeId>,
 }
 
 /// What became of an operation.
@@ -91,6 +100,7 @@ impl Inner {
     /// Continues a dead process's session.
     pub(super) async fn succeed(&self, predecessor: Predecessor) -> Result<Inherited, SessionError> {
         predecessor.outcomes.iter().for_each(|record| self.inherit_outcome(record));
+        self.inherit_outcomes_of(&predecessor.journal);
         let opening = async {
             match self.inherit(&predecessor).await {
                 Ok(inherited) => Ok(inherited),
@@ -126,6 +136,16 @@ impl Inner {
             slots.push((op.slot, sequence, is_lost));
             self.arena.clear_op(op.slot, op.session, sequence);
         }
+        let mut lost = BTreeSet::new();
+        if atoll_faults::planted("successor-skips-journal") {
+            // As if it were empty.
+        } else if let Err(refusal) = self.send_inherited(session, &predecessor.journal).await {
+            match refusal {
+                Refusal::Fs(FsError::JournalBroken) => lost = self.lost_of(&predecessor.journal, 0),
+                refusal => return Err(refusal),
+            }
+        }
+        committed.extend(self.committed_in(&predecessor.journal, u64::MAX));
         let state = self.session_state(current).await?;
         // Only now: in another session all slots begin anew.
         for (slot, sequence, is_lost) in slots {
@@ -133,14 +153,15 @@ impl Inner {
         }
         let SessionState { open, locks, last_change, is_told, bytes_reserved } = state;
         let made = self.unanswered.made();
-        self.open_files.lock().inherit(predecessor.open.iter().copied(), &open, &made);
+        self.open_files.lock().inherit(predecessor.open.iter().copied(), &open, &made, is_told);
         // Higher than any count of another process's: those begin at 0, or at a time before this.
         let telling = self.incarnation >> 12;
         self.held_locks.lock().inherit(&locks, last_change + CHANGES_APART, telling);
         self.heartbeat(session, 0).await?;
+        self.begin_journal(current).await?;
         self.begin_with(current);
         tracing::info!(%session, locks = locks.len(), open = predecessor.open.len(), "session taken over");
-        Ok(Inherited { is_lost: false, committed, locks, locks_are_known: is_told, bytes_reserved })
+        Ok(Inherited { is_lost: false, committed, locks, locks_are_known: is_told, bytes_reserved, lost })
     }
 
     async fn session_state(&self, current: Current) -> Result<SessionState, Refusal> {
@@ -161,7 +182,7 @@ impl Inner {
             session = %lost,
             "the session of the previous process is lost: what was not committed is lost, and affected open files return EIO"
         );
-        self.open_files.lock().inherit(predecessor.open.iter().copied(), &[], &[]);
+        self.open_files.lock().inherit(predecessor.open.iter().copied(), &[], &[], false);
         let current = self.open(Some(lost)).await?;
         let outcomes = self.lost.lock().back().cloned();
         let mut committed = Vec::new();
@@ -170,11 +191,15 @@ impl Inner {
             committed.extend(known.and_then(|outcome| self.note_resolved(op, outcome)));
             self.arena.clear_op(op.slot, op.session, op.sequence);
         }
-        let beat = self.tell_all(current.id, Vec::new()).await;
-        let beat = match beat {
-            Ok(()) => self.heartbeat(current.id, 0).await.map(drop),
-            Err(refusal) => Err(refusal),
+        let done = outcomes.as_ref().map_or(0, |known| Self::committed_of(&known.outcomes));
+        committed.extend(self.committed_in(&predecessor.journal, done));
+        let lost = self.lost_of(&predecessor.journal, done);
+        let beat = async {
+            self.tell_all(current.id, Vec::new()).await?;
+            self.heartbeat(current.id, 0).await?;
+            self.begin_journal(current).await
         };
+        let beat = beat.await;
         match beat {
             Ok(()) => {}
             Err(Refusal::Fs(error)) => return Err(SessionError::Refused(error)),
@@ -183,7 +208,47 @@ impl Inner {
             }
         }
         self.begin_with(current);
-        Ok(Inherited { is_lost: true, committed, ..Inherited::default() })
+        Ok(Inherited { is_lost: true, committed, lost, ..Inherited::default() })
+    }
+
+    /// What requests of the kernel's have led to by entries of the journal.
+    fn inherit_outcomes_of(&self, journal: &[JournalRecord]) {
+        for record in journal.iter().filter(|record| record.origin.request != 0) {
+            match postcard::from_bytes::<(u8, Outcome)>(&record.outcome) {
+                Ok((kind, outcome)) => self.note_done(record.origin.request, Some(kind), &outcome),
+                Err(error) => tracing::error!(%error, "an outcome of the previous process can't be decoded"),
+            }
+        }
+    }
+
+    /// Data that entries of the journal have committed, up to one of them.
+    fn committed_in(&self, journal: &[JournalRecord], until: u64) -> Vec<Committed> {
+        let write = |record: &JournalRecord| match decode_entry(record)?.op {
+            ClientOp::Write(ops::Write { ino, pieces, .. }) => {
+                let range = |piece: &NewPiece| piece.offset..piece.offset + piece.length;
+                let ranges = pieces.iter().map(range).collect();
+                Some(Committed { ino, ranges, order: record.origin.order })
+            }
+            _ => None,
+        };
+        journal.iter().filter(|record| record.sequence <= until).filter_map(write).collect()
+    }
+
+    /// Inodes that entries of the journal after one of them were about: they are lost.
+    fn lost_of(&self, journal: &[JournalRecord], done: u64) -> BTreeSet<InodeId> {
+        let lost = journal.iter().filter(|record| record.sequence > done);
+        let inodes: BTreeSet<InodeId> = lost
+            .filter_map(decode_entry)
+            .flat_map(|entry| super::journal::inodes_of(&entry.op))
+            .flatten()
+            .collect();
+        if !inodes.is_empty() {
+            tracing::error!(
+                inodes = inodes.len(),
+                "operations that were not synced are lost with the previous process"
+            );
+        }
+        inodes
     }
 
     fn begin_with(&self, current: Current) {

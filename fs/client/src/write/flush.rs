@@ -1,13 +1,14 @@
 //! From the buffer into the cluster, in order: bytes onto all replicas, durable, then the commit that refers
 //! to them.
 //!
-//! A batch runs in a task of its own: who waits for it may go away. Two batches of a file overlap: while one
+//! A batch goes on when who waits for it goes away. Two batches of a file overlap: while one
 //! syncs and commits, the next one's bytes are sent. One file never waits for another.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use atoll_blocking::Detach;
 use atoll_core::attributes::Attributes;
 use atoll_core::commands::{NewPiece, NewPlace, Reply, ops};
 use atoll_core::error::FsError;
@@ -207,12 +208,9 @@ impl<M: Metadata> Shared<M> {
     pub async fn flush_to(self: &Arc<Self>, file: &Arc<FileState>, target: u64) -> Result<(), ClientError> {
         while file.inner.lock().dirty.settled() < target {
             let (shared, state) = (Arc::clone(self), Arc::clone(file));
-            let batch = tokio::spawn(async move { shared.flush_batch(&state, Why::Asked).await });
-            match batch.await {
-                Ok(result) => result?,
-                Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
-                Err(_) => return Err(ClientError::Stopped),
-            }
+            // Here, since a small file may need nobody; but who waits may go away.
+            let batch = async move { shared.flush_batch(&state, Why::Asked).await };
+            Detach::new(batch, self.runtime.clone()).await?;
         }
         Ok(())
     }
