@@ -17,12 +17,13 @@ use bytes::Bytes;
 use rand::Rng;
 use rand::rngs::StdRng;
 
+mod burst;
 mod churn;
 mod model;
 mod shared;
 mod takeover;
 
-use model::{Change, FileModel};
+use model::{Change, FileModel, NameChange, Names, UNKNOWN_FILE};
 pub use shared::{Event, NameOp, RECORD_BYTES, Shared, What, make_shared, shared_names};
 
 use crate::kernel::Kernel;
@@ -44,7 +45,14 @@ pub struct SimClient {
     caller: Caller,
     folder: InodeId,
     /// Names to files.
-    names: BTreeMap<String, usize>,
+    names: Names,
+    /// What they were since it is known to be committed what they are, the last of it now: a volume for one mount may lose what
+    /// was done last, but never something and not what came after it.
+    history: Vec<Names>,
+    /// What was being done to them when a session was lost.
+    limbo: Option<NameChange>,
+    /// The volume is for this mount alone.
+    exclusive: bool,
     files: Vec<FileModel>,
     shared: Shared,
     events: Rc<RefCell<Vec<Event>>>,
@@ -90,18 +98,26 @@ impl SimClient {
         shared: Shared,
         events: Rc<RefCell<Vec<Event>>>,
         (network, members, full): (Rc<Network>, usize, Rc<Cell<bool>>),
+        exclusive: bool,
     ) -> Checked<SimClient> {
         let caller = Caller::default();
         let name = Bytes::from(format!("client-{number}"));
         let made = mount.files.mkdir(&caller, ROOT, name, 0o755).await.map_err(|e| errno("mkdir", e))?;
         let folder = made.attributes.ino;
+        if exclusive {
+            let synced = mount.files.fsyncdir(&caller, ROOT, 0, false).await;
+            synced.map_err(|e| errno("fsync of a directory", e))?;
+        }
         Ok(SimClient {
             number,
             kernel: Kernel::new(&mount.files),
             mount,
             caller,
             folder,
-            names: BTreeMap::new(),
+            names: Names::new(),
+            history: vec![Names::new()],
+            limbo: None,
+            exclusive,
             files: Vec::new(),
             shared,
             events,
@@ -119,6 +135,10 @@ impl SimClient {
     async fn die(&mut self) -> Checked<()> {
         self.deaths += 1;
         let name = format!("{}x{}", client_name(self.number), self.deaths);
+        if self.exclusive {
+            // Before anything of what it has done last is sent.
+            self.mount.die(&self.network)?;
+        }
         let mount = Mount::connect(&name, self.members, &self.network).await?;
         self.kernel = Kernel::new(&mount.files);
         std::mem::replace(&mut self.mount, mount).kill(&self.network);
@@ -140,6 +160,9 @@ impl SimClient {
 
     /// What was not committed is lost: what is left of each file is what was synced and the first of the rest.
     async fn find(&mut self, when: &str) -> Checked<()> {
+        if self.exclusive {
+            self.find_names(when).await?;
+        }
         for (name, &file) in &self.names {
             let model = &mut self.files[file];
             let found = read_file(&self.mount.files, model.ino).await?;
@@ -165,6 +188,93 @@ impl SimClient {
         Ok(())
     }
 
+    /// Which names there are: all up to one moment of those that aren't known to be committed.
+    async fn find_names(&mut self, when: &str) -> Checked<()> {
+        let found = self.list(&self.mount.files).await?;
+        let Some(names) = self.state_of(&found) else {
+            return Err(format!("{when} there are the names {found:?}, which there never were"));
+        };
+        let limbo = self.limbo.take();
+        if names != self.names {
+            tracing::info!(client = self.number, ?limbo, "names are lost {when}");
+        }
+        self.names = names;
+        for (name, file) in &mut self.names {
+            if *file == UNKNOWN_FILE
+                && let Some(ino) = found.get(name)
+            {
+                *file = self.files.len();
+                self.files.push(FileModel::new(*ino));
+            }
+        }
+        self.synced();
+        for (number, file) in self.files.iter_mut().enumerate() {
+            file.links = self.names.values().filter(|named| **named == number).count() as u32;
+        }
+        Ok(())
+    }
+
+    /// The names that there are, and what they name.
+    async fn list(&self, files: &FileSystem) -> Checked<BTreeMap<String, InodeId>> {
+        let mut found = BTreeMap::new();
+        for number in 0..NAMES {
+            let name = format!("f{number}");
+            match files.lookup(&self.caller, self.folder, self.bytes(&name)).await {
+                Ok(entry) => _ = found.insert(name, entry.attributes.ino),
+                Err(Errno(libc::ENOENT)) => {}
+                Err(error) => return Err(errno("lookup", error)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// When these were the names, if ever.
+    fn state_of(&self, found: &BTreeMap<String, InodeId>) -> Option<Names> {
+        let is_found = |names: &Names| {
+            names.len() == found.len()
+                && names.iter().all(|(name, file)| match found.get(name) {
+                    None => false,
+                    Some(_) if *file == UNKNOWN_FILE => true,
+                    Some(ino) => self.files[*file].ino == *ino,
+                })
+        };
+        let in_limbo = self.history.iter().filter_map(|names| {
+            let mut names = names.clone();
+            self.limbo.as_ref()?.apply(&mut names);
+            Some(names)
+        });
+        self.history.iter().cloned().chain(in_limbo).find(is_found)
+    }
+
+    /// All that was done to names is committed.
+    fn synced(&mut self) {
+        self.history = vec![self.names.clone()];
+    }
+
+    /// A change of names is done. Whether it counts: with the session it may be lost.
+    fn is_done(&mut self, change: NameChange) -> bool {
+        if self.exclusive && self.has_lost() {
+            self.limbo = Some(change);
+            return false;
+        }
+        change.apply(&mut self.names);
+        if self.exclusive {
+            self.history.push(self.names.clone());
+        } else {
+            self.synced();
+        }
+        true
+    }
+
+    /// An operation on names has failed; whether that is right, since a session is lost.
+    fn is_in_limbo(&mut self, change: NameChange) -> bool {
+        let is_in_limbo = self.exclusive && self.has_lost();
+        if is_in_limbo {
+            self.limbo = Some(change);
+        }
+        is_in_limbo
+    }
+
     /// After a lost session: finds out what is left.
     async fn look_again(&mut self) -> Checked<()> {
         while self.has_lost() {
@@ -181,8 +291,9 @@ impl SimClient {
 
     /// Whether `EIO` is right for this file: with a session something was lost that was written to it.
     fn is_excused(&self, file: usize, answer: &Result<impl Sized, Errno>) -> bool {
-        let excused =
-            matches!(answer, Err(Errno(libc::EIO))) && self.has_lost() && !self.files[file].since.is_empty();
+        let is_lost = self.exclusive || !self.files[file].since.is_empty();
+        let is_error = matches!(answer, Err(Errno(libc::EIO))) || self.exclusive && answer.is_err();
+        let excused = is_error && self.has_lost() && is_lost;
         if excused {
             tracing::info!(client = self.number, "the application is told what was lost");
         }
@@ -205,6 +316,9 @@ impl SimClient {
 
     async fn step(&mut self, random: &mut StdRng) -> Checked<()> {
         self.look_again().await?;
+        if self.exclusive && random.random_ratio(1, 8) {
+            return self.burst(random).await;
+        }
         let name = format!("f{}", random.random_range(0..NAMES));
         match random.random_range(0..100) {
             0..=14 => self.create(&name).await,
@@ -219,7 +333,10 @@ impl SimClient {
             83..=87 => self.get().await,
             88..=91 => self.name(random).await,
             92 if self.counter.is_multiple_of(3) => self.die().await,
-            92 => self.be_taken_over().await,
+            92 => {
+                let locked = self.lock_one().await?;
+                self.be_taken_over(locked).await
+            }
             93 => self.watch(random).await,
             94..=96 => self.append(random).await,
             _ => self.count(random).await,
@@ -248,13 +365,16 @@ impl SimClient {
         let asked =
             self.mount.files.create(&self.caller, self.folder, self.bytes(name), 0o100_644, flags).await;
         let what = format!("create {name}");
+        if asked.is_err() && self.is_in_limbo(NameChange::Create(name.to_owned(), UNKNOWN_FILE)) {
+            return Ok(());
+        }
         if let Some((entry, opened)) = Self::expect(&what, asked, expected)? {
             let ino = entry.attributes.ino;
             let released = self.mount.files.release(&self.caller, ino, opened.handle, None, false).await;
             released.map_err(|e| errno("release", e))?;
-            self.names.insert(name.to_owned(), self.files.len());
-            let (content, synced, since) = (Vec::new(), Vec::new(), Vec::new());
-            self.files.push(FileModel { ino, content, links: 1, synced, since });
+            let file = self.files.len();
+            self.files.push(FileModel::new(ino));
+            self.is_done(NameChange::Create(name.to_owned(), file));
         }
         Ok(())
     }
@@ -263,9 +383,17 @@ impl SimClient {
         let Some(&file) = self.names.get(name) else { return self.create(name).await };
         let ino = self.files[file].ino;
         let opened = self.mount.files.open(&self.caller, ino, libc::O_RDWR as u32).await;
+        if self.exclusive && opened.is_err() && self.has_lost() {
+            return Ok(());
+        }
         let handle = opened.map_err(|e| errno("open", e))?.handle;
         // What was lost before it was open is none of this handle's business.
         self.look_again().await?;
+        if !self.names.values().any(|named| *named == file) {
+            // It was lost itself.
+            let released = self.mount.files.release(&self.caller, ino, handle, None, false).await;
+            return released.map_err(|e| errno("release", e));
+        }
         let written = self.write_through(name, file, handle, random).await;
         let released = self.mount.files.release(&self.caller, ino, handle, None, false).await;
         written?;
@@ -325,7 +453,10 @@ impl SimClient {
                 return Ok(());
             }
             synced.map_err(|e| errno("fsync", e))?;
-            self.files[file].settle();
+            if !self.has_lost() {
+                self.files[file].settle();
+                self.synced();
+            }
         }
         if random.random_bool(0.5) {
             let closed = self.mount.files.flush(&self.caller, ino, handle, 1).await;
@@ -333,7 +464,10 @@ impl SimClient {
                 return Ok(());
             }
             closed.map_err(|e| errno("close", e))?;
-            self.files[file].settle();
+            // A mount that is alone commits it later.
+            if !self.exclusive {
+                self.files[file].settle();
+            }
         }
         Ok(())
     }
@@ -342,6 +476,9 @@ impl SimClient {
         let found = self.mount.files.lookup(&self.caller, self.folder, self.bytes(name)).await;
         let known = self.names.get(name);
         let expected = known.is_none().then_some(libc::ENOENT);
+        if self.exclusive && self.has_lost() {
+            return self.look_again().await;
+        }
         let found = Self::expect(&format!("lookup of {name}"), found, expected)?;
         let (Some(found), Some(&file)) = (found, known) else { return Ok(()) };
         let model = &self.files[file];
@@ -366,15 +503,17 @@ impl SimClient {
         let asked = self.mount.files.rename(&self.caller, self.folder, old, self.folder, new, 0).await;
         // The data of a file goes first: if that is lost, the file keeps its name, or one that replaces another one by it
         // would have nothing to replace it with.
+        let change = NameChange::Rename(from.to_owned(), to.to_owned());
+        if asked.is_err() && self.is_in_limbo(change.clone()) {
+            return Ok(());
+        }
         if self.names.get(from).is_some_and(|&file| self.is_excused(file, &asked)) {
             return Ok(());
         }
         if Self::expect(&format!("rename of {from} to {to}"), asked, expected)?.is_some() {
-            let same = self.names.get(from) == self.names.get(to);
-            // Two names of one file: rename(2) does nothing.
-            if !same
-                && let Some(file) = self.names.remove(from)
-                && let Some(replaced) = self.names.insert(to.to_owned(), file)
+            let replaced = self.names.get(to).copied().filter(|file| self.names.get(from) != Some(file));
+            if self.is_done(change)
+                && let Some(replaced) = replaced
             {
                 self.files[replaced].links -= 1;
             }
@@ -385,8 +524,14 @@ impl SimClient {
     async fn unlink(&mut self, name: &str) -> Checked<()> {
         let expected = (!self.names.contains_key(name)).then_some(libc::ENOENT);
         let asked = self.mount.files.unlink(&self.caller, self.folder, self.bytes(name)).await;
+        let change = NameChange::Unlink(name.to_owned());
+        if asked.is_err() && self.is_in_limbo(change.clone()) {
+            return Ok(());
+        }
+        let file = self.names.get(name).copied();
         if Self::expect(&format!("unlink of {name}"), asked, expected)?.is_some()
-            && let Some(file) = self.names.remove(name)
+            && self.is_done(change)
+            && let Some(file) = file
         {
             self.files[file].links -= 1;
         }
@@ -398,12 +543,17 @@ impl SimClient {
         let expected = self.names.contains_key(to).then_some(libc::EEXIST);
         let asked =
             self.mount.files.link(&self.caller, self.files[file].ino, self.folder, self.bytes(to)).await;
+        let change = NameChange::Link(file, to.to_owned());
+        if asked.is_err() && self.is_in_limbo(change.clone()) {
+            return Ok(());
+        }
         if self.is_excused(file, &asked) {
             return Ok(());
         }
-        if Self::expect(&format!("link of {from} to {to}"), asked, expected)?.is_some() {
+        if Self::expect(&format!("link of {from} to {to}"), asked, expected)?.is_some()
+            && self.is_done(change)
+        {
             self.files[file].links += 1;
-            self.names.insert(to.to_owned(), file);
         }
         Ok(())
     }
@@ -415,7 +565,7 @@ impl SimClient {
         let asked = self.mount.files.setattr(&self.caller, self.files[file].ino, None, changes).await;
         let had_changes = !self.files[file].since.is_empty();
         self.files[file].change(Change::Truncate(size));
-        if had_changes && self.is_excused(file, &asked) {
+        if (had_changes || self.exclusive) && self.is_excused(file, &asked) {
             return Ok(());
         }
         Self::expect(&format!("truncation of {name} to {size}"), asked, None).map(drop)
@@ -426,12 +576,23 @@ impl SimClient {
         self.look_again().await?;
         match self.mount.files.stop().await {
             Err(ClientError::SessionLost) if self.has_lost() => Ok(()),
+            Ok(()) if !self.has_lost() => {
+                self.synced();
+                Ok(())
+            }
             stopped => stopped.map_err(|error| format!("the end of a client: {error}")),
         }
     }
 
     /// The whole folder as another mount sees it is what this client made of it.
     pub async fn check(&self, files: &FileSystem) -> Checked<()> {
+        if self.exclusive && self.has_lost() {
+            let found = self.list(files).await?;
+            return match self.state_of(&found) {
+                Some(_) => Ok(()),
+                None => Err(format!("at the end there are the names {found:?}, which there never were")),
+            };
+        }
         for number in 0..NAMES {
             let name = format!("f{number}");
             let found = files.lookup(&self.caller, self.folder, self.bytes(&name)).await;

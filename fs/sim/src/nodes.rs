@@ -234,7 +234,7 @@ impl StorageNode {
 pub async fn bootstrap(members: usize, copies: u8, exclusive: bool) -> Result<(), String> {
     let config = VolumeConfig {
         bytes_total: 1 << 30,
-        inodes_total: 10_000,
+        inodes_total: 100_000,
         copies,
         copies_min: 2,
         inline_file_bytes: 2048,

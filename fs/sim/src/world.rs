@@ -214,6 +214,7 @@ async fn live(seed: u64, world: Result<World, String>) -> Result<Report, String>
                 shared,
                 events.clone(),
                 (world.network.clone(), MEMBERS, world.full.clone()),
+                exclusive,
             )
             .await?,
         );

@@ -1,6 +1,42 @@
 //! What a file of a client's own folder is expected to be.
 
+use std::collections::BTreeMap;
+
 use atoll_core::ids::InodeId;
+
+/// Names to files.
+pub(super) type Names = BTreeMap<String, usize>;
+
+/// A file whose number its maker wasn't told.
+pub(super) const UNKNOWN_FILE: usize = usize::MAX;
+
+/// Something done to names.
+#[derive(Clone, Debug)]
+pub(super) enum NameChange {
+    Create(String, usize),
+    Rename(String, String),
+    Unlink(String),
+    Link(usize, String),
+}
+
+impl NameChange {
+    /// Does it, where it can be done.
+    pub(super) fn apply(&self, names: &mut Names) {
+        match self {
+            NameChange::Create(name, file) | NameChange::Link(file, name) => {
+                names.entry(name.clone()).or_insert(*file);
+            }
+            NameChange::Rename(from, to) => {
+                // Two names of one file: rename(2) does nothing.
+                let is_one = names.get(from) == names.get(to);
+                if !is_one && let Some(file) = names.remove(from) {
+                    names.insert(to.clone(), file);
+                }
+            }
+            NameChange::Unlink(name) => _ = names.remove(name),
+        }
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct FileModel {
@@ -42,6 +78,11 @@ impl Change {
 }
 
 impl FileModel {
+    /// An empty file with one name.
+    pub(super) fn new(ino: InodeId) -> FileModel {
+        FileModel { ino, content: Vec::new(), links: 1, synced: Vec::new(), since: Vec::new() }
+    }
+
     pub(super) fn change(&mut self, change: Change) {
         change.apply(&mut self.content, usize::MAX);
         self.since.push(change);

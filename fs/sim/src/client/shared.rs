@@ -164,10 +164,34 @@ impl SimClient {
         let bytes = Bytes::from(bytes);
         let register = Bytes::from_static(REGISTER);
         let files = &self.mount.files;
-        let asked = files.setxattr(&self.caller, self.shared.register, register, bytes, 0, false);
-        asked.await.map_err(|e| errno("setxattr", e))?;
-        self.note(began, What::Set(value));
+        let lost = self.lost();
+        let asked =
+            files.setxattr(&self.caller, self.shared.register, register.clone(), bytes, 0, false).await;
+        if self.settle_shared(lost).await? {
+            asked.map_err(|e| errno("setxattr", e))?;
+            self.note(began, What::Set(value));
+            return Ok(());
+        }
+        // It may be lost: what is there says so.
+        let found = files.getxattr(&self.caller, self.shared.register, register).await;
+        let found = found.map_err(|e| errno("getxattr", e))?;
+        if found.first_chunk::<8>() == Some(&value.to_le_bytes()) {
+            self.note(began, What::Set(value));
+        }
         Ok(())
+    }
+
+    /// On a volume for this mount alone, what is done may be lost with the session until it is synced. False if a session was
+    /// lost since `lost` were.
+    async fn settle_shared(&self, lost: u64) -> Checked<bool> {
+        if !self.exclusive {
+            return Ok(true);
+        }
+        let synced = self.mount.files.fsyncdir(&self.caller, self.shared.folder, 0, false).await;
+        if self.lost() != lost {
+            return Ok(false);
+        }
+        synced.map(|()| true).map_err(|error| errno("fsync of a directory", error))
     }
 
     pub(super) async fn get(&mut self) -> Checked<()> {
@@ -196,31 +220,67 @@ impl SimClient {
         let name = shared_name(number);
         let (files, caller, folder) = (&self.mount.files, &self.caller, self.shared.folder);
         let (began, lost) = (seam::elapsed(), self.lost());
-        let op = match random.random_range(0..3) {
-            0 => {
-                let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
-                match files.create(caller, folder, name, 0o100_644, flags).await {
-                    Ok((entry, opened)) => {
-                        let ino = entry.attributes.ino;
-                        self.fill_shared((ino, opened.handle)).await?;
-                        let released = files.release(caller, ino, opened.handle, None, false).await;
-                        released.map_err(|e| errno("release", e))?;
-                        NameOp::Made(Some(ino))
-                    }
-                    Err(Errno(libc::EEXIST)) => NameOp::Made(None),
-                    Err(Errno(libc::EIO)) if self.lost() != lost => NameOp::MadeInLost,
-                    Err(error) => return Err(errno("create of a shared name", error)),
+        let asked = match random.random_range(0..3) {
+            0 => self.make_shared_name(name.clone(), lost).await,
+            1 => match files.unlink(caller, folder, name.clone()).await {
+                Ok(()) => Ok(NameOp::Removed(true)),
+                Err(Errno(libc::ENOENT)) => Ok(NameOp::Removed(false)),
+                Err(error) => Err(errno("unlink of a shared name", error)),
+            },
+            _ => find_shared(files, folder, name.clone()).await.map(NameOp::Found),
+        };
+        if self.settle_shared(lost).await? {
+            self.note(began, What::Name(number, asked?));
+            return Ok(());
+        }
+        // What was done may be lost with the session: what is there says so.
+        let found = find_shared(files, folder, name).await?;
+        let op = match asked {
+            Ok(NameOp::Made(Some(ino))) if found != Some(ino) => return Ok(()),
+            Ok(NameOp::Removed(true)) if found.is_some() => return Ok(()),
+            // It was said to be lost and isn't, or the other way round.
+            Ok(NameOp::MadeInLost) | Err(_) => {
+                let op = found.map_or(NameOp::Removed(true), |ino| NameOp::Made(Some(ino)));
+                let before = self.last_shared(number);
+                match (before, found) {
+                    (before, found) if before == found => return Ok(()),
+                    _ => op,
                 }
             }
-            1 => match files.unlink(caller, folder, name).await {
-                Ok(()) => NameOp::Removed(true),
-                Err(Errno(libc::ENOENT)) => NameOp::Removed(false),
-                Err(error) => return Err(errno("unlink of a shared name", error)),
-            },
-            _ => NameOp::Found(find_shared(files, folder, name).await?),
+            Ok(op) => op,
         };
         self.note(began, What::Name(number, op));
         Ok(())
+    }
+
+    /// What a name meant as of the last event about it.
+    fn last_shared(&self, number: usize) -> Option<InodeId> {
+        let events = self.events.borrow();
+        let last = events.iter().rev().find_map(|event| match &event.what {
+            What::Name(name, op) if *name == number => Some(op.clone()),
+            _ => None,
+        });
+        match last {
+            Some(NameOp::Made(Some(ino)) | NameOp::Found(Some(ino))) => Some(ino),
+            _ => None,
+        }
+    }
+
+    async fn make_shared_name(&self, name: Bytes, lost: u64) -> Checked<NameOp> {
+        let (files, caller, folder) = (&self.mount.files, &self.caller, self.shared.folder);
+        let flags = (libc::O_RDWR | libc::O_CREAT | libc::O_EXCL) as u32;
+        match files.create(caller, folder, name, 0o100_644, flags).await {
+            Ok((entry, opened)) => {
+                let ino = entry.attributes.ino;
+                self.fill_shared((ino, opened.handle)).await?;
+                let released = files.release(caller, ino, opened.handle, None, false).await;
+                released.map_err(|e| errno("release", e))?;
+                Ok(NameOp::Made(Some(ino)))
+            }
+            Err(Errno(libc::EEXIST)) => Ok(NameOp::Made(None)),
+            Err(Errno(libc::EIO)) if self.lost() != lost => Ok(NameOp::MadeInLost),
+            Err(error) => Err(errno("create of a shared name", error)),
+        }
     }
 
     /// Who has made a file writes to it, whoever removes its name meanwhile.

@@ -8,7 +8,7 @@ use crate::nodes::{Mount, client_name};
 
 /// An open file with a lock on it.
 #[derive(Clone, Copy)]
-struct Locked {
+pub(super) struct Locked {
     ino: InodeId,
     handle: u64,
 }
@@ -20,8 +20,7 @@ fn whole_file() -> FileLock {
 impl SimClient {
     /// Its process is killed, and another one takes the mount over: nothing is lost but with the session, and of a lock only if
     /// its holder is told.
-    pub(super) async fn be_taken_over(&mut self) -> Checked<()> {
-        let locked = self.lock_one().await?;
+    pub(super) async fn be_taken_over(&mut self, locked: Option<Locked>) -> Checked<()> {
         if self.has_lost() {
             // What was lost is looked at next.
             return Ok(());
@@ -39,6 +38,11 @@ impl SimClient {
         if is_lost {
             return self.find("after its session was lost while nobody had it").await;
         }
+        let found = self.list(&self.mount.files).await?;
+        let expected = self.names.iter().map(|(name, file)| (name.clone(), self.files[*file].ino)).collect();
+        if found != expected && !self.has_lost() {
+            return Err(format!("after a takeover there are the names {found:?}, not {expected:?}"));
+        }
         for (name, &file) in &self.names {
             let model = &self.files[file];
             let found = read_file(&self.mount.files, model.ino).await?;
@@ -52,7 +56,7 @@ impl SimClient {
     }
 
     /// Opens and locks a file of its own, if it has one.
-    async fn lock_one(&mut self) -> Checked<Option<Locked>> {
+    pub(super) async fn lock_one(&mut self) -> Checked<Option<Locked>> {
         let Some(&file) = self.names.values().next() else { return Ok(None) };
         let ino = self.files[file].ino;
         let opened = self.mount.files.open(&self.caller, ino, libc::O_RDWR as u32).await;
