@@ -4,7 +4,7 @@ mod locks;
 mod removal;
 mod storage;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -466,6 +466,8 @@ pub struct LocalMetadata {
     questions: AtomicU64,
     /// Files that are removed and freed before they are held, see [`remove_made`](Self::remove_made).
     removed_made: AtomicU64,
+    /// Inodes with changes that are lost, see [`lose_changes`](Self::lose_changes).
+    lost: Mutex<BTreeSet<InodeId>>,
 }
 
 impl LocalMetadata {
@@ -485,6 +487,7 @@ impl LocalMetadata {
             mutations: AtomicU64::new(0),
             questions: AtomicU64::new(0),
             removed_made: AtomicU64::new(0),
+            lost: Mutex::default(),
             volume,
         };
         local.begin(None);
@@ -542,6 +545,12 @@ impl LocalMetadata {
             hook(Event::SessionLost);
         }
         self.begin(Some(old));
+    }
+
+    /// Changes of this inode that were done are lost, though the session isn't.
+    pub fn lose_changes(&self, ino: InodeId) {
+        self.lost.lock().insert(ino);
+        self.hooks.lock().iter().for_each(|hook| hook(Event::JournalLost));
     }
 
     /// Mutations and questions up to now.
@@ -679,6 +688,10 @@ impl Metadata for LocalMetadata {
 
     fn closed(&self, ino: InodeId) {
         self.volume.lock().hold(self.session(), &[ino], false);
+    }
+
+    fn take_lost(&self) -> BTreeSet<InodeId> {
+        std::mem::take(&mut self.lost.lock())
     }
 
     fn subscribe(&self, hook: Hook) {

@@ -224,7 +224,7 @@ mod tests {
             cookie: *cookie,
             attributes: None,
         };
-        Listing { after: 0, stock: cookies.iter().map(entry).collect(), ..Listing::new(InodeId(1)) }
+        Listing { after: 0, stock: cookies.iter().map(entry).collect(), ..Listing::new(InodeId(1), 0) }
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
         assert!(stock.seek(20, false));
         assert!(!stock.seek(20, true), "attributes are wanted now");
         assert!(!stock.seek(25, false), "an entry that was removed meanwhile");
-        assert!(!Listing::new(InodeId(1)).seek(0, false));
+        assert!(!Listing::new(InodeId(1), 0).seek(0, false));
     }
 
     #[test]

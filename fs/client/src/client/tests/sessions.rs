@@ -62,3 +62,19 @@ async fn a_lost_session_breaks_the_handles_whose_data_is_lost_and_no_others() {
     assert_eq!(get(&fs, "lost").await, b"again");
     check(&cluster);
 }
+
+#[tokio::test]
+async fn who_syncs_a_directory_is_told_once_that_changes_are_lost() {
+    let cluster = cluster();
+    let fs = mount(&cluster);
+    let (lost, kept) = (create(&fs, "lost").await, create(&fs, "kept").await);
+    let before = fs.opendir(&me(), ROOT, 0).await.unwrap().handle;
+    fs.fsyncdir(&me(), ROOT, before, false).await.unwrap();
+    fs.metadata().lose_changes(lost.0);
+    let after = fs.opendir(&me(), ROOT, 0).await.unwrap().handle;
+    assert_eq!(errno(fs.fsyncdir(&me(), ROOT, before, false).await), libc::EIO);
+    fs.fsyncdir(&me(), ROOT, before, false).await.unwrap();
+    fs.fsyncdir(&me(), ROOT, after, false).await.unwrap();
+    assert_eq!(errno(fs.fsync(&me(), lost.0, lost.1, false).await), libc::EIO);
+    fs.fsync(&me(), kept.0, kept.1, false).await.unwrap();
+}
