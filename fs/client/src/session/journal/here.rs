@@ -10,15 +10,15 @@ use atoll_core::commands::{ClientOp, Context, Outcome, ops, projection};
 use atoll_core::encode::{self, USUAL_BYTES};
 use atoll_core::ids::{InodeId, journaled_inode};
 use atoll_core::namespace::{Txn, execute_locally};
-use atoll_core::query::find_entry;
+use atoll_core::query::{self, OpError, find_entry};
 use atoll_core::store::{StoreError, Write};
-use atoll_proto::metadata::{Answer, InodeRecords};
+use atoll_proto::metadata::{Answer, InodeRecords, Query};
 use atoll_proto::queries;
 
 use super::ops::{can_be_journaled, described, last_names_gone, name_removed, named, parents};
 use super::{ENTRIES_MAX, Entry, Keeping, Position, State, View};
 use crate::arena::Origin;
-use crate::metadata::Made;
+use crate::metadata::{ClientError, Made};
 use crate::origin;
 use crate::session::mutations::{CarriedOut, repeats_badly};
 use crate::session::{Asked, Inner, State as SessionState, clock, fate};
@@ -229,6 +229,35 @@ impl Inner {
                 .and_then(|keeping| keeping.cache.inode(ino))
                 .is_some_and(|record| record.nlink > 0 && record.kind() == FileKind::File);
         is_known && self.open_files.lock().open_unheld(ino)
+    }
+
+    /// Answers a question from what is known here, if that is enough: then nothing in the journal has to be committed first.
+    pub(in crate::session) fn answer_here(&self, question: &Query) -> Option<Result<Answer, ClientError>> {
+        let valid = clock::since_boot() < self.heard.read().valid_until;
+        let state = self.journal.state.lock();
+        let State { keeping, renaming, busy, .. } = &*state;
+        let keeping = keeping.as_ref().filter(|_| valid && *renaming == 0)?;
+        let view = View { cache: &keeping.cache, busy };
+        let answer = match question {
+            Query::Lookup(queries::Lookup { parent, name }) => query::superblock(&view)
+                .and_then(|volume| query::lookup(&view, volume.hash_key, *parent, name))
+                .map(Answer::Inode),
+            Query::GetAttr(queries::GetAttr { ino }) => {
+                query::inode(&view, *ino).map(|record| Answer::Inode(record.attributes(*ino)))
+            }
+            Query::GetXattr(queries::GetXattr { ino, name }) => {
+                query::xattr(&view, *ino, name).map(Answer::Bytes)
+            }
+            Query::ListXattr(queries::ListXattr { ino }) => {
+                query::xattr_names(&view, *ino).map(Answer::Bytes)
+            }
+            _ => return None,
+        };
+        match answer {
+            Ok(answer) => Some(Ok(answer)),
+            Err(OpError::Refused(error)) => Some(Err(error.into())),
+            Err(OpError::Store(_)) => None,
+        }
     }
 
     /// Takes the directories in that an operation changes names in, so that it and those after it can be carried out here.
