@@ -37,7 +37,30 @@ impl SimClient {
             }
             1 => self.die().await,
             2 | 3 => self.be_taken_over(None).await,
-            _ => Ok(()),
+            _ => self.list_folder().await,
+        }
+    }
+
+    /// What a listing has right after them is what was done.
+    async fn list_folder(&mut self) -> Checked<()> {
+        let (files, caller) = (&self.mount.files, &self.caller);
+        let listed = async {
+            let handle = files.opendir(caller, self.folder, 0).await?.handle;
+            let listed = files.readdir(caller, self.folder, handle, 0, 64 << 10, false).await;
+            files.releasedir(caller, self.folder, handle).await?;
+            listed
+        };
+        let listed = listed.await;
+        if self.has_lost() {
+            return Ok(());
+        }
+        let listed = listed.map_err(|error| errno("readdir", error))?;
+        let names = listed.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned());
+        let mut names: Vec<String> = names.filter(|name| name != "." && name != "..").collect();
+        names.sort_unstable();
+        match names.iter().eq(self.names.keys()) {
+            true => Ok(()),
+            false => Err(format!("a listing has the names {names:?}, not {:?}", self.names.keys())),
         }
     }
 

@@ -27,6 +27,8 @@ use crate::session::{Asked, Inner, State as SessionState, clock, fate};
 const INODES_LEFT_MIN: u64 = 4 * ENTRIES_MAX as u64;
 /// Directories that would take more answers than these aren't taken in.
 const PARTS_MAX: usize = 32;
+/// How long that may take.
+const ADOPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A directory that can't be taken in is not asked for again for so long.
 const ADOPT_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
@@ -263,7 +265,8 @@ impl Inner {
     /// Takes the directories in that an operation changes names in, so that it and those after it can be carried out here.
     /// False if there is nothing to gain.
     pub(in crate::session) async fn adopt_directories(&self, op: &ClientOp) -> bool {
-        if !can_be_journaled(op) {
+        let valid = clock::since_boot() < self.heard.read().valid_until;
+        if !can_be_journaled(op) || !valid {
             return false;
         }
         let mut adopted = false;
@@ -290,7 +293,8 @@ impl Inner {
                 (begun, forgotten)
             };
             let busy = Busy { inner: self, ino };
-            let parts = self.records_of(ino).await;
+            // What takes longer than this the mutation itself waits for, as long as it may.
+            let parts = tokio::time::timeout(ADOPT_TIMEOUT, self.records_of(ino)).await.ok().flatten();
             drop(busy);
             let mut state = self.journal.state.lock();
             let is_current = state.begun == begun;
