@@ -66,8 +66,21 @@ pub fn table() -> Result<Vec<Mount>, CsiError> {
 /// # Errors
 /// stat(2) failed otherwise.
 pub async fn liveness(path: &Path) -> Result<Liveness, CsiError> {
+    liveness_then(path, || {}).await
+}
+
+/// As [`liveness`]; calls `then` when the mount has answered, however late that is.
+///
+/// # Errors
+/// stat(2) failed otherwise.
+pub async fn liveness_then(path: &Path, then: impl FnOnce() + Send + 'static) -> Result<Liveness, CsiError> {
     let asked = path.to_owned();
-    match in_time(STAT_TIMEOUT, move || fs::metadata(asked).map(drop)).await {
+    let answered = in_time(STAT_TIMEOUT, move || {
+        let answer = fs::metadata(asked).map(drop);
+        then();
+        answer
+    });
+    match answered.await {
         None => Ok(Liveness::Silent),
         Some(Ok(())) => Ok(Liveness::Alive),
         Some(Err(error)) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(Liveness::Dead),
