@@ -140,7 +140,7 @@ pub struct HolderArgs {
     /// Directory for the socket of the holder, on the node.
     #[arg(long, env = "ATOLL_HOLDER_FOLDER", default_value = "/run/atoll-holder", value_name = "DIR")]
     pub folder: PathBuf,
-    /// Seconds after SIGTERM to wait for a mount host that has the mounts as well, if there is none.
+    /// Seconds after SIGTERM to wait for a mount host that has the mounts as well, if it is missing.
     #[arg(long, env = "ATOLL_GRACE", default_value_t = 120, value_name = "SECONDS")]
     pub grace: u32,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).

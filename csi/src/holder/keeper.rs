@@ -348,3 +348,6 @@ fn send(socket: &PacketSocket, volume: &str, kept: &Kept) -> io::Result<()> {
     let descriptors: Vec<_> = kept.descriptors.iter().map(AsFd::as_fd).collect();
     socket.send_with(&message, &descriptors)
 }
+
+#[cfg(test)]
+mod tests;

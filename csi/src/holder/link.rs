@@ -97,6 +97,14 @@ impl Link {
         self.state.lock().socket.is_some()
     }
 
+    /// Waits until there is a holder, for at most `limit`; says whether there is one.
+    pub fn await_connected(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        let mut state = self.state.lock();
+        while state.socket.is_none() && !self.changed.wait_until(&mut state, deadline).timed_out() {}
+        state.socket.is_some()
+    }
+
     /// Whether this mount host is to lead; `None` while there is no holder that says so.
     pub fn turn(&self) -> Option<Turn> {
         self.state.lock().turn

@@ -44,6 +44,8 @@ const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a call waits for the end of a client at most.
 const ENDED_TIMEOUT_MAX: Duration = Duration::from_secs(110);
+/// How long a volume waits for a holder that is being restarted.
+const HOLDER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client that could not start may take to end.
 const FAILED_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -361,10 +363,10 @@ impl Shared {
 
     /// Starts a client process and gives it its key.
     fn spawn(self: &Arc<Self>, start: &Start) -> io::Result<Result<Arc<PacketSocket>, Reply>> {
-        if self.link().turn().is_some_and(|turn| !turn.yours) {
+        if self.table.lock().role != Role::Leading || self.link().turn().is_some_and(|turn| !turn.yours) {
             return Ok(Err(Reply::NotLeading));
         }
-        if !self.link().is_connected() {
+        if !self.link().await_connected(HOLDER_TIMEOUT) {
             let message = NO_HOLDER.to_owned();
             return Ok(Err(Reply::Failed { failure: Failure::Unreachable, message }));
         }

@@ -199,6 +199,11 @@ impl Machine {
         wait_until("the holder has the mount", || self.held() == Some(true));
     }
 
+    /// Waits until the holder has let go of the mount, which nobody needs any more.
+    pub fn forgotten(&self) {
+        wait_until("the holder has let go of the mount", || self.held() == Some(false));
+    }
+
     /// Whether the holder has the volume's mount; `None` without a holder.
     pub fn held(&self) -> Option<bool> {
         holder::link::has(&self.path("holder"), VOLUME).unwrap_or(None)
