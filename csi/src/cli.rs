@@ -123,6 +123,10 @@ pub struct MountHostArgs {
     /// Maximum number of clients.
     #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N")]
     pub volumes_max: usize,
+    /// Seconds after which a client that gets nothing done is ended, for another one to take its mount over.
+    #[arg(long, env = "ATOLL_CLIENT_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub client_timeout: u32,
     /// What clients log, as --log.
     #[arg(long, env = "ATOLL_CLIENT_LOG", default_value = "info", value_name = "FILTER")]
     pub client_log: String,
@@ -140,7 +144,7 @@ pub struct HolderArgs {
     /// Directory for the socket of the holder, on the node.
     #[arg(long, env = "ATOLL_HOLDER_FOLDER", default_value = "/run/atoll-holder", value_name = "DIR")]
     pub folder: PathBuf,
-    /// Seconds after SIGTERM to wait for a mount host that has the mounts as well, if it is missing.
+    /// Seconds after SIGTERM to wait for a mount host that has the mounts as well, if none has them yet.
     #[arg(long, env = "ATOLL_GRACE", default_value_t = 120, value_name = "SECONDS")]
     pub grace: u32,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).

@@ -118,6 +118,28 @@ fn no_call_fails_while_everything_is_upgraded() {
 }
 
 #[test]
+fn no_call_fails_while_a_client_gets_nothing_done() {
+    if is_theirs() {
+        return;
+    }
+    let machine = Machine::start();
+    let mut holder = machine.holder();
+    let mut host = machine.mount_host("a");
+    machine.stage();
+    machine.settled("a");
+    let rounds = machine.path("rounds");
+    let programs =
+        Programs::start("no_call_fails_while_a_client_gets_nothing_done", &machine.place(), rounds);
+    let client = machine.client("a");
+    machine.stop(client);
+    wait_until("another client serves", || machine.client("a") != client);
+    programs.end();
+    machine.unstage();
+    host.end();
+    holder.end();
+}
+
+#[test]
 fn without_both_the_mount_is_dead_and_the_next_pod_has_it_again() {
     let machine = Machine::start();
     let mut holder = machine.holder();

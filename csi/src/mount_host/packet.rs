@@ -103,11 +103,18 @@ impl PacketSocket {
     ///
     /// # Errors
     /// `WouldBlock` if the other end reads nothing, or the system call's.
-    pub fn send_at_once<M: Serialize>(&self, message: &M) -> io::Result<()> {
-        let bytes = serde_json::to_vec(message)?;
+    pub fn send_bytes_at_once(&self, bytes: &[u8]) -> io::Result<()> {
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&bytes)], &[], flags, None)?;
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(bytes)], &[], flags, None)?;
         Ok(())
+    }
+
+    /// Sends a message unless that would have to wait.
+    ///
+    /// # Errors
+    /// As [`send_bytes_at_once`](Self::send_bytes_at_once).
+    pub fn send_at_once<M: Serialize>(&self, message: &M) -> io::Result<()> {
+        self.send_bytes_at_once(&serde_json::to_vec(message)?)
     }
 
     /// Sends bytes and descriptors.

@@ -6,10 +6,12 @@
 //! | `supervisor.rs` | the table of clients, and the node plugin's calls |
 //! | `process.rs` | how a client process is started, spoken to, and ends |
 //! | `succession.rs` | a client that died, or another mount host's, is succeeded |
+//! | `pulse.rs` | a client that gets nothing done any more is ended |
 //! | `leading.rs` | which mount host of the node serves its mounts, and how they pass from one to the next |
 
 mod leading;
 mod process;
+mod pulse;
 mod succession;
 
 use std::collections::{BTreeSet, HashMap};
@@ -64,6 +66,8 @@ pub struct SupervisorConfig {
     pub program: PathBuf,
     /// Clients at most.
     pub clients_max: usize,
+    /// How long a client that serves may get nothing done until it is ended, for another one to continue.
+    pub client_timeout: Duration,
     /// Environment of the clients: what and how they log.
     pub environment: Vec<(String, String)>,
 }
@@ -138,6 +142,8 @@ struct Shared {
     changed: Condvar,
     spawner: Spawner,
     link: OnceLock<Arc<Link>>,
+    /// Held by who speaks with clients that serve: their answers come in the order of the questions.
+    talking: Mutex<()>,
     /// A client of this mount host has served.
     has_served: AtomicBool,
     started: Counter,
@@ -169,6 +175,7 @@ impl Supervisor {
             changed: Condvar::new(),
             spawner: Spawner::start()?,
             link: OnceLock::new(),
+            talking: Mutex::default(),
             has_served: AtomicBool::new(false),
             started: Counter::default(),
             failed: Counter::default(),
@@ -176,6 +183,7 @@ impl Supervisor {
             adopted: Counter::default(),
         });
         leading::start(&shared)?;
+        pulse::start(&shared)?;
         let accepting = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("accept".to_owned())

@@ -1,6 +1,6 @@
 //! Tells pods, by Events, that their volume's mount has ended or doesn't respond: nobody else would say so.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,15 +27,13 @@ pub struct Watch {
     client: kube::Client,
     kubelet: PathBuf,
     looks: Looks,
-    /// Mounts whose stat(2) has not come back: at most one call hangs on each.
-    hanging: Arc<parking_lot::Mutex<BTreeSet<Device>>>,
 }
 
 impl Watch {
     /// Watches a node's mounts. `kubelet` is its directory.
     #[must_use]
     pub fn new(node: Arc<Node>, client: kube::Client, kubelet: PathBuf) -> Watch {
-        Watch { node, client, kubelet, looks: Looks::default(), hanging: Arc::default() }
+        Watch { node, client, kubelet, looks: Looks::default() }
     }
 
     /// Watches until the process ends.
@@ -55,7 +53,8 @@ impl Watch {
         let mut answers = BTreeMap::new();
         let mut volumes = BTreeMap::new();
         for (device, mount) in lost_mounts::unserved(&table, &served) {
-            let liveness = self.liveness(device, mount.path.clone()).await;
+            // What is gone from the tree, or has something else wrong with it, pods see themselves.
+            let liveness = mounter::liveness_of("watch", &mount.path).await.unwrap_or(Liveness::Alive);
             answers.insert(device, (liveness, lost_mounts::pods(&table, &self.kubelet, device)));
             volumes.extend(lost_mounts::volume(mount).map(|volume| (device, volume)));
         }
@@ -83,22 +82,6 @@ impl Watch {
             }
         }
         Ok(())
-    }
-
-    /// Whether somebody serves a mount; one call at a time asks.
-    async fn liveness(&self, device: Device, path: PathBuf) -> Liveness {
-        if !self.hanging.lock().insert(device) {
-            return Liveness::Silent;
-        }
-        let hanging = Arc::clone(&self.hanging);
-        let asked = mounter::liveness_then(&path, move || {
-            hanging.lock().remove(&device);
-        });
-        match asked.await {
-            Ok(liveness) => liveness,
-            // It is gone from the tree, or something else is wrong with it that pods see themselves.
-            Err(_) => Liveness::Alive,
-        }
     }
 
     /// The pods of this node, by uid.

@@ -20,6 +20,8 @@ use atoll_csi::access::Access;
 use atoll_csi::holder;
 use atoll_csi::mount_flags::MountFlags;
 use atoll_csi::mount_host::client::Finder;
+use atoll_csi::mount_host::packet::PacketSocket;
+use atoll_csi::mount_host::protocol::{Reply, Request};
 use atoll_csi::node::{Credentials, Node, PublishRequest, StageRequest};
 use atoll_csi::target_path::NodePath;
 use nix::sys::signal::{Signal, kill};
@@ -185,7 +187,16 @@ impl Machine {
     pub fn mount_host_with(&self, name: &str, program: &Path) -> Process {
         fs::create_dir_all(self.path(name)).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_atoll-csi"));
-        command.args(["mount-host", "--http", "127.0.0.1:0", "--grace", "60", "--folder"]);
+        command.args([
+            "mount-host",
+            "--http",
+            "127.0.0.1:0",
+            "--grace",
+            "60",
+            "--client-timeout",
+            "3",
+            "--folder",
+        ]);
         command.arg(self.path(name)).arg("--holder").arg(self.path("holder")).arg("--program").arg(program);
         Process::start(name, &mut command, &self.path("mount-host.log"))
     }
@@ -197,6 +208,21 @@ impl Machine {
             self.runtime.block_on(finder.problem()).is_none()
         });
         wait_until("the holder has the mount", || self.held() == Some(true));
+    }
+
+    /// The process of the client that a mount host's serves the volume with.
+    pub fn client(&self, host: &str) -> u32 {
+        let socket = PacketSocket::connect(&self.path(host).join("mount-host.sock")).unwrap();
+        socket.send(&Request::List).unwrap();
+        match socket.receive(Instant::now() + TIMEOUT).unwrap() {
+            Reply::Clients { clients, .. } => clients.first().map_or(0, |client| client.pid),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Stops a process, so that it gets nothing done.
+    pub fn stop(&self, pid: u32) {
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGSTOP).unwrap();
     }
 
     /// Waits until the holder has let go of the mount, which nobody needs any more.

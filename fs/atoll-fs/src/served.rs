@@ -12,6 +12,7 @@
 //! | from us | `serving` | INIT was negotiated: requests are answered |
 //! | to us | `flush` | while the mount is served: write out what is buffered |
 //! | from us | `flushed` | after that, or `failed <code> <message>`; the mount continues to be served |
+//! | to us, from us | `ping`, `pong` | while the mount is served: a client that doesn't answer for long is replaced |
 //! | from us | `failed <code> <message>` | instead of either; then the process ends with that exit code |
 //!
 //! A controller that keeps the bundle and the arena can start a successor (`--takeover`) when this process dies: it continues
@@ -42,6 +43,8 @@ use crate::signals;
 const ARENA_PACKET: &[u8] = b"arena";
 /// Asks for everything to be written out.
 const FLUSH_PACKET: &[u8] = b"flush";
+/// Asks whether we still get things done.
+const PING_PACKET: &[u8] = b"ping";
 /// Bytes of the packet with the key at most: hexadecimal, with a line's end.
 const KEY_PACKET_BYTES: usize = 256;
 /// How long writing everything out may take after the filesystem was unmounted, while the cluster can't be reached.
@@ -176,36 +179,49 @@ async fn exchange(
     }
 }
 
+/// What the controller asks for while the mount is served.
+enum Wish {
+    Flush,
+    Ping,
+}
+
 /// Does what the controller asks for. Completes when the other end of the socket is closed.
 async fn watch(control: UnixStream, mounted: Arc<Mounted>) {
+    let control = Arc::new(control);
     // A thread of its own, since nothing else reads there.
-    let (asked, mut wait) = tokio::sync::mpsc::channel(1);
-    let mut reading = match control.try_clone() {
-        Ok(reading) => reading,
-        Err(error) => {
-            tracing::error!(%error, "the control socket can't be read");
-            return;
-        }
-    };
+    let (asked, mut wait) = tokio::sync::mpsc::channel(8);
+    let reading = Arc::clone(&control);
     std::thread::spawn(move || {
         let mut packet = [0; FLUSH_PACKET.len() + 1];
-        while let Ok(length) = reading.read(&mut packet) {
-            if length == 0 {
-                break;
-            }
-            // What a later controller may ask for isn't answered.
-            if packet[..length] == *FLUSH_PACKET && asked.blocking_send(()).is_err() {
+        while let Ok(length) = (&*reading).read(&mut packet) {
+            let wish = match &packet[..length] {
+                FLUSH_PACKET => Wish::Flush,
+                PING_PACKET => Wish::Ping,
+                [] => break,
+                // What a later controller may ask for isn't answered.
+                _ => continue,
+            };
+            if asked.blocking_send(wish).is_err() {
                 break;
             }
         }
     });
-    while wait.recv().await.is_some() {
-        let answer = match mounted.flush().await {
-            Ok(()) => "flushed".to_owned(),
-            Err(failure) => format!("failed {} {failure}", failure.code as u8),
-        };
-        // A controller that is gone doesn't matter: that ends this loop.
-        let _ = (&control).write_all(answer.as_bytes());
+    // A controller that is gone doesn't matter for answers: that ends this loop.
+    while let Some(wish) = wait.recv().await {
+        match wish {
+            Wish::Ping => drop((&*control).write_all(b"pong")),
+            // Beside the others, since the cluster may be away.
+            Wish::Flush => {
+                let (control, mounted) = (Arc::clone(&control), Arc::clone(&mounted));
+                tokio::spawn(async move {
+                    let answer = match mounted.flush().await {
+                        Ok(()) => "flushed".to_owned(),
+                        Err(failure) => format!("failed {} {failure}", failure.code as u8),
+                    };
+                    let _ = (&*control).write_all(answer.as_bytes());
+                });
+            }
+        }
     }
 }
 

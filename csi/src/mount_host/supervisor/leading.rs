@@ -207,6 +207,7 @@ impl Shared {
 
     /// Has all clients write out what they have, for a while.
     fn flush(&self) {
+        let _talking = self.talking.lock();
         let deadline = Instant::now() + FLUSH_TIMEOUT;
         let serving: Vec<_> = {
             let table = self.table.lock();
@@ -216,7 +217,12 @@ impl Shared {
         let asked: Vec<_> =
             serving.into_iter().filter(|(_, control)| control.send_bytes(b"flush").is_ok()).collect();
         for (volume, control) in asked {
-            match control.receive_bytes(deadline) {
+            let mut said = control.receive_bytes(deadline);
+            // The answer to an earlier question, which came late.
+            while said.as_ref().is_ok_and(|said| said == b"pong") {
+                said = control.receive_bytes(deadline);
+            }
+            match said {
                 Ok(said) if said == b"flushed" => {}
                 said => tracing::warn!(
                     volume,

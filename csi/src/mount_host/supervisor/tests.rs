@@ -43,6 +43,7 @@ impl Rig {
             holder: folder.path().join("holder"),
             program,
             clients_max,
+            client_timeout: Duration::from_secs(600),
             environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
         };
         let keeper = Keeper::start(&config.holder).unwrap();
@@ -78,6 +79,7 @@ fn a_client_s_command_line_and_environment_hold_no_key() {
         holder: "/h".into(),
         program: "/usr/bin/atoll-fs".into(),
         clients_max: 1,
+        client_timeout: Duration::from_secs(600),
         environment: vec![("ATOLL_LOG".into(), "info".into())],
     };
     let command = command(&config, &start(VOLUME), 7, false);
@@ -282,6 +284,7 @@ fn only_a_socket_is_replaced() {
         holder: folder.path().join("holder"),
         program,
         clients_max: 1,
+        client_timeout: Duration::from_secs(600),
         environment: Vec::new(),
     };
     assert!(matches!(Supervisor::start(config.clone()), Err(SupervisorError::Socket { .. })));
