@@ -61,6 +61,8 @@ struct State {
     taken: Option<usize>,
     /// It knows that this mount host leads no more.
     left: bool,
+    /// Volumes that a holder was not told to forget yet.
+    unsaid: Vec<String>,
     /// The process ends.
     closed: bool,
 }
@@ -169,11 +171,14 @@ impl Link {
         Ok(())
     }
 
-    /// Has the holder close a volume's descriptors. One that isn't there has none.
+    /// Has the holder close a volume's descriptors; one that isn't connected hears of it when it is.
     pub fn forget(&self, volume: &str) {
         let mut state = self.state.lock();
         state.kept.remove(volume);
-        self.say(&state, &ToHolder::Forget { volume: volume.to_owned() });
+        let message = ToHolder::Forget { volume: volume.to_owned() };
+        if state.socket.as_ref().is_none_or(|socket| socket.send(&message).is_err()) {
+            state.unsaid.push(volume.to_owned());
+        }
     }
 
     /// Asks for all mounts. With `lead` this mount host leads from then on; it has the lock.
@@ -283,7 +288,9 @@ impl Link {
                         tracing::warn!(%error, "the connection to the holder has ended");
                     }
                     let mut state = self.state.lock();
-                    *state = State { leading: state.leading, closed: state.closed, ..State::default() };
+                    let unsaid = std::mem::take(&mut state.unsaid);
+                    let (leading, closed) = (state.leading, state.closed);
+                    *state = State { leading, unsaid, closed, ..State::default() };
                     self.changed.notify_all();
                 }
                 Err(error) => tracing::debug!(%error, "there is no holder"),
@@ -312,6 +319,10 @@ impl Link {
         let leading = {
             let mut state = self.state.lock();
             socket.send(&ToHolder::Hello { started_ms: self.started_ms, leading: state.leading })?;
+            // Before any mount is given: a volume may have another one by now.
+            for volume in std::mem::take(&mut state.unsaid) {
+                socket.send(&ToHolder::Forget { volume })?;
+            }
             state.socket = Some(Arc::clone(socket));
             self.changed.notify_all();
             state.leading

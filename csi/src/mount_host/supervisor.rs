@@ -141,6 +141,7 @@ struct Shared {
     table: Mutex<Table>,
     changed: Condvar,
     spawner: Spawner,
+    /// Never called while the table is locked: it locks the table itself, for a holder that asks for the mounts.
     link: OnceLock<Arc<Link>>,
     /// Held by who speaks with clients that serve: their answers come in the order of the questions.
     talking: Mutex<()>,
@@ -371,7 +372,8 @@ impl Shared {
 
     /// Starts a client process and gives it its key.
     fn spawn(self: &Arc<Self>, start: &Start) -> io::Result<Result<Arc<PacketSocket>, Reply>> {
-        if self.table.lock().role != Role::Leading || self.link().turn().is_some_and(|turn| !turn.yours) {
+        let role = self.table.lock().role;
+        if role != Role::Leading || self.link().turn().is_some_and(|turn| !turn.yours) {
             return Ok(Err(Reply::NotLeading));
         }
         if !self.link().await_connected(HOLDER_TIMEOUT) {

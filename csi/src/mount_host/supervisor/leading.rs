@@ -23,8 +23,8 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 const IDLE_POLL: Duration = Duration::from_millis(500);
 /// How long clients may take to write out what they have before they are ended for another mount host.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long clients without a mount may take to end their sessions.
-const SESSION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long clients without a mount may take to end their sessions; meanwhile nobody serves the other mounts.
+const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
 /// How long processes that were killed may take to end; those that take longer are waited for by whoever succeeds them.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long clients may take to write everything out and end when nobody continues.
