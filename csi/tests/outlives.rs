@@ -32,14 +32,17 @@ fn no_call_fails_while_mount_host_and_holder_are_killed() {
         machine.settled("a");
         programs.continue_();
         thread::sleep(Duration::from_millis(u64::from(round) * 97 % 300));
+        let client = machine.client("a");
         match round % 3 {
             0 => {
                 host.kill();
+                wait_until("its client ends with it", || !machine.runs(client));
                 host = machine.mount_host("a");
             }
             1 => {
                 holder.kill();
                 holder = machine.holder();
+                continue;
             }
             // One after the other, as soon as what is left has everything.
             _ => {
@@ -50,6 +53,8 @@ fn no_call_fails_while_mount_host_and_holder_are_killed() {
                 holder = machine.holder();
             }
         }
+        machine.settled("a");
+        assert!(!machine.runs(client), "two processes serve one mount");
     }
     machine.settled("a");
     programs.end();

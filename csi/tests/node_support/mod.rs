@@ -220,6 +220,12 @@ impl Machine {
         }
     }
 
+    /// Whether a process runs.
+    pub fn runs(&self, pid: u32) -> bool {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.starts_with("State:") && !line.contains('Z') && !line.contains('X'))
+    }
+
     /// Stops a process, so that it gets nothing done.
     pub fn stop(&self, pid: u32) {
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGSTOP).unwrap();

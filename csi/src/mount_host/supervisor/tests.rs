@@ -16,6 +16,7 @@ use super::succession::{BACKOFF_MAX, BACKOFF_MIN, Kept, SETTLED_AFTER};
 use super::*;
 use crate::error::{CsiError, Pending};
 use crate::holder::Keeper;
+use crate::holder::protocol::{FromHolder, ToHolder};
 use crate::mount_flags::MountFlags;
 
 const VOLUME: &str = "v1/atoll-volumes/pvc-1";
@@ -229,6 +230,44 @@ fn clients_that_die_one_after_the_other_are_succeeded_more_slowly() {
     // And so are successors that don't come to serve, however long ago one did.
     let pauses: Vec<Duration> = (1..30).map(|failed| kept.backoff(settled, failed)).collect();
     assert_eq!((pauses[0], pauses[1], pauses[28]), (BACKOFF_MIN, BACKOFF_MIN * 2, BACKOFF_MAX));
+}
+
+#[tokio::test]
+async fn a_mount_of_another_mount_host_is_taken_over_when_its_client_is_dead() {
+    let rig = Rig::new(&serves_and(":"), 1);
+    // What another mount host left with the holder; its client lives as long as the other end is open.
+    let (control, client) = PacketSocket::pair().unwrap();
+    let arena = std::fs::File::open("/dev/null").unwrap().into();
+    let left = Kept::new(start(VOLUME), bundle(), arena, Arc::new(control));
+    let host = PacketSocket::connect(&rig.folder.path().join("holder").join(crate::holder::SOCKET)).unwrap();
+    left.with(|mount| {
+        let descriptors = mount.descriptors();
+        let (volume, record) = (VOLUME.to_owned(), mount.record().unwrap());
+        let keep = ToHolder::Keep { volume, record, descriptors: descriptors.len() };
+        host.send_with(&keep, &descriptors).unwrap();
+    });
+    let kept: FromHolder = host.receive(Instant::now() + Duration::from_secs(60)).unwrap();
+    assert_eq!(kept, FromHolder::Kept { volume: VOLUME.to_owned() });
+
+    let second = rig.folder.path().join("second");
+    std::fs::create_dir(&second).unwrap();
+    let config = SupervisorConfig { socket: second.join(SOCKET), ..rig.supervisor.0.config.clone() };
+    let next = Supervisor::start(config).unwrap();
+    while next.clients().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..20 {
+        assert_eq!((next.clients()[0].pid, next.clients()[0].state), (0, ClientState::Starting));
+        assert!(next.problem().is_some_and(|problem| problem.contains(VOLUME)), "not ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(client);
+    while next.clients().first().is_none_or(|client| client.state != ClientState::Serving) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((next.problem(), next.0.adopted.get()), (None, 1));
+    assert!(rig.supervisor.problem().is_some_and(|problem| problem.contains("another mount host")));
+    assert_eq!(rig.keeper.volumes(), [VOLUME], "its new client is kept");
 }
 
 #[tokio::test]
