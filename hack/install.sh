@@ -17,9 +17,9 @@ until hack/kube/kubectl get crd/filesystemclusters.atoll.dev >/dev/null 2>&1 &&
   sleep 0.2
 done
 hack/kube/kubectl wait crd/filesystemclusters.atoll.dev --for=condition=Established --timeout "$ROLLOUT"
-for workload in deployment/atoll-operator deployment/atoll-csi-controller daemonset/atoll-csi-node; do
+for workload in deployment/atoll-operator deployment/atoll-csi-controller daemonset/atoll-csi-node daemonset/atoll-mount-host; do
   kubectl rollout status "$workload" --timeout "$ROLLOUT"
 done
 # Its pods are replaced by hand, so there is no rollout to follow: only whether there is one on each node.
-desired=$(kubectl get daemonset/atoll-mount-host -o jsonpath='{.status.desiredNumberScheduled}')
-kubectl wait daemonset/atoll-mount-host --for="jsonpath={.status.numberReady}=$desired" --timeout "$ROLLOUT"
+desired=$(kubectl get daemonset/atoll-holder -o jsonpath='{.status.desiredNumberScheduled}')
+kubectl wait daemonset/atoll-holder --for="jsonpath={.status.numberReady}=$desired" --timeout "$ROLLOUT"

@@ -23,6 +23,7 @@ use atoll_csi::csi::controller_server::ControllerServer;
 use atoll_csi::csi::identity_server::IdentityServer;
 use atoll_csi::csi::node_server::NodeServer;
 use atoll_csi::error::Pending;
+use atoll_csi::holder::Keeper;
 use atoll_csi::identity::IdentityService;
 use atoll_csi::mount_host::client::Finder;
 use atoll_csi::mount_host::{SOCKET, Supervisor, SupervisorConfig};
@@ -214,10 +215,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (folder, program) = (PathBuf::from(folder), PathBuf::from(program));
     let host = folder.join("host");
     std::fs::create_dir_all(&host)?;
+    let keeping = folder.join("holder");
+    let keeper = Keeper::start(&keeping)?;
     let supervisor = Supervisor::start(SupervisorConfig {
         socket: host.join(SOCKET),
+        holder: keeping.clone(),
         program: program.clone(),
         clients_max: 64,
+        client_timeout: Duration::from_secs(60),
         environment: Vec::new(),
     })?;
     let clusters =
@@ -225,7 +230,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let found = Arc::clone(&clusters);
     let node = Node {
         name: "sanity".to_owned(),
-        finder: Finder::Folder(host),
+        finder: Finder::folder(host, keeping),
         addresses: Arc::new(move |handle| found.address(handle.name())),
     };
     let rpcs = Arc::new(Rpcs::default());
@@ -244,8 +249,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let left = supervisor.clients();
     tokio::task::spawn_blocking(move || supervisor.stop(Duration::ZERO)).await?;
     let clusters = std::mem::take(&mut clusters.state.lock().clusters);
-    if !left.is_empty() || !clusters.is_empty() {
-        return Err(format!("left behind: mounts {left:?}, clusters {:?}", clusters.keys()).into());
+    let kept = keeper.volumes();
+    if !left.is_empty() || !kept.is_empty() || !clusters.is_empty() {
+        return Err(
+            format!("left behind: mounts {left:?}, kept {kept:?}, clusters {:?}", clusters.keys()).into()
+        );
     }
     Ok(())
 }

@@ -57,7 +57,9 @@ impl Capability {
         let mode = capability.access_mode.ok_or(CsiError::Missing("volume_capability.access_mode"))?.mode;
         let mode = Mode::try_from(mode)
             .map_err(|_| CsiError::Invalid(format!("access mode {mode} is not known to this version")))?;
-        Ok(Capability { access: access(mode)?, flags: MountFlags::parse(mount_flags)?, mode })
+        let mut flags = MountFlags::parse(mount_flags)?;
+        flags.read_only |= matches!(mode, Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly);
+        Ok(Capability { access: access(mode)?, flags, mode })
     }
 
     /// Parses the capabilities of a volume that is to be made.
@@ -134,6 +136,8 @@ mod tests {
         ] {
             let parsed = Capability::parse(Some(&capability(mode, &[]))).unwrap();
             assert_eq!(parsed.access, access, "{mode:?}");
+            let reads = matches!(mode, Mode::SingleNodeReaderOnly | Mode::MultiNodeReaderOnly);
+            assert_eq!(parsed.flags.read_only, reads, "{mode:?}");
             assert_eq!(exclusive(&[parsed]), access != Access::MultiNode);
         }
         let both = [Mode::SingleNodeWriter, Mode::MultiNodeMultiWriter].map(|mode| capability(mode, &[]));

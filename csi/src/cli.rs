@@ -50,6 +50,8 @@ pub enum Command {
     /// Runs the clients of this node's volumes, one process each. Needs the capabilities to start and stop processes
     /// of other users (SETUID, SETGID, KILL), and nothing else.
     MountHost(MountHostArgs),
+    /// Keeps the descriptors of this node's mounts, so that they continue while the mount host is replaced. Needs no privilege.
+    Holder(HolderArgs),
 }
 
 /// `atoll-csi controller`
@@ -89,6 +91,14 @@ pub struct NodeArgs {
     /// Namespace of the mount hosts.
     #[arg(long, env = "POD_NAMESPACE", default_value = NAMESPACE_SYSTEM, value_name = "NAME")]
     pub namespace: String,
+    /// Directory of the holder's socket.
+    #[arg(
+        long,
+        env = "ATOLL_HOLDER_FOLDER",
+        default_value = "/var/lib/kubelet/plugins/csi.atoll.dev/holder",
+        value_name = "DIR"
+    )]
+    pub holder: PathBuf,
     /// Maximum number of volumes on this node.
     #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -104,19 +114,40 @@ pub struct MountHostArgs {
     /// Directory for the socket of the mount host.
     #[arg(long, env = "ATOLL_SOCKET_FOLDER", default_value = "/run/atoll", value_name = "DIR")]
     pub folder: PathBuf,
+    /// Directory of the holder's socket, the same for all mount hosts of the node.
+    #[arg(long, env = "ATOLL_HOLDER_FOLDER", default_value = "/run/atoll-holder", value_name = "DIR")]
+    pub holder: PathBuf,
     /// The client program.
     #[arg(long, env = "ATOLL_CLIENT", default_value = "/usr/bin/atoll-fs", value_name = "FILE")]
     pub program: PathBuf,
     /// Maximum number of clients.
     #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N")]
     pub volumes_max: usize,
+    /// Seconds after which a client that gets nothing done is ended, for another one to take its mount over.
+    #[arg(long, env = "ATOLL_CLIENT_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub client_timeout: u32,
     /// What clients log, as --log.
     #[arg(long, env = "ATOLL_CLIENT_LOG", default_value = "info", value_name = "FILTER")]
     pub client_log: String,
-    /// Seconds that mounts continue after SIGTERM, so that the pods that use them can end first.
-    #[arg(long, env = "ATOLL_GRACE", default_value_t = 600, value_name = "SECONDS")]
+    /// Seconds after SIGTERM to wait for a holder that keeps the mounts, or until they were unmounted, if there is no holder.
+    #[arg(long, env = "ATOLL_GRACE", default_value_t = 120, value_name = "SECONDS")]
     pub grace: u32,
     /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
     #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:8083", value_name = "ADDRESS")]
+    pub http: String,
+}
+
+/// `atoll-csi holder`
+#[derive(Args, Debug)]
+pub struct HolderArgs {
+    /// Directory for the socket of the holder, on the node.
+    #[arg(long, env = "ATOLL_HOLDER_FOLDER", default_value = "/run/atoll-holder", value_name = "DIR")]
+    pub folder: PathBuf,
+    /// Seconds after SIGTERM to wait for a mount host that has the mounts as well, if none has them yet.
+    #[arg(long, env = "ATOLL_GRACE", default_value_t = 120, value_name = "SECONDS")]
+    pub grace: u32,
+    /// Address for metrics and health (`/metrics`, `/healthz`, `/readyz`).
+    #[arg(long, env = "ATOLL_HTTP", default_value = "0.0.0.0:8084", value_name = "ADDRESS")]
     pub http: String,
 }

@@ -7,7 +7,9 @@
 //! node        Stage, Publish, …: the mount table is the state
 //!   target_path                   what to do about what is mounted where (pure)
 //!   mounter                       the system calls, each with a deadline
+//!   lost_mounts                   which pods have to know that nobody serves their mount (pure)
 //! mount_host  the clients' supervisor, and the node plugin's way to it
+//! holder      keeps the mounts' descriptors while mount hosts come and go
 //! identity, registration, server, authority, rpc, op_guard, error: what a driver needs besides
 //! ```
 //!
@@ -19,7 +21,9 @@ pub mod authority;
 pub mod clusters;
 pub mod controller;
 pub mod error;
+pub mod holder;
 pub mod identity;
+pub mod lost_mounts;
 pub mod mount_flags;
 pub mod mount_host;
 pub mod mounter;

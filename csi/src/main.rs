@@ -12,9 +12,11 @@ use atoll_csi::controller::ControllerService;
 use atoll_csi::csi::controller_server::ControllerServer;
 use atoll_csi::csi::identity_server::IdentityServer;
 use atoll_csi::csi::node_server::NodeServer;
+use atoll_csi::holder::Keeper;
 use atoll_csi::identity::IdentityService;
 use atoll_csi::mount_host::client::{Finder, Pods};
 use atoll_csi::mount_host::{SOCKET, Supervisor, SupervisorConfig};
+use atoll_csi::node::watch::Watch;
 use atoll_csi::node::{Node, NodeService};
 use atoll_csi::registration::{self, State};
 use atoll_csi::rpc::Rpcs;
@@ -27,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{Cli, Command, ControllerArgs, LogFormat, MountHostArgs, NodeArgs};
+use crate::cli::{Cli, Command, ControllerArgs, HolderArgs, LogFormat, MountHostArgs, NodeArgs};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -68,6 +70,7 @@ async fn run(cli: Cli) -> Outcome {
         Command::Controller(args) => controller(args, stop).await,
         Command::Node(args) => node(args, stop).await,
         Command::MountHost(args) => mount_host(&cli, args, stop).await,
+        Command::Holder(args) => holder(args, stop).await,
     }
 }
 
@@ -106,12 +109,13 @@ async fn controller(args: &ControllerArgs, stop: CancellationToken) -> Outcome {
 async fn node(args: &NodeArgs, stop: CancellationToken) -> Outcome {
     let socket = server::endpoint_path(&args.endpoint)?;
     let client = kube::Client::try_default().await?;
-    let pods = Pods::new(client, &args.namespace, &args.node, args.kubelet.clone());
+    let pods = Pods::new(client.clone(), &args.namespace, &args.node, args.kubelet.clone());
     let node = Arc::new(Node {
         name: args.node.clone(),
-        finder: Finder::Pods(Box::new(pods)),
+        finder: Finder::pods(pods, args.holder.clone()),
         addresses: Arc::new(VolumeHandle::metadata_addresses),
     });
+    tokio::spawn(Watch::new(Arc::clone(&node), client, args.kubelet.clone()).run());
     let rpcs = Arc::new(Rpcs::default());
     let service = NodeService::new(Arc::clone(&node), args.volumes_max, Arc::clone(&rpcs));
     let mut registry = Registry::with_prefix("atoll");
@@ -162,8 +166,10 @@ fn node_readiness(node: &Arc<Node>, state: &Arc<watch::Sender<State>>) -> Readin
 async fn mount_host(cli: &Cli, args: &MountHostArgs, stop: CancellationToken) -> Outcome {
     let config = SupervisorConfig {
         socket: args.folder.join(SOCKET),
+        holder: args.holder.clone(),
         program: args.program.clone(),
         clients_max: args.volumes_max,
+        client_timeout: Duration::from_secs(args.client_timeout.into()),
         environment: vec![
             ("ATOLL_LOG".to_owned(), args.client_log.clone()),
             ("ATOLL_LOG_FORMAT".to_owned(), cli.log_format.name().to_owned()),
@@ -172,15 +178,42 @@ async fn mount_host(cli: &Cli, args: &MountHostArgs, stop: CancellationToken) ->
     let supervisor = Supervisor::start(config)?;
     let mut registry = Registry::with_prefix("atoll");
     supervisor.register(&mut registry);
-    let folder = args.folder.clone();
-    let health: Readiness = Arc::new(move || {
-        let finder = Finder::Folder(folder.clone());
-        Box::pin(async move { finder.problem().await })
+    let asked = supervisor.clone();
+    let ready: Readiness = Arc::new(move || {
+        let asked = asked.clone();
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || asked.problem()).await.unwrap_or_else(|e| Some(e.to_string()))
+        })
     });
-    server::serve_http(&args.http, registry, Arc::clone(&health), health).await?;
+    let health: Readiness = Arc::new(|| Box::pin(async { None }));
+    server::serve_http(&args.http, registry, health, ready).await?;
     tracing::info!(folder = %args.folder.display(), "starting the mount host");
     stop.cancelled().await;
     let grace = Duration::from_secs(args.grace.into());
     tokio::task::spawn_blocking(move || supervisor.stop(grace)).await?;
     Ok(())
+}
+
+async fn holder(args: &HolderArgs, stop: CancellationToken) -> Outcome {
+    let folder = args.folder.clone();
+    let keeper = tokio::select! {
+        // It waits for the holder before it.
+        started = tokio::task::spawn_blocking(move || Keeper::start(&folder)) => started??,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let mut registry = Registry::with_prefix("atoll");
+    keeper.register(&mut registry);
+    // That it listens at the address says that it has the lock and the socket.
+    let health: Readiness = Arc::new(|| Box::pin(async { None }));
+    server::serve_http(&args.http, registry, Arc::clone(&health), health).await?;
+    tracing::info!(folder = %args.folder.display(), "keeping the mounts of this node");
+    stop.cancelled().await;
+    let grace = Duration::from_secs(args.grace.into());
+    match tokio::task::spawn_blocking(move || keeper.stop(grace)).await? {
+        0 => Ok(()),
+        lost => {
+            Err(format!("{lost} mounts end with the holder: no mount host had them within the grace period")
+                .into())
+        }
+    }
 }

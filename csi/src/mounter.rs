@@ -1,6 +1,7 @@
 //! The system calls of mounting. Each runs in a thread of its own with a deadline, since any of them can hang on a mount
 //! that nobody serves; none of them removes a folder that isn't empty.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -12,6 +13,7 @@ use atoll_fuse::device::mountinfo::{self, Mount};
 use atoll_fuse::device::{self, Device, MountOptions};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statvfs::statvfs;
+use parking_lot::Mutex;
 
 use crate::error::{CsiError, Pending};
 use crate::target_path::Liveness;
@@ -34,12 +36,44 @@ pub struct Usage {
     pub inodes: (u64, u64, u64),
 }
 
-/// Runs a system call that may hang. It is left behind when it does.
-async fn in_time<T: Send + 'static>(limit: Duration, call: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// System calls that have not come back, by what and where they are.
+static UNDER_WAY: Mutex<BTreeSet<(&'static str, PathBuf)>> = Mutex::new(BTreeSet::new());
+
+/// A system call that has not come back.
+struct UnderWay(&'static str, PathBuf);
+
+impl UnderWay {
+    /// `None` if there is one of this kind at this place already.
+    fn enter(what: &'static str, path: &Path) -> Option<UnderWay> {
+        let is_first = UNDER_WAY.lock().insert((what, path.to_owned()));
+        is_first.then(|| UnderWay(what, path.to_owned()))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        UNDER_WAY.lock().remove(&(self.0, std::mem::take(&mut self.1)));
+    }
+}
+
+/// Runs a system call that may hang. It is left behind when it does: one of a kind at a place, however often it is tried again.
+async fn in_time<T: Send + 'static>(
+    what: &'static str,
+    path: &Path,
+    limit: Duration,
+    call: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let under_way = UnderWay::enter(what, path)?;
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        let _ = sender.send(call());
+    let thread = std::thread::Builder::new().name(what.to_owned()).spawn(move || {
+        let result = call();
+        drop(under_way);
+        let _ = sender.send(result);
     });
+    if let Err(error) = thread {
+        tracing::error!(what, path = %path.display(), %error, "no thread is to be had");
+        return None;
+    }
     tokio::time::timeout(limit, receiver).await.ok()?.ok()
 }
 
@@ -61,18 +95,26 @@ pub fn table() -> Result<Vec<Mount>, CsiError> {
     Ok(mountinfo::parse(&table).collect())
 }
 
-/// Whether somebody serves the mount at a path.
+/// Whether somebody serves the mount at a path. One caller at a time of each `kind` asks; to others the mount is silent.
 ///
 /// # Errors
 /// stat(2) failed otherwise.
-pub async fn liveness(path: &Path) -> Result<Liveness, CsiError> {
+pub async fn liveness_of(kind: &'static str, path: &Path) -> Result<Liveness, CsiError> {
     let asked = path.to_owned();
-    match in_time(STAT_TIMEOUT, move || fs::metadata(asked).map(drop)).await {
+    match in_time(kind, path, STAT_TIMEOUT, move || fs::metadata(asked).map(drop)).await {
         None => Ok(Liveness::Silent),
         Some(Ok(())) => Ok(Liveness::Alive),
         Some(Err(error)) if error.raw_os_error() == Some(libc::ENOTCONN) => Ok(Liveness::Dead),
         Some(Err(error)) => Err(failed("stat", path, &error)),
     }
+}
+
+/// Whether somebody serves the mount at a path, for the calls of a volume, which come one after the other.
+///
+/// # Errors
+/// stat(2) failed otherwise.
+pub async fn liveness(path: &Path) -> Result<Liveness, CsiError> {
+    liveness_of("stat", path).await
 }
 
 /// Use of the filesystem at a path.
@@ -81,7 +123,7 @@ pub async fn liveness(path: &Path) -> Result<Liveness, CsiError> {
 /// [`Pending::NotYet`] if it hangs.
 pub async fn usage(path: &Path) -> Result<Usage, CsiError> {
     let asked = path.to_owned();
-    let found = in_time(STATFS_TIMEOUT, move || statvfs(&asked)).await;
+    let found = in_time("statfs", path, STATFS_TIMEOUT, move || statvfs(&asked)).await;
     let found = found.ok_or_else(|| late("statfs", path))?.map_err(|error| failed("statfs", path, &error))?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
     let inodes = (found.files(), found.files_available(), found.files().saturating_sub(found.files_free()));
@@ -139,7 +181,7 @@ pub fn remove_folder(path: &Path) -> Result<(), CsiError> {
 /// The system calls'. Nothing is mounted then.
 pub async fn mount_device(path: &Path, options: MountOptions, readers: usize) -> Result<Bundle, CsiError> {
     let place = path.to_owned();
-    let mounted = in_time(MOUNT_TIMEOUT, move || {
+    let mounted = in_time("mount", path, MOUNT_TIMEOUT, move || {
         let device = Device::open().map_err(|error| failed("opening", Path::new("/dev/fuse"), &error))?;
         device.mount(&place, &options).map_err(|error| CsiError::Internal(error.to_string()))?;
         let layout = atoll_fuse::Layout::default();
@@ -159,7 +201,7 @@ pub async fn mount_device(path: &Path, options: MountOptions, readers: usize) ->
 /// The system calls'. Nothing is bound then.
 pub async fn bind(from: &Path, to: &Path, read_only: bool) -> Result<(), CsiError> {
     let (source, target) = (from.to_owned(), to.to_owned());
-    let bound = in_time(MOUNT_TIMEOUT, move || -> Result<(), CsiError> {
+    let bound = in_time("bind", to, MOUNT_TIMEOUT, move || -> Result<(), CsiError> {
         let nothing: Option<&str> = None;
         let change = |flags: MsFlags| mount(Some(&source), &target, nothing, flags, nothing);
         change(MsFlags::MS_BIND).map_err(|error| failed("binding to", &target, &error))?;
@@ -196,7 +238,7 @@ fn kept_flags(path: &Path) -> Result<MsFlags, CsiError> {
 /// [`Pending::NotYet`] if it is in use or hangs.
 pub async fn unmount(path: &Path, detach: bool) -> Result<(), CsiError> {
     let place: PathBuf = path.to_owned();
-    let result = in_time(MOUNT_TIMEOUT, move || device::unmount(&place, detach)).await;
+    let result = in_time("unmount", path, MOUNT_TIMEOUT, move || device::unmount(&place, detach)).await;
     match result.ok_or_else(|| late("unmounting", path))? {
         Ok(()) => Ok(()),
         Err(device::MountError::System { error, .. }) => match error.raw_os_error() {
@@ -235,9 +277,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_call_that_hangs_is_left_behind() {
-        let (_keep, wait) = std::sync::mpsc::channel::<()>();
-        assert_eq!(in_time(Duration::ZERO, move || wait.recv().is_ok()).await, None);
-        assert_eq!(in_time(Duration::from_secs(60), || 7).await, Some(7));
+    async fn a_call_that_hangs_is_left_behind_once() {
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let place = Path::new("/hangs");
+        let within = Duration::from_secs(60);
+        assert_eq!(in_time("test", place, Duration::ZERO, move || wait.recv().is_ok()).await, None);
+        for _ in 0..3 {
+            assert_eq!(in_time("test", place, within, || 7).await, None, "there is one already");
+        }
+        assert_eq!(in_time("test", Path::new("/other"), within, || 7).await, Some(7));
+        release.send(()).unwrap();
+        while in_time("test", place, within, || 7).await.is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! publishes them (binds), and takes both away. What it knows is in the mount table; nothing is kept here.
 
 mod service;
+pub mod watch;
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,17 +1,27 @@
-//! One operation at a time on each volume: a second one is told to come again, not queued. The guard lives as long as
-//! the work, which may be longer than the call that asked for it.
+//! One operation at a time on each volume. A second one waits its turn for a while, and is then told to come again. The guard
+//! lives as long as the work, which may be longer than the call that asked for it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::error::{CsiError, Pending};
 
 /// The volumes on which something is being done.
 #[derive(Clone, Debug, Default)]
-pub struct Operations(Arc<Mutex<HashSet<String>>>);
+pub struct Operations(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    taken: Mutex<HashSet<String>>,
+    freed: Notify,
+    /// How long an operation waits for the one before it.
+    queue: Duration,
+}
 
 /// Holds a volume until it is dropped.
 #[derive(Debug)]
@@ -21,12 +31,18 @@ pub struct Guard {
 }
 
 impl Operations {
-    /// Takes a volume.
+    /// Operations that wait for so long for the one before them; otherwise they don't.
+    #[must_use]
+    pub fn queueing(queue: Duration) -> Operations {
+        Operations(Arc::new(Shared { queue, ..Shared::default() }))
+    }
+
+    /// Takes a volume, at once or never.
     ///
     /// # Errors
     /// [`Pending::Busy`] if somebody has it.
     pub fn begin(&self, key: &str) -> Result<Guard, Pending> {
-        if self.0.lock().insert(key.to_owned()) {
+        if self.0.taken.lock().insert(key.to_owned()) {
             Ok(Guard { operations: self.clone(), key: key.to_owned() })
         } else {
             Err(Pending::Busy(key.to_owned()))
@@ -36,7 +52,25 @@ impl Operations {
     /// How many are under way.
     #[must_use]
     pub fn under_way(&self) -> usize {
-        self.0.lock().len()
+        self.0.taken.lock().len()
+    }
+
+    /// Takes a volume as soon as it is free.
+    async fn begin_before(&self, key: &str, deadline: Instant) -> Result<Guard, Pending> {
+        loop {
+            // Before it is looked at: nobody's end is missed in between.
+            let freed = self.0.freed.notified();
+            tokio::pin!(freed);
+            freed.as_mut().enable();
+            match self.begin(key) {
+                Err(busy) => {
+                    if tokio::time::timeout_at(deadline, freed).await.is_err() {
+                        return Err(busy);
+                    }
+                }
+                taken => return taken,
+            }
+        }
     }
 
     /// Takes a volume, works on it in a task of its own and waits for that, for at most `limit`. Whoever called may go
@@ -51,13 +85,14 @@ impl Operations {
         limit: Duration,
         work: impl Future<Output = Result<T, CsiError>> + Send + 'static,
     ) -> Result<T, CsiError> {
-        let guard = self.begin(key)?;
+        let began = Instant::now();
+        let guard = self.begin_before(key, began + self.0.queue.min(limit)).await?;
         let work = tokio::spawn(async move {
             let result = work.await;
             drop(guard);
             result
         });
-        match tokio::time::timeout(limit, work).await {
+        match tokio::time::timeout_at(began + limit, work).await {
             Ok(Ok(result)) => result,
             Ok(Err(error)) => Err(CsiError::Internal(format!("{what} of {key}: {error}"))),
             Err(_) => Err(Pending::NotYet(format!(
@@ -71,7 +106,8 @@ impl Operations {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.operations.0.lock().remove(&self.key);
+        self.operations.0.taken.lock().remove(&self.key);
+        self.operations.0.freed.notify_waiters();
     }
 }
 
@@ -108,6 +144,26 @@ mod tests {
         }
         let done = operations.run("v", "staging", Duration::from_secs(60), async { Ok(7) }).await;
         assert_eq!(done, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn many_at_once_wait_their_turn() {
+        let operations = Operations::queueing(Duration::from_secs(60));
+        let at_once = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let one = || {
+            let (operations, at_once) = (operations.clone(), Arc::clone(&at_once));
+            let work = async move {
+                use std::sync::atomic::Ordering::SeqCst;
+                assert_eq!(at_once.fetch_add(1, SeqCst), 0, "one at a time");
+                tokio::task::yield_now().await;
+                at_once.fetch_sub(1, SeqCst);
+                Ok(())
+            };
+            async move { operations.run("v", "publishing", Duration::from_secs(60), work).await }
+        };
+        let results = futures::future::join_all((0..50).map(|_| one())).await;
+        assert!(results.iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(operations.under_way(), 0);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! The socket is in the pod's own emptyDir and is reached through kubelet's folder of pods. Any tenant can make a pod with
 //! such a folder, so the pod's uid comes from the API server, and who listens has to be of our own user id.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -17,9 +18,10 @@ use kube::api::{Api, ListParams};
 use parking_lot::Mutex;
 
 use super::packet::PacketSocket;
-use super::protocol::{Failure, Reply, Request, Start};
+use super::protocol::{ClientState, Failure, Reply, Request, Start};
 use super::{COMPONENT, SOCKET, SOCKET_VOLUME};
 use crate::error::{CsiError, Pending};
+use crate::holder;
 
 /// How long the mount host may take to start a client that opens its session.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(95);
@@ -28,10 +30,24 @@ const SERVE_TIMEOUT: Duration = Duration::from_secs(65);
 /// How long the mount host may take for anything else, beyond what it was told to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a call waits while no mount host of the node leads: one takes over from another one, mostly.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How often it is asked which one does.
+const LEADER_POLL: Duration = Duration::from_millis(200);
+
+/// Finds the mount host that serves this node's mounts.
+pub struct Finder {
+    hosts: Hosts,
+    /// The directory of the holder's socket.
+    holder: PathBuf,
+    /// How long a call waits while no mount host leads.
+    leader_timeout: Duration,
+}
+
 /// Where mount hosts are found.
-pub enum Finder {
-    /// One, whose socket's folder is known.
-    Folder(PathBuf),
+enum Hosts {
+    /// Those whose sockets' folders are known.
+    Folders(Vec<PathBuf>),
     /// Pods of this node and namespace.
     Pods(Box<Pods>),
 }
@@ -86,10 +102,34 @@ impl Pods {
 }
 
 impl Finder {
+    /// One mount host, whose socket's directory is known, and its holder's.
+    #[must_use]
+    pub fn folder(host: PathBuf, holder: PathBuf) -> Finder {
+        Finder::folders_of(vec![host], holder)
+    }
+
+    /// Several mount hosts.
+    #[must_use]
+    pub fn folders_of(hosts: Vec<PathBuf>, holder: PathBuf) -> Finder {
+        Finder { hosts: Hosts::Folders(hosts), holder, leader_timeout: LEADER_TIMEOUT }
+    }
+
+    /// Those of this node's pods.
+    #[must_use]
+    pub fn pods(pods: Pods, holder: PathBuf) -> Finder {
+        Finder { hosts: Hosts::Pods(Box::new(pods)), holder, leader_timeout: LEADER_TIMEOUT }
+    }
+
+    /// Waits for so long while no mount host leads.
+    #[must_use]
+    pub fn with_leader_timeout(self, leader_timeout: Duration) -> Finder {
+        Finder { leader_timeout, ..self }
+    }
+
     async fn folders(&self) -> Result<Vec<PathBuf>, Pending> {
-        match self {
-            Finder::Folder(folder) => Ok(vec![folder.clone()]),
-            Finder::Pods(pods) => {
+        match &self.hosts {
+            Hosts::Folders(folders) => Ok(folders.clone()),
+            Hosts::Pods(pods) => {
                 let folder = |uid: String| {
                     pods.kubelet.join(format!("pods/{uid}/volumes/kubernetes.io~empty-dir/{SOCKET_VOLUME}"))
                 };
@@ -98,69 +138,149 @@ impl Finder {
         }
     }
 
-    /// Asks the first mount host that can be reached to start a client. The client has its session then.
+    /// Asks the mount host that leads to start a client. The client has its session then.
     ///
     /// # Errors
-    /// [`Pending`] if there is none, or the cluster doesn't answer; [`CsiError::Precondition`] if the cluster refuses.
+    /// [`Pending`] if none leads, or the cluster doesn't answer; [`CsiError::Precondition`] if the cluster refuses.
     pub async fn start(&self, start: Start) -> Result<Starting, CsiError> {
-        let folders = self.folders().await?;
-        let volume = start.volume.clone();
-        let answered = blocking(move || {
-            let host = connect_first(&folders)?;
-            host.send(&Request::Start(start)).map_err(away)?;
-            let reply: Reply = host.receive(Instant::now() + CONNECT_TIMEOUT).map_err(away)?;
-            Ok((host, reply))
-        });
-        let (host, reply) = answered.await?;
-        match reply {
-            Reply::Connected => Ok(Starting { host }),
-            other => Err(refused(&volume, other)),
-        }
-    }
-
-    /// Waits until no mount host of this node has a client of a volume.
-    ///
-    /// # Errors
-    /// [`Pending`] if there still is one.
-    pub async fn ended(&self, volume: &str, wait: Duration) -> Result<(), CsiError> {
-        let deadline = Instant::now() + wait;
-        for folder in self.folders().await? {
-            let volume = volume.to_owned();
-            let asked = blocking(move || {
-                // Clients don't outlive their mount host: where none listens there is none.
-                let Ok(host) = connect(&folder) else { return Ok(Reply::Ended) };
-                let wait = deadline.saturating_duration_since(Instant::now());
-                let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-                host.send(&Request::Ended { volume, wait_ms }).map_err(away)?;
-                host.receive(Instant::now() + wait + ANSWER_TIMEOUT).map_err(away)
+        let deadline = Instant::now() + self.leader_timeout;
+        loop {
+            let folders = self.folders().await?;
+            let asked = start.clone();
+            let answered = blocking(move || {
+                let request = Request::Start(asked);
+                ask_leader(&folders, &request, Instant::now() + CONNECT_TIMEOUT)
             });
-            match asked.await? {
-                Reply::Ended => {}
-                Reply::Running { state } => {
-                    return Err(Pending::NotYet(format!(
-                        "the client is still {state}: it writes buffered data, or the volume is still in use \
-                         in a mount namespace of this node"
-                    ))
-                    .into());
+            match answered.await {
+                Ok((host, Reply::Connected)) => return Ok(Starting { host }),
+                Ok((_, other)) => return Err(refused(&start.volume, other)),
+                Err(CsiError::Pending(Pending::Unavailable(why))) if Instant::now() < deadline => {
+                    tracing::debug!(why, "no mount host leads yet");
+                    tokio::time::sleep(LEADER_POLL).await;
                 }
-                other => return Err(nonsense(&other)),
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
-    /// Whether a mount host can be reached; the text says why not.
+    /// Waits until this node has no client of a volume.
+    ///
+    /// # Errors
+    /// [`Pending`] if there still is one, or nobody can say.
+    pub async fn ended(&self, volume: &str, wait: Duration) -> Result<(), CsiError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let folders = self.folders().await?;
+            let (asked, holder) = (volume.to_owned(), self.holder.clone());
+            let found = blocking(move || {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let wait_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+                let request = Request::Ended { volume: asked.clone(), wait_ms };
+                let answered = ask_leader(&folders, &request, deadline + ANSWER_TIMEOUT);
+                Ok(match answered {
+                    Ok((_, reply)) => Presence::said(reply),
+                    Err(_) => {
+                        let hosts = folders.iter().filter(|folder| connect(folder).is_ok()).count();
+                        Presence::without_leader(&holder::link::has(&holder, &asked), hosts)
+                    }
+                })
+            });
+            match found.await? {
+                Presence::Ended => return Ok(()),
+                Presence::Unknown(why) if Instant::now() < deadline => {
+                    tracing::debug!(volume, why, "it isn't known yet whether the volume has a client");
+                    tokio::time::sleep(LEADER_POLL).await;
+                }
+                Presence::Unknown(why) => return Err(Pending::Unavailable(why).into()),
+                Presence::Running(why) => return Err(Pending::NotYet(why).into()),
+                Presence::Nonsense(reply) => return Err(nonsense(&reply)),
+            }
+        }
+    }
+
+    /// The volumes that the mount host which leads serves; `None` if none leads.
+    pub async fn serving(&self) -> Option<BTreeSet<String>> {
+        let folders = self.folders().await.ok()?;
+        let asked = blocking(move || {
+            let listed = folders.iter().filter_map(|folder| {
+                let host = connect(folder).ok()?;
+                host.send(&Request::List).ok()?;
+                host.receive::<Reply>(Instant::now() + ANSWER_TIMEOUT).ok()
+            });
+            Ok(listed.into_iter().find_map(|reply| match reply {
+                Reply::Clients { clients, leading: true } => Some(clients),
+                _ => None,
+            }))
+        });
+        let clients = asked.await.ok()??;
+        let serving = clients.into_iter().filter(|client| client.state == ClientState::Serving);
+        Some(serving.map(|client| client.volume).collect())
+    }
+
+    /// Why no mount host of this node takes new volumes; `None`: one does.
     pub async fn problem(&self) -> Option<String> {
         let folders = match self.folders().await {
             Ok(folders) => folders,
             Err(pending) => return Some(pending.to_string()),
         };
         let asked = blocking(move || {
-            let host = connect_first(&folders)?;
-            host.send(&Request::List).map_err(away)?;
-            host.receive::<Reply>(Instant::now() + ANSWER_TIMEOUT).map_err(away)
+            let mut reasons = Vec::new();
+            for folder in &folders {
+                let listed = connect(folder).and_then(|host| {
+                    host.send(&Request::List)?;
+                    host.receive::<Reply>(Instant::now() + ANSWER_TIMEOUT)
+                });
+                match listed {
+                    Ok(Reply::Clients { leading: true, .. }) => return Ok(None),
+                    Ok(_) => reasons.push("a mount host doesn't serve the mounts yet".to_owned()),
+                    Err(error) => reasons.push(format!("{}: {error}", folder.display())),
+                }
+            }
+            Ok(Some(no_leader(reasons).to_string()))
         });
-        asked.await.err().map(|error| error.to_string())
+        asked.await.unwrap_or_else(|error| Some(error.to_string()))
+    }
+}
+
+/// Whether a volume has a client on this node.
+#[derive(Debug, PartialEq, Eq)]
+enum Presence {
+    Ended,
+    Running(String),
+    /// Nobody can say, and why.
+    Unknown(String),
+    Nonsense(Reply),
+}
+
+impl Presence {
+    /// What the mount host that leads says.
+    fn said(reply: Reply) -> Presence {
+        match reply {
+            Reply::Ended => Presence::Ended,
+            Reply::Running { state } => Presence::Running(format!(
+                "the client is still {state}: it writes buffered data, or the volume is still in use in a \
+                 mount namespace of this node"
+            )),
+            other => Presence::Nonsense(other),
+        }
+    }
+
+    /// What can be said while no mount host leads. `held`: what the holder says, if there is one; `hosts`: how many mount
+    /// hosts there are. Where nobody is, nobody has the mount's descriptors.
+    fn without_leader(held: &io::Result<Option<bool>>, hosts: usize) -> Presence {
+        match (held, hosts) {
+            (Ok(Some(false)), _) | (Ok(None), 0) => Presence::Ended,
+            (Ok(Some(true)), _) => Presence::Unknown(
+                "the volume's client is being replaced: no mount host of this node serves the mounts yet"
+                    .to_owned(),
+            ),
+            (Ok(None), _) => {
+                Presence::Unknown("a mount host waits for the holder of this node's mounts".to_owned())
+            }
+            (Err(error), _) => {
+                Presence::Unknown(format!("the holder of this node's mounts doesn't respond: {error}"))
+            }
+        }
     }
 }
 
@@ -196,18 +316,35 @@ async fn blocking<T: Send + 'static>(
     }
 }
 
-fn connect_first(folders: &[PathBuf]) -> Result<PacketSocket, Pending> {
+/// Asks one mount host after the other, until one leads; its answer, and the connection.
+fn ask_leader(
+    folders: &[PathBuf],
+    request: &Request,
+    deadline: Instant,
+) -> Result<(PacketSocket, Reply), Pending> {
     let mut reasons = Vec::new();
     for folder in folders {
-        match connect(folder) {
-            Ok(host) => return Ok(host),
-            Err(error) => reasons.push(format!("{}: {error}", folder.display())),
+        let host = match connect(folder) {
+            Ok(host) => host,
+            Err(error) => {
+                reasons.push(format!("{}: {error}", folder.display()));
+                continue;
+            }
+        };
+        let answered = host.send(request).and_then(|()| host.receive(deadline));
+        match answered.map_err(away)? {
+            Reply::NotLeading => reasons.push("a mount host doesn't serve the mounts yet".to_owned()),
+            reply => return Ok((host, reply)),
         }
     }
+    Err(no_leader(reasons))
+}
+
+fn no_leader(mut reasons: Vec<String>) -> Pending {
     if reasons.is_empty() {
         reasons.push("no mount host pod runs on this node".to_owned());
     }
-    Err(Pending::Unavailable(format!("the mount host can't be reached: {}", reasons.join("; "))))
+    Pending::Unavailable(format!("the mount host can't be reached: {}", reasons.join("; ")))
 }
 
 /// Connects through /proc/self/fd, since a socket's path has room for 107 bytes only.
@@ -248,4 +385,20 @@ fn refused(volume: &str, reply: Reply) -> CsiError {
 
 fn nonsense(reply: &Reply) -> CsiError {
     CsiError::Internal(format!("unexpected reply of the mount host: {reply:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_has_ended_when_nobody_can_have_its_descriptors() {
+        assert_eq!(Presence::said(Reply::Ended), Presence::Ended);
+        assert!(matches!(Presence::without_leader(&Ok(Some(true)), 0), Presence::Unknown(_)));
+        assert_eq!(Presence::without_leader(&Ok(Some(false)), 2), Presence::Ended);
+        assert_eq!(Presence::without_leader(&Ok(None), 0), Presence::Ended, "both are gone");
+        assert!(matches!(Presence::without_leader(&Ok(None), 1), Presence::Unknown(_)));
+        let broken = Err(io::ErrorKind::TimedOut.into());
+        assert!(matches!(Presence::without_leader(&broken, 0), Presence::Unknown(_)));
+    }
 }

@@ -107,7 +107,16 @@ pub enum Reply {
     Clients {
         /// Each.
         clients: Vec<ClientInfo>,
+        /// This mount host serves the node's mounts.
+        #[serde(default = "yes")]
+        leading: bool,
     },
+    /// Another mount host of the node has the word about its mounts, or none has it at the moment.
+    NotLeading,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Why a client won't serve, as its exit code says.

@@ -23,6 +23,8 @@ use crate::volume_id::{self, FIELD_BYTES_MAX};
 const WAIT_MAX: Duration = Duration::from_secs(100);
 /// How much earlier than its caller's deadline a call answers, so that the reason arrives.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
+/// How long a call waits for those of the same volume before it: many pods of a volume start at once.
+const QUEUE_MAX: Duration = Duration::from_secs(30);
 /// How long GetVolumeStats waits.
 const STATS_WAIT: Duration = Duration::from_secs(4);
 
@@ -39,7 +41,7 @@ pub struct NodeService {
 impl NodeService {
     /// Serves a node that takes so many volumes.
     pub fn new(node: Arc<Node>, volumes_max: u32, rpcs: Arc<Rpcs>) -> NodeService {
-        let (operations, asked) = (Operations::default(), Operations::default());
+        let (operations, asked) = (Operations::queueing(QUEUE_MAX), Operations::default());
         rpcs.watch(&operations);
         rpcs.watch(&asked);
         NodeService { node, volumes_max, operations, asked, rpcs }

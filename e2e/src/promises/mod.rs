@@ -12,6 +12,7 @@ mod mount_host;
 mod new_disk;
 mod new_storage_disk;
 mod node_plugin;
+mod outlives;
 mod provision;
 mod quota;
 mod refusals;
@@ -50,6 +51,7 @@ pub fn all() -> Vec<Promise> {
         new_storage_disk::PROMISE,
         lost_majority::PROMISE,
         node_plugin::PROMISE,
+        outlives::PROMISE,
         mount_host::PROMISE,
         static_volume::PROMISE,
         deletion_keeps_data::PROMISE,

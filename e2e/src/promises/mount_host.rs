@@ -1,19 +1,23 @@
-//! A node's mount host is killed: in this version its mounts end with it. Nothing that was synced is lost, other nodes
-//! don't notice, a pod that is started again has its files, and all of it can be taken away.
+//! A node's mount host and holder are killed at once: its mounts end with both. Nothing that was synced is lost, other nodes
+//! don't notice, the pods are told what to do, a pod that is started again has its files, and all of it can be taken away.
 
-use atoll_crds::names::{NAMESPACE_SYSTEM, labels};
+use atoll_crds::names::NAMESPACE_SYSTEM;
 use futures::FutureExt;
-use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use kube::ResourceExt;
 
 use super::Promise;
+use super::outlives::part;
 use super::provision::nothing_is_left;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, TIMEOUT};
 use crate::failure::{Failure, Outcome, ensure};
-use crate::workload::{claim, pod};
+use crate::processes::kill_9;
+use crate::workload::{claim, is_ready, pod, restarts};
 
 pub const PROMISE: Promise = Promise {
     name: "mount-host",
-    says: "a killed mount host ends its node's mounts: pods that are started again have what was synced",
+    says: "mount host and holder killed at once end their node's mounts: pods are told, and have what was synced when \
+           they are started again",
     short: false,
     run: |cluster| prove(cluster).boxed_local(),
 };
@@ -31,16 +35,28 @@ async fn prove(cluster: &Cluster) -> Outcome {
     cluster.shell("hit", "dd if=/dev/urandom of=/data/file bs=64k count=40 conv=fsync status=none").await?;
     let written = cluster.shell("hit", "sha256sum </data/file").await?;
 
-    let of = format!("{}=mount-host", labels::COMPONENT);
-    let hosts = cluster.pods(NAMESPACE_SYSTEM, &of).await?;
-    let host = hosts
-        .iter()
-        .find(|pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(first))
-        .ok_or_else(|| Failure::new(format!("there is no mount host on {first}")))?;
-    cluster.kill_and_wait(host).await?;
+    let (host, holder) = (part(cluster, "mount-host", first).await?, part(cluster, "holder", first).await?);
+    kill_9(&holder)?;
+    kill_9(&host)?;
+    for part in [&host, &holder] {
+        let pods = cluster.of::<Pod>(NAMESPACE_SYSTEM);
+        let name = part.name_any();
+        cluster
+            .eventually(&format!("{name} runs again"), TIMEOUT, async || {
+                let found = pods.get_opt(&name).await?;
+                Ok(found.filter(|pod| restarts(pod) > restarts(part) && is_ready(pod)).map(|_| ()))
+            })
+            .await?;
+    }
 
     let dead = cluster.shell("hit", "stat /data/file").await;
-    ensure(dead.is_err(), || "the mount outlived its mount host".into())?;
+    ensure(dead.is_err(), || "the mount outlived everything that had it".into())?;
+    cluster
+        .eventually("the pod is told what to do", TIMEOUT, async || {
+            let events = cluster.events_of("hit").await?;
+            Ok(events.iter().any(|event| event.contains("deleted and created again")).then_some(()))
+        })
+        .await?;
     let seen = cluster.shell("elsewhere", "echo more >/data/more && sha256sum </data/file").await?;
     ensure(seen == written, || "another node reads something else".into())?;
     cluster.delete_pod("hit").await?;

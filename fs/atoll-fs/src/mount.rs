@@ -214,6 +214,16 @@ impl Mounted {
         }));
     }
 
+    /// Writes out what is buffered; the mount continues to be served.
+    ///
+    /// # Errors
+    /// If something could not be written out.
+    pub async fn flush(&self) -> Outcome {
+        let flushed = self.client.data().flush_all().await;
+        flushed
+            .map_err(|error| Failure::failed(format_args!("not all buffered data could be written: {error}")))
+    }
+
     /// Writes everything out, takes the mount away and ends the session. If somebody still uses the mount it is
     /// detached: it is gone from the tree at once, and its users get errors from now on.
     ///

@@ -10,6 +10,9 @@
 //! | from us | `connected`, with the arena's descriptor | there is a session and the root is known: only now is it worth while to mount |
 //! | to us | the bundle ([`Bundle`]) | the filesystem is mounted |
 //! | from us | `serving` | INIT was negotiated: requests are answered |
+//! | to us | `flush` | while the mount is served: write out what is buffered |
+//! | from us | `flushed` | after that, or `failed <code> <message>`; the mount continues to be served |
+//! | to us, from us | `ping`, `pong` | while the mount is served: a client that doesn't answer for long is replaced |
 //! | from us | `failed <code> <message>` | instead of either; then the process ends with that exit code |
 //!
 //! A controller that keeps the bundle and the arena can start a successor (`--takeover`) when this process dies: it continues
@@ -38,6 +41,10 @@ use crate::signals;
 
 /// What comes with a dead predecessor's arena.
 const ARENA_PACKET: &[u8] = b"arena";
+/// Asks for everything to be written out.
+const FLUSH_PACKET: &[u8] = b"flush";
+/// Asks whether we still get things done.
+const PING_PACKET: &[u8] = b"ping";
 /// Bytes of the packet with the key at most: hexadecimal, with a line's end.
 const KEY_PACKET_BYTES: usize = 256;
 /// How long writing everything out may take after the filesystem was unmounted, while the cluster can't be reached.
@@ -143,7 +150,7 @@ async fn run_mount(
     serve_http(args, &mounted).await?;
     control.write_all(b"serving").context("control socket")?;
     tracing::info!(name, "serving");
-    let controller = watch(control.try_clone().context("control socket")?);
+    let controller = watch(control.try_clone().context("control socket")?, Arc::clone(&mounted));
     tokio::select! {
         signal = &mut asked_to_end => tracing::info!(signal, "stopping"),
         () = mounted.ended() => tracing::info!("the filesystem was unmounted, stopping"),
@@ -172,15 +179,50 @@ async fn exchange(
     }
 }
 
-/// Completes when the other end of the socket is closed. A thread of its own, since nothing else reads there.
-async fn watch(mut control: UnixStream) {
-    let (closed, wait) = tokio::sync::oneshot::channel();
+/// What the controller asks for while the mount is served.
+enum Wish {
+    Flush,
+    Ping,
+}
+
+/// Does what the controller asks for. Completes when the other end of the socket is closed.
+async fn watch(control: UnixStream, mounted: Arc<Mounted>) {
+    let control = Arc::new(control);
+    // A thread of its own, since nothing else reads there.
+    let (asked, mut wait) = tokio::sync::mpsc::channel(8);
+    let reading = Arc::clone(&control);
     std::thread::spawn(move || {
-        let mut byte = [0];
-        while matches!(control.read(&mut byte), Ok(1)) {}
-        let _ = closed.send(());
+        let mut packet = [0; FLUSH_PACKET.len() + 1];
+        while let Ok(length) = (&*reading).read(&mut packet) {
+            let wish = match &packet[..length] {
+                FLUSH_PACKET => Wish::Flush,
+                PING_PACKET => Wish::Ping,
+                [] => break,
+                // What a later controller may ask for isn't answered.
+                _ => continue,
+            };
+            if asked.blocking_send(wish).is_err() {
+                break;
+            }
+        }
     });
-    let _ = wait.await;
+    // A controller that is gone doesn't matter for answers: that ends this loop.
+    while let Some(wish) = wait.recv().await {
+        match wish {
+            Wish::Ping => drop((&*control).write_all(b"pong")),
+            // Beside the others, since the cluster may be away.
+            Wish::Flush => {
+                let (control, mounted) = (Arc::clone(&control), Arc::clone(&mounted));
+                tokio::spawn(async move {
+                    let answer = match mounted.flush().await {
+                        Ok(()) => "flushed".to_owned(),
+                        Err(failure) => format!("failed {} {failure}", failure.code as u8),
+                    };
+                    let _ = (&*control).write_all(answer.as_bytes());
+                });
+            }
+        }
+    }
 }
 
 async fn end(mounted: &Mounted) -> Outcome {

@@ -60,6 +60,28 @@ fn a_client_ends_with_who_controls_it_and_what_was_written_stays() {
 }
 
 #[test]
+fn a_client_that_serves_does_what_it_is_asked_for() {
+    let servers = Servers::start(&[]);
+    let place = folder(&servers, "mount");
+    let mut client = servers.client("node-1", &servers.key());
+    let kept = client.mount(&servers, &place);
+    fs::write(place.join("file"), b"not synced").unwrap();
+    client.send(b"a word of a later release");
+    client.send(b"ping");
+    assert_eq!(client.says(), "pong");
+    client.send(b"flush");
+    assert_eq!(client.says(), "flushed");
+    // From then on nobody has to continue.
+    client.kill();
+    drop((kept, client));
+    device::unmount(&place, true).unwrap();
+    let mut next = servers.client("node-1", &servers.key());
+    drop(next.mount(&servers, &place));
+    assert_eq!(fs::read(place.join("file")).unwrap(), b"not synced");
+    device::unmount(&place, false).unwrap();
+}
+
+#[test]
 fn what_a_client_refuses_it_says_with_its_exit_code() {
     let servers = Servers::start(&[]);
     let mut wrong_key = servers.client("node-1", "77".repeat(32).as_bytes());

@@ -6,11 +6,17 @@ use std::ffi::OsStr;
 use atoll_fuse::bundle::Bundle;
 use atoll_fuse::{Layout, RequestMemory};
 
+use std::os::unix::fs::PermissionsExt;
+
 use super::super::SOCKET;
 use super::super::client::Finder;
 use super::super::protocol::Key;
+use super::process::command;
+use super::succession::{BACKOFF_MAX, BACKOFF_MIN, Kept, SETTLED_AFTER};
 use super::*;
 use crate::error::{CsiError, Pending};
+use crate::holder::Keeper;
+use crate::holder::protocol::{FromHolder, ToHolder};
 use crate::mount_flags::MountFlags;
 
 const VOLUME: &str = "v1/atoll-volumes/pvc-1";
@@ -20,6 +26,7 @@ struct Rig {
     folder: tempfile::TempDir,
     supervisor: Supervisor,
     finder: Finder,
+    keeper: Keeper,
 }
 
 impl Rig {
@@ -34,13 +41,16 @@ impl Rig {
         let socket = folder.path().join(SOCKET);
         let config = SupervisorConfig {
             socket,
+            holder: folder.path().join("holder"),
             program,
             clients_max,
+            client_timeout: Duration::from_secs(600),
             environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
         };
+        let keeper = Keeper::start(&config.holder).unwrap();
         let supervisor = Supervisor::start(config).unwrap();
-        let finder = Finder::Folder(folder.path().to_owned());
-        Rig { folder, supervisor, finder }
+        let finder = Finder::folder(folder.path().to_owned(), folder.path().join("holder"));
+        Rig { folder, supervisor, finder, keeper }
     }
 }
 
@@ -67,8 +77,10 @@ fn bundle() -> Bundle {
 fn a_client_s_command_line_and_environment_hold_no_key() {
     let config = SupervisorConfig {
         socket: "/s".into(),
+        holder: "/h".into(),
         program: "/usr/bin/atoll-fs".into(),
         clients_max: 1,
+        client_timeout: Duration::from_secs(600),
         environment: vec![("ATOLL_LOG".into(), "info".into())],
     };
     let command = command(&config, &start(VOLUME), 7, false);
@@ -131,12 +143,16 @@ impl Rig {
         starting.serve(bundle(), VOLUME).await.unwrap();
         // Shell scripts can't send descriptors.
         let arena = std::fs::File::open("/dev/null").unwrap().into();
-        let deaths = Mutex::new(Deaths { count: 0, serving_since: Instant::now() });
-        let kept = Kept { start: start(VOLUME), bundle: bundle(), arena, deaths };
+        let control = self.supervisor.0.table.lock().clients[VOLUME].control.clone().unwrap();
+        let kept = Kept::new(start(VOLUME), bundle(), arena, control);
+        kept.serves(Instant::now());
         let mut table = self.supervisor.0.table.lock();
         let entry = table.clients.get_mut(VOLUME).unwrap();
         entry.kept = Some(Arc::new(kept));
-        entry.pid
+        match entry.process {
+            Process::Running(pid) => pid,
+            other => panic!("the client is {other:?}"),
+        }
     }
 
     fn kill(pid: u32) {
@@ -169,10 +185,14 @@ async fn a_client_that_dies_is_succeeded_again_and_again() {
         assert!(matches!(again, Some(CsiError::Pending(Pending::NotYet(_)))), "{again:?}");
     }
     assert_eq!((rig.supervisor.0.succeeded.get(), rig.supervisor.0.failed.get()), (3, 3));
+    assert_eq!(rig.keeper.volumes(), [VOLUME], "each successor is kept");
     // It ends as the first one would have.
-    rig.supervisor.0.table.lock().clients.get_mut(VOLUME).unwrap().control = None;
+    rig.supervisor.0.table.lock().clients[VOLUME].control.clone().unwrap().end();
     rig.finder.ended(VOLUME, Duration::from_secs(60)).await.unwrap();
     assert_eq!(rig.supervisor.0.failed.get(), 3);
+    while !rig.keeper.volumes().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
@@ -196,9 +216,11 @@ async fn a_mount_whose_successor_is_refused_is_given_up() {
 #[test]
 fn clients_that_die_one_after_the_other_are_succeeded_more_slowly() {
     let began = Instant::now();
-    let deaths = Mutex::new(Deaths { count: 0, serving_since: began });
     let arena = std::fs::File::open("/dev/null").unwrap().into();
-    let kept = Kept { start: start(VOLUME), bundle: bundle(), arena, deaths };
+    let (control, _theirs) = PacketSocket::pair().unwrap();
+    let kept = Kept::new(start(VOLUME), bundle(), arena, Arc::new(control));
+    assert_eq!(kept.backoff(began, 0), Duration::ZERO, "another mount host's client");
+    kept.serves(began);
     let settled = began + SETTLED_AFTER;
     assert_eq!(kept.backoff(settled, 0), Duration::ZERO);
     let pauses: Vec<Duration> = (0..30).map(|_| kept.backoff(began, 0)).collect();
@@ -208,6 +230,44 @@ fn clients_that_die_one_after_the_other_are_succeeded_more_slowly() {
     // And so are successors that don't come to serve, however long ago one did.
     let pauses: Vec<Duration> = (1..30).map(|failed| kept.backoff(settled, failed)).collect();
     assert_eq!((pauses[0], pauses[1], pauses[28]), (BACKOFF_MIN, BACKOFF_MIN * 2, BACKOFF_MAX));
+}
+
+#[tokio::test]
+async fn a_mount_of_another_mount_host_is_taken_over_when_its_client_is_dead() {
+    let rig = Rig::new(&serves_and(":"), 1);
+    // What another mount host left with the holder; its client lives as long as the other end is open.
+    let (control, client) = PacketSocket::pair().unwrap();
+    let arena = std::fs::File::open("/dev/null").unwrap().into();
+    let left = Kept::new(start(VOLUME), bundle(), arena, Arc::new(control));
+    let host = PacketSocket::connect(&rig.folder.path().join("holder").join(crate::holder::SOCKET)).unwrap();
+    left.with(|mount| {
+        let descriptors = mount.descriptors();
+        let (volume, record) = (VOLUME.to_owned(), mount.record().unwrap());
+        let keep = ToHolder::Keep { volume, record, descriptors: descriptors.len() };
+        host.send_with(&keep, &descriptors).unwrap();
+    });
+    let kept: FromHolder = host.receive(Instant::now() + Duration::from_secs(60)).unwrap();
+    assert_eq!(kept, FromHolder::Kept { volume: VOLUME.to_owned() });
+
+    let second = rig.folder.path().join("second");
+    std::fs::create_dir(&second).unwrap();
+    let config = SupervisorConfig { socket: second.join(SOCKET), ..rig.supervisor.0.config.clone() };
+    let next = Supervisor::start(config).unwrap();
+    while next.clients().is_empty() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..20 {
+        assert_eq!((next.clients()[0].pid, next.clients()[0].state), (0, ClientState::Starting));
+        assert!(next.problem().is_some_and(|problem| problem.contains(VOLUME)), "not ready");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(client);
+    while next.0.adopted.get() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((next.problem(), next.clients()[0].state), (None, ClientState::Serving));
+    assert!(rig.supervisor.problem().is_some_and(|problem| problem.contains("another mount host")));
+    assert_eq!(rig.keeper.volumes(), [VOLUME], "its new client is kept");
 }
 
 #[tokio::test]
@@ -244,7 +304,8 @@ async fn a_mount_that_its_client_does_not_take_is_an_error() {
 #[tokio::test]
 async fn without_a_mount_host_the_caller_is_told_to_come_again() {
     let folder = tempfile::tempdir().unwrap();
-    let finder = Finder::Folder(folder.path().to_owned());
+    let finder = Finder::folder(folder.path().to_owned(), folder.path().join("holder"))
+        .with_leader_timeout(Duration::ZERO);
     let error = finder.start(start(VOLUME)).await.err();
     assert!(matches!(error, Some(CsiError::Pending(Pending::Unavailable(_)))), "{error:?}");
     assert!(finder.problem().await.is_some());
@@ -257,8 +318,14 @@ fn only_a_socket_is_replaced() {
     let socket = folder.path().join(SOCKET);
     std::fs::write(&socket, b"somebody's").unwrap();
     let program = "/bin/true".into();
-    let config =
-        SupervisorConfig { socket: socket.clone(), program, clients_max: 1, environment: Vec::new() };
+    let config = SupervisorConfig {
+        socket: socket.clone(),
+        holder: folder.path().join("holder"),
+        program,
+        clients_max: 1,
+        client_timeout: Duration::from_secs(600),
+        environment: Vec::new(),
+    };
     assert!(matches!(Supervisor::start(config.clone()), Err(SupervisorError::Socket { .. })));
     assert!(socket.exists());
     let missing = SupervisorConfig { program: "/no/such/program".into(), ..config };

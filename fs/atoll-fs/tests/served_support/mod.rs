@@ -176,7 +176,8 @@ impl Client {
         self.control.as_ref().unwrap()
     }
 
-    fn send(&self, packet: &[u8]) {
+    /// Sends it a packet.
+    pub fn send(&self, packet: &[u8]) {
         send(self.fd().as_raw_fd(), packet, MsgFlags::empty()).unwrap();
     }
 
