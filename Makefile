@@ -135,6 +135,11 @@ sim-faults: ## Show that the simulation finds planted faults: each one, in at mo
 	@hack/cargo.sh build --workspace --bin atoll-sim --features atoll-sim/planted-faults
 	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --planted-faults --seeds $(or $(SEEDS),10000) $(ARGS)
 
+.PHONY: test-operator-scale
+test-operator-scale: ## Count what an operator of many clusters at rest asks of the API server (CLUSTERS=1000)
+	@hack/setup.sh build
+	@ATOLL_CLUSTERS=$(or $(CLUSTERS),1000) hack/cargo.sh test --workspace --bin atoll-operator -- --nocapture clusters_at_rest
+
 .PHONY: fsx
 fsx: ## Run fsx on a mount in all its modes (installs it into the cache; takes long)
 	@hack/setup.sh

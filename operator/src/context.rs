@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
 use crate::caches::Caches;
 use crate::config::Images;
+use crate::keys::KnownKey;
 use crate::leader::Leadership;
 use crate::metadata::Servers;
 use crate::metrics::Metrics;
@@ -61,6 +62,8 @@ pub struct Memory {
     pub leaderless: Option<Instant>,
     /// The address of the metadata server that led when it was asked last.
     pub led: Option<String>,
+    /// Its Secret, while it is at rest.
+    pub key: Option<KnownKey>,
     /// What admission webhooks have made something else of ([`Observed::contested`](crate::observe::Observed::contested)), and
     /// since when that is known.
     pub contested: BTreeMap<String, (u64, Instant)>,

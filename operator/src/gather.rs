@@ -61,10 +61,13 @@ const SILENT_MIN: Duration = Duration::from_secs(1);
 pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Result<Observed, Error> {
     let (namespace, name) = (cluster.namespace_str().to_owned(), cluster.name_str().to_owned());
     let caches = &context.caches;
-    let remembered = context.memory.lock().await.get(&ObjectRef::from_obj(&*cluster)).map(contested);
     let of_watches = caches.unreadable.of(&ObjectRef::from_obj(&*cluster));
     let mut unreadable: Vec<String> = of_watches.iter().map(Fault::to_string).collect();
-    let secret = read_or_name(context, (&namespace, &cluster.client_secret_name()), &mut unreadable).await?;
+    let (remembered, known) = remembered(context, &cluster).await;
+    let secret = match known {
+        Some(known) => Some(known),
+        None => read_or_name(context, (&namespace, &cluster.client_secret_name()), &mut unreadable).await?,
+    };
     let mut seen = Observed {
         statefulsets: BTreeMap::new(),
         services: BTreeMap::new(),
@@ -74,7 +77,7 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
         pod_refusals: BTreeMap::new(),
-        contested: remembered.unwrap_or_default(),
+        contested: remembered,
         volumes: referring(caches, &cluster),
         nodes: Nodes::default(),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
@@ -130,6 +133,21 @@ pub async fn ask(context: &Context, seen: &mut Observed) {
     drop(memory);
     seen.metadata = said.fact;
     seen.joiners = joiners(context, seen, &access).await;
+}
+
+/// What is remembered of a cluster: what webhooks have changed, and its Secret if it needn't be read again.
+async fn remembered(
+    context: &Context,
+    cluster: &FileSystemCluster,
+) -> (BTreeMap<String, u64>, Option<Secret>) {
+    let mut memory = context.memory.lock().await;
+    let Some(memory) = memory.get_mut(&ObjectRef::from_obj(cluster)) else { return Default::default() };
+    let name = cluster.client_secret_name();
+    let secret = memory.key.as_ref().filter(|_| !cluster.is_terminating()).and_then(|key| key.secret(&name));
+    if secret.is_none() {
+        memory.key = None;
+    }
+    (contested(memory), secret)
 }
 
 /// What webhooks have changed, as far as that isn't long ago: one that was removed doesn't say so.
@@ -344,7 +362,10 @@ fn referring(caches: &Caches, cluster: &FileSystemCluster) -> Vec<String> {
     let mut found: Vec<String> = caches
         .volumes
         .state_filter(|volume| {
-            cluster_of(volume).is_some_and(|of| of.name == wake.name && of.namespace == wake.namespace)
+            // Few volumes of many have the name in their handle, and only theirs is taken apart.
+            let handle = volume.spec.as_ref().and_then(|spec| Some(&spec.csi.as_ref()?.volume_handle));
+            handle.is_some_and(|handle| handle.contains(&wake.name))
+                && cluster_of(volume).is_some_and(|of| of.name == wake.name && of.namespace == wake.namespace)
         })
         .iter()
         .map(|volume| {

@@ -15,6 +15,7 @@ mod events;
 mod faults;
 mod gather;
 mod http;
+mod keys;
 mod leader;
 mod metadata;
 mod metrics;
@@ -26,6 +27,8 @@ mod policy;
 mod prerequisites;
 mod reconcile;
 mod report;
+#[cfg(test)]
+mod scale;
 mod settings;
 mod state;
 #[cfg(test)]
@@ -58,7 +61,7 @@ use crate::context::{ASKED_MAX, Context, Parts};
 use crate::error::call;
 use crate::http::Told;
 use crate::leader::{Candidate, Leadership};
-use crate::metadata::Network;
+use crate::metadata::{Network, Servers};
 use crate::metrics::Metrics;
 use crate::prerequisites::Unmet;
 use crate::reconcile::{after_failure, reconcile};
@@ -154,7 +157,7 @@ async fn run(config: Config) -> Result<(), Fatal> {
     metrics.lead();
     let leadership = if config.no_leader_election { Leadership::always() } else { candidate.leadership() };
     let result = tokio::select! {
-        result = work(&config, client, (images, settings), &told, (me, leadership), stopping) => result,
+        result = work(&config, client, Box::new(Network), (images, settings), &told, (me, leadership), stopping) => result,
         () = candidate.keep(), if !config.no_leader_election => Err(Fatal::LeaseLost),
     };
     if !config.no_leader_election && !matches!(result, Err(Fatal::LeaseLost)) {
@@ -190,6 +193,7 @@ async fn reach(client: &Client, told: &Told, stopping: &CancellationToken) {
 async fn work(
     config: &Config,
     client: Client,
+    servers: Box<dyn Servers>,
     (images, settings): (Images, Settings),
     told: &Told,
     (me, leadership): (String, Leadership),
@@ -213,7 +217,7 @@ async fn work(
     let context = Arc::new(Context::new(Parts {
         client,
         caches,
-        servers: Box::new(Network),
+        servers,
         leadership,
         images,
         settings,

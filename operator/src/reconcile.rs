@@ -18,7 +18,8 @@ use crate::apply::{Changed, carry_out, write_status};
 use crate::context::{Context, Repeated};
 use crate::error::{Error, Kind, change};
 use crate::events::{event, transitions};
-use crate::gather::{ask, observe};
+use crate::gather::{access, ask, observe};
+use crate::keys::{KnownKey, is_at_rest};
 use crate::observe::Observed;
 use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, held, missing, plan, sized};
 use crate::report;
@@ -104,6 +105,7 @@ async fn look_and_act(
         plan.problem = Some(Problem::new(Reason::ApiRefused, message));
     }
     let assessment = assess(&seen, &wanted, &plan);
+    keep_key(context, key, &seen, is_at_rest(&seen, &plan, assessment.phase)).await;
     let resource_changed = outcome.as_ref().is_ok_and(|changed| changed.resource);
     if !resource_changed {
         let now = Time(Timestamp::now());
@@ -130,6 +132,18 @@ async fn remember(context: &Context, key: &ObjectRef<FileSystemCluster>, what: u
     let before = repeated.filter(|before| before.what == what);
     let times = before.map_or(0, |before| before.times.saturating_add(1));
     *repeated = changed.anything.then(|| Repeated { what, times, at: Instant::now() });
+}
+
+/// Remembers the Secret of a cluster at rest, until it is to be read again.
+async fn keep_key(context: &Context, key: &ObjectRef<FileSystemCluster>, seen: &Observed, at_rest: bool) {
+    let mut memory = context.memory.lock().await;
+    let remembered = &mut memory.entry(key.clone()).or_default().key;
+    if !at_rest || access(seen).is_none() {
+        *remembered = None;
+    } else if let (None, Some(secret)) = (&remembered, &seen.secret) {
+        let clusters = context.caches.clusters.len();
+        *remembered = Some(KnownKey::new(secret.clone(), clusters, rand::rng().random()));
+    }
 }
 
 /// Servers come or go, and nobody but the leader says how far that is.
