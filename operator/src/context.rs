@@ -31,6 +31,8 @@ pub struct Context {
     pub caches: Caches,
     /// Images by version.
     pub images: Images,
+    /// The highest feature level that this operator knows.
+    pub feature_level: u32,
     /// What is decided for all clusters.
     pub settings: Settings,
     /// Counters.
@@ -111,6 +113,8 @@ pub struct Parts {
     pub leadership: Leadership,
     /// Images by version.
     pub images: Images,
+    /// The highest feature level that this operator knows.
+    pub feature_level: u32,
     /// What is decided for all clusters.
     pub settings: Settings,
     /// Counters.
@@ -124,14 +128,15 @@ pub struct Parts {
 impl Context {
     /// With an empty memory.
     pub fn new(parts: Parts) -> Context {
-        let Parts { client, caches, servers, leadership, images, settings, metrics, recorder, concurrency } =
-            parts;
+        let Parts { client, caches, servers, leadership, images, feature_level, .. } = parts;
+        let Parts { settings, metrics, recorder, concurrency, .. } = parts;
         Context {
             client,
             caches,
             servers,
             leadership,
             images,
+            feature_level,
             settings,
             metrics,
             recorder,

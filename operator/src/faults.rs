@@ -228,6 +228,7 @@ impl Operator {
             leadership: Leadership::always(),
             settings: settings(kubernetes),
             images: versions::images(),
+            feature_level: kubernetes.api.with(|state| versions::newest(state)),
             metrics: Metrics::register(&mut Registry::default()),
             concurrency: 1,
         });
@@ -533,7 +534,6 @@ async fn a_version_that_does_not_work_stops_and_is_taken_back_whatever_fails_mea
     ends_as_without_faults(life).await;
 }
 
-#[cfg(feature = "next-release")]
 #[tokio::test]
 async fn no_way_back_is_left_once_the_level_was_raised_whatever_fails_meanwhile() {
     fn is_raised(kubernetes: &Kubernetes) {
@@ -548,7 +548,10 @@ async fn no_way_back_is_left_once_the_level_was_raised_whatever_fails_meanwhile(
         is_raised(kubernetes);
     }
     let life: Life = &[
-        |world| create_with(world, |spec| spec.version = Some(EARLIER.into())),
+        |world| {
+            world.api.with(versions::know_next_level);
+            create_with(world, |spec| spec.version = Some(EARLIER.into()));
+        },
         |world| runs(world, EARLIER),
         |world| run_version(world, VERSION),
         is_raised,

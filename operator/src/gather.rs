@@ -170,10 +170,10 @@ async fn confirmed_for(context: &Context, cluster: &FileSystemCluster) -> Option
 /// Which versions there are, and what the policy has for the cluster now.
 async fn upgrade(context: &Context, cluster: &Arc<FileSystemCluster>) -> UpgradeFact {
     let versions = context.images.versions().into_iter().map(str::to_owned).collect();
-    let policy = &context.settings.upgrades;
+    let (policy, feature_level) = (&context.settings.upgrades, context.feature_level);
     let this = member(cluster);
     if offer(policy, Timestamp::now(), &this, &[]) == Offer::Nothing {
-        return UpgradeFact { versions, offer: Offer::Nothing };
+        return UpgradeFact { versions, offer: Offer::Nothing, feature_level };
     }
     // One after the other: of two that look at the same moment only one may see that there is room.
     let mut offered = context.offered.lock().await;
@@ -195,7 +195,7 @@ async fn upgrade(context: &Context, cluster: &Arc<FileSystemCluster>) -> Upgrade
     if matches!(offer, Offer::Now(_)) {
         offered.insert(ObjectRef::from_obj(&**cluster), Instant::now());
     }
-    UpgradeFact { versions, offer }
+    UpgradeFact { versions, offer, feature_level }
 }
 
 /// A cluster as the policy sees it.

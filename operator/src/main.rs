@@ -43,6 +43,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use atoll_proto::version::FEATURE_LEVEL;
 use clap::Parser;
 use futures::{StreamExt, stream};
 use kube::Client;
@@ -220,6 +221,7 @@ async fn work(
         servers,
         leadership,
         images,
+        feature_level: FEATURE_LEVEL,
         settings,
         metrics: told.metrics.clone(),
         recorder,

@@ -94,6 +94,8 @@ pub struct UpgradeFact {
     pub versions: Vec<String>,
     /// What its policy has for the cluster, if the spec names no version.
     pub offer: Offer,
+    /// The highest feature level that it knows.
+    pub feature_level: u32,
 }
 
 /// What the metadata service says.

@@ -89,6 +89,7 @@ pub fn observed(capacity: &str) -> Observed {
         leaderless_for: None,
         upgrade: UpgradeFact {
             versions: images().versions().into_iter().map(str::to_owned).collect(),
+            feature_level: versions::NEXT_LEVEL,
             ..UpgradeFact::default()
         },
         confirmed_for: None,
