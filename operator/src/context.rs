@@ -64,7 +64,7 @@ pub struct Memory {
     pub leaderless: Option<Instant>,
     /// The address of the metadata server that led when it was asked last.
     pub led: Option<String>,
-    /// Its Secret, while it is at rest.
+    /// Its Secret, as it was read last.
     pub key: Option<KnownKey>,
     /// What admission webhooks have made something else of ([`Observed::contested`](crate::observe::Observed::contested)), and
     /// since when that is known.

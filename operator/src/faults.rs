@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_crds::names::{self, labels::CLUSTER_ID};
 use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec};
@@ -247,6 +248,15 @@ impl Operator {
     }
 }
 
+/// A PersistentVolume refers to the resource, whose deletion waits for that.
+fn refer(kubernetes: &Kubernetes) {
+    let volume = json!({
+        "kind": "PersistentVolume", "apiVersion": "v1", "metadata": { "name": "pvc-1" },
+        "spec": { "csi": { "driver": names::DRIVER_NAME, "volumeHandle": format!("v1/{NAMESPACE}/db") } },
+    });
+    kubernetes.api.with(|state| state.create("persistentvolumes", volume).expect("new"));
+}
+
 /// Until nothing changes any more. `lag`: watches hear of things only every so many looks.
 async fn settle(kubernetes: &Kubernetes, operator: &mut Operator, lag: usize, what: &str) {
     let mut quiet = 0;
@@ -483,6 +493,51 @@ async fn a_single_metadata_server_is_left_and_others_come_again_whatever_fails_m
 #[tokio::test]
 async fn disks_are_kept_and_adopted_whatever_fails_meanwhile() {
     ends_as_without_faults(&[create, delete, is_kept, create, is_all_there]).await;
+}
+
+#[tokio::test]
+async fn a_volume_whose_deletion_waits_is_kept_whole_whatever_fails_meanwhile() {
+    let life: Life = &[
+        |world| {
+            create(world);
+            refer(world);
+        },
+        delete,
+        delete_storage_disk,
+        |world| {
+            let kinds = kinds(world);
+            let count = |of: &str| kinds.iter().filter(|kind| kind.starts_with(of)).count();
+            assert_eq!((count("pods/db-storage-"), count("persistentvolumeclaims/")), (3, 6), "{kinds:?}");
+            assert_eq!(condition(world, "DeletionBlocked"), ("True".into(), "ReferencedByVolume".into()));
+            world.api.with(|state| state.delete("persistentvolumes", "", "pvc-1"));
+        },
+        is_kept,
+    ];
+    ends_as_without_faults_in(2..3, life).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_somebody_deletes_is_created_again() {
+    let kubernetes = Kubernetes::new();
+    create(&kubernetes);
+    let mut operator = Operator::start(&kubernetes);
+    settle(&kubernetes, &mut operator, 1, "created").await;
+    let key = |kubernetes: &Kubernetes| {
+        kubernetes.api.with(|state| Some(state.get("secrets", NAMESPACE, "db-key")?["data"].clone()))
+    };
+    let before = key(&kubernetes).expect("a key");
+    kubernetes.api.with(|state| state.delete("secrets", NAMESPACE, "db-key"));
+    // Nobody says so; it is read again after a while.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    settle(&kubernetes, &mut operator, 1, "the key is deleted").await;
+    assert_eq!(key(&kubernetes), Some(before));
+    is_well(&kubernetes);
+    // Who never read it has no other one.
+    kubernetes.api.with(|state| state.delete("secrets", NAMESPACE, "db-key"));
+    let mut operator = Operator::start(&kubernetes);
+    settle(&kubernetes, &mut operator, 1, "another operator").await;
+    assert_eq!(key(&kubernetes), None);
+    assert_eq!(condition(&kubernetes, "Degraded"), ("True".into(), "KeyMissing".into()));
 }
 
 #[tokio::test]

@@ -63,8 +63,8 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
     let caches = &context.caches;
     let of_watches = caches.unreadable.of(&ObjectRef::from_obj(&*cluster));
     let mut unreadable: Vec<String> = of_watches.iter().map(Fault::to_string).collect();
-    let (remembered, known) = remembered(context, &cluster).await;
-    let secret = match known {
+    let known = remembered(context, &cluster).await;
+    let secret = match known.at_rest {
         Some(known) => Some(known),
         None => read_or_name(context, (&namespace, &cluster.client_secret_name()), &mut unreadable).await?,
     };
@@ -72,12 +72,14 @@ pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Resu
         statefulsets: BTreeMap::new(),
         services: BTreeMap::new(),
         budgets: BTreeMap::new(),
+        secret_before: known.secret.filter(|_| secret.is_none()),
         secret,
+        elsewhere: elsewhere(caches, &cluster),
         pvcs: labelled(&caches.pvcs, &namespace, &name),
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
         pod_refusals: BTreeMap::new(),
-        contested: remembered,
+        contested: known.contested,
         volumes: referring(caches, &cluster),
         nodes: Nodes::default(),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
@@ -135,19 +137,42 @@ pub async fn ask(context: &Context, seen: &mut Observed) {
     seen.joiners = joiners(context, seen, &access).await;
 }
 
-/// What is remembered of a cluster: what webhooks have changed, and its Secret if it needn't be read again.
-async fn remembered(
-    context: &Context,
-    cluster: &FileSystemCluster,
-) -> (BTreeMap<String, u64>, Option<Secret>) {
+/// What is remembered of a cluster.
+#[derive(Default)]
+struct Remembered {
+    /// What webhooks have changed.
+    contested: BTreeMap<String, u64>,
+    /// Its Secret, if that needn't be read again.
+    at_rest: Option<Secret>,
+    /// Its Secret as it was read last.
+    secret: Option<Secret>,
+}
+
+async fn remembered(context: &Context, cluster: &FileSystemCluster) -> Remembered {
     let mut memory = context.memory.lock().await;
-    let Some(memory) = memory.get_mut(&ObjectRef::from_obj(cluster)) else { return Default::default() };
-    let name = cluster.client_secret_name();
-    let secret = memory.key.as_ref().filter(|_| !cluster.is_terminating()).and_then(|key| key.secret(&name));
-    if secret.is_none() {
-        memory.key = None;
+    let Some(memory) = memory.get_mut(&ObjectRef::from_obj(cluster)) else { return Remembered::default() };
+    let (contested, name) = (contested(memory), cluster.client_secret_name());
+    let Some(key) = &mut memory.key else { return Remembered { contested, ..Remembered::default() } };
+    let at_rest = key.at_rest(&name).filter(|_| !cluster.is_terminating());
+    if at_rest.is_none() {
+        key.wake();
     }
-    (contested(memory), secret)
+    Remembered { contested, at_rest, secret: key.earlier(&name) }
+}
+
+/// Namespaces with disks of a volume of this name whose resource is gone. Nobody uses a PVC from another namespace.
+fn elsewhere(caches: &Caches, cluster: &FileSystemCluster) -> Vec<String> {
+    if cluster.cluster_id().is_some() {
+        return Vec::new();
+    }
+    let (namespace, name) = (cluster.namespace_str(), cluster.name_str());
+    let kept = caches.pvcs.state_filter(|pvc| {
+        let labels = pvc.labels();
+        labels.get(labels::CLUSTER).is_some_and(|of| of == name) && labels.contains_key(labels::BOOTSTRAPPED)
+    });
+    let namespaces: BTreeSet<String> = kept.iter().filter_map(|pvc| pvc.namespace()).collect();
+    let is_used = |of: &String| caches.clusters.get(&ObjectRef::new(name).within(of)).is_some();
+    namespaces.into_iter().filter(|of| of != namespace && !is_used(of)).collect()
 }
 
 /// What webhooks have changed, as far as that isn't long ago: one that was removed doesn't say so.

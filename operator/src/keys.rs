@@ -1,8 +1,9 @@
-//! Secrets of clusters at rest, remembered: Secrets aren't watched, since whoever may watch them may read them all, and each of
-//! them read at every look is most of what an operator at rest would ask of the API server.
+//! Secrets, remembered: they aren't watched, since whoever may watch them may read them all, and each of them read at every look is
+//! most of what an operator at rest would ask of the API server.
 //!
 //! A look that finds anything else than a cluster at rest has the Secret read at the next one: pods that can't start without it
-//! are seen to be not ready.
+//! are seen to be not ready. One that is gone by then is created again from what is remembered: without its key the disks would
+//! be of no use.
 
 use std::time::Duration;
 
@@ -22,22 +23,43 @@ const PERIOD_PER_CLUSTER: Duration = Duration::from_secs(6);
 #[derive(Clone, Debug)]
 pub struct KnownKey {
     secret: Secret,
-    /// When it is read again.
-    again: Instant,
+    /// Until when it needn't be read again; `None`: the cluster isn't at rest.
+    until: Option<Instant>,
 }
 
 impl KnownKey {
-    /// One that was read just now. `clusters`: how many there are; `part`: a random number from 0 to 1, so that those that were
-    /// read together aren't for ever.
-    pub fn new(secret: Secret, clusters: usize, part: f64) -> KnownKey {
+    /// One that was read just now.
+    pub fn new(secret: Secret) -> KnownKey {
+        KnownKey { secret, until: None }
+    }
+
+    /// What was read.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
+    /// Its cluster is at rest, and the Secret needn't be read for a while. `clusters`: how many there are; `part`: a random number
+    /// from 0 to 1, so that those that were read together aren't for ever.
+    pub fn rest(&mut self, clusters: usize, part: f64) {
         let clusters = u32::try_from(clusters.max(1)).unwrap_or(u32::MAX);
         let period = PERIOD_PER_CLUSTER.saturating_mul(clusters).mul_f64(2.0 * part.clamp(0.0, 1.0));
-        KnownKey { secret, again: Instant::now() + period }
+        self.until.get_or_insert_with(|| Instant::now() + period);
+    }
+
+    /// It is read at the next look.
+    pub fn wake(&mut self) {
+        self.until = None;
     }
 
     /// The Secret of this name, as long as it needn't be read again.
-    pub fn secret(&self, name: &str) -> Option<Secret> {
-        (self.secret.name_any() == name && Instant::now() < self.again).then(|| self.secret.clone())
+    pub fn at_rest(&self, name: &str) -> Option<Secret> {
+        let rests = self.until.is_some_and(|until| Instant::now() < until);
+        self.earlier(name).filter(|_| rests)
+    }
+
+    /// The Secret of this name, as it was when it was read last.
+    pub fn earlier(&self, name: &str) -> Option<Secret> {
+        (self.secret.name_any() == name).then(|| self.secret.clone())
     }
 }
 
@@ -58,14 +80,25 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_secret_is_read_again_the_more_rarely_the_more_clusters_there_are() {
         let secret = testing::stored_secret(ID);
-        let known = |clusters, part| KnownKey::new(secret.clone(), clusters, part);
-        let (one, many, soon) = (known(1, 0.5), known(1000, 0.5), known(1000, 0.0));
-        assert_eq!(one.secret("db-key"), Some(secret.clone()));
-        assert_eq!((one.secret("other"), soon.secret("db-key")), (None, None));
+        let known = |clusters, part| {
+            let mut known = KnownKey::new(secret.clone());
+            known.rest(clusters, part);
+            known
+        };
+        let (one, mut many, soon) = (known(1, 0.5), known(1000, 0.5), known(1000, 0.0));
+        assert_eq!(one.at_rest("db-key"), Some(secret.clone()));
+        assert_eq!((one.at_rest("other"), soon.at_rest("db-key")), (None, None));
         tokio::time::advance(PERIOD_PER_CLUSTER).await;
-        assert_eq!((one.secret("db-key"), many.secret("db-key")), (None, Some(secret.clone())));
+        assert_eq!((one.at_rest("db-key"), many.at_rest("db-key")), (None, Some(secret.clone())));
+        // A look at it makes it no longer.
+        many.rest(1000, 1.0);
         tokio::time::advance(PERIOD_PER_CLUSTER * 999).await;
-        assert_eq!(many.secret("db-key"), None);
+        assert_eq!((many.at_rest("db-key"), many.earlier("db-key")), (None, Some(secret.clone())));
+        many.wake();
+        many.rest(1000, 1.0);
+        assert_eq!(many.at_rest("db-key"), Some(secret.clone()));
+        many.wake();
+        assert_eq!(many.at_rest("db-key"), None);
     }
 
     #[test]

@@ -134,15 +134,21 @@ async fn remember(context: &Context, key: &ObjectRef<FileSystemCluster>, what: u
     *repeated = changed.anything.then(|| Repeated { what, times, at: Instant::now() });
 }
 
-/// Remembers the Secret of a cluster at rest, until it is to be read again.
+/// Remembers the Secret, and that it needn't be read for a while if the cluster is at rest.
 async fn keep_key(context: &Context, key: &ObjectRef<FileSystemCluster>, seen: &Observed, at_rest: bool) {
     let mut memory = context.memory.lock().await;
     let remembered = &mut memory.entry(key.clone()).or_default().key;
-    if !at_rest || access(seen).is_none() {
-        *remembered = None;
-    } else if let (None, Some(secret)) = (&remembered, &seen.secret) {
-        let clusters = context.caches.clusters.len();
-        *remembered = Some(KnownKey::new(secret.clone(), clusters, rand::rng().random()));
+    match &mut *remembered {
+        Some(known) if at_rest && seen.secret.is_some() => {
+            known.rest(context.caches.clusters.len(), rand::rng().random());
+        }
+        Some(known) => known.wake(),
+        None => {}
+    }
+    // One that was read now, and is the right one.
+    let is_new = seen.secret.as_ref() != remembered.as_ref().map(KnownKey::secret);
+    if let (Some(secret), true, Some(_)) = (&seen.secret, is_new, access(seen)) {
+        *remembered = Some(KnownKey::new(secret.clone()));
     }
 }
 
@@ -224,6 +230,20 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
         let note = format!("the disks of cluster {id} are used again, {} of them{lacks}", seen.pvcs.len());
         return vec![event(kind, "Adopted", note)];
     }
+    if let [Action::SetClusterId { adopted: false, .. }] = actions
+        && !seen.elsewhere.is_empty()
+    {
+        let note = format!(
+            "a new volume is created, though disks of an earlier one of this name are kept in {}: they can be used in their \
+             own namespace only (kubectl atoll orphans)",
+            seen.elsewhere.join(", ")
+        );
+        return vec![event(EventType::Warning, "DisksElsewhere", note)];
+    }
+    if let Some(Action::RestoreSecret(_)) = actions.first() {
+        let note = "the Secret with the cluster's key was deleted, and is created again with the same key";
+        return vec![event(EventType::Warning, "KeyRestored", note.to_owned())];
+    }
     if actions.contains(&Action::WithdrawConfirmation) {
         let note = format!(
             "spec.deletionConfirmation was removed, since the resource was not deleted within {} minutes of it: to delete \
@@ -303,7 +323,10 @@ mod tests {
     fn it_is_said_which_disks_are_used_again_and_which_are_missing() {
         let mut seen = testing::running();
         let adopts = [Action::SetClusterId { id: ID, adopted: true }];
-        assert_eq!(notes(&seen, &[Action::SetClusterId { id: ID, adopted: false }]), Vec::<String>::new());
+        let creates = [Action::SetClusterId { id: ID, adopted: false }];
+        assert_eq!(notes(&seen, &creates), Vec::<String>::new());
+        seen.elsewhere = vec!["old".into()];
+        assert!(notes(&seen, &creates)[0].contains("kept in old"), "{:?}", notes(&seen, &creates));
         let said = notes(&seen, &adopts);
         assert!(said[0].starts_with("Adopted: ") && said[0].ends_with("6 of them"), "{said:?}");
         seen.pvcs.remove("data-db-storage-1");

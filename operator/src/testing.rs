@@ -74,6 +74,8 @@ pub fn observed(capacity: &str) -> Observed {
         services: BTreeMap::new(),
         budgets: BTreeMap::new(),
         secret: None,
+        secret_before: None,
+        elsewhere: Vec::new(),
         pvcs: BTreeMap::new(),
         pods: BTreeMap::new(),
         pvc_warnings: BTreeMap::new(),

@@ -74,6 +74,9 @@ pub fn known(state: &State) -> (u32, Vec<String>) {
 pub fn check(state: &State, level: u32) {
     for pod in state.all("pods").iter().filter(|pod| starts(pod)) {
         let (name, version) = (&pod["metadata"]["name"], version_of(pod));
-        assert!(level_of(state, pod) >= level, "{name} runs {version}, and the volume has feature level {level}");
+        assert!(
+            level_of(state, pod) >= level,
+            "{name} runs {version}, and the volume has feature level {level}"
+        );
     }
 }
