@@ -7,7 +7,7 @@ use std::future::ready;
 
 use atoll_crds::names::{DRIVER_NAME, VolumeHandle, labels};
 use atoll_crds::v1alpha1::{FileSystemCluster, Reason};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{
     Container, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec, Service,
@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use crate::error::call;
 use crate::events::event;
 use crate::unreadable::{Fault, Sieve, Sieved, Unreadable};
+use crate::watches::Merged;
 
 /// The label that every object of a cluster carries.
 const OF_CLUSTERS: &str = labels::CLUSTER;
@@ -64,32 +65,36 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Starts the watches in `tasks`; clusters to be looked at go to `wakes`, Events to `recorder`.
+    /// Starts the watches in `tasks`; clusters to be looked at go to `wakes`, Events to `recorder`. `namespaces`: those that are
+    /// watched; none: all of them.
     pub fn start(
         client: &Client,
+        namespaces: &[String],
         recorder: &Recorder,
         wakes: &mpsc::UnboundedSender<Wake>,
         tasks: &mut JoinSet<()>,
     ) -> Caches {
         let labelled = || Config::default().labels(OF_CLUSTERS);
         let unreadable = Unreadable::default();
-        let mut watch = Watch { client, recorder, unreadable: &unreadable, wakes, tasks };
+        let mut watch = Watch { recorder, unreadable: &unreadable, wakes, tasks };
+        let places = Places { client, namespaces };
         Caches {
             clusters: watch.kind(
+                places.watched(),
                 Config::default(),
                 all,
                 |cluster| Some(itself(cluster)),
                 |it| Some(itself(it)),
             ),
-            statefulsets: watch.kind(labelled(), all, owner_of, owner_of),
-            services: watch.kind(labelled(), all, owner_of, owner_of),
-            budgets: watch.kind(labelled(), all, owner_of, owner_of),
-            pvcs: watch.kind(labelled(), all, owner_of, owner_of),
-            pods: watch.kind(labelled(), of_pod, owner_of, owner_of),
-            volumes: watch.kind(Config::default(), all, cluster_of, |_| None),
+            statefulsets: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            services: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            budgets: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            pvcs: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            pods: watch.kind(places.watched(), labelled(), of_pod, owner_of, owner_of),
+            volumes: watch.kind(places.all(), Config::default(), all, cluster_of, |_| None),
             // What depends on these asks again by itself.
-            nodes: watch.kind(Config::default(), of_node, |_: &Node| None, |_| None),
-            classes: watch.kind(Config::default(), all, |_: &StorageClass| None, |_| None),
+            nodes: watch.kind(places.all(), Config::default(), of_node, |_: &Node| None, |_| None),
+            classes: watch.kind(places.all(), Config::default(), all, |_: &StorageClass| None, |_| None),
             unreadable,
         }
     }
@@ -156,8 +161,31 @@ pub fn cluster_of(volume: &PersistentVolume) -> Option<Wake> {
     Some(ObjectRef::new(handle.name()).within(handle.namespace()))
 }
 
-struct Watch<'a> {
+/// Where objects are watched.
+struct Places<'a> {
     client: &'a Client,
+    namespaces: &'a [String],
+}
+
+impl Places<'_> {
+    /// Everywhere.
+    fn all<K: Resource<DynamicType = ()>>(&self) -> Vec<Api<DeserializeGuard<K>>> {
+        vec![Api::all(self.client.clone())]
+    }
+
+    /// In the namespaces that are watched.
+    fn watched<K>(&self) -> Vec<Api<DeserializeGuard<K>>>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        if self.namespaces.is_empty() {
+            return self.all();
+        }
+        self.namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
+    }
+}
+
+struct Watch<'a> {
     recorder: &'a Recorder,
     unreadable: &'a Unreadable,
     wakes: &'a mpsc::UnboundedSender<Wake>,
@@ -169,6 +197,7 @@ impl Watch<'_> {
     /// has nothing but metadata.
     fn kind<K>(
         &mut self,
+        apis: Vec<Api<DeserializeGuard<K>>>,
         config: Config,
         slim: fn(&mut K),
         of: impl Fn(&K) -> Option<Wake> + Send + 'static,
@@ -178,7 +207,6 @@ impl Watch<'_> {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         let (store, writer) = reflector::store();
-        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
         let (wakes, known) = (self.wakes.clone(), store.clone());
         let mut sieve = Sieve::new(self.unreadable.clone());
         // What finds no room here is in the log all the same.
@@ -186,14 +214,23 @@ impl Watch<'_> {
         self.tasks.spawn(tell(self.recorder.clone(), told));
         self.tasks.spawn(async move {
             // What others wrote last into an object is of no interest, and takes more room than the rest.
-            let seen = watcher(api, config)
-                .modify(move |object: &mut DeserializeGuard<K>| {
-                    object.meta_mut().managed_fields = None;
-                    if let Ok(object) = &mut object.0 {
-                        slim(object);
-                    }
+            let slim = move |object: &mut DeserializeGuard<K>| {
+                object.meta_mut().managed_fields = None;
+                if let Ok(object) = &mut object.0 {
+                    slim(object);
+                }
+            };
+            let mut merged = Merged::new(apis.len());
+            let watches = apis.into_iter().enumerate().map(|(part, api)| {
+                let seen = watcher(api, config.clone()).modify(slim).default_backoff();
+                seen.map(move |event| (part, event)).boxed()
+            });
+            let seen = stream::select_all(watches).flat_map(move |(part, event)| {
+                stream::iter(match event {
+                    Ok(event) => merged.take(part, event).into_iter().map(Ok).collect(),
+                    Err(error) => vec![Err(error)],
                 })
-                .default_backoff();
+            });
             let woken = wakes.clone();
             let readable = seen.filter_map(move |event| {
                 ready(match event {

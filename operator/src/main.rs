@@ -15,6 +15,8 @@ mod events;
 mod faults;
 mod gather;
 mod http;
+#[cfg(test)]
+mod installed;
 mod keys;
 mod leader;
 mod metadata;
@@ -37,6 +39,7 @@ mod trouble;
 mod unreadable;
 mod validate;
 mod version;
+mod watches;
 
 use std::convert::Infallible;
 use std::process::ExitCode;
@@ -208,7 +211,7 @@ async fn work(
     let mut watches = JoinSet::new();
     watches.spawn(prerequisites::keep(client.clone(), kept, told.unmet.clone()));
     let recorder = context::recorder(&client, me);
-    let caches = Caches::start(&client, &recorder, &wakes, &mut watches);
+    let caches = Caches::start(&client, &config.watched_namespaces(), &recorder, &wakes, &mut watches);
     tokio::select! {
         ready = caches.ready() => if !ready { return Err(Fatal::WatchEnded) },
         () = stopping.cancelled() => return Ok(()),
