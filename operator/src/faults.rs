@@ -22,6 +22,8 @@ use crate::testing::fault::{At, Fault};
 use crate::testing::kubernetes::{Kubernetes, NAMESPACE, Watches};
 use crate::testing::versions::{self, BROKEN, EARLIER};
 
+mod kills;
+
 /// Looks after which a life that still changes is one that goes round in circles.
 const LOOKS_MAX: usize = 200;
 /// Looks without a change after which nothing changes any more.
@@ -32,6 +34,8 @@ const REFUSALS: [u16; 3] = [409, 422, 503];
 const READ_STEP: usize = 5;
 /// The ConfigMap with the operator's configuration.
 const CONFIG: &str = "atoll-operator-config";
+/// Storage servers that a resource may have.
+const SERVERS_MAX: usize = 8;
 /// Conditions that a resource may have.
 const CONDITIONS_MAX: usize = 16;
 
@@ -313,6 +317,10 @@ fn what_is_left(kubernetes: &Kubernetes) -> Value {
             remove(&mut object, "/status", &["observedGeneration"]);
             // Who leads after a transfer that was asked for twice is another one.
             remove(&mut object, "/status/metadata", &["leader"]);
+            // Of more servers than copies, which of them have one.
+            for server in 0..SERVERS_MAX {
+                remove(&mut object, &format!("/status/storage/servers/{server}"), &["chunks"]);
+            }
             for condition in 0..CONDITIONS_MAX {
                 let of = format!("/status/conditions/{condition}");
                 remove(&mut object, &of, &["lastTransitionTime", "observedGeneration"]);
