@@ -135,6 +135,17 @@ sim-faults: ## Show that the simulation finds planted faults: each one, in at mo
 	@hack/cargo.sh build --workspace --bin atoll-sim --features atoll-sim/planted-faults
 	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --planted-faults --seeds $(or $(SEEDS),10000) $(ARGS)
 
+.PHONY: test-operator-scale
+test-operator-scale: ## Count what an operator of many clusters at rest asks of the API server (CLUSTERS=1000)
+	@hack/setup.sh build
+	@ATOLL_CLUSTERS=$(or $(CLUSTERS),1000) hack/cargo.sh test --workspace --bin atoll-operator -- --nocapture clusters_at_rest
+
+.PHONY: test-operator-kills
+test-operator-kills: ## Kill the operator at random points of a volume's life, KILLS=50 times in each of LIVES=20
+	@hack/setup.sh build
+	@ATOLL_OPERATOR_KILLS=$(or $(KILLS),50) ATOLL_OPERATOR_LIVES=$(or $(LIVES),20) \
+	  hack/cargo.sh test --workspace --bin atoll-operator -- --nocapture killed_at_random
+
 .PHONY: fsx
 fsx: ## Run fsx on a mount in all its modes (installs it into the cache; takes long)
 	@hack/setup.sh

@@ -69,6 +69,8 @@ pub mod annotations {
     /// On a cluster that was made by CreateVolume: a hash of the accepted request, to tell a repetition from
     /// another request of the same name.
     pub const REQUEST_HASH: &str = "atoll.dev/request-hash";
+    /// On a cluster whose metadata servers are recovered by force: whether it was paused before.
+    pub const PAUSED_BEFORE_RECOVERY: &str = "atoll.dev/paused-before-recovery";
     /// On a PVC: what its volume is, as a resource says it ([`crate::v1alpha1::KeptVolume`]).
     pub const VOLUME: &str = "atoll.dev/volume";
     /// On a PVC: the id of the metadata server that had it and is removed from the group for good.

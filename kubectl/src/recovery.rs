@@ -8,6 +8,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use atoll_crds::names::annotations::PAUSED_BEFORE_RECOVERY;
 use atoll_crds::names::{self, Component, MANAGER_KUBECTL};
 use atoll_crds::v1alpha1::FileSystemCluster;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -35,7 +36,6 @@ pub async fn run(client: Client, namespace: &str, args: &RecoveryArgs) -> Result
     let cluster = find::one(&client, namespace, &Target::parse(&args.target)?).await?;
     let (namespace, name) = (cluster.namespace_str(), cluster.name_str());
     let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let set_name = names::workload(name, Component::Metadata);
     let set = sets.get(&set_name).await.map_err(Failure::api("read the StatefulSet"))?;
     if let Some(refusal) = refusal(&cluster, &set, args.member) {
@@ -46,9 +46,79 @@ pub async fn run(client: Client, namespace: &str, args: &RecoveryArgs) -> Result
     if !args.yes {
         ask(&cluster, args.member)?;
     }
-    let patience = Duration::from_secs(args.timeout);
     let clusters: Api<FileSystemCluster> = Api::namespaced(client.clone(), namespace);
-    patch(&clusters, name, json!({ "spec": { "paused": true } }), "pause the operator").await?;
+    pause(&clusters, &cluster).await?;
+    if let Err(failure) = recover(client, &cluster, &recovery, args).await {
+        return Err(while_paused(failure, &cluster));
+    }
+    let paused = was_paused(&cluster);
+    patch(&clusters, name, resumed(paused), "resume the operator")
+        .await
+        .map_err(|failure| while_paused(failure, &cluster))?;
+    let operator = if paused {
+        "spec.paused was true before and still is: set it to false, and the operator adds the others"
+    } else {
+        "the operator adds the others"
+    };
+    output::text(&format!(
+        "metadata server {} is the only member now; {operator}. Check the files: atoll-fs fsck\n",
+        args.member
+    ))
+}
+
+/// Pauses the operator, and remembers in the same change whether it was paused before.
+async fn pause(clusters: &Api<FileSystemCluster>, cluster: &FileSystemCluster) -> Result<(), Failure> {
+    patch(clusters, cluster.name_str(), paused(cluster), "pause the operator").await
+}
+
+/// What pauses the operator.
+fn paused(cluster: &FileSystemCluster) -> Value {
+    json!({
+        "metadata": { "annotations": { PAUSED_BEFORE_RECOVERY: was_paused(cluster).to_string() } },
+        "spec": { "paused": true },
+    })
+}
+
+/// What lets it go on, unless somebody had paused it.
+fn resumed(was_paused: bool) -> Value {
+    json!({ "metadata": { "annotations": { PAUSED_BEFORE_RECOVERY: Value::Null } }, "spec": { "paused": was_paused } })
+}
+
+/// Whether somebody had paused the operator before a recovery began.
+fn was_paused(cluster: &FileSystemCluster) -> bool {
+    let said = cluster.metadata.annotations.as_ref().and_then(|found| found.get(PAUSED_BEFORE_RECOVERY));
+    cluster.spec.paused && said.is_none_or(|said| said == "true")
+}
+
+fn while_paused(failure: Failure, cluster: &FileSystemCluster) -> Failure {
+    Failure::new(failure.code, format!("{}; {}", failure.message, still_paused(cluster)))
+}
+
+/// What has to be known after a failure.
+fn still_paused(cluster: &FileSystemCluster) -> String {
+    let (namespace, name) = (cluster.namespace_str(), cluster.name_str());
+    let patch = if was_paused(cluster) {
+        String::new()
+    } else {
+        format!(
+            "; to call it off: kubectl -n {namespace} patch fsc {name} --type merge -p '{{\"spec\":{{\"paused\":false}}}}'"
+        )
+    };
+    format!("the operator is paused for {namespace}/{name} until this command has succeeded{patch}")
+}
+
+/// Makes one the only member, and starts all of them.
+async fn recover(
+    client: Client,
+    cluster: &FileSystemCluster,
+    recovery: &Pod,
+    args: &RecoveryArgs,
+) -> Result<(), Failure> {
+    let (namespace, name) = (cluster.namespace_str(), cluster.name_str());
+    let sets: Api<StatefulSet> = Api::namespaced(client.clone(), namespace);
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let set_name = names::workload(name, Component::Metadata);
+    let patience = Duration::from_secs(args.timeout);
     patch(&sets, &set_name, json!({ "spec": { "replicas": 0 } }), "stop the metadata servers").await?;
     // Those of lost nodes may never end; this one has to.
     wait_gone(&pods, &names::pod(name, Component::Metadata, args.member), patience).await?;
@@ -56,24 +126,18 @@ pub async fn run(client: Client, namespace: &str, args: &RecoveryArgs) -> Result
     delete(&pods, &recovery_name).await?;
     wait_gone(&pods, &recovery_name, patience).await?;
     let params = PostParams { field_manager: Some(MANAGER_KUBECTL.to_owned()), ..PostParams::default() };
-    pods.create(&params, &recovery).await.map_err(Failure::api("create the pod that recovers"))?;
+    pods.create(&params, recovery).await.map_err(Failure::api("create the pod that recovers"))?;
     wait_done(&pods, &recovery_name, patience).await?;
     delete(&pods, &recovery_name).await?;
     wait_gone(&pods, &recovery_name, patience).await?;
     // Not before: if it can't be recovered, another one may be, from one of these disks.
     let disks: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    for disk in lost_disks(&cluster, args.member) {
+    for disk in lost_disks(cluster, args.member) {
         delete(&disks, &disk).await?;
     }
     // As many as before: the operator sets them to what the spec says.
     let replicas = cluster.spec.metadata_replicas();
-    patch(&sets, &set_name, json!({ "spec": { "replicas": replicas } }), "start the metadata servers")
-        .await?;
-    patch(&clusters, name, json!({ "spec": { "paused": false } }), "resume the operator").await?;
-    output::text(&format!(
-        "metadata server {} is the only member now; the operator adds the others. Check the files: atoll-fs fsck\n",
-        args.member
-    ))
+    patch(&sets, &set_name, json!({ "spec": { "replicas": replicas } }), "start the metadata servers").await
 }
 
 /// Why there is nothing to recover.
@@ -204,8 +268,8 @@ async fn wait_done(pods: &Api<Pod>, name: &str, patience: Duration) -> Result<()
         if phase == "Failed" || Instant::now() >= deadline {
             let log = pods.logs(name, &LogParams::default()).await.unwrap_or_default();
             let message = format!(
-                "pod {name} is {phase} and has not recovered the metadata server (its log: {}); the operator stays \
-                 paused: correct what it says, then run this command again",
+                "pod {name} is {phase} and has not recovered the metadata server (its log: {}): correct what it says, then \
+                 run this command again",
                 log.trim()
             );
             return Err(Failure::new(Code::Failed, message));
@@ -265,6 +329,26 @@ mod tests {
         assert_eq!(spec.security_context.expect("context").fs_group, Some(65532));
         // Its labels would make it one of the servers, by whose Service the others find it.
         assert_eq!(pod.metadata.labels, None);
+    }
+
+    #[test]
+    fn a_pause_that_was_there_before_stays_however_often_a_recovery_is_begun() {
+        for before in [false, true] {
+            let mut cluster = cluster();
+            cluster.spec.paused = before;
+            for _ in 0..2 {
+                let patch = paused(&cluster);
+                assert_eq!(patch["spec"]["paused"], true);
+                let said = patch["metadata"]["annotations"][PAUSED_BEFORE_RECOVERY]
+                    .as_str()
+                    .expect("a text")
+                    .to_owned();
+                cluster.spec.paused = true;
+                cluster.metadata.annotations = Some([(PAUSED_BEFORE_RECOVERY.to_owned(), said)].into());
+            }
+            assert_eq!(resumed(was_paused(&cluster))["spec"]["paused"], before);
+            assert_eq!(still_paused(&cluster).contains("to call it off"), !before);
+        }
     }
 
     #[test]

@@ -153,6 +153,14 @@ impl Doing<'_> {
                 let doing = format!("create the Secret {}", wanted.secret);
                 change(doing, self.api::<Secret>().create(&by_operator(), &secret)).await.map(|_| ())
             }
+            Action::RestoreSecret(id) => {
+                let known =
+                    self.seen.secret_before.as_ref().and_then(|found| build::secret::read(found).ok());
+                let (Some(wanted), Some(known)) = (wanted, known) else { return Ok(()) };
+                let secret = build::secret::secret(wanted, *id, &known.key);
+                let doing = format!("create the Secret {} again", wanted.secret);
+                change(doing, self.api::<Secret>().create(&by_operator(), &secret)).await.map(|_| ())
+            }
             Action::Bootstrap(_) => {
                 let (Some(wanted), Some(access)) = (wanted, gather::access(self.seen)) else { return Ok(()) };
                 let addresses = gather::metadata_addresses(self.seen);

@@ -7,9 +7,11 @@ use std::future::ready;
 
 use atoll_crds::names::{DRIVER_NAME, VolumeHandle, labels};
 use atoll_crds::v1alpha1::{FileSystemCluster, Reason};
-use futures::StreamExt;
+use futures::{StreamExt, stream};
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::core::v1::{
+    Container, Node, PersistentVolume, PersistentVolumeClaim, Pod, PodSpec, Service,
+};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::core::DeserializeGuard;
@@ -26,6 +28,7 @@ use tokio::task::JoinSet;
 use crate::error::call;
 use crate::events::event;
 use crate::unreadable::{Fault, Sieve, Sieved, Unreadable};
+use crate::watches::Merged;
 
 /// The label that every object of a cluster carries.
 const OF_CLUSTERS: &str = labels::CLUSTER;
@@ -62,27 +65,36 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Starts the watches in `tasks`; clusters to be looked at go to `wakes`, Events to `recorder`.
+    /// Starts the watches in `tasks`; clusters to be looked at go to `wakes`, Events to `recorder`. `namespaces`: those that are
+    /// watched; none: all of them.
     pub fn start(
         client: &Client,
+        namespaces: &[String],
         recorder: &Recorder,
         wakes: &mpsc::UnboundedSender<Wake>,
         tasks: &mut JoinSet<()>,
     ) -> Caches {
         let labelled = || Config::default().labels(OF_CLUSTERS);
         let unreadable = Unreadable::default();
-        let mut watch = Watch { client, recorder, unreadable: &unreadable, wakes, tasks };
+        let mut watch = Watch { recorder, unreadable: &unreadable, wakes, tasks };
+        let places = Places { client, namespaces };
         Caches {
-            clusters: watch.kind(Config::default(), |cluster| Some(itself(cluster)), |it| Some(itself(it))),
-            statefulsets: watch.kind(labelled(), owner_of, owner_of),
-            services: watch.kind(labelled(), owner_of, owner_of),
-            budgets: watch.kind(labelled(), owner_of, owner_of),
-            pvcs: watch.kind(labelled(), owner_of, owner_of),
-            pods: watch.kind(labelled(), owner_of, owner_of),
-            volumes: watch.kind(Config::default(), cluster_of, |_| None),
+            clusters: watch.kind(
+                places.watched(),
+                Config::default(),
+                all,
+                |cluster| Some(itself(cluster)),
+                |it| Some(itself(it)),
+            ),
+            statefulsets: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            services: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            budgets: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            pvcs: watch.kind(places.watched(), labelled(), all, owner_of, owner_of),
+            pods: watch.kind(places.watched(), labelled(), of_pod, owner_of, owner_of),
+            volumes: watch.kind(places.all(), Config::default(), all, cluster_of, |_| None),
             // What depends on these asks again by itself.
-            nodes: watch.kind(Config::default(), |_: &Node| None, |_| None),
-            classes: watch.kind(Config::default(), |_: &StorageClass| None, |_| None),
+            nodes: watch.kind(places.all(), Config::default(), of_node, |_: &Node| None, |_| None),
+            classes: watch.kind(places.all(), Config::default(), all, |_: &StorageClass| None, |_| None),
             unreadable,
         }
     }
@@ -104,6 +116,33 @@ impl Caches {
     }
 }
 
+/// Everything of an object is kept.
+fn all<K>(_: &mut K) {}
+
+/// Of a pod what decisions depend on: where it is, how it is, and what its containers run. The rest is in its template, and takes
+/// more room than everything else that is watched.
+fn of_pod(pod: &mut Pod) {
+    let Some(spec) = pod.spec.take() else { return };
+    let container = |container: Container| Container {
+        name: container.name,
+        image: container.image,
+        resources: container.resources,
+        ..Container::default()
+    };
+    pod.spec = Some(PodSpec {
+        node_name: spec.node_name,
+        containers: spec.containers.into_iter().map(container).collect(),
+        ..PodSpec::default()
+    });
+}
+
+/// Of a node no list of images and volumes, which grow with what runs on it.
+fn of_node(node: &mut Node) {
+    if let Some(status) = &mut node.status {
+        (status.images, status.volumes_attached, status.volumes_in_use) = (None, None, None);
+    }
+}
+
 /// The cluster that a resource, readable or not, is.
 fn itself<K: ResourceExt>(cluster: &K) -> Wake {
     ObjectRef::new(&cluster.name_any()).within(&cluster.namespace().unwrap_or_default())
@@ -122,8 +161,31 @@ pub fn cluster_of(volume: &PersistentVolume) -> Option<Wake> {
     Some(ObjectRef::new(handle.name()).within(handle.namespace()))
 }
 
-struct Watch<'a> {
+/// Where objects are watched.
+struct Places<'a> {
     client: &'a Client,
+    namespaces: &'a [String],
+}
+
+impl Places<'_> {
+    /// Everywhere.
+    fn all<K: Resource<DynamicType = ()>>(&self) -> Vec<Api<DeserializeGuard<K>>> {
+        vec![Api::all(self.client.clone())]
+    }
+
+    /// In the namespaces that are watched.
+    fn watched<K>(&self) -> Vec<Api<DeserializeGuard<K>>>
+    where
+        K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+    {
+        if self.namespaces.is_empty() {
+            return self.all();
+        }
+        self.namespaces.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect()
+    }
+}
+
+struct Watch<'a> {
     recorder: &'a Recorder,
     unreadable: &'a Unreadable,
     wakes: &'a mpsc::UnboundedSender<Wake>,
@@ -131,10 +193,13 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// `of` says which cluster an object belongs to; `of_unreadable` says it of one that has nothing but metadata.
+    /// `slim` takes out what nobody looks at; `of` says which cluster an object belongs to; `of_unreadable` says it of one that
+    /// has nothing but metadata.
     fn kind<K>(
         &mut self,
+        apis: Vec<Api<DeserializeGuard<K>>>,
         config: Config,
+        slim: fn(&mut K),
         of: impl Fn(&K) -> Option<Wake> + Send + 'static,
         of_unreadable: fn(&DeserializeGuard<K>) -> Option<Wake>,
     ) -> Store<K>
@@ -142,7 +207,6 @@ impl Watch<'_> {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
         let (store, writer) = reflector::store();
-        let api: Api<DeserializeGuard<K>> = Api::all(self.client.clone());
         let (wakes, known) = (self.wakes.clone(), store.clone());
         let mut sieve = Sieve::new(self.unreadable.clone());
         // What finds no room here is in the log all the same.
@@ -150,11 +214,25 @@ impl Watch<'_> {
         self.tasks.spawn(tell(self.recorder.clone(), told));
         self.tasks.spawn(async move {
             // What others wrote last into an object is of no interest, and takes more room than the rest.
-            let slim = watcher(api, config)
-                .modify(|object: &mut DeserializeGuard<K>| object.meta_mut().managed_fields = None)
-                .default_backoff();
+            let slim = move |object: &mut DeserializeGuard<K>| {
+                object.meta_mut().managed_fields = None;
+                if let Ok(object) = &mut object.0 {
+                    slim(object);
+                }
+            };
+            let mut merged = Merged::new(apis.len());
+            let watches = apis.into_iter().enumerate().map(|(part, api)| {
+                let seen = watcher(api, config.clone()).modify(slim).default_backoff();
+                seen.map(move |event| (part, event)).boxed()
+            });
+            let seen = stream::select_all(watches).flat_map(move |(part, event)| {
+                stream::iter(match event {
+                    Ok(event) => merged.take(part, event).into_iter().map(Ok).collect(),
+                    Err(error) => vec![Err(error)],
+                })
+            });
             let woken = wakes.clone();
-            let readable = slim.filter_map(move |event| {
+            let readable = seen.filter_map(move |event| {
                 ready(match event {
                     Ok(event) => match sieve.sift(event, of_unreadable) {
                         Sieved::Event(event) => Some(Ok(event)),
@@ -226,5 +304,31 @@ fn wake(wakes: &mpsc::UnboundedSender<Wake>, cluster: Option<Wake>) {
     if let Some(cluster) = cluster {
         // Nobody listens any more only while the process ends.
         let _ = wakes.send(cluster);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use atoll_crds::names::Component;
+    use k8s_openapi::api::core::v1::PodTemplateSpec;
+
+    use super::*;
+    use crate::testing::{self, ID};
+
+    #[test]
+    fn of_a_pod_is_kept_what_decisions_depend_on() {
+        let set =
+            crate::build::statefulset::statefulset(&testing::wanted("1Gi"), Component::Storage, ID, None);
+        let PodTemplateSpec { metadata, spec } = set.spec.expect("a spec").template;
+        let mut pod = Pod { spec, metadata: metadata.expect("metadata"), ..testing::pod("db-storage-0") };
+        pod.spec.as_mut().expect("a spec").node_name = Some("one".into());
+        let whole = pod.clone();
+        of_pod(&mut pod);
+        assert_eq!((&pod.metadata, &pod.status), (&whole.metadata, &whole.status));
+        let (kept, whole) = (pod.spec.expect("kept"), whole.spec.expect("a spec"));
+        assert_eq!(kept.node_name, whole.node_name);
+        let of = |spec: &PodSpec| (spec.containers[0].image.clone(), spec.containers[0].resources.clone());
+        assert_eq!(of(&kept), of(&whole));
+        assert!(kept.volumes.is_none() && kept.containers[0].env.is_none());
     }
 }

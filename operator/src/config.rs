@@ -1,8 +1,9 @@
 //! The operator's configuration: parsed once, in `main`, and passed down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use atoll_crds::names;
 use atoll_crds::v1alpha1::PodOptions;
 use clap::{Parser, ValueEnum};
 
@@ -12,6 +13,9 @@ pub const VERSION: &str = match option_env!("ATOLL_VERSION") {
     Some(version) => version,
     None => env!("CARGO_PKG_VERSION"),
 };
+
+/// Characters of a namespace's name.
+const NAMESPACE_CHARS_MAX: usize = 63;
 
 /// The operator of Atoll: reconciles every FileSystemCluster.
 #[derive(Parser, Debug, Clone)]
@@ -29,6 +33,10 @@ pub struct Config {
     /// Image pull policy: Always, IfNotPresent or Never.
     #[arg(long, env = "ATOLL_IMAGE_PULL_POLICY", default_value = "IfNotPresent", value_name = "POLICY")]
     pub image_pull_policy: PullPolicy,
+    /// Namespaces whose FileSystemClusters are reconciled, separated by commas; that of the volumes of claims is always one of
+    /// them. Default: all namespaces.
+    #[arg(long, env = "ATOLL_NAMESPACES", value_name = "NAME", value_delimiter = ',', value_parser = namespace)]
+    pub namespaces: Vec<String>,
     /// Namespace of the leader election lease.
     #[arg(long, env = "POD_NAMESPACE", default_value = atoll_crds::names::NAMESPACE_SYSTEM, value_name = "NAMESPACE")]
     pub namespace: String,
@@ -51,6 +59,32 @@ pub struct Config {
     /// What to log: a level or filters by module.
     #[arg(long, env = "ATOLL_LOG", default_value = "info")]
     pub log: String,
+}
+
+impl Config {
+    /// The namespaces that are watched, each once; none: all of them.
+    pub fn watched_namespaces(&self) -> Vec<String> {
+        let named: BTreeSet<&str> =
+            self.namespaces.iter().map(String::as_str).filter(|name| !name.is_empty()).collect();
+        let always = (!named.is_empty()).then_some(names::NAMESPACE_VOLUMES);
+        named.into_iter().chain(always).collect::<BTreeSet<&str>>().into_iter().map(str::to_owned).collect()
+    }
+}
+
+/// A namespace's name, or nothing.
+fn namespace(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    let is_valid = name.len() <= NAMESPACE_CHARS_MAX
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if !is_valid {
+        return Err(
+            "a namespace has at most 63 lower-case letters, digits and '-'; separate several by commas"
+                .into(),
+        );
+    }
+    Ok(name.to_owned())
 }
 
 /// When kubelet pulls an image.
@@ -159,5 +193,19 @@ mod tests {
         assert_eq!(Images::parse(&config).expect("valid").of(VERSION), Some("x:y"));
         let config = Config::parse_from(["atoll-operator", "--images", "0.0.9"]);
         assert!(Images::parse(&config).expect_err("no image").to_string().contains("VERSION=IMAGE"));
+    }
+
+    #[test]
+    fn all_namespaces_are_watched_or_those_that_are_named_and_that_of_claims() {
+        let watched = |flags: &[&str]| {
+            let flags = ["atoll-operator"].iter().chain(flags);
+            Config::try_parse_from(flags).map(|config| config.watched_namespaces())
+        };
+        assert_eq!(watched(&[]).expect("valid"), Vec::<String>::new());
+        assert_eq!(watched(&["--namespaces", ""]).expect("valid"), Vec::<String>::new());
+        assert_eq!(watched(&["--namespaces", "web, db,web"]).expect("valid"), ["atoll-volumes", "db", "web"]);
+        assert_eq!(watched(&["--namespaces", "atoll-volumes"]).expect("valid"), ["atoll-volumes"]);
+        let error = watched(&["--namespaces", "web db"]).expect_err("two").to_string();
+        assert!(error.contains("separate several by commas"), "{error}");
     }
 }

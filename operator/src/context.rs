@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
 use crate::caches::Caches;
 use crate::config::Images;
+use crate::keys::KnownKey;
 use crate::leader::Leadership;
 use crate::metadata::Servers;
 use crate::metrics::Metrics;
@@ -30,6 +31,8 @@ pub struct Context {
     pub caches: Caches,
     /// Images by version.
     pub images: Images,
+    /// The highest feature level that this operator knows.
+    pub feature_level: u32,
     /// What is decided for all clusters.
     pub settings: Settings,
     /// Counters.
@@ -61,6 +64,8 @@ pub struct Memory {
     pub leaderless: Option<Instant>,
     /// The address of the metadata server that led when it was asked last.
     pub led: Option<String>,
+    /// Its Secret, as it was read last.
+    pub key: Option<KnownKey>,
     /// What admission webhooks have made something else of ([`Observed::contested`](crate::observe::Observed::contested)), and
     /// since when that is known.
     pub contested: BTreeMap<String, (u64, Instant)>,
@@ -108,6 +113,8 @@ pub struct Parts {
     pub leadership: Leadership,
     /// Images by version.
     pub images: Images,
+    /// The highest feature level that this operator knows.
+    pub feature_level: u32,
     /// What is decided for all clusters.
     pub settings: Settings,
     /// Counters.
@@ -121,14 +128,15 @@ pub struct Parts {
 impl Context {
     /// With an empty memory.
     pub fn new(parts: Parts) -> Context {
-        let Parts { client, caches, servers, leadership, images, settings, metrics, recorder, concurrency } =
-            parts;
+        let Parts { client, caches, servers, leadership, images, feature_level, .. } = parts;
+        let Parts { settings, metrics, recorder, concurrency, .. } = parts;
         Context {
             client,
             caches,
             servers,
             leadership,
             images,
+            feature_level,
             settings,
             metrics,
             recorder,

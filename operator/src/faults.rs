@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use atoll_crds::names::{self, labels::CLUSTER_ID};
 use atoll_crds::v1alpha1::{FileSystemCluster, FileSystemClusterSpec};
@@ -21,6 +22,8 @@ use crate::testing::fault::{At, Fault};
 use crate::testing::kubernetes::{Kubernetes, NAMESPACE, Watches};
 use crate::testing::versions::{self, BROKEN, EARLIER};
 
+mod kills;
+
 /// Looks after which a life that still changes is one that goes round in circles.
 const LOOKS_MAX: usize = 200;
 /// Looks without a change after which nothing changes any more.
@@ -31,6 +34,8 @@ const REFUSALS: [u16; 3] = [409, 422, 503];
 const READ_STEP: usize = 5;
 /// The ConfigMap with the operator's configuration.
 const CONFIG: &str = "atoll-operator-config";
+/// Storage servers that a resource may have.
+const SERVERS_MAX: usize = 8;
 /// Conditions that a resource may have.
 const CONDITIONS_MAX: usize = 16;
 
@@ -228,6 +233,7 @@ impl Operator {
             leadership: Leadership::always(),
             settings: settings(kubernetes),
             images: versions::images(),
+            feature_level: kubernetes.api.with(|state| versions::newest(state)),
             metrics: Metrics::register(&mut Registry::default()),
             concurrency: 1,
         });
@@ -244,6 +250,15 @@ impl Operator {
             result = reconcile(cluster, Arc::clone(&self.context)) => Some(result.is_ok()),
         }
     }
+}
+
+/// A PersistentVolume refers to the resource, whose deletion waits for that.
+fn refer(kubernetes: &Kubernetes) {
+    let volume = json!({
+        "kind": "PersistentVolume", "apiVersion": "v1", "metadata": { "name": "pvc-1" },
+        "spec": { "csi": { "driver": names::DRIVER_NAME, "volumeHandle": format!("v1/{NAMESPACE}/db") } },
+    });
+    kubernetes.api.with(|state| state.create("persistentvolumes", volume).expect("new"));
 }
 
 /// Until nothing changes any more. `lag`: watches hear of things only every so many looks.
@@ -302,6 +317,10 @@ fn what_is_left(kubernetes: &Kubernetes) -> Value {
             remove(&mut object, "/status", &["observedGeneration"]);
             // Who leads after a transfer that was asked for twice is another one.
             remove(&mut object, "/status/metadata", &["leader"]);
+            // Of more servers than copies, which of them have one.
+            for server in 0..SERVERS_MAX {
+                remove(&mut object, &format!("/status/storage/servers/{server}"), &["chunks"]);
+            }
             for condition in 0..CONDITIONS_MAX {
                 let of = format!("/status/conditions/{condition}");
                 remove(&mut object, &of, &["lastTransitionTime", "observedGeneration"]);
@@ -485,6 +504,51 @@ async fn disks_are_kept_and_adopted_whatever_fails_meanwhile() {
 }
 
 #[tokio::test]
+async fn a_volume_whose_deletion_waits_is_kept_whole_whatever_fails_meanwhile() {
+    let life: Life = &[
+        |world| {
+            create(world);
+            refer(world);
+        },
+        delete,
+        delete_storage_disk,
+        |world| {
+            let kinds = kinds(world);
+            let count = |of: &str| kinds.iter().filter(|kind| kind.starts_with(of)).count();
+            assert_eq!((count("pods/db-storage-"), count("persistentvolumeclaims/")), (3, 6), "{kinds:?}");
+            assert_eq!(condition(world, "DeletionBlocked"), ("True".into(), "ReferencedByVolume".into()));
+            world.api.with(|state| state.delete("persistentvolumes", "", "pvc-1"));
+        },
+        is_kept,
+    ];
+    ends_as_without_faults_in(2..3, life).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_somebody_deletes_is_created_again() {
+    let kubernetes = Kubernetes::new();
+    create(&kubernetes);
+    let mut operator = Operator::start(&kubernetes);
+    settle(&kubernetes, &mut operator, 1, "created").await;
+    let key = |kubernetes: &Kubernetes| {
+        kubernetes.api.with(|state| Some(state.get("secrets", NAMESPACE, "db-key")?["data"].clone()))
+    };
+    let before = key(&kubernetes).expect("a key");
+    kubernetes.api.with(|state| state.delete("secrets", NAMESPACE, "db-key"));
+    // Nobody says so; it is read again after a while.
+    tokio::time::advance(Duration::from_secs(60)).await;
+    settle(&kubernetes, &mut operator, 1, "the key is deleted").await;
+    assert_eq!(key(&kubernetes), Some(before));
+    is_well(&kubernetes);
+    // Who never read it has no other one.
+    kubernetes.api.with(|state| state.delete("secrets", NAMESPACE, "db-key"));
+    let mut operator = Operator::start(&kubernetes);
+    settle(&kubernetes, &mut operator, 1, "another operator").await;
+    assert_eq!(key(&kubernetes), None);
+    assert_eq!(condition(&kubernetes, "Degraded"), ("True".into(), "KeyMissing".into()));
+}
+
+#[tokio::test]
 async fn all_of_a_cluster_is_deleted_on_the_word_whatever_fails_meanwhile() {
     ends_as_without_faults_in(1..3, &[create, confirm, delete, is_gone, create, is_all_there]).await;
 }
@@ -533,7 +597,6 @@ async fn a_version_that_does_not_work_stops_and_is_taken_back_whatever_fails_mea
     ends_as_without_faults(life).await;
 }
 
-#[cfg(feature = "next-release")]
 #[tokio::test]
 async fn no_way_back_is_left_once_the_level_was_raised_whatever_fails_meanwhile() {
     fn is_raised(kubernetes: &Kubernetes) {
@@ -548,7 +611,10 @@ async fn no_way_back_is_left_once_the_level_was_raised_whatever_fails_meanwhile(
         is_raised(kubernetes);
     }
     let life: Life = &[
-        |world| create_with(world, |spec| spec.version = Some(EARLIER.into())),
+        |world| {
+            world.api.with(versions::know_next_level);
+            create_with(world, |spec| spec.version = Some(EARLIER.into()));
+        },
         |world| runs(world, EARLIER),
         |world| run_version(world, VERSION),
         is_raised,

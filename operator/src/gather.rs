@@ -61,20 +61,25 @@ const SILENT_MIN: Duration = Duration::from_secs(1);
 pub async fn observe(context: &Context, cluster: Arc<FileSystemCluster>) -> Result<Observed, Error> {
     let (namespace, name) = (cluster.namespace_str().to_owned(), cluster.name_str().to_owned());
     let caches = &context.caches;
-    let remembered = context.memory.lock().await.get(&ObjectRef::from_obj(&*cluster)).map(contested);
     let of_watches = caches.unreadable.of(&ObjectRef::from_obj(&*cluster));
     let mut unreadable: Vec<String> = of_watches.iter().map(Fault::to_string).collect();
-    let secret = read_or_name(context, (&namespace, &cluster.client_secret_name()), &mut unreadable).await?;
+    let known = remembered(context, &cluster).await;
+    let secret = match known.at_rest {
+        Some(known) => Some(known),
+        None => read_or_name(context, (&namespace, &cluster.client_secret_name()), &mut unreadable).await?,
+    };
     let mut seen = Observed {
         statefulsets: BTreeMap::new(),
         services: BTreeMap::new(),
         budgets: BTreeMap::new(),
+        secret_before: known.secret.filter(|_| secret.is_none()),
         secret,
+        elsewhere: elsewhere(caches, &cluster),
         pvcs: labelled(&caches.pvcs, &namespace, &name),
         pods: labelled(&caches.pods, &namespace, &name),
         pvc_warnings: BTreeMap::new(),
         pod_refusals: BTreeMap::new(),
-        contested: remembered.unwrap_or_default(),
+        contested: known.contested,
         volumes: referring(caches, &cluster),
         nodes: Nodes::default(),
         nodes_usable: caches.nodes.state().iter().filter(|node| is_usable(node)).count(),
@@ -132,6 +137,44 @@ pub async fn ask(context: &Context, seen: &mut Observed) {
     seen.joiners = joiners(context, seen, &access).await;
 }
 
+/// What is remembered of a cluster.
+#[derive(Default)]
+struct Remembered {
+    /// What webhooks have changed.
+    contested: BTreeMap<String, u64>,
+    /// Its Secret, if that needn't be read again.
+    at_rest: Option<Secret>,
+    /// Its Secret as it was read last.
+    secret: Option<Secret>,
+}
+
+async fn remembered(context: &Context, cluster: &FileSystemCluster) -> Remembered {
+    let mut memory = context.memory.lock().await;
+    let Some(memory) = memory.get_mut(&ObjectRef::from_obj(cluster)) else { return Remembered::default() };
+    let (contested, name) = (contested(memory), cluster.client_secret_name());
+    let Some(key) = &mut memory.key else { return Remembered { contested, ..Remembered::default() } };
+    let at_rest = key.at_rest(&name).filter(|_| !cluster.is_terminating());
+    if at_rest.is_none() {
+        key.wake();
+    }
+    Remembered { contested, at_rest, secret: key.earlier(&name) }
+}
+
+/// Namespaces with disks of a volume of this name whose resource is gone. Nobody uses a PVC from another namespace.
+fn elsewhere(caches: &Caches, cluster: &FileSystemCluster) -> Vec<String> {
+    if cluster.cluster_id().is_some() {
+        return Vec::new();
+    }
+    let (namespace, name) = (cluster.namespace_str(), cluster.name_str());
+    let kept = caches.pvcs.state_filter(|pvc| {
+        let labels = pvc.labels();
+        labels.get(labels::CLUSTER).is_some_and(|of| of == name) && labels.contains_key(labels::BOOTSTRAPPED)
+    });
+    let namespaces: BTreeSet<String> = kept.iter().filter_map(|pvc| pvc.namespace()).collect();
+    let is_used = |of: &String| caches.clusters.get(&ObjectRef::new(name).within(of)).is_some();
+    namespaces.into_iter().filter(|of| of != namespace && !is_used(of)).collect()
+}
+
 /// What webhooks have changed, as far as that isn't long ago: one that was removed doesn't say so.
 fn contested(memory: &Memory) -> BTreeMap<String, u64> {
     let known = memory.contested.iter().filter(|(_, (_, since))| since.elapsed() < CONTESTED_LIFETIME);
@@ -152,10 +195,10 @@ async fn confirmed_for(context: &Context, cluster: &FileSystemCluster) -> Option
 /// Which versions there are, and what the policy has for the cluster now.
 async fn upgrade(context: &Context, cluster: &Arc<FileSystemCluster>) -> UpgradeFact {
     let versions = context.images.versions().into_iter().map(str::to_owned).collect();
-    let policy = &context.settings.upgrades;
+    let (policy, feature_level) = (&context.settings.upgrades, context.feature_level);
     let this = member(cluster);
     if offer(policy, Timestamp::now(), &this, &[]) == Offer::Nothing {
-        return UpgradeFact { versions, offer: Offer::Nothing };
+        return UpgradeFact { versions, offer: Offer::Nothing, feature_level };
     }
     // One after the other: of two that look at the same moment only one may see that there is room.
     let mut offered = context.offered.lock().await;
@@ -177,7 +220,7 @@ async fn upgrade(context: &Context, cluster: &Arc<FileSystemCluster>) -> Upgrade
     if matches!(offer, Offer::Now(_)) {
         offered.insert(ObjectRef::from_obj(&**cluster), Instant::now());
     }
-    UpgradeFact { versions, offer }
+    UpgradeFact { versions, offer, feature_level }
 }
 
 /// A cluster as the policy sees it.
@@ -344,7 +387,10 @@ fn referring(caches: &Caches, cluster: &FileSystemCluster) -> Vec<String> {
     let mut found: Vec<String> = caches
         .volumes
         .state_filter(|volume| {
-            cluster_of(volume).is_some_and(|of| of.name == wake.name && of.namespace == wake.namespace)
+            // Few volumes of many have the name in their handle, and only theirs is taken apart.
+            let handle = volume.spec.as_ref().and_then(|spec| Some(&spec.csi.as_ref()?.volume_handle));
+            handle.is_some_and(|handle| handle.contains(&wake.name))
+                && cluster_of(volume).is_some_and(|of| of.name == wake.name && of.namespace == wake.namespace)
         })
         .iter()
         .map(|volume| {

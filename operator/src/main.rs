@@ -15,6 +15,9 @@ mod events;
 mod faults;
 mod gather;
 mod http;
+#[cfg(test)]
+mod installed;
+mod keys;
 mod leader;
 mod metadata;
 mod metrics;
@@ -26,6 +29,8 @@ mod policy;
 mod prerequisites;
 mod reconcile;
 mod report;
+#[cfg(test)]
+mod scale;
 mod settings;
 mod state;
 #[cfg(test)]
@@ -34,12 +39,14 @@ mod trouble;
 mod unreadable;
 mod validate;
 mod version;
+mod watches;
 
 use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use atoll_proto::version::FEATURE_LEVEL;
 use clap::Parser;
 use futures::{StreamExt, stream};
 use kube::Client;
@@ -58,7 +65,7 @@ use crate::context::{ASKED_MAX, Context, Parts};
 use crate::error::call;
 use crate::http::Told;
 use crate::leader::{Candidate, Leadership};
-use crate::metadata::Network;
+use crate::metadata::{Network, Servers};
 use crate::metrics::Metrics;
 use crate::prerequisites::Unmet;
 use crate::reconcile::{after_failure, reconcile};
@@ -154,7 +161,7 @@ async fn run(config: Config) -> Result<(), Fatal> {
     metrics.lead();
     let leadership = if config.no_leader_election { Leadership::always() } else { candidate.leadership() };
     let result = tokio::select! {
-        result = work(&config, client, (images, settings), &told, (me, leadership), stopping) => result,
+        result = work(&config, client, Box::new(Network), (images, settings), &told, (me, leadership), stopping) => result,
         () = candidate.keep(), if !config.no_leader_election => Err(Fatal::LeaseLost),
     };
     if !config.no_leader_election && !matches!(result, Err(Fatal::LeaseLost)) {
@@ -190,6 +197,7 @@ async fn reach(client: &Client, told: &Told, stopping: &CancellationToken) {
 async fn work(
     config: &Config,
     client: Client,
+    servers: Box<dyn Servers>,
     (images, settings): (Images, Settings),
     told: &Told,
     (me, leadership): (String, Leadership),
@@ -203,7 +211,7 @@ async fn work(
     let mut watches = JoinSet::new();
     watches.spawn(prerequisites::keep(client.clone(), kept, told.unmet.clone()));
     let recorder = context::recorder(&client, me);
-    let caches = Caches::start(&client, &recorder, &wakes, &mut watches);
+    let caches = Caches::start(&client, &config.watched_namespaces(), &recorder, &wakes, &mut watches);
     tokio::select! {
         ready = caches.ready() => if !ready { return Err(Fatal::WatchEnded) },
         () = stopping.cancelled() => return Ok(()),
@@ -213,9 +221,10 @@ async fn work(
     let context = Arc::new(Context::new(Parts {
         client,
         caches,
-        servers: Box::new(Network),
+        servers,
         leadership,
         images,
+        feature_level: FEATURE_LEVEL,
         settings,
         metrics: told.metrics.clone(),
         recorder,

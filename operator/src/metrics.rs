@@ -92,6 +92,7 @@ impl Metrics {
             Action::WithdrawConfirmation => "withdraw_confirmation",
             Action::SetClusterId { .. } => "set_cluster_id",
             Action::CreateSecret(_) => "create_secret",
+            Action::RestoreSecret(_) => "restore_secret",
             Action::Apply(_) => "apply",
             Action::Bootstrap(_) => "bootstrap",
             Action::LabelMember { .. } => "label_member",

@@ -34,6 +34,10 @@ pub struct Observed {
     pub budgets: BTreeMap<Component, PodDisruptionBudget>,
     /// The Secret with the key, whoever made it.
     pub secret: Option<Secret>,
+    /// What the Secret was when this operator read it earlier, if it isn't there any more.
+    pub secret_before: Option<Secret>,
+    /// Namespaces in which disks of a volume of this name were kept, as long as this one has no id.
+    pub elsewhere: Vec<String>,
     /// PVCs by name: those that carry the cluster's label, and those of the names that its pods will use.
     pub pvcs: BTreeMap<String, PersistentVolumeClaim>,
     /// Pods by name.
@@ -94,6 +98,8 @@ pub struct UpgradeFact {
     pub versions: Vec<String>,
     /// What its policy has for the cluster, if the spec names no version.
     pub offer: Offer,
+    /// The highest feature level that it knows.
+    pub feature_level: u32,
 }
 
 /// What the metadata service says.

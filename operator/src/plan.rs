@@ -59,6 +59,8 @@ pub enum Action {
     },
     /// Make the Secret with a new key.
     CreateSecret(ClusterId),
+    /// Make the Secret again, with the key that it had when it was read last.
+    RestoreSecret(ClusterId),
     /// Take the confirmation of a deletion out of the spec: no deletion followed it.
     WithdrawConfirmation,
     /// Make or change an object that goes with the resource.
@@ -207,7 +209,13 @@ pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId)
         return Plan::blocked(problem);
     }
     if seen.cluster.is_terminating() {
-        return deletion::plan(seen);
+        let mut plan = deletion::plan(seen);
+        let serves = plan.problem.as_ref().is_some_and(|problem| problem.reason.blocks_deletion());
+        if let (true, false, Ok(wanted)) = (serves, seen.cluster.spec.paused, wanted) {
+            // What keeps it from that is no news while it is the deletion that somebody waits for.
+            plan.actions = upkeep(seen, wanted).unwrap_or_default();
+        }
+        return plan;
     }
     if seen.cluster.spec.paused {
         let message = "spec.paused is true: the operator changes nothing; set it to false to resume";
@@ -220,11 +228,6 @@ pub fn plan(seen: &Observed, wanted: &Result<Wanted, Problem>, fresh: ClusterId)
         Ok(wanted) => wanted,
         Err(problem) => return Plan::blocked(problem.clone()),
     };
-    if seen.namespace_terminating || seen.crd_terminating {
-        let message = "the namespace or the CustomResourceDefinition is being deleted: the operator changes \
-             nothing any more";
-        return Plan::blocked(Problem::new(Reason::Deleting, message));
-    }
     if !has_finalizer(seen) {
         return Plan::just(Action::AddFinalizer);
     }
@@ -267,9 +270,9 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
     if !is_made(seen) {
         check_surroundings(wanted, seen)?;
     }
-    if !key_is_there(seen, wanted, id)? {
+    if let Some(action) = key(seen, wanted, id)? {
         // The pods can't start without it, so nothing else is due.
-        return Ok(vec![Action::CreateSecret(id)]);
+        return Ok(vec![action]);
     }
     if let Intent::Move(version) = intent(seen, wanted) {
         return Ok(vec![Action::PinVersion(version)]);
@@ -294,6 +297,25 @@ fn steps(seen: &Observed, wanted: &Wanted, fresh: ClusterId) -> Result<Vec<Actio
     }
     if actions.is_empty() {
         actions.extend(eviction::next(seen, wanted));
+    }
+    Ok(actions)
+}
+
+/// What a volume needs that is to be deleted and is still in use: its objects, its members, its servers' disks. It neither grows
+/// nor shrinks nor gets another version any more.
+fn upkeep(seen: &Observed, wanted: &Wanted) -> Result<Vec<Action>, Problem> {
+    let Some(id) = seen.cluster_id() else { return Ok(Vec::new()) };
+    refuse_others_objects(seen)?;
+    refuse_others_disks(seen, id)?;
+    refuse_others_sets(seen, id)?;
+    if let Some(action) = key(seen, wanted, id)? {
+        return Ok(vec![action]);
+    }
+    let mut actions = applies(seen, wanted, id);
+    actions.retain(|action| !is_contested(seen, action));
+    actions.extend(bootstrap(seen, wanted, id)?);
+    if actions.is_empty() {
+        actions.extend(heal::next(seen, wanted));
     }
     Ok(actions)
 }
@@ -367,12 +389,16 @@ fn refuse_others_sets(seen: &Observed, id: ClusterId) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Whether the Secret is there. Once there are disks a new one would lock them for good.
-fn key_is_there(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<bool, Problem> {
+/// What is to be done for the Secret to be there. Once there are disks a new key would lock them for good.
+fn key(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<Option<Action>, Problem> {
     let name = &wanted.secret;
     let Some(found) = &seen.secret else {
         if seen.pvcs.is_empty() && seen.statefulsets.is_empty() {
-            return Ok(false);
+            return Ok(Some(Action::CreateSecret(id)));
+        }
+        let before = seen.secret_before.as_ref().and_then(|found| secret::read(found).ok());
+        if before.is_some_and(|before| before.cluster == id) {
+            return Ok(Some(Action::RestoreSecret(id)));
         }
         let message = format!(
             "the Secret {name} with the cluster's key is missing, and without it the disks can't be used: \
@@ -382,7 +408,7 @@ fn key_is_there(seen: &Observed, wanted: &Wanted, id: ClusterId) -> Result<bool,
         return Err(Problem::new(Reason::KeyMissing, message));
     };
     match secret::read(found) {
-        Ok(read) if read.cluster == id => Ok(true),
+        Ok(read) if read.cluster == id => Ok(None),
         Ok(read) => {
             let message = format!(
                 "the Secret {name} has the key of cluster {}, and this one is {id}: restore the right \

@@ -18,7 +18,8 @@ use crate::apply::{Changed, carry_out, write_status};
 use crate::context::{Context, Repeated};
 use crate::error::{Error, Kind, change};
 use crate::events::{event, transitions};
-use crate::gather::{ask, observe};
+use crate::gather::{access, ask, observe};
+use crate::keys::{KnownKey, is_at_rest};
 use crate::observe::Observed;
 use crate::plan::{Action, CONFIRMATION_LIFETIME, Fate, fate, held, missing, plan, sized};
 use crate::report;
@@ -104,6 +105,7 @@ async fn look_and_act(
         plan.problem = Some(Problem::new(Reason::ApiRefused, message));
     }
     let assessment = assess(&seen, &wanted, &plan);
+    keep_key(context, key, &seen, is_at_rest(&seen, &plan, assessment.phase)).await;
     let resource_changed = outcome.as_ref().is_ok_and(|changed| changed.resource);
     if !resource_changed {
         let now = Time(Timestamp::now());
@@ -130,6 +132,24 @@ async fn remember(context: &Context, key: &ObjectRef<FileSystemCluster>, what: u
     let before = repeated.filter(|before| before.what == what);
     let times = before.map_or(0, |before| before.times.saturating_add(1));
     *repeated = changed.anything.then(|| Repeated { what, times, at: Instant::now() });
+}
+
+/// Remembers the Secret, and that it needn't be read for a while if the cluster is at rest.
+async fn keep_key(context: &Context, key: &ObjectRef<FileSystemCluster>, seen: &Observed, at_rest: bool) {
+    let mut memory = context.memory.lock().await;
+    let remembered = &mut memory.entry(key.clone()).or_default().key;
+    match &mut *remembered {
+        Some(known) if at_rest && seen.secret.is_some() => {
+            known.rest(context.caches.clusters.len(), rand::rng().random());
+        }
+        Some(known) => known.wake(),
+        None => {}
+    }
+    // One that was read now, and is the right one.
+    let is_new = seen.secret.as_ref() != remembered.as_ref().map(KnownKey::secret);
+    if let (Some(secret), true, Some(_)) = (&seen.secret, is_new, access(seen)) {
+        *remembered = Some(KnownKey::new(secret.clone()));
+    }
 }
 
 /// Servers come or go, and nobody but the leader says how far that is.
@@ -210,6 +230,20 @@ fn farewell(seen: &Observed, actions: &[Action]) -> Vec<Event> {
         let note = format!("the disks of cluster {id} are used again, {} of them{lacks}", seen.pvcs.len());
         return vec![event(kind, "Adopted", note)];
     }
+    if let [Action::SetClusterId { adopted: false, .. }] = actions
+        && !seen.elsewhere.is_empty()
+    {
+        let note = format!(
+            "a new volume is created, though disks of an earlier one of this name are kept in {}: they can be used in their \
+             own namespace only (kubectl atoll orphans)",
+            seen.elsewhere.join(", ")
+        );
+        return vec![event(EventType::Warning, "DisksElsewhere", note)];
+    }
+    if let Some(Action::RestoreSecret(_)) = actions.first() {
+        let note = "the Secret with the cluster's key was deleted, and is created again with the same key";
+        return vec![event(EventType::Warning, "KeyRestored", note.to_owned())];
+    }
     if actions.contains(&Action::WithdrawConfirmation) {
         let note = format!(
             "spec.deletionConfirmation was removed, since the resource was not deleted within {} minutes of it: to delete \
@@ -289,7 +323,10 @@ mod tests {
     fn it_is_said_which_disks_are_used_again_and_which_are_missing() {
         let mut seen = testing::running();
         let adopts = [Action::SetClusterId { id: ID, adopted: true }];
-        assert_eq!(notes(&seen, &[Action::SetClusterId { id: ID, adopted: false }]), Vec::<String>::new());
+        let creates = [Action::SetClusterId { id: ID, adopted: false }];
+        assert_eq!(notes(&seen, &creates), Vec::<String>::new());
+        seen.elsewhere = vec!["old".into()];
+        assert!(notes(&seen, &creates)[0].contains("kept in old"), "{:?}", notes(&seen, &creates));
         let said = notes(&seen, &adopts);
         assert!(said[0].starts_with("Adopted: ") && said[0].ends_with("6 of them"), "{said:?}");
         seen.pvcs.remove("data-db-storage-1");

@@ -74,6 +74,8 @@ pub fn observed(capacity: &str) -> Observed {
         services: BTreeMap::new(),
         budgets: BTreeMap::new(),
         secret: None,
+        secret_before: None,
+        elsewhere: Vec::new(),
         pvcs: BTreeMap::new(),
         pods: BTreeMap::new(),
         pvc_warnings: BTreeMap::new(),
@@ -89,6 +91,7 @@ pub fn observed(capacity: &str) -> Observed {
         leaderless_for: None,
         upgrade: UpgradeFact {
             versions: images().versions().into_iter().map(str::to_owned).collect(),
+            feature_level: versions::NEXT_LEVEL,
             ..UpgradeFact::default()
         },
         confirmed_for: None,

@@ -150,8 +150,7 @@ fn in_use(seen: &Observed, fate: Fate) -> Option<Problem> {
     mounts(seen).or(referring)
 }
 
-/// Mounts that are still there. Only the leader knows them; without one, none can do anything unless there may be one again at
-/// any moment.
+/// Mounts that are still there. Only the leader knows them, and without one there may be one again at any moment.
 fn mounts(seen: &Observed) -> Option<Problem> {
     let Some(answer) = seen.answer().filter(|answer| answer.is_leader) else { return unknown_mounts(seen) };
     let clients: Vec<&str> = answer.sessions.iter().map(|session| session.client.as_str()).collect();
@@ -164,12 +163,15 @@ fn mounts(seen: &Observed) -> Option<Problem> {
     Some(Problem::new(Reason::Mounted, message))
 }
 
-/// A majority of the metadata servers works, and nobody says who uses the volume: an election, or a network in between.
+/// Nobody says who uses the volume: an election, a network in between, or servers that are away and may come back. Of a volume
+/// without a majority of its metadata servers counts who had it mounted when somebody knew.
 fn unknown_mounts(seen: &Observed) -> Option<Problem> {
     let set = seen.statefulsets.get(&Component::Metadata)?;
     let members = set.spec.as_ref()?.replicas.and_then(|count| usize::try_from(count).ok())?;
     let ready = seen.pods_of(Component::Metadata).filter(|pod| is_ready(pod)).count();
-    if ready * 2 <= members {
+    let status = seen.cluster.status.as_ref();
+    let had_mounts = status.is_some_and(|status| status.client_count > 0);
+    if ready * 2 <= members && !had_mounts {
         return None;
     }
     let name = names::workload(seen.cluster.name_str(), Component::Metadata);
@@ -196,3 +198,6 @@ fn first(all: &[&str]) -> Option<String> {
     let more = if all.len() > NAMED_MAX { ", …" } else { "" };
     (!all.is_empty()).then(|| format!("{}{more}", all[..all.len().min(NAMED_MAX)].join(", ")))
 }
+
+#[cfg(test)]
+mod tests;

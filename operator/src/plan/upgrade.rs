@@ -2,7 +2,6 @@
 
 use atoll_crds::v1alpha1::Reason;
 use atoll_proto::admin::RaiseFeatureLevel;
-use atoll_proto::version::FEATURE_LEVEL;
 
 use super::{Action, is_made, roll};
 use crate::config::VERSION;
@@ -110,7 +109,8 @@ pub fn raise(seen: &Observed, wanted: &Wanted) -> Option<Action> {
 fn level_due(seen: &Observed) -> Option<u32> {
     let answer = seen.answer().filter(|answer| answer.cluster.is_some() && answer.feature_level > 0)?;
     let limit = seen.cluster.spec.feature_level_max.unwrap_or(u32::MAX);
-    let level = FEATURE_LEVEL.min(limit).min(answer.feature_level_max.max(answer.feature_level + 1));
+    let level =
+        seen.upgrade.feature_level.min(limit).min(answer.feature_level_max.max(answer.feature_level + 1));
     (level > answer.feature_level).then_some(level)
 }
 

@@ -1,5 +1,7 @@
-//! Faults between the operator and whoever it speaks to: at the n-th change or question, and nowhere else.
+//! Faults between the operator and whoever it speaks to: at the n-th change or question, and nowhere else. Or the operator is killed
+//! at some of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -17,6 +19,8 @@ pub enum Fault {
     LoseAnswer,
     /// It is carried out, and the operator ends before it hears of it.
     Crash,
+    /// The operator ends before it is carried out.
+    Kill,
     /// The operator hears that it failed, and it is carried out after the operator has gone on.
     Late,
 }
@@ -46,8 +50,22 @@ struct Inside {
     fault: Option<(At, Fault)>,
     writes: usize,
     reads: usize,
+    /// At which of all requests, changes and questions, the operator is killed, and whether that one is carried out.
+    kills: BTreeMap<usize, bool>,
     /// What is late, with how many looks it still takes.
     late: Vec<(u8, Late)>,
+}
+
+impl Inside {
+    /// What happens to the request that was counted last.
+    fn fault_at(&mut self, at: At) -> Option<Fault> {
+        let number = self.writes + self.reads - 1;
+        match self.kills.remove(&number) {
+            Some(true) => Some(Fault::Crash),
+            Some(false) => Some(Fault::Kill),
+            None => self.fault.filter(|(of, _)| *of == at).map(|(_, fault)| fault),
+        }
+    }
 }
 
 /// Where all requests come through.
@@ -61,6 +79,16 @@ impl Door {
     /// One fault, from now on.
     pub fn set(&self, fault: Option<(At, Fault)>) {
         self.inside.lock().fault = fault;
+    }
+
+    /// Kills, each once, at the n-th of all requests: before it is carried out, or (`true`) after it.
+    pub fn kill_at(&self, kills: BTreeMap<usize, bool>) {
+        self.inside.lock().kills = kills;
+    }
+
+    /// Kills that are still to come.
+    pub fn kills_left(&self) -> usize {
+        self.inside.lock().kills.len()
     }
 
     /// Changes and questions so far.
@@ -93,9 +121,9 @@ impl Door {
             let mut inside = self.inside.lock();
             inside.writes += 1;
             let now = At::Write(inside.writes - 1);
-            inside.fault.filter(|(at, _)| *at == now)
+            inside.fault_at(now)
         };
-        self.pass(fault.map(|(_, fault)| fault), act).await
+        self.pass(fault, act).await
     }
 
     /// A question.
@@ -104,9 +132,9 @@ impl Door {
             let mut inside = self.inside.lock();
             inside.reads += 1;
             let now = At::Read(inside.reads - 1);
-            inside.fault.filter(|(at, _)| *at == now)
+            inside.fault_at(now)
         };
-        self.pass(fault.map(|(_, fault)| fault), act).await
+        self.pass(fault, act).await
     }
 
     async fn pass<T: Send + 'static>(
@@ -121,8 +149,10 @@ impl Door {
                 act();
                 Outcome::Refused(504)
             }
-            Some(Fault::Crash) => {
-                act();
+            Some(fault @ (Fault::Crash | Fault::Kill)) => {
+                if fault == Fault::Crash {
+                    act();
+                }
                 self.crashed.notify_one();
                 std::future::pending().await
             }
