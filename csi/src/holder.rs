@@ -7,7 +7,7 @@
 //!        has leader.lock  ◀──── Turn ─────         ──── Turn, Mount ──▶    waits for leader.lock
 //! ```
 //!
-//! - Who leads has the lock on [`LEADER_LOCK`]; who is to lead says the holder ([`seats`]): the mount host that was started
+//! - Who leads has the lock on [`LEADER_LOCK`]; who is to lead says the holder (`seats`): the mount host that was started
 //!   last. One that leads and isn't to lead ends its clients, and then lets go of the lock.
 //! - A client is succeeded only when it is dead for sure: the other end of its control socket, which comes with its mount's
 //!   descriptors, is closed.
