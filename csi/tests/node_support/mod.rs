@@ -108,8 +108,10 @@ pub struct Machine {
     node: Node,
 }
 
+/// One that nobody has; below those that the kernel gives to outgoing connections, which would have it a moment later.
 fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    let bound = || TcpListener::bind(("127.0.0.1", rand::random_range(10_000..30_000))).ok();
+    std::iter::repeat_with(bound).flatten().next().unwrap().local_addr().unwrap().to_string()
 }
 
 impl Machine {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use atoll_client::arena::{Adopted, Arena, ArenaConfig};
 use atoll_client::client::{Client, ClientOptions, Notifier as KernelNotifier, Succession};
+use atoll_client::metadata::Metadata;
 use atoll_client::session::{MetadataClient, Predecessor, SessionError, SessionOptions};
 use atoll_client::storage_pool::{PoolConfig, Storage, StoragePool};
 use atoll_core::error::FsError;
@@ -219,8 +220,12 @@ impl Mounted {
     /// # Errors
     /// If something could not be written out.
     pub async fn flush(&self) -> Outcome {
-        let flushed = self.client.data().flush_all().await;
+        let flushed = async {
+            self.client.data().flush_all().await?;
+            self.client.metadata().sync().await
+        };
         flushed
+            .await
             .map_err(|error| Failure::failed(format_args!("not all buffered data could be written: {error}")))
     }
 

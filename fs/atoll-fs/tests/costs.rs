@@ -207,7 +207,7 @@ fn each_operation_on_a_volume_for_one_mount_costs_what_it_did() {
     };
 
     let found = cost(&cluster, |n| fs::write(path("small", n), &block).unwrap());
-    check("create, write 4 KiB, close", costs([7, 0, 0, 0, 0, 0], 200), found);
+    check("create, write 4 KiB, close", costs([7, 0, 0, 0, 0, 0], 280), found);
     let found = cost(&cluster, |n| assert!(fs::metadata(path("small", n)).unwrap().is_file()));
     check("stat", costs([1, 0, 0, 0, 0, 0], 4), found);
     let found = cost(&cluster, |n| assert_eq!(fs::read(path("small", n)).unwrap(), block));

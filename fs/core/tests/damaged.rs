@@ -421,7 +421,7 @@ fn any_command_on_any_damaged_record_has_an_outcome() {
 }
 
 #[test]
-fn a_chosen_number_must_have_been_handed_out_and_be_free_again() {
+fn a_number_that_is_not_an_entrys_own_is_refused() {
     let mut volume = Volume::new();
     let create = |name: &str, ino: Option<u64>| {
         Op::Client(ClientOp::Create(ops::Create {
@@ -455,12 +455,5 @@ fn a_chosen_number_must_have_been_handed_out_and_be_free_again() {
         volume.store.write(txn.into_writes());
     }
     assert_eq!(volume.all(), before, "nothing was changed");
-    // An orphan has its number until it is freed.
-    volume.run(SESSION, Op::from(ops::Unlink { parent: ROOT, name: "a".into(), directory: false }));
-    volume.run(SESSION, create("c", Some(16)));
-    assert_eq!(query::inode(&volume.store, InodeId(16)).unwrap().nlink, 0);
-    volume.run(INTERNAL, Op::from(ops::PurgeOrphan { ino: InodeId(16), segments_max: 1 }));
-    volume.run(SESSION, create("c", Some(16)));
-    assert_eq!(query::inode(&volume.store, InodeId(16)).unwrap().nlink, 1);
     assert_eq!(check(&volume.store).unwrap(), Vec::<String>::new());
 }
