@@ -19,6 +19,7 @@ mod ops;
 mod slot;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use atoll_core::error::FsError;
@@ -128,12 +129,39 @@ pub(super) struct Journal {
     progress: watch::Sender<Progress>,
     /// There is something to send.
     work: Notify,
+    /// So many wait for a commit.
+    waiting: AtomicU32,
+    /// Somebody does now.
+    urgent: Notify,
+}
+
+/// Somebody waits for a commit, until this is dropped.
+struct Waiting<'a>(&'a Journal);
+
+impl Journal {
+    fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.urgent.notify_one();
+        Waiting(self)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Default for Journal {
     fn default() -> Journal {
         let progress = watch::channel(Progress::default()).0;
-        Journal { state: Mutex::default(), progress, work: Notify::new() }
+        Journal {
+            state: Mutex::default(),
+            progress,
+            work: Notify::new(),
+            waiting: AtomicU32::new(0),
+            urgent: Notify::new(),
+        }
     }
 }
 
@@ -186,6 +214,7 @@ impl Inner {
     /// [`ClientError::SessionLost`] if some of it is lost.
     pub(super) async fn journal_committed(&self, until: Option<Position>) -> Result<(), ClientError> {
         let Some(Position { epoch, sequence }) = until else { return Ok(()) };
+        let _waiting = self.journal.wait();
         let mut progress = self.journal.progress.subscribe();
         let settled = |progress: &Progress| progress.epoch != epoch || progress.committed >= sequence;
         let settled = async { progress.wait_for(settled).await.map(|progress| *progress) };

@@ -1,6 +1,7 @@
 //! Commits the journal: sends it in batches, one at a time.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use atoll_core::commands::Outcome;
@@ -20,6 +21,8 @@ use crate::session::{Current, Inner, clock};
 const BATCH_ENTRIES_MAX: usize = 512;
 /// … and bytes, beyond which no further one is added.
 const BATCH_BYTES_MAX: usize = 256 << 10;
+/// What nobody waits for is gathered for so long: of a file that is made, written and synced all goes in one batch.
+const GATHER: Duration = Duration::from_millis(1);
 /// Nothing is carried out here for so long after the metadata servers have said that their disks have little room.
 const DISK_LOW_PAUSE: Duration = Duration::from_secs(5);
 
@@ -76,6 +79,17 @@ struct Batch {
 }
 
 impl Journal {
+    /// Waits for more, unless somebody waits for what there is, or it is much.
+    async fn gather(&self) {
+        let is_much = self.state.lock().keeping.as_ref().is_none_or(|keeping| {
+            keeping.queue.len() >= BATCH_ENTRIES_MAX / 2 || keeping.bytes >= BATCH_BYTES_MAX
+        });
+        if is_much || self.waiting.load(Ordering::SeqCst) > 0 {
+            return;
+        }
+        let _ = tokio::time::timeout(GATHER, self.urgent.notified()).await;
+    }
+
     fn next_batch(&self) -> Option<Batch> {
         let state = self.state.lock();
         let keeping = state.keeping.as_ref()?;
@@ -136,7 +150,9 @@ pub(in crate::session) async fn commit(inner: Arc<Inner>) {
             () = inner.token.cancelled() => return,
             () = inner.journal.work.notified() => {}
         }
-        while let Some(Batch { current, first, entries }) = inner.journal.next_batch() {
+        loop {
+            inner.journal.gather().await;
+            let Some(Batch { current, first, entries }) = inner.journal.next_batch() else { break };
             let entries: Vec<&[u8]> = entries.iter().map(|entry| &entry[..]).collect();
             let sent = tokio::select! {
                 sent = inner.send_batch(current.id, first, &entries) => sent,
