@@ -65,7 +65,7 @@ impl Capability {
     /// Parses the capabilities of a volume that is to be made.
     ///
     /// # Errors
-    /// As [`parse`](Self::parse), and if there is none.
+    /// As [`parse`](Self::parse), and if it is missing.
     pub fn parse_all(capabilities: &[VolumeCapability]) -> Result<Vec<Capability>, CsiError> {
         if capabilities.is_empty() {
             return Err(CsiError::Missing("volume_capabilities"));

@@ -36,7 +36,7 @@ pub trait Clusters: Send + Sync + 'static {
     /// Writes the word without which data is kept: the cluster's id.
     fn confirm_deletion(&self, name: &str, id: &str) -> impl Future<Output = Result<(), Pending>> + Send;
 
-    /// Deletes one, of this uid and no other. Done, if there is none.
+    /// Deletes the one with this uid and no other. Success if it does not exist.
     fn delete(&self, name: &str, uid: &str) -> impl Future<Output = Result<(), Pending>> + Send;
 
     /// Waits until one may have changed, at most this long.

@@ -99,7 +99,7 @@ impl Wanted {
 /// What CreateVolume does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// There is none: make it.
+    /// It does not exist: create it.
     Make,
     /// It can be used: answer.
     Ready,

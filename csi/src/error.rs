@@ -2,8 +2,8 @@
 //!
 //! What the code means to the caller decides what happens next. To external-provisioner only `ABORTED`,
 //! `DEADLINE_EXCEEDED`, `UNAVAILABLE` and `CANCELLED` mean "it may still come to be": after any other answer it forgets the
-//! volume if the PVC is deleted, and what was begun would be left behind. So whoever has begun something returns
-//! [`Pending`], which can be nothing else.
+//! volume if the PVC is deleted, and what was started would be left behind. So an RPC that has started something
+//! returns [`Pending`], which can be nothing else.
 
 use thiserror::Error;
 use tonic::{Code, Status};

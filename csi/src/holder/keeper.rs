@@ -63,7 +63,7 @@ struct State {
     seats: Seats,
     peers: HashMap<u64, Peer>,
     connections: u64,
-    /// The process ends: who leads goes on with what it has.
+    /// The process ends: the leader continues with what it has.
     ending: bool,
 }
 

@@ -94,7 +94,7 @@ pub enum SupervisorError {
 /// A client's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Process {
-    /// There is none: it has died, or another mount host's client is waited for.
+    /// Not running: it has died, or another mount host's client has to end first.
     None,
     /// It is being started.
     Starting,
