@@ -347,7 +347,34 @@ pub enum Outcome {
     Replaced(Box<Attributes>, Box<Attributes>),
 }
 
+impl ClientOp {
+    /// The directories in which it changes names.
+    #[must_use]
+    pub fn directories(&self) -> [Option<InodeId>; 2] {
+        match self {
+            ClientOp::Create(op) => [Some(op.parent), None],
+            ClientOp::Unlink(op) => [Some(op.parent), None],
+            ClientOp::Link(op) => [Some(op.parent), None],
+            ClientOp::Rename(op) => [Some(op.parent), (op.new_parent != op.parent).then_some(op.new_parent)],
+            _ => [None; 2],
+        }
+    }
+}
+
 impl Outcome {
+    /// The attributes that it has, each of another inode.
+    #[must_use]
+    pub fn described(&self) -> [Option<&Attributes>; 2] {
+        match self {
+            Outcome::Inode(attributes)
+            | Outcome::Appended(_, attributes)
+            | Outcome::Allocated(_, attributes)
+            | Outcome::Copied(_, attributes) => [Some(attributes), None],
+            Outcome::Replaced(moved, replaced) => [Some(moved), Some(replaced)],
+            _ => [None; 2],
+        }
+    }
+
     /// The outcome as a result.
     ///
     /// # Errors

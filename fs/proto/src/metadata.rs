@@ -152,6 +152,8 @@ pub struct JournalReply {
     pub refused: Option<FsError>,
     /// The metadata servers' disks have little room: what grows is to be asked for, and refused.
     pub disk_low: bool,
+    /// New files and small overwrites may travel inline, as in [`SessionHeartbeatReply`].
+    pub inline_allowed: bool,
 }
 
 /// What a client has to know to keep a journal.

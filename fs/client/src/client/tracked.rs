@@ -50,7 +50,7 @@ impl<M> Tracked<M> {
 
     /// What an operation names, and what its outcome describes, has changed; or may have, if there is none.
     fn note_changed(&self, named: [Option<InodeId>; 2], outcome: Option<&Outcome>) {
-        let described = outcome.map_or([None; 2], described_by).map(|attributes| Some(attributes?.ino));
+        let described = outcome.map_or([None; 2], Outcome::described).map(|attributes| Some(attributes?.ino));
         self.kept.note(named.into_iter().chain(described).flatten());
     }
 
@@ -72,18 +72,6 @@ impl<M> Tracked<M> {
             }
             _ => {}
         }
-    }
-}
-
-/// The inodes whose attributes an outcome has.
-fn described_by(outcome: &Outcome) -> [Option<&Attributes>; 2] {
-    match outcome {
-        Outcome::Inode(attributes)
-        | Outcome::Appended(_, attributes)
-        | Outcome::Allocated(_, attributes)
-        | Outcome::Copied(_, attributes) => [Some(attributes), None],
-        Outcome::Replaced(moved, replaced) => [Some(moved), Some(replaced)],
-        _ => [None; 2],
     }
 }
 
@@ -111,7 +99,7 @@ impl Changing<'_> {
         let mut left: Vec<InodeId> = named.into_iter().flatten().collect();
         if let Some(renaming) = self.renaming.take() {
             renaming.done(outcome);
-            for attributes in parents.iter().chain(described_by(outcome).into_iter().flatten()) {
+            for attributes in parents.iter().chain(outcome.described().into_iter().flatten()) {
                 left.retain(|ino| *ino != attributes.ino);
                 self.described.learn(attributes, self.asked);
             }

@@ -133,18 +133,7 @@ fn journaled(txn: &mut Txn<'_>, command: &Command, mut session: SessionRecord) -
     if last.checked_add(1) != Some(command.sequence) && !applied_twice {
         return Err(FsError::BadSequence.into());
     }
-    let outcome = match perform(txn, command) {
-        Ok(outcome) => outcome,
-        Err(OpError::Refused(error)) => {
-            txn.undo();
-            Outcome::Refused(error)
-        }
-        Err(OpError::Store(StoreError::Damaged(_))) => {
-            txn.undo();
-            Outcome::Refused(FsError::Io)
-        }
-        Err(error) => return Err(error),
-    };
+    let outcome = outcome_of(txn, command)?;
     if command.expect.is_some_and(|expected| expected != projection(&outcome)) {
         txn.undo();
         session.journal_broken = true;
@@ -186,24 +175,25 @@ fn once(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
     if last_sequence.checked_add(1) != Some(command.sequence) && !again {
         return Err(FsError::BadSequence.into());
     }
-    let outcome = match perform(txn, command) {
-        Ok(outcome) => outcome,
-        Err(OpError::Refused(error)) => {
-            txn.undo();
-            Outcome::Refused(error)
-        }
-        Err(OpError::Store(StoreError::Damaged(_))) => {
-            txn.undo();
-            Outcome::Refused(FsError::Io)
-        }
-        Err(error) => return Err(error),
-    };
+    let outcome = outcome_of(txn, command)?;
     txn.put(
         Family::System,
         slot_key,
         &SlotRecord { sequence: command.sequence, hash, outcome: outcome.clone() },
     );
     Ok(outcome)
+}
+
+/// What comes of a command, a refusal included, which leaves nothing behind. A record that can't be read is a reason to refuse.
+fn outcome_of(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {
+    let error = match perform(txn, command) {
+        Ok(outcome) => return Ok(outcome),
+        Err(OpError::Refused(error)) => error,
+        Err(OpError::Store(StoreError::Damaged(_))) => FsError::Io,
+        Err(error) => return Err(error),
+    };
+    txn.undo();
+    Ok(Outcome::Refused(error))
 }
 
 fn perform(txn: &mut Txn<'_>, command: &Command) -> OpResult<Outcome> {

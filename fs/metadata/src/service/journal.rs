@@ -16,8 +16,9 @@ use atoll_proto::queries;
 use bytes::Bytes;
 
 use super::mutate::SEGMENTS_WITH_UNLINK_MAX;
+use super::session::inline_allowed;
 use crate::leader::internal;
-use crate::node::Node;
+use crate::node::{Node, query_error};
 use crate::proposer::BATCH_COMMANDS_MAX;
 
 /// Entries of a directory in one answer.
@@ -74,6 +75,9 @@ impl Node {
             return Err(MetadataError::Fs(FsError::NotPermitted));
         }
         let leader = self.lead()?;
+        if !query::superblock(&*self.machine.store()).map_err(query_error)?.config.exclusive {
+            return Err(MetadataError::Fs(FsError::NotPermitted));
+        }
         self.note_heard(&leader, session)?;
         let mut commands = Vec::with_capacity(entries.len() * 2);
         let mut unlinking = Vec::new();
@@ -104,7 +108,13 @@ impl Node {
         {
             tracing::error!(%session, entry = first + done, "a mount's journal can't be carried out any further");
         }
-        Ok(JournalReply { applied: first + done - 1, refused, disk_low: self.is_full(&leader) })
+        let volume = query::superblock(&*self.machine.store()).map_err(query_error)?;
+        Ok(JournalReply {
+            applied: first + done - 1,
+            refused,
+            disk_low: self.is_full(&leader),
+            inline_allowed: inline_allowed(volume.inline_bytes, volume.config.inline_budget_bytes),
+        })
     }
 }
 

@@ -33,18 +33,6 @@ const RESERVATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// freed in the background.
 pub(super) const SEGMENTS_WITH_UNLINK_MAX: u32 = 4;
 
-/// The directories in which it changes a name.
-fn parents(op: &Op) -> [Option<InodeId>; 2] {
-    let Op::Client(op) = op else { return [None; 2] };
-    match op {
-        ClientOp::Create(op) => [Some(op.parent), None],
-        ClientOp::Unlink(op) => [Some(op.parent), None],
-        ClientOp::Link(op) => [Some(op.parent), None],
-        ClientOp::Rename(op) => [Some(op.parent), (op.new_parent != op.parent).then_some(op.new_parent)],
-        _ => [None; 2],
-    }
-}
-
 impl Node {
     /// Carries a client's mutation out.
     pub(crate) async fn mutate(
@@ -64,7 +52,10 @@ impl Node {
         }
         self.note_heard(&leader, command.session)?;
         let identity = (command.session, command.slot, command.sequence);
-        let parents = parents(&command.op);
+        let parents = match &command.op {
+            Op::Client(op) => op.directories(),
+            _ => [None; 2],
+        };
         let running = {
             let mut in_flight = leader.in_flight.lock();
             // Over since it was asked for: nobody would let go of what began here now.

@@ -177,6 +177,6 @@ fn tell(leader: &Leader, request: &ReclaimRequest) -> Result<Result<(), NotHeld>
 }
 
 /// Clients are told a little before the budget is used up, so that hardly any write is refused.
-fn inline_allowed(used: u64, budget: u64) -> bool {
+pub(super) fn inline_allowed(used: u64, budget: u64) -> bool {
     used < budget - budget / 8
 }

@@ -159,7 +159,11 @@ pub(in crate::session) async fn commit(inner: Arc<Inner>) {
                 () = inner.token.cancelled() => return,
             };
             match sent {
-                Ok(JournalReply { applied, refused, disk_low }) => {
+                Ok(JournalReply { applied, refused, disk_low, inline_allowed }) => {
+                    if !inline_allowed {
+                        // Until a heartbeat says otherwise.
+                        inner.heard.write().inline_allowed = false;
+                    }
                     if disk_low {
                         let until = clock::since_boot() + DISK_LOW_PAUSE;
                         inner.journal.state.lock().paused_until = until;

@@ -15,7 +15,7 @@ use atoll_core::store::{StoreError, Write};
 use atoll_proto::metadata::{Answer, InodeRecords, Query};
 use atoll_proto::queries;
 
-use super::ops::{can_be_journaled, described, last_names_gone, name_removed, named, parents};
+use super::ops::{can_be_journaled, last_names_gone, name_removed, named};
 use super::{ENTRIES_MAX, Entry, Keeping, Position, State, View};
 use crate::arena::Origin;
 use crate::metadata::{ClientError, Made};
@@ -145,17 +145,18 @@ impl Inner {
         keeping.next += 1;
         keeping.bytes += entry.bytes.len();
         keeping.cache.write(done.writes);
-        let parents = keeping.describe(parents(op));
+        let parents = keeping.describe(op.directories());
+        if let Some(kind) = repeats_badly {
+            // Before it can be sent: once it is committed it isn't in the ring any more, where a successor finds this as well.
+            origin::is_first(kind);
+            self.note_done(asked.origin.request, Some(kind), &done.outcome);
+        }
         let is_alone = keeping.queue.is_empty();
         keeping.queue.push_back(entry);
         *carried_out += 1;
         drop(state);
         if is_alone {
             self.journal.work.notify_one();
-        }
-        if let Some(kind) = repeats_badly {
-            origin::is_first(kind);
-            self.note_done(asked.origin.request, Some(kind), &done.outcome);
         }
         let position = Position { epoch: current.epoch, sequence };
         Some((CarriedOut { outcome: done.outcome, parents, session: Some(current.id), time: now }, position))
@@ -168,8 +169,10 @@ impl Inner {
             done = self.carry_out_here(op, asked);
         }
         let (done, _) = done?;
-        let gone = last_names_gone(&done.outcome);
-        let is_news = gone.into_iter().flatten().any(|ino| self.open_files.lock().release(ino));
+        let mut is_news = false;
+        for ino in last_names_gone(&done.outcome).into_iter().flatten() {
+            is_news |= self.open_files.lock().release(ino);
+        }
         if is_news {
             // Before the batch that the entry goes with, so that the file is freed along with it.
             self.tell_closed();
@@ -187,7 +190,7 @@ impl Inner {
         (sequence, origin, repeats_badly): (u64, Origin, Option<u8>),
     ) -> Option<Entry> {
         let removed = |attributes: &&Attributes| attributes.nlink == 0;
-        let [first, second] = described(outcome);
+        let [first, second] = outcome.described();
         let frees = first.filter(removed).or(second.filter(removed)).map(|attributes| attributes.ino);
         // The same bytes as a `JournalEntry`, without moving the operation into one.
         let bytes = encode::append(Vec::with_capacity(USUAL_BYTES), &(time, projection(outcome), frees, op));
@@ -197,8 +200,11 @@ impl Inner {
         };
         let number = (keeping.current.id, sequence);
         let room = self.arena.append_to_journal(number, origin, &bytes, &told).ok()?;
-        let inodes =
-            [parents(op)[0], first.map(|attributes| attributes.ino), second.map(|attributes| attributes.ino)];
+        let inodes = [
+            op.directories()[0],
+            first.map(|attributes| attributes.ino),
+            second.map(|attributes| attributes.ino),
+        ];
         let (what, name) = named(op);
         Some(Entry { sequence, bytes, room, inodes, what, name })
     }
@@ -235,7 +241,14 @@ impl Inner {
 
     /// Answers a question from what is known here, if that is enough: then nothing in the journal has to be committed first.
     pub(in crate::session) fn answer_here(&self, question: &Query) -> Option<Result<Answer, ClientError>> {
-        let valid = clock::since_boot() < self.heard.read().valid_until;
+        let (is_exclusive, valid_until) = {
+            let heard = self.heard.read();
+            (heard.config.exclusive, heard.valid_until)
+        };
+        if !is_exclusive {
+            return None;
+        }
+        let valid = clock::since_boot() < valid_until;
         let state = self.journal.state.lock();
         let State { keeping, renaming, busy, .. } = &*state;
         let keeping = keeping.as_ref().filter(|_| valid && *renaming == 0)?;
@@ -270,7 +283,7 @@ impl Inner {
             return false;
         }
         let mut adopted = false;
-        for ino in parents(op).into_iter().flatten() {
+        for ino in op.directories().into_iter().flatten() {
             let now = clock::since_boot();
             let (begun, forgotten) = {
                 let mut state = self.journal.state.lock();

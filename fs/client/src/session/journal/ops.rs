@@ -1,6 +1,5 @@
 //! What operations are to a journal: which can be carried out here, and what they concern. Pure.
 
-use atoll_core::attributes::Attributes;
 use atoll_core::commands::{ClientOp, NewPlace, Outcome, RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
 use atoll_core::ids::InodeId;
 use atoll_proto::metadata::Query;
@@ -67,20 +66,9 @@ pub(super) fn name_removed(op: &ClientOp) -> Option<(InodeId, &Bytes)> {
     }
 }
 
-/// The directories in which an operation changes names.
-pub(super) fn parents(op: &ClientOp) -> [Option<InodeId>; 2] {
-    match op {
-        ClientOp::Create(op) => [Some(op.parent), None],
-        ClientOp::Unlink(op) => [Some(op.parent), None],
-        ClientOp::Link(op) => [Some(op.parent), None],
-        ClientOp::Rename(op) => [Some(op.parent), (op.new_parent != op.parent).then_some(op.new_parent)],
-        _ => [None; 2],
-    }
-}
-
 /// The inodes that an operation names.
 pub(in crate::session) fn inodes_of(op: &ClientOp) -> [Option<InodeId>; 3] {
-    let [first, second] = parents(op);
+    let [first, second] = op.directories();
     let own = match (op, scope(op)) {
         (ClientOp::Create(op), _) => op.ino,
         (ClientOp::Link(op), _) => Some(op.ino),
@@ -90,21 +78,9 @@ pub(in crate::session) fn inodes_of(op: &ClientOp) -> [Option<InodeId>; 3] {
     [first, second, own]
 }
 
-/// The inodes that an outcome describes.
-pub(super) fn described(outcome: &Outcome) -> [Option<&Attributes>; 2] {
-    match outcome {
-        Outcome::Inode(attributes)
-        | Outcome::Appended(_, attributes)
-        | Outcome::Allocated(_, attributes)
-        | Outcome::Copied(_, attributes) => [Some(attributes), None],
-        Outcome::Replaced(moved, replaced) => [Some(moved), Some(replaced)],
-        _ => [None; 2],
-    }
-}
-
 /// The inodes that have lost their last name.
 pub(super) fn last_names_gone(outcome: &Outcome) -> [Option<InodeId>; 2] {
-    described(outcome).map(|attributes| {
+    outcome.described().map(|attributes| {
         attributes.filter(|attributes| attributes.nlink == 0).map(|attributes| attributes.ino)
     })
 }

@@ -10,7 +10,7 @@ use atoll_core::error::FsError;
 use atoll_core::ids::{InodeId, SessionId};
 use atoll_proto::queries;
 
-use super::ops::{Scope, can_be_journaled, described, name_removed, parents, scope};
+use super::ops::{Scope, can_be_journaled, name_removed, scope};
 use super::{Keeping, Position};
 use crate::metadata::ClientError;
 use crate::session::Inner;
@@ -86,7 +86,7 @@ impl Keeping {
                     op.times.iter().for_each(|(ino, time)| self.cache.read_at(*ino, *time));
                 }
             }
-            Scope::Inode { ino, content } => match (&op, described(outcome)[0]) {
+            Scope::Inode { ino, content } => match (&op, outcome.described()[0]) {
                 (ClientOp::SetXattr(_) | ClientOp::RemoveXattr(_) | ClientOp::SetAcl(_), _) | (_, None) => {
                     self.cache.forget(ino);
                 }
@@ -97,8 +97,8 @@ impl Keeping {
     }
 
     fn follow_names(&mut self, op: ClientOp, outcome: &Outcome, now: Timestamp) {
-        let directories = parents(&op);
-        let made = match (op, described(outcome)[0]) {
+        let directories = op.directories();
+        let made = match (op, outcome.described()[0]) {
             (ClientOp::Create(op), Some(made)) => {
                 let ino = Some(made.ino);
                 self.cache.begin_inode(made.ino);
@@ -119,7 +119,7 @@ impl Keeping {
                 self.cache.forget_all();
             }
             _ => {
-                let inodes = described(outcome).into_iter().flatten().map(|attributes| attributes.ino);
+                let inodes = outcome.described().into_iter().flatten().map(|attributes| attributes.ino);
                 directories.into_iter().flatten().chain(inodes).for_each(|ino| self.cache.forget(ino));
             }
         }
