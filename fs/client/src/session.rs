@@ -588,7 +588,7 @@ impl Metadata for MetadataClient {
     }
 
     async fn query(&self, query: Query) -> Result<Answer, ClientError> {
-        if let Some(answer) = self.inner.answer_here(&query) {
+        if let Some(answer) = self.inner.answered_here(&query).await {
             return answer;
         }
         let opening = match &query {

@@ -24,7 +24,7 @@ use atoll_core::store::{Family, MemStore, Read, prefix_end};
 use atoll_core::txn::Txn;
 use atoll_core::{check, keys};
 use atoll_proto::metadata::{
-    Answer, ChunkInfo, DirectoryEntry, DirectoryPage, FileExtents, MappedPiece, PieceData, Query, ServerInfo,
+    Answer, ChunkInfo, FileExtents, MappedPiece, PieceData, Query, ServerInfo,
 };
 use atoll_proto::queries;
 use parking_lot::Mutex;
@@ -267,7 +267,9 @@ impl MemVolume {
                 }
             }
             Query::ReadDir(queries::ReadDir { ino, cookie, bytes_max, plus }) => {
-                self.read_directory(ino, cookie, bytes_max, plus)
+                query::directory_page(store, ino, cookie, plus, bytes_max)
+                    .map(Answer::Directory)
+                    .map_err(refused)
             }
             Query::Open(queries::Open { ino, segments }) => {
                 if query::is_purging(store, ino).map_err(|error| refused(error.into()))? {
@@ -306,37 +308,6 @@ impl MemVolume {
             Query::AdoptSession(_) => Ok(Answer::Session(self.adopt_session(session))),
             Query::Journal(_) | Query::Records(_) => Err(FsError::Unsupported),
         }
-    }
-
-    fn read_directory(
-        &self,
-        ino: InodeId,
-        cookie: u64,
-        bytes_max: u32,
-        plus: bool,
-    ) -> Result<Answer, FsError> {
-        let mut bytes = 0;
-        let enough = |entry: &query::Listed| {
-            bytes += entry.name.len() + 64;
-            bytes >= bytes_max as usize
-        };
-        let (parent, listed, end) =
-            query::read_directory(&self.store, ino, cookie, enough).map_err(refused)?;
-        let mut entries = Vec::with_capacity(listed.len());
-        for entry in listed {
-            let attributes = match plus {
-                true => Some(query::inode(&self.store, entry.ino).map_err(refused)?.attributes(entry.ino)),
-                false => None,
-            };
-            entries.push(DirectoryEntry {
-                name: entry.name,
-                ino: entry.ino,
-                kind: entry.kind,
-                cookie: entry.cookie,
-                attributes,
-            });
-        }
-        Ok(Answer::Directory(DirectoryPage { parent, entries, end }))
     }
 
     fn extents(&self, ino: InodeId, first: SegmentIndex, count: u32) -> Result<FileExtents, FsError> {

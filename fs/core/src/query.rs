@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::attributes::{Attributes, FileKind};
 use crate::error::FsError;
@@ -13,6 +14,11 @@ use crate::records::{
 };
 use crate::store::{Family, Read, StoreError, prefix_end};
 pub use crate::txn::{OpError, OpResult, find_entry, load};
+
+/// Bytes of a directory entry in a message, without its name, …
+const ENTRY_BYTES: u32 = 24;
+/// … and of its attributes, about.
+const ATTRIBUTES_BYTES: u32 = 100;
 
 /// The volume's record; `WrongCluster` if it isn't bootstrapped.
 ///
@@ -128,6 +134,80 @@ pub fn read_directory(
     match failed {
         Some(error) => Err(error.into()),
         None => Ok((directory.parent, entries, end)),
+    }
+}
+
+/// One entry of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryEntry {
+    /// Its name.
+    pub name: Bytes,
+    /// What it names.
+    pub ino: InodeId,
+    /// The type of that.
+    pub kind: FileKind,
+    /// Its own position; the next question asks for what comes after it.
+    pub cookie: u64,
+    /// Attributes, if asked for.
+    pub attributes: Option<Attributes>,
+}
+
+/// A part of a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryPage {
+    /// The directory's own parent.
+    pub parent: InodeId,
+    /// Entries, by cookie.
+    pub entries: Vec<DirectoryEntry>,
+    /// There are no more.
+    pub end: bool,
+}
+
+/// A part of a directory that takes about so many bytes in a message: at least an entry, if there is one after `cookie`. With
+/// `plus` each entry has its inode's attributes; `None` if there is no such inode.
+///
+/// # Errors
+/// `Stale`, `NotDirectory`, or if the store fails.
+pub fn directory_page(
+    from: &dyn Read,
+    ino: InodeId,
+    cookie: u64,
+    plus: bool,
+    bytes_max: u32,
+) -> OpResult<DirectoryPage> {
+    let each = ENTRY_BYTES + if plus { ATTRIBUTES_BYTES } else { 0 };
+    let mut bytes = 0;
+    let (parent, listed, end) = read_directory(from, ino, cookie, |entry| {
+        bytes += each + entry.name.len() as u32;
+        bytes >= bytes_max
+    })?;
+    let mut records = match plus {
+        true => inodes(from, listed.iter().map(|entry| entry.ino))?,
+        false => Vec::new(),
+    }
+    .into_iter();
+    let entries = listed
+        .into_iter()
+        .map(|entry| DirectoryEntry {
+            attributes: records.next().flatten().map(|record| record.attributes(entry.ino)),
+            name: entry.name,
+            ino: entry.ino,
+            kind: entry.kind,
+            cookie: entry.cookie,
+        })
+        .collect();
+    Ok(DirectoryPage { parent, entries, end })
+}
+
+/// Where a symbolic link leads.
+///
+/// # Errors
+/// `Stale`, `InvalidArgument` if it is another kind of file, or if the store fails.
+pub fn link_target(from: &dyn Read, ino: InodeId) -> OpResult<Bytes> {
+    let record = inode(from, ino)?;
+    match record.kind() {
+        FileKind::Symlink => Ok(record.target),
+        _ => Err(FsError::InvalidArgument.into()),
     }
 }
 

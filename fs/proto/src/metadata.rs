@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use atoll_core::attributes::{Attributes, FileKind, Timestamp, VolumeUse};
+use atoll_core::attributes::{Attributes, Timestamp, VolumeUse};
 use atoll_core::commands::{ClientOp, Command, Outcome};
 use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, ClusterId, Generation, InodeId, MemberId, SegmentIndex, ServerId, SessionId};
 use atoll_core::lock_table::Claim;
 use atoll_core::lock_waits::Verdict;
 use atoll_core::locks::{HeldLock, Holder};
+pub use atoll_core::query::{DirectoryEntry, DirectoryPage};
 use atoll_core::records::VolumeConfig;
 use atoll_core::seek::Sought;
 use bytes::Bytes;
@@ -231,21 +232,6 @@ pub struct ChunkInfo {
     pub replicas: Vec<ServerId>,
 }
 
-/// One entry of a directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DirectoryEntry {
-    /// Its name.
-    pub name: Bytes,
-    /// What it names.
-    pub ino: InodeId,
-    /// The type of that.
-    pub kind: FileKind,
-    /// Its own position; the next question asks for what comes after it.
-    pub cookie: u64,
-    /// Attributes, if asked for.
-    pub attributes: Option<Attributes>,
-}
-
 /// A storage server, for a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerInfo {
@@ -257,17 +243,6 @@ pub struct ServerInfo {
     pub labels: BTreeMap<String, String>,
     /// It is heard of.
     pub alive: bool,
-}
-
-/// A part of a directory.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DirectoryPage {
-    /// The directory's own parent.
-    pub parent: InodeId,
-    /// Entries, by cookie.
-    pub entries: Vec<DirectoryEntry>,
-    /// There are no more.
-    pub end: bool,
 }
 
 /// Extents of a file.

@@ -88,8 +88,17 @@ struct Keeping {
     queue: VecDeque<Entry>,
     bytes: usize,
     cache: Cache,
-    /// Directories that couldn't be taken in, and when.
-    refused: HashMap<InodeId, Duration>,
+    /// Directories that couldn't be taken in.
+    refused: HashMap<InodeId, Refused>,
+}
+
+/// A directory couldn't be taken in.
+#[derive(Clone, Copy)]
+struct Refused {
+    /// When.
+    since: Duration,
+    /// With so many answers at most.
+    parts_max: usize,
 }
 
 #[derive(Default)]

@@ -10,12 +10,11 @@ use atoll_core::query::{self, OpError, OpResult};
 use atoll_core::records::{Piece, Place};
 use atoll_core::store::{Read, StoreError};
 use atoll_proto::metadata::{
-    Answer, AskRequest, ChunkInfo, DirectoryEntry, DirectoryPage, FileExtents, MappedPiece, MetadataError,
+    Answer, AskRequest, ChunkInfo, FileExtents, MappedPiece, MetadataError,
     PieceData, Query, ServerInfo,
 };
 use atoll_proto::queries;
 use atoll_proto::queries::{Answers, Question};
-use bytes::Bytes;
 
 use crate::changes::Work;
 use crate::clock;
@@ -44,9 +43,6 @@ const FREEING_POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Segments, and chunks, that are looked up without going to another thread for it.
 pub(super) const SEGMENTS_HERE_MAX: u32 = 8;
 const CHUNKS_HERE_MAX: usize = 64;
-/// About what an entry costs besides its name (bytes), and what attributes cost.
-const ENTRY_BYTES: u32 = 24;
-const ATTRIBUTES_BYTES: u32 = 100;
 
 impl Node {
     /// Answers a question.
@@ -113,8 +109,12 @@ impl Node {
                 let record = query::inode(&records, asked.ino);
                 answered(&asked, record.map(|record| record.attributes(asked.ino)))
             }
-            Query::ReadLink(asked) => answered(&asked, read_link(&records, asked.ino)),
-            Query::ReadDir(asked) => answered(&asked, read_directory(&records, &asked)),
+            Query::ReadLink(asked) => answered(&asked, query::link_target(&records, asked.ino)),
+            Query::ReadDir(asked) => {
+                let bytes_max = asked.bytes_max.min(DIRECTORY_BYTES_MAX);
+                let page = query::directory_page(&records, asked.ino, asked.cookie, asked.plus, bytes_max);
+                answered(&asked, page)
+            }
             Query::Open(asked) => {
                 let queries::Open { ino, segments } = asked;
                 let is_new = self.hold(leader, &records, session, ino)?;
@@ -233,41 +233,6 @@ fn server_infos(leader: &Leader) -> Vec<ServerInfo> {
             alive: health == Health::Alive,
         })
         .collect()
-}
-
-fn read_link(records: &dyn Read, ino: InodeId) -> OpResult<Bytes> {
-    let record = query::inode(records, ino)?;
-    match record.kind() {
-        atoll_core::attributes::FileKind::Symlink => Ok(record.target),
-        _ => Err(FsError::InvalidArgument.into()),
-    }
-}
-
-fn read_directory(records: &dyn Read, asked: &queries::ReadDir) -> OpResult<DirectoryPage> {
-    let queries::ReadDir { ino, cookie, bytes_max, plus } = *asked;
-    let bytes_max = bytes_max.min(DIRECTORY_BYTES_MAX);
-    let each = ENTRY_BYTES + if plus { ATTRIBUTES_BYTES } else { 0 };
-    let mut bytes = 0;
-    let (parent, listed, end) = query::read_directory(records, ino, cookie, |entry| {
-        bytes += each + entry.name.len() as u32;
-        bytes >= bytes_max
-    })?;
-    let mut records = match plus {
-        true => query::inodes(records, listed.iter().map(|entry| entry.ino))?,
-        false => Vec::new(),
-    }
-    .into_iter();
-    let entries = listed
-        .into_iter()
-        .map(|entry| DirectoryEntry {
-            attributes: records.next().flatten().map(|record| record.attributes(entry.ino)),
-            name: entry.name,
-            ino: entry.ino,
-            kind: entry.kind,
-            cookie: entry.cookie,
-        })
-        .collect();
-    Ok(DirectoryPage { parent, entries, end })
 }
 
 pub(super) fn extents(

@@ -162,6 +162,11 @@ impl Cache {
         self.nodes.contains_key(&ino)
     }
 
+    /// Whether all entries of the directory are known.
+    pub fn knows_entries(&self, ino: InodeId) -> bool {
+        self.nodes.get(&ino).is_some_and(|node| node.entries.is_some())
+    }
+
     /// See the type.
     pub fn forgotten(&self) -> u64 {
         self.forgotten

@@ -16,7 +16,7 @@ use atoll_proto::metadata::{Answer, InodeRecords, Query};
 use atoll_proto::queries;
 
 use super::ops::{can_be_journaled, last_names_gone, name_removed, named};
-use super::{ENTRIES_MAX, Entry, Keeping, Position, State, View};
+use super::{ENTRIES_MAX, Entry, Keeping, Position, Refused, State, View};
 use crate::arena::Origin;
 use crate::metadata::{ClientError, Made};
 use crate::origin;
@@ -31,6 +31,16 @@ const PARTS_MAX: usize = 32;
 const ADOPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A directory that can't be taken in is not asked for again for so long.
 const ADOPT_AGAIN_AFTER: Duration = Duration::from_secs(10);
+
+/// What became of taking a directory in.
+enum Adopted {
+    /// All of it was known already.
+    Known,
+    /// It is now.
+    Now,
+    /// It can't be.
+    No,
+}
 
 /// What was carried out here, so far as it isn't in the journal's records yet.
 pub(super) struct Done {
@@ -240,7 +250,7 @@ impl Inner {
     }
 
     /// Answers a question from what is known here, if that is enough: then nothing in the journal has to be committed first.
-    pub(in crate::session) fn answer_here(&self, question: &Query) -> Option<Result<Answer, ClientError>> {
+    fn answer_here(&self, question: &Query) -> Option<Result<Answer, ClientError>> {
         let (is_exclusive, valid_until) = {
             let heard = self.heard.read();
             (heard.config.exclusive, heard.valid_until)
@@ -266,6 +276,12 @@ impl Inner {
             Query::ListXattr(queries::ListXattr { ino }) => {
                 query::xattr_names(&view, *ino).map(Answer::Bytes)
             }
+            Query::ReadDir(queries::ReadDir { ino, cookie, bytes_max, plus }) => {
+                query::directory_page(&view, *ino, *cookie, *plus, *bytes_max).map(Answer::Directory)
+            }
+            Query::ReadLink(queries::ReadLink { ino }) => {
+                query::link_target(&view, *ino).map(Answer::Bytes)
+            }
             _ => return None,
         };
         match answer {
@@ -278,64 +294,91 @@ impl Inner {
     /// Takes the directories in that an operation changes names in, so that it and those after it can be carried out here.
     /// False if there is nothing to gain.
     pub(in crate::session) async fn adopt_directories(&self, op: &ClientOp) -> bool {
-        let valid = clock::since_boot() < self.heard.read().valid_until;
-        if !can_be_journaled(op) || !valid {
+        if !can_be_journaled(op) {
             return false;
         }
         let mut adopted = false;
         for ino in op.directories().into_iter().flatten() {
-            let now = clock::since_boot();
-            let (begun, forgotten) = {
-                let mut state = self.journal.state.lock();
-                let begun = state.begun;
-                if state.renaming > 0 || state.busy.contains_key(&ino) {
-                    return false;
-                }
-                let Some(keeping) = &mut state.keeping else { return false };
-                let is_complete = keeping.find(ino, b"").is_ok();
-                keeping.refused.retain(|_, since| now.saturating_sub(*since) < ADOPT_AGAIN_AFTER);
-                if is_complete {
-                    continue;
-                }
-                if keeping.refused.contains_key(&ino) {
-                    return false;
-                }
-                let forgotten = keeping.cache.forgotten();
-                // Nothing that is carried out here changes it meanwhile.
-                *state.busy.entry(ino).or_default() += 1;
-                (begun, forgotten)
-            };
-            let busy = Busy { inner: self, ino };
-            // What takes longer than this the mutation itself waits for, as long as it may.
-            let parts = tokio::time::timeout(ADOPT_TIMEOUT, self.records_of(ino)).await.ok().flatten();
-            drop(busy);
-            let mut state = self.journal.state.lock();
-            let is_current = state.begun == begun;
-            let Some(keeping) = &mut state.keeping else { return false };
-            match parts {
-                Some(parts) if is_current && keeping.cache.forgotten() == forgotten => {
-                    keeping.cache.learn(ino, parts);
-                    if !keeping.cache.knows(ino) {
-                        // It alone is more than may be kept.
-                        keeping.refused.insert(ino, now);
-                        return false;
-                    }
-                    adopted = true;
-                }
-                Some(_) => return false,
-                None => {
-                    keeping.refused.insert(ino, now);
-                    return false;
-                }
+            match self.adopt(ino, PARTS_MAX).await {
+                Adopted::Known => {}
+                Adopted::Now => adopted = true,
+                Adopted::No => return false,
             }
         }
         adopted
     }
 
+    /// Answers a question from what is known here, if that is enough, or once its directory is known.
+    pub(in crate::session) async fn answered_here(
+        &self,
+        question: &Query,
+    ) -> Option<Result<Answer, ClientError>> {
+        let answer = self.answer_here(question);
+        match question {
+            // Who lists a directory from its beginning uses what it names. Of a large one the first entries don't wait for the
+            // last.
+            Query::ReadDir(queries::ReadDir { ino, cookie: 0, .. }) if answer.is_none() => {
+                match self.adopt(*ino, 1).await {
+                    Adopted::Now => self.answer_here(question),
+                    Adopted::Known | Adopted::No => None,
+                }
+            }
+            _ => answer,
+        }
+    }
+
+    /// Takes a directory in, if that takes at most so many answers.
+    async fn adopt(&self, ino: InodeId, parts_max: usize) -> Adopted {
+        let valid = clock::since_boot() < self.heard.read().valid_until;
+        if !valid {
+            return Adopted::No;
+        }
+        let now = clock::since_boot();
+        let (begun, forgotten) = {
+            let mut state = self.journal.state.lock();
+            let begun = state.begun;
+            if state.renaming > 0 || state.busy.contains_key(&ino) {
+                return Adopted::No;
+            }
+            let Some(keeping) = &mut state.keeping else { return Adopted::No };
+            if keeping.cache.knows_entries(ino) {
+                return Adopted::Known;
+            }
+            keeping.refused.retain(|_, refused| now.saturating_sub(refused.since) < ADOPT_AGAIN_AFTER);
+            if keeping.refused.get(&ino).is_some_and(|refused| refused.parts_max >= parts_max) {
+                return Adopted::No;
+            }
+            let forgotten = keeping.cache.forgotten();
+            // Nothing that is carried out here changes it meanwhile.
+            *state.busy.entry(ino).or_default() += 1;
+            (begun, forgotten)
+        };
+        let busy = Busy { inner: self, ino };
+        // What takes longer than this the mutation itself waits for, as long as it may.
+        let parts = tokio::time::timeout(ADOPT_TIMEOUT, self.records_of(ino, parts_max)).await.ok().flatten();
+        drop(busy);
+        let mut state = self.journal.state.lock();
+        let is_current = state.begun == begun;
+        let Some(keeping) = &mut state.keeping else { return Adopted::No };
+        match parts {
+            Some(_) if !is_current || keeping.cache.forgotten() != forgotten => return Adopted::No,
+            Some(parts) => {
+                keeping.cache.learn(ino, parts);
+                if keeping.cache.knows(ino) {
+                    return Adopted::Now;
+                }
+                // It alone is more than may be kept.
+            }
+            None => {}
+        }
+        keeping.refused.insert(ino, Refused { since: now, parts_max });
+        Adopted::No
+    }
+
     /// Asks for everything about an inode. `None`: it is too much, or it can't be told.
-    async fn records_of(&self, ino: InodeId) -> Option<Vec<InodeRecords>> {
+    async fn records_of(&self, ino: InodeId, parts_max: usize) -> Option<Vec<InodeRecords>> {
         let (mut parts, mut from) = (Vec::new(), 0);
-        while parts.len() < PARTS_MAX {
+        while parts.len() < parts_max {
             let answer = self.question(&queries::Records { ino, from }.into()).await.ok()?;
             let Answer::Records(part) = answer else { return None };
             let next = part.next;

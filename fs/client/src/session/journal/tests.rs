@@ -8,7 +8,7 @@ use atoll_core::commands::{
 use atoll_core::ids::{ClusterId, ROOT, SlotId, journaled_inode};
 use atoll_core::keys;
 use atoll_core::namespace::{Txn, execute};
-use atoll_core::query;
+use atoll_core::query::{self, OpError};
 use atoll_core::records::{EntryRecord, InodeRecord, Record};
 use atoll_core::store::{MemStore, prefix_end};
 use atoll_proto::metadata::InodeRecords;
@@ -140,6 +140,29 @@ impl Twins {
         self.keeping.cache.learn(ino, vec![records]);
     }
 
+    /// A directory that can be listed here is listed as where all records are, page by page.
+    fn check_listing(&self, ino: InodeId) {
+        for (plus, bytes_max) in [(false, 100), (true, 100), (true, u32::MAX)] {
+            let mut cookie = 0;
+            loop {
+                let page = |from: &dyn Read| query::directory_page(from, ino, cookie, plus, bytes_max);
+                let here = page(&self.keeping.cache);
+                if matches!(here, Err(OpError::Store(StoreError::NotCached))) {
+                    return;
+                }
+                let Ok(here) = here else {
+                    assert!(page(&self.store).is_err(), "{ino}");
+                    return;
+                };
+                assert_eq!(here, page(&self.store).unwrap(), "{ino} after {cookie}");
+                match here.entries.last() {
+                    Some(last) if !here.end => cookie = last.cookie,
+                    _ => break,
+                }
+            }
+        }
+    }
+
     /// What is known is so.
     fn check(&self) {
         let cache = &self.keeping.cache;
@@ -149,6 +172,7 @@ impl Twins {
             let known = cache.inode(ino).unwrap();
             assert_eq!(known.attributes(ino), stored.attributes(ino));
             assert_eq!((known.entries, known.parent), (stored.entries, stored.parent));
+            self.check_listing(ino);
             for (family, prefix) in [(Family::Names, keys::entries(ino)), (Family::Xattrs, keys::inode(ino))]
             {
                 let mut found = Vec::new();
