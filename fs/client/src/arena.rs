@@ -14,9 +14,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use atoll_core::attributes::KillPriv;
+use atoll_core::attributes::{KillPriv, Timestamp};
 use atoll_core::ids::{InodeId, SessionId, SlotId};
 use atoll_proto::checksum::Sums;
 use parking_lot::Mutex;
@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use allocator::Allocator;
 pub use journal::JournalRecord;
 use journal::Ring;
+pub(crate) use layout::packed_time;
 use layout::{HEADER_BYTES, Layout, NOTED, PAGE_BYTES, PAIR_BYTES, RECORD_BYTES, Record, State, UNIT_BYTES};
 use memory::Memory;
 pub use survives::{HandleRecord, HandleRoom, Origin, OutcomeRecord, OutcomeRoom, SessionRecord};
@@ -302,7 +303,8 @@ impl Arena {
                         order: record.c,
                         length: record.length as usize,
                         sums,
-                        kills: (record.kills & NOTED != 0).then(|| KillPriv::from_bits(record.kills as u8)),
+                        kills: AtomicU32::new(record.kills),
+                        mtime: AtomicU64::new(record.d),
                     });
                     continue;
                 }
@@ -451,7 +453,8 @@ impl Arena {
             offset,
             length: 0,
             sums: Sums::default(),
-            kills: None,
+            kills: AtomicU32::new(0),
+            mtime: AtomicU64::new(0),
         };
         block.put(data);
         Ok(block)
@@ -524,7 +527,10 @@ pub struct DataBlock {
     length: usize,
     /// As the bytes came: whatever happens to them here, whoever gets them with these notices.
     sums: Sums,
-    kills: Option<KillPriv>,
+    /// As they are recorded: see [`Record::kills`].
+    kills: AtomicU32,
+    /// See [`layout::packed_time`].
+    mtime: AtomicU64,
 }
 
 impl DataBlock {
@@ -574,15 +580,35 @@ impl DataBlock {
     /// What the file loses when this is committed: all that it could, if that wasn't noted before its process died.
     #[must_use]
     pub fn kills(&self) -> KillPriv {
-        self.kills.unwrap_or(KillPriv::ALL)
+        match self.kills.load(Ordering::Relaxed) {
+            kills if kills & NOTED != 0 => KillPriv::from_bits(kills as u8),
+            _ => KillPriv::ALL,
+        }
     }
 
-    /// Notes what the file loses (too) when this is committed.
-    pub fn note_kills(&mut self, kills: KillPriv) {
-        let all = self.kills.unwrap_or(KillPriv::NONE) | kills;
-        if self.kills.replace(all) != Some(all) {
+    /// When the last of it was written, or what somebody has set the file's mtime to since; `None`: that wasn't noted.
+    #[must_use]
+    pub fn mtime(&self) -> Option<Timestamp> {
+        layout::unpacked_time(self.mtime.load(Ordering::Relaxed))
+    }
+
+    /// Notes what the file loses (too) when this is committed, and when it was written: at the latest with what is
+    /// [appended](Self::append) next.
+    pub fn note(&mut self, kills: KillPriv, mtime: Timestamp) {
+        *self.mtime.get_mut() = layout::packed_time(mtime).unwrap_or(0);
+        let noted = self.kills.get_mut();
+        let all = *noted | NOTED | u32::from(kills.bits());
+        if std::mem::replace(noted, all) != all {
             self.put_record(State::Full);
         }
+    }
+
+    /// The file's attributes were set after this was written: its commit leaves this mtime, and takes nothing more away than
+    /// `kills`. Not to be called by two threads at once, nor when it is [retired](Self::retire).
+    pub fn set_noted(&self, kills: KillPriv, mtime: Timestamp) {
+        self.mtime.store(layout::packed_time(mtime).unwrap_or(0), Ordering::Relaxed);
+        self.kills.store(NOTED | u32::from(kills.bits()), Ordering::Relaxed);
+        self.put_record(State::Full);
     }
 
     /// Adds what was written directly behind it, as much as there is room for; returns how much that is.
@@ -629,11 +655,11 @@ impl DataBlock {
             a: self.ino.0,
             b: self.offset,
             c: self.order,
-            d: 0,
+            d: self.mtime.load(Ordering::Relaxed),
             length: self.length as u32,
             crc: self.sums.all(),
             units: self.run.len() as u32,
-            kills: self.kills.map_or(0, |kills| NOTED | u32::from(kills.bits())),
+            kills: self.kills.load(Ordering::Relaxed),
             state,
         };
         self.arena.put_record(self.arena.layout.index(self.run.start), record);

@@ -364,17 +364,6 @@ impl<M: Metadata> Client<M> {
         }))
     }
 
-    /// Remembers an inode whose last name this mount removed.
-    fn note_removed(&self, attributes: Attributes) {
-        self.metadata.unlinked(attributes.ino);
-        let mut removed = self.removed.lock();
-        if removed.len() >= REMOVED_MAX {
-            // What the kernel hasn't forgotten by now is of use to almost nobody.
-            removed.clear();
-        }
-        removed.insert(attributes.ino, attributes);
-    }
-
     /// Commits what is buffered of a file before something happens that must not come before it.
     async fn settle(&self, ino: InodeId) -> std::result::Result<(), ClientError> {
         match self.data.has_dirty(ino) {

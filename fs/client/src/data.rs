@@ -4,6 +4,7 @@
 //! there is much of it, when it is old, or when somebody asks. Reads see what is dirty over what is committed.
 //! There is no decision about names or attributes here, and no knowledge of the kernel.
 
+mod behind;
 pub mod file;
 mod reading;
 mod table;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use atoll_core::attributes::{self, Attributes, KillPriv};
+use atoll_core::attributes::{self, Attributes, KillPriv, TimeChange};
 use atoll_core::error::FsError;
 use atoll_core::ids::InodeId;
 use atoll_core::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
@@ -25,6 +26,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::file::ErrorMark;
+use self::behind::Closed;
 use self::table::Table;
 use crate::arena::{Arena, DataBlock};
 use crate::metadata::{ClientError, Metadata};
@@ -101,6 +103,7 @@ pub(crate) struct Shared<M> {
     /// Permits of [`BUDGET_UNIT_BYTES`] for what is read ahead.
     pub readahead_budget: Arc<Semaphore>,
     pub table: Table,
+    pub closed: Closed,
     /// Something was written or read ahead: the background task has to look again.
     pub work: Notify,
     /// Goes on with what was begun and nobody waits for any more.
@@ -154,6 +157,7 @@ impl<M: Metadata> DataPath<M> {
             reader: ChunkReader::new(Arc::clone(&metadata), storage, config.timeout),
             readahead_budget: Arc::new(Semaphore::new(permits)),
             table: Table::default(),
+            closed: Closed::default(),
             work: Notify::new(),
             uses: AtomicU64::new(0),
             runtime: Handle::current(),
@@ -314,7 +318,7 @@ impl<M: Metadata> DataPath<M> {
         shown.size = shown.size.max(dirty.end());
         // An estimate until the commit: how much of it is new is known there only.
         shown.allocated = shown.allocated.max(dirty.bytes().next_multiple_of(4096));
-        // Whoever sets a time flushes first, so what is dirty was written after that. The commit will set the same.
+        // Whoever sets a time flushes first, or has what is dirty leave it (`change_before_commit`). The commit will set the same.
         shown.ctime = attributes::ctime_of_write(shown.mtime, shown.ctime, dirty.mtime());
         shown.mtime = dirty.mtime();
         shown.mode = dirty.kill_priv().applied_to(shown.mode);
@@ -330,6 +334,32 @@ impl<M: Metadata> DataPath<M> {
     #[must_use]
     pub fn has_dirty(&self, ino: InodeId) -> bool {
         self.shared.table.find(ino).is_some_and(|file| !file.inner.lock().dirty.is_clean())
+    }
+
+    /// The file is closed. What is dirty of it is committed soon, together with that of other files. False if it is better
+    /// flushed now: it is small enough for the journal.
+    pub fn close_behind(&self, ino: InodeId) -> bool {
+        self.shared.close_behind(ino)
+    }
+
+    /// The file has no name any more, and nobody has it open: nobody wants what is dirty of it.
+    pub fn removed(&self, ino: InodeId) {
+        self.shared.removed(ino);
+    }
+
+    /// Carries out a change of attributes that what is dirty must not undo when it is committed later. `mtime`: what it sets
+    /// that to. `change` is told what the file loses by what is dirty, and takes it away first. `None`: that isn't possible, and
+    /// nothing was done: flush first.
+    pub async fn change_before_commit<F>(
+        &self,
+        ino: InodeId,
+        mtime: Option<TimeChange>,
+        change: impl FnOnce(KillPriv) -> F,
+    ) -> Option<Result<Box<Attributes>, ClientError>>
+    where
+        F: Future<Output = Result<Box<Attributes>, ClientError>>,
+    {
+        self.shared.change_before_commit(ino, mtime, change).await
     }
 
     /// To be awaited before the file's size is set (or anything else is done to its content or attributes that

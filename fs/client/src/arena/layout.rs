@@ -18,6 +18,7 @@
 //! old one. Bytes are written before the record that describes them, into room that no current record
 //! describes, and the record carries their checksum.
 
+use atoll_core::attributes::Timestamp;
 use crc_fast::CrcAlgorithm;
 
 /// First bytes of an arena.
@@ -191,7 +192,8 @@ pub struct Record {
     pub b: u64,
     /// Data: order. Op: the kernel's request. Session: how often it was taken over.
     pub c: u64,
-    /// Op: the last order of the data that it commits.
+    /// Op: the last order of the data that it commits. Data: the file's mtime by it, see [`packed_time`]; 0 if nobody has
+    /// noted it.
     pub d: u64,
     /// Bytes.
     pub length: u32,
@@ -265,6 +267,26 @@ impl Record {
     }
 }
 
+/// Bits of a packed time that are its nanoseconds; those above are its seconds.
+const NANOS_BITS: u32 = 30;
+/// What is added to the seconds of a packed time.
+const SECONDS_BIAS: i64 = 1 << 33;
+
+/// A time in 64 bits, never 0; `None` if it is further from 1970 than 272 years.
+#[must_use]
+pub fn packed_time(time: Timestamp) -> Option<u64> {
+    let seconds = time.seconds.checked_add(SECONDS_BIAS)?;
+    let fits = (1..2 * SECONDS_BIAS).contains(&seconds);
+    fits.then(|| (seconds as u64) << NANOS_BITS | u64::from(time.nanos))
+}
+
+/// What was packed; `None` of 0.
+#[must_use]
+pub fn unpacked_time(packed: u64) -> Option<Timestamp> {
+    let nanos = (packed & ((1 << NANOS_BITS) - 1)) as u32;
+    (packed != 0).then(|| Timestamp { seconds: (packed >> NANOS_BITS) as i64 - SECONDS_BIAS, nanos })
+}
+
 /// CRC-32C.
 #[must_use]
 pub fn crc(bytes: &[u8]) -> u32 {
@@ -320,6 +342,20 @@ mod tests {
             damaged[at] ^= 1;
             assert!(Layout::decode(&damaged).is_err(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn times_are_packed_without_loss() {
+        for seconds in [-SECONDS_BIAS + 1, -1, 0, 1, 1_800_000_000, SECONDS_BIAS - 1] {
+            for nanos in [0, 1, 999_999_999] {
+                let time = Timestamp { seconds, nanos };
+                assert_eq!(unpacked_time(packed_time(time).unwrap()), Some(time));
+            }
+        }
+        for seconds in [i64::MIN, -SECONDS_BIAS, SECONDS_BIAS, i64::MAX] {
+            assert_eq!(packed_time(Timestamp { seconds, nanos: 0 }), None);
+        }
+        assert_eq!(unpacked_time(0), None);
     }
 
     #[test]

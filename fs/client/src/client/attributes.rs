@@ -113,12 +113,29 @@ impl<M: Metadata> Client<M> {
         if changes.mtime.is_some() {
             self.settle_mapped(ino).await;
         }
-        // A commit of what was written before would set the old times and clear bits again.
-        self.settle(ino).await?;
-        let op = ops::SetAttr { ino, changes };
-        let attributes = *self.metadata.mutate(op).await?;
+        let attributes = self.change_attributes(ino, changes).await?;
         self.changed(&attributes);
         Ok(self.reply(caller, attributes, self.done()).await)
+    }
+
+    async fn change_attributes(
+        &self,
+        ino: InodeId,
+        changes: AttributeChanges,
+    ) -> std::result::Result<Attributes, ClientError> {
+        if self.right(ino) != Right::None && self.data.has_dirty(ino) {
+            let change = |kills| {
+                let kill_priv = changes.kill_priv | kills;
+                let changes = AttributeChanges { kill_priv, ..changes.clone() };
+                self.metadata.mutate(ops::SetAttr { ino, changes })
+            };
+            if let Some(changed) = self.data.change_before_commit(ino, changes.mtime, change).await {
+                return Ok(*changed?);
+            }
+        }
+        // A commit of what was written before would set the old times and clear bits again.
+        self.settle(ino).await?;
+        Ok(*self.metadata.mutate(ops::SetAttr { ino, changes }).await?)
     }
 
     /// Has the kernel write out what was stored through mappings: it does so whenever it likes, and a write says no
@@ -129,6 +146,20 @@ impl<M: Metadata> Client<M> {
         {
             self.drop_pages(stale).await;
         }
+    }
+
+    /// Remembers an inode whose last name this mount removed.
+    pub(super) fn note_removed(&self, attributes: Attributes) {
+        self.metadata.unlinked(attributes.ino);
+        if self.right(attributes.ino) != Right::None && self.handles.file(attributes.ino).is_none() {
+            self.data.removed(attributes.ino);
+        }
+        let mut removed = self.removed.lock();
+        if removed.len() >= super::REMOVED_MAX {
+            // What the kernel hasn't forgotten by now is of use to almost nobody.
+            removed.clear();
+        }
+        removed.insert(attributes.ino, attributes);
     }
 
     /// Changes what this mount removed and the cluster has forgotten: a directory that somebody still has open. It
@@ -160,11 +191,18 @@ impl<M: Metadata> Client<M> {
     /// ctime stays: a pod's `fsGroup` sets what is set on every file of a volume, at every start.
     async fn changes_nothing(&self, ino: InodeId, changes: &AttributeChanges) -> Result<bool> {
         let others = changes.size.is_some() || changes.atime.is_some() || changes.mtime.is_some();
-        // A commit of what is buffered will clear bits, and move ctime.
-        if others || changes.is_empty() || self.data.has_dirty(ino) {
+        if others || changes.is_empty() {
+            return Ok(false);
+        }
+        // A commit of what is buffered will clear bits, and move ctime: elsewhere as well where others look.
+        let is_dirty = self.data.has_dirty(ino);
+        if is_dirty && self.right(ino) == Right::None {
             return Ok(false);
         }
         let attributes = self.inode(ino).await?;
+        if is_dirty && self.data.kill_priv(ino).applied_to(attributes.mode) != attributes.mode {
+            return Ok(false);
+        }
         let mode = changes.mode.map_or(attributes.mode, |mode| (attributes.mode & !0o7777) | (mode & 0o7777));
         let clears = changes.mode.is_none()
             && attributes.kind() != FileKind::Directory

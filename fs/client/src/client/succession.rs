@@ -82,7 +82,7 @@ fn parts_of(arena: &Arc<Arena>, block: &DataBlock, parts: &[Range<u64>]) -> Opti
         while at < part.end {
             let bytes = &block.bytes()[(at - block.offset()) as usize..(part.end - block.offset()) as usize];
             let mut one = arena.store(block.ino(), at, bytes).ok()?;
-            one.note_kills(block.kills());
+            one.note(block.kills(), block.mtime().unwrap_or_default());
             at += one.len() as u64;
             stored.push(one);
         }

@@ -17,6 +17,7 @@ use crate::arena::{Arena, ArenaConfig};
 use crate::metadata::{ClientError, Metadata};
 use crate::write::chunk_writer::FULL_WAIT_MAX;
 
+mod behind;
 mod damage;
 
 const ARENA_BYTES: u64 = 8 << 20;

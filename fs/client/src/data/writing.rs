@@ -27,7 +27,7 @@ const SMALL_WRITE_BYTES_MAX: usize = 16 << 10;
 /// Room of such a block (bytes).
 const GROWING_BLOCK_BYTES: usize = 64 << 10;
 /// Files that are flushed at the same time because somebody asked for all of them.
-const FLUSH_ALL_AT_ONCE: usize = 16;
+pub(super) const FLUSH_ALL_AT_ONCE: usize = 16;
 /// Attempts to bring an appended run into a chunk.
 const APPEND_ATTEMPTS_MAX: u32 = 8;
 
@@ -423,8 +423,8 @@ impl<M: Metadata> Shared<M> {
             let file = self.file(block.ino());
             let length = block.len() as u64;
             let claim = self.claim(&file, length).await?;
-            let kill_priv = block.kills();
-            file.inner.lock().dirty.insert(block, Instant::now(), self.metadata.now(), kill_priv);
+            let (kill_priv, mtime) = (block.kills(), block.mtime().unwrap_or_else(|| self.metadata.now()));
+            file.inner.lock().dirty.insert(block, Instant::now(), mtime, kill_priv);
             drop(claim);
             self.table.mark_dirty(&file);
         }
@@ -457,6 +457,7 @@ impl<M: Metadata> Shared<M> {
 
     /// One look at what has to be done by itself. True if there was something.
     pub async fn tick(self: &Arc<Self>, now: Instant) -> bool {
+        self.flush_closed();
         let dirty = self.table.dirty();
         let mut busy = !dirty.is_empty();
         for file in dirty {

@@ -276,6 +276,16 @@ impl DirtyFile {
         self.mtime
     }
 
+    /// What is dirty leaves the file's mtime like this when it is committed, and takes nothing more away than `kill_priv`:
+    /// attributes were set. Nothing is on its way meanwhile.
+    pub fn set_noted(&mut self, kill_priv: KillPriv, mtime: Timestamp) {
+        (self.mtime, self.kill_priv) = (mtime, kill_priv);
+        self.kill_priv_batched = KillPriv::NONE;
+        for range in self.ranges.by_offset.values() {
+            range.block.set_noted(kill_priv, mtime);
+        }
+    }
+
     /// What the file loses by the writes that wait, those of batches that are under way included.
     #[must_use]
     pub fn kill_priv(&self) -> KillPriv {
@@ -354,7 +364,7 @@ impl DirtyFile {
         let whole = range.skip + range.length == range.block.len();
         let Some(block) = Arc::get_mut(&mut range.block).filter(|_| whole) else { return 0 };
         // Before the bytes are there: whoever adopts them has to know.
-        block.note_kills(kill_priv);
+        block.note(kill_priv, mtime);
         let taken = block.append(&data[..limit]);
         range.length += taken;
         self.bytes += taken as u64;
@@ -383,7 +393,7 @@ impl DirtyFile {
 
     /// Takes a write in. The block lies within one segment of the file.
     pub fn insert(&mut self, mut block: DataBlock, now: Instant, mtime: Timestamp, kill_priv: KillPriv) {
-        block.note_kills(kill_priv);
+        block.note(kill_priv, mtime);
         let (offset, length) = (block.offset(), block.len());
         let replaced = self.remove(offset, offset + length as u64);
         self.last_sequence += 1;
@@ -594,6 +604,12 @@ impl DirtyFile {
         self.oldest = None;
         self.kill_priv = KillPriv::NONE;
         (blocks, std::mem::take(&mut self.reserved))
+    }
+
+    /// As [`discard`](Self::discard), but nothing if a write is under way.
+    #[must_use]
+    pub fn discard_unless_claimed(&mut self) -> (Vec<Arc<DataBlock>>, u64) {
+        if self.claimed_bytes > 0 { (Vec::new(), 0) } else { self.discard() }
     }
 
     /// Quota that is held for nothing: once no fresh byte is left.
