@@ -210,6 +210,7 @@ fn what_this_mount_does_shows_in_df_at_once_and_exactly() {
 
     // Each server says what is stored on it, and what its disk has.
     fs::write(cluster.path("stored"), vec![1; 4 << 20]).unwrap();
+    fs::File::open(cluster.path("stored")).unwrap().sync_all().unwrap();
     let status = cluster.status();
     let server = &status["storage"][0];
     assert_eq!(server["stored"].as_u64(), Some(4 * MIB), "{server}");

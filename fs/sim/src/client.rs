@@ -168,10 +168,10 @@ impl SimClient {
             let found = read_file(&self.mount.files, model.ino).await?;
             if !model.survives_as(&found) {
                 return Err(format!(
-                    "{name} has {} bytes {when}, which are not what was synced ({} bytes) and the first of {} changes since",
+                    "{name} has {} bytes {when}, which are not what was synced ({} bytes) and the first of these changes since: {}",
                     found.len(),
                     model.synced.len(),
-                    model.since.len()
+                    model.changes()
                 ));
             }
             if model.content != found {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::file::FileState;
+use super::file::{ErrorMark, FileState};
 use super::{Shared, Why};
 use crate::arena::DataBlock;
 use crate::metadata::{ClientError, Metadata};
@@ -65,16 +65,17 @@ impl<M: Metadata> Shared<M> {
             return Err(FsError::FileTooLarge.into());
         }
         let file = self.file(ino);
-        {
+        let lost = {
             let mut inner = file.inner.lock();
             inner.forgotten = false;
             if inner.attributes.is_none() {
                 inner.attributes = Some(attributes.clone());
             }
-        }
+            inner.errors.mark()
+        };
         let mut done = 0;
         while done < data.len() {
-            match self.write_some(&file, offset + done as u64, &data[done..], kill_priv).await {
+            match self.write_some(&file, offset + done as u64, &data[done..], (kill_priv, lost)).await {
                 Ok(accepted) => done += accepted,
                 // What fits is written; the next write tells that the rest didn't.
                 Err(ClientError::Fs(FsError::NoSpace)) if done > 0 => break,
@@ -88,13 +89,14 @@ impl<M: Metadata> Shared<M> {
         Ok(done as u32)
     }
 
-    /// Accepts a part of a write, within one segment.
+    /// Accepts a part of a write, within one segment. `lost`: what of the file was lost when the write began; what waits while
+    /// more is lost comes after that and isn't accepted, or there would be a later write without an earlier one.
     async fn write_some(
         self: &Arc<Self>,
         file: &Arc<FileState>,
         offset: u64,
         data: &[u8],
-        kill_priv: KillPriv,
+        (kill_priv, lost): (KillPriv, ErrorMark),
     ) -> Result<usize, ClientError> {
         let in_segment = (SEGMENT_BYTES - offset % SEGMENT_BYTES).min(data.len() as u64);
         self.wait_for_room(file, offset, in_segment).await?;
@@ -106,7 +108,11 @@ impl<M: Metadata> Shared<M> {
         };
         let data = &data[..claim.bytes as usize];
         let mtime = self.metadata.now();
-        let extended = file.inner.lock().dirty.extend(offset, data, Instant::now(), mtime, kill_priv);
+        let extended = {
+            let mut inner = file.inner.lock();
+            inner.errors.since(&mut { lost })?;
+            inner.dirty.extend(offset, data, Instant::now(), mtime, kill_priv)
+        };
         if extended > 0 {
             return Ok(extended);
         }
@@ -123,7 +129,11 @@ impl<M: Metadata> Shared<M> {
             }
         };
         let stored = block.len();
-        file.inner.lock().dirty.insert(block, Instant::now(), mtime, kill_priv);
+        {
+            let mut inner = file.inner.lock();
+            inner.errors.since(&mut { lost })?;
+            inner.dirty.insert(block, Instant::now(), mtime, kill_priv);
+        }
         drop(claim);
         if self.table.mark_dirty(file) {
             self.work.notify_one();

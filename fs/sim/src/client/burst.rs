@@ -73,6 +73,11 @@ impl SimClient {
             return Ok(());
         }
         let handle = opened.map_err(|error| errno("open", error))?.handle;
+        if self.has_lost() {
+            // What was lost before it was open is none of this handle's business.
+            let released = self.mount.files.release(&caller, ino, handle, None, false).await;
+            return released.map_err(|error| errno("release", error));
+        }
         let (lost, full) = (self.lost(), self.full.get());
         let offset = random.random_range(0..=self.files[file].content.len().min(4000));
         self.counter += 1;
@@ -80,9 +85,10 @@ impl SimClient {
         let bytes = Bytes::copy_from_slice(&data);
         let written =
             self.mount.files.write(&caller, ino, handle, offset as u64, bytes, WriteFlags::default()).await;
-        let is_written = written.is_ok();
-        if is_written || self.has_lost() {
-            self.files[file].change(Change::Write(offset, data));
+        // What a full volume has no room for isn't written.
+        let part = written.as_ref().map_or(data.len(), |part| *part as usize);
+        if written.is_ok() || self.has_lost() {
+            self.files[file].change(Change::Write(offset, data[..part].to_vec()));
         }
         let done = async {
             written?;

@@ -93,6 +93,15 @@ impl FileModel {
         self.since.clear();
     }
 
+    /// What was done since it was synced, for who reads of a failure.
+    pub(super) fn changes(&self) -> String {
+        let changes = self.since.iter().map(|change| match change {
+            Change::Write(offset, data) => format!("{} bytes at {offset}", data.len()),
+            Change::Truncate(size) => format!("size {size}"),
+        });
+        changes.collect::<Vec<_>>().join(", ")
+    }
+
     /// Its mount was killed, and this is what another one finds: everything that was synced, and of the rest the
     /// first so many changes, the last of them perhaps in part.
     pub(super) fn survives_as(&self, found: &[u8]) -> bool {
