@@ -393,8 +393,10 @@ async fn taken(config: &MountConfig) -> Failure {
     )
 }
 
-fn init_options() -> InitOptions {
-    InitOptions { posix_acl: true, ..InitOptions::default() }
+fn init_options(client: &Client<MetadataClient>) -> InitOptions {
+    // Where no other mount has locks the kernel's are enough, and no lock is a request.
+    let locks = !client.keeps_locks_in_the_kernel();
+    InitOptions { posix_acl: true, locks, ..InitOptions::default() }
 }
 
 /// This library can't tell `flock` from record locks, so the kernel keeps locks itself; and it doesn't let the server
@@ -443,7 +445,7 @@ async fn serve_bundle(
 ) -> Result<Kernel, Failure> {
     let ended = Arc::clone(ended);
     let session =
-        Session::start(bundle, init_options(), Adapter::new(Arc::clone(client)), &Handle::current())
+        Session::start(bundle, init_options(client), Adapter::new(Arc::clone(client)), &Handle::current())
             .context("/dev/fuse")?;
     session.ready().await.context("the kernel did not initialize the mount")?;
     client.set_notifier(Arc::new(Invalidate(session.notifier().clone())));

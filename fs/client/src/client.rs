@@ -193,12 +193,15 @@ impl<M: Metadata> Client<M> {
         client.metadata.subscribe(Box::new(move |event| {
             let Some(client) = weak.upgrade() else { return };
             match event {
-                Event::SessionLost => {
+                Event::SessionLost { was_parted } => {
                     client.described.forget_all();
                     client.complete.session_lost();
                     // First the handles: the data path forgets what they had written.
                     let lost = client.lost_changes();
-                    client.handles.break_files(|ino| lost.contains(&ino) || client.data.has_dirty(ino));
+                    let locks_are_lost = was_parted && client.keeps_locks_in_the_kernel();
+                    client.handles.break_files(|ino| {
+                        locks_are_lost || lost.contains(&ino) || client.data.has_dirty(ino)
+                    });
                     client.handles.break_handles(&client.locks.lost());
                     client.data.on_session_lost();
                     client.data.lose_changes(lost);
@@ -216,6 +219,12 @@ impl<M: Metadata> Client<M> {
             }
         }));
         client
+    }
+
+    /// Whether the kernel is the one that decides on locks: nobody else has the volume. What is locked isn't known here.
+    #[must_use]
+    pub fn keeps_locks_in_the_kernel(&self) -> bool {
+        self.metadata.config().exclusive
     }
 
     /// Where notifications to the kernel go from now on.

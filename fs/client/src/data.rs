@@ -25,8 +25,8 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use self::file::ErrorMark;
 use self::behind::Closed;
+pub use self::file::ErrorMark;
 use self::table::Table;
 use crate::arena::{Arena, DataBlock};
 use crate::metadata::{ClientError, Metadata};

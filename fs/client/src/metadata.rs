@@ -52,7 +52,10 @@ impl From<ClientError> for Errno {
 pub enum Event {
     /// The session is lost and a new one is about to be used: chunks and reservations of the old one are gone,
     /// and so is what was not committed. Told before anything happens in the new session.
-    SessionLost,
+    SessionLost {
+        /// Others may have had a session between the two.
+        was_parted: bool,
+    },
     /// Operations that were carried out here and not committed are lost, though the session isn't.
     JournalLost,
     /// Another session needs room: give back what is reserved and not used.

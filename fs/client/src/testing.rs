@@ -23,9 +23,7 @@ use atoll_core::seek;
 use atoll_core::store::{Family, MemStore, Read, prefix_end};
 use atoll_core::txn::Txn;
 use atoll_core::{check, keys};
-use atoll_proto::metadata::{
-    Answer, ChunkInfo, FileExtents, MappedPiece, PieceData, Query, ServerInfo,
-};
+use atoll_proto::metadata::{Answer, ChunkInfo, FileExtents, MappedPiece, PieceData, Query, ServerInfo};
 use atoll_proto::queries;
 use parking_lot::Mutex;
 
@@ -510,10 +508,15 @@ impl LocalMetadata {
 
     /// The session is lost and a new one begins.
     pub fn lose_session(&self) {
+        self.lose_session_to(false);
+    }
+
+    /// The same; others may have had a session before the new one.
+    pub fn lose_session_to(&self, was_parted: bool) {
         let old = SessionId(self.session.load(Ordering::Relaxed));
         self.volume.lock().expire(old);
         for hook in self.hooks.lock().iter() {
-            hook(Event::SessionLost);
+            hook(Event::SessionLost { was_parted });
         }
         self.begin(Some(old));
     }

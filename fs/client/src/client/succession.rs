@@ -32,11 +32,13 @@ impl<M: Metadata> Client<M> {
     /// If the volume has no room for what was written: another session may have taken what was reserved for it.
     pub async fn succeed(&self, arena: &Arc<Arena>, succession: Succession) -> Result<(), ClientError> {
         let Succession { inherited, handles, data, takeovers } = succession;
-        let Inherited { is_lost, committed, locks, locks_are_known, bytes_reserved, lost } = inherited;
+        let Inherited { is_lost, was_parted, committed, locks, locks_are_known, bytes_reserved, lost } =
+            inherited;
         self.handles.succeed(takeovers, handles, is_lost || !locks_are_known);
         self.pages.succeed(self.handles.files());
         self.locks.inherit(&locks);
-        self.handles.break_files(|ino| lost.contains(&ino));
+        let locks_are_lost = was_parted && self.keeps_locks_in_the_kernel();
+        self.handles.break_files(|ino| locks_are_lost || lost.contains(&ino));
         let mut data = uncommitted(arena, data, &committed);
         if atoll_faults::planted("successor-forgets-data") {
             data.clear();

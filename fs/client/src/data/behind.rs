@@ -88,7 +88,9 @@ impl<M: Metadata> Shared<M> {
         tokio::spawn(async move {
             let mut files = files;
             loop {
-                stream::iter(files).for_each_concurrent(FLUSH_ALL_AT_ONCE, |file| shared.flush_one(file)).await;
+                stream::iter(files)
+                    .for_each_concurrent(FLUSH_ALL_AT_ONCE, |file| shared.flush_one(file))
+                    .await;
                 let mut waiting = shared.closed.0.lock();
                 if !waiting.is_much() {
                     waiting.is_flushing = false;
@@ -115,7 +117,9 @@ impl<M: Metadata> Shared<M> {
         let Some(file) = self.table.find(ino) else { return };
         self.closed.0.lock().files.remove(&ino);
         // What is on its way is refused.
-        let (Ok(_data), Ok(_commit)) = (file.data_stage.try_lock(), file.commit_stage.try_lock()) else { return };
+        let (Ok(_data), Ok(_commit)) = (file.data_stage.try_lock(), file.commit_stage.try_lock()) else {
+            return;
+        };
         let (blocks, reserved) = file.inner.lock().dirty.discard_unless_claimed();
         blocks.iter().for_each(|block| block.retire());
         drop(blocks);

@@ -271,7 +271,7 @@ impl Inner {
                     );
                     self.sessions_lost.fetch_add(1, Ordering::SeqCst);
                     self.journal_lost(0);
-                    self.tell(Event::SessionLost);
+                    self.tell(Event::SessionLost { was_parted: true });
                     return None;
                 }
                 Err(error) => {
@@ -286,7 +286,7 @@ impl Inner {
         // Before anything can happen in the new session: nobody may use what belonged to the old one.
         self.open_files.lock().session_lost();
         self.held_locks.lock().lost();
-        self.tell(Event::SessionLost);
+        self.tell(Event::SessionLost { was_parted: was_parted(lost.id, current.id) });
         // The new session holds nothing open yet, whatever the leader thinks it was told. It has locked nothing.
         if let Err(error) = self.tell_all(current.id, Vec::new()).await {
             tracing::warn!(%error, "the open files could not be reported to the leader; retrying");
@@ -297,6 +297,11 @@ impl Inner {
         self.state.send_replace(State::Open(current));
         Some(current)
     }
+}
+
+/// Whether others may have had a session between these two: sessions are numbered in a row.
+pub(super) fn was_parted(lost: SessionId, next: SessionId) -> bool {
+    lost.0.checked_add(1) != Some(next.0)
 }
 
 fn encode<M: serde::Serialize>(message: &M) -> Result<Bytes, Refusal> {

@@ -20,6 +20,7 @@ use atoll_proto::queries;
 use bytes::Bytes;
 
 use super::journal::decode_entry;
+use super::keeper::was_parted;
 use super::leader::Refusal;
 use super::mutations::repeats_badly;
 use super::{Current, Inner, SessionError, State};
@@ -72,6 +73,8 @@ pub struct Committed {
 pub struct Inherited {
     /// The session is lost, with all that wasn't committed and all locks; there is a new one.
     pub is_lost: bool,
+    /// Others may have had a session in between.
+    pub was_parted: bool,
     /// What became of data that was on its way.
     pub committed: Vec<Committed>,
     /// What is locked.
@@ -161,7 +164,15 @@ impl Inner {
         self.begin_journal(current).await?;
         self.begin_with(current);
         tracing::info!(%session, locks = locks.len(), open = predecessor.open.len(), "session taken over");
-        Ok(Inherited { is_lost: false, committed, locks, locks_are_known: is_told, bytes_reserved, lost })
+        Ok(Inherited {
+            is_lost: false,
+            was_parted: false,
+            committed,
+            locks,
+            locks_are_known: is_told,
+            bytes_reserved,
+            lost,
+        })
     }
 
     async fn session_state(&self, current: Current) -> Result<SessionState, Refusal> {
@@ -184,6 +195,7 @@ impl Inner {
         );
         self.open_files.lock().inherit(predecessor.open.iter().copied(), &[], &[], false);
         let current = self.open(Some(lost)).await?;
+        let was_parted = was_parted(lost, current.id);
         let outcomes = self.lost.lock().back().cloned();
         let mut committed = Vec::new();
         for op in predecessor.ops.iter().filter(|op| op.session == lost && op.pending.is_some()) {
@@ -208,7 +220,7 @@ impl Inner {
             }
         }
         self.begin_with(current);
-        Ok(Inherited { is_lost: true, committed, lost, ..Inherited::default() })
+        Ok(Inherited { is_lost: true, was_parted, committed, lost, ..Inherited::default() })
     }
 
     /// What requests of the kernel's have led to by entries of the journal.

@@ -253,7 +253,7 @@ async fn a_lost_session_is_replaced_and_nothing_happens_twice() {
     client.subscribe({
         let told = Arc::clone(&told);
         Box::new(move |event| {
-            assert_eq!(event, Event::SessionLost);
+            assert_eq!(event, Event::SessionLost { was_parted: false });
             told.fetch_add(1, Ordering::SeqCst);
         })
     });

@@ -248,7 +248,11 @@ impl<M: Metadata> Shared<M> {
 
     /// Brings the next batch of a file into the cluster. `Ok` also if its data was lost for good: then that is
     /// among the file's errors.
-    pub(crate) async fn flush_batch(self: &Arc<Self>, file: &Arc<FileState>, why: Why) -> Result<(), ClientError> {
+    pub(crate) async fn flush_batch(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        why: Why,
+    ) -> Result<(), ClientError> {
         let data_stage = file.data_stage.lock().await;
         let session = self.metadata.session();
         let (batch, size) = {

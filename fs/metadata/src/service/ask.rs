@@ -10,8 +10,7 @@ use atoll_core::query::{self, OpError, OpResult};
 use atoll_core::records::{Piece, Place};
 use atoll_core::store::{Read, StoreError};
 use atoll_proto::metadata::{
-    Answer, AskRequest, ChunkInfo, FileExtents, MappedPiece, MetadataError,
-    PieceData, Query, ServerInfo,
+    Answer, AskRequest, ChunkInfo, FileExtents, MappedPiece, MetadataError, PieceData, Query, ServerInfo,
 };
 use atoll_proto::queries;
 use atoll_proto::queries::{Answers, Question};

@@ -78,3 +78,21 @@ async fn who_syncs_a_directory_is_told_once_that_changes_are_lost() {
     assert_eq!(errno(fs.fsync(&me(), lost.0, lost.1, false).await), libc::EIO);
     fs.fsync(&me(), kept.0, kept.1, false).await.unwrap();
 }
+
+#[tokio::test]
+async fn where_the_kernel_keeps_locks_handles_are_lost_if_others_had_the_volume_meanwhile() {
+    let config = VolumeConfig { copies: 1, copies_min: 1, exclusive: true, ..VolumeConfig::default() };
+    let cluster = MemCluster::new(config);
+    let fs = mount(&cluster);
+    assert!(fs.keeps_locks_in_the_kernel() && !mount(&self::cluster()).keeps_locks_in_the_kernel());
+    let a = create(&fs, "a").await;
+    write(&fs, a, 0, b"data").await;
+    fs.fsync(&me(), a.0, a.1, false).await.unwrap();
+    // Nobody else can have had what this mount's processes lock.
+    fs.metadata().lose_session_to(false);
+    assert_eq!(read(&fs, a, 0, 10).await, b"data");
+    fs.metadata().lose_session_to(true);
+    assert_eq!(fs.read(&me(), a.0, a.1, 0, 10, true).await, Err(Errno(libc::EIO)));
+    let again = fs.open(&me(), a.0, RDWR).await.unwrap();
+    assert_eq!(read(&fs, (a.0, again.handle), 0, 10).await, b"data");
+}

@@ -18,7 +18,11 @@ fn mode(mode: u32) -> AttributeChanges {
 }
 
 impl Cluster {
-    async fn change(&self, ino: InodeId, changes: AttributeChanges) -> Option<Result<Attributes, ClientError>> {
+    async fn change(
+        &self,
+        ino: InodeId,
+        changes: AttributeChanges,
+    ) -> Option<Result<Attributes, ClientError>> {
         let change = |kill_priv| {
             let changes = AttributeChanges { kill_priv, ..changes.clone() };
             self.metadata.mutate(ops::SetAttr { ino, changes })
@@ -118,7 +122,11 @@ async fn a_successor_leaves_what_was_set_before_the_data_was_committed() {
     successor.flush_all().await.unwrap();
     let settled = cluster.metadata.attributes(ino);
     assert_eq!((settled.mtime.seconds, settled.mode & 0o7777), (7, SETID));
-    assert_eq!(cluster.metadata.attributes(other).mtime, written, "the time of the write, not of its adoption");
+    assert_eq!(
+        cluster.metadata.attributes(other).mtime,
+        written,
+        "the time of the write, not of its adoption"
+    );
     assert!(cluster.metadata.durable_content(ino) == data);
     std::mem::forget(cluster.data);
 }

@@ -279,9 +279,7 @@ impl Inner {
             Query::ReadDir(queries::ReadDir { ino, cookie, bytes_max, plus }) => {
                 query::directory_page(&view, *ino, *cookie, *plus, *bytes_max).map(Answer::Directory)
             }
-            Query::ReadLink(queries::ReadLink { ino }) => {
-                query::link_target(&view, *ino).map(Answer::Bytes)
-            }
+            Query::ReadLink(queries::ReadLink { ino }) => query::link_target(&view, *ino).map(Answer::Bytes),
             _ => return None,
         };
         match answer {
