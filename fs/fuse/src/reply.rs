@@ -98,6 +98,7 @@ pub(crate) fn opened(opened: &Opened) -> OpenOut {
         (opened.keep_cache, open_reply::KEEP_CACHE),
         (opened.cache_dir, open_reply::CACHE_DIR),
         (opened.parallel_direct_writes, open_reply::PARALLEL_DIRECT_WRITES),
+        (opened.no_flush, open_reply::NOFLUSH),
     ];
     let open_flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
     OpenOut { fh: opened.handle, open_flags, backing_id: 0 }

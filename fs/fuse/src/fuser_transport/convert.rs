@@ -120,6 +120,7 @@ pub(super) fn open_flags(opened: &Opened) -> FopenFlags {
     flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
     flags.set(FopenFlags::FOPEN_CACHE_DIR, opened.cache_dir);
     flags.set(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES, opened.parallel_direct_writes);
+    flags.set(FopenFlags::FOPEN_NOFLUSH, opened.no_flush);
     flags
 }
 
