@@ -8,16 +8,16 @@ mod served_support;
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use atoll_fuse::device;
 use nix::libc;
@@ -202,11 +202,43 @@ fn attributes(run: &Run) {
     });
 }
 
+/// Files that are written, have their times and modes set, and are closed: as they were set they stay, whoever commits their data.
+fn closed(run: &Run) {
+    let own = run.own("closed");
+    let mut written: BTreeMap<u64, (u64, usize)> = BTreeMap::new();
+    let time = |number: u64| UNIX_EPOCH + Duration::from_secs(1_000_000_000 + number);
+    let check = |at: u64, &(number, bytes): &(u64, usize)| {
+        let path = own.join(at.to_string());
+        let found = fs::metadata(&path).unwrap();
+        let (mode, modified) = (found.permissions().mode() & 0o7777, found.modified().unwrap());
+        assert_eq!((mode, modified, found.len()), (0o4750, time(number), bytes as u64), "round {number}");
+        let content = fs::read(&path).unwrap();
+        assert!(content == vec![number as u8; bytes], "the content of round {number}");
+    };
+    run.repeat(|number| {
+        let at = number % 16;
+        let path = own.join(at.to_string());
+        if number % 3 == 0 && written.contains_key(&at) {
+            fs::remove_file(&path).unwrap();
+        }
+        let bytes = 10_000 + (number as usize * 7919) % 60_000;
+        let mut file = File::create(&path).unwrap();
+        file.write_all(&vec![number as u8; bytes]).unwrap();
+        file.set_permissions(Permissions::from_mode(0o4750)).unwrap();
+        file.set_modified(time(number)).unwrap();
+        drop(file);
+        written.insert(at, (number, bytes));
+        let other = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60;
+        written.get(&other).iter().for_each(|written| check(other, written));
+    });
+    written.iter().for_each(|(at, written)| check(*at, written));
+}
+
 /// The programs, until their standard input ends. In a process of its own: who has files open on a mount that nobody serves
 /// can't start processes, since exec(2) closes them.
 fn programs(place: PathBuf, rounds: &Path) {
     let run = Arc::new(Run { place, stop: AtomicBool::new(false), rounds: AtomicU64::new(0) });
-    let programs: Vec<thread::JoinHandle<()>> = [names, log, blocks, locks, unnamed, listing, attributes]
+    let programs: Vec<thread::JoinHandle<()>> = [names, log, blocks, locks, unnamed, listing, attributes, closed]
         .map(|program: fn(&Run)| {
             let run = Arc::clone(&run);
             thread::spawn(move || {
@@ -325,6 +357,81 @@ fn no_call_fails_while_the_client_of_a_volume_for_one_mount_is_killed() {
         "no_call_fails_while_the_client_of_a_volume_for_one_mount_is_killed",
         &["--exclusive"],
     );
+}
+
+/// What people do with a filesystem: a repository, an archive, a database. Their results are right or the script ends with 1.
+const SCRIPT: &str = r#"
+set -eu
+source=$1; place=$2
+cd "$place"
+git clone -q --no-local "$source" clone
+git -C clone fsck --full --strict
+test -z "$(git -C clone status --porcelain)"
+tar -C "$source" -cf archive.tar .
+mkdir extracted
+tar -C extracted -xf archive.tar
+diff -r "$source" extracted
+for round in 1 2 3; do
+  sqlite3 base.db "create table if not exists t (a integer primary key, b text);
+    insert into t (b) select hex(randomblob(100)) from (values (1), (2), (3), (4), (5));"
+  sqlite3 base.db "begin; update t set b = b || '$round' where a % 2 = 0; delete from t where a % 7 = 3; commit;"
+done
+test "$(sqlite3 base.db 'pragma integrity_check')" = ok
+cp -a extracted copied
+diff -r extracted copied
+rm -r clone extracted
+"#;
+
+/// `kind`: of the volume. Returns the number of kills.
+fn script_over_kills(kind: &[&str]) -> u32 {
+    let source = tempfile::tempdir().unwrap();
+    let git = |arguments: &[&str]| common::run("git", arguments, source.path());
+    git(&["init", "-q", "-b", "main", "."]);
+    for number in 0..80_usize {
+        let directory = source.path().join(format!("d{}", number % 12));
+        fs::create_dir_all(&directory).unwrap();
+        let bytes = if number % 5 == 0 { 40_000 } else { 900 };
+        fs::write(directory.join(format!("f{number}")), format!("{number} ").repeat(bytes / 4)).unwrap();
+    }
+    git(&["add", "-A"]);
+    git(&["-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "-q", "-m", "all"]);
+    let servers = Servers::start(kind);
+    let place = folder(&servers, "mount");
+    let mut client = servers.client("node-1", &servers.key());
+    let kept = client.mount(&servers, &place);
+    let log = File::create(servers.path("script")).unwrap();
+    let mut script = Command::new("sh")
+        .args(["-c", SCRIPT, "sh"])
+        .args([source.path(), &place])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut kills = 0;
+    let ended = loop {
+        thread::sleep(Duration::from_millis(150 + u64::from(kills) * 89 % 400));
+        if let Some(ended) = script.try_wait().unwrap() {
+            break ended;
+        }
+        client.kill();
+        client = servers.successor("node-1", &kept);
+        kills += 1;
+    };
+    let said = fs::read_to_string(servers.path("script")).unwrap();
+    assert!(ended.success(), "after {kills} kills: {said}");
+    drop(kept);
+    device::unmount(&place, false).unwrap();
+    assert_eq!(client.exit_code(), Some(0));
+    kills
+}
+
+#[test]
+fn real_programs_do_not_notice_that_the_client_is_killed() {
+    for kind in [&["--exclusive"][..], &[]] {
+        let kills = script_over_kills(kind);
+        assert!(kills > 0, "the script was too fast to be disturbed");
+    }
 }
 
 #[test]
