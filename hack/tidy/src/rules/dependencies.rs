@@ -151,6 +151,20 @@ const ROOMS: &[Room] = &[
         why: "it measures mounted file systems, whichever they are",
     },
     Room {
+        name: "atoll-fuzz",
+        arrows: &[
+            "atoll-core",
+            "atoll-crds",
+            "atoll-csi",
+            "atoll-fuse",
+            "atoll-proto",
+            "atoll-raft",
+            "atoll-storage",
+        ],
+        absent: &[&["rocksdb", "librocksdb-sys"]],
+        why: "it reads bytes, and stores none",
+    },
+    Room {
         name: "atoll-provisioner",
         arrows: &[],
         absent: &[SERVERS, KERNEL],
