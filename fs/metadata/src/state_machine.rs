@@ -20,6 +20,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tracing::Span;
 
 use crate::changes::ChangeFeed;
 use crate::counts::{Counted, Counts};
@@ -274,7 +275,10 @@ impl Machine {
                     let commands = decode_batch(&bytes)?;
                     commands_applied += commands.len();
                     let mut carry_out = || {
-                        let outcomes = commands.iter().map(|command| execute(&mut txn, command));
+                        let outcomes = commands.iter().map(|command| {
+                            let _span = span(command, entry.position).entered();
+                            execute(&mut txn, command)
+                        });
                         outcomes.collect::<Result<Vec<_>, _>>()
                     };
                     let outcomes = if commands.iter().any(|command| reads_many(&command.op)) {
@@ -338,6 +342,13 @@ impl Machine {
         }
         Ok(())
     }
+}
+
+/// See docs/tracing.md.
+fn span(command: &Command, position: LogPosition) -> Span {
+    tracing::debug_span!(
+        target: "atoll::trace", "apply", id = %command.id(), op = command.op.name(), index = position.index
+    )
 }
 
 /// Whether carrying it out may go through many records, which the runtime has to be told: this is one of its threads (see

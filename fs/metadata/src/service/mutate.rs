@@ -16,6 +16,7 @@ use atoll_core::records::{SessionRecord, SlotRecord, Superblock};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::metadata::{MetadataError, MutateReply, MutateRequest};
 use futures::FutureExt;
+use tracing::Instrument;
 
 use crate::admission::{self, Facts};
 use crate::changes::Work;
@@ -68,6 +69,10 @@ impl Node {
                 Some(running) => running.clone(),
                 None => {
                     let (node, leader) = (self.clone(), leader.clone());
+                    // See docs/tracing.md.
+                    let span = tracing::debug_span!(
+                        target: "atoll::trace", "lead", id = %command.id(), op = command.op.name()
+                    );
                     let running = async move {
                         let outcome = node.carry_out(&leader, command, opens).await;
                         if let Some(in_flight) = leader.in_flight.lock().as_mut() {
@@ -75,6 +80,7 @@ impl Node {
                         }
                         outcome
                     }
+                    .instrument(span)
                     .boxed()
                     .shared();
                     in_flight.insert(identity, running.clone());
