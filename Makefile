@@ -140,6 +140,10 @@ fuzz: ## Feed what reads bytes from outside with bytes that are wrong, a minute 
 	@hack/setup.sh build
 	@ATOLL_FUZZ_SECONDS=$(or $(SECONDS),60) hack/fuzz.sh $(TARGETS)
 
+.PHONY: miri
+miri: ## Run under Miri what it can of the tests of structures in shared memory and on the kernel's interface
+	@hack/miri.sh
+
 .PHONY: test-operator-scale
 test-operator-scale: ## Count what an operator of many clusters at rest asks of the API server (CLUSTERS=1000)
 	@hack/setup.sh build
