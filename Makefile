@@ -135,6 +135,15 @@ sim-faults: ## Show that the simulation finds planted faults: each one, in at mo
 	@hack/cargo.sh build --workspace --bin atoll-sim --features atoll-sim/planted-faults
 	@. hack/env.sh; exec "$$CARGO_TARGET_DIR/debug/atoll-sim" --planted-faults --seeds $(or $(SEEDS),10000) $(ARGS)
 
+.PHONY: fuzz
+fuzz: ## Feed what reads bytes from outside with bytes that are wrong, a minute each (TARGETS='frame record', SECONDS=60)
+	@hack/setup.sh build
+	@ATOLL_FUZZ_SECONDS=$(or $(SECONDS),60) hack/fuzz.sh $(TARGETS)
+
+.PHONY: miri
+miri: ## Run under Miri what it can of the tests of structures in shared memory and on the kernel's interface
+	@hack/miri.sh
+
 .PHONY: test-operator-scale
 test-operator-scale: ## Count what an operator of many clusters at rest asks of the API server (CLUSTERS=1000)
 	@hack/setup.sh build

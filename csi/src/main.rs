@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::cli::{Cli, Command, ControllerArgs, HolderArgs, LogFormat, MountHostArgs, NodeArgs};
 
@@ -56,7 +57,11 @@ fn main() -> ExitCode {
 fn start_logging(cli: &Cli) -> Outcome {
     let filter = EnvFilter::try_new(&cli.log)
         .map_err(|error| format!("--log '{}': {error}; try a level such as info or debug", cli.log))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Spans are off unless they are asked for: docs/tracing.md.
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(FmtSpan::CLOSE)
+        .with_writer(std::io::stderr);
     match cli.log_format {
         LogFormat::Text => subscriber.with_ansi(false).init(),
         LogFormat::Json => subscriber.json().init(),

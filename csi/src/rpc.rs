@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Response, Status};
+use tracing::Instrument;
 
 use crate::error::CsiError;
 use crate::op_guard::Operations;
@@ -87,7 +88,9 @@ impl Rpcs {
         let began = Instant::now();
         self.in_flight.inc();
         let in_flight = InFlight(&self.in_flight);
-        let result = work.await;
+        // See docs/tracing.md.
+        let span = tracing::debug_span!(target: "atoll::trace", "csi", method, volume = subject);
+        let result = work.instrument(span).await;
         drop(in_flight);
         let seconds = began.elapsed().as_secs_f64();
         let code = result.as_ref().map_or_else(CsiError::code, |_| Code::Ok);

@@ -57,7 +57,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::prelude::*;
+use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::caches::{Caches, Wake};
 use crate::config::{Config, Images, LogFormat};
@@ -101,14 +104,34 @@ enum Fatal {
     WatchEnded,
 }
 
+/// Spans are off unless they are asked for: docs/tracing.md. kube has some of its own, whose ends nobody asked for.
+fn start_logging(filter: EnvFilter, format: LogFormat) {
+    let ours = filter_fn(|metadata| metadata.target() == "atoll::trace");
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => registry
+            .with(fmt::layer().with_writer(std::io::stderr))
+            .with(
+                fmt::layer().with_span_events(FmtSpan::CLOSE).with_writer(std::io::stderr).with_filter(ours),
+            )
+            .init(),
+        LogFormat::Json => registry
+            .with(fmt::layer().json().with_writer(std::io::stderr))
+            .with(
+                fmt::layer()
+                    .json()
+                    .with_span_events(FmtSpan::CLOSE)
+                    .with_writer(std::io::stderr)
+                    .with_filter(ours),
+            )
+            .init(),
+    }
+}
+
 fn main() -> ExitCode {
     let config = Config::parse();
     let filter = EnvFilter::try_new(&config.log).unwrap_or_else(|_| EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log_format {
-        LogFormat::Text => subscriber.init(),
-        LogFormat::Json => subscriber.json().init(),
-    }
+    start_logging(filter, config.log_format);
     // The second call of a process is refused; this is the first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();

@@ -13,6 +13,7 @@ use kube::runtime::controller::Action as Next;
 use kube::runtime::events::{Event, EventType};
 use kube::runtime::reflector::ObjectRef;
 use rand::Rng;
+use tracing::Instrument;
 
 use crate::apply::{Changed, carry_out, write_status};
 use crate::context::{Context, Repeated};
@@ -52,7 +53,14 @@ pub async fn reconcile(cluster: Arc<FileSystemCluster>, context: Arc<Context>) -
     } else {
         None
     };
-    let result = look_and_act(cluster, &context, &key).await;
+    // See docs/tracing.md.
+    let span = tracing::debug_span!(
+        target: "atoll::trace",
+        "reconcile",
+        namespace = key.namespace.as_deref().unwrap_or_default(),
+        name = key.name
+    );
+    let result = look_and_act(cluster, &context, &key).instrument(span).await;
     drop(place);
     let mut memory = context.memory.lock().await;
     let remembered = memory.entry(key).or_default();

@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
 
 use crate::cli::{Cli, Command, LogFormat};
 use crate::exit::{Failure, Outcome};
@@ -79,7 +80,11 @@ fn start_logging(cli: &Cli) -> Outcome {
     let filter = EnvFilter::try_new(&cli.log).map_err(|error| {
         Failure::failed(format_args!("--log '{}': {error}; try a level such as info or debug", cli.log))
     })?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Spans are off unless they are asked for: docs/tracing.md.
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_span_events(FmtSpan::CLOSE)
+        .with_writer(std::io::stderr);
     match cli.log_format {
         LogFormat::Text => subscriber.with_ansi(false).init(),
         LogFormat::Json => subscriber.json().init(),

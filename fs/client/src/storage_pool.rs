@@ -15,6 +15,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tracing::{Instrument, Span};
 
 use crate::metadata::Metadata;
 
@@ -342,6 +343,13 @@ fn failure(server: ServerId, error: &RpcError) -> StorageFailure {
     StorageFailure::Broken(format!("storage server {server}: {error}"))
 }
 
+/// See docs/tracing.md.
+fn span(op: &'static str, server: ServerId, chunk: ChunkId, generation: Generation) -> Span {
+    tracing::debug_span!(
+        target: "atoll::trace", "storage", op, %server, %chunk, generation = generation.0
+    )
+}
+
 impl<M: Metadata> Storage for StoragePool<M> {
     fn write<'a>(
         &'a self,
@@ -359,6 +367,7 @@ impl<M: Metadata> Storage for StoragePool<M> {
             }
             Ok(())
         }
+        .instrument(span("write", server, request.chunk, request.generation))
         .boxed()
     }
 
@@ -375,6 +384,7 @@ impl<M: Metadata> Storage for StoragePool<M> {
             self.inner.note(server, peer.call_within::<SyncChunk>(&request, (), deadline).await)?;
             Ok(())
         }
+        .instrument(span("sync", server, chunk, generation))
         .boxed()
     }
 
@@ -384,10 +394,12 @@ impl<M: Metadata> Storage for StoragePool<M> {
         request: ReadChunk,
         deadline: Duration,
     ) -> BoxFuture<'_, Result<(ReadChunkReply, Bytes), StorageFailure>> {
+        let span = span("read", server, request.chunk, request.generation);
         async move {
             let peer = self.peer(server).await?;
             self.inner.note(server, peer.call_within::<ReadChunk>(&request, (), deadline).await)
         }
+        .instrument(span)
         .boxed()
     }
 

@@ -3,6 +3,8 @@
 //! A command is what a Raft entry holds; applying it depends on the entry and on the records alone. It is
 //! identified by `(session, slot, sequence)` and takes effect once, however often it is sent.
 
+use std::fmt;
+
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -37,6 +39,31 @@ pub struct Command<O = Op> {
     pub expect: Option<u64>,
     /// What to do.
     pub op: O,
+}
+
+impl<O> Command<O> {
+    /// What names it on its way, in what is logged.
+    #[must_use]
+    pub fn id(&self) -> MutationId {
+        MutationId { session: self.session, slot: self.slot, sequence: self.sequence }
+    }
+}
+
+/// What makes a mutation one of its own; as text `session.slot.sequence`, in hexadecimal and twice decimal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MutationId {
+    /// Who asks.
+    pub session: SessionId,
+    /// In which slot.
+    pub slot: SlotId,
+    /// Which of that slot, counted from 1.
+    pub sequence: u64,
+}
+
+impl fmt::Display for MutationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.session, self.slot.0, self.sequence)
+    }
 }
 
 impl From<Command<ClientOp>> for Command {
@@ -217,6 +244,14 @@ macro_rules! operations {
         }
 
         impl ClientOp {
+            /// The operation's name, as in this code.
+            #[must_use]
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(ClientOp::$client(_) => stringify!($client)),+
+                }
+            }
+
             pub(crate) fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Outcome> {
                 match self {
                     $(ClientOp::$client(op) => op.apply(txn, context).map(Reply::into_outcome)),+
@@ -225,6 +260,15 @@ macro_rules! operations {
         }
 
         impl ServiceOp {
+            /// The operation's name, as in this code.
+            #[must_use]
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $(ServiceOp::$service(_) => stringify!($service),)+
+                    $(ServiceOp::$later(_) => stringify!($later)),+
+                }
+            }
+
             pub(crate) fn apply(&self, txn: &mut Txn<'_>, context: &Context) -> OpResult<Outcome> {
                 match self {
                     $(ServiceOp::$service(op) => op.apply(txn, context).map(Reply::into_outcome),)+
@@ -283,6 +327,18 @@ pub enum Op {
     Service(ServiceOp),
     /// What the leader let none of through.
     Refuse(Refuse),
+}
+
+impl Op {
+    /// The operation's name, as in this code.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Client(op) => op.name(),
+            Op::Service(op) => op.name(),
+            Op::Refuse(_) => "Refuse",
+        }
+    }
 }
 
 impl From<ClientOp> for Op {
@@ -555,6 +611,21 @@ mod tests {
         // No client asks for what is the service's own.
         let own = stored(&ops::ExpireSession { session: SessionId(1) }.into());
         assert!(postcard::from_bytes::<ClientOp>(&own).is_err());
+    }
+
+    #[test]
+    fn a_mutation_has_a_name_that_can_be_searched_for() {
+        let op = Op::from(ops::SealChunk { chunk: ChunkId(1) });
+        let command = Command {
+            session: SessionId(0x1f),
+            slot: SlotId(2),
+            sequence: 30,
+            time: Timestamp::default(),
+            expect: None,
+            op,
+        };
+        let session = command.session;
+        assert_eq!((command.id().to_string(), command.op.name()), (format!("{session}.2.30"), "SealChunk"));
     }
 
     #[test]

@@ -13,7 +13,9 @@ use atoll_client::vfs::{self, Errno, Vfs};
 use atoll_core::ids::InodeId;
 
 use nodes::Nodes;
+use tracing::{Instrument, Span};
 
+use crate::abi::opcode;
 use crate::request::Operation;
 use crate::session::{Call, Handler};
 
@@ -35,7 +37,8 @@ impl<V: Vfs> Adapter<V> {
 
 impl<V: Vfs> Handler for Adapter<V> {
     async fn handle(self: Arc<Self>, call: Call) {
-        serve(&*self.filesystem, &self.nodes, call).await;
+        let span = span(&call);
+        serve(&*self.filesystem, &self.nodes, call).instrument(span).await;
     }
 
     fn answered(&self, unique: u64) {
@@ -46,6 +49,18 @@ impl<V: Vfs> Handler for Adapter<V> {
         self.nodes.forget(nodeid, lookups);
         self.filesystem.forget(nodes::inode(nodeid), lookups);
     }
+}
+
+/// See docs/tracing.md.
+fn span(call: &Call) -> Span {
+    let header = call.header();
+    tracing::debug_span!(
+        target: "atoll::trace",
+        "fuse",
+        op = opcode::name(header.opcode),
+        unique = header.unique,
+        ino = header.nodeid
+    )
 }
 
 /// One arm for each request. Futures of the requests that are neither frequent nor quick are boxed: all arms share one

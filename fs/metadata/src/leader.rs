@@ -10,6 +10,7 @@ use atoll_core::ids::{InodeId, MemberId, ServerId, SessionId, SlotId};
 use atoll_core::keys;
 use atoll_core::records::{ServerRecord, SessionRecord};
 use atoll_core::store::StoreError;
+use atoll_proto::fsck::FsckReply;
 use atoll_proto::metadata::{MetadataError, RepairStatus};
 use atoll_raft::Leadership;
 use futures::future::{BoxFuture, Shared};
@@ -27,6 +28,7 @@ use crate::repair::Progress;
 use crate::servers::Servers;
 use crate::sessions::Sessions;
 use crate::tasks::TaskQueue;
+use crate::workers::mover::Mover;
 use crate::workers::suspects::Suspects;
 
 /// A mutation that is being carried out, for those who send it again meanwhile.
@@ -45,10 +47,10 @@ pub(crate) type AllInFlight = HashMap<(SessionId, SlotId, u64), InFlight>;
 /// Who has answered from the records, or has noted something here that an answer promises, calls [`Leader::confirm`]
 /// before it answers: only then this was the leader's memory and those were the newest records at that moment.
 ///
-/// Lock order, of those that are ever held together: `servers`, `tasks`, `repair`, then what [`Suspects`] has in it; `locks`,
-/// then `sessions`. Each of the others is taken alone. None but `membership` is held across an `await`; `sessions` is held
-/// while one record is looked up. [`reads`](crate::reads) says which reads of the records may be done on a thread that tasks
-/// run on.
+/// Lock order, of those that are ever held together: `mover`, `servers`, `tasks`, `repair`, then what [`Suspects`] has in it;
+/// `locks`, then `sessions`. Each of the others is taken alone. None but `membership` and `mover` is held across an `await`;
+/// `sessions` is held while one record is looked up. [`reads`](crate::reads) says which reads of the records may be done on a
+/// thread that tasks run on.
 pub(crate) struct Leader {
     /// The term in which this member leads.
     pub(crate) term: u64,
@@ -65,6 +67,10 @@ pub(crate) struct Leader {
     pub(crate) repair: Mutex<Progress>,
     /// Replicas that are said to be bad, to be taken out once another one was found to be whole.
     pub(crate) suspects: Suspects,
+    /// Writes what moves into chunks. Held while bytes move.
+    pub(crate) mover: tokio::sync::Mutex<Mover>,
+    /// The check of the volume that runs, or the last one.
+    pub(crate) fsck: Mutex<FsckReply>,
     /// `None` once this leadership is over. Each of these holds this value, so it lives for as long as they are here.
     pub(crate) in_flight: Mutex<Option<AllInFlight>>,
     /// Who has locked what, and who waits for that. What is in here belongs to sessions that are in `sessions`: who adds
@@ -120,6 +126,8 @@ impl Leader {
             tasks: Mutex::new(TaskQueue::begin(term)),
             repair: Mutex::default(),
             suspects: Suspects::default(),
+            mover: tokio::sync::Mutex::default(),
+            fsck: Mutex::default(),
             in_flight: Mutex::new(Some(HashMap::new())),
             locks: Mutex::new(locks),
             told: Notify::new(),

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use atoll_core::ids::{ClusterId, MemberId};
+use atoll_core::commands::{Op, ops};
+use atoll_core::ids::{ChunkId, ClusterId, MemberId, SessionId};
 use atoll_core::keys;
 use atoll_core::query::{self, OpError};
 use atoll_core::records::Record;
@@ -184,6 +185,24 @@ impl Node {
     ) -> Result<T, MetadataError> {
         let store = self.machine.store();
         self.reads.run(lane, move || read(&store)).await?.map_err(|error| store_error(&error))
+    }
+
+    /// What seals the chunks that a session is writing.
+    ///
+    /// # Errors
+    /// If the records can't be read.
+    pub(crate) async fn seals_of(&self, lane: Lane, session: SessionId) -> Result<Vec<Op>, MetadataError> {
+        let written = move |records: &Records| {
+            let mut seals = Vec::new();
+            let prefix = keys::written_by(session);
+            records.scan(Family::System, &prefix, &prefix_end(&prefix), &mut |key, _| {
+                let chunk = keys::second_number(key).map(ChunkId);
+                seals.extend(chunk.map(|chunk| Op::from(ops::SealChunk { chunk })));
+                ControlFlow::Continue(())
+            })?;
+            Ok(seals)
+        };
+        self.read(lane, written).await
     }
 
     fn become_leader(&self, term: u64) -> Result<Arc<Leader>, MetadataError> {

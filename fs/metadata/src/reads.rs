@@ -8,6 +8,11 @@
 //! Measured with a million chunk records in a [`Records`](crate::store::records::Records), on two busy cores: a lookup takes
 //! 5 µs among a hundred records and 12 µs among all (of a hundred one takes 47 µs or more), so dozens of them stay below a
 //! millisecond; a scan takes 3 ms for the 4096 records of a worker's step and 145 ms for 200,000.
+//!
+//! Apply reads where Raft runs it, which is one of those threads: an entry waits for the one before it anyway. What clients
+//! request reads as much as its message is long. What the leader proposes in the background may read more, and apply tells the
+//! runtime so, which takes 27 µs and has everything else continue on another thread: sweeping one chunk to which 16,384 files
+//! of a block refer takes 55 ms, and the sixteen of one entry 785 ms.
 
 use std::sync::Arc;
 

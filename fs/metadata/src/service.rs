@@ -3,7 +3,7 @@
 mod ask;
 mod bootstrap;
 mod feature_level;
-mod fsck;
+pub(crate) mod fsck;
 mod fsck_orphans;
 mod fsck_replicas;
 mod journal;
@@ -38,14 +38,13 @@ use crate::rejoin::asks_for_itself;
 /// Answers requests.
 pub struct Service {
     node: Arc<Node>,
-    fsck: fsck::Fsck,
 }
 
 impl Service {
     /// For this server.
     #[must_use]
     pub fn new(node: Arc<Node>) -> Service {
-        Service { node, fsck: fsck::Fsck::default() }
+        Service { node }
     }
 
     async fn answer(&self, peer: &PeerInfo, request: Request) -> Result<Response, Status> {
@@ -111,7 +110,7 @@ impl Service {
             }
             FsckRequest::KIND => {
                 allow(matches!(role, Role::Admin), role)?;
-                reply(self.fsck.answer(node, decode(&request)?))
+                reply(fsck::answer(node, decode(&request)?))
             }
             kind::RAFT => {
                 allow(matches!(role, Role::Metadata(_)), role)?;

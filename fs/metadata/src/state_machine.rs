@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use atoll_core::commands::{Command, Outcome};
+use atoll_core::commands::{Command, Op, Outcome, ServiceOp};
 use atoll_core::encode;
 use atoll_core::namespace::{Txn, execute};
 use atoll_core::store::{Family, Read, StoreError, Write};
@@ -20,6 +20,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tracing::Span;
 
 use crate::changes::ChangeFeed;
 use crate::counts::{Counted, Counts};
@@ -30,6 +31,8 @@ use crate::store::rocks::is_no_space;
 
 /// The format of entries and results that is written.
 const ENTRY_VERSION: u8 = 1;
+/// Segments that may be freed by the way; [`reads_many`].
+const SEGMENTS_FEW: u32 = 4;
 /// The format of the store as a whole.
 const STORE_VERSION: u8 = 1;
 /// Term and index of the last applied entry.
@@ -271,10 +274,18 @@ impl Machine {
                 AppliedPayload::Normal(bytes) => {
                     let commands = decode_batch(&bytes)?;
                     commands_applied += commands.len();
-                    let outcomes = commands
-                        .iter()
-                        .map(|command| execute(&mut txn, command))
-                        .collect::<Result<Vec<_>, _>>()?;
+                    let mut carry_out = || {
+                        let outcomes = commands.iter().map(|command| {
+                            let _span = span(command, entry.position).entered();
+                            execute(&mut txn, command)
+                        });
+                        outcomes.collect::<Result<Vec<_>, _>>()
+                    };
+                    let outcomes = if commands.iter().any(|command| reads_many(&command.op)) {
+                        atoll_blocking::in_place(carry_out)?
+                    } else {
+                        carry_out()?
+                    };
                     results.push(encode_outcomes(&outcomes));
                 }
                 AppliedPayload::Blank => {}
@@ -330,6 +341,30 @@ impl Machine {
             tracing::debug!(%error, "the replaced state is not removed yet");
         }
         Ok(())
+    }
+}
+
+/// See docs/tracing.md.
+fn span(command: &Command, position: LogPosition) -> Span {
+    tracing::debug_span!(
+        target: "atoll::trace", "apply", id = %command.id(), op = command.op.name(), index = position.index
+    )
+}
+
+/// Whether carrying it out may go through many records, which the runtime has to be told: this is one of its threads (see
+/// [`reads`](crate::reads)). What clients request is bounded by the size of its message; telling costs about as much as
+/// carrying that out.
+fn reads_many(op: &Op) -> bool {
+    match op {
+        Op::Service(ServiceOp::PurgeOrphan(purge)) => purge.segments_max > SEGMENTS_FEW,
+        Op::Service(
+            ServiceOp::SweepChunk(_)
+            | ServiceOp::PurgeTruncated(_)
+            | ServiceOp::ExpireSession(_)
+            | ServiceOp::TasksDone(_)
+            | ServiceOp::Fsck(_),
+        ) => true,
+        Op::Service(_) | Op::Client(_) | Op::Refuse(_) => false,
     }
 }
 

@@ -6,7 +6,7 @@ mod freeing;
 mod housekeeping;
 mod leading;
 mod migrate;
-mod mover;
+pub(crate) mod mover;
 mod repair;
 mod room;
 pub(crate) mod suspects;
@@ -37,10 +37,8 @@ pub fn start(node: &Arc<Node>, ballast: Ballast, tasks: &TaskTracker) {
     tasks.spawn(until_stopped(node.clone(), freeing::orphans(node.clone())));
     tasks.spawn(until_stopped(node.clone(), freeing::truncations(node.clone())));
     tasks.spawn(until_stopped(node.clone(), freeing::sweeps(node.clone())));
-    // One writer of the service's own chunks, whatever it moves them for.
-    let mover = Arc::new(tokio::sync::Mutex::new(mover::Mover::new(node.clone())));
-    tasks.spawn(until_stopped(node.clone(), migrate::run(node.clone(), mover.clone())));
-    tasks.spawn(until_stopped(node.clone(), compact::run(node.clone(), mover)));
+    tasks.spawn(until_stopped(node.clone(), migrate::run(node.clone())));
+    tasks.spawn(until_stopped(node.clone(), compact::run(node.clone())));
     tasks.spawn(until_stopped(node.clone(), repair::run(node.clone())));
     tasks.spawn(until_stopped(node.clone(), suspects::run(node.clone())));
 }

@@ -27,6 +27,8 @@ mod disk;
 mod error;
 mod files;
 mod flush;
+#[doc(hidden)]
+pub mod fuzzing;
 mod group;
 mod leadership;
 mod log_store;

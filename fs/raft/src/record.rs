@@ -136,7 +136,8 @@ pub(crate) fn decode_header(bytes: &[u8], at: usize, segment_bytes: usize) -> Op
     let index = u64_at(header, 32);
     let position = match header[13] {
         0 if term == 0 && index == 0 && !kind.is_entry() => None,
-        1 => Some(LogPosition { term, index }),
+        // Nothing could come after the last number that there is.
+        1 if index < u64::MAX => Some(LogPosition { term, index }),
         _ => return None,
     };
     let payload_bytes = u32_at(header, 8);
@@ -185,6 +186,17 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(decode(&bytes[..cut], 0, 7).is_none(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn no_record_has_the_last_index_that_there_is() {
+        let read = |index| {
+            let position = Some(LogPosition { term: 1, index });
+            let (header, _) = encode_header(7, 0, 4096, Kind::Continue, position, b"");
+            decode(&header, 0, 7).map(|(header, _)| header.position)
+        };
+        assert_eq!(read(u64::MAX - 1), Some(Some(LogPosition { term: 1, index: u64::MAX - 1 })));
+        assert_eq!(read(u64::MAX), None);
     }
 
     #[test]

@@ -196,12 +196,15 @@ impl Replay {
             ));
         }
         if let Some(before) = self.segments.last()
-            && before.header.sequence + 1 != header.sequence
+            && before.header.sequence.checked_add(1) != Some(header.sequence)
         {
             return Err(LogError::damaged(
                 path,
                 0,
-                format!("log segment {:016x} before it is missing", header.sequence - 1),
+                format!(
+                    "it doesn't follow log segment {:016x}: those in between are missing",
+                    before.header.sequence
+                ),
             ));
         }
         let bytes = &bytes[..header.segment_bytes as usize];

@@ -28,6 +28,25 @@ pub enum Verb {
     Unknown,
 }
 
+impl Verb {
+    /// As clients name it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Verb::Write => "write",
+            Verb::Sync => "sync",
+            Verb::Read => "read",
+            Verb::Seal => "seal",
+            Verb::Delete => "delete",
+            Verb::Trim => "trim",
+            Verb::Copy => "copy",
+            Verb::Inventory => "inventory",
+            Verb::Scrub => "scrub",
+            Verb::Status => "status",
+            Verb::Unknown => "unknown",
+        }
+    }
+}
+
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(missing_docs)]

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use atoll_core::ids::ChunkId;
+use atoll_core::ids::{ChunkId, Generation};
 use atoll_proto::server::{Handler, PeerInfo, Request, Response};
 use atoll_proto::storage::{
     self as wire, ChunkLayout, CopyChunk, DeleteChunk, INVENTORY_PAGE_MAX, IO_BYTES_MAX, Inventory,
@@ -15,6 +15,7 @@ use atoll_proto::storage::{
 use atoll_proto::{Identity, Role, Status, StatusCode};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
+use tracing::{Instrument, Span, field};
 
 use crate::chunk_file::{BLOCK, Blocks, ChunkError, Layout, Verified, Writer};
 use crate::copier::Copier;
@@ -300,7 +301,10 @@ impl Handler for StorageService {
                 StatusCode::Forbidden,
                 format!("{} isn't allowed to send this request to a storage server", peer.remote.role),
             )),
-            Ok(decoded) => self.answer(decoded, request.body, peer.remote.role).await,
+            Ok(decoded) => {
+                let span = span(verb, &decoded);
+                self.answer(decoded, request.body, peer.remote.role).instrument(span).await
+            }
             Err(status) => Err(status),
         };
         self.metrics.answered(verb, if result.is_ok() { Outcome::Ok } else { Outcome::Refused });
@@ -327,6 +331,41 @@ fn may(role: Role, verb: Verb) -> bool {
             Role::Metadata(_) | Role::Admin => true,
             Role::Storage(_) | Role::Client(_) => false,
         },
+    }
+}
+
+/// See docs/tracing.md.
+fn span(verb: Verb, request: &StorageRequest) -> Span {
+    tracing::debug_span!(
+        target: "atoll::trace",
+        "storage",
+        op = verb.name(),
+        chunk = chunk_of(request).map(field::display),
+        generation = generation_of(request).map(|generation| generation.0)
+    )
+}
+
+fn chunk_of(request: &StorageRequest) -> Option<ChunkId> {
+    match request {
+        StorageRequest::Write(request) => Some(request.chunk),
+        StorageRequest::Sync(request) => Some(request.chunk),
+        StorageRequest::Read(request) => Some(request.chunk),
+        StorageRequest::Seal(request) => Some(request.chunk),
+        StorageRequest::Delete(request) => Some(request.chunk),
+        StorageRequest::Trim(request) => Some(request.chunk),
+        StorageRequest::Copy(request) => Some(request.chunk),
+        StorageRequest::Scrub(request) => Some(request.chunk),
+        StorageRequest::Inventory(_) | StorageRequest::Status(_) => None,
+    }
+}
+
+/// Of requests of clients: the servers' own are about all of them, or name another one.
+fn generation_of(request: &StorageRequest) -> Option<Generation> {
+    match request {
+        StorageRequest::Write(request) => Some(request.generation),
+        StorageRequest::Sync(request) => Some(request.generation),
+        StorageRequest::Read(request) => Some(request.generation),
+        _ => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The rules, by subject. Each function takes a repository and returns one verdict for each of its rules.
 
+pub mod circles;
 pub mod dependencies;
 pub mod manifests;
 pub mod promises;

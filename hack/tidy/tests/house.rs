@@ -23,6 +23,11 @@ fn crates_know_what_they_may() {
 }
 
 #[test]
+fn modules_have_no_circles() {
+    holds(rules::circles::verdicts);
+}
+
+#[test]
 fn crates_take_the_settings_of_the_workspace() {
     holds(rules::manifests::verdicts);
 }

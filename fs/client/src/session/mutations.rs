@@ -13,6 +13,7 @@ use atoll_proto::metadata::{MutateReply, kind};
 use atoll_proto::queries;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tracing::Instrument;
 
 use super::leader::Refusal;
 use super::slots::Slot;
@@ -270,8 +271,12 @@ impl Inner {
                 tracing::error!(bytes = message.len(), "a mutation is longer than a slot of the arena");
                 return Err(FsError::InvalidArgument.into());
             }
+            // What the leader and apply have, too: see docs/tracing.md.
+            let span = tracing::debug_span!(
+                target: "atoll::trace", "mutation", id = %command.id(), op = command.op.name()
+            );
             let answer = tokio::select! {
-                answer = self.service.call(kind::MUTATE, &message) => answer,
+                answer = self.service.call(kind::MUTATE, &message).instrument(span) => answer,
                 () = self.token.cancelled() => return Err(ClientError::Stopped),
             };
             let refused_with = |error| MutateReply { outcome: Outcome::Refused(error), parents: Vec::new() };

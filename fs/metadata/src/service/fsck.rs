@@ -13,7 +13,6 @@ use atoll_core::query;
 use atoll_core::store::StoreError;
 use atoll_proto::fsck::{Fate, FsckReply, FsckRequest, ShownFinding};
 use atoll_proto::metadata::MetadataError;
-use parking_lot::Mutex;
 
 use super::{fsck_orphans, fsck_replicas};
 use crate::leader::Leader;
@@ -33,65 +32,59 @@ const RECORDS_PER_REST: u64 = 256;
 /// Repairs that are proposed at a time.
 const REPAIRS_PER_STEP: usize = 64;
 
-/// The check that runs, or the last one.
-#[derive(Default)]
-pub(super) struct Fsck {
-    state: Arc<Mutex<FsckReply>>,
-}
-
-impl Fsck {
-    /// Starts a check, or says how one is.
-    pub(super) fn answer(&self, node: &Arc<Node>, request: FsckRequest) -> Result<FsckReply, MetadataError> {
-        let leader = node.lead()?;
-        let mut state = self.state.lock();
-        match request {
-            FsckRequest::Look { run } if run == state.run => Ok(state.clone()),
-            // It was another leader's: who asks has to start anew.
-            FsckRequest::Look { .. } => Ok(FsckReply::default()),
-            FsckRequest::Start { .. } if state.run != 0 && !state.done => Err(MetadataError::Refused(
-                "a check of this volume is already running: wait until it ends".into(),
-            )),
-            FsckRequest::Start { repair, data } => {
-                let run = rand::random::<u64>().max(1);
-                *state = FsckReply { run, ..FsckReply::default() };
-                let (node, state) = (node.clone(), self.state.clone());
-                tokio::spawn(async move {
-                    let result = tokio::select! {
-                        result = rounds(&node, &leader, &state, repair.into_iter().collect(), data) => result,
-                        () = node.stopping.cancelled() => Err(MetadataError::LeadershipLost),
-                    };
-                    let mut state = state.lock();
-                    match result {
-                        Ok(()) => {}
-                        Err(MetadataError::LeadershipLost | MetadataError::NotLeader { .. }) => {
-                            tracing::info!(
-                                "a check of the volume stopped because this metadata server is no longer the \
-                                 leader"
-                            );
-                            *state = FsckReply::default();
-                            return;
-                        }
-                        Err(error) => state.failed = Some(error.to_string()),
-                    }
-                    state.done = true;
-                    tracing::info!(
-                        left = state.left,
-                        repaired = state.repaired,
-                        failed = state.failed,
-                        "a check of the volume ended"
-                    );
-                });
-                Ok(FsckReply { run, ..FsckReply::default() })
-            }
+/// Starts a check, or says how one is.
+pub(super) fn answer(node: &Arc<Node>, request: FsckRequest) -> Result<FsckReply, MetadataError> {
+    let leader = node.lead()?;
+    let mut state = leader.fsck.lock();
+    match request {
+        FsckRequest::Look { run } if run == state.run => Ok(state.clone()),
+        // It was another leader's: who asks has to start anew.
+        FsckRequest::Look { .. } => Ok(FsckReply::default()),
+        FsckRequest::Start { .. } if state.run != 0 && !state.done => Err(MetadataError::Refused(
+            "a check of this volume is already running: wait until it ends".into(),
+        )),
+        FsckRequest::Start { repair, data } => {
+            let run = rand::random::<u64>().max(1);
+            *state = FsckReply { run, ..FsckReply::default() };
+            drop(state);
+            tokio::spawn(check(node.clone(), leader, repair.into_iter().collect(), data));
+            Ok(FsckReply { run, ..FsckReply::default() })
         }
     }
+}
+
+/// Runs a check to its end, or to that of this leadership.
+async fn check(node: Arc<Node>, leader: Arc<Leader>, repair: BTreeSet<Kind>, data: bool) {
+    let result = tokio::select! {
+        result = rounds(&node, &leader, repair, data) => result,
+        () = leader.ended() => Err(MetadataError::LeadershipLost),
+        () = node.stopping.cancelled() => Err(MetadataError::LeadershipLost),
+    };
+    let mut state = leader.fsck.lock();
+    match result {
+        Ok(()) => {}
+        Err(MetadataError::LeadershipLost | MetadataError::NotLeader { .. }) => {
+            tracing::info!(
+                "a check of the volume stopped because this metadata server is no longer the leader"
+            );
+            *state = FsckReply::default();
+            return;
+        }
+        Err(error) => state.failed = Some(error.to_string()),
+    }
+    state.done = true;
+    tracing::info!(
+        left = state.left,
+        repaired = state.repaired,
+        failed = state.failed,
+        "a check of the volume ended"
+    );
 }
 
 /// Goes through the volume and repairs, until there is nothing more to do.
 async fn rounds(
     node: &Arc<Node>,
     leader: &Arc<Leader>,
-    state: &Arc<Mutex<FsckReply>>,
     asked: BTreeSet<Kind>,
     data: bool,
 ) -> Result<(), MetadataError> {
@@ -101,11 +94,11 @@ async fn rounds(
     for round in 1..=ROUNDS_MAX {
         leader.confirm()?;
         {
-            let mut state = state.lock();
+            let mut state = leader.fsck.lock();
             (state.round, state.looked, state.found) = (round, 0, 0);
         }
-        let (walker, watched) = (node.clone(), state.clone());
-        let (found, corrections) = atoll_blocking::spawn(move || look(&walker, &watched))
+        let (walker, led) = (node.clone(), leader.clone());
+        let (found, corrections) = atoll_blocking::spawn(move || look(&walker, &led))
             .await
             .map_err(|_| MetadataError::LeadershipLost)??;
         let findings: Vec<Finding> = found.iter().map(|(finding, _)| finding.clone()).collect();
@@ -118,14 +111,14 @@ async fn rounds(
                 .collect()
         };
         if todo.is_empty() {
-            state.lock().stage = "orphans".to_owned();
+            leader.fsck.lock().stage = "orphans".to_owned();
             let mut others = fsck_orphans::look(node, leader).await?;
             let mut mended = fsck_orphans::repair(node, leader, &others, &asked).await?;
-            state.lock().stage = "replicas".to_owned();
+            leader.fsck.lock().stage = "replicas".to_owned();
             let replicas = fsck_replicas::look(node, data).await?;
             mended.extend(fsck_replicas::repair(node, leader, &replicas, &asked).await?);
             others.extend(replicas);
-            let mut state = state.lock();
+            let mut state = leader.fsck.lock();
             state.found += (others.len() - mended.len()) as u64;
             count += mended.len() as u64;
             let mut left = found;
@@ -177,7 +170,7 @@ fn repair(kind: Kind, subject: &Subject, corrections: Corrections) -> Op {
 type Found = Vec<(Finding, Option<String>)>;
 
 /// Goes through a snapshot of the records.
-fn look(node: &Node, state: &Mutex<FsckReply>) -> Result<(Found, Corrections), MetadataError> {
+fn look(node: &Node, leader: &Leader) -> Result<(Found, Corrections), MetadataError> {
     let store = node.machine.store();
     let snapshot = store.snapshot();
     let superblock = query::superblock(&snapshot).map_err(query_error)?;
@@ -195,7 +188,7 @@ fn look(node: &Node, state: &Mutex<FsckReply>) -> Result<(Found, Corrections), M
             Seen::Looked(stage) => {
                 looked += 1;
                 if looked.is_multiple_of(RECORDS_PER_REST) {
-                    let mut state = state.lock();
+                    let mut state = leader.fsck.lock();
                     if state.stage != stage {
                         state.stage = stage.to_owned();
                     }
@@ -203,7 +196,7 @@ fn look(node: &Node, state: &Mutex<FsckReply>) -> Result<(Found, Corrections), M
                     drop(state);
                     std::thread::sleep(worked.elapsed().min(Duration::from_millis(100)));
                     worked = Instant::now();
-                    if node.stopping.is_cancelled() {
+                    if node.stopping.is_cancelled() || leader.is_over() {
                         return ControlFlow::Break(());
                     }
                 }
@@ -215,7 +208,7 @@ fn look(node: &Node, state: &Mutex<FsckReply>) -> Result<(Found, Corrections), M
     let corrections =
         totals.map_or_else(Corrections::default, |is| Corrections::between(&Totals::said(&superblock), &is));
     {
-        let mut state = state.lock();
+        let mut state = leader.fsck.lock();
         (state.looked, state.found) = (looked, counted);
     }
     let with_paths = found

@@ -18,6 +18,7 @@ use atoll_proto::storage::{INVENTORY_PAGE_MAX, Inventory, ReplicaInfo, Scrub};
 use crate::leader::Leader;
 use crate::node::{Node, collect, store_error};
 use crate::reads::Lane;
+use crate::store::records::Records;
 use crate::workers::suspects::{SCRUB_DEADLINE, TakenOut, connect, take_out};
 
 /// What looks wrong must still do so after this time.
@@ -31,8 +32,8 @@ const SCRUB_PAUSE: Duration = Duration::from_millis(50);
 
 /// Checks all servers' replicas; with `data` every block of the sealed ones.
 pub(super) async fn look(node: &Node, data: bool) -> Result<Vec<Finding>, MetadataError> {
-    let servers = collect::<ServerRecord>(&*node.machine.store(), &keys::servers())
-        .map_err(|error| store_error(&error))?;
+    let all = |records: &Records| collect::<ServerRecord>(records, &keys::servers());
+    let servers = node.read(Lane::Background, all).await?;
     let mut found = Vec::new();
     for (server, record) in servers {
         let server = ServerId(server);

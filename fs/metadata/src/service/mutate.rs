@@ -16,12 +16,14 @@ use atoll_core::records::{SessionRecord, SlotRecord, Superblock};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
 use atoll_proto::metadata::{MetadataError, MutateReply, MutateRequest};
 use futures::FutureExt;
+use tracing::Instrument;
 
 use crate::admission::{self, Facts};
 use crate::changes::Work;
 use crate::clock;
 use crate::leader::{Leader, Unlinking};
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
 use crate::service::ask::HoldError;
 use crate::sessions::OpenError;
 
@@ -67,6 +69,10 @@ impl Node {
                 Some(running) => running.clone(),
                 None => {
                     let (node, leader) = (self.clone(), leader.clone());
+                    // See docs/tracing.md.
+                    let span = tracing::debug_span!(
+                        target: "atoll::trace", "lead", id = %command.id(), op = command.op.name()
+                    );
                     let running = async move {
                         let outcome = node.carry_out(&leader, command, opens).await;
                         if let Some(in_flight) = leader.in_flight.lock().as_mut() {
@@ -74,6 +80,7 @@ impl Node {
                         }
                         outcome
                     }
+                    .instrument(span)
                     .boxed()
                     .shared();
                     in_flight.insert(identity, running.clone());
@@ -325,9 +332,15 @@ impl Node {
     ) -> Result<(), MetadataError> {
         let give_up = clock::since_boot() + RESERVATION_WAIT_MAX;
         loop {
-            if self.may_be_granted(leader, session, bytes_min).map_err(query_error)?
-                || clock::since_boot() > give_up
-            {
+            let is_granted = match self.may_be_granted(leader, session, bytes_min).map_err(query_error)? {
+                Grant::Now => true,
+                Grant::Later => false,
+                // What is done leaves marks in the store that a scan has to go through.
+                Grant::UnlessTrimmed(servers) => {
+                    !self.read(Lane::Request, move |records| has_orders(records, &servers)).await?
+                }
+            };
+            if is_granted || clock::since_boot() > give_up {
                 return Ok(());
             }
             leader.sessions.lock().recall_reservations(session);
@@ -335,8 +348,8 @@ impl Node {
         }
     }
 
-    /// There is room, or waiting won't make any.
-    fn may_be_granted(&self, leader: &Leader, session: SessionId, bytes_min: u64) -> query::OpResult<bool> {
+    /// Whether there is room, or waiting won't make any.
+    fn may_be_granted(&self, leader: &Leader, session: SessionId, bytes_min: u64) -> query::OpResult<Grant> {
         let store = self.machine.store();
         let volume = query::superblock(&*store)?;
         let (room, alive) = {
@@ -346,7 +359,7 @@ impl Node {
         };
         let disks_full = room.is_some_and(|room| bytes_min > room.saturating_sub(volume.bytes_reserved));
         if bytes_min <= volume.volume_use().bytes_free() && !disks_full {
-            return Ok(true);
+            return Ok(Grant::Now);
         }
         // What others have promised data for becomes used, not free.
         let others = volume.bytes_reserved.saturating_sub(own_reservation(&*store, session)?);
@@ -355,11 +368,25 @@ impl Node {
             || leader.changes.is_pending(Work::Orphans)
             || leader.changes.is_pending(Work::Truncations)
         {
-            return Ok(false);
+            return Ok(Grant::Later);
         }
-        // On the disks, what is deleted is gone only when the servers have done it.
-        Ok(!disks_full || !leader.changes.is_pending(Work::Sweeps) && !has_orders(&*store, &alive)?)
+        Ok(match (disks_full, leader.changes.is_pending(Work::Sweeps)) {
+            (false, _) => Grant::Now,
+            (true, true) => Grant::Later,
+            // On the disks, what is deleted is gone only when the servers have done it.
+            (true, false) => Grant::UnlessTrimmed(alive),
+        })
     }
+}
+
+/// When what is reserved may be granted, or refused.
+enum Grant {
+    /// There is room, or waiting won't make any.
+    Now,
+    /// Others may give something back.
+    Later,
+    /// Now, unless one of these servers has still to delete or trim something.
+    UnlessTrimmed(Vec<ServerId>),
 }
 
 /// The file that an operation has made to be held open by its maker from the start, if that is what it has done.

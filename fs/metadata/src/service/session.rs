@@ -1,15 +1,13 @@
 //! Sessions' heartbeats, and what they hold open and have locked.
 
-use std::ops::ControlFlow;
-
 use atoll_core::commands::{Op, ops};
 use atoll_core::error::FsError;
-use atoll_core::ids::{ChunkId, InodeId, SessionId};
+use atoll_core::ids::{InodeId, SessionId};
 use atoll_core::keys;
 use atoll_core::lock_table::NotHeld;
 use atoll_core::query;
 use atoll_core::records::SessionRecord;
-use atoll_core::store::{Family, Read, prefix_end};
+use atoll_core::store::Family;
 use atoll_core::txn::load;
 use atoll_proto::metadata::{
     CloseNotice, LocksTold, MetadataError, ReclaimRequest, SessionHeartbeat, SessionHeartbeatReply,
@@ -20,6 +18,7 @@ use crate::changes::Work;
 use crate::clock;
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
 use crate::sessions::OpenError;
 
 pub(super) const EXPIRED: MetadataError = MetadataError::Fs(FsError::SessionExpired);
@@ -60,19 +59,7 @@ impl Node {
     pub(crate) async fn adopt_session(&self, session: SessionId) -> Result<SessionState, MetadataError> {
         let leader = self.lead()?;
         leader.sessions.lock().heard(session, clock::since_boot()).map_err(|_| EXPIRED)?;
-        let mut seals = Vec::new();
-        {
-            let store = self.machine.store();
-            let prefix = keys::written_by(session);
-            let mut seal = |key: &[u8], _: &[u8]| {
-                let chunk = keys::second_number(key).map(ChunkId);
-                seals.extend(chunk.map(|chunk| Op::from(ops::SealChunk { chunk })));
-                ControlFlow::Continue(())
-            };
-            let scanned = store.scan(Family::System, &prefix, &prefix_end(&prefix), &mut seal);
-            scanned.map_err(|error| store_error(&error))?;
-        }
-        leader.propose_all(seals).await?;
+        leader.propose_all(self.seals_of(Lane::Request, session).await?).await?;
         let record: Option<SessionRecord> =
             load(&*self.machine.store(), Family::System, &keys::session(session))
                 .map_err(|error| store_error(&error))?;

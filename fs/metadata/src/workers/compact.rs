@@ -10,9 +10,8 @@ use atoll_core::keys;
 use atoll_core::query;
 use atoll_core::records::Place;
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
-use tokio::sync::Mutex;
 
-use super::mover::{self, BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
+use super::mover::{self, BATCH_BYTES_MAX, MoveError, Run, runs};
 use super::{GATHER, leader, take};
 use crate::changes::{Work, is_mostly_dead};
 use crate::leader::Leader;
@@ -32,19 +31,19 @@ const REFERENCES_MAX: usize = 1 << 16;
 const FAILED_PAUSE: Duration = Duration::from_secs(5);
 
 /// Runs for as long as the server does.
-pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
+pub(super) async fn run(node: Arc<Node>) {
     loop {
         let leader = leader(&node).await;
-        compact_all(&node, &leader, &mover).await;
+        compact_all(&node, &leader).await;
     }
 }
 
 /// Compacts what there is to compact until this leadership is over.
-async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
+async fn compact_all(node: &Node, leader: &Leader) {
     let mut waiting: BTreeMap<ChunkId, Instant> = BTreeMap::new();
     loop {
         if waiting.is_empty() {
-            mover::wait_for(leader, mover, Work::Compactions).await;
+            mover::wait_for(leader, Work::Compactions).await;
         }
         tokio::time::sleep(GATHER).await;
         if leader.is_over() {
@@ -62,11 +61,11 @@ async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
             }
             Err(error) => tracing::error!(%error, "searching for chunks to compact failed; retrying"),
         }
-        mover.lock().await.seal_if_idle(leader).await;
+        leader.mover.lock().await.seal_if_idle(node, leader).await;
         let ripe = waiting.iter().find(|(_, since)| since.elapsed() >= REST).map(|(chunk, _)| *chunk);
         let Some(chunk) = ripe else { continue };
         waiting.remove(&chunk);
-        if let Err(error) = compact(node, leader, mover, chunk).await {
+        if let Err(error) = compact(node, leader, chunk).await {
             tracing::debug!(%chunk, %error, "a chunk could not be compacted yet; retrying");
             waiting.insert(chunk, Instant::now());
             tokio::time::sleep(FAILED_PAUSE).await;
@@ -74,12 +73,7 @@ async fn compact_all(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
     }
 }
 
-async fn compact(
-    node: &Node,
-    leader: &Leader,
-    mover: &Mutex<Mover>,
-    chunk: ChunkId,
-) -> Result<(), MoveError> {
+async fn compact(node: &Node, leader: &Leader, chunk: ChunkId) -> Result<(), MoveError> {
     let store = node.machine.store();
     let record = query::chunk(&*store, chunk).map_err(|error| store_error(&error))?;
     if !record.is_some_and(|record| is_mostly_dead(&record)) {
@@ -92,7 +86,7 @@ async fn compact(
         let found = node.reads.run(Lane::Background, move || find(&records, chunk, ino, segment)).await?;
         for run in found? {
             if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
-                relocate(node, leader, mover, std::mem::take(&mut batch)).await?;
+                relocate(node, leader, std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
             bytes += run.stored_bytes();
@@ -100,19 +94,14 @@ async fn compact(
         }
     }
     if !batch.is_empty() {
-        relocate(node, leader, mover, batch).await?;
+        relocate(node, leader, batch).await?;
     }
     node.metrics.work("compacted_chunks", 1);
     Ok(())
 }
 
-async fn relocate(
-    node: &Node,
-    leader: &Leader,
-    mover: &Mutex<Mover>,
-    batch: Vec<Run>,
-) -> Result<(), MoveError> {
-    let bytes = mover.lock().await.relocate(leader, batch).await?;
+async fn relocate(node: &Node, leader: &Leader, batch: Vec<Run>) -> Result<(), MoveError> {
+    let bytes = leader.mover.lock().await.relocate(node, leader, batch).await?;
     node.metrics.work("compacted_bytes", bytes);
     tokio::time::sleep(Duration::from_micros(bytes * 1_000_000 / BYTES_PER_SECOND)).await;
     Ok(())

@@ -10,9 +10,8 @@ use atoll_core::limits::SEGMENT_PIECES_SOFT_MAX;
 use atoll_core::query;
 use atoll_core::records::{Piece, Place};
 use atoll_core::{error::FsError, keys};
-use tokio::sync::Mutex;
 
-use super::mover::{self, BATCH_BYTES_MAX, MoveError, Mover, Run, runs};
+use super::mover::{self, BATCH_BYTES_MAX, MoveError, Run, runs};
 use super::{GATHER, PAUSE, leader, take};
 use crate::changes::Work;
 use crate::leader::Leader;
@@ -36,19 +35,19 @@ const FAILED_PAUSE: Duration = Duration::from_secs(2);
 type Seen = (Instant, Instant);
 
 /// Runs for as long as the server does.
-pub(super) async fn run(node: Arc<Node>, mover: Arc<Mutex<Mover>>) {
+pub(super) async fn run(node: Arc<Node>) {
     loop {
         let leader = leader(&node).await;
-        migrate(&node, &leader, &mover).await;
+        migrate(&node, &leader).await;
     }
 }
 
 /// Moves what is to be moved until this leadership is over.
-async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
+async fn migrate(node: &Node, leader: &Leader) {
     let mut waiting: BTreeMap<Vec<u8>, Seen> = BTreeMap::new();
     loop {
         if waiting.is_empty() {
-            mover::wait_for(leader, mover, Work::Migrations).await;
+            mover::wait_for(leader, Work::Migrations).await;
         }
         tokio::time::sleep(if waiting.is_empty() { GATHER } else { PAUSE }).await;
         if leader.is_over() {
@@ -58,7 +57,7 @@ async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
             continue;
         }
         collect(node, leader, &mut waiting).await;
-        mover.lock().await.seal_if_idle(leader).await;
+        leader.mover.lock().await.seal_if_idle(node, leader).await;
         let hurry = inline_is_scarce(node);
         let now = Instant::now();
         let ripe: Vec<Vec<u8>> = waiting
@@ -70,7 +69,7 @@ async fn migrate(node: &Node, leader: &Leader, mover: &Mutex<Mover>) {
         if ripe.is_empty() {
             continue;
         }
-        if let Err(error) = step(node, leader, mover, &ripe).await {
+        if let Err(error) = step(node, leader, &ripe).await {
             tracing::debug!(%error, "inline data could not be moved to chunks yet; retrying");
             tokio::time::sleep(FAILED_PAUSE).await;
             continue;
@@ -109,7 +108,7 @@ fn inline_is_scarce(node: &Node) -> bool {
         .is_ok_and(|volume| volume.inline_bytes > volume.config.inline_budget_bytes / 2)
 }
 
-async fn step(node: &Node, leader: &Leader, mover: &Mutex<Mover>, keys: &[Vec<u8>]) -> Result<(), MoveError> {
+async fn step(node: &Node, leader: &Leader, keys: &[Vec<u8>]) -> Result<(), MoveError> {
     let mut batch: Vec<Run> = Vec::new();
     let mut bytes = 0;
     for key in keys {
@@ -120,7 +119,7 @@ async fn step(node: &Node, leader: &Leader, mover: &Mutex<Mover>, keys: &[Vec<u8
         let found = node.reads.run(Lane::Background, move || find(&records, ino, segment)).await?;
         for run in found? {
             if bytes + run.stored_bytes() > BATCH_BYTES_MAX && !batch.is_empty() {
-                relocate(node, leader, mover, std::mem::take(&mut batch)).await?;
+                relocate(node, leader, std::mem::take(&mut batch)).await?;
                 bytes = 0;
             }
             bytes += run.stored_bytes();
@@ -128,18 +127,13 @@ async fn step(node: &Node, leader: &Leader, mover: &Mutex<Mover>, keys: &[Vec<u8
         }
     }
     if !batch.is_empty() {
-        relocate(node, leader, mover, batch).await?;
+        relocate(node, leader, batch).await?;
     }
     Ok(())
 }
 
-async fn relocate(
-    node: &Node,
-    leader: &Leader,
-    mover: &Mutex<Mover>,
-    batch: Vec<Run>,
-) -> Result<(), MoveError> {
-    let bytes = mover.lock().await.relocate(leader, batch).await?;
+async fn relocate(node: &Node, leader: &Leader, batch: Vec<Run>) -> Result<(), MoveError> {
+    let bytes = leader.mover.lock().await.relocate(node, leader, batch).await?;
     node.metrics.work("migrated_bytes", bytes);
     Ok(())
 }

@@ -2,7 +2,6 @@
 //! them to all replicas of a chunk, synced, and then has the map point there, if it is still as it was read.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use atoll_core::commands::{INTERNAL, Op, Outcome, ServiceOp, ops};
@@ -10,19 +9,18 @@ use atoll_core::error::FsError;
 use atoll_core::ids::{ChunkId, Generation, InodeId, SegmentIndex, ServerId};
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::query;
-use atoll_core::records::{ChunkKind, Piece, Place};
-use atoll_core::{keys, records::Superblock};
+use atoll_core::records::{ChunkKind, Piece, Place, Superblock};
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::storage::{ChunkLayout, ReadChunk, WriteChunk, Writer};
 use atoll_proto::{Address, ConnectOptions, Peer, Role, checksum};
 use bytes::{Bytes, BytesMut};
-use tokio::sync::Mutex;
 
 use crate::admission::{self, Facts};
 use crate::changes::Work;
 use crate::clock;
 use crate::leader::Leader;
 use crate::node::{Node, query_error, store_error};
+use crate::reads::Lane;
 
 /// Bytes of runs (in whole blocks) that are read, written and committed together; a run alone may have as many.
 pub(super) const BATCH_BYTES_MAX: usize = 1 << 20;
@@ -112,13 +110,13 @@ struct OpenChunk {
 }
 
 /// Waits until there may be such work, or something to [seal](Mover::seal_if_idle), or this leadership is over.
-pub(super) async fn wait_for(leader: &Leader, mover: &Mutex<Mover>, work: Work) {
+pub(super) async fn wait_for(leader: &Leader, work: Work) {
     loop {
         let woken = leader.changes.woken(work);
         if leader.changes.has(work) || leader.is_over() {
             return;
         }
-        let seals_in = mover.lock().await.seals_in(leader);
+        let seals_in = leader.mover.lock().await.seals_in();
         let seal = async {
             match seals_in {
                 Some(after) => tokio::time::sleep(after).await,
@@ -133,29 +131,30 @@ pub(super) async fn wait_for(leader: &Leader, mover: &Mutex<Mover>, work: Work) 
     }
 }
 
-/// The one writer of the metadata service's own chunks.
-pub(super) struct Mover {
-    node: Arc<Node>,
+/// The one writer of the metadata service's own chunks, whatever it moves bytes for, in the term of one leader.
+#[derive(Default)]
+pub(crate) struct Mover {
     peers: HashMap<ServerId, (String, Peer)>,
     open: Option<OpenChunk>,
-    /// The term in which the chunks of earlier leaders were sealed.
-    term: u64,
+    /// The chunks of earlier leaders are sealed, and one of this leader's whose sealing failed.
+    has_sealed: bool,
 }
 
 impl Mover {
-    pub(super) fn new(node: Arc<Node>) -> Mover {
-        Mover { node, peers: HashMap::new(), open: None, term: 0 }
-    }
-
     /// Moves runs, at most [`BATCH_BYTES_MAX`] together. Those whose segment has changed meanwhile stay where
     /// they are. Returns how many bytes moved.
-    pub(super) async fn relocate(&mut self, leader: &Leader, runs: Vec<Run>) -> Result<u64, MoveError> {
+    pub(super) async fn relocate(
+        &mut self,
+        node: &Node,
+        leader: &Leader,
+        runs: Vec<Run>,
+    ) -> Result<u64, MoveError> {
         leader.confirm_unasked().await?;
-        self.seal_leftovers(leader).await?;
+        self.seal_leftovers(node, leader).await?;
         let mut parts = Vec::with_capacity(runs.len());
         let mut found = Vec::with_capacity(runs.len());
         for run in runs {
-            if let Some(part) = self.read_run(leader, &run).await? {
+            if let Some(part) = self.read_run(node, leader, &run).await? {
                 parts.push(part);
                 found.push(run);
             }
@@ -164,7 +163,7 @@ impl Mover {
         if runs.is_empty() {
             return Ok(0);
         }
-        let places = self.write(leader, &parts).await?;
+        let places = self.write(node, leader, &parts).await?;
         let moved = runs.iter().map(|run| run.bytes() as u64).collect::<Vec<_>>();
         let ops = runs
             .into_iter()
@@ -192,12 +191,17 @@ impl Mover {
     }
 
     /// The bytes of a run; `None` if some of them are no longer where the segment said.
-    async fn read_run(&mut self, leader: &Leader, run: &Run) -> Result<Option<Bytes>, MoveError> {
+    async fn read_run(
+        &mut self,
+        node: &Node,
+        leader: &Leader,
+        run: &Run,
+    ) -> Result<Option<Bytes>, MoveError> {
         let mut bytes = BytesMut::with_capacity(run.bytes());
         for piece in &run.pieces {
             match piece.place {
                 Place::Inline { .. } => {
-                    let found = query::inline_bytes(&*self.node.machine.store(), run.ino, run.segment, piece);
+                    let found = query::inline_bytes(&*node.machine.store(), run.ino, run.segment, piece);
                     match found {
                         Ok(Some(part)) => bytes.extend_from_slice(&part),
                         // Overwritten since the segment was read.
@@ -205,7 +209,7 @@ impl Mover {
                     }
                 }
                 Place::Chunk { chunk, offset } => {
-                    let part = self.read_chunk(leader, chunk, offset, piece.length).await?;
+                    let part = self.read_chunk(node, leader, chunk, offset, piece.length).await?;
                     bytes.extend_from_slice(&part);
                 }
                 Place::Unwritten | Place::Lost => return Ok(None),
@@ -216,16 +220,19 @@ impl Mover {
 
     async fn read_chunk(
         &mut self,
+        node: &Node,
         leader: &Leader,
         chunk: ChunkId,
         offset: u64,
         length: u32,
     ) -> Result<Bytes, MoveError> {
-        let record = query::chunk(&*self.node.machine.store(), chunk).map_err(|error| store_error(&error))?;
+        let record = query::chunk(&*node.machine.store(), chunk).map_err(|error| store_error(&error))?;
         let mut reason = "it has no record".to_owned();
         let Some(record) = record else { return Err(MoveError::Read { chunk, reason }) };
+        let generation = record.generation;
+        let request = ReadChunk { chunk, generation, offset, length, reader_verifies: false };
         for server in record.replicas {
-            match self.read_replica(leader, server, chunk, record.generation, offset, length).await {
+            match self.read_replica(node, leader, server, &request).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(error) => reason = error,
             }
@@ -235,27 +242,24 @@ impl Mover {
 
     async fn read_replica(
         &mut self,
+        node: &Node,
         leader: &Leader,
         server: ServerId,
-        chunk: ChunkId,
-        generation: Generation,
-        offset: u64,
-        length: u32,
+        request: &ReadChunk,
     ) -> Result<Bytes, String> {
-        let peer = self.peer(leader, server)?;
+        let peer = self.peer(node, leader, server)?;
         let connection = tokio::time::timeout(CALL_DEADLINE, peer.connection())
             .await
             .map_err(|_| "no connection in time".to_owned())?
             .map_err(|error| error.to_string())?;
-        let request = ReadChunk { chunk, generation, offset, length, reader_verifies: false };
         let (reply, body) = connection
-            .call_within::<ReadChunk>(&request, (), CALL_DEADLINE)
+            .call_within::<ReadChunk>(request, (), CALL_DEADLINE)
             .await
             .map_err(|error| error.to_string())?;
-        checksum::verify(chunk, reply.offset / BLOCK_BYTES, &body, &reply.checksums)
+        checksum::verify(request.chunk, reply.offset / BLOCK_BYTES, &body, &reply.checksums)
             .map_err(|error| error.to_string())?;
-        let skip = offset.checked_sub(reply.offset).ok_or("the reply begins too late")? as usize;
-        let end = skip + length as usize;
+        let skip = request.offset.checked_sub(reply.offset).ok_or("the reply begins too late")? as usize;
+        let end = skip + request.length as usize;
         if body.len() < end {
             return Err("the reply is too short".into());
         }
@@ -265,13 +269,14 @@ impl Mover {
     /// Writes the parts to the open chunk, each at a block's beginning, and returns where they are.
     async fn write(
         &mut self,
+        node: &Node,
         leader: &Leader,
         parts: &[Bytes],
     ) -> Result<Vec<(ChunkId, Generation, u64)>, MoveError> {
         let total: u64 = parts.iter().map(|part| (part.len() as u64).next_multiple_of(BLOCK_BYTES)).sum();
         if self.open.as_ref().is_none_or(|open| open.offset + total > open.capacity) {
             self.seal_open(leader).await?;
-            self.open = Some(self.create_chunk(leader).await?);
+            self.open = Some(create_chunk(node, leader).await?);
         }
         let Some(open) = &mut self.open else { return Err(MoveError::NoChunk(FsError::NoServers)) };
         let start = open.offset;
@@ -298,7 +303,7 @@ impl Mover {
         };
         let mut writes = Vec::new();
         for server in open.replicas.clone() {
-            writes.push((server, self.peer(leader, server)));
+            writes.push((server, self.peer(node, leader, server)));
         }
         let all = writes.into_iter().map(|(server, peer)| {
             let (request, body) = (&request, body.clone());
@@ -321,54 +326,21 @@ impl Mover {
         Ok(places)
     }
 
-    async fn create_chunk(&self, leader: &Leader) -> Result<OpenChunk, MoveError> {
-        let volume: Superblock = query::superblock(&*self.node.machine.store()).map_err(query_error)?;
-        let now = clock::since_boot();
-        let facts = Facts {
-            candidates: {
-                let needed = usize::from(volume.config.copies_min);
-                leader.servers.lock().candidates(needed, now)
-            },
-            room: None,
-            disk_low: false,
-            seed: rand::random(),
-        };
-        let incarnation = self.term;
-        let op = Op::from(ops::CreateChunk {
-            kind: ChunkKind::Stream,
-            incarnation,
-            replicas: admission::choose(&volume, &facts, &[]),
-        });
-        match leader.propose(op).await? {
-            Outcome::Chunk(chunk, record) => Ok(OpenChunk {
-                chunk,
-                generation: record.generation,
-                replicas: record.replicas,
-                incarnation,
-                offset: 0,
-                capacity: record.capacity,
-                used: Instant::now(),
-            }),
-            Outcome::Refused(error) => Err(MoveError::NoChunk(error)),
-            _ => Err(MoveError::NoChunk(FsError::Io)),
-        }
-    }
-
     async fn seal_open(&mut self, leader: &Leader) -> Result<(), MoveError> {
         if let Some(open) = self.open.take()
             && let Err(error) = leader.propose(Op::from(ops::SealChunk { chunk: open.chunk })).await
         {
             // It is among what is left over then.
-            self.term = 0;
+            self.has_sealed = false;
             return Err(error.into());
         }
         Ok(())
     }
 
     /// Seals the chunk if nothing was written to it for a while, and those of earlier leaders.
-    pub(super) async fn seal_if_idle(&mut self, leader: &Leader) {
+    pub(super) async fn seal_if_idle(&mut self, node: &Node, leader: &Leader) {
         if leader.confirm_unasked().await.is_ok()
-            && let Err(error) = self.seal_leftovers(leader).await
+            && let Err(error) = self.seal_leftovers(node, leader).await
         {
             tracing::debug!(%error, "chunks of earlier leaders aren't sealed yet");
         }
@@ -380,41 +352,25 @@ impl Mover {
     }
 
     /// When there is something to seal, if nothing is moved until then.
-    fn seals_in(&self, leader: &Leader) -> Option<Duration> {
-        if self.term != leader.term {
+    fn seals_in(&self) -> Option<Duration> {
+        if !self.has_sealed {
             return Some(Duration::ZERO);
         }
         self.open.as_ref().map(|open| IDLE_SEAL_AFTER.saturating_sub(open.used.elapsed()))
     }
 
     /// Chunks that an earlier leader (or this member, when it led before) was writing.
-    async fn seal_leftovers(&mut self, leader: &Leader) -> Result<(), MoveError> {
-        if self.term == leader.term {
+    async fn seal_leftovers(&mut self, node: &Node, leader: &Leader) -> Result<(), MoveError> {
+        if self.has_sealed {
             return Ok(());
         }
         self.open = None;
-        let mut ops = Vec::new();
-        let prefix = keys::written_by(INTERNAL);
-        let end = atoll_core::store::prefix_end(&prefix);
-        atoll_core::store::Read::scan(
-            &*self.node.machine.store(),
-            atoll_core::store::Family::System,
-            &prefix,
-            &end,
-            &mut |key, _| {
-                ops.extend(
-                    keys::second_number(key).map(|chunk| Op::from(ops::SealChunk { chunk: ChunkId(chunk) })),
-                );
-                std::ops::ControlFlow::Continue(())
-            },
-        )
-        .map_err(|error| store_error(&error))?;
-        leader.propose_all(ops).await?;
-        self.term = leader.term;
+        leader.propose_all(node.seals_of(Lane::Background, INTERNAL).await?).await?;
+        self.has_sealed = true;
         Ok(())
     }
 
-    fn peer(&mut self, leader: &Leader, server: ServerId) -> Result<Peer, String> {
+    fn peer(&mut self, node: &Node, leader: &Leader, server: ServerId) -> Result<Peer, String> {
         let address = leader
             .servers
             .lock()
@@ -427,10 +383,43 @@ impl Mover {
             return Ok(peer.clone());
         }
         let parsed: Address = address.parse().map_err(|error| format!("{error}"))?;
-        let options = ConnectOptions::new(self.node.identity.clone()).expecting(Role::Storage(server));
+        let options = ConnectOptions::new(node.identity.clone()).expecting(Role::Storage(server));
         let peer = Peer::new(parsed, options);
         self.peers.insert(server, (address, peer.clone()));
         Ok(peer)
+    }
+}
+
+async fn create_chunk(node: &Node, leader: &Leader) -> Result<OpenChunk, MoveError> {
+    let volume: Superblock = query::superblock(&*node.machine.store()).map_err(query_error)?;
+    let now = clock::since_boot();
+    let facts = Facts {
+        candidates: {
+            let needed = usize::from(volume.config.copies_min);
+            leader.servers.lock().candidates(needed, now)
+        },
+        room: None,
+        disk_low: false,
+        seed: rand::random(),
+    };
+    let incarnation = leader.term;
+    let op = Op::from(ops::CreateChunk {
+        kind: ChunkKind::Stream,
+        incarnation,
+        replicas: admission::choose(&volume, &facts, &[]),
+    });
+    match leader.propose(op).await? {
+        Outcome::Chunk(chunk, record) => Ok(OpenChunk {
+            chunk,
+            generation: record.generation,
+            replicas: record.replicas,
+            incarnation,
+            offset: 0,
+            capacity: record.capacity,
+            used: Instant::now(),
+        }),
+        Outcome::Refused(error) => Err(MoveError::NoChunk(error)),
+        _ => Err(MoveError::NoChunk(FsError::Io)),
     }
 }
 

@@ -15,13 +15,16 @@ impl Bitmap {
         Self { words: vec![0; bits.div_ceil(64) as usize], bits }
     }
 
-    /// Reads what [`Self::write_to`] wrote.
+    /// Reads what [`Self::write_to`] wrote. Bits past the bound, which it never sets, count for nothing.
     pub(super) fn read_from(bits: u32, bytes: &[u8]) -> Self {
         let mut map = Self::new(bits);
         for (word, part) in map.words.iter_mut().zip(bytes.chunks(8)) {
             let mut raw = [0; 8];
             raw[..part.len()].copy_from_slice(part);
             *word = u64::from_le_bytes(raw);
+        }
+        if let (Some(last), rest @ 1..) = (map.words.last_mut(), bits % 64) {
+            *last &= (1 << rest) - 1;
         }
         map
     }
@@ -118,6 +121,14 @@ mod tests {
             let mut bytes = vec![0; bits.div_ceil(8) as usize];
             map.write_to(&mut bytes);
             assert_eq!(Bitmap::read_from(bits, &bytes), map, "{bits}");
+        }
+    }
+
+    #[test]
+    fn bits_past_the_bound_are_no_blocks() {
+        for bits in [1, 16, 63, 64, 65, 128] {
+            let map = Bitmap::read_from(bits, &[0xff; 24]);
+            assert_eq!((map.count(), map.prefix(), map.runs()), (bits, bits, vec![0..bits]), "{bits}");
         }
     }
 }

@@ -21,6 +21,7 @@ const SERVERS: &[&str] = &["openraft", "openraft-*", "rocksdb", "librocksdb-sys"
 const KERNEL: &[&str] = &["fuser"];
 /// What would bring I/O, a clock or randomness.
 const EFFECTS: &[&str] = &["tokio", "tokio-*", "mio", "nix", "rand", "rand_*", "getrandom"];
+const EFFECTS_BUT_CHANCE: &[&str] = &["tokio", "tokio-*", "mio", "parking_lot"];
 
 /// Every crate of the workspace.
 const ROOMS: &[Room] = &[
@@ -150,10 +151,30 @@ const ROOMS: &[Room] = &[
         why: "it measures mounted file systems, whichever they are",
     },
     Room {
+        name: "atoll-fuzz",
+        arrows: &[
+            "atoll-core",
+            "atoll-crds",
+            "atoll-csi",
+            "atoll-fuse",
+            "atoll-proto",
+            "atoll-raft",
+            "atoll-storage",
+        ],
+        absent: &[&["rocksdb", "librocksdb-sys"]],
+        why: "it reads bytes, and stores none",
+    },
+    Room {
         name: "atoll-provisioner",
         arrows: &[],
         absent: &[SERVERS, KERNEL],
         why: "it stands in for somebody else's driver",
+    },
+    Room {
+        name: "atoll-shuttle",
+        arrows: &[],
+        absent: &[EFFECTS_BUT_CHANCE, KUBERNETES, SERVERS, KERNEL],
+        why: "it includes sources word for word, with shuttle's locks in the place of the real ones",
     },
     Room {
         name: "atoll-tidy",

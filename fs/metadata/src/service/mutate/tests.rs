@@ -1,5 +1,6 @@
 //! With a real server.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use atoll_core::commands::RENAME_WHITEOUT;
@@ -9,6 +10,9 @@ use atoll_proto::metadata::{AskRequest, Query};
 use atoll_proto::queries;
 use atoll_raft::StateMachine;
 use futures::poll;
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
 
 use super::*;
 use crate::RunningMetadata;
@@ -206,5 +210,63 @@ async fn who_opens_what_is_being_unlinked_waits_for_what_becomes_of_it() {
         assert_eq!(opened.is_ok(), name.is_none(), "{opened:?}");
     }
     drop(leader);
+    fixture.server.shutdown().await;
+}
+
+/// Spans with their `id` and `op`.
+#[derive(Clone, Default)]
+struct Recorder(Arc<parking_lot::Mutex<Vec<(&'static str, BTreeMap<&'static str, String>)>>>);
+
+#[derive(Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
+}
+
+impl Subscriber for Recorder {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_span() && metadata.target() == "atoll::trace"
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        let mut fields = Fields::default();
+        span.record(&mut fields);
+        let mut seen = self.0.lock();
+        seen.push((span.metadata().name(), fields.0));
+        Id::from_u64(seen.len() as u64)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn event(&self, _: &Event<'_>) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mutation_has_one_id_where_it_is_led_and_where_it_is_applied() {
+    let recorder = Recorder::default();
+    // For all threads: who applies is none of this test's. What other tests do is recorded, too.
+    tracing::subscriber::set_global_default(recorder.clone()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut fixture = Fixture::start(dir.path()).await;
+    let remove = ops::RemoveXattr { ino: ROOT, name: "user.none".into() };
+    fixture.mutate(remove.into(), false).await;
+    let id = format!("{}.1.{}", fixture.session, fixture.sequence);
+    let seen = recorder.0.lock().clone();
+    for (name, of_entries) in [("lead", false), ("apply", true)] {
+        let found = seen.iter().find(|(span, fields)| {
+            *span == name && fields.get("id") == Some(&id) && fields["op"] == "RemoveXattr"
+        });
+        let (_, fields) = found.unwrap_or_else(|| panic!("no span {name} of {id} in {seen:?}"));
+        assert_eq!(fields.contains_key("index"), of_entries);
+    }
     fixture.server.shutdown().await;
 }
