@@ -52,25 +52,9 @@ pub struct Connection {
     pub kubeconfig: Option<PathBuf>,
 }
 
-/// `kubectl atoll status`
-#[derive(Args, Debug)]
-pub struct StatusArgs {
-    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME. Default: all in the namespace.
-    #[arg(value_name = "PVC|FSC")]
-    pub target: Option<String>,
-    #[command(flatten)]
-    pub connection: Connection,
-    /// Volumes of all namespaces.
-    #[arg(short = 'A', long, conflicts_with = "target")]
-    pub all_namespaces: bool,
-    /// Output format.
-    #[arg(short, long, default_value = "table")]
-    pub output: Format,
-}
-
-/// `kubectl atoll list`
-#[derive(Args, Debug)]
-pub struct ListArgs {
+/// How a listing is chosen and shown: the same for all verbs that list.
+#[derive(Args, Clone, Debug)]
+pub struct Listing {
     #[command(flatten)]
     pub connection: Connection,
     /// Volumes of all namespaces.
@@ -79,6 +63,44 @@ pub struct ListArgs {
     /// Output format.
     #[arg(short, long, default_value = "table")]
     pub output: Format,
+}
+
+impl Listing {
+    /// The namespace that is listed; `None`: all.
+    #[must_use]
+    pub fn scope<'a>(&self, namespace: &'a str) -> Option<&'a str> {
+        (!self.all_namespaces).then_some(namespace)
+    }
+
+    /// Where nothing was found, for messages.
+    #[must_use]
+    pub fn place(&self, namespace: &str) -> String {
+        if self.all_namespaces { String::new() } else { format!(" in namespace {namespace}") }
+    }
+}
+
+/// One volume, or a listing of several.
+#[derive(Args, Debug)]
+pub struct Selection {
+    /// A PersistentVolumeClaim or a FileSystemCluster: NAME, pvc/NAME or fsc/NAME. Default: all in the namespace.
+    #[arg(value_name = "PVC|FSC", conflicts_with = "all_namespaces")]
+    pub target: Option<String>,
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
+/// `kubectl atoll status`
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    pub selection: Selection,
+}
+
+/// `kubectl atoll list`
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    pub listing: Listing,
 }
 
 /// `kubectl atoll delete`
@@ -107,13 +129,7 @@ pub struct DeleteArgs {
 #[derive(Args, Debug)]
 pub struct OrphansArgs {
     #[command(flatten)]
-    pub connection: Connection,
-    /// Disks in all namespaces.
-    #[arg(short = 'A', long)]
-    pub all_namespaces: bool,
-    /// Output format.
-    #[arg(short, long, default_value = "table")]
-    pub output: Format,
+    pub listing: Listing,
 }
 
 /// `kubectl atoll adopt`
@@ -195,10 +211,14 @@ pub struct UninstallArgs {
 pub enum Format {
     /// Human-readable.
     Table,
+    /// Human-readable, with more columns.
+    Wide,
     /// JSON.
     Json,
     /// YAML.
     Yaml,
+    /// Only the resources, one a line, as other kubectl commands take them.
+    Name,
 }
 
 #[cfg(test)]
@@ -214,7 +234,8 @@ mod tests {
         assert!(help.contains("kubectl atoll"), "{help}");
         let cli = Cli::parse_from(["kubectl-atoll", "status", "pvc/data", "-n", "web", "-o", "json"]);
         let Command::Status(args) = cli.command else { panic!("not status") };
-        assert_eq!((args.target.as_deref(), args.output), (Some("pvc/data"), Format::Json));
+        let (target, listing) = (args.selection.target, args.selection.listing);
+        assert_eq!((target.as_deref(), listing.output), (Some("pvc/data"), Format::Json));
         assert!(Cli::try_parse_from(["kubectl-atoll", "status", "x", "-A"]).is_err());
         let recover = ["kubectl-atoll", "unsafe-recovery", "x", "--member", "1"];
         assert!(Cli::try_parse_from(recover).is_err());

@@ -49,10 +49,10 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let connection = match &cli.command {
-        Command::Status(args) => &args.connection,
-        Command::List(args) => &args.connection,
+        Command::Status(args) => &args.selection.listing.connection,
+        Command::List(args) => &args.listing.connection,
         Command::Delete(args) => &args.connection,
-        Command::Orphans(args) => &args.connection,
+        Command::Orphans(args) => &args.listing.connection,
         Command::Adopt(args) => &args.connection,
         Command::Upgrade(args) => &args.connection,
         Command::UnsafeRecovery(args) => &args.connection,
