@@ -24,6 +24,8 @@ pub enum Command {
     /// Lists volumes.
     #[command(visible_alias = "ls")]
     List(ListArgs),
+    /// Finds out why a pod, a claim or a volume doesn't work, and says what to do.
+    Why(WhyArgs),
     /// Deletes a FileSystemCluster with all its data, or keeps the data (--keep-data).
     Delete(DeleteArgs),
     /// Lists disks that were kept after their FileSystemCluster was deleted.
@@ -101,6 +103,19 @@ pub struct StatusArgs {
 pub struct ListArgs {
     #[command(flatten)]
     pub listing: Listing,
+}
+
+/// `kubectl atoll why`
+#[derive(Args, Debug)]
+pub struct WhyArgs {
+    /// A pod, a PersistentVolumeClaim or a FileSystemCluster: NAME, pod/NAME, pvc/NAME or fsc/NAME.
+    #[arg(value_name = "POD|PVC|FSC")]
+    pub target: String,
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Output format.
+    #[arg(short, long, default_value = "table")]
+    pub output: Format,
 }
 
 /// `kubectl atoll delete`

@@ -15,6 +15,7 @@ mod status;
 mod uninstall;
 mod upgrade;
 mod view;
+mod why;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     let connection = match &cli.command {
         Command::Status(args) => &args.selection.listing.connection,
         Command::List(args) => &args.listing.connection,
+        Command::Why(args) => &args.connection,
         Command::Delete(args) => &args.connection,
         Command::Orphans(args) => &args.listing.connection,
         Command::Adopt(args) => &args.connection,
@@ -62,6 +64,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Status(args) => status::run(client, &namespace, args).await,
         Command::List(args) => list::run(client, &namespace, args).await,
+        Command::Why(args) => why::run(client, &namespace, args).await,
         Command::Delete(args) => delete::run(client, &namespace, args).await,
         Command::Orphans(args) => orphans::run(client, &namespace, args).await,
         Command::Adopt(args) => adopt::run(client, &namespace, args).await,
