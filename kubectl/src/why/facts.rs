@@ -133,7 +133,7 @@ impl SystemFacts {
     pub fn ours(&self) -> String {
         let classes = self.classes.iter().flatten().filter(|class| class.provisioner == DRIVER_NAME);
         let names: Vec<String> = classes.map(ResourceExt::name_any).collect();
-        if names.is_empty() { "there are none".to_owned() } else { names.join(", ") }
+        if names.is_empty() { "none exists".to_owned() } else { names.join(", ") }
     }
 }
 
