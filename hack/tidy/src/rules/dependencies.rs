@@ -156,6 +156,12 @@ const ROOMS: &[Room] = &[
         why: "it stands in for somebody else's driver",
     },
     Room {
+        name: "atoll-manifests",
+        arrows: &[],
+        absent: &[KUBERNETES, SERVERS, KERNEL],
+        why: "it compares texts that others rendered",
+    },
+    Room {
         name: "atoll-tidy",
         arrows: &[],
         absent: &[KUBERNETES, SERVERS, KERNEL],
