@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Proves the chart (config/chart) without a cluster: it renders the same objects as the kustomize bases, one by one; what each
-# platform needs (config/chart/ci) is in its rendering; values that can't work are refused. Builds helm and kubectl once per machine.
+# platform needs (config/chart/ci) is in its rendering; values that can't work are refused. Builds helm and kubectl once per
+# machine.
 #
 #   hack/chart.sh            all of it
 #   hack/chart.sh --package  only prints the path of the packaged chart
@@ -10,9 +11,11 @@ cd "$(dirname "$0")/.."
 
 helm=$(hack/kube/bin helm)
 kubectl=$(hack/kube/bin kubectl)
-chart=config/chart
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+# Alerts and dashboard are links there to the ones of config/monitoring; a package has them as files.
+chart=$work/atoll
+cp -RL config/chart "$chart"
 # Nothing of a user's own is read or written.
 export HELM_CACHE_HOME=$work/cache HELM_CONFIG_HOME=$work/config HELM_DATA_HOME=$work/data
 
@@ -71,6 +74,8 @@ refused() { # refused WHAT WORDS FLAG...
 
 same defaults config/default
 same 'network policies' 'config/default config/network/system config/network/volumes' --set networkPolicies.enabled=true
+same monitoring 'config/default config/monitoring' --set monitoring.podMonitor.enabled=true \
+  --set monitoring.prometheusRule.enabled=true --set monitoring.dashboard.enabled=true
 same 'watched namespaces' config/watched --set 'operator.namespaces={atoll-volumes}'
 
 has air-gap --registry registry.example:5000/mirror --pull-secret registry
@@ -78,6 +83,7 @@ has gke --has ResourceQuota
 has ipv6 --ipv6
 has k0s --kubelet /var/lib/k0s/kubelet
 has microk8s --kubelet /var/snap/microk8s/common/var/lib/kubelet
+has monitoring --has PodMonitor --has PrometheusRule
 has namespaces --has NetworkPolicy
 has no-priority
 has openshift --has SecurityContextConstraints

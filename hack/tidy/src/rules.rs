@@ -2,6 +2,7 @@
 
 pub mod dependencies;
 pub mod manifests;
+pub mod metrics;
 pub mod promises;
 pub mod seams;
 pub mod size;

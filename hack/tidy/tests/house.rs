@@ -28,6 +28,11 @@ fn crates_take_the_settings_of_the_workspace() {
 }
 
 #[test]
+fn metrics_are_documented_and_alerts_have_runbooks() {
+    holds(rules::metrics::verdicts);
+}
+
+#[test]
 fn promises_name_tests_and_faults_are_listed() {
     holds(rules::promises::verdicts);
 }
