@@ -139,8 +139,7 @@ fn concerns(cluster: &FileSystemCluster, place: &str, event: &Event, pods: &[Pod
         }
         let is_of_mount = event.reason.as_deref().is_some_and(|reason| OF_MOUNTS.contains(&reason));
         if kind == "Pod" && is_of_mount {
-            let uses =
-                |pod: &Pod| pod.name_any() == name && claims_of(pod).iter().any(|used| *used == claim.name);
+            let uses = |pod: &Pod| pod.name_any() == name && claims_of(pod).contains(&claim.name);
             // The message names the volume also when the pod is gone.
             let is_named = event.message.as_deref().is_some_and(|message| {
                 volume.is_some_and(|volume| message.contains(&format!("\"{volume}\"")))
