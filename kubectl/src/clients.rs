@@ -25,7 +25,7 @@ pub struct Mounted {
     pub volume: String,
     /// The claim that it was created for.
     pub claim: Option<Claim>,
-    /// The client's name: its node.
+    /// The node, which is what a client's name begins with: `node:volume handle`.
     pub node: String,
     /// Its session.
     pub session: String,
@@ -87,15 +87,16 @@ fn mounts(cluster: &FileSystemCluster, pods: &[Pod]) -> Vec<Mounted> {
         pods.iter().filter(uses).map(ResourceExt::name_any).collect()
     };
     let clients = cluster.status.iter().flat_map(|status| &status.clients);
+    let node = |name: &str| name.split(':').next().unwrap_or(name).to_owned();
     clients
         .map(|client| Mounted {
             namespace: cluster.namespace_str().to_owned(),
             volume: cluster.name_str().to_owned(),
             claim: claim.clone(),
-            node: client.name.clone(),
+            node: node(&client.name),
             session: client.session.clone(),
             open_files: client.open_files,
-            pods: users(&client.name),
+            pods: users(&node(&client.name)),
         })
         .collect()
 }
@@ -141,7 +142,7 @@ mod tests {
             },
             "spec": { "capacity": "1Gi" },
             "status": { "clientCount": 2, "clients": [
-                { "session": "1", "name": "node-1", "openFiles": 4 }, { "session": "2", "name": "node-2", "openFiles": 0 },
+                { "session": "1", "name": "node-1:v1/atoll-volumes/pvc-1", "openFiles": 4 }, { "session": "2", "name": "node-2", "openFiles": 0 },
             ] },
         }))
         .expect("a cluster");
