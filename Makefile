@@ -42,6 +42,11 @@ fix: ## Format, and apply what the lints suggest
 test: ## Run every test (.ci/run does the same)
 	@hack/test.sh
 
+.PHONY: chart
+chart: ## Prove the Helm chart: the same objects as the kustomize bases, each platform's values, refusals
+	@hack/setup.sh build
+	@hack/chart.sh
+
 .PHONY: demo
 demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
 	@hack/setup.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests: installs what is missing, then `cargo test` on the whole workspace, then a short run of a Kubernetes
-# of several nodes, then Atoll on one, then one line of totals.
+# Runs the tests: installs what is missing, then `cargo test` on the whole workspace, then the chart, then a short run of a
+# Kubernetes of several nodes, then Atoll on one, then one line of totals.
 #
 #   hack/test.sh                     everything
 #   hack/test.sh --test model        arguments go to cargo test; nothing else runs
@@ -31,7 +31,7 @@ trap cleanup EXIT
 # They have one core of their own beside the compilation and the tests, at low priority.
 if [ $# -eq 0 ]; then
   set -m
-  (export ATOLL_JOBS=1 GOMAXPROCS=1; nice -n 10 hack/kube/build && nice -n 10 hack/images/build --bases) \
+  (export ATOLL_JOBS=1 GOMAXPROCS=1; nice -n 10 hack/kube/build && nice -n 10 hack/kube/build helm && nice -n 10 hack/images/build --bases) \
     >"$work/kube-build" 2>&1 </dev/null &
   kube_pid=$!
   set +m
@@ -76,6 +76,7 @@ fi
 rust_seconds=$((EPOCHSECONDS - started - ship_seconds))
 
 kube_status=0
+: >"$work/chart"
 : >"$work/kube"
 : >"$work/e2e"
 if [ $# -eq 0 ]; then
@@ -87,6 +88,7 @@ if [ $# -eq 0 ]; then
   [ "$kube_status" != 0 ] || hack/ship.sh >/dev/null || kube_status=$?
   [ "$kube_status" != 0 ] || hack/cargo.sh build --workspace --bin atoll-provisioner --bin atoll-e2e ${CI:+--locked} \
     </dev/null || kube_status=$?
+  [ "$kube_status" != 0 ] || recorded "$work/chart" hack/chart.sh || kube_status=$?
   [ "$kube_status" != 0 ] || recorded "$work/kube" hack/kube/test --short || kube_status=$?
   if [ "$kube_status" = 0 ]; then
     echo
@@ -95,9 +97,9 @@ if [ $# -eq 0 ]; then
   fi
 fi
 
-# Sums of the lines "test result: ok. 5 passed; 0 failed; ..." of all suites, colours removed, and of the clusters'
+# Sums of the lines "test result: ok. 5 passed; 0 failed; ..." of all suites, colours removed, and of the chart's and clusters'
 # "5 passed, 0 failed".
-cases=$(sed -n 's/^\([0-9]* passed, [0-9]* failed\)$/\1/p' "$work/kube" "$work/e2e" | tr '\n' ' ')
+cases=$(sed -n 's/^\([0-9]* passed, [0-9]* failed\)$/\1/p' "$work/chart" "$work/kube" "$work/e2e" | tr '\n' ' ')
 sed 's/\x1b\[[0-9;]*m//g' "$work/cargo" | awk -v status="$status" -v kube="$kube_status" -v ship="$ship_seconds" -v seconds="$rust_seconds" \
   -v all="$((EPOCHSECONDS - started))" -v cases="$cases" '
   /^test result:/ { suites++; for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) passed += $(i - 1); if ($i ~ /^failed/) failed += $(i - 1) } }

@@ -48,7 +48,9 @@ pub async fn run(client: Client, namespace: &str, args: &AdoptArgs) -> Result<()
 /// Namespaces and names that a target can mean.
 async fn places(client: &Client, namespace: &str, target: &str) -> Result<Vec<(String, String)>, Failure> {
     let Some(volume) = target.strip_prefix("pv/") else {
-        let name = target.strip_prefix("fsc/").unwrap_or(target).to_owned();
+        let prefixes = ["fsc/", "filesystemcluster/", "filesystemcluster.atoll.dev/"];
+        let name =
+            prefixes.iter().find_map(|prefix| target.strip_prefix(prefix)).unwrap_or(target).to_owned();
         return Ok(vec![(namespace.to_owned(), name.clone()), (NAMESPACE_VOLUMES.to_owned(), name)]);
     };
     let volumes: Api<PersistentVolume> = Api::all(client.clone());

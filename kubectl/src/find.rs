@@ -7,6 +7,7 @@ use kube::api::ListParams;
 use kube::core::{DeserializeGuard, error_boundary::InvalidObject};
 use kube::{Api, Client, ResourceExt};
 
+use crate::cli::Selection;
 use crate::exit::{Code, Failure};
 
 /// What a user named.
@@ -31,9 +32,10 @@ impl Target {
             Some(("pvc" | "persistentvolumeclaim" | "persistentvolumeclaims", name)) => {
                 Ok(Target::Pvc(name.to_owned()))
             }
-            Some(("fsc" | "filesystemcluster" | "filesystemclusters", name)) => {
-                Ok(Target::Cluster(name.to_owned()))
-            }
+            Some((
+                "fsc" | "filesystemcluster" | "filesystemclusters" | "filesystemcluster.atoll.dev",
+                name,
+            )) => Ok(Target::Cluster(name.to_owned())),
             Some((kind, _)) => Err(Failure::new(
                 Code::Failed,
                 format_args!(
@@ -41,6 +43,21 @@ impl Target {
                 ),
             )),
         }
+    }
+}
+
+/// The one cluster that was named, or all of a listing.
+///
+/// # Errors
+/// If the one isn't there, or they can't be listed.
+pub async fn chosen(
+    client: &Client,
+    namespace: &str,
+    selection: &Selection,
+) -> Result<Vec<FileSystemCluster>, Failure> {
+    match &selection.target {
+        Some(target) => Ok(vec![one(client, namespace, &Target::parse(target)?).await?]),
+        None => all(client, selection.listing.scope(namespace)).await,
     }
 }
 
@@ -234,6 +251,8 @@ mod tests {
         assert_eq!(Target::parse("a").unwrap(), Target::Either("a".into()));
         assert_eq!(Target::parse("pvc/a").unwrap(), Target::Pvc("a".into()));
         assert_eq!(Target::parse("filesystemcluster/a").unwrap(), Target::Cluster("a".into()));
+        // As `-o name` prints it.
+        assert_eq!(Target::parse("filesystemcluster.atoll.dev/a").unwrap(), Target::Cluster("a".into()));
         assert!(Target::parse("pod/a").unwrap_err().message.contains("pvc/NAME"));
     }
 }

@@ -2,10 +2,10 @@
 
 use kube::Client;
 
-use crate::cli::{Format, ListArgs};
+use crate::cli::ListArgs;
 use crate::exit::Failure;
 use crate::find;
-use crate::output::{self, age, size, table};
+use crate::output::{self, Row, age, missing, size};
 use crate::status::now_seconds;
 use crate::view::{View, view};
 
@@ -14,23 +14,14 @@ use crate::view::{View, view};
 /// # Errors
 /// If they can't be listed.
 pub async fn run(client: Client, namespace: &str, args: &ListArgs) -> Result<(), Failure> {
-    let clusters = find::all(&client, (!args.all_namespaces).then_some(namespace)).await?;
+    let clusters = find::all(&client, args.listing.scope(namespace)).await?;
     let views: Vec<View> = clusters.iter().map(|cluster| view(cluster, &[], now_seconds())).collect();
-    match args.output {
-        Format::Table if views.is_empty() => {
-            let place =
-                if args.all_namespaces { String::new() } else { format!(" in namespace {namespace}") };
-            output::text(&format!("no Atoll volumes{place}\n"))?;
-        }
-        Format::Table => output::text(&(lines(&views) + "\n"))?,
-        Format::Json => output::json(&views)?,
-        Format::Yaml => output::yaml(&views)?,
-    }
-    Ok(())
+    let empty = format!("no Atoll volumes{}", args.listing.place(namespace));
+    output::listing(&views, args.listing.output, &empty)
 }
 
-fn lines(views: &[View]) -> String {
-    let header = [
+impl Row for View {
+    const HEADER: &'static [&'static str] = &[
         "NAMESPACE",
         "NAME",
         "CLAIM",
@@ -43,24 +34,37 @@ fn lines(views: &[View]) -> String {
         "MOUNTS",
         "AGE",
     ];
-    let missing = || "-".to_owned();
-    let rows = views.iter().map(|view| {
-        let used =
-            view.usage.as_ref().map(|usage| format!("{} ({} %)", size(usage.bytes_used), usage.percent));
-        let claim = view.claim.as_ref().map(|claim| format!("{}/{}", claim.namespace, claim.name));
+    const WIDE: &'static [&'static str] = &["VERSION", "FILES", "SHORT OF COPIES", "CLUSTER ID", "HEALTH"];
+
+    fn cells(&self) -> Vec<String> {
+        let used = |used: &crate::view::Usage| format!("{} ({} %)", size(used.bytes_used), used.percent);
+        let claim = self.claim.as_ref().map(|claim| format!("{}/{}", claim.namespace, claim.name));
         vec![
-            view.namespace.clone(),
-            view.name.clone(),
+            self.namespace.clone(),
+            self.name.clone(),
             claim.unwrap_or_else(missing),
-            view.phase.clone(),
-            view.capacity.clone(),
-            used.unwrap_or_else(missing),
-            view.copies.to_string(),
-            view.metadata.clone().unwrap_or_else(missing),
-            view.storage.clone().unwrap_or_else(missing),
-            view.mount_count.to_string(),
-            view.age_seconds.map_or_else(missing, age),
+            self.phase.clone(),
+            self.capacity.clone(),
+            self.usage.as_ref().map_or_else(missing, used),
+            self.copies.to_string(),
+            self.metadata.clone().unwrap_or_else(missing),
+            self.storage.clone().unwrap_or_else(missing),
+            self.mount_count.to_string(),
+            self.age_seconds.map_or_else(missing, age),
         ]
-    });
-    table(&header, rows.collect())
+    }
+
+    fn wide_cells(&self) -> Vec<String> {
+        vec![
+            self.version.clone().unwrap_or_else(missing),
+            self.usage.as_ref().map_or_else(missing, |usage| usage.inodes_used.to_string()),
+            self.chunks_short_of_copies.to_string(),
+            self.cluster_id.clone().unwrap_or_else(missing),
+            self.problems.first().cloned().unwrap_or_else(|| self.health.clone()),
+        ]
+    }
+
+    fn resource(&self) -> String {
+        format!("filesystemcluster.atoll.dev/{}", self.name)
+    }
 }

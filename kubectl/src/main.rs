@@ -4,17 +4,26 @@
 
 mod adopt;
 mod cli;
+mod clients;
 mod delete;
+mod drain;
+mod dump;
+mod events;
 mod exit;
 mod find;
+mod fsck;
+mod generate;
 mod list;
 mod orphans;
 mod output;
+mod proxy;
 mod recovery;
 mod status;
+mod top;
 mod uninstall;
 mod upgrade;
 mod view;
+mod why;
 
 use std::process::ExitCode;
 
@@ -48,11 +57,22 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
+    // What needs no Kubernetes cluster.
     let connection = match &cli.command {
-        Command::Status(args) => &args.connection,
-        Command::List(args) => &args.connection,
+        Command::Completion(args) => return generate::completion(args.shell),
+        Command::Man(args) => return generate::man(&args.directory),
+        Command::Complete(args) => return output::text(&generate::candidates(&args.words)),
+        Command::Status(args) => &args.selection.listing.connection,
+        Command::List(args) => &args.listing.connection,
+        Command::Why(args) => &args.connection,
+        Command::Clients(args) => &args.selection.listing.connection,
+        Command::Events(args) => &args.selection.listing.connection,
+        Command::Top(args) => &args.selection.listing.connection,
+        Command::Fsck(args) => &args.connection,
+        Command::Drain(args) => &args.connection,
+        Command::Dump(args) => &args.selection.connection,
         Command::Delete(args) => &args.connection,
-        Command::Orphans(args) => &args.connection,
+        Command::Orphans(args) => &args.listing.connection,
         Command::Adopt(args) => &args.connection,
         Command::Upgrade(args) => &args.connection,
         Command::UnsafeRecovery(args) => &args.connection,
@@ -62,12 +82,20 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Status(args) => status::run(client, &namespace, args).await,
         Command::List(args) => list::run(client, &namespace, args).await,
+        Command::Why(args) => why::run(client, &namespace, args).await,
+        Command::Clients(args) => clients::run(client, &namespace, args).await,
+        Command::Events(args) => events::run(client, &namespace, args).await,
+        Command::Top(args) => top::run(client, &namespace, args).await,
+        Command::Fsck(args) => fsck::run(client, &namespace, args).await,
+        Command::Drain(args) => drain::run(client, &namespace, args).await,
+        Command::Dump(args) => dump::run(client, &namespace, args).await,
         Command::Delete(args) => delete::run(client, &namespace, args).await,
         Command::Orphans(args) => orphans::run(client, &namespace, args).await,
         Command::Adopt(args) => adopt::run(client, &namespace, args).await,
         Command::Upgrade(args) => upgrade::run(client, &namespace, args).await,
         Command::UnsafeRecovery(args) => recovery::run(client, &namespace, args).await,
         Command::Uninstall(args) => uninstall::run(client, args).await,
+        Command::Completion(_) | Command::Man(_) | Command::Complete(_) => Ok(()),
     }
 }
 

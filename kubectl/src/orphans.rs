@@ -10,9 +10,9 @@ use kube::api::ListParams;
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
 
-use crate::cli::{Format, OrphansArgs};
+use crate::cli::OrphansArgs;
 use crate::exit::Failure;
-use crate::output::{self, size, table};
+use crate::output::{self, Row, missing, size};
 
 /// The disks of a volume without a resource. The field names are a contract with programs.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,13 +44,9 @@ pub struct Orphan {
 /// # Errors
 /// If PVCs or FileSystemClusters can't be listed.
 pub async fn run(client: Client, namespace: &str, args: &OrphansArgs) -> Result<(), Failure> {
-    let found = find(&client, (!args.all_namespaces).then_some(namespace)).await?;
-    match args.output {
-        Format::Table if found.is_empty() => output::text("no disks without a FileSystemCluster\n"),
-        Format::Table => output::text(&(lines(&found) + "\n")),
-        Format::Json => output::json(&found),
-        Format::Yaml => output::yaml(&found),
-    }
+    let found = find(&client, args.listing.scope(namespace)).await?;
+    let empty = format!("no disks without a FileSystemCluster{}", args.listing.place(namespace));
+    output::listing(&found, args.listing.output, &empty)
 }
 
 /// Those of a namespace, or of all.
@@ -127,20 +123,32 @@ fn claim_of(record: &KeptVolume) -> Option<String> {
     Some(format!("{namespace}/{}", record.annotations.get(annotations::PVC_NAME)?))
 }
 
-fn lines(orphans: &[Orphan]) -> String {
-    let header = ["NAMESPACE", "NAME", "CLUSTER-ID", "DISKS", "SIZE", "CLAIM", "WHAT TO DO"];
-    let rows = orphans.iter().map(|orphan| {
+impl Row for Orphan {
+    const HEADER: &'static [&'static str] =
+        &["NAMESPACE", "NAME", "CLUSTER-ID", "DISKS", "SIZE", "CLAIM", "WHAT TO DO"];
+    const WIDE: &'static [&'static str] = &["HELD DATA", "NAME TAKEN"];
+
+    fn cells(&self) -> Vec<String> {
         vec![
-            orphan.namespace.clone(),
-            orphan.name.clone(),
-            orphan.cluster_id.clone(),
-            orphan.disks.to_string(),
-            size(i64::try_from(orphan.bytes).unwrap_or(i64::MAX)),
-            orphan.claim.clone().unwrap_or_else(|| "-".to_owned()),
-            advice(orphan).to_owned(),
+            self.namespace.clone(),
+            self.name.clone(),
+            self.cluster_id.clone(),
+            self.disks.to_string(),
+            size(i64::try_from(self.bytes).unwrap_or(i64::MAX)),
+            self.claim.clone().unwrap_or_else(missing),
+            advice(self).to_owned(),
         ]
-    });
-    table(&header, rows.collect())
+    }
+
+    fn wide_cells(&self) -> Vec<String> {
+        let word = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        vec![word(self.bootstrapped), word(self.name_taken)]
+    }
+
+    /// What `adopt` takes: the resource that the disks had.
+    fn resource(&self) -> String {
+        format!("filesystemcluster.atoll.dev/{}", self.name)
+    }
 }
 
 fn advice(orphan: &Orphan) -> &'static str {

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use crate::cli::Format;
 use crate::exit::{Code, Failure};
 
 /// Prints a text. Whoever reads it may have seen enough: a closed pipe is no failure.
@@ -25,23 +26,70 @@ pub fn text(text: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If it can't be serialised.
-pub fn json<T: Serialize>(document: &T) -> Result<(), Failure> {
+pub fn json<T: Serialize + ?Sized>(document: &T) -> Result<(), Failure> {
+    text(&as_json(document)?)
+}
+
+fn as_json<T: Serialize + ?Sized>(document: &T) -> Result<String, Failure> {
     let document =
         serde_json::to_string_pretty(document).map_err(|error| Failure::new(Code::Failed, error))?;
-    text(
-        &(document
-            + "
-"),
-    )
+    Ok(document + "\n")
 }
 
 /// Prints a document for both.
 ///
 /// # Errors
 /// If it can't be serialised.
-pub fn yaml<T: Serialize>(document: &T) -> Result<(), Failure> {
-    let document = serde_yaml::to_string(document).map_err(|error| Failure::new(Code::Failed, error))?;
-    text(&document)
+pub fn yaml<T: Serialize + ?Sized>(document: &T) -> Result<(), Failure> {
+    text(&as_yaml(document)?)
+}
+
+fn as_yaml<T: Serialize + ?Sized>(document: &T) -> Result<String, Failure> {
+    serde_yaml::to_string(document).map_err(|error| Failure::new(Code::Failed, error))
+}
+
+/// A line of a listing. Its serialised form is a contract with programs.
+pub trait Row: Serialize {
+    /// The columns of a table.
+    const HEADER: &'static [&'static str];
+    /// Those that `-o wide` adds.
+    const WIDE: &'static [&'static str];
+
+    /// The cells of a table's columns.
+    fn cells(&self) -> Vec<String>;
+
+    /// The cells that `-o wide` adds.
+    fn wide_cells(&self) -> Vec<String>;
+
+    /// The resource, as other kubectl commands take it: `kind/name`.
+    fn resource(&self) -> String;
+}
+
+/// Prints a listing in any of the formats; `empty` in the place of a table without lines.
+///
+/// # Errors
+/// If it can't be written.
+pub fn listing<T: Row>(rows: &[T], format: Format, empty: &str) -> Result<(), Failure> {
+    text(&rendered(rows, format, empty)?)
+}
+
+fn rendered<T: Row>(rows: &[T], format: Format, empty: &str) -> Result<String, Failure> {
+    Ok(match format {
+        Format::Table | Format::Wide if rows.is_empty() => format!("{empty}\n"),
+        Format::Table => table(T::HEADER, rows.iter().map(Row::cells).collect()) + "\n",
+        Format::Wide => {
+            let header = [T::HEADER, T::WIDE].concat();
+            table(&header, rows.iter().map(|row| [row.cells(), row.wide_cells()].concat()).collect()) + "\n"
+        }
+        Format::Json => as_json(rows)?,
+        Format::Yaml => as_yaml(rows)?,
+        Format::Name => rows.iter().map(|row| row.resource() + "\n").collect(),
+    })
+}
+
+/// A cell of what isn't known.
+pub fn missing() -> String {
+    "-".to_owned()
 }
 
 /// A table as kubectl prints them.
@@ -89,6 +137,44 @@ mod tests {
         assert_eq!((size(0), size(1536), size(10 << 30)), ("0B".into(), "1.5Ki".into(), "10.0Gi".into()));
         let ages: Vec<String> = [-5, 90, 600, 9000, 200_000].into_iter().map(age).collect();
         assert_eq!(ages, ["0s", "90s", "10m", "2h", "2d"]);
+    }
+
+    #[derive(Serialize)]
+    struct Line {
+        name: &'static str,
+    }
+
+    impl Row for Line {
+        const HEADER: &'static [&'static str] = &["NAME"];
+        const WIDE: &'static [&'static str] = &["NODE"];
+
+        fn cells(&self) -> Vec<String> {
+            vec![self.name.to_owned()]
+        }
+
+        fn wide_cells(&self) -> Vec<String> {
+            vec!["n".to_owned()]
+        }
+
+        fn resource(&self) -> String {
+            format!("pod/{}", self.name)
+        }
+    }
+
+    #[test]
+    fn a_listing_is_the_same_in_all_formats() {
+        let lines = [Line { name: "a" }, Line { name: "b" }];
+        let of = |format| rendered(&lines, format, "none").expect("renders");
+        assert_eq!(of(Format::Table), "NAME\na\nb\n");
+        assert_eq!(of(Format::Wide), "NAME   NODE\na      n\nb      n\n");
+        assert_eq!(of(Format::Name), "pod/a\npod/b\n");
+        assert_eq!(of(Format::Yaml), "- name: a\n- name: b\n");
+        let json: serde_json::Value = serde_json::from_str(&of(Format::Json)).expect("JSON");
+        assert_eq!(json, serde_json::json!([{ "name": "a" }, { "name": "b" }]));
+        // Programs get an empty list, people a sentence.
+        let none = |format| rendered::<Line>(&[], format, "none").expect("renders");
+        assert_eq!((none(Format::Wide), none(Format::Name)), ("none\n".to_owned(), String::new()));
+        assert_eq!((none(Format::Json), none(Format::Yaml)), ("[]\n".to_owned(), "[]\n".to_owned()));
     }
 
     #[test]

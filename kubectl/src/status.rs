@@ -10,44 +10,46 @@ use kube::{Api, Client};
 
 use crate::cli::{Format, StatusArgs};
 use crate::exit::{Code, Failure};
-use crate::find::{self, Target};
+use crate::find;
 use crate::output;
-use crate::view::{View, screen, view};
+use crate::view::{View, details, screen, view};
 
 /// Shows one volume or several.
 ///
 /// # Errors
 /// If they can't be read, or one isn't healthy (after it was shown).
 pub async fn run(client: Client, namespace: &str, args: &StatusArgs) -> Result<(), Failure> {
-    let clusters = match &args.target {
-        Some(target) => vec![find::one(&client, namespace, &Target::parse(target)?).await?],
-        None => find::all(&client, (!args.all_namespaces).then_some(namespace)).await?,
-    };
-    if clusters.is_empty() && args.output == Format::Table {
-        return output::text(&format!(
-            "no Atoll volumes in namespace {namespace}; kubectl atoll list -A shows those of all namespaces\n"
-        ));
-    }
+    let (target, listing) = (&args.selection.target, &args.selection.listing);
+    let clusters = find::chosen(&client, namespace, &args.selection).await?;
     let mut views = Vec::new();
     for cluster in &clusters {
         views.push(view(cluster, &pods_of(&client, cluster).await, now_seconds()));
     }
-    match (args.output, args.target.is_some()) {
+    match (listing.output, target.is_some()) {
+        (Format::Table | Format::Wide, _) if views.is_empty() => output::text(&format!(
+            "no Atoll volumes{}; kubectl atoll list -A shows those of all namespaces\n",
+            listing.place(namespace)
+        ))?,
         (Format::Table, _) => {
             let screens: Vec<String> = views.iter().map(screen).collect();
             output::text(&screens.join("\n"))?;
         }
+        (Format::Wide, _) => {
+            let screens: Vec<String> =
+                views.iter().zip(&clusters).map(|(view, cluster)| screen(view) + &details(cluster)).collect();
+            output::text(&screens.join("\n"))?;
+        }
+        // One volume that was named is a document, not a list.
         (Format::Json, true) => output::json(&views[0])?,
-        (Format::Json, false) => output::json(&views)?,
         (Format::Yaml, true) => output::yaml(&views[0])?,
-        (Format::Yaml, false) => output::yaml(&views)?,
+        (format, _) => output::listing(&views, format, "")?,
     }
     let ill: Vec<&View> = views.iter().filter(|view| !view.healthy).collect();
     if ill.is_empty() { Ok(()) } else { Err(Failure::new(Code::Unhealthy, "")) }
 }
 
 /// Who may not read pods is shown the rest.
-async fn pods_of(client: &Client, cluster: &FileSystemCluster) -> Vec<Pod> {
+pub async fn pods_of(client: &Client, cluster: &FileSystemCluster) -> Vec<Pod> {
     let api: Api<Pod> = Api::namespaced(client.clone(), cluster.namespace_str());
     let selector = format!("{}={}", labels::CLUSTER, cluster.name_str());
     match api.list(&ListParams::default().labels(&selector)).await {

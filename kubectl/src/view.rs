@@ -434,6 +434,35 @@ pub fn screen(view: &View) -> String {
     text
 }
 
+/// What `-o wide` adds: all conditions, and the servers with their ids.
+pub fn details(cluster: &FileSystemCluster) -> String {
+    let Some(status) = &cluster.status else { return String::new() };
+    let mut text = String::new();
+    if !status.conditions.is_empty() {
+        let rows = status.conditions.iter().map(|found| {
+            vec![found.type_.clone(), found.status.clone(), found.reason.clone(), found.message.clone()]
+        });
+        text += "\n";
+        text += &indented(&table(&["CONDITION", "STATUS", "REASON", "MESSAGE"], rows.collect()));
+    }
+    let leader = status.metadata.as_ref().and_then(|metadata| metadata.leader.clone());
+    let members = status.metadata.iter().flat_map(|metadata| &metadata.members).map(|member| {
+        let role = if leader.as_ref() == Some(&member.id) { "leader" } else { "member" };
+        vec!["metadata".to_owned(), member.id.clone(), member.address.clone(), role.to_owned()]
+    });
+    let servers = status.storage.iter().flat_map(|storage| &storage.servers).map(|server| {
+        let state = if server.alive { "alive" } else { "not alive" };
+        let used = format!("{state}, {} of {}", size(server.bytes_used), size(server.bytes_total));
+        vec!["storage".to_owned(), server.id.clone(), server.address.clone(), used]
+    });
+    let rows: Vec<Vec<String>> = members.chain(servers).collect();
+    if !rows.is_empty() {
+        text += "\n";
+        text += &indented(&table(&["SERVER", "ID", "ADDRESS", "STATE"], rows));
+    }
+    text
+}
+
 fn indented(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }

@@ -3,6 +3,7 @@
 mod deletion_in_use;
 mod deletion_keeps_data;
 mod deletion_waits;
+mod diagnosis;
 mod grow;
 mod killed_pods;
 mod lost_majority;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Promise> {
         deletion_in_use::PROMISE,
         unfinished::PROMISE,
         refusals::PROMISE,
+        diagnosis::PROMISE,
         quota::PROMISE,
         many_volumes::PROMISE,
         grow::PROMISE,

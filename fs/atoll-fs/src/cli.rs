@@ -74,6 +74,10 @@ pub enum Command {
     Fsck(FsckArgs),
     /// Creates a new cluster id and key, for `--cluster` and `--key-file`.
     Keygen(KeygenArgs),
+    /// Prints the completion script of a shell.
+    Completion(CompletionArgs),
+    /// Writes the manual pages.
+    Man(ManArgs),
 }
 
 /// Flags of every process of a cluster.
@@ -526,6 +530,32 @@ pub struct TransferLeaderArgs {
 pub struct KeygenArgs {
     /// File to write the key to; must not exist. The cluster id is printed.
     pub key_file: PathBuf,
+}
+
+/// `atoll-fs completion`
+#[derive(Args, Debug)]
+pub struct CompletionArgs {
+    /// The shell.
+    pub shell: CompletionShell,
+}
+
+/// Shells with completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompletionShell {
+    /// bash.
+    Bash,
+    /// zsh.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+/// `atoll-fs man`
+#[derive(Args, Debug)]
+pub struct ManArgs {
+    /// The directory to write to.
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: PathBuf,
 }
 
 impl Transport {

@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod exit;
 mod fsck;
+mod generate;
 mod http;
 #[cfg(feature = "servers")]
 mod local;
@@ -73,6 +74,8 @@ fn run(command: Command) -> Outcome {
         Command::Status(args) => status::run(&args),
         Command::Fsck(_) => unreachable!("it has exit codes of its own: main runs it"),
         Command::Keygen(args) => cluster::keygen(&args),
+        Command::Completion(args) => generate::completion(args.shell),
+        Command::Man(args) => generate::man(&args.directory),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::source::{self, Mention, Source, Text};
 use crate::workspace::{self, Graph};
 
 /// Files that rules read, by the end of their name.
-const TEXTS: &[&str] = &[".rs", ".sh", ".md", ".toml", "Makefile"];
+const TEXTS: &[&str] = &[".rs", ".sh", ".md", ".toml", ".yaml", ".json", "Makefile"];
 /// Folders that hold what was built or what git keeps.
 const NOT_OURS: &[&str] = &[".git", "target"];
 /// Folders of a crate whose programs are no part of what is shipped.
@@ -27,6 +27,8 @@ pub struct Repository {
     pub programs_and_tests: BTreeSet<String>,
     /// Every file, by its path in the repository.
     pub files: BTreeMap<String, String>,
+    /// Every path in the repository, of files and folders of any kind.
+    pub paths: BTreeSet<String>,
     /// Every Rust file, by its path in the repository.
     pub sources: BTreeMap<String, Source>,
     /// The Rust files that only tests are made of.
@@ -43,9 +45,10 @@ impl Repository {
         let manifest = std::env::var("CARGO_MANIFEST_DIR").map_err(|_| "run this with cargo test")?;
         let root = PathBuf::from(manifest).join("../..");
         let root = root.canonicalize().map_err(|error| format!("{}: {error}", root.display()))?;
-        let mut files = BTreeMap::new();
-        read_folder(&root, &root, &mut files)?;
+        let (mut files, mut paths) = (BTreeMap::new(), BTreeSet::new());
+        read_folder(&root, &root, &mut files, &mut paths)?;
         let mut repository = Self::of_files(files)?;
+        repository.paths = paths;
         repository.graph = workspace::graph(&root, &[])?;
         repository.bare_graph = workspace::graph(&root, &["--no-default-features"])?;
         repository.programs = workspace::compiled(&root, "normal,build")?;
@@ -63,7 +66,8 @@ impl Repository {
             sources.insert(path.clone(), source::read(text).map_err(|error| format!("{path}: {error}"))?);
         }
         let test_files = test_files(&sources);
-        Ok(Self { files, sources, test_files, ..Self::default() })
+        let paths = files.keys().cloned().collect();
+        Ok(Self { files, paths, sources, test_files, ..Self::default() })
     }
 
     /// A repository of these files, for the tests of rules.
@@ -130,19 +134,28 @@ fn test_files(sources: &BTreeMap<String, Source>) -> BTreeSet<String> {
     found
 }
 
-fn read_folder(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>) -> Result<(), String> {
+fn read_folder(
+    root: &Path,
+    folder: &Path,
+    files: &mut BTreeMap<String, String>,
+    paths: &mut BTreeSet<String>,
+) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("{}: {error}", folder.display());
     for entry in fs::read_dir(folder).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let (path, name) = (entry.path(), entry.file_name());
         let name = name.to_string_lossy();
         let kind = entry.file_type().map_err(failed)?;
-        if kind.is_dir() && !NOT_OURS.contains(&name.as_ref()) {
-            read_folder(root, &path, files)?;
+        let short = path.strip_prefix(root).unwrap_or(&path).display().to_string();
+        if NOT_OURS.contains(&name.as_ref()) {
+            continue;
+        }
+        paths.insert(short.clone());
+        if kind.is_dir() {
+            read_folder(root, &path, files, paths)?;
         } else if kind.is_file() && TEXTS.iter().any(|end| name.ends_with(end)) {
             let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-            let short = path.strip_prefix(root).unwrap_or(&path);
-            files.insert(short.display().to_string(), text);
+            files.insert(short, text);
         }
     }
     Ok(())

@@ -2,7 +2,10 @@
 
 pub mod circles;
 pub mod dependencies;
+pub mod links;
 pub mod manifests;
+pub mod metrics;
+pub mod parameters;
 pub mod promises;
 pub mod seams;
 pub mod size;

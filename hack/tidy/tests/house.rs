@@ -33,6 +33,21 @@ fn crates_take_the_settings_of_the_workspace() {
 }
 
 #[test]
+fn links_lead_somewhere() {
+    holds(rules::links::verdicts);
+}
+
+#[test]
+fn metrics_are_documented_and_alerts_have_runbooks() {
+    holds(rules::metrics::verdicts);
+}
+
+#[test]
+fn parameters_are_documented() {
+    holds(rules::parameters::verdicts);
+}
+
+#[test]
 fn promises_name_tests_and_faults_are_listed() {
     holds(rules::promises::verdicts);
 }

@@ -237,3 +237,23 @@ fn the_document_for_programs_keeps_its_names() {
         assert!(document["usage"].get(name).is_some(), "{name}");
     }
 }
+
+#[test]
+fn wide_shows_all_conditions_and_the_servers_with_their_ids() {
+    let mut status = running();
+    status["metadata"]["leader"] = json!("m1");
+    status["metadata"]["members"] =
+        json!([{ "id": "m1", "address": "a:1" }, { "id": "m2", "address": "b:1" }]);
+    status["storage"]["servers"][0]["alive"] = json!(false);
+    let text = details(&cluster(status));
+    for line in [
+        "Degraded    False    AsSpecified   all servers are there",
+        "metadata   m1   a:1",
+        "leader",
+        "m2   b:1",
+        "not alive, 2.0Ki of 100B",
+    ] {
+        assert!(text.contains(line), "{line} in:\n{text}");
+    }
+    assert_eq!(details(&cluster(json!(null))), "");
+}

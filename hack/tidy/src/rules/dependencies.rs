@@ -171,6 +171,12 @@ const ROOMS: &[Room] = &[
         why: "it stands in for somebody else's driver",
     },
     Room {
+        name: "atoll-manifests",
+        arrows: &[],
+        absent: &[KUBERNETES, SERVERS, KERNEL],
+        why: "it compares texts that others rendered",
+    },
+    Room {
         name: "atoll-shuttle",
         arrows: &[],
         absent: &[EFFECTS_BUT_CHANCE, KUBERNETES, SERVERS, KERNEL],
