@@ -16,7 +16,9 @@ use atoll_proto::handshake::ClusterKey;
 use tokio::time::Instant;
 
 use crate::access::Access;
+use crate::csi::VolumeHealth;
 use crate::error::{CsiError, Pending};
+use crate::health;
 use crate::mount_flags::MountFlags;
 use crate::mount_host::client::{Finder, Starting};
 use crate::mount_host::protocol::{Key, Start};
@@ -350,6 +352,26 @@ impl Node {
             Some(found) if is_volume(found, volume) => mounter::usage(path).await,
             _ => Err(CsiError::NotFound(format!("volume {volume} is not mounted at {}", path.display()))),
         }
+    }
+}
+
+impl Node {
+    /// What is wrong with a volume here. Of several mounts (an earlier one is dead) the one that was made last counts.
+    ///
+    /// # Errors
+    /// [`CsiError::NotFound`] if nothing is known of it here.
+    pub async fn health(&self, volume: &str) -> Result<VolumeHealth, CsiError> {
+        let table = mounter::table()?;
+        let liveness = match table.iter().rfind(|mount| is_volume(mount, volume)) {
+            Some(mount) => Some(mounter::liveness_of("health", &mount.path).await?),
+            None => None,
+        };
+        let problem = match liveness {
+            None => self.finder.problem().await,
+            Some(_) => None,
+        };
+        let health = health::of_mount(volume, liveness, problem.as_deref());
+        health.ok_or_else(|| CsiError::NotFound(format!("volume {volume} is not mounted on this node")))
     }
 }
 
