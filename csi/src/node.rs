@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{VolumeHandle, secret};
-use atoll_fuse::device::MountOptions;
+use atoll_fuse::device::{self, MountOptions};
 use atoll_proto::handshake::ClusterKey;
 use tokio::time::Instant;
 
@@ -145,7 +145,7 @@ impl Node {
             Some(found) if is_volume(found, &volume) => mounter::liveness(staging).await?,
             _ => Liveness::Alive,
         };
-        match plan_stage(found, liveness, &source, request.flags.read_only)? {
+        match plan_stage(found, liveness, &source, &request.flags, device::has_selinux())? {
             Stage::Done => return Ok(()),
             Stage::Replace => {
                 tracing::warn!(volume, path = %request.staging, "detaching a dead mount");
@@ -163,6 +163,8 @@ impl Node {
         options.nodev = request.flags.nodev;
         options.noexec = request.flags.noexec;
         options.read_only = request.flags.read_only;
+        options.noatime = request.flags.noatime;
+        options.context.clone_from(&request.flags.context);
         let readers = request.flags.readers.map_or(READERS_DEFAULT, usize::from);
         let bundle = mounter::mount_device(staging, options, readers).await?;
         let served = starting.serve(bundle, &volume).await;
@@ -172,7 +174,7 @@ impl Node {
         };
         match usable {
             Ok(Liveness::Alive) => {
-                atoll_fuse::device::read_ahead(staging);
+                device::read_ahead(staging);
                 Ok(())
             }
             Ok(Liveness::Silent) => {
