@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_crds::Quantity;
-use atoll_crds::names::ports;
+use atoll_crds::names::{VolumeHandle, ports};
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, FileSystemClusterStatus};
 use atoll_csi::clusters::{Clusters, CreateError, ResizeError};
 use atoll_csi::controller::ControllerService;
@@ -151,6 +151,17 @@ impl Clusters for Store {
 
     async fn get(&self, name: &str) -> Result<Option<FileSystemCluster>, Pending> {
         Ok(self.0.state.lock().clusters.get(name).map(|(cluster, _)| cluster.clone()))
+    }
+
+    async fn find(&self, handle: &VolumeHandle) -> Result<Option<FileSystemCluster>, Pending> {
+        match handle.namespace() == self.namespace() {
+            true => self.get(handle.name()).await,
+            false => Ok(None),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<FileSystemCluster>, Pending> {
+        Ok(self.0.state.lock().clusters.values().map(|(cluster, _)| cluster.clone()).collect())
     }
 
     async fn create(&self, cluster: &FileSystemCluster) -> Result<FileSystemCluster, CreateError> {

@@ -6,6 +6,7 @@ pub mod memory;
 
 use std::time::Duration;
 
+use atoll_crds::names::VolumeHandle;
 use atoll_crds::v1alpha1::FileSystemCluster;
 
 use crate::error::Pending;
@@ -19,6 +20,15 @@ pub trait Clusters: Send + Sync + 'static {
 
     /// One of them as it is now.
     fn get(&self, name: &str) -> impl Future<Output = Result<Option<FileSystemCluster>, Pending>> + Send;
+
+    /// The one that a handle names, in whichever namespace: a volume that was made by hand is in another one.
+    fn find(
+        &self,
+        handle: &VolumeHandle,
+    ) -> impl Future<Output = Result<Option<FileSystemCluster>, Pending>> + Send;
+
+    /// All that were made for claims, as they are now.
+    fn list(&self) -> impl Future<Output = Result<Vec<FileSystemCluster>, Pending>> + Send;
 
     /// Makes one.
     fn create(

@@ -1,6 +1,7 @@
 //! The controller service: volumes come and go as FileSystemClusters. What to do is decided by pure functions
 //! ([`judge`], [`removal`]); the handlers carry it out, and look again.
 
+mod listing;
 mod service;
 
 use std::collections::{BTreeMap, HashMap};

@@ -58,6 +58,9 @@ pub enum Pending {
     /// Somebody whom we need doesn't answer.
     #[error("{0}")]
     Unavailable(String),
+    /// A list can't be continued from there: begin again.
+    #[error("{0}")]
+    Restart(String),
 }
 
 impl CsiError {
@@ -71,7 +74,9 @@ impl CsiError {
             CsiError::Precondition(_) => Code::FailedPrecondition,
             CsiError::OutOfRange(_) => Code::OutOfRange,
             CsiError::Exhausted(_) => Code::ResourceExhausted,
-            CsiError::Pending(Pending::Busy(_) | Pending::NotYet(_) | Pending::Elsewhere(_)) => Code::Aborted,
+            CsiError::Pending(
+                Pending::Busy(_) | Pending::NotYet(_) | Pending::Elsewhere(_) | Pending::Restart(_),
+            ) => Code::Aborted,
             CsiError::Pending(Pending::Unavailable(_)) => Code::Unavailable,
             CsiError::Internal(_) => Code::Internal,
             CsiError::Unimplemented(_) => Code::Unimplemented,
@@ -100,6 +105,7 @@ mod tests {
             Pending::NotYet(text()),
             Pending::Elsewhere(text()),
             Pending::Unavailable(text()),
+            Pending::Restart(text()),
         ] {
             assert!(MAY_EXIST.contains(&CsiError::from(pending).code()));
         }

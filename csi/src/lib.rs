@@ -4,6 +4,7 @@
 //! controller  CreateVolume, DeleteVolume: the custom resource is the RPC; no state
 //!   params, access, mount_flags   StorageClass parameters and capabilities, parsed
 //!   clusters                      the store of FileSystemClusters
+//!   health                        what is wrong with a volume, in the specification's terms (pure)
 //! node        Stage, Publish, …: the mount table is the state
 //!   target_path                   what to do about what is mounted where (pure)
 //!   mounter                       the system calls, each with a deadline
@@ -21,6 +22,7 @@ pub mod authority;
 pub mod clusters;
 pub mod controller;
 pub mod error;
+pub mod health;
 pub mod holder;
 pub mod identity;
 pub mod lost_mounts;

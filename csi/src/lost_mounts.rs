@@ -147,6 +147,8 @@ mod tests {
             root: "/".into(),
             path: path.into(),
             read_only: false,
+            options: "rw".to_owned(),
+            filesystem_options: "rw".to_owned(),
             filesystem: if source.starts_with("atoll") { FILESYSTEM_TYPE } else { "ext4" }.to_owned(),
             source: source.to_owned(),
         }

@@ -9,7 +9,8 @@ use crate::error::CsiError;
 /// Bytes of all flags together at most, by the specification.
 const FLAGS_BYTES_MAX: usize = 4096;
 /// The flags, for the message about one that isn't among them.
-const KNOWN: &str = "ro, rw, nosuid, suid, nodev, dev, noexec, exec, relatime, buffer=<size>, timeout=<seconds>, readers=<number>";
+const KNOWN: &str = "ro, rw, nosuid, suid, nodev, dev, noexec, exec, noatime, relatime, context=<SELinux context>, buffer=<size>, \
+     timeout=<seconds>, readers=<number>";
 /// The smallest buffer of a client (bytes).
 const BUFFER_BYTES_MIN: u64 = 4 << 20;
 /// The largest buffer of a client (bytes): a mount host has many.
@@ -19,6 +20,7 @@ const READERS_MAX: u16 = 16;
 
 /// How a volume is mounted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MountFlags {
     /// Nothing can be changed.
     pub read_only: bool,
@@ -28,6 +30,11 @@ pub struct MountFlags {
     pub nodev: bool,
     /// Nothing can be executed.
     pub noexec: bool,
+    /// Reading a file leaves its access time as it is.
+    pub noatime: bool,
+    /// The SELinux context of all files, whatever they have themselves. Means nothing on a node without SELinux.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context: Option<String>,
     /// Bytes that may be buffered before they are written out; otherwise the client's default.
     pub buffer_bytes: Option<u64>,
     /// Seconds after which operations fail while the cluster can't be reached; otherwise they wait.
@@ -47,19 +54,20 @@ impl MountFlags {
         }
         let mut parsed = MountFlags::default();
         let mut unknown = BTreeSet::new();
-        for flag in
-            flags.iter().flat_map(|flag| flag.split(',')).map(str::trim).filter(|flag| !flag.is_empty())
-        {
+        let all = flags.iter().flat_map(|flag| split(flag)).map(str::trim);
+        for flag in all.filter(|flag| !flag.is_empty()) {
             match flag.split_once('=') {
                 None => match flag {
                     "ro" | "rw" => parsed.read_only = flag == "ro",
                     "nosuid" | "suid" => parsed.nosuid = flag == "nosuid",
                     "nodev" | "dev" => parsed.nodev = flag == "nodev",
                     "noexec" | "exec" => parsed.noexec = flag == "noexec",
+                    "noatime" | "relatime" | "atime" => parsed.noatime = flag == "noatime",
                     // What is done in any case.
-                    "relatime" | "defaults" => {}
+                    "defaults" => {}
                     _ => drop(unknown.insert(flag)),
                 },
+                Some(("context", context)) => parsed.context = Some(selinux_context(context)?),
                 Some(("buffer", size)) => {
                     let bytes = atoll_crds::quantity::Quantity::from(size)
                         .bytes()
@@ -99,6 +107,28 @@ impl MountFlags {
     }
 }
 
+/// The flags of an element. A comma between double quotes separates none: an SELinux context may have some, and kubelet puts
+/// those in quotes.
+fn split(element: &str) -> impl Iterator<Item = &str> {
+    let mut is_quoted = false;
+    element.split(move |letter| {
+        is_quoted ^= letter == '"';
+        letter == ',' && !is_quoted
+    })
+}
+
+/// An SELinux context, with or without quotes around it. It becomes part of a text that the kernel takes apart.
+fn selinux_context(text: &str) -> Result<String, CsiError> {
+    let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let is_plain = inner.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"'\\=".contains(&byte));
+    if !is_plain || inner.split(':').count() < 3 {
+        return Err(CsiError::Invalid(format!(
+            "mount flag context={text}: expected an SELinux context, as system_u:object_r:container_file_t:s0"
+        )));
+    }
+    Ok(inner.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,25 +140,54 @@ mod tests {
     #[test]
     fn flags_are_honoured() {
         let flags =
-            parse(&["ro,nosuid", "nodev", " noexec ", "buffer=16Mi", "timeout=30", "readers=4"]).unwrap();
+            parse(&["ro,nosuid", "nodev", " noexec ", "noatime", "buffer=16Mi", "timeout=30", "readers=4"])
+                .unwrap();
         let expected = MountFlags {
             read_only: true,
             nosuid: true,
             nodev: true,
             noexec: true,
+            noatime: true,
+            context: None,
             buffer_bytes: Some(16 << 20),
             timeout_seconds: Some(30),
             readers: Some(4),
         };
         assert_eq!(flags, expected);
-        assert_eq!(parse(&["ro", "rw", "relatime", ""]).unwrap(), MountFlags::default());
+        assert_eq!(parse(&["ro", "rw", "noatime", "relatime", ""]).unwrap(), MountFlags::default());
+    }
+
+    #[test]
+    fn an_selinux_context_may_have_commas() {
+        let pods = "system_u:object_r:container_file_t:s0:c15,c25";
+        for written in [&*format!("ro,context=\"{pods}\",nosuid"), &format!("context=\"{pods}\"")] {
+            assert_eq!(parse(&[written]).unwrap().context.as_deref(), Some(pods), "{written}");
+        }
+        let plain = parse(&["context=system_u:object_r:nfs_t:s0", "nodev"]).unwrap();
+        assert_eq!((plain.context.as_deref(), plain.nodev), (Some("system_u:object_r:nfs_t:s0"), true));
+        for wrong in
+            ["context=", "context=nfs_t", "context=a:b:c d", "context=\"a:b:c\"x", "context=a:b:c\",fd=3"]
+        {
+            let error = parse(&[wrong]).unwrap_err();
+            assert!(matches!(&error, CsiError::Invalid(text) if text.contains("context")), "{error}");
+        }
     }
 
     #[test]
     fn what_is_not_honoured_is_refused_by_name() {
-        for wrong in
-            ["sync", "noatime", "uid=7", "buffer=1", "buffer=lots", "timeout=0", "timeout=x", "readers=17"]
-        {
+        for wrong in [
+            "sync",
+            "strictatime",
+            "lazytime",
+            "rootcontext=a:b:c:d",
+            "uid=7",
+            "X-mount.idmap=u:0:100000:65536",
+            "buffer=1",
+            "buffer=lots",
+            "timeout=0",
+            "timeout=x",
+            "readers=17",
+        ] {
             let error = parse(&["ro", wrong]).unwrap_err();
             let name = wrong.split('=').next().unwrap();
             assert!(matches!(&error, CsiError::Invalid(text) if text.contains(name)), "{error}");

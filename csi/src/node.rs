@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use atoll_core::ids::ClusterId;
 use atoll_crds::names::{VolumeHandle, secret};
-use atoll_fuse::device::MountOptions;
+use atoll_fuse::device::{self, MountOptions};
 use atoll_proto::handshake::ClusterKey;
 use tokio::time::Instant;
 
 use crate::access::Access;
+use crate::csi::VolumeHealth;
 use crate::error::{CsiError, Pending};
+use crate::health;
 use crate::mount_flags::MountFlags;
 use crate::mount_host::client::{Finder, Starting};
 use crate::mount_host::protocol::{Key, Start};
@@ -143,7 +145,7 @@ impl Node {
             Some(found) if is_volume(found, &volume) => mounter::liveness(staging).await?,
             _ => Liveness::Alive,
         };
-        match plan_stage(found, liveness, &source, request.flags.read_only)? {
+        match plan_stage(found, liveness, &source, &request.flags, device::has_selinux())? {
             Stage::Done => return Ok(()),
             Stage::Replace => {
                 tracing::warn!(volume, path = %request.staging, "detaching a dead mount");
@@ -161,6 +163,8 @@ impl Node {
         options.nodev = request.flags.nodev;
         options.noexec = request.flags.noexec;
         options.read_only = request.flags.read_only;
+        options.noatime = request.flags.noatime;
+        options.context.clone_from(&request.flags.context);
         let readers = request.flags.readers.map_or(READERS_DEFAULT, usize::from);
         let bundle = mounter::mount_device(staging, options, readers).await?;
         let served = starting.serve(bundle, &volume).await;
@@ -170,7 +174,7 @@ impl Node {
         };
         match usable {
             Ok(Liveness::Alive) => {
-                atoll_fuse::device::read_ahead(staging);
+                device::read_ahead(staging);
                 Ok(())
             }
             Ok(Liveness::Silent) => {
@@ -350,6 +354,26 @@ impl Node {
             Some(found) if is_volume(found, volume) => mounter::usage(path).await,
             _ => Err(CsiError::NotFound(format!("volume {volume} is not mounted at {}", path.display()))),
         }
+    }
+}
+
+impl Node {
+    /// What is wrong with a volume here. Of several mounts (an earlier one is dead) the one that was made last counts.
+    ///
+    /// # Errors
+    /// [`CsiError::NotFound`] if nothing is known of it here.
+    pub async fn health(&self, volume: &str) -> Result<VolumeHealth, CsiError> {
+        let table = mounter::table()?;
+        let liveness = match table.iter().rfind(|mount| is_volume(mount, volume)) {
+            Some(mount) => Some(mounter::liveness_of("health", &mount.path).await?),
+            None => None,
+        };
+        let problem = match liveness {
+            None => self.finder.problem().await,
+            Some(_) => None,
+        };
+        let health = health::of_mount(volume, liveness, problem.as_deref());
+        health.ok_or_else(|| CsiError::NotFound(format!("volume {volume} is not mounted on this node")))
     }
 }
 

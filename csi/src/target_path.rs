@@ -17,6 +17,7 @@ use atoll_fuse::device::{FILESYSTEM_TYPE, source_name};
 
 use crate::access::Access;
 use crate::error::{CsiError, Pending};
+use crate::mount_flags::MountFlags;
 
 /// Bytes of a path at most, by the system.
 const PATH_BYTES_MAX: usize = 4095;
@@ -103,7 +104,8 @@ pub enum Stage {
     Replace,
 }
 
-/// Decides about a staging path. `found` is the uppermost mount there, `liveness` what it answered.
+/// Decides about a staging path. `found` is the uppermost mount there, `liveness` what it answered. On a node without SELinux a
+/// context means nothing.
 ///
 /// # Errors
 /// See the module's table.
@@ -111,7 +113,8 @@ pub fn plan_stage(
     found: Option<&Mount>,
     liveness: Liveness,
     source: &str,
-    read_only: bool,
+    flags: &MountFlags,
+    has_selinux: bool,
 ) -> Result<Stage, CsiError> {
     let Some(found) = found else { return Ok(Stage::Mount) };
     if found.filesystem != FILESYSTEM_TYPE || found.source != source {
@@ -120,13 +123,38 @@ pub fn plan_stage(
     match liveness {
         Liveness::Dead => Ok(Stage::Replace),
         Liveness::Silent => Err(silent(found)),
-        Liveness::Alive if found.read_only != read_only => Err(CsiError::Exists(format!(
-            "{} is already staged, {}",
-            found.path.display(),
-            if read_only { "read-write" } else { "read-only" }
-        ))),
-        Liveness::Alive => Ok(Stage::Done),
+        Liveness::Alive => match differences(found, flags, has_selinux) {
+            none if none.is_empty() => Ok(Stage::Done),
+            differences => Err(CsiError::Exists(format!(
+                "{} is already staged on this node, {}: all pods that use it here have to end before it can be mounted in \
+                 another way",
+                found.path.display(),
+                differences.join(", ")
+            ))),
+        },
     }
+}
+
+/// In what a mount isn't what the flags ask for, as far as the mount table tells: how it is mounted.
+fn differences(found: &Mount, flags: &MountFlags, has_selinux: bool) -> Vec<String> {
+    let mut differences = Vec::new();
+    for (wanted, set, unset) in [
+        (flags.read_only, "ro", "read-write"),
+        (flags.nosuid, "nosuid", "suid"),
+        (flags.nodev, "nodev", "dev"),
+        (flags.noexec, "noexec", "exec"),
+        (flags.noatime, "noatime", "relatime"),
+    ] {
+        let is = found.has_option(set);
+        if is != wanted {
+            differences.push(if is { set } else { unset }.to_owned());
+        }
+    }
+    let (is, wanted) = (found.context(), flags.context.as_deref());
+    if has_selinux && is != wanted {
+        differences.push(is.map_or("without a context".to_owned(), |is| format!("context={is}")));
+    }
+    differences
 }
 
 /// What Unstage does.

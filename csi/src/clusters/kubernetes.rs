@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use atoll_crds::Quantity;
-use atoll_crds::names::MANAGER_CSI;
+use atoll_crds::names::{MANAGER_CSI, VolumeHandle, labels};
 use atoll_crds::v1alpha1::FileSystemCluster;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
+use kube::api::{
+    Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
 use kube::{Client, Error};
 use serde_json::json;
 
@@ -14,10 +16,15 @@ use crate::error::Pending;
 
 /// How often a cluster that is waited for is looked at.
 const POLL: Duration = Duration::from_millis(500);
+/// Clusters that the API server is asked for at a time.
+const LIST_PAGE: u32 = 500;
+/// How often a list begins again whose pages the API server no longer has.
+const LIST_ATTEMPTS: u32 = 3;
 
 /// The FileSystemClusters of one namespace.
 #[derive(Clone)]
 pub struct KubernetesClusters {
+    client: Client,
     api: Api<FileSystemCluster>,
     namespace: String,
 }
@@ -26,7 +33,22 @@ impl KubernetesClusters {
     /// Those of a namespace.
     #[must_use]
     pub fn new(client: Client, namespace: &str) -> KubernetesClusters {
-        KubernetesClusters { api: Api::namespaced(client, namespace), namespace: namespace.to_owned() }
+        let api = Api::namespaced(client.clone(), namespace);
+        KubernetesClusters { client, api, namespace: namespace.to_owned() }
+    }
+
+    async fn list_pages(&self) -> Result<Vec<FileSystemCluster>, Error> {
+        let made = format!("{}={}", labels::MANAGED_BY, labels::MANAGED_BY_CSI);
+        let mut parameters = ListParams::default().labels(&made).limit(LIST_PAGE);
+        let mut found = Vec::new();
+        loop {
+            let page = self.api.list(&parameters).await?;
+            found.extend(page.items);
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => parameters.continue_token = Some(token),
+                None => return Ok(found),
+            }
+        }
     }
 }
 
@@ -37,6 +59,25 @@ impl Clusters for KubernetesClusters {
 
     async fn get(&self, name: &str) -> Result<Option<FileSystemCluster>, Pending> {
         self.api.get_opt(name).await.map_err(|error| unavailable("reading", name, &error))
+    }
+
+    async fn find(&self, handle: &VolumeHandle) -> Result<Option<FileSystemCluster>, Pending> {
+        let api: Api<FileSystemCluster> = Api::namespaced(self.client.clone(), handle.namespace());
+        api.get_opt(handle.name()).await.map_err(|error| unavailable("reading", &handle.to_string(), &error))
+    }
+
+    async fn list(&self) -> Result<Vec<FileSystemCluster>, Pending> {
+        let mut attempts = 1;
+        loop {
+            match self.list_pages().await {
+                // The state that the pages are of has expired.
+                Err(Error::Api(status)) if status.code == 410 && attempts < LIST_ATTEMPTS => attempts += 1,
+                Err(error) => {
+                    return Err(Pending::Unavailable(format!("listing FileSystemClusters: {error}")));
+                }
+                Ok(found) => return Ok(found),
+            }
+        }
     }
 
     async fn create(&self, cluster: &FileSystemCluster) -> Result<FileSystemCluster, CreateError> {

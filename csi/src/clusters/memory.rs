@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_crds::Quantity;
+use atoll_crds::names::VolumeHandle;
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, FileSystemClusterStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -42,6 +43,8 @@ pub struct MemoryClusters {
     pub behaviour: Arc<Mutex<Behaviour>>,
     /// What is there.
     pub clusters: Arc<Mutex<BTreeMap<String, FileSystemCluster>>>,
+    /// What was made by hand in other namespaces, by handle.
+    pub elsewhere: Arc<Mutex<BTreeMap<String, FileSystemCluster>>>,
     /// What was deleted, with its confirmation.
     pub deleted: Arc<Mutex<Vec<Deletion>>>,
 }
@@ -92,6 +95,19 @@ impl Clusters for MemoryClusters {
     async fn get(&self, name: &str) -> Result<Option<FileSystemCluster>, Pending> {
         self.here()?;
         Ok(self.clusters.lock().get(name).cloned())
+    }
+
+    async fn find(&self, handle: &VolumeHandle) -> Result<Option<FileSystemCluster>, Pending> {
+        if handle.namespace() == self.namespace() {
+            return self.get(handle.name()).await;
+        }
+        self.here()?;
+        Ok(self.elsewhere.lock().get(&handle.to_string()).cloned())
+    }
+
+    async fn list(&self) -> Result<Vec<FileSystemCluster>, Pending> {
+        self.here()?;
+        Ok(self.clusters.lock().values().cloned().collect())
     }
 
     async fn create(&self, cluster: &FileSystemCluster) -> Result<FileSystemCluster, CreateError> {

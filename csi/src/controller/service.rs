@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use atoll_crds::names::VolumeHandle;
+use atoll_crds::v1alpha1::FileSystemCluster;
 use futures::future::BoxFuture;
 use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
+use super::listing::{self, PageRequest};
 use super::{Expansion, Growth, Removal, Step, Wanted, growth, judge, removal, unfit};
 use crate::access::Capability;
 use crate::clusters::{Clusters, CreateError, ResizeError};
@@ -19,9 +21,10 @@ use crate::csi::validate_volume_capabilities_response::Confirmed;
 use crate::csi::{
     self, ControllerExpandVolumeRequest, ControllerExpandVolumeResponse, ControllerServiceCapability,
     CreateVolumeRequest, CreateVolumeResponse, DeleteVolumeRequest, DeleteVolumeResponse,
-    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume,
+    ValidateVolumeCapabilitiesRequest, ValidateVolumeCapabilitiesResponse, Volume, VolumeHealth,
 };
 use crate::error::{CsiError, Pending};
+use crate::health;
 use crate::op_guard::Operations;
 use crate::rpc::{Rpcs, budget};
 use crate::volume_id;
@@ -32,6 +35,9 @@ const WAIT_MAX: Duration = Duration::from_secs(55);
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long a call may take beyond its wait: a request to the API server that hangs.
 const OVERTIME: Duration = Duration::from_secs(1);
+
+/// A volume of a list.
+type Listed = (VolumeHandle, FileSystemCluster);
 
 /// The controller service.
 pub struct ControllerService<C> {
@@ -115,7 +121,81 @@ impl<C: Clusters> ControllerService<C> {
         self.operations.run(&key, "expanding", wait + OVERTIME, work).await
     }
 
-    /// ValidateVolumeCapabilities.
+    /// The cluster of a volume, also of one that was made by hand.
+    async fn find(&self, id: &str) -> Result<(VolumeHandle, FileSystemCluster), CsiError> {
+        let handle = volume_id::parse(id)?;
+        match self.clusters.find(&handle).await? {
+            Some(found) => Ok((handle, found)),
+            None => Err(CsiError::NotFound(format!("volume {handle} doesn't exist"))),
+        }
+    }
+
+    /// The volumes that were made for claims, by name.
+    async fn all(&self) -> Result<impl Iterator<Item = (String, Listed)>, CsiError> {
+        let namespace = self.clusters.namespace();
+        let found = self.clusters.list().await?.into_iter().filter(listing::is_volume);
+        Ok(found.filter_map(move |cluster| {
+            let name = cluster.name_str().to_owned();
+            let handle = VolumeHandle::new(namespace, &name).ok()?;
+            Some((name, (handle, cluster)))
+        }))
+    }
+
+    /// ListVolumes.
+    ///
+    /// # Errors
+    /// [`Pending::Restart`] for a token that can't be continued from.
+    pub async fn list(&self, request: csi::ListVolumesRequest) -> Result<csi::ListVolumesResponse, CsiError> {
+        let page = PageRequest::parse(request.max_entries, &request.starting_token)?.of(self.all().await?);
+        let entry = |(handle, cluster): &Listed| csi::list_volumes_response::Entry {
+            volume: Some(listing::volume(handle, cluster)),
+            status: None,
+        };
+        Ok(csi::ListVolumesResponse {
+            entries: page.entries.iter().map(entry).collect(),
+            next_token: page.next_token,
+        })
+    }
+
+    /// ControllerGetVolume, also of a volume that was made by hand.
+    ///
+    /// # Errors
+    /// [`CsiError::NotFound`].
+    pub async fn volume(&self, id: &str) -> Result<Volume, CsiError> {
+        let (handle, found) = self.find(id).await?;
+        match listing::is_volume(&found) {
+            true => Ok(listing::volume(&handle, &found)),
+            false => Err(CsiError::NotFound(format!("volume {handle} has not been made yet"))),
+        }
+    }
+
+    /// ControllerGetVolumeHealth, also of a volume that was made by hand.
+    ///
+    /// # Errors
+    /// [`CsiError::NotFound`].
+    pub async fn health(&self, id: &str) -> Result<VolumeHealth, CsiError> {
+        let (handle, found) = self.find(id).await?;
+        Ok(health::of_cluster(&handle.to_string(), &found))
+    }
+
+    /// ControllerListVolumeHealth: the volumes with which something is wrong.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub async fn list_health(
+        &self,
+        request: csi::ControllerListVolumeHealthRequest,
+    ) -> Result<csi::ControllerListVolumeHealthResponse, CsiError> {
+        let request = PageRequest::parse(request.max_entries, &request.starting_token)?;
+        let healths = self.all().await?.map(|(name, (handle, found))| {
+            let health = health::of_cluster(&handle.to_string(), &found);
+            (name, health)
+        });
+        let page = request.of(healths.filter(|(_, health)| !health.health_statuses.is_empty()));
+        Ok(csi::ControllerListVolumeHealthResponse { entries: page.entries, next_token: page.next_token })
+    }
+
+    /// ValidateVolumeCapabilities, also of a volume that was made by hand.
     ///
     /// # Errors
     /// For an unknown volume; not for a capability that can't be had.
@@ -129,12 +209,7 @@ impl<C: Clusters> ControllerService<C> {
         if request.volume_capabilities.is_empty() {
             return Err(CsiError::Missing("volume_capabilities"));
         }
-        let handle = volume_id::parse(&request.volume_id)?;
-        let unknown = || CsiError::NotFound(format!("volume {handle} doesn't exist"));
-        if handle.namespace() != self.clusters.namespace() {
-            return Err(unknown());
-        }
-        let found = self.clusters.get(handle.name()).await?.ok_or_else(unknown)?;
+        let (_, found) = self.find(&request.volume_id).await?;
         let refused = match Capability::parse_all(&request.volume_capabilities) {
             Ok(capabilities) => unfit(&found, &capabilities),
             Err(error) => Some(error.to_string()),
@@ -297,7 +372,15 @@ impl<C: Clusters> Controller for ControllerService<C> {
         &self,
         _: Request<csi::ControllerGetCapabilitiesRequest>,
     ) -> Result<Response<csi::ControllerGetCapabilitiesResponse>, Status> {
-        let offers = [Offer::CreateDeleteVolume, Offer::ExpandVolume, Offer::SingleNodeMultiWriter];
+        let offers = [
+            Offer::CreateDeleteVolume,
+            Offer::ListVolumes,
+            Offer::GetVolume,
+            Offer::ExpandVolume,
+            Offer::SingleNodeMultiWriter,
+            Offer::GetVolumeHealth,
+            Offer::ListVolumeHealth,
+        ];
         let capabilities = offers
             .into_iter()
             .map(|offer| ControllerServiceCapability {
@@ -307,16 +390,53 @@ impl<C: Clusters> Controller for ControllerService<C> {
         Ok(Response::new(csi::ControllerGetCapabilitiesResponse { capabilities }))
     }
 
+    async fn list_volumes(
+        &self,
+        request: Request<csi::ListVolumesRequest>,
+    ) -> Result<Response<csi::ListVolumesResponse>, Status> {
+        self.rpcs.serve("ListVolumes", "", self.list(request.into_inner())).await
+    }
+
+    async fn controller_get_volume(
+        &self,
+        request: Request<csi::ControllerGetVolumeRequest>,
+    ) -> Result<Response<csi::ControllerGetVolumeResponse>, Status> {
+        let id = request.into_inner().volume_id;
+        let work = async {
+            let status = csi::controller_get_volume_response::VolumeStatus::default();
+            let volume = self.volume(&id).await?;
+            Ok(csi::ControllerGetVolumeResponse { volume: Some(volume), status: Some(status) })
+        };
+        self.rpcs.serve("ControllerGetVolume", &id, work).await
+    }
+
+    async fn controller_get_volume_health(
+        &self,
+        request: Request<csi::ControllerGetVolumeHealthRequest>,
+    ) -> Result<Response<csi::ControllerGetVolumeHealthResponse>, Status> {
+        let id = request.into_inner().volume_id;
+        let work = async {
+            let volume_health = Some(self.health(&id).await?);
+            Ok(csi::ControllerGetVolumeHealthResponse { volume_health })
+        };
+        self.rpcs.serve("ControllerGetVolumeHealth", &id, work).await
+    }
+
+    async fn controller_list_volume_health(
+        &self,
+        request: Request<csi::ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<csi::ControllerListVolumeHealthResponse>, Status> {
+        self.rpcs.serve("ControllerListVolumeHealth", "", self.list_health(request.into_inner())).await
+    }
+
     not_offered! {
         controller_publish_volume: ControllerPublishVolumeRequest => ControllerPublishVolumeResponse, "ControllerPublishVolume";
         controller_unpublish_volume: ControllerUnpublishVolumeRequest => ControllerUnpublishVolumeResponse, "ControllerUnpublishVolume";
-        list_volumes: ListVolumesRequest => ListVolumesResponse, "ListVolumes";
         get_capacity: GetCapacityRequest => GetCapacityResponse, "GetCapacity";
         create_snapshot: CreateSnapshotRequest => CreateSnapshotResponse, "CreateSnapshot";
         delete_snapshot: DeleteSnapshotRequest => DeleteSnapshotResponse, "DeleteSnapshot";
         list_snapshots: ListSnapshotsRequest => ListSnapshotsResponse, "ListSnapshots";
         get_snapshot: GetSnapshotRequest => GetSnapshotResponse, "GetSnapshot";
-        controller_get_volume: ControllerGetVolumeRequest => ControllerGetVolumeResponse, "ControllerGetVolume";
         controller_modify_volume: ControllerModifyVolumeRequest => ControllerModifyVolumeResponse, "ControllerModifyVolume";
     }
 }

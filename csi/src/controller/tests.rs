@@ -10,7 +10,10 @@ use super::*;
 use crate::access::testing::capability;
 use crate::clusters::memory::{Behaviour, MemoryClusters};
 use crate::csi::volume_capability::access_mode::Mode;
-use crate::csi::{ControllerExpandVolumeRequest, ValidateVolumeCapabilitiesRequest, VolumeContentSource};
+use crate::csi::{
+    ControllerExpandVolumeRequest, ControllerListVolumeHealthRequest, ListVolumesRequest,
+    ListVolumesResponse, ValidateVolumeCapabilitiesRequest, VolumeContentSource,
+};
 use crate::rpc::Rpcs;
 
 const NAMESPACE: &str = "atoll-volumes";
@@ -371,4 +374,87 @@ async fn an_expansion_is_done_once_the_volume_has_the_size() {
     assert!(matches!(large, Err(CsiError::OutOfRange(_))), "{large:?}");
     let by_hand = service.expand(expand("v1/shop/database", GIB, 0), NO_WAIT).await;
     assert!(matches!(&by_hand, Err(CsiError::Invalid(why)) if why.contains("spec.capacity")), "{by_hand:?}");
+}
+
+#[tokio::test]
+async fn volumes_are_listed_from_when_they_are_made_until_they_are_gone() {
+    let store = MemoryClusters::ready();
+    let service = service(&store);
+    let list = |max_entries, starting_token: &str| {
+        let starting_token = starting_token.to_owned();
+        service.list(ListVolumesRequest { max_entries, starting_token })
+    };
+    let ids = |response: &ListVolumesResponse| -> Vec<String> {
+        response.entries.iter().map(|entry| entry.volume.as_ref().unwrap().volume_id.clone()).collect()
+    };
+    assert!(list(0, "").await.unwrap().entries.is_empty());
+    for name in ["pvc-2", "pvc-1", "pvc-3"] {
+        service.create(shared(name), NO_WAIT).await.unwrap();
+    }
+    let first = list(2, "").await.unwrap();
+    assert_eq!(ids(&first), ["v1/atoll-volumes/pvc-1", "v1/atoll-volumes/pvc-2"]);
+    assert_eq!(first.entries[0].volume.as_ref().unwrap().capacity_bytes, 5 * GIB);
+    let second = list(2, &first.next_token).await.unwrap();
+    assert_eq!((ids(&second), second.next_token.as_str()), (vec!["v1/atoll-volumes/pvc-3".to_owned()], ""));
+    // One that is being made is no volume yet.
+    store.behaviour.lock().ready = false;
+    service.create(shared("pvc-4"), NO_WAIT).await.unwrap_err();
+    assert_eq!(list(0, "").await.unwrap().entries.len(), 3);
+    let unmade = service.volume("v1/atoll-volumes/pvc-4").await;
+    assert!(matches!(unmade, Err(CsiError::NotFound(_))), "{unmade:?}");
+    service.remove("v1/atoll-volumes/pvc-2", NO_WAIT).await.unwrap();
+    assert_eq!(list(0, "").await.unwrap().entries.len(), 2);
+    assert!(matches!(list(0, "invalid-token").await, Err(CsiError::Pending(Pending::Restart(_)))));
+    store.behaviour.lock().away = true;
+    assert!(matches!(list(0, "").await, Err(CsiError::Pending(Pending::Unavailable(_)))));
+}
+
+#[tokio::test]
+async fn only_ill_volumes_are_in_the_list_of_health() {
+    let store = MemoryClusters::ready();
+    let service = service(&store);
+    for name in ["pvc-1", "pvc-2"] {
+        service.create(shared(name), NO_WAIT).await.unwrap();
+    }
+    let all = ControllerListVolumeHealthRequest::default();
+    assert!(service.list_health(all.clone()).await.unwrap().entries.is_empty());
+    if let Some(cluster) = store.clusters.lock().get_mut("pvc-2") {
+        let status = cluster.status.get_or_insert_default();
+        let (kind, now) = (ConditionType::Available, Time(Timestamp::UNIX_EPOCH));
+        let words = (Reason::MetadataUnreachable, "no metadata server answers");
+        conditions::set(&mut status.conditions, kind, false, words, None, now);
+    }
+    let ill = service.list_health(all).await.unwrap().entries;
+    assert_eq!(ill.iter().map(|health| &*health.volume_id).collect::<Vec<_>>(), ["v1/atoll-volumes/pvc-2"]);
+    assert_eq!(service.health("v1/atoll-volumes/pvc-2").await.unwrap(), ill[0]);
+    assert!(service.health("v1/atoll-volumes/pvc-1").await.unwrap().health_statuses.is_empty());
+    assert!(matches!(service.health("v1/atoll-volumes/pvc-9").await, Err(CsiError::NotFound(_))));
+    assert!(matches!(service.health("").await, Err(CsiError::Missing("volume_id"))));
+}
+
+#[tokio::test]
+async fn a_volume_that_was_made_by_hand_is_known_by_its_handle() {
+    let store = MemoryClusters::ready();
+    let service = service(&store);
+    let mut cluster = Wanted::parse(&request("db", GIB, Mode::SingleNodeWriter), "shop").unwrap().cluster;
+    let status = cluster.status.get_or_insert_default();
+    status.cluster_id = Some("0123456789abcdef0123456789abcdef".to_owned());
+    store.elsewhere.lock().insert("v1/shop/db".to_owned(), cluster);
+    let ask = |id: &str, mode| ValidateVolumeCapabilitiesRequest {
+        volume_id: id.to_owned(),
+        volume_capabilities: vec![capability(mode, &[])],
+        ..ValidateVolumeCapabilitiesRequest::default()
+    };
+    let fits = service.validate(ask("v1/shop/db", Mode::SingleNodeWriter)).await.unwrap();
+    assert!(fits.confirmed.is_some(), "{}", fits.message);
+    let shared = service.validate(ask("v1/shop/db", Mode::MultiNodeMultiWriter)).await.unwrap();
+    assert!(shared.confirmed.is_none() && shared.message.contains("Exclusive"), "{}", shared.message);
+    let unknown = service.validate(ask("v1/shop/other", Mode::SingleNodeWriter)).await;
+    assert!(matches!(unknown, Err(CsiError::NotFound(_))), "{unknown:?}");
+    let volume = service.volume("v1/shop/db").await.unwrap();
+    assert_eq!((volume.volume_id.as_str(), volume.capacity_bytes), ("v1/shop/db", GIB));
+    assert!(
+        service.list(ListVolumesRequest::default()).await.unwrap().entries.is_empty(),
+        "not made for a claim"
+    );
 }

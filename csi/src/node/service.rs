@@ -14,6 +14,7 @@ use crate::csi::node_service_capability::rpc::Type as Offer;
 use crate::csi::volume_usage::Unit;
 use crate::csi::{self, NodeServiceCapability, VolumeUsage};
 use crate::error::CsiError;
+use crate::health;
 use crate::op_guard::Operations;
 use crate::rpc::{Rpcs, budget};
 use crate::target_path::NodePath;
@@ -207,9 +208,33 @@ impl NodeRpcs for NodeService {
         let volume = request.volume_id.clone();
         let work = async {
             let usage = self.stats(request).await?;
-            Ok(csi::NodeGetVolumeStatsResponse { usage, volume_condition: None })
+            Ok(csi::NodeGetVolumeStatsResponse { usage })
         };
         self.rpcs.serve("NodeGetVolumeStats", &volume, work).await
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<csi::NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<csi::NodeGetVolumeHealthResponse>, Status> {
+        let volume = request.into_inner().volume_id;
+        let work = async {
+            id(&volume)?;
+            let volume_health = Some(self.node.health(&volume).await?);
+            Ok(csi::NodeGetVolumeHealthResponse { volume_health })
+        };
+        self.rpcs.serve("NodeGetVolumeHealth", &volume, work).await
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _: Request<csi::NodeGetStorageHealthRequest>,
+    ) -> Result<Response<csi::NodeGetStorageHealthResponse>, Status> {
+        let work = async {
+            let backend_health = health::of_node(self.node.finder.problem().await);
+            Ok(csi::NodeGetStorageHealthResponse { backend_health })
+        };
+        self.rpcs.serve("NodeGetStorageHealth", "", work).await
     }
 
     async fn node_expand_volume(
@@ -223,7 +248,13 @@ impl NodeRpcs for NodeService {
         &self,
         _: Request<csi::NodeGetCapabilitiesRequest>,
     ) -> Result<Response<csi::NodeGetCapabilitiesResponse>, Status> {
-        let offers = [Offer::StageUnstageVolume, Offer::GetVolumeStats, Offer::SingleNodeMultiWriter];
+        let offers = [
+            Offer::StageUnstageVolume,
+            Offer::GetVolumeStats,
+            Offer::SingleNodeMultiWriter,
+            Offer::GetVolumeHealth,
+            Offer::GetStorageHealth,
+        ];
         let capabilities = offers
             .into_iter()
             .map(|offer| NodeServiceCapability {

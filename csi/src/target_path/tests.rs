@@ -17,8 +17,10 @@ fn mount(path: &str, minor: u32, read_only: bool) -> Mount {
         root: "/".into(),
         path: path.into(),
         read_only,
+        options: if read_only { "ro,relatime" } else { "rw,relatime" }.into(),
         filesystem: FILESYSTEM_TYPE.into(),
         source: source(cluster(), VOLUME),
+        filesystem_options: "rw,user_id=0".into(),
     }
 }
 
@@ -46,17 +48,48 @@ fn the_mount_table_says_which_volume_a_mount_is() {
 }
 
 #[test]
+fn a_volume_is_staged_in_one_way() {
+    let ours = source(cluster(), VOLUME);
+    let plan = |found: &Mount, flags: &[&str], has_selinux| {
+        let flags: Vec<String> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        plan_stage(Some(found), Liveness::Alive, &ours, &MountFlags::parse(&flags).unwrap(), has_selinux)
+    };
+    let hard = Mount { options: "rw,nosuid,nodev,noexec,noatime".into(), ..mount(STAGING, 1, false) };
+    assert_eq!(plan(&hard, &["nosuid", "nodev", "noexec", "noatime", "buffer=16Mi"], true), Ok(Stage::Done));
+    for without in 0..4 {
+        let mut flags = vec!["nosuid", "nodev", "noexec", "noatime"];
+        let name = flags.remove(without);
+        let error = plan(&hard, &flags, true).unwrap_err();
+        assert!(matches!(&error, CsiError::Exists(why) if why.contains(name)), "{error}");
+        let error = plan(&mount(STAGING, 1, false), &[name], true).unwrap_err();
+        assert!(matches!(error, CsiError::Exists(_)), "{error}");
+    }
+    let context = "u:r:container_file_t:s0:c1,c2";
+    let labelled = Mount {
+        filesystem_options: format!("rw,context=\"{context}\",user_id=0"),
+        ..mount(STAGING, 1, false)
+    };
+    let asked = format!("context=\"{context}\"");
+    assert_eq!(plan(&labelled, &[&asked], true), Ok(Stage::Done));
+    assert!(matches!(plan(&labelled, &[], true), Err(CsiError::Exists(_))));
+    assert!(matches!(plan(&labelled, &["context=u:r:nfs_t:s0"], true), Err(CsiError::Exists(_))));
+    assert_eq!(plan(&mount(STAGING, 1, false), &[&asked], false), Ok(Stage::Done), "it means nothing there");
+}
+
+#[test]
 fn staging() {
     let ours = source(cluster(), VOLUME);
     let found = mount(STAGING, 1, false);
-    let plan = |found: Option<&Mount>, liveness, read_only| plan_stage(found, liveness, &ours, read_only);
+    let plan = |found: Option<&Mount>, liveness, read_only| {
+        plan_stage(found, liveness, &ours, &MountFlags { read_only, ..MountFlags::default() }, true)
+    };
     assert_eq!(plan(None, Liveness::Alive, false), Ok(Stage::Mount));
     assert_eq!(plan(Some(&found), Liveness::Alive, false), Ok(Stage::Done));
     assert_eq!(plan(Some(&found), Liveness::Dead, true), Ok(Stage::Replace));
     assert!(matches!(plan(Some(&found), Liveness::Silent, false), Err(CsiError::Pending(_))));
     assert!(matches!(plan(Some(&found), Liveness::Alive, true), Err(CsiError::Exists(_))));
     assert!(matches!(plan(Some(&foreign(STAGING)), Liveness::Dead, false), Err(CsiError::Precondition(_))));
-    let other = Mount { source: source(ClusterId(1), VOLUME), ..found };
+    let other = Mount { source: source(ClusterId(1), VOLUME), ..found.clone() };
     assert!(matches!(plan(Some(&other), Liveness::Dead, false), Err(CsiError::Precondition(_))));
 }
 

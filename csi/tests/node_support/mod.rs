@@ -106,6 +106,8 @@ pub struct Machine {
     metadata: String,
     servers: Vec<Process>,
     node: Node,
+    /// How the volume is mounted.
+    pub flags: MountFlags,
 }
 
 /// One that nobody has; below those that the kernel gives to outgoing connections, which would have it a moment later.
@@ -136,7 +138,8 @@ impl Machine {
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let mut machine = Machine { folder, runtime, id, metadata, servers: Vec::new(), node };
+        let flags = MountFlags::default();
+        let mut machine = Machine { folder, runtime, id, metadata, servers: Vec::new(), node, flags };
         let listen = machine.metadata.clone();
         machine.server("metadata", &listen);
         machine.server("storage", &free_address());
@@ -258,7 +261,7 @@ impl Machine {
         let request = StageRequest {
             handle: VOLUME.parse().unwrap(),
             staging: self.staging(),
-            flags: MountFlags::default(),
+            flags: self.flags.clone(),
             credentials: self.credentials(),
         };
         self.until_ok("stage", || self.runtime.block_on(self.node.stage(&request)));
@@ -271,7 +274,7 @@ impl Machine {
             staging: self.staging(),
             target: NodePath::parse("target_path", self.path(name).to_str().unwrap()).unwrap(),
             access: Access::MultiNode,
-            flags: MountFlags::default(),
+            flags: self.flags.clone(),
             read_only: false,
             credentials: Some(self.credentials()),
         };

@@ -207,6 +207,9 @@ pub struct MountBehaviour {
     /// Seconds after which operations fail when the cluster can't be reached. Default: they wait.
     #[arg(long, env = "ATOLL_TIMEOUT", value_name = "SECONDS")]
     pub timeout: Option<u32>,
+    /// Reading a file leaves its access time as it is. Default: it moves as with `relatime`.
+    #[arg(long, env = "ATOLL_NOATIME")]
+    pub noatime: bool,
 }
 
 /// `atoll-fs mount`

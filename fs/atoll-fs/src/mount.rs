@@ -170,7 +170,8 @@ impl Mounted {
     /// # Errors
     /// If the cluster can't be reached or refuses, or the mount can't be made.
     pub async fn start(config: MountConfig, mountpoint: PathBuf) -> Result<Mounted, Failure> {
-        let options = MountOptions::new(config.cluster);
+        let noatime = config.behaviour.noatime;
+        let options = MountOptions { noatime, ..MountOptions::new(config.cluster) };
         let connected = ConnectedClient::connect(config, None).await?;
         let ended = Arc::new(tokio::sync::Notify::new());
         let device = Device::open().context("can't open /dev/fuse (is the fuse module loaded?)")?;
@@ -354,6 +355,7 @@ async fn client(
 ) -> Result<Arc<Client<MetadataClient>>, Failure> {
     let mut client_options = ClientOptions::for_arena(config.behaviour.buffer.0);
     client_options.data.timeout = timeout(config);
+    client_options.access_times = !config.behaviour.noatime;
     let pool = PoolConfig {
         identity: Identity {
             cluster: config.cluster,

@@ -99,6 +99,8 @@ pub struct ClientOptions {
     pub append: Append,
     /// Bytes of one block in `statfs`.
     pub block_bytes: u32,
+    /// Reading a file moves its access time, as `relatime` has it; otherwise it stays.
+    pub access_times: bool,
 }
 
 impl ClientOptions {
@@ -109,6 +111,7 @@ impl ClientOptions {
             data: DataConfig::for_arena(arena_bytes),
             append: Append::default(),
             block_bytes: atoll_core::limits::BLOCK_BYTES as u32,
+            access_times: true,
         }
     }
 }

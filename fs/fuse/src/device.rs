@@ -46,6 +46,10 @@ pub struct MountOptions {
     pub noexec: bool,
     /// Nothing can be changed.
     pub read_only: bool,
+    /// Shown in the mount table as such. Access times are the server's, who has to leave them as they are.
+    pub noatime: bool,
+    /// The SELinux context of all files. Left out on a machine without SELinux, as mount(8) does.
+    pub context: Option<String>,
     /// Bytes of one READ at most; 0 leaves it to the kernel (the pages of one request).
     pub max_read: u32,
 }
@@ -61,6 +65,8 @@ impl MountOptions {
             nodev: false,
             noexec: false,
             read_only: false,
+            noatime: false,
+            context: None,
             max_read: 0,
         }
     }
@@ -71,6 +77,7 @@ impl MountOptions {
             (self.nodev, MsFlags::MS_NODEV),
             (self.noexec, MsFlags::MS_NOEXEC),
             (self.read_only, MsFlags::MS_RDONLY),
+            (self.noatime, MsFlags::MS_NOATIME),
         ]
         .into_iter()
         .filter(|(set, _)| *set)
@@ -91,8 +98,18 @@ impl MountOptions {
         if self.max_read > 0 {
             data.push_str(&format!(",max_read={}", self.max_read));
         }
+        // The kernel's security module takes it out again, before the filesystem sees the rest.
+        if let Some(context) = self.context.as_ref().filter(|_| has_selinux()) {
+            data.push_str(&format!(",context=\"{context}\""));
+        }
         data
     }
+}
+
+/// Whether SELinux is on: only then does the kernel know its filesystem.
+pub fn has_selinux() -> bool {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    known.lines().any(|line| line.split_whitespace().next_back() == Some("selinuxfs"))
 }
 
 /// Why a mount can't be made or taken away.

@@ -105,6 +105,9 @@ pub fn command(config: &SupervisorConfig, start: &Start, uid: u32, takeover: boo
     if let Some(seconds) = start.flags.timeout_seconds {
         command.args(["--timeout", &seconds.to_string()]);
     }
+    if start.flags.noatime {
+        command.arg("--noatime");
+    }
     command
         .env_clear()
         .envs(config.environment.iter().map(|(name, value)| (name, value)))

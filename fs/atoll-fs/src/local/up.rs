@@ -80,6 +80,9 @@ fn in_background(args: &LocalUpArgs, folder: &state::Folder, mount_path: &std::p
     child.args(["--transport", args.behaviour.transport.flag()]);
     child.args(["--readers", &args.behaviour.readers.to_string()]);
     child.args(["--buffer", &args.behaviour.buffer.0.to_string()]);
+    if args.behaviour.noatime {
+        child.arg("--noatime");
+    }
     if let Some(timeout) = args.behaviour.timeout {
         child.args(["--timeout", &timeout.to_string()]);
     }

@@ -275,7 +275,8 @@ impl<M: Metadata> Client<M> {
             let length: usize = read.iter().map(Bytes::len).sum();
             fill.answered(offset + length as u64, Instant::now());
         }
-        if handle.is_none_or(|handle| handle.flags & libc::O_NOATIME as u32 == 0) {
+        if self.options.access_times && handle.is_none_or(|handle| handle.flags & libc::O_NOATIME as u32 == 0)
+        {
             note_read(&self.atimes, &self.metadata, &known);
         }
         Ok(read)

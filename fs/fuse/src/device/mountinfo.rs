@@ -17,13 +17,35 @@ pub struct Mount {
     pub path: PathBuf,
     /// Nothing can be changed through this mount; others of the same filesystem may allow it.
     pub read_only: bool,
+    /// How it is mounted here, e.g. `rw,nosuid,relatime`.
+    pub options: String,
     /// Type, e.g. `fuse.atoll`.
     pub filesystem: String,
     /// What is mounted, e.g. `atoll:<cluster id>`.
     pub source: String,
+    /// How the filesystem is mounted everywhere, e.g. `rw,user_id=0,group_id=0`.
+    pub filesystem_options: String,
 }
 
 impl Mount {
+    /// Whether it is mounted here with an option, e.g. `nosuid`.
+    pub fn has_option(&self, name: &str) -> bool {
+        self.options.split(',').any(|option| option == name)
+    }
+
+    /// The SELinux context of all files of the filesystem, if it was mounted with one.
+    pub fn context(&self) -> Option<&str> {
+        let (_, rest) = self.filesystem_options.split_once("context=").filter(|(before, _)| {
+            // Not one of its relatives: rootcontext=, fscontext=, defcontext=.
+            before.is_empty() || before.ends_with(',')
+        })?;
+        // One that has a comma is in quotes.
+        match rest.strip_prefix('"') {
+            Some(quoted) => quoted.split('"').next(),
+            None => rest.split(',').next(),
+        }
+    }
+
     /// The number of a FUSE connection, its folder's name below `/sys/fs/fuse/connections`.
     pub fn connection(&self) -> u32 {
         // The kernel prints `dev_t` as one number: 20 bits of minor below major, which is 0.
@@ -48,7 +70,8 @@ fn line(line: &[u8]) -> Option<Mount> {
     let (major, minor) = device.split_once(':')?;
     let root = path(fields.next()?);
     let mount_path = path(fields.next()?);
-    let read_only = fields.next()?.split(|byte| *byte == b',').any(|option| option == b"ro");
+    let options = text(fields.next()?);
+    let read_only = options.split(',').any(|option| option == "ro");
     // Any number of optional fields, then a hyphen.
     fields.find(|field| *field == b"-")?;
     Some(Mount {
@@ -57,8 +80,10 @@ fn line(line: &[u8]) -> Option<Mount> {
         root,
         path: mount_path,
         read_only,
+        options,
         filesystem: text(fields.next()?),
         source: text(fields.next()?),
+        filesystem_options: fields.next().map(text).unwrap_or_default(),
     })
 }
 
@@ -86,7 +111,7 @@ mod tests {
     const TABLE: &[u8] = b"\
 22 1 252:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
 90 22 0:45 / /mnt/a\\040b rw,nosuid shared:3 master:1 - fuse.atoll atoll:00ff rw,user_id=0,allow_other
-91 90 0:46 /sub /mnt/c\\134d ro,nodev - fuse.atoll atoll:00aa rw
+91 90 0:46 /sub /mnt/c\\134d ro,nodev - fuse.atoll atoll:00aa rw,context=\"u:r:t:s0:c1,c2\",user_id=0
 garbage
 92 22 0:47 / /mnt/x rw no hyphen
 ";
@@ -100,5 +125,9 @@ garbage
         assert_eq!(mounts[1].connection(), 45);
         assert_eq!(mounts.iter().map(|mount| mount.read_only).collect::<Vec<_>>(), [false, false, true]);
         assert_eq!((mounts[2].path.clone(), mounts[2].root.clone()), ("/mnt/c\\d".into(), "/sub".into()));
+        assert!(mounts[2].has_option("nodev") && !mounts[2].has_option("nosuid"));
+        assert_eq!((mounts[1].context(), mounts[2].context()), (None, Some("u:r:t:s0:c1,c2")));
+        let only_root = Mount { filesystem_options: "rw,rootcontext=u:r:t:s0".into(), ..mounts[1].clone() };
+        assert_eq!(only_root.context(), None);
     }
 }
