@@ -238,17 +238,18 @@ fn closed(run: &Run) {
 /// can't start processes, since exec(2) closes them.
 fn programs(place: PathBuf, rounds: &Path) {
     let run = Arc::new(Run { place, stop: AtomicBool::new(false), rounds: AtomicU64::new(0) });
-    let programs: Vec<thread::JoinHandle<()>> = [names, log, blocks, locks, unnamed, listing, attributes, closed]
-        .map(|program: fn(&Run)| {
-            let run = Arc::clone(&run);
-            thread::spawn(move || {
-                // The others end, too.
-                let guard = StopAll(&run.stop);
-                program(&run);
-                std::mem::forget(guard);
+    let programs: Vec<thread::JoinHandle<()>> =
+        [names, log, blocks, locks, unnamed, listing, attributes, closed]
+            .map(|program: fn(&Run)| {
+                let run = Arc::clone(&run);
+                thread::spawn(move || {
+                    // The others end, too.
+                    let guard = StopAll(&run.stop);
+                    program(&run);
+                    std::mem::forget(guard);
+                })
             })
-        })
-        .into();
+            .into();
     let waiting = Arc::clone(&run);
     thread::spawn(move || {
         let _ = std::io::stdin().read(&mut [0]);

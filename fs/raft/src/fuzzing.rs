@@ -73,7 +73,8 @@ fn segment(sequence: u64, records: &[u8]) -> Vec<u8> {
 /// Logs as they are written, for [`read_log`].
 #[must_use]
 pub fn logs() -> Vec<Vec<u8>> {
-    let records = |all: &[(Kind, Option<(u64, u64)>, &[u8])]| {
+    type Described<'a> = (Kind, Option<(u64, u64)>, &'a [u8]);
+    let records = |all: &[Described<'_>]| {
         let mut bytes = Vec::new();
         for (kind, position, payload) in all {
             let position = position.map(|(term, index)| LogPosition { term, index });

@@ -44,7 +44,7 @@ enum Command {
         /// kubelet's directory.
         #[arg(long, default_value = "/var/lib/kubelet")]
         kubelet: String,
-        /// Every process listens on [::].
+        /// Every process listens on `[::]`.
         #[arg(long)]
         ipv6: bool,
         /// Kinds that have to be there.

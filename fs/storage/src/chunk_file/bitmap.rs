@@ -128,7 +128,8 @@ mod tests {
     fn bits_past_the_bound_are_no_blocks() {
         for bits in [1, 16, 63, 64, 65, 128] {
             let map = Bitmap::read_from(bits, &[0xff; 24]);
-            assert_eq!((map.count(), map.prefix(), map.runs()), (bits, bits, vec![0..bits]), "{bits}");
+            assert_eq!((map.count(), map.prefix()), (bits, bits), "{bits}");
+            assert!(map.runs().into_iter().eq(std::iter::once(0..bits)), "{bits}");
         }
     }
 }

@@ -13,6 +13,10 @@ fn identity(role: Role) -> Identity {
 }
 
 /// Runs it on this thread, without waiting for anything but itself.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a fuzzer that can't begin has nothing to clean up, and no caller to tell"
+)]
 pub(super) fn on_a_runtime<T>(work: impl Future<Output = T>) -> T {
     thread_local! {
         static RUNTIME: std::io::Result<tokio::runtime::Runtime> =

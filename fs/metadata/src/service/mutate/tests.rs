@@ -213,9 +213,12 @@ async fn who_opens_what_is_being_unlinked_waits_for_what_becomes_of_it() {
     fixture.server.shutdown().await;
 }
 
+/// A span's name and its fields.
+type Span = (&'static str, BTreeMap<&'static str, String>);
+
 /// Spans with their `id` and `op`.
 #[derive(Clone, Default)]
-struct Recorder(Arc<parking_lot::Mutex<Vec<(&'static str, BTreeMap<&'static str, String>)>>>);
+struct Recorder(Arc<parking_lot::Mutex<Vec<Span>>>);
 
 #[derive(Default)]
 struct Fields(BTreeMap<&'static str, String>);
