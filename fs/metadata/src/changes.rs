@@ -12,10 +12,10 @@ use atoll_core::keys;
 use atoll_core::limits::BLOCK_BYTES;
 use atoll_core::records::{ChunkRecord, Record};
 use atoll_core::store::{Family, Read, StoreError, prefix_end};
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use crate::lock::Mutex;
 use crate::store::records::Written;
 
 /// Keys of one kind that wait in memory; beyond it they are scanned for.

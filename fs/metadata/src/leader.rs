@@ -14,13 +14,13 @@ use atoll_proto::fsck::FsckReply;
 use atoll_proto::metadata::{MetadataError, RepairStatus};
 use atoll_raft::Leadership;
 use futures::future::{BoxFuture, Shared};
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 
 use crate::changes::Changes;
 use crate::clock;
 use crate::file_locks::FileLocks;
+use crate::lock::Mutex;
 use crate::making::Making;
 use crate::node::{Consensus, Node, collect};
 use crate::proposer::Proposer;
@@ -50,7 +50,7 @@ pub(crate) type AllInFlight = HashMap<(SessionId, SlotId, u64), InFlight>;
 /// Lock order, of those that are ever held together: `mover`, `servers`, `tasks`, `repair`, then what [`Suspects`] has in it;
 /// `locks`, then `sessions`. Each of the others is taken alone. None but `membership` and `mover` is held across an `await`;
 /// `sessions` is held while one record is looked up. [`reads`](crate::reads) says which reads of the records may be done on a
-/// thread that tasks run on.
+/// thread that tasks run on. Tests check the order ([`lock`](crate::lock)).
 pub(crate) struct Leader {
     /// The term in which this member leads.
     pub(crate) term: u64,

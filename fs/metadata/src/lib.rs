@@ -10,6 +10,7 @@ mod clock;
 mod counts;
 mod file_locks;
 mod leader;
+mod lock;
 mod making;
 pub mod membership;
 pub mod metrics;

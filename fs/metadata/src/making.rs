@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 
 use atoll_core::ids::{InodeId, is_journaled};
-use parking_lot::Mutex;
+
+use crate::lock::Mutex;
 
 /// The files that are being made. Each is known by the number from which on its own is: the next one to be handed out when
 /// it was begun.

@@ -12,7 +12,8 @@ use atoll_raft::PeerTransport;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
+
+use crate::lock::Mutex;
 
 /// The longest that a request may take; Raft gives up earlier itself.
 const PEER_DEADLINE: Duration = Duration::from_secs(660);

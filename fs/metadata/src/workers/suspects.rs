@@ -15,12 +15,12 @@ use atoll_core::records::ChunkRecord;
 use atoll_proto::metadata::MetadataError;
 use atoll_proto::storage::Scrub;
 use atoll_proto::{Address, ConnectOptions, Connection};
-use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{failed, leader};
 use crate::clock;
 use crate::leader::Leader;
+use crate::lock::Mutex;
 use crate::node::{Node, store_error};
 use crate::repair;
 use crate::servers::Health;
