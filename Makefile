@@ -47,6 +47,10 @@ chart: ## Prove the Helm chart: the same objects as the kustomize bases, each pl
 	@hack/setup.sh build
 	@hack/chart.sh
 
+.PHONY: alerts
+alerts: ## Test the alerts: each fires on what it is for, and is quiet otherwise (builds promtool once per machine)
+	@hack/alerts.sh
+
 .PHONY: demo
 demo: ## Mount a file system with 3 copies, fill it, kill it, compare every byte
 	@hack/setup.sh

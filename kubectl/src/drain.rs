@@ -5,7 +5,7 @@
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use atoll_crds::names::{self, Component, MANAGER_KUBECTL};
+use atoll_crds::names::{self, Component, MANAGER_KUBECTL, labels};
 use atoll_crds::v1alpha1::{ConditionType, FileSystemCluster, Reason};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
@@ -29,12 +29,7 @@ pub async fn run(client: Client, namespace: &str, args: &DrainArgs) -> Result<()
     let cluster = find::one(&client, namespace, &Target::parse(&args.target)?).await?;
     let refused = |message: String| Failure::new(Code::Refused, message);
     match (args.server, args.replicas) {
-        (Some(server), _) => {
-            if let Some(refusal) = server_refusal(&cluster, server) {
-                return Err(refused(refusal));
-            }
-            replace(&client, &cluster, server, args).await
-        }
+        (Some(server), _) => replace(&client, &cluster, server, args).await,
         (None, Some(replicas)) => {
             if let Some(refusal) = replicas_refusal(&cluster, replicas) {
                 return Err(refused(refusal));
@@ -64,12 +59,19 @@ fn refusal(cluster: &FileSystemCluster) -> Option<String> {
     None
 }
 
+/// How many storage servers there are to be: more than the spec says where the operator has added some.
+fn servers(cluster: &FileSystemCluster) -> u32 {
+    let reported = cluster.status.as_ref().and_then(|status| status.storage.as_ref());
+    let reported = reported.map_or(0, |storage| u32::try_from(storage.replicas).unwrap_or(0));
+    reported.max(cluster.spec.storage_replicas().into())
+}
+
 /// Why a server's disk may not go.
 fn server_refusal(cluster: &FileSystemCluster, server: u32) -> Option<String> {
     if let Some(refusal) = refusal(cluster) {
         return Some(refusal);
     }
-    let (name, replicas) = (cluster.name_str(), u32::from(cluster.spec.storage_replicas()));
+    let (name, replicas) = (cluster.name_str(), servers(cluster));
     if server >= replicas {
         return Some(format!("there is no storage server {server}: choose one of 0 to {}", replicas - 1));
     }
@@ -100,6 +102,13 @@ fn replicas_refusal(cluster: &FileSystemCluster, replicas: u8) -> Option<String>
         return Some(refusal);
     }
     let (copies, before) = (cluster.spec.copies, cluster.spec.storage_replicas());
+    // There the number is what the volume began with, and the operator would keep all servers.
+    if cluster.labels().get(labels::MANAGED_BY).is_some_and(|manager| manager == labels::MANAGED_BY_CSI) {
+        return Some(
+            "the storage servers of a claim's volume don't get fewer; --server gives one of them a new disk"
+                .to_owned(),
+        );
+    }
     if replicas < copies {
         return Some(format!("{copies} copies need at least {copies} storage servers"));
     }
@@ -114,7 +123,7 @@ fn replicas_refusal(cluster: &FileSystemCluster, replicas: u8) -> Option<String>
 /// What is said before a disk goes.
 fn consequence(cluster: &FileSystemCluster, server: u32) -> String {
     let name = cluster.name_str();
-    let (replicas, copies) = (u32::from(cluster.spec.storage_replicas()), u32::from(cluster.spec.copies));
+    let (replicas, copies) = (servers(cluster), u32::from(cluster.spec.copies));
     let fewer = if replicas - 1 < copies {
         format!(
             " There are {} other storage servers: until the new disk is filled, what is stored has {} of {copies} copies.",
@@ -154,9 +163,16 @@ async fn replace(
     let (namespace, name) = (cluster.namespace_str(), cluster.name_str());
     let disks: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
     let disk_name = names::pvc(name, Component::Storage, server);
+    let refusal = server_refusal(cluster, server);
+    if server >= servers(cluster) {
+        return Err(Failure::new(Code::Refused, refusal.unwrap_or_default()));
+    }
     let disk = disks.get(&disk_name).await.map_err(Failure::api("read the PersistentVolumeClaim"))?;
-    // Repeated, it follows a drain that is in progress.
+    // Repeated, it follows a drain that is in progress: nothing that could be refused is done any more.
     if disk.metadata.deletion_timestamp.is_none() {
+        if let Some(refusal) = refusal {
+            return Err(Failure::new(Code::Refused, refusal));
+        }
         if !args.yes {
             ask(&consequence(cluster, server), name)?;
         }
@@ -364,6 +380,12 @@ mod tests {
         assert_eq!((of(4), of(3), of(5)), (None, None, None));
         assert!(of(2).expect("refused").contains("at least 3"));
         assert!(of(6).expect("refused").contains("growing"));
+        let mut of_claim = cluster(3, 5, |_| {});
+        of_claim.labels_mut().insert(labels::MANAGED_BY.into(), labels::MANAGED_BY_CSI.into());
+        assert!(replicas_refusal(&of_claim, 4).expect("refused").contains("--server"));
+        // Where the operator has added servers, they are there.
+        let grown = cluster(1, 1, |value| value["status"]["storage"]["replicas"] = json!(3));
+        assert_eq!(server_refusal(&grown, 2), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod deletion_in_use;
 mod deletion_keeps_data;
 mod deletion_waits;
 mod diagnosis;
+mod drain;
 mod grow;
 mod killed_pods;
 mod lost_majority;
@@ -65,6 +66,7 @@ pub fn all() -> Vec<Promise> {
         many_volumes::PROMISE,
         grow::PROMISE,
         shrink::PROMISE,
+        drain::PROMISE,
         lost_node::PROMISE,
         stuck_upgrade::PROMISE,
         upgrade::PROMISE,

@@ -42,6 +42,9 @@ spec: {{ capacity: 1Gi, copies: 2, metadata: {{ replicas: 3 }}, storage: {{ repl
         let write =
             "head -c 100000000 /dev/urandom >/data/big && sync /data/big && sha256sum /data/big >/tmp/sum";
         cluster.shell("load", write).await?;
+        cluster
+            .plugin(&["drain", &format!("fsc/{NAME}"), "--replicas", "2", "--yes", "--timeout", "180"])
+            .await?;
         asks(cluster, json!({ "storage": { "replicas": 2 } }), (3, 2)).await?;
         asks(cluster, json!({ "metadata": { "replicas": 1 } }), (1, 2)).await?;
         asks(cluster, json!({ "metadata": { "replicas": 3 } }), (3, 2)).await?;
