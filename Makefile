@@ -158,6 +158,13 @@ test-operator-scale: ## Count what an operator of many clusters at rest asks of 
 	@hack/setup.sh build
 	@ATOLL_CLUSTERS=$(or $(CLUSTERS),1000) hack/cargo.sh test --workspace --bin atoll-operator -- --nocapture clusters_at_rest
 
+.PHONY: test-mount-kills
+test-mount-kills: ## Kill clients, mount hosts, holders and node plugins, KILLS=100 times, while programs use a mount
+	@hack/setup.sh build
+	@hack/cargo.sh build --workspace --bins
+	@ATOLL_KILLS=$(or $(KILLS),100) hack/cargo.sh test --workspace --test random_kills -- --nocapture
+	@ATOLL_CALLS=$(or $(CALLS),1000) hack/cargo.sh test --workspace --test random_calls -- --nocapture
+
 .PHONY: test-operator-kills
 test-operator-kills: ## Kill the operator at random points of a volume's life, KILLS=50 times in each of LIVES=20
 	@hack/setup.sh build

@@ -233,6 +233,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         holder: keeping.clone(),
         program: program.clone(),
         clients_max: 64,
+        memory: None,
         client_timeout: Duration::from_secs(60),
         environment: Vec::new(),
     })?;

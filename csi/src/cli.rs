@@ -99,7 +99,7 @@ pub struct NodeArgs {
         value_name = "DIR"
     )]
     pub holder: PathBuf,
-    /// Maximum number of volumes on this node.
+    /// Maximum number of volumes on this node; fewer if the mount host has no memory for them.
     #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub volumes_max: u32,
@@ -123,6 +123,10 @@ pub struct MountHostArgs {
     /// Maximum number of clients.
     #[arg(long, env = "ATOLL_VOLUMES_MAX", default_value_t = 64, value_name = "N")]
     pub volumes_max: usize,
+    /// Memory of this mount host and all of its clients, in bytes: its container's limit. Volumes for whose clients there is not enough
+    /// are refused. Default: nobody limits it.
+    #[arg(long, env = "ATOLL_MEMORY", value_name = "BYTES")]
+    pub memory: Option<u64>,
     /// Seconds after which a client that gets nothing done is ended, for another one to take its mount over.
     #[arg(long, env = "ATOLL_CLIENT_TIMEOUT", default_value_t = 60, value_name = "SECONDS",
           value_parser = clap::value_parser!(u32).range(1..))]

@@ -361,4 +361,6 @@ fn is_secret_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
+mod random_tests;
+#[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@
 //!   target_path                   what to do about what is mounted where (pure)
 //!   mounter                       the system calls, each with a deadline
 //!   lost_mounts                   which pods have to know that nobody serves their mount (pure)
+//!   budget                        what a volume's client may take of the node's memory (pure)
 //! mount_host  the clients' supervisor, and the node plugin's way to it
 //! holder      keeps the mounts' descriptors while mount hosts come and go
 //! identity, registration, server, authority, rpc, op_guard, error: what a driver needs besides
@@ -19,6 +20,7 @@
 
 pub mod access;
 pub mod authority;
+pub mod budget;
 pub mod clusters;
 pub mod controller;
 pub mod error;

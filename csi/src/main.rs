@@ -174,6 +174,7 @@ async fn mount_host(cli: &Cli, args: &MountHostArgs, stop: CancellationToken) ->
         holder: args.holder.clone(),
         program: args.program.clone(),
         clients_max: args.volumes_max,
+        memory: args.memory,
         client_timeout: Duration::from_secs(args.client_timeout.into()),
         environment: vec![
             ("ATOLL_LOG".to_owned(), args.client_log.clone()),

@@ -39,7 +39,7 @@ impl PageRequest {
             token => {
                 Some(token.strip_prefix(TOKEN_PREFIX).filter(|name| !name.is_empty()).ok_or_else(|| {
                     Pending::Restart(format!(
-                        "starting_token '{token}' isn't one of ours: list from the beginning"
+                        "starting_token '{token}' is not one of this driver: list from the beginning"
                     ))
                 })?)
             }

@@ -54,6 +54,12 @@ impl<C: Clusters> ControllerService<C> {
         ControllerService { clusters, operations, rpcs }
     }
 
+    /// Calls that are still at work, also those whose callers have gone.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> usize {
+        self.operations.under_way()
+    }
+
     /// CreateVolume.
     ///
     /// # Errors

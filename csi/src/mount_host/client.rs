@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use atoll_crds::Quantity;
 use atoll_crds::names::labels;
 use atoll_fuse::bundle::Bundle;
 use k8s_openapi::api::core::v1::Pod;
@@ -32,6 +33,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a call waits while no mount host of the node leads: one takes over from another one, mostly.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long it is waited for a mount host's pod whose memory is asked for.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is looked for.
+const MEMORY_POLL: Duration = Duration::from_secs(1);
 /// How often it is asked which one does.
 const LEADER_POLL: Duration = Duration::from_millis(200);
 
@@ -69,13 +74,28 @@ impl Pods {
         Pods { api, node: node.to_owned(), kubelet, known: Mutex::default() }
     }
 
-    /// Uids of the mount hosts on this node, those that are to stay first.
-    async fn uids(&self) -> Result<Vec<String>, Pending> {
+    async fn list(&self) -> Result<Vec<Pod>, kube::Error> {
         let selector = format!("{}={},{}={COMPONENT}", labels::NAME, labels::NAME_VALUE, labels::COMPONENT);
         let parameters =
             ListParams::default().labels(&selector).fields(&format!("spec.nodeName={}", self.node));
-        let pods = match self.api.list(&parameters).await {
-            Ok(pods) => pods.items,
+        Ok(self.api.list(&parameters).await?.items)
+    }
+
+    /// The memory that this node's mount host has by its pod's limit (bytes), once there is such a pod.
+    async fn memory(&self) -> Option<Memory> {
+        match self.list().await {
+            Ok(pods) => pods.iter().map(memory_of).min(),
+            Err(error) => {
+                tracing::warn!(%error, "searching for this node's mount host");
+                None
+            }
+        }
+    }
+
+    /// Uids of the mount hosts on this node, those that are to stay first.
+    async fn uids(&self) -> Result<Vec<String>, Pending> {
+        let pods = match self.list().await {
+            Ok(pods) => pods,
             Err(error) => {
                 let known = self.known.lock().clone();
                 if known.is_empty() {
@@ -101,7 +121,37 @@ impl Pods {
     }
 }
 
+/// What a mount host has by the limit of its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Memory {
+    Bytes(u64),
+    Unlimited,
+}
+
+fn memory_of(pod: &Pod) -> Memory {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let host = containers.filter(|container| container.name == COMPONENT);
+    let limits = host.filter_map(|container| container.resources.as_ref()?.limits.as_ref()?.get("memory"));
+    let bytes = limits.filter_map(|limit| Quantity::from(limit.0.as_str()).bytes().ok());
+    bytes.min().map_or(Memory::Unlimited, Memory::Bytes)
+}
+
 impl Finder {
+    /// How much memory this node's mount host has (bytes); `None` if nobody limits it, or there is none yet: that is waited for
+    /// for a while, since kubelet asks only once.
+    pub async fn memory(&self) -> Option<u64> {
+        let Hosts::Pods(pods) = &self.hosts else { return None };
+        let deadline = tokio::time::Instant::now() + MEMORY_TIMEOUT;
+        loop {
+            match pods.memory().await {
+                Some(Memory::Bytes(bytes)) => return Some(bytes),
+                Some(Memory::Unlimited) => return None,
+                None if tokio::time::Instant::now() >= deadline => return None,
+                None => tokio::time::sleep(MEMORY_POLL).await,
+            }
+        }
+    }
+
     /// One mount host, whose socket's directory is known, and its holder's.
     #[must_use]
     pub fn folder(host: PathBuf, holder: PathBuf) -> Finder {
@@ -376,7 +426,8 @@ fn refused(volume: &str, reply: Reply) -> CsiError {
         Reply::Busy { state } => {
             Pending::NotYet(format!("an earlier client of volume {volume} is still {state}")).into()
         }
-        Reply::Full { clients } => CsiError::Exhausted(format!(
+        Reply::Full { why: Some(why), .. } => CsiError::Exhausted(format!("volume {volume}: {why}")),
+        Reply::Full { clients, why: None } => CsiError::Exhausted(format!(
             "the mount host of this node has {clients} volumes and accepts no more, or is stopping"
         )),
         other => nonsense(&other),
@@ -390,6 +441,20 @@ fn nonsense(reply: &Reply) -> CsiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_host_s_memory_is_its_container_s_limit() {
+        let pod = |limits: serde_json::Value| -> Pod {
+            let host = serde_json::json!({ "name": COMPONENT, "resources": { "limits": limits } });
+            let other =
+                serde_json::json!({ "name": "proxy", "resources": { "limits": { "memory": "1Mi" } } });
+            let spec = serde_json::json!({ "spec": { "containers": [other, host] } });
+            serde_json::from_value(spec).unwrap()
+        };
+        assert_eq!(memory_of(&pod(serde_json::json!({ "memory": "2Gi" }))), Memory::Bytes(2 << 30));
+        assert_eq!(memory_of(&pod(serde_json::json!({ "cpu": "1" }))), Memory::Unlimited);
+        assert_eq!([Memory::Unlimited, Memory::Bytes(7)].iter().min(), Some(&Memory::Bytes(7)));
+    }
 
     #[test]
     fn a_volume_has_ended_when_nobody_can_have_its_descriptors() {

@@ -91,10 +91,13 @@ pub enum Reply {
         /// What it does.
         state: ClientState,
     },
-    /// There are as many clients as there may be.
+    /// There are as many clients as there may be, or as have memory.
     Full {
         /// How many.
         clients: usize,
+        /// Why no more, if it isn't their number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
     },
     /// The volume has no client here.
     Ended,

@@ -32,6 +32,7 @@ use thiserror::Error;
 
 use super::packet::{PacketListener, PacketSocket, listen};
 use super::protocol::{ClientInfo, ClientState, Failure, Reply, Request, Start};
+use crate::budget;
 use crate::holder::link::Link;
 use process::{Problem, Spawner, expect};
 use succession::Kept;
@@ -66,6 +67,8 @@ pub struct SupervisorConfig {
     pub program: PathBuf,
     /// Clients at most.
     pub clients_max: usize,
+    /// Memory of this mount host and all of its clients (bytes); `None`: nobody limits it.
+    pub memory: Option<u64>,
     /// How long a client that serves may get nothing done until it is ended, for another one to continue.
     pub client_timeout: Duration,
     /// Environment of the clients: what and how they log.
@@ -105,6 +108,8 @@ enum Process {
 struct Entry {
     process: Process,
     uid: u32,
+    /// Memory that it is counted with (bytes).
+    budget: u64,
     state: ClientState,
     /// Tells the client to end.
     control: Option<Arc<PacketSocket>>,
@@ -151,6 +156,7 @@ struct Shared {
     failed: Counter,
     succeeded: Counter,
     adopted: Counter,
+    oversized: Counter,
 }
 
 /// A running supervisor.
@@ -182,6 +188,7 @@ impl Supervisor {
             failed: Counter::default(),
             succeeded: Counter::default(),
             adopted: Counter::default(),
+            oversized: Counter::default(),
         });
         leading::start(&shared)?;
         pulse::start(&shared)?;
@@ -202,6 +209,8 @@ impl Supervisor {
         registry.register("mount_host_succeeded", help, self.0.succeeded.clone());
         let help = "Mounts of other mount hosts that client processes of this one continue to serve";
         registry.register("mount_host_adopted", help, self.0.adopted.clone());
+        let help = "Client processes that were ended since all together took more memory than there is";
+        registry.register("mount_host_oversized", help, self.0.oversized.clone());
         registry.register_collector(Box::new(Clients(self.clone())));
     }
 
@@ -236,9 +245,20 @@ impl std::fmt::Debug for Clients {
 
 impl Collector for Clients {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
-        let gauge = ConstGauge::new(self.0.clients().len() as f64);
-        let help = "Client processes";
-        gauge.encode(encoder.encode_descriptor("mount_host_clients", help, None, gauge.metric_type())?)
+        let Clients(Supervisor(shared)) = self;
+        let mut gauge = |name, help, value: f64| {
+            let gauge = ConstGauge::new(value);
+            gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+        };
+        gauge("mount_host_clients", "Client processes", self.0.clients().len() as f64)?;
+        let help = "Memory that the client processes are counted with (bytes)";
+        gauge("mount_host_memory_budgets", help, shared.table.lock().budgets() as f64)?;
+        match shared.config.memory {
+            Some(memory) => {
+                gauge("mount_host_memory_limit", "Memory of this mount host (bytes)", memory as f64)
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -388,14 +408,18 @@ impl Shared {
             if table.role != Role::Leading || table.stopping || table.unreadable.contains(&start.volume) {
                 return Ok(Err(Reply::NotLeading));
             }
-            if table.clients.len() >= self.config.clients_max {
-                return Ok(Err(Reply::Full { clients: table.clients.len() }));
+            let clients = table.clients.len();
+            if clients >= self.config.clients_max {
+                return Ok(Err(Reply::Full { clients, why: None }));
+            }
+            let budget = budget::of(&start.flags);
+            if let Some(why) = budget::refusal(self.config.memory, table.budgets(), budget) {
+                return Ok(Err(Reply::Full { clients, why: Some(why) }));
             }
             let uid = table.free_uid();
             let (process, state) = (Process::Starting, ClientState::Starting);
-            table
-                .clients
-                .insert(start.volume.clone(), Entry { process, uid, state, control: None, kept: None });
+            let entry = Entry { process, uid, budget, state, control: None, kept: None };
+            table.clients.insert(start.volume.clone(), entry);
             uid
         };
         // Without the lock: starting a process takes as long as the disk takes.
@@ -470,6 +494,11 @@ impl Shared {
 }
 
 impl Table {
+    /// Memory that the clients are counted with (bytes).
+    fn budgets(&self) -> u64 {
+        self.clients.values().map(|entry| entry.budget).sum()
+    }
+
     /// The lowest user id that no client has.
     fn free_uid(&self) -> u32 {
         let taken: BTreeSet<u32> = self.clients.values().map(|entry| entry.uid).collect();

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Credentials, Node, PublishRequest, StageRequest};
 use crate::access::Capability;
+use crate::budget;
 use crate::csi::node_server::Node as NodeRpcs;
 use crate::csi::node_service_capability::Rpc;
 use crate::csi::node_service_capability::rpc::Type as Offer;
@@ -270,7 +271,7 @@ impl NodeRpcs for NodeService {
     ) -> Result<Response<csi::NodeGetInfoResponse>, Status> {
         Ok(Response::new(csi::NodeGetInfoResponse {
             node_id: self.node.name.clone(),
-            max_volumes_per_node: self.volumes_max.into(),
+            max_volumes_per_node: budget::volumes(self.node.finder.memory().await, self.volumes_max).into(),
             accessible_topology: None,
         }))
     }

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod calls;
 pub mod programs;
 
 use std::collections::HashMap;
@@ -21,7 +22,7 @@ use atoll_csi::holder;
 use atoll_csi::mount_flags::MountFlags;
 use atoll_csi::mount_host::client::Finder;
 use atoll_csi::mount_host::packet::PacketSocket;
-use atoll_csi::mount_host::protocol::{Reply, Request};
+use atoll_csi::mount_host::protocol::{ClientInfo, ClientState, Reply, Request};
 use atoll_csi::node::{Credentials, Node, PublishRequest, StageRequest};
 use atoll_csi::target_path::NodePath;
 use nix::sys::signal::{Signal, kill};
@@ -46,6 +47,11 @@ fn atoll_fs() -> PathBuf {
     let beside = Path::new(env!("CARGO_BIN_EXE_atoll-csi")).with_file_name("atoll-fs");
     assert!(beside.exists(), "{} is missing: run the tests of the whole workspace", beside.display());
     beside
+}
+
+/// What decides about what is random: `ATOLL_SEED`, or chance.
+pub fn seed() -> u64 {
+    std::env::var("ATOLL_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().unwrap())
 }
 
 /// A process that ends with the test.
@@ -105,7 +111,7 @@ pub struct Machine {
     id: String,
     metadata: String,
     servers: Vec<Process>,
-    node: Node,
+    node: Arc<Node>,
     /// How the volume is mounted.
     pub flags: MountFlags,
 }
@@ -131,11 +137,11 @@ impl Machine {
         let metadata = free_address();
         let hosts = ["a", "b"].map(|name| folder.path().join(name)).to_vec();
         let addresses = vec![metadata.clone()];
-        let node = Node {
+        let node = Arc::new(Node {
             name: "node-1".to_owned(),
             finder: Finder::folders_of(hosts, folder.path().join("holder")),
             addresses: Arc::new(move |_: &VolumeHandle| addresses.clone()),
-        };
+        });
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let flags = MountFlags::default();
@@ -215,14 +221,81 @@ impl Machine {
         wait_until("the holder has the mount", || self.held() == Some(true));
     }
 
-    /// The process of the client that a mount host's serves the volume with.
-    pub fn client(&self, host: &str) -> u32 {
-        let socket = PacketSocket::connect(&self.path(host).join("mount-host.sock")).unwrap();
-        socket.send(&Request::List).unwrap();
-        match socket.receive(Instant::now() + TIMEOUT).unwrap() {
-            Reply::Clients { clients, .. } => clients.first().map_or(0, |client| client.pid),
-            other => panic!("{other:?}"),
+    /// Waits until a mount host serves the node's mounts, and the holder has all that it serves: either may go then.
+    pub fn leads(&self, name: &str) {
+        let finder = Finder::folder(self.path(name), self.path("holder"));
+        wait_until(&format!("mount host {name} and the holder have all mounts"), || {
+            self.runtime.block_on(finder.problem()).is_none()
+                && self.infos(name).is_some_and(|clients| {
+                    let serving = clients.iter().filter(|client| client.state == ClientState::Serving);
+                    self.held_volume("") == Some(false)
+                        && serving.into_iter().all(|client| self.held_volume(&client.volume) == Some(true))
+                })
+        });
+    }
+
+    /// What a mount host says of its clients, if it leads.
+    fn infos(&self, host: &str) -> Option<Vec<ClientInfo>> {
+        let socket = PacketSocket::connect(&self.path(host).join("mount-host.sock")).ok()?;
+        socket.send(&Request::List).ok()?;
+        match socket.receive(Instant::now() + TIMEOUT).ok()? {
+            Reply::Clients { clients, leading: true } => Some(clients),
+            _ => None,
         }
+    }
+
+    /// The processes of a mount host's clients.
+    pub fn clients(&self, host: &str) -> Vec<u32> {
+        let mut infos = None;
+        wait_until(&format!("mount host {host} leads"), || {
+            infos = self.infos(host);
+            infos.is_some()
+        });
+        infos.unwrap().iter().map(|client| client.pid).filter(|pid| *pid > 0).collect()
+    }
+
+    /// The process of the client that a mount host serves the only volume with.
+    pub fn client(&self, host: &str) -> u32 {
+        self.clients(host).first().copied().unwrap_or(0)
+    }
+
+    /// Kills a client's process, if there is one.
+    pub fn kill(&self, pid: u32) {
+        if pid > 0 {
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+    }
+
+    /// The places below this directory where something is mounted.
+    pub fn mounts(&self) -> Vec<String> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let places = table.lines().filter_map(|line| line.split(' ').nth(4));
+        places.filter(|place| Path::new(place).starts_with(self.folder.path())).map(str::to_owned).collect()
+    }
+
+    /// The names in a directory below this one, in order.
+    pub fn read_dir(&self, name: &str) -> Vec<std::ffi::OsString> {
+        let entries = fs::read_dir(self.path(name)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    }
+
+    /// The node, as a driver knows it.
+    pub fn node(&self) -> Arc<Node> {
+        Arc::clone(&self.node)
+    }
+
+    /// The Secret's entries.
+    pub fn secrets(&self) -> HashMap<String, String> {
+        let key = fs::read_to_string(self.path("key")).unwrap();
+        HashMap::from([("cluster".to_owned(), self.id.clone()), ("key".to_owned(), key)])
+    }
+
+    /// Whether the holder has a volume's mount; `None` without a holder.
+    pub fn held_volume(&self, volume: &str) -> Option<bool> {
+        holder::link::has(&self.path("holder"), volume).unwrap_or(None)
     }
 
     /// Whether a process runs.
@@ -243,13 +316,11 @@ impl Machine {
 
     /// Whether the holder has the volume's mount; `None` without a holder.
     pub fn held(&self) -> Option<bool> {
-        holder::link::has(&self.path("holder"), VOLUME).unwrap_or(None)
+        self.held_volume(VOLUME)
     }
 
     fn credentials(&self) -> Credentials {
-        let key = fs::read_to_string(self.path("key")).unwrap();
-        let secrets = [("cluster".to_owned(), self.id.clone()), ("key".to_owned(), key)];
-        Credentials::parse(&HashMap::from(secrets)).unwrap()
+        Credentials::parse(&self.secrets()).unwrap()
     }
 
     fn staging(&self) -> NodePath {
@@ -269,7 +340,21 @@ impl Machine {
 
     /// NodePublishVolume at a path below the machine's directory.
     pub fn publish(&self, name: &str) {
-        let request = PublishRequest {
+        let request = self.publish_request(name);
+        self.until_ok("publish", || self.runtime.block_on(self.node.publish(&request)));
+    }
+
+    /// NodePublishVolume by a node plugin that ends after a while, done or not.
+    pub fn publish_and_die(&self, name: &str, after: Duration) {
+        let request = self.publish_request(name);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let called = async { tokio::time::timeout(after, self.node.publish(&request)).await };
+        let _ = runtime.block_on(called);
+        runtime.shutdown_background();
+    }
+
+    fn publish_request(&self, name: &str) -> PublishRequest {
+        PublishRequest {
             handle: VOLUME.parse().unwrap(),
             staging: self.staging(),
             target: NodePath::parse("target_path", self.path(name).to_str().unwrap()).unwrap(),
@@ -277,8 +362,7 @@ impl Machine {
             flags: self.flags.clone(),
             read_only: false,
             credentials: Some(self.credentials()),
-        };
-        self.until_ok("publish", || self.runtime.block_on(self.node.publish(&request)));
+        }
     }
 
     /// NodeUnpublishVolume.

@@ -212,6 +212,19 @@ pub struct MountBehaviour {
     pub noatime: bool,
 }
 
+/// What a mount doesn't allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Restriction {
+    /// Changes.
+    Ro,
+    /// Set-id bits.
+    Nosuid,
+    /// Device nodes.
+    Nodev,
+    /// Programs.
+    Noexec,
+}
+
 /// `atoll-fs mount`
 #[derive(Args, Debug)]
 pub struct MountArgs {
@@ -247,6 +260,18 @@ pub struct MountArgs {
     /// after the key.
     #[arg(long, requires = "control_fd")]
     pub takeover: bool,
+    /// What the mount doesn't allow, separated by commas.
+    #[arg(short, long, value_name = "OPTIONS", value_delimiter = ',', conflicts_with = "control_fd")]
+    pub options: Vec<Restriction>,
+    /// The SELinux context of all files.
+    #[arg(long, value_name = "CONTEXT", conflicts_with = "control_fd")]
+    pub context: Option<String>,
+    /// File descriptor to write to when the mount is usable (used by `mount.atoll`).
+    #[arg(long, hide = true, value_name = "FD")]
+    pub ready_fd: Option<i32>,
+    /// File that is locked as long as the process lives, and says in the end how it ended (used by `mount.atoll`).
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub record: Option<PathBuf>,
     /// Where to mount: an empty directory.
     #[arg(required_unless_present = "control_fd")]
     pub mountpoint: Option<PathBuf>,

@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod exit;
 mod fsck;
+mod fstab;
 mod generate;
 mod http;
 #[cfg(feature = "servers")]
@@ -33,6 +34,9 @@ use crate::cli::{Cli, Command, LogFormat};
 use crate::exit::{Failure, Outcome};
 
 fn main() -> ExitCode {
+    if let Some(code) = fstab::run() {
+        return code;
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         // fsck(8) has a code of its own for wrong flags.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,9 +29,10 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Handle;
 
-use crate::cli::{MountArgs, MountBehaviour, Transport};
+use crate::cli::{MountArgs, MountBehaviour, Restriction, Transport};
 use crate::cluster::{self, serving_runtime};
 use crate::exit::{Code, Context, Failure, Outcome};
+use crate::fstab::{Ready, Record};
 use crate::mountpoint::{self, Found};
 use crate::{http, metrics, served, signals};
 
@@ -169,9 +170,11 @@ impl Mounted {
     ///
     /// # Errors
     /// If the cluster can't be reached or refuses, or the mount can't be made.
-    pub async fn start(config: MountConfig, mountpoint: PathBuf) -> Result<Mounted, Failure> {
-        let noatime = config.behaviour.noatime;
-        let options = MountOptions { noatime, ..MountOptions::new(config.cluster) };
+    pub async fn start(
+        config: MountConfig,
+        mountpoint: PathBuf,
+        options: MountOptions,
+    ) -> Result<Mounted, Failure> {
         let connected = ConnectedClient::connect(config, None).await?;
         let ended = Arc::new(tokio::sync::Notify::new());
         let device = Device::open().context("can't open /dev/fuse (is the fuse module loaded?)")?;
@@ -465,6 +468,13 @@ async fn serve_bundle(
 /// With a message that says what to do.
 pub fn run(args: MountArgs) -> Outcome {
     let Some(mountpoint) = &args.mountpoint else { return served::run(&args) };
+    let mut ready = Ready::new(args.ready_fd);
+    let result = run_at(&args, mountpoint, &mut ready);
+    ready.ended(&result);
+    result
+}
+
+fn run_at(args: &MountArgs, mountpoint: &Path, ready: &mut Ready) -> Outcome {
     let Some(key_file) = &args.key_file else {
         return Err(Failure::failed("--key-file is missing: name the file with the cluster's key"));
     };
@@ -477,11 +487,15 @@ pub fn run(args: MountArgs) -> Outcome {
         )));
     }
     let config = args.config(id, key, &mountpoint.display().to_string())?;
+    let options = args.mount_options(id);
     let runtime = serving_runtime(CLIENT_THREADS)?;
+    // Not before: the record of a process that serves a mount here is its own.
+    let record = args.record.as_deref().map(Record::hold).transpose()?;
     let result = runtime.block_on(async {
         let asked_to_end = signals::listen()?;
-        let mounted = Arc::new(Mounted::start(config, mountpoint.clone()).await?);
-        serve_http(&args, &mounted).await?;
+        let mounted = Arc::new(Mounted::start(config, mountpoint.clone(), options).await?);
+        serve_http(args, &mounted).await?;
+        ready.ready();
         tracing::info!(mountpoint = %mountpoint.display(), "mounted");
         tokio::select! {
             signal = asked_to_end => tracing::info!(signal, "stopping"),
@@ -490,6 +504,9 @@ pub fn run(args: MountArgs) -> Outcome {
         mounted.shutdown().await
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
+    if let Some(record) = record {
+        record.close(&result);
+    }
     result
 }
 
@@ -507,6 +524,20 @@ pub async fn serve_http(args: &MountArgs, mounted: &Arc<Mounted>) -> Outcome {
 }
 
 impl MountArgs {
+    /// How the kernel is told to mount.
+    fn mount_options(&self, cluster: ClusterId) -> MountOptions {
+        let is = |restriction| self.options.contains(&restriction);
+        MountOptions {
+            read_only: is(Restriction::Ro),
+            nosuid: is(Restriction::Nosuid),
+            nodev: is(Restriction::Nodev),
+            noexec: is(Restriction::Noexec),
+            noatime: self.behaviour.noatime,
+            context: self.context.clone(),
+            ..MountOptions::new(cluster)
+        }
+    }
+
     /// What the client is told. `name` is what the session is called unless the flags say otherwise.
     ///
     /// # Errors

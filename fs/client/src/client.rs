@@ -58,12 +58,10 @@ use described::Described;
 use gone::{LookAgain, Target};
 use handles::Handles;
 use keeping::Asked;
-use kept::Kept;
-use locks::Locks;
 use pages::{Pages, Stale};
-pub use succession::Succession;
-pub use tracked::Tracked;
 use xattrs::AclMemory;
+use {kept::Kept, locks::Locks};
+pub use {succession::Succession, tracked::Tracked};
 
 /// A signal ends an operation only once the cluster has been away for so long: programs don't expect `EINTR`
 /// from a file, and signals come for reasons of their own (a runtime's timers, for example).

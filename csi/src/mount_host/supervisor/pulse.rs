@@ -1,4 +1,5 @@
-//! Whether clients get anything done. One that doesn't is ended, and succeeded as any that dies: no call fails.
+//! Whether clients get anything done, and stay within their memory. One that doesn't is ended, and succeeded as any that dies: no
+//! call fails.
 
 use std::collections::HashMap;
 use std::io;
@@ -9,6 +10,7 @@ use super::super::packet::PacketSocket;
 use super::super::protocol::ClientState;
 use super::process::end_at_once;
 use super::{Process, Role, Shared};
+use crate::budget::{self, Use};
 
 /// Questions within the time in which a client has to answer one.
 const QUESTIONS: u32 = 6;
@@ -60,6 +62,7 @@ fn run(shared: &Weak<Shared>) {
         for (volume, pid) in pulses.take(now, timeout, &asked) {
             shared.end_wedged(&volume, pid);
         }
+        shared.end_oversized();
         drop(shared);
         slept = Instant::now();
         std::thread::sleep(period);
@@ -90,6 +93,32 @@ impl Shared {
         let answer =
             |control: &PacketSocket| control.receive_bytes(deadline).is_ok_and(|said| !said.is_empty());
         serving.into_iter().map(|(client, control)| (client, answer(&control))).collect()
+    }
+
+    /// Ends the client that takes most when all together take more than there is, before the kernel ends all of the node's.
+    fn end_oversized(&self) {
+        let table = self.table.lock();
+        if table.role != Role::Leading {
+            return;
+        }
+        let mut clients = Vec::new();
+        for (volume, entry) in &table.clients {
+            let (Process::Running(pid), ClientState::Serving) = (entry.process, entry.state) else {
+                continue;
+            };
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let Some(own) = budget::own_bytes(&status) else { continue };
+            clients.push(Use { client: (volume, pid), budget: entry.budget, own });
+        }
+        if let Some((volume, pid)) = budget::oversized(self.config.memory, &clients) {
+            tracing::error!(
+                volume,
+                pid,
+                "the clients of this node take more memory than there is, and this one most; ending it for another one to continue"
+            );
+            self.oversized.inc();
+            end_at_once(pid);
+        }
     }
 
     fn end_wedged(&self, volume: &str, pid: u32) {

@@ -14,6 +14,7 @@ use super::super::packet::PacketSocket;
 use super::super::protocol::{ClientState, Failure, Start};
 use super::process::{await_end, died, said, words};
 use super::{CONNECT_TIMEOUT, Entry, MOUNT_TIMEOUT, Process, Role, Shared};
+use crate::budget;
 use crate::holder::link::Given;
 use crate::holder::record::{Borrowed, Mount, RecordError};
 
@@ -158,9 +159,11 @@ impl Shared {
                 Ok(mount) => {
                     let control = Arc::new(PacketSocket::from(mount.control));
                     let kept = Arc::new(Kept::new(mount.start, mount.bundle, mount.arena, control));
+                    // Also where it has no room: it is there already.
                     let entry = Entry {
                         process: Process::None,
                         uid: table.free_uid(),
+                        budget: budget::of(&kept.start.flags),
                         state: ClientState::Starting,
                         control: None,
                         kept: Some(Arc::clone(&kept)),

@@ -20,6 +20,8 @@ use crate::holder::protocol::{FromHolder, ToHolder};
 use crate::mount_flags::MountFlags;
 
 const VOLUME: &str = "v1/atoll-volumes/pvc-1";
+/// Memory of a mount host: room for three clients as [`start`] wants them, and not for a fourth.
+const MEMORY: u64 = crate::budget::HOST_BYTES + 3 * (crate::budget::CLIENT_BYTES + (1 << 23));
 const READ_KEY: &str = "key=$(dd bs=256 count=1 2>/dev/null); [ \"$key\" = 5ec4e7 ] || exit 9";
 
 struct Rig {
@@ -44,6 +46,7 @@ impl Rig {
             holder: folder.path().join("holder"),
             program,
             clients_max,
+            memory: Some(MEMORY),
             client_timeout: Duration::from_secs(600),
             environment: vec![("PATH".into(), "/usr/bin:/bin".into())],
         };
@@ -80,6 +83,7 @@ fn a_client_s_command_line_and_environment_hold_no_key() {
         holder: "/h".into(),
         program: "/usr/bin/atoll-fs".into(),
         clients_max: 1,
+        memory: None,
         client_timeout: Duration::from_secs(600),
         environment: vec![("ATOLL_LOG".into(), "info".into())],
     };
@@ -323,6 +327,7 @@ fn only_a_socket_is_replaced() {
         holder: folder.path().join("holder"),
         program,
         clients_max: 1,
+        memory: None,
         client_timeout: Duration::from_secs(600),
         environment: Vec::new(),
     };
@@ -330,4 +335,26 @@ fn only_a_socket_is_replaced() {
     assert!(socket.exists());
     let missing = SupervisorConfig { program: "/no/such/program".into(), ..config };
     assert!(matches!(Supervisor::start(missing), Err(SupervisorError::Program(_))));
+}
+
+#[tokio::test]
+async fn volumes_are_taken_as_long_as_there_is_memory() {
+    let rig =
+        Rig::new(&format!("{READ_KEY}; printf connected >&0; dd bs=64 count=1 >/dev/null 2>&1; exit 0"), 64);
+    let mut starting = Vec::new();
+    for volume in ["a", "b", "c"] {
+        starting.push(rig.finder.start(start(volume)).await.unwrap());
+    }
+    let refused = rig.finder.start(start("d")).await.err().unwrap();
+    assert!(matches!(&refused, CsiError::Exhausted(why) if why.contains("buffer=")), "{refused}");
+    let mut registry = Registry::with_prefix("atoll");
+    rig.supervisor.register(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let taken = format!("atoll_mount_host_memory_budgets {}", (MEMORY - crate::budget::HOST_BYTES) as f64);
+    assert!(text.contains(&taken), "{taken}: {text}");
+    // One that goes gives its room back.
+    drop(starting.pop());
+    rig.finder.ended("c", Duration::from_secs(60)).await.unwrap();
+    rig.finder.start(start("d")).await.unwrap();
 }

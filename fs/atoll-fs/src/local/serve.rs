@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use atoll_fuse::device::MountOptions;
 use atoll_metadata::server::{MetadataConfig, MetadataServer, RunningMetadata};
 use atoll_proto::handshake::Encryption;
 use atoll_proto::transport::Address;
@@ -60,7 +61,9 @@ async fn run(args: &LocalUpArgs, folder: &Folder, mountpoint: PathBuf) -> Outcom
         name: mountpoint.display().to_string(),
         behaviour: args.behaviour.clone(),
     };
-    let mounted = Arc::new(Mounted::start(config, mountpoint.clone()).await?);
+    let noatime = args.behaviour.noatime;
+    let options = MountOptions { noatime, ..MountOptions::new(folder.id) };
+    let mounted = Arc::new(Mounted::start(config, mountpoint.clone(), options).await?);
     mounted.register_metrics(&mut registry);
     let watched = Arc::clone(&mounted);
     let http = http::serve("127.0.0.1:0", Arc::new(registry), Arc::new(move || watched.problem())).await?;

@@ -89,6 +89,16 @@ impl Servers {
         self.processes.push(command.stdin(Stdio::null()).stderr(log).spawn().unwrap());
     }
 
+    /// The cluster's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The address of the metadata server.
+    pub fn metadata(&self) -> &str {
+        &self.metadata
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
