@@ -24,7 +24,7 @@ const PREFIXES: &[(&str, &str)] = &[
     ("fs/atoll-fs/src", "atoll"),
 ];
 /// Calls whose first argument is a metric's name.
-const CALLS: &[&str] = &["register", "register_with_unit", "encode_descriptor"];
+const CALLS: &[&str] = &["register", "register_with_unit", "encode_descriptor", "gauge"];
 /// A collector that has its names in tables: they begin so.
 const TABLES: (&str, &str) = ("fs/atoll-fs/src/metrics.rs", "mount_");
 
