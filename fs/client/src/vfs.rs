@@ -111,7 +111,8 @@ pub struct Opened {
     pub cache_dir: bool,
     /// Several direct writes may be in flight at once (`FOPEN_PARALLEL_DIRECT_WRITES`).
     pub parallel_direct_writes: bool,
-    /// Closing a descriptor of it is no request (`FOPEN_NOFLUSH`): there is nothing to be told, and nothing to be let go of.
+    /// A descriptor that only reads: closing it need be no request (`FOPEN_NOFLUSH`), since there is nothing to write and nothing to
+    /// be told, unless locks are requests.
     pub no_flush: bool,
 }
 

@@ -6,7 +6,7 @@ use atoll_client::vfs::{AttributeReply, DirEntry, Entry, Opened, StatFs};
 use atoll_core::attributes::{Attributes, Timestamp};
 
 use crate::abi::Pod;
-use crate::abi::flags::open_reply;
+use crate::abi::flags::{InitFlags, open_reply};
 use crate::abi::output::*;
 
 /// `st_blksize`: what programs should read and write at a time, in bytes.
@@ -91,14 +91,16 @@ pub(crate) fn statx(reply: &AttributeReply) -> StatxOut {
     }
 }
 
-/// `fuse_open_out`
-pub(crate) fn opened(opened: &Opened) -> OpenOut {
+/// `fuse_open_out`. `negotiated`: where locks are requests, FLUSH is what lets go of a process's record locks, also of those that it
+/// took through a descriptor that only reads. (A mount that a predecessor negotiated may be such a one.)
+pub(crate) fn opened(opened: &Opened, negotiated: InitFlags) -> OpenOut {
+    let no_flush = opened.no_flush && !negotiated.contains(InitFlags::POSIX_LOCKS);
     let flags = [
         (opened.direct_io, open_reply::DIRECT_IO),
         (opened.keep_cache, open_reply::KEEP_CACHE),
         (opened.cache_dir, open_reply::CACHE_DIR),
         (opened.parallel_direct_writes, open_reply::PARALLEL_DIRECT_WRITES),
-        (opened.no_flush, open_reply::NOFLUSH),
+        (no_flush, open_reply::NOFLUSH),
     ];
     let open_flags = flags.into_iter().filter(|(set, _)| *set).fold(0, |all, (_, flag)| all | flag);
     OpenOut { fh: opened.handle, open_flags, backing_id: 0 }
@@ -233,5 +235,14 @@ mod tests {
         assert_eq!((out.stat.rdev_major, out.stat.rdev_minor), (0x123, 0x45678));
         assert_eq!((out.attr_valid, out.attr_valid_nsec), (1, 500_000_000));
         assert_eq!(out.stat.blocks, 9);
+    }
+
+    #[test]
+    fn who_only_reads_is_not_flushed_unless_locks_are_requests() {
+        let flags =
+            |no_flush, negotiated| opened(&Opened { no_flush, ..Opened::default() }, negotiated).open_flags;
+        assert_eq!(flags(true, InitFlags::EMPTY), open_reply::NOFLUSH);
+        assert_eq!(flags(false, InitFlags::EMPTY), 0);
+        assert_eq!(flags(true, InitFlags::POSIX_LOCKS | InitFlags::ASYNC_READ), 0);
     }
 }

@@ -71,9 +71,7 @@ impl<'a, M: Metadata> Opening<'a, M> {
         let direct_io =
             self.without_pages || client.options.append == Append::Shared && (appends || file.has_appender());
         let handle = client.handles.add_file(file, flags, direct_io, errors);
-        // Whose locks the kernel keeps has none to let go of, and who only reads has written nothing.
-        let only_reads = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
-        let no_flush = only_reads && client.keeps_locks_in_the_kernel();
+        let no_flush = flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
         Opened { handle, keep_cache, direct_io, no_flush, ..Opened::default() }
     }
 }

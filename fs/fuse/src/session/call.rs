@@ -146,15 +146,14 @@ impl Call {
 
     /// Answers OPEN and OPENDIR.
     pub fn opened(self, opened: &Opened) {
-        self.pod(&reply::opened(opened));
+        let opened = reply::opened(opened, self.core.negotiated().flags);
+        self.pod(&opened);
     }
 
     /// Answers CREATE and TMPFILE.
     pub fn created(self, entry: &Entry, opened: &Opened) {
-        self.pod(&CreateOut {
-            entry: reply::entry(entry, entry.attributes.ino.0),
-            open: reply::opened(opened),
-        });
+        let open = reply::opened(opened, self.core.negotiated().flags);
+        self.pod(&CreateOut { entry: reply::entry(entry, entry.attributes.ino.0), open });
     }
 
     /// Answers WRITE (and COPY_FILE_RANGE in its old form) with the bytes written.
