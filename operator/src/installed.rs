@@ -161,7 +161,11 @@ fn servers_are_reached_by_each_other_the_mounts_and_the_operator_alone() {
         let component =
             policy["metadata"]["labels"][labels::COMPONENT].as_str().expect("a component").to_owned();
         let (own, http, comes) = if component == Component::Metadata.as_str() {
-            (ports::METADATA, ports::METADATA_HTTP, vec!["metadata", "mount-host", "operator", "storage"])
+            (
+                ports::METADATA,
+                ports::METADATA_HTTP,
+                vec!["metadata", "mount-host", "operator", "storage", "tool"],
+            )
         } else {
             (ports::STORAGE, ports::STORAGE_HTTP, vec!["metadata", "mount-host", "storage"])
         };

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::behind::Closed;
 pub use self::file::ErrorMark;
+pub use self::table::Growth;
 use self::table::Table;
 use crate::arena::{Arena, DataBlock};
 use crate::metadata::{ClientError, Metadata};
@@ -492,9 +493,9 @@ impl<M: Metadata> DataPath<M> {
         self.shared.table.has_dirty()
     }
 
-    /// Bytes of quota that commits of all that is buffered will take.
+    /// What commits of all that is buffered will take.
     #[must_use]
-    pub fn uncommitted_growth(&self) -> u64 {
+    pub fn uncommitted_growth(&self) -> Growth {
         self.shared.table.uncommitted_growth()
     }
 

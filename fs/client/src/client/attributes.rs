@@ -26,7 +26,9 @@ const USE_TIMEOUT: Duration = Duration::from_secs(1);
 /// it may overtake it by so much.
 const RELEASE_MOMENT: Duration = Duration::from_millis(2);
 /// How often the volume's use is asked for while what is buffered here changes.
-const USE_ATTEMPTS_MAX: u32 = 3;
+const USE_ATTEMPTS_MAX: u32 = 40;
+/// How often it is looked whether what is on its way is committed.
+const COMMIT_POLL: Duration = Duration::from_millis(2);
 
 impl<M: Metadata> Client<M> {
     pub(super) async fn do_getattr(
@@ -295,7 +297,7 @@ impl<M: Metadata> Client<M> {
             false => tokio::time::timeout(USE_TIMEOUT, self.use_by_now()).await.ok().flatten(),
         };
         let (volume, buffered) =
-            asked.unwrap_or_else(|| (self.metadata.volume(), self.data.uncommitted_growth()));
+            asked.unwrap_or_else(|| (self.metadata.volume(), self.data.uncommitted_growth().bytes));
         let block = u64::from(self.options.block_bytes);
         StatFs {
             blocks: volume.bytes_total / block,
@@ -317,9 +319,14 @@ impl<M: Metadata> Client<M> {
             let Ok(volume) = self.metadata.ask(queries::StatFs).await else { return None };
             let buffered = self.data.uncommitted_growth();
             attempts += 1;
-            // What is committed meanwhile would count twice, or not at all.
-            if before == buffered || attempts == USE_ATTEMPTS_MAX {
-                return Some((volume, buffered));
+            // What is committed meanwhile would count twice, or not at all: also what is committed already, if that isn't known
+            // here yet.
+            let is_settled = before == buffered && !before.is_on_its_way;
+            if is_settled || attempts == USE_ATTEMPTS_MAX {
+                return Some((volume, buffered.bytes));
+            }
+            if before.is_on_its_way {
+                tokio::time::sleep(COMMIT_POLL).await;
             }
         }
     }

@@ -22,6 +22,15 @@ pub struct Table {
     maps: MapMemory,
 }
 
+/// What commits will take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Growth {
+    /// Bytes of quota.
+    pub bytes: u64,
+    /// A part of it is being committed: whether it is already isn't known.
+    pub is_on_its_way: bool,
+}
+
 #[derive(Default)]
 struct Files {
     all: HashMap<InodeId, Arc<FileState>>,
@@ -123,10 +132,16 @@ impl Table {
         self.dirty().iter().map(|file| file.inner.lock().dirty.bytes()).sum()
     }
 
-    /// Bytes of quota that commits of all that is dirty will take.
+    /// What commits of all that is dirty will take.
     #[must_use]
-    pub fn uncommitted_growth(&self) -> u64 {
-        self.dirty().iter().map(|file| file.inner.lock().uncommitted_growth()).sum()
+    pub fn uncommitted_growth(&self) -> Growth {
+        let mut growth = Growth::default();
+        for file in self.dirty() {
+            let inner = file.inner.lock();
+            growth.bytes += inner.uncommitted_growth();
+            growth.is_on_its_way |= inner.dirty.is_on_its_way();
+        }
+        growth
     }
 
     /// Forgets a file, at once or as soon as it is clean.

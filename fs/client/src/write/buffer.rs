@@ -248,6 +248,12 @@ impl DirtyFile {
         self.bytes
     }
 
+    /// A batch is being written or committed.
+    #[must_use]
+    pub fn is_on_its_way(&self) -> bool {
+        self.batched > self.settled && !self.ranges.is_empty()
+    }
+
     /// Bytes at or behind `offset`.
     #[must_use]
     pub fn bytes_from(&self, offset: u64) -> u64 {
