@@ -1,6 +1,5 @@
 //! `kubectl atoll delete`: the deliberate word without which no data dies.
 
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use atoll_crds::names::MANAGER_KUBECTL;
@@ -11,6 +10,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use crate::cli::DeleteArgs;
+use crate::confirm;
 use crate::exit::{Code, Failure};
 use crate::find::{self, Target};
 use crate::output::{self, size};
@@ -36,7 +36,7 @@ pub async fn run(client: Client, namespace: &str, args: &DeleteArgs) -> Result<(
         return Err(Failure::new(Code::Refused, refusal));
     }
     if !args.yes {
-        ask(&cluster, args.keep_data)?;
+        confirm::ask(&warning(&cluster, args.keep_data), cluster.name_str())?;
     }
     let api: Api<FileSystemCluster> = Api::namespaced(client, cluster.namespace_str());
     if let (Some(id), false) = (cluster.cluster_id(), args.keep_data) {
@@ -88,21 +88,6 @@ fn warning(cluster: &FileSystemCluster, keep_data: bool) -> String {
         )
     } else {
         format!("All data of {} ({used} in use) is deleted permanently.{mounts}", cluster.name_str())
-    }
-}
-
-fn ask(cluster: &FileSystemCluster, keep_data: bool) -> Result<(), Failure> {
-    let refused = |message: &str| Err(Failure::new(Code::Refused, message));
-    eprintln!("{}", warning(cluster, keep_data));
-    if !std::io::stdin().is_terminal() {
-        return refused("standard input isn't a terminal: use --yes");
-    }
-    eprint!("Type the name of the FileSystemCluster to continue: ");
-    let _ = std::io::stderr().flush();
-    let mut answer = String::new();
-    match std::io::stdin().read_line(&mut answer) {
-        Ok(_) if answer.trim() == cluster.name_str() => Ok(()),
-        _ => refused("nothing was deleted"),
     }
 }
 

@@ -2,7 +2,6 @@
 //! (its claim is deleted, and the operator lets it go once its replicas are elsewhere), or the servers with the highest numbers are
 //! removed (`spec.storage.replicas`).
 
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use atoll_crds::names::{self, Component, MANAGER_KUBECTL, labels};
@@ -13,6 +12,7 @@ use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 
 use crate::cli::DrainArgs;
+use crate::confirm;
 use crate::exit::{Code, Failure};
 use crate::find::{self, Target};
 use crate::output;
@@ -140,20 +140,6 @@ fn consequence(cluster: &FileSystemCluster, server: u32) -> String {
     )
 }
 
-fn ask(text: &str, name: &str) -> Result<(), Failure> {
-    eprintln!("{text}");
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(Code::Refused, "standard input isn't a terminal: use --yes"));
-    }
-    eprint!("Type the name of the FileSystemCluster to continue: ");
-    let _ = std::io::stderr().flush();
-    let mut answer = String::new();
-    match std::io::stdin().read_line(&mut answer) {
-        Ok(_) if answer.trim() == name => Ok(()),
-        _ => Err(Failure::new(Code::Refused, "nothing was changed")),
-    }
-}
-
 async fn replace(
     client: &Client,
     cluster: &FileSystemCluster,
@@ -174,7 +160,7 @@ async fn replace(
             return Err(Failure::new(Code::Refused, refusal));
         }
         if !args.yes {
-            ask(&consequence(cluster, server), name)?;
+            confirm::ask(&consequence(cluster, server), name)?;
         }
         let this = Preconditions { uid: disk.metadata.uid.clone(), resource_version: None };
         let params = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
@@ -214,7 +200,7 @@ async fn shrink(
                  spec.storage.replicas again calls it off for those that are still there.",
                 cluster.spec.storage_replicas() - 1
             );
-            ask(&text, name)?;
+            confirm::ask(&text, name)?;
         }
         let clusters: Api<FileSystemCluster> = Api::namespaced(client.clone(), namespace);
         let params =

@@ -5,6 +5,7 @@
 mod adopt;
 mod cli;
 mod clients;
+mod confirm;
 mod delete;
 mod drain;
 mod dump;

@@ -5,7 +5,6 @@
 //! them ever comes back, and the operator adds new ones. Nothing is deleted before the one that is left is known to work. Every step can be done again, so an interrupted recovery is
 //! finished by the same command.
 
-use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use atoll_crds::names::annotations::PAUSED_BEFORE_RECOVERY;
@@ -21,6 +20,7 @@ use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::cli::RecoveryArgs;
+use crate::confirm;
 use crate::exit::{Code, Failure};
 use crate::find::{self, Target};
 use crate::output;
@@ -44,7 +44,7 @@ pub async fn run(client: Client, namespace: &str, args: &RecoveryArgs) -> Result
     let recovery =
         recovery_pod(&cluster, &set, args.member).map_err(|error| Failure::new(Code::Failed, error))?;
     if !args.yes {
-        ask(&cluster, args.member)?;
+        confirm::ask(&consequence(&cluster, args.member), cluster.name_str())?;
     }
     let clusters: Api<FileSystemCluster> = Api::namespaced(client.clone(), namespace);
     pause(&clusters, &cluster).await?;
@@ -205,23 +205,13 @@ fn recovery_pod(cluster: &FileSystemCluster, set: &StatefulSet, member: u32) -> 
     })
 }
 
-fn ask(cluster: &FileSystemCluster, member: u32) -> Result<(), Failure> {
-    let name = cluster.name_str();
-    eprintln!(
-        "Metadata server {member} of {name} becomes the only one, and the disks of all others are deleted permanently: {}. \
+fn consequence(cluster: &FileSystemCluster, member: u32) -> String {
+    format!(
+        "Metadata server {member} of {} becomes the only one, and the disks of all others are deleted permanently: {}. \
          What only they had is lost.",
+        cluster.name_str(),
         lost_disks(cluster, member).join(", ")
-    );
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(Code::Refused, "standard input isn't a terminal: use --yes"));
-    }
-    eprint!("Type the name of the FileSystemCluster to continue: ");
-    let _ = std::io::stderr().flush();
-    let mut answer = String::new();
-    match std::io::stdin().read_line(&mut answer) {
-        Ok(_) if answer.trim() == name => Ok(()),
-        _ => Err(Failure::new(Code::Refused, "nothing was changed")),
-    }
+    )
 }
 
 async fn patch<K>(api: &Api<K>, name: &str, patch: Value, doing: &str) -> Result<(), Failure>
