@@ -27,7 +27,7 @@ pub fn of_cluster(volume: &str, cluster: &FileSystemCluster) -> VolumeHealth {
     VolumeHealth { volume_id: volume.to_owned(), health_statuses: entries.into_iter().flatten().collect() }
 }
 
-/// A volume's health as its mount on a node shows it. `mount` is what the mount answers; `None`: there is none. `problem` is why
+/// A volume's health as its mount on a node shows it. `mount` is what the mount answers; `None`: it doesn't exist. `problem` is why
 /// no mount host of the node takes volumes. `None` if nothing is known of the volume here.
 #[must_use]
 pub fn of_mount(volume: &str, mount: Option<Liveness>, problem: Option<&str>) -> Option<VolumeHealth> {

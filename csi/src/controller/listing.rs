@@ -16,7 +16,7 @@ pub struct PageRequest {
     after: Option<String>,
 }
 
-/// A part of a list, and the token of the next one; empty if there is none.
+/// A page of a list, and the token of the next page; empty at the end of the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page<T> {
     /// The entries.

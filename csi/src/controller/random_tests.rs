@@ -79,7 +79,7 @@ impl World {
                 let mut behaviour = self.store.behaviour.lock();
                 (behaviour.away, behaviour.ready, behaviour.stuck) = (away, ready, stuck);
             }
-            // Another process of the driver. What the one before was doing goes on, as a request does that is on its way.
+            // Another process of the driver. Requests of the previous one continue, as those on the network do.
             1 => {
                 let next = driver(&self.store);
                 self.earlier.push(std::mem::replace(&mut self.service, next));

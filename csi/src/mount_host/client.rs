@@ -137,8 +137,8 @@ fn memory_of(pod: &Pod) -> Memory {
 }
 
 impl Finder {
-    /// How much memory this node's mount host has (bytes); `None` if nobody limits it, or there is none yet: that is waited for
-    /// for a while, since kubelet asks only once.
+    /// Memory of this node's mount host (bytes); `None` if it has no limit, or doesn't exist yet: it is awaited for
+    /// `MEMORY_TIMEOUT`, since kubelet asks only once.
     pub async fn memory(&self) -> Option<u64> {
         let Hosts::Pods(pods) = &self.hosts else { return None };
         let deadline = tokio::time::Instant::now() + MEMORY_TIMEOUT;

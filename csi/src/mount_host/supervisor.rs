@@ -368,7 +368,7 @@ impl Shared {
                 peer.send(&Reply::Serving)
             }
             Err(problem) => {
-                // It ends when it is told to; whoever asked may try again after that.
+                // It ends when it is told to; the caller may try again after that.
                 control.end();
                 if let Some(entry) = self.table.lock().clients.get_mut(&start.volume) {
                     entry.control = None;

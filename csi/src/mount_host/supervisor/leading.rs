@@ -25,7 +25,7 @@ const IDLE_POLL: Duration = Duration::from_millis(500);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long clients without a mount may take to end their sessions; meanwhile nobody serves the other mounts.
 const SESSION_TIMEOUT: Duration = Duration::from_millis(500);
-/// How long processes that were killed may take to end; those that take longer are waited for by whoever succeeds them.
+/// How long processes that were killed may take to end; their successors wait for those that need more time.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long clients may take to write everything out and end when nobody continues.
 const END_TIMEOUT: Duration = Duration::from_secs(20);

@@ -28,7 +28,9 @@ pub(crate) struct Closed(Mutex<Waiting>);
 
 #[derive(Default)]
 struct Waiting {
-    files: HashMap<InodeId, Arc<FileState>>,
+    /// Each with the bytes that were dirty when it was closed last.
+    files: HashMap<InodeId, (Arc<FileState>, u64)>,
+    /// Of all of them.
     bytes: u64,
     /// A task flushes some.
     is_flushing: bool,
@@ -39,9 +41,21 @@ impl Waiting {
         self.bytes >= CLOSED_BYTES_MAX || self.files.len() >= CLOSED_FILES_MAX
     }
 
+    fn add(&mut self, file: Arc<FileState>, bytes: u64) {
+        self.remove(file.ino);
+        self.bytes += bytes;
+        self.files.insert(file.ino, (file, bytes));
+    }
+
+    fn remove(&mut self, ino: InodeId) {
+        if let Some((_, bytes)) = self.files.remove(&ino) {
+            self.bytes -= bytes;
+        }
+    }
+
     fn take(&mut self) -> Vec<Arc<FileState>> {
         self.bytes = 0;
-        self.files.drain().map(|(_, file)| file).collect()
+        self.files.drain().map(|(_, (file, _))| file).collect()
     }
 }
 
@@ -64,8 +78,7 @@ impl<M: Metadata> Shared<M> {
         };
         let is_much = {
             let mut waiting = self.closed.0.lock();
-            waiting.bytes += bytes;
-            waiting.files.insert(ino, file);
+            waiting.add(file, bytes);
             waiting.is_much()
         };
         if is_much {
@@ -115,7 +128,7 @@ impl<M: Metadata> Shared<M> {
     /// See [`DataPath::removed`](super::DataPath::removed).
     pub fn removed(self: &Arc<Self>, ino: InodeId) {
         let Some(file) = self.table.find(ino) else { return };
-        self.closed.0.lock().files.remove(&ino);
+        self.closed.0.lock().remove(ino);
         // What is on its way is refused.
         let (Ok(_data), Ok(_commit)) = (file.data_stage.try_lock(), file.commit_stage.try_lock()) else {
             return;
